@@ -1,0 +1,27 @@
+"""One way to say what is wrong: the argument, the rule, what came, and what would do."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+
+class ArgumentError(ValueError, RuntimeError):
+    """A bad value or shape. Also a RuntimeError, because that is what PyTorch raises for it."""
+
+
+class ArgumentTypeError(TypeError, RuntimeError):
+    """A bad type or dtype. Also a RuntimeError, because that is what PyTorch raises for it."""
+
+
+def bad_value(op: str, argument: str, rule: str, got: object, remedy: str = "") -> NoReturn:
+    """Raises ArgumentError: "op: argument must RULE; got GOT. REMEDY"."""
+    raise ArgumentError(_text(op, argument, rule, got, remedy))
+
+
+def bad_type(op: str, argument: str, rule: str, got: object, remedy: str = "") -> NoReturn:
+    """Raises ArgumentTypeError with the same wording."""
+    raise ArgumentTypeError(_text(op, argument, rule, got, remedy))
+
+
+def _text(op: str, argument: str, rule: str, got: object, remedy: str) -> str:
+    return f"{op}: {argument} must {rule}; got {got}." + (f" {remedy}" if remedy else "")

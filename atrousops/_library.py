@@ -1,0 +1,52 @@
+"""Loads the compiled libraries once, and remembers what failed and why."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+_FOLDER = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Part:
+    """One compiled part of the package: where it should be, and why it is not in use (None if it is)."""
+
+    name: str
+    path: str
+    problem: str | None
+
+
+def _load_operators(name: str, filename: str) -> Part:
+    path = _FOLDER / "lib" / filename
+    if os.environ.get("ATROUSOPS_LIBRARY", "auto") == "none":
+        return Part(name, str(path), "switched off by ATROUSOPS_LIBRARY=none")
+    if not path.exists():
+        return Part(name, str(path), "not built: reinstall with a C++ compiler present (pip install .)")
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:
+        return Part(name, str(path), f"did not load: {error}")
+    return Part(name, str(path), None)
+
+
+def _load_planner() -> tuple[ModuleType | None, Part]:
+    path = str(_FOLDER / "_C")
+    if os.environ.get("ATROUSOPS_LIBRARY", "auto") == "none":
+        return None, Part("_C", path, "switched off by ATROUSOPS_LIBRARY=none")
+    try:
+        module = importlib.import_module("atrousops._C")
+    except ImportError as error:
+        return None, Part("_C", path, f"did not load: {error}")
+    return module, Part("_C", module.__file__ or path, None)
+
+
+cpu = _load_operators("cpu", "libatrousops_cpu.so")
+planner, _planner_part = _load_planner()
+parts = (cpu, _planner_part)
+has_operators = cpu.problem is None

@@ -1,0 +1,101 @@
+"""Which backend runs an operator, and why the others do not.
+
+Backends: `cuda`, `triton`, `cpu` are ours; `aten` is PyTorch (or torchvision) itself; `reference` is readable PyTorch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from atrousops import _library
+from atrousops._checks import bad_value
+
+log = logging.getLogger("atrousops")
+
+NAMES = ("cuda", "triton", "cpu", "aten", "reference")
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+# Operators that PyTorch or torchvision can run too.
+HAS_ATEN = frozenset({"conv", "conv_transpose", "max_pool", "max_unpool", "roi_align", "roi_pool"})
+
+_forced: list[str | None] = [os.environ.get("ATROUSOPS_BACKEND") or None]
+if _forced[0] is not None and _forced[0] not in NAMES:
+    bad_value("ATROUSOPS_BACKEND", "the variable", f"be one of {', '.join(NAMES)}", repr(_forced[0]))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a backend can run something; if not, why."""
+
+    ok: bool
+    reason: str
+
+
+def can_run(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Verdict:
+    """Says whether backend `name` can run operator `op` on this device and dtype, and if not, why."""
+    if name == "reference":
+        return Verdict(True, "pure PyTorch, any device")
+    if name == "aten":
+        if op in HAS_ATEN:
+            return Verdict(True, "PyTorch's own operator")
+        return Verdict(False, f"PyTorch has no {op}")
+    if name == "cpu":
+        if _library.cpu.problem is not None:
+            return Verdict(False, f"the CPU library is missing: {_library.cpu.problem}")
+        if device.type != "cpu":
+            return Verdict(False, f"the tensors are on {device}")
+        if dtype not in FLOATING:
+            return Verdict(False, f"{dtype} is not one of float64, float32, bfloat16, float16")
+        return Verdict(True, "our CPU kernel")
+    if name in ("cuda", "triton"):
+        return Verdict(False, f"this build has no {name} kernels yet")
+    bad_value("backend", "name", f"be one of {', '.join(NAMES)}", repr(name))
+
+
+def choose(op: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that runs `op`: the forced one, or the first of ours that can, then reference.
+
+    Raises ArgumentError if a backend is forced that cannot run this.
+    """
+    forced = _forced[0]
+    if forced is not None:
+        verdict = can_run(forced, op, device, dtype)
+        if not verdict.ok:
+            bad_value(op, "backend", "be able to run this call", f"{forced!r}, but {verdict.reason}",
+                      "Leave the choice to atrousops with backend(None).")
+        return forced
+    # Spelled out for the common case: this runs on every call.
+    if device.type == "cpu" and _library.has_operators and dtype in FLOATING:
+        return "cpu"
+    return "aten" if op in HAS_ATEN else "reference"
+
+
+def forced() -> str | None:
+    """The backend forced by `backend()` or ATROUSOPS_BACKEND, if any."""
+    return _forced[0]
+
+
+@contextlib.contextmanager
+def backend(name: str | None) -> Iterator[None]:
+    """Forces one backend inside the `with` block, for the whole process; None gives the choice back.
+
+    Args:
+        name: one of "cuda", "triton", "cpu", "aten", "reference", or None.
+
+    Raises:
+        ArgumentError: the name is none of these. A backend that cannot run a call raises at that call.
+    """
+    if name is not None and name not in NAMES:
+        bad_value("backend", "name", f"be one of {', '.join(NAMES)} or None", repr(name))
+    before = _forced[0]
+    _forced[0] = name
+    try:
+        yield
+    finally:
+        _forced[0] = before

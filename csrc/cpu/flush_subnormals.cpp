@@ -1,0 +1,25 @@
+// flush_subnormals: y = 0 where |x| is below the dtype's smallest normal number, else x.
+#include "cpu/flush_subnormals.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/parallel.h"
+#include "cpu/tensor.h"
+
+namespace atrousops::cpu {
+
+Tensor flush_subnormals(const Tensor& input) {
+  const bool nhwc = prefers_channels_last(input);
+  const Tensor in = dense(input, nhwc);
+  Tensor out = in.dim() >= 3 ? empty(sizes_of(in), in, nhwc) : torch::stable::empty_like(in);
+  const FlushSubnormalsArgs args{in.data_ptr(), out.data_ptr(), in.scalar_type()};
+  const auto kernel = ATROUSOPS_SELECT(flush_subnormals);
+  parallel_for(0, in.numel(), 1 << 16, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  return out;
+}
+
+}  // namespace atrousops::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
+  m.impl("flush_subnormals", TORCH_BOX(&atrousops::cpu::flush_subnormals));
+}

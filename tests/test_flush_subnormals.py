@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+import atrousops.functional as A
+from atrousops import reference
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_matches_reference(dtype, channels_last):
+    tiny = torch.finfo(dtype).smallest_normal
+    # One subnormal, the smallest normal, signed zero, NaN and infinities among ordinary values.
+    x = torch.randn(2, 3, 5, 7, dtype=dtype)
+    x.view(-1)[:7] = torch.tensor([tiny / 2, tiny, -tiny / 2, -0.0, float("nan"), float("inf"), -tiny], dtype=dtype)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    before = x.clone()
+    y = A.flush_subnormals(x)
+    torch.testing.assert_close(y, reference.flush_subnormals(x), rtol=0, atol=0, equal_nan=True)
+    assert y.is_contiguous(memory_format=torch.channels_last) == channels_last
+    torch.testing.assert_close(x, before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_opcheck():
+    torch.library.opcheck(torch.ops.atrousops.flush_subnormals.default, (torch.randn(3, 4, requires_grad=True),))
+
+
+def test_rejects_integers():
+    with pytest.raises(TypeError, match="input must be float64"):
+        A.flush_subnormals(torch.arange(3))
