@@ -24,11 +24,13 @@ class CMakeBuild(build_ext):
         package = (ROOT if self.inplace else Path(self.build_lib).resolve()) / "atrousops"
         work = ROOT / "build" / f"cp{sys.version_info.major}{sys.version_info.minor}"
         work.mkdir(parents=True, exist_ok=True)
+        # cmake and ninja may be the wheels beside this Python rather than the system's.
+        env = dict(os.environ, PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
         configure = ["cmake", "-S", ROOT, "-B", work, "-G", "Ninja"]
         configure += [f"-DPython3_EXECUTABLE={sys.executable}", f"-DATROUSOPS_OUTPUT_DIR={package}"]
         configure += os.environ.get("ATROUSOPS_CMAKE_ARGS", "").split()
-        subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", work, *(["-v"] if self.verbose > 1 else [])], check=True)
+        subprocess.run(configure, check=True, env=env)
+        subprocess.run(["cmake", "--build", work, *(["-v"] if self.verbose > 1 else [])], check=True, env=env)
 
     def copy_extensions_to_source(self):
         """CMake has put them there already."""
