@@ -1,8 +1,10 @@
-"""Dense prediction for PyTorch: atrous convolution, unpooling, RoIAlign, the permutohedral dense CRF, and the networks."""
+"""Dense prediction for PyTorch: atrous convolution, unpooling, RoIAlign, the dense CRF, and whole networks."""
 
 __version__ = "0.1.0"
 
-from atrousops import functional
+from atrousops import functional, nn
 from atrousops.backends import backend
+from atrousops.nn import *  # noqa: F403
+from atrousops.nn import __all__ as _layers
 
-__all__ = ["__version__", "backend", "functional"]
+__all__ = ["__version__", "backend", "functional", "nn", *_layers]

@@ -1,0 +1,23 @@
+"""The layers: torch.nn.Modules on the operators of this package."""
+
+from atrousops.nn.aspp import ASPP
+from atrousops.nn.blocks import conv_norm_relu
+from atrousops.nn.conv import (
+    AtrousConv1d,
+    AtrousConv2d,
+    AtrousConv3d,
+    AtrousConvTranspose1d,
+    AtrousConvTranspose2d,
+    AtrousConvTranspose3d,
+)
+
+__all__ = [
+    "ASPP",
+    "AtrousConv1d",
+    "AtrousConv2d",
+    "AtrousConv3d",
+    "AtrousConvTranspose1d",
+    "AtrousConvTranspose2d",
+    "AtrousConvTranspose3d",
+    "conv_norm_relu",
+]

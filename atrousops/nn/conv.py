@@ -1,0 +1,202 @@
+"""AtrousConv1d/2d/3d and AtrousConvTranspose1d/2d/3d: torch.nn's layers on this package's convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from atrousops import functional
+from atrousops._checks import bad_value
+
+
+def _operator(name: str) -> staticmethod[..., Tensor]:
+    return staticmethod(getattr(functional, name, getattr(torch.nn.functional, name)))
+
+
+class _AtrousConv(_ConvNd):
+    """What the three ranks share. No class here adds state, so that a layer of torch.nn can become one of them."""
+
+    _function: ClassVar[Callable[..., Tensor]]
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            input, padding = self._padded(input), 0
+        return self._function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+    def _padded(self, input: Tensor) -> Tensor:
+        rank = len(self.kernel_size)
+        _check_rank(self, input)
+        # Reflection repeats all but the edge itself; going round may repeat the whole axis.
+        room = {"reflect": -1, "circular": 0}.get(self.padding_mode)
+        if room is not None:
+            widest = [max(self._reversed_padding_repeated_twice[2 * i : 2 * i + 2]) for i in reversed(range(rank))]
+            sizes = list(input.shape[-rank:])
+            if any(pad > size + room for pad, size in zip(widest, sizes)):
+                limit = "spatial size - 1" if room else "spatial size"
+                bad_value(
+                    type(self).__name__,
+                    "padding",
+                    f"be at most the input's {limit} where padding_mode={self.padding_mode!r}",
+                    f"padding {widest} for an input of {sizes}",
+                    'Use padding_mode="zeros" or "replicate", or a larger input.',
+                )
+        return torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+
+
+class _AtrousConvTranspose(_ConvTransposeNd):
+    """What the three ranks share."""
+
+    _function: ClassVar[Callable[..., Tensor]]
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        output_padding: Any = self.output_padding
+        if output_size is not None:
+            _check_rank(self, input)
+            output_padding = self._output_padding(
+                input, output_size, self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation
+            )
+        return self._function(
+            input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
+
+
+def _check_rank(layer: _ConvNd, input: Tensor) -> None:
+    rank = len(layer.kernel_size)
+    if input.dim() not in (rank + 1, rank + 2):
+        axes = ", ".join("DHW"[-rank:]) if rank > 1 else "L"
+        bad_value(
+            type(layer).__name__,
+            "input",
+            f"have shape (N, C, {axes}) or (C, {axes})",
+            f"shape {tuple(input.shape)}",
+        )
+
+
+class AtrousConv1d(_AtrousConv, nn.Conv1d):
+    """Convolution with gaps of `dilation` between the taps, over sequences.
+
+    y[n, k, l] = bias[k] + sum over c, r of w[k, c, r] x[n, c, stride l + dilation r - padding]
+
+    A drop-in for `torch.nn.Conv1d`: the same constructor, initialisation, state dict and `padding_mode`s.
+
+    Shapes:
+        input: (N, C, L) or (C, L), float64, float32, bfloat16 or float16.
+        output: (N, K, P) or (K, P), with P = (L + 2 padding - dilation (R - 1) - 1) // stride + 1.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: shapes or dtypes that do not fit, with what would.
+
+    Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), eq. (2).
+    """
+
+    _function = _operator("conv1d")
+
+
+class AtrousConv2d(_AtrousConv, nn.Conv2d):
+    """Convolution with gaps of `dilation` between the taps (atrous convolution), over images.
+
+    y[n, k, p, q] = bias[k] + sum over c, r, s of
+        w[k, c, r, s] x[n, c, stride[0] p + dilation[0] r - padding[0], stride[1] q + dilation[1] s - padding[1]]
+
+    A drop-in for `torch.nn.Conv2d`: the same constructor, initialisation, state dict and `padding_mode`s.
+
+    Shapes:
+        input: (N, C, H, W) or (C, H, W), float64, float32, bfloat16 or float16, contiguous or channels_last.
+        output: (N, K, P, Q) or (K, P, Q) in the input's memory format; each axis
+            (size + 2 padding - dilation (kernel_size - 1) - 1) // stride + 1.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: shapes or dtypes that do not fit, with what would.
+
+    Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), eq. (2);
+    Chen et al., DeepLab (2018), section 3.1.
+    """
+
+    _function = _operator("conv2d")
+
+
+class AtrousConv3d(_AtrousConv, nn.Conv3d):
+    """Convolution with gaps of `dilation` between the taps, over volumes.
+
+    The sum of `AtrousConv2d` with one more axis. A drop-in for `torch.nn.Conv3d`: the same constructor,
+    initialisation, state dict and `padding_mode`s.
+
+    Shapes:
+        input: (N, C, D, H, W) or (C, D, H, W), float64, float32, bfloat16 or float16.
+        output: (N, K, O, P, Q) or (K, O, P, Q); each axis
+            (size + 2 padding - dilation (kernel_size - 1) - 1) // stride + 1.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: shapes or dtypes that do not fit, with what would.
+
+    Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), eq. (2).
+    """
+
+    _function = _operator("conv3d")
+
+
+class AtrousConvTranspose1d(_AtrousConvTranspose, nn.ConvTranspose1d):
+    """Transposed convolution over sequences: the gradient of `AtrousConv1d` with respect to its input.
+
+    y[n, k, stride l + dilation r - padding] += x[n, c, l] w[c, k, r], then + bias[k]
+
+    A drop-in for `torch.nn.ConvTranspose1d`.
+
+    Shapes:
+        input: (N, C, L) or (C, L), float64, float32, bfloat16 or float16.
+        output: (N, K, P) or (K, P), with P = (L - 1) stride - 2 padding + dilation (R - 1) + output_padding + 1;
+            forward's `output_size` picks one of the `stride` sizes that fit.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: shapes or dtypes that do not fit, with what would.
+
+    Source: Zeiler et al., Adaptive deconvolutional networks (2011); Long et al., FCN (2015), section 3.3.
+    """
+
+    _function = _operator("conv_transpose1d")
+
+
+class AtrousConvTranspose2d(_AtrousConvTranspose, nn.ConvTranspose2d):
+    """Transposed convolution over images: the gradient of `AtrousConv2d` with respect to its input.
+
+    y[n, k, stride p + dilation r - padding] += x[n, c, p] w[c, k, r] on both axes, then + bias[k]
+
+    A drop-in for `torch.nn.ConvTranspose2d`.
+
+    Shapes:
+        input: (N, C, H, W) or (C, H, W), float64, float32, bfloat16 or float16, contiguous or channels_last.
+        output: (N, K, P, Q) or (K, P, Q) in the input's memory format; each axis
+            (size - 1) stride - 2 padding + dilation (kernel_size - 1) + output_padding + 1;
+            forward's `output_size` picks one of the `stride` sizes that fit.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: shapes or dtypes that do not fit, with what would.
+
+    Source: Zeiler et al., Adaptive deconvolutional networks (2011); Long et al., FCN (2015), section 3.3.
+    """
+
+    _function = _operator("conv_transpose2d")
+
+
+class AtrousConvTranspose3d(_AtrousConvTranspose, nn.ConvTranspose3d):
+    """Transposed convolution over volumes: the gradient of `AtrousConv3d` with respect to its input.
+
+    The sum of `AtrousConvTranspose2d` with one more axis. A drop-in for `torch.nn.ConvTranspose3d`.
+
+    Shapes:
+        input: (N, C, D, H, W) or (C, D, H, W), float64, float32, bfloat16 or float16.
+        output: (N, K, O, P, Q) or (K, O, P, Q); each axis
+            (size - 1) stride - 2 padding + dilation (kernel_size - 1) + output_padding + 1.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: shapes or dtypes that do not fit, with what would.
+
+    Source: Zeiler et al., Adaptive deconvolutional networks (2011); Long et al., FCN (2015), section 3.3.
+    """
+
+    _function = _operator("conv_transpose3d")
