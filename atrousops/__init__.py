@@ -5,6 +5,6 @@ __version__ = "0.1.0"
 from atrousops import functional, nn
 from atrousops.backends import backend
 from atrousops.nn import *  # noqa: F403
-from atrousops.nn import __all__ as _layers
 
-__all__ = ["__version__", "backend", "functional", "nn", *_layers]
+__all__ = ["__version__", "backend", "functional", "nn"]
+__all__ += nn.__all__

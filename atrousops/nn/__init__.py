@@ -10,6 +10,7 @@ from atrousops.nn.conv import (
     AtrousConvTranspose2d,
     AtrousConvTranspose3d,
 )
+from atrousops.nn.context import ContextModule
 
 __all__ = [
     "ASPP",
@@ -19,5 +20,6 @@ __all__ = [
     "AtrousConvTranspose1d",
     "AtrousConvTranspose2d",
     "AtrousConvTranspose3d",
+    "ContextModule",
     "conv_norm_relu",
 ]

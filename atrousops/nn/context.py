@@ -1,0 +1,81 @@
+"""ContextModule: wider and wider context at full resolution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from atrousops._checks import bad_value
+from atrousops.nn.conv import AtrousConv2d
+
+# Table 1 of the paper; a last 1x1 layer follows. The rows give each layer's width in units of C.
+_DILATIONS = (1, 1, 2, 4, 8, 16, 1)
+_WIDTHS = {"basic": (1, 1, 1, 1, 1, 1, 1, 1), "large": (2, 2, 4, 8, 16, 32, 32, 1)}
+
+
+class ContextModule(nn.Module):
+    """Aggregates context with dilated convolutions, without losing resolution.
+
+    Seven 3x3 convolutions with dilation 1, 1, 2, 4, 8, 16, 1, each followed by max(., 0), then a 1x1 convolution. Each
+    pads with zeros by its dilation, so that maps keep their size; the receptive field is 67 x 67.
+
+    The weights start as the identity: k^b(t, a) = C / c_out where t = 0 and floor(a C / c_in) = floor(b C / c_out),
+    for input map a and output map b (eq. (5)); in the basic module, where all widths are C, that is eq. (4).
+    Elsewhere they are 0 (basic), or normal noise that breaks ties (large). So the module starts by returning a
+    non-negative input as it is, borders included (but for the noise).
+
+    Args:
+        channels: C, of input and output.
+        kind: "basic" (all layers C wide) or "large" (2C, 2C, 4C, 8C, 16C, 32C, 32C, C).
+        noise: standard deviation of the large module's noise in units of C / c_out.
+
+    Shapes:
+        input: (N, C, H, W) or (C, H, W), any floating dtype; output: the same.
+
+    Raises:
+        ArgumentError: `channels` below 1, an unknown `kind`, or a negative `noise`.
+
+    Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), section 3, table 1.
+    """
+
+    def __init__(self, channels: int, kind: str = "basic", noise: float = 0.01) -> None:
+        super().__init__()
+        if kind not in _WIDTHS:
+            bad_value("ContextModule", "kind", 'be "basic" or "large"', repr(kind))
+        if channels < 1:
+            bad_value("ContextModule", "channels", "be at least 1", channels)
+        if noise < 0:
+            bad_value("ContextModule", "noise", "be 0 or more", noise)
+        self.channels, self.kind, self.noise = channels, kind, noise
+        widths = [channels, *(channels * factor for factor in _WIDTHS[kind])]
+        layers = [AtrousConv2d(widths[i], widths[i + 1], 3, padding=d, dilation=d) for i, d in enumerate(_DILATIONS)]
+        self.layers = nn.ModuleList([*layers, AtrousConv2d(widths[-2], widths[-1], 1)])
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Makes the module the identity again, eq. (4) and (5)."""
+        for layer in self.layers:
+            assert isinstance(layer, AtrousConv2d)
+            c_out, c_in = layer.weight.shape[:2]
+            centre = layer.kernel_size[0] // 2
+            share = self.channels / c_out
+            if self.kind == "large":
+                layer.weight.normal_(0.0, self.noise * share)
+            else:
+                layer.weight.zero_()
+            group_in = torch.arange(c_in, device=layer.weight.device) * self.channels // c_in
+            group_out = torch.arange(c_out, device=layer.weight.device) * self.channels // c_out
+            middle = layer.weight[:, :, centre, centre]
+            middle.masked_fill_(group_out[:, None] == group_in, share)
+            assert layer.bias is not None
+            layer.bias.zero_()
+
+    def forward(self, input: Tensor) -> Tensor:
+        *inner, last = self.layers
+        for layer in inner:
+            input = nn.functional.relu(layer(input))
+        return last(input)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, kind={self.kind!r}"

@@ -1,0 +1,165 @@
+"""The layers against torch.nn's own: state dict, initialisation, results, and everything a module can be put through."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from atrousops import nn as ours
+
+PAIRS = [
+    (ours.AtrousConv1d, nn.Conv1d),
+    (ours.AtrousConv2d, nn.Conv2d),
+    (ours.AtrousConv3d, nn.Conv3d),
+    (ours.AtrousConvTranspose1d, nn.ConvTranspose1d),
+    (ours.AtrousConvTranspose2d, nn.ConvTranspose2d),
+    (ours.AtrousConvTranspose3d, nn.ConvTranspose3d),
+]
+CONVS, TRANSPOSED = PAIRS[:3], PAIRS[3:]
+# Sizes that differ on every axis, so that no two axes can be swapped unnoticed.
+SIZES = ((13,), (13, 11), (7, 9, 8))
+
+
+def rank_of(stock) -> int:
+    return int(stock.__name__[-2])
+
+
+def make(pair, *args, **kwargs):
+    """Our layer and the stock one with equal weights, and an input."""
+    layer, stock = pair
+    theirs = stock(*args, **kwargs)
+    mine = layer(*args, **kwargs)
+    mine.load_state_dict(theirs.state_dict())
+    return mine, theirs, torch.randn(2, args[0], *SIZES[rank_of(stock) - 1], dtype=kwargs.get("dtype"))
+
+
+def check(mine, theirs, *inputs):
+    y = mine(*inputs)
+    expected = theirs(*inputs)
+    tolerance = {"rtol": 1e-12, "atol": 1e-12} if y.dtype == torch.float64 else {}
+    torch.testing.assert_close(y, expected, **tolerance)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_same_initialisation_and_repr(pair):
+    layers = []
+    for kind in pair:
+        torch.manual_seed(3)
+        layers.append(kind(4, 6, 3, stride=2, padding=1, dilation=2, groups=2))
+    mine, theirs = layers
+    assert list(mine.state_dict()) == list(theirs.state_dict())
+    for a, b in zip(mine.parameters(), theirs.parameters()):
+        assert torch.equal(a, b)
+    assert repr(mine) == repr(theirs).replace(type(theirs).__name__, type(mine).__name__)
+
+
+@pytest.mark.parametrize("pair", CONVS)
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+# An even filter with "same" pads more on the right; an integer padding wider than the filter's half.
+@pytest.mark.parametrize(("kernel_size", "padding"), [(3, "same"), (2, "same"), (3, "valid"), (3, 3)])
+def test_padding(pair, padding_mode, kernel_size, padding):
+    options = {"padding": padding, "padding_mode": padding_mode, "dilation": 2, "dtype": torch.float64}
+    mine, theirs, x = make(pair, 4, 6, kernel_size, **options)
+    check(mine, theirs, x)
+    check(mine, theirs, x[0])
+
+
+@pytest.mark.parametrize("pair", TRANSPOSED)
+def test_output_size(pair):
+    mine, theirs, x = make(pair, 4, 6, 3, stride=3, padding=1, dilation=2, groups=2, dtype=torch.float64)
+    smallest = theirs(x).shape
+    for extra in range(3):
+        size = [n + extra for n in smallest[2:]]
+        assert list(mine(x, size).shape[2:]) == size
+        check(mine, theirs, x, size)
+        # torch also takes the size with batch and channels in front, and inputs without a batch.
+        check(mine, theirs, x[0], [6, *size])
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_gradients(pair):
+    mine, theirs, x = make(pair, 4, 6, 3, stride=2, padding=2, dilation=2, dtype=torch.float64)
+    grads = []
+    for layer in (mine, theirs):
+        leaf = x.clone().requires_grad_()
+        layer(leaf).square().sum().backward()
+        grads.append([leaf.grad, *(p.grad for p in layer.parameters())])
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_survives_copy_pickle_and_save(pair):
+    mine, _, x = make(pair, 4, 6, 3)
+    file = io.BytesIO()
+    torch.save(mine, file)
+    file.seek(0)
+    for twin in (copy.deepcopy(mine), pickle.loads(pickle.dumps(mine)), torch.load(file, weights_only=False)):
+        assert type(twin) is type(mine)
+        torch.testing.assert_close(twin(x), mine(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_compile_and_export(pair):
+    mine, _, x = make(pair, 4, 6, 3, padding=2, dilation=2)
+    expected = mine(x)
+    torch.testing.assert_close(torch.compile(mine, fullgraph=True, backend="aot_eager")(x), expected)
+    torch.testing.assert_close(torch.export.export(mine, (x,)).module()(x), expected)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_device_and_dtype_arguments(pair):
+    meta = pair[0](4, 6, 3, device="meta", dtype=torch.bfloat16)
+    assert meta.weight.device.type == "meta"
+    assert meta.weight.dtype == torch.bfloat16
+    double, theirs, x = make(pair, 4, 6, 3, dtype=torch.float64)
+    check(double.bfloat16(), theirs.bfloat16(), x.bfloat16())
+
+
+def test_weights_load_both_ways():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 2, 2, stride=2))
+    mine = nn.Sequential(ours.AtrousConv2d(3, 4, 3), ours.AtrousConvTranspose2d(4, 2, 2, stride=2))
+    mine.load_state_dict(model.state_dict())
+    model.load_state_dict(mine.state_dict())
+
+
+def test_autocast_lowers_as_torch_does():
+    mine, theirs, x = make(PAIRS[1], 4, 6, 3, padding=2, dilation=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = mine(x)
+        assert y.dtype == theirs(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("padding_mode", ["reflect", "circular"])
+def test_rejects_padding_wider_than_the_input(padding_mode):
+    layer = ours.AtrousConv2d(4, 6, 3, padding=(2, 11), dilation=2, padding_mode=padding_mode)
+    with pytest.raises(
+        ValueError, match=r"padding must be at most .* got padding \[2, 11\] for an input of \[13, 10\]"
+    ):
+        layer(torch.randn(1, 4, 13, 10))
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_rejects_bad_input(pair):
+    mine, _, x = make(pair, 4, 6, 3)
+    with pytest.raises((ValueError, RuntimeError)):
+        mine(x[:, :3])
+    with pytest.raises((ValueError, RuntimeError)):
+        mine(x[0, 0])
+    with pytest.raises((ValueError, RuntimeError)):
+        mine(x.double())
+    with pytest.raises(ValueError, match="groups"):
+        pair[0](4, 6, 3, groups=3)
+
+
+@pytest.mark.parametrize("pair", TRANSPOSED)
+def test_rejects_output_sizes_out_of_range(pair):
+    mine, theirs, x = make(pair, 4, 6, 3, stride=2)
+    too_large = [n + 2 for n in theirs(x).shape[2:]]
+    with pytest.raises(ValueError, match="valid sizes range"):
+        mine(x, too_large)
+    with pytest.raises(ValueError, match="input must have shape"):
+        mine(x[0, 0], too_large)
