@@ -2,6 +2,7 @@
 
 from atrousops.nn.aspp import ASPP
 from atrousops.nn.blocks import conv_norm_relu
+from atrousops.nn.context import ContextModule
 from atrousops.nn.conv import (
     AtrousConv1d,
     AtrousConv2d,
@@ -10,7 +11,6 @@ from atrousops.nn.conv import (
     AtrousConvTranspose2d,
     AtrousConvTranspose3d,
 )
-from atrousops.nn.context import ContextModule
 
 __all__ = [
     "ASPP",

@@ -1,4 +1,4 @@
-"""The layers against torch.nn's own: state dict, initialisation, results, and everything a module can be put through."""
+"""The layers against torch.nn's own: state dict, initialisation, results, and what else is done to a module."""
 
 import copy
 import io

@@ -1,0 +1,136 @@
+"""convert: somebody else's model on this package's layers."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn as stock
+from torch.nn.utils import parametrize
+
+from atrousops import nn
+from atrousops._checks import bad_type
+
+_SWAPS: dict[type[stock.Module], type[stock.Module]] = {
+    stock.Conv1d: nn.AtrousConv1d,
+    stock.Conv2d: nn.AtrousConv2d,
+    stock.Conv3d: nn.AtrousConv3d,
+    stock.ConvTranspose1d: nn.AtrousConvTranspose1d,
+    stock.ConvTranspose2d: nn.AtrousConvTranspose2d,
+    stock.ConvTranspose3d: nn.AtrousConvTranspose3d,
+}
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """A layer that runs on this package now: its name in the model, its class before and after."""
+
+    name: str
+    was: str
+    now: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """A layer that could have been one of ours and was not touched: its name, its class, and why."""
+
+    name: str
+    was: str
+    reason: str
+
+
+@dataclass
+class Conversion:
+    """What `convert` did. Prints as a table."""
+
+    swapped: list[Swapped] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        names = defaultdict(list)
+        for row in self.swapped:
+            names[f"{row.was} -> {row.now}"].append(row.name)
+        lines = [f"swapped {len(self.swapped)} layers"]
+        lines += [f"  {kind:<44} {len(where):4}  {_some(where)}" for kind, where in names.items()]
+        if self.left:
+            lines += [f"left {len(self.left)} layers"]
+            lines += [f"  {row.name:<44} {row.was}: {row.reason}" for row in self.left]
+        return "\n".join(lines)
+
+
+def convert(model: stock.Module) -> Conversion:
+    """Turns the layers of `model` into this package's, in place.
+
+    `Conv1d/2d/3d` and `ConvTranspose1d/2d/3d` of torch.nn become the layers of the same meaning here. A layer stays
+    the same object with the same parameters, buffers, hooks, training flag and parametrizations, under the same name;
+    only its class changes. So optimizers, state dicts and shared layers stay as they are.
+
+    Subclasses, layers with a `forward` of their own, lazy layers that have not seen input and TorchScript are left, and
+    the report says so. Calls of torch.nn.functional inside somebody's `forward` cannot be seen from here; `explain`
+    shows them.
+
+    Args:
+        model: any module, a single layer included.
+
+    Returns:
+        The report: `.swapped` and `.left`, printable.
+
+    Raises:
+        ArgumentTypeError: `model` is not a torch.nn.Module.
+    """
+    if not isinstance(model, stock.Module):
+        bad_type("convert", "model", "be a torch.nn.Module", type(model).__name__)
+    swaps = _SWAPS | _torchvision_swaps()
+    report = Conversion()
+    for name, layer in model.named_modules():
+        name = name or "(the model itself)"
+        parametrized = parametrize.is_parametrized(layer)
+        kind = parametrize.type_before_parametrizations(layer) if parametrized else type(layer)
+        ours = swaps.get(kind)
+        reason = _reason_to_leave(layer, kind, swaps)
+        if reason is not None:
+            report.left.append(Left(name, _name_of(layer, kind), reason))
+        elif ours is not None:
+            # The class that parametrize made may be shared with a deep copy of this layer: it gets a new one.
+            layer.__class__ = _parametrized(type(layer), ours) if parametrized else ours
+            report.swapped.append(Swapped(name, kind.__name__, ours.__name__))
+    return report
+
+
+def _torchvision_swaps() -> dict[type[stock.Module], type[stock.Module]]:
+    """A model cannot hold torchvision's layers if nobody has imported them."""
+    return {}
+
+
+def _reason_to_leave(layer: stock.Module, kind: type, swaps: dict[type[stock.Module], type[stock.Module]]) -> str | None:
+    """None if there is nothing to say: the layer can be swapped, is ours, or is none of our business."""
+    if isinstance(layer, torch.jit.ScriptModule):
+        scripted = getattr(layer, "original_name", "") in {stock.__name__ for stock in swaps}
+        return "TorchScript: convert before scripting" if scripted else None
+    if kind in set(swaps.values()):
+        return None
+    base = next((base for base in kind.__mro__ if base in swaps), None)
+    if base is None:
+        return None
+    if isinstance(layer, stock.modules.lazy.LazyModuleMixin):
+        return "lazy: run it once on an input, then convert"
+    if kind is not base:
+        return f"a subclass of {base.__name__}: what it adds would be lost"
+    if "forward" in vars(layer):
+        return "its forward was replaced on this instance"
+    return None
+
+
+def _parametrized(old: type, ours: type) -> type:
+    members = {key: value for key, value in vars(old).items() if key not in ("__dict__", "__weakref__")}
+    return type(f"Parametrized{ours.__name__}", (ours,), members)
+
+
+def _name_of(layer: stock.Module, kind: type) -> str:
+    return str(getattr(layer, "original_name", kind.__name__))
+
+
+def _some(names: list[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (f", ... {names[-1]}" if len(names) > limit else "")

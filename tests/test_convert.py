@@ -1,0 +1,126 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import atrousops as ao
+
+
+class Twice(nn.Conv2d):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+def small_model() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=2, dilation=2),
+        nn.BatchNorm2d(4),
+        nn.Sequential(nn.ConvTranspose2d(4, 4, 2, stride=2), nn.ReLU()),
+        nn.Conv2d(4, 2, 1),
+    )
+
+
+def test_only_the_class_changes():
+    model = small_model()
+    model[0].eval()
+    calls = []
+    model[0].register_forward_hook(lambda *_: calls.append("hook"))
+    before = dict(model.named_parameters())
+    layers = list(model.modules())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(2, 3, 9, 9)
+    expected = model(x)
+
+    report = ao.convert(model)
+
+    assert [type(m) for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)] == [
+        ao.AtrousConv2d,
+        ao.AtrousConvTranspose2d,
+        ao.AtrousConv2d,
+    ]
+    assert all(a is b for a, b in zip(model.modules(), layers))
+    assert all(p is before[name] for name, p in model.named_parameters())
+    assert model[0].training is False
+    assert model[3].training is True
+    model.train()
+    torch.testing.assert_close(model(x), expected)
+    assert calls == ["hook", "hook"]
+    model(x).sum().backward()
+    optimizer.step()
+    assert [row.name for row in report.swapped] == ["0", "2.0", "3"]
+    assert report.left == []
+    assert "Conv2d -> AtrousConv2d" in str(report)
+
+
+def test_again_changes_nothing():
+    model = small_model()
+    ao.convert(model)
+    again = ao.convert(model)
+    assert again.swapped == []
+    assert again.left == []
+
+
+def test_shared_layers_stay_shared():
+    shared = nn.Conv2d(3, 3, 3, padding=1)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    report = ao.convert(model)
+    assert model[0] is model[2] is shared
+    assert len(report.swapped) == 1
+
+
+def test_a_single_layer():
+    layer = nn.Conv3d(2, 2, 3)
+    report = ao.convert(layer)
+    assert type(layer) is ao.AtrousConv3d
+    assert report.swapped[0].name == "(the model itself)"
+
+
+def test_what_is_left_is_reported_with_its_reason():
+    patched = nn.Conv2d(2, 2, 1)
+    patched.forward = lambda x: x
+    scripted = torch.jit.script(nn.Conv2d(2, 2, 1))
+    model = nn.ModuleDict(
+        {"sub": Twice(2, 2, 1), "patched": patched, "lazy": nn.LazyConv2d(2, 1), "script": scripted, "plain": nn.ReLU()}
+    )
+    report = ao.convert(model)
+    assert report.swapped == []
+    reasons = {row.name: row.reason for row in report.left}
+    assert reasons == {
+        "sub": "a subclass of Conv2d: what it adds would be lost",
+        "patched": "its forward was replaced on this instance",
+        "lazy": "lazy: run it once on an input, then convert",
+        "script": "TorchScript: convert before scripting",
+    }
+    assert "left 4 layers" in str(report)
+
+
+@pytest.mark.parametrize("normalise", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_parametrized_layers_keep_their_parametrization(normalise):
+    layer = normalise(nn.Conv2d(3, 4, 3, dilation=2)).eval()
+    twin = copy.deepcopy(layer)
+    x = torch.randn(1, 3, 9, 9)
+    expected = layer(x)
+    ao.convert(layer)
+    assert isinstance(layer, ao.AtrousConv2d)
+    assert nn.utils.parametrize.is_parametrized(layer, "weight")
+    torch.testing.assert_close(layer(x), expected)
+    assert not isinstance(twin, ao.AtrousConv2d)
+    nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    assert type(layer) is ao.AtrousConv2d
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_hook_based_weight_norm():
+    with pytest.warns(FutureWarning):
+        layer = nn.utils.weight_norm(nn.Conv2d(3, 4, 3))
+    x = torch.randn(1, 3, 9, 9)
+    expected = layer(x)
+    ao.convert(layer)
+    torch.testing.assert_close(layer(x), expected)
+    assert set(layer.state_dict()) == {"bias", "weight_g", "weight_v"}
+
+
+def test_rejects_what_is_no_module():
+    with pytest.raises(TypeError, match=r"convert: model must be a torch\.nn\.Module; got function"):
+        ao.convert(lambda x: x)
