@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -13,7 +12,9 @@ from torch.nn.utils import parametrize
 from atrousops import nn
 from atrousops._checks import bad_type
 
-_SWAPS: dict[type[stock.Module], type[stock.Module]] = {
+_Swaps = dict[type[stock.Module], type[stock.Module]]
+
+_SWAPS: _Swaps = {
     stock.Conv1d: nn.AtrousConv1d,
     stock.Conv2d: nn.AtrousConv2d,
     stock.Conv3d: nn.AtrousConv3d,
@@ -99,15 +100,17 @@ def convert(model: stock.Module) -> Conversion:
     return report
 
 
-def _torchvision_swaps() -> dict[type[stock.Module], type[stock.Module]]:
+def _torchvision_swaps() -> _Swaps:
     """A model cannot hold torchvision's layers if nobody has imported them."""
     return {}
 
 
-def _reason_to_leave(layer: stock.Module, kind: type, swaps: dict[type[stock.Module], type[stock.Module]]) -> str | None:
+def _reason_to_leave(
+    layer: stock.Module, kind: type, swaps: dict[type[stock.Module], type[stock.Module]]
+) -> str | None:
     """None if there is nothing to say: the layer can be swapped, is ours, or is none of our business."""
     if isinstance(layer, torch.jit.ScriptModule):
-        scripted = getattr(layer, "original_name", "") in {stock.__name__ for stock in swaps}
+        scripted = getattr(layer, "original_name", "") in {swappable.__name__ for swappable in swaps}
         return "TorchScript: convert before scripting" if scripted else None
     if kind in set(swaps.values()):
         return None

@@ -76,6 +76,7 @@ def test_a_single_layer():
     assert report.swapped[0].name == "(the model itself)"
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_what_is_left_is_reported_with_its_reason():
     patched = nn.Conv2d(2, 2, 1)
     patched.forward = lambda x: x

@@ -57,8 +57,11 @@ class _AtrousConvTranspose(_ConvTransposeNd):
         output_padding: Any = self.output_padding
         if output_size is not None:
             _check_rank(self, input)
-            output_padding = self._output_padding(
-                input, output_size, self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation
+            # torch annotates tuples as lists here.
+            resolve: Any = self._output_padding
+            rank = len(self.kernel_size)
+            output_padding = resolve(
+                input, output_size, self.stride, self.padding, self.kernel_size, rank, self.dilation
             )
         return self._function(
             input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation

@@ -32,3 +32,9 @@ Isa isa() {
 }
 
 }  // namespace atrousops::cpu
+
+// For `atrousops info`, which asks through ctypes: the extension `_C` does not link this library.
+extern "C" __attribute__((visibility("default"))) const char* atrousops_cpu_isa() {
+  static constexpr const char* kNames[] = {"plain", "avx2", "avx512"};
+  return kNames[static_cast<int>(atrousops::cpu::isa())];
+}
