@@ -1,0 +1,126 @@
+"""Prediction: a picture of any size through a network, in overlapping tiles, refined by a CRF if wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atrousops._checks import bad_type, bad_value
+from atrousops.engine import tiles
+
+
+class Predictor:
+    """Labels every pixel of a picture.
+
+    label(i) = argmax over classes of score(i), or of Q(i) after the CRF. Large pictures go through the network in
+    tiles whose scores are blended where they overlap (`tiles.weights`).
+
+    Args:
+        model: a module that maps (1, 3, H, W) to scores (1, L, h, w), or to a mapping with such a tensor under "out";
+            h and w may be smaller than H and W. It is put into eval mode.
+        classes: the names of the L classes, at most 256; their order is the class id.
+        mean, std: what the network expects: (rgb / 255 - mean) / std.
+        tile: side of a tile in pixels; a larger picture is cut up. Rounded up to a multiple of 32.
+        overlap: how far neighbouring tiles overlap, in pixels; at most tile - 32.
+        crf: a callable (scores (1, L, H, W), image (1, 3, H, W) in 0..255) -> Q (1, L, H, W), such as `ao.DenseCRF()`.
+
+    Raises:
+        ArgumentError: no classes or more than 256, a std that is not positive, or an overlap that leaves no step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        classes: Sequence[str],
+        mean: Iterable[float],
+        std: Iterable[float],
+        tile: int = 1024,
+        overlap: int = 256,
+        crf: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        if not 1 <= len(classes) <= 256:
+            bad_value("Predictor", "classes", "hold 1 to 256 names", f"{len(classes)}")
+        if tile < 1:
+            bad_value("Predictor", "tile", "be at least 1 pixel", tile)
+        self.model = model.eval()
+        self.classes = list(classes)
+        self.mean = torch.tensor(list(mean), dtype=torch.float32).view(1, 3, 1, 1)
+        self.std = torch.tensor(list(std), dtype=torch.float32).view(1, 3, 1, 1)
+        if not bool((self.std > 0).all()):
+            bad_value("Predictor", "std", "be positive", self.std.flatten().tolist())
+        self.tile = -(-tile // tiles.GRID) * tiles.GRID
+        self.overlap = overlap
+        if not 0 <= overlap <= self.tile - tiles.GRID:
+            bad_value(
+                "Predictor", "overlap", f"be from 0 to {self.tile - tiles.GRID}, as the tile is {self.tile}", overlap
+            )
+        self.crf = crf
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """Class ids, uint8 (H, W), of a picture, uint8 (H, W, 3) in RGB."""
+        scores = self.scores(picture)
+        return labels(self.refine(picture, scores) if self.crf is not None else scores)
+
+    @torch.inference_mode()
+    def scores(self, picture: np.ndarray) -> Tensor:
+        """The network's scores, float32 (L, H, W), of a picture, uint8 (H, W, 3) in RGB.
+
+        Raises:
+            ArgumentTypeError, ArgumentError: not such an array; or the network does not give L finite scores a pixel.
+        """
+        image = _tensor(picture)
+        height, width = image.shape[-2:]
+        # Whole multiples of the grid: every network's strides divide them, and a picture of one pixel is like another.
+        padding = (0, -width % tiles.GRID, 0, -height % tiles.GRID)
+        image = F.pad((image / 255 - self.mean) / self.std, padding, mode="replicate")
+        rows = tiles.spans(image.shape[2], self.tile, self.overlap)
+        columns = tiles.spans(image.shape[3], self.tile, self.overlap)
+        if len(rows) == len(columns) == 1:
+            blended = self._network(image)
+        else:
+            blended = torch.zeros(len(self.classes), *image.shape[2:])
+            row_weights, column_weights = tiles.weights(rows, self.overlap), tiles.weights(columns, self.overlap)
+            for (top, bottom), down in zip(rows, row_weights):
+                for (left, right), across in zip(columns, column_weights):
+                    part = self._network(image[:, :, top:bottom, left:right])
+                    blended[:, top:bottom, left:right] += part * down[:, None] * across
+        blended = blended[:, :height, :width]
+        if not bool(blended.isfinite().all()):
+            bad_value("Predictor", "model", "give finite scores", "NaN or infinity", "Are its weights damaged?")
+        return blended
+
+    @torch.inference_mode()
+    def refine(self, picture: np.ndarray, scores: Tensor) -> Tensor:
+        """The CRF's distribution Q, (L, H, W), from `scores` (L, H, W) and the picture they came from."""
+        if self.crf is None:
+            bad_value("Predictor", "crf", "be given to refine", "None")
+        return self.crf(scores[None], _tensor(picture))[0]
+
+    def _network(self, image: Tensor) -> Tensor:
+        output: Any = self.model(image)
+        scores = output if isinstance(output, Tensor) else output["out"]
+        if scores.dim() != 4 or scores.shape[:2] != (1, len(self.classes)):
+            rule = f"give scores (1, {len(self.classes)}, h, w), one for each of its classes"
+            bad_value("Predictor", "model", rule, tuple(scores.shape))
+        scores = scores.float()
+        if scores.shape[2:] != image.shape[2:]:
+            scores = F.interpolate(scores, size=image.shape[2:], mode="bilinear", align_corners=False)
+        return scores[0]
+
+
+def labels(scores: Tensor) -> np.ndarray:
+    """The class id of the largest score at each pixel: (L, H, W) -> uint8 (H, W); the first of equal ones."""
+    return scores.argmax(dim=0).to(torch.uint8).numpy()
+
+
+def _tensor(picture: np.ndarray) -> Tensor:
+    if picture.dtype != np.uint8:
+        bad_type("Predictor", "picture", "be uint8", picture.dtype)
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
+        bad_value("Predictor", "picture", "have shape (H, W, 3), not empty", picture.shape)
+    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float()

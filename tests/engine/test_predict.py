@@ -1,0 +1,175 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from atrousops.engine import tiles
+from atrousops.engine.predict import Predictor
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+quick = settings(deadline=None, derandomize=True, max_examples=60)
+
+
+class Narrow(nn.Module):
+    """Three classes; the receptive field reaches 2 + 3 = 5 pixels to each side, at full resolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 5, padding=2), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=3, dilation=3))
+
+    def forward(self, x):
+        return {"out": self.layers(x)}
+
+
+class Strided(nn.Module):
+    """Output stride 32, so that the grid matters; scores left small, as a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.MaxPool2d(4), nn.Conv2d(8, 2, 1))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def picture(height, width):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def predictor(model, classes=3, **options):
+    return Predictor(model, [f"class {i}" for i in range(classes)], MEAN, STD, **options)
+
+
+# Lengths around the tile and its multiples are reached by the sum; overlaps up to the largest legal one by the share.
+@given(st.integers(1, 6), st.integers(0, 100), st.integers(1, 700))
+@quick
+def test_tiles_cover_every_pixel_and_weights_sum_to_one(tile, share, length):
+    tile *= tiles.GRID
+    overlap = (tile - tiles.GRID) * share // 100
+    spans = tiles.spans(length, tile, overlap)
+    assert spans[0][0] == 0
+    assert spans[-1][1] == length
+    assert all(0 < stop - start <= tile and start % tiles.GRID == 0 for start, stop in spans)
+    for (_, stop), (start, _) in itertools.pairwise(spans):
+        assert stop - start >= overlap
+    total = torch.zeros(length, dtype=torch.float64)
+    for (start, stop), weight in zip(spans, tiles.weights(spans, overlap)):
+        assert weight.shape == (stop - start,)
+        assert (weight >= 0).all()
+        total[start:stop] += weight
+        # What lies within a quarter of the overlap from a neighbour's side counts nothing.
+        margin = overlap // 4
+        if start > 0 and margin:
+            assert not weight[:margin].any()
+        if stop < length and margin:
+            assert not weight[-margin:].any()
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-6)
+
+
+def test_number_of_tiles_is_the_least():
+    # 1000 = 256 + 4 * 192 - 24: five tiles with an overlap of 64, as by hand.
+    assert tiles.spans(1000, 256, 64) == [(0, 256), (192, 448), (384, 640), (576, 832), (768, 1000)]
+
+
+@pytest.mark.parametrize(("length", "tile", "overlap"), [(0, 64, 0), (5, 0, 0), (5, 48, 0), (5, 64, 33), (5, 64, -1)])
+def test_bad_tiling_raises(length, tile, overlap):
+    with pytest.raises(ValueError, match="must be"):
+        tiles.spans(length, tile, overlap)
+
+
+# Wide, tall, and both sides cut; one side a multiple of the grid, the others not.
+@pytest.mark.parametrize(("height", "width"), [(70, 300), (301, 64), (200, 177)])
+def test_tiles_are_seam_free(height, width):
+    model = Narrow()
+    whole = predictor(model, tile=512, overlap=0).scores(picture(height, width))
+    # A quarter of the overlap, 6 pixels, is more than the reach of 5.
+    tiled = predictor(model, tile=96, overlap=24).scores(picture(height, width))
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
+
+
+def test_seams_show_without_overlap():
+    # The test above can fail: tiles that do not overlap see their own padding.
+    whole = predictor(Narrow(), tile=512, overlap=0)
+    tiled = Predictor(whole.model, whole.classes, MEAN, STD, tile=96, overlap=0)
+    assert (whole.scores(picture(200, 177)) - tiled.scores(picture(200, 177))).abs().max() > 1e-2
+
+
+def test_tiles_keep_the_grid_of_a_strided_network():
+    # Scores of 32x32 cells need no neighbours; only their bilinear enlargement reaches a cell further: margin 32.
+    model = Strided()
+    whole = predictor(model, 2, tile=1024, overlap=0).scores(picture(250, 390))
+    tiled = predictor(model, 2, tile=256, overlap=128).scores(picture(250, 390))
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
+
+
+# One pixel, one row, one column, less and more than the grid.
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 50), (33, 1), (31, 33)])
+@pytest.mark.parametrize("make", [Narrow, Strided])
+def test_any_size(height, width, make):
+    model = make()
+    classes = 3 if make is Narrow else 2
+    labels = predictor(model, classes)(picture(height, width))
+    assert labels.shape == (height, width)
+    assert labels.dtype == np.uint8
+    assert labels.max() < classes
+
+
+def test_labels_are_the_networks():
+    model = Narrow().eval()
+    image = picture(64, 96)
+    x = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+    x = (x - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+    np.testing.assert_array_equal(predictor(model)(image), model(x)["out"][0].argmax(0).numpy())
+
+
+def test_crf_gets_scores_and_picture():
+    seen = {}
+
+    def crf(scores, image):
+        seen.update(scores=scores, image=image)
+        return -scores
+
+    image = picture(20, 40)
+    labels = predictor(Narrow(), crf=crf)(image)
+    np.testing.assert_array_equal(seen["image"][0].permute(1, 2, 0).numpy(), image)
+    np.testing.assert_array_equal(labels, seen["scores"][0].argmin(0).numpy())
+
+
+def test_puts_the_model_into_eval_mode_and_leaves_the_picture():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Dropout(0.5))
+    image = picture(40, 30)
+    before = image.copy()
+    run = predictor(model, 2)
+    np.testing.assert_array_equal(run(image), run(image))
+    np.testing.assert_array_equal(image, before)
+
+
+def test_bad_input_raises():
+    run = predictor(Narrow())
+    with pytest.raises(TypeError, match="picture must be uint8"):
+        run(picture(4, 4).astype(np.float32))
+    with pytest.raises(ValueError, match=r"shape \(H, W, 3\)"):
+        run(picture(4, 4)[..., :2])
+    with pytest.raises(ValueError, match="not empty"):
+        run(picture(4, 4)[:0])
+    with pytest.raises(ValueError, match=r"scores \(1, 5, h, w\)"):
+        predictor(Narrow(), 5)(picture(4, 4))
+    with pytest.raises(ValueError, match="overlap must be from 0 to 224"):
+        predictor(Narrow(), tile=256, overlap=256)
+    with pytest.raises(ValueError, match="classes must hold 1 to 256"):
+        predictor(Narrow(), 257)
+    with pytest.raises(ValueError, match="std must be positive"):
+        Predictor(Narrow(), ["a", "b", "c"], MEAN, (1, 0, 1))
+
+
+def test_damaged_weights_are_noticed():
+    model = Narrow()
+    with torch.no_grad():
+        model.layers[0].bias[0] = float("nan")
+        model.layers[0].bias[1] = float("inf")
+    with pytest.raises(ValueError, match="finite scores"):
+        predictor(model)(picture(40, 40))
