@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 
-from atrousops.engine.files import write_atomically
+from atrousops._files import write_atomically
 
 Image.preinit()
 

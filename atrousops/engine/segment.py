@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from atrousops._files import write_atomically
 from atrousops.engine import pictures
-from atrousops.engine.files import write_atomically
 from atrousops.engine.predict import Predictor
 
 COLUMNS = ("picture", "mask", "id", "class", "red", "green", "blue", "pixels", "share")
