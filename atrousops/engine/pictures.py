@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import contextlib
 import os
 import warnings
@@ -149,48 +150,42 @@ def result_names(files: Sequence[Path], folder: Path) -> list[str]:
     return names
 
 
-def palette(classes: int) -> np.ndarray:
-    """The Pascal VOC colour map: uint8 (classes, 3); bits of the class id spread over R, G, B from the top bit down."""
-    ids = np.arange(classes)
-    colors = np.zeros((classes, 3), dtype=np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colors[:, channel] |= (((ids >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+def class_colors(classes: Sequence[str]) -> np.ndarray:
+    """A colour for each class: black for "background", for the others hues a golden angle apart: uint8 (L, 3), RGB."""
+    colors = np.zeros((len(classes), 3), dtype=np.uint8)
+    # Azure first: skin, wood and foliage leave it free. Saturation and brightness take turns as hues come closer.
+    shades = ((0.9, 1.0), (1.0, 0.65), (0.5, 0.95))
+    others = [index for index, name in enumerate(classes) if name != "background"]
+    for number, index in enumerate(others):
+        hue = (0.56 + number * 0.381966) % 1
+        colors[index] = np.rint(255 * np.array(colorsys.hsv_to_rgb(hue, *shades[number % len(shades)])))
     return colors
 
 
-def mask_image(labels: np.ndarray) -> Image.Image:
-    """Class ids (H, W) uint8 as a palette image, whose pixel values are the ids and whose colours are `palette`."""
+def mask_image(labels: np.ndarray, colors: np.ndarray) -> Image.Image:
+    """Class ids, uint8 (H, W), as a palette image: its pixel values are the ids, its palette the colours (L, 3)."""
     image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
-    image.putpalette(palette(256).tobytes())
+    image.putpalette(np.ascontiguousarray(colors).tobytes())
     return image
 
 
-def overlay_image(picture: np.ndarray, labels: np.ndarray, plain: int | None = 0, alpha: float = 0.45) -> Image.Image:
-    """The picture tinted with each pixel's class colour, contours between classes drawn in white.
+def overlay_image(picture: np.ndarray, labels: np.ndarray, colors: np.ndarray, alpha: float = 0.5) -> Image.Image:
+    """The picture tinted by class, with a contour where classes meet; a class whose colour is black stays as it is.
 
-    y = (1 - alpha) picture + alpha color[label]; class `plain` (the background) is left untinted.
+    y = (1 - alpha) picture + alpha colors[label]; on the contour the class colour itself, or white for black.
 
     Args:
         picture: uint8 (H, W, 3).
         labels: uint8 (H, W).
-        plain: the class id that gets no tint, or None.
+        colors: uint8 (L, 3).
         alpha: the share of the class colour, 0..1.
     """
-    colors = overlay_colors(256).astype(np.float32)
-    share = np.full(256, alpha, dtype=np.float32)
-    if plain is not None:
-        share[plain] = 0
-    tint = share[labels][..., None]
-    blended = np.rint(picture * (1 - tint) + colors[labels] * tint).astype(np.uint8)
-    blended[contours(labels)] = 255
+    black = ~colors.any(axis=1)
+    share = np.where(black, 0.0, alpha).astype(np.float32)[labels][..., None]
+    blended = np.rint(picture * (1 - share) + colors[labels] * share).astype(np.uint8)
+    edge = contours(labels)
+    blended[edge] = np.where(black[:, None], 255, colors).astype(np.uint8)[labels[edge]]
     return Image.fromarray(blended)
-
-
-def overlay_colors(classes: int) -> np.ndarray:
-    """`palette` with every colour brought to full brightness, so that a tint shows on a dark photograph."""
-    colors = palette(classes).astype(np.float32)
-    return np.rint(colors * (255 / np.maximum(colors.max(axis=1, keepdims=True), 1))).astype(np.uint8)
 
 
 def contours(labels: np.ndarray) -> np.ndarray:

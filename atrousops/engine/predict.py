@@ -17,16 +17,18 @@ from atrousops.engine import tiles
 class Predictor:
     """Labels every pixel of a picture.
 
-    label(i) = argmax over classes of score(i), or of Q(i) after the CRF. Large pictures go through the network in
-    tiles whose scores are blended where they overlap (`tiles.weights`).
+    label(i) = argmax over classes of score(i), or of Q(i) after the CRF. Pictures larger than a tile go through the
+    network in tiles whose scores are blended where they overlap (`tiles.weights`).
 
     Args:
         model: a module that maps (1, 3, H, W) to scores (1, L, h, w), or to a mapping with such a tensor under "out";
-            h and w may be smaller than H and W. It is put into eval mode.
+            h and w may be smaller than H and W. It is put into eval mode and channels_last.
         classes: the names of the L classes, at most 256; their order is the class id.
         mean, std: what the network expects: (rgb / 255 - mean) / std.
         tile: side of a tile in pixels; a larger picture is cut up. Rounded up to a multiple of 32.
         overlap: how far neighbouring tiles overlap, in pixels; at most tile - 32.
+        size: the longest side at which the network sees a picture: a larger one is scaled down for it, and the scores
+            up again. None: every picture as it is. A network finds objects of the size it was trained on.
         crf: a callable (scores (1, L, H, W), image (1, 3, H, W) in 0..255) -> Q (1, L, H, W), such as `ao.DenseCRF()`.
 
     Raises:
@@ -41,13 +43,16 @@ class Predictor:
         std: Iterable[float],
         tile: int = 1024,
         overlap: int = 256,
+        size: int | None = None,
         crf: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         if not 1 <= len(classes) <= 256:
             bad_value("Predictor", "classes", "hold 1 to 256 names", f"{len(classes)}")
         if tile < 1:
             bad_value("Predictor", "tile", "be at least 1 pixel", tile)
-        self.model = model.eval()
+        if size is not None and size < 1:
+            bad_value("Predictor", "size", "be at least 1 pixel, or None", size)
+        self.model = model.eval().to(memory_format=torch.channels_last)
         self.classes = list(classes)
         self.mean = torch.tensor(list(mean), dtype=torch.float32).view(1, 3, 1, 1)
         self.std = torch.tensor(list(std), dtype=torch.float32).view(1, 3, 1, 1)
@@ -59,6 +64,7 @@ class Predictor:
             bad_value(
                 "Predictor", "overlap", f"be from 0 to {self.tile - tiles.GRID}, as the tile is {self.tile}", overlap
             )
+        self.size = size
         self.crf = crf
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
@@ -73,11 +79,10 @@ class Predictor:
         Raises:
             ArgumentTypeError, ArgumentError: not such an array; or the network does not give L finite scores a pixel.
         """
-        image = _tensor(picture)
+        image = self.normalise(picture)
         height, width = image.shape[-2:]
         # Whole multiples of the grid: every network's strides divide them, and a picture of one pixel is like another.
-        padding = (0, -width % tiles.GRID, 0, -height % tiles.GRID)
-        image = F.pad((image / 255 - self.mean) / self.std, padding, mode="replicate")
+        image = F.pad(image, (0, -width % tiles.GRID, 0, -height % tiles.GRID), mode="replicate")
         rows = tiles.spans(image.shape[2], self.tile, self.overlap)
         columns = tiles.spans(image.shape[3], self.tile, self.overlap)
         if len(rows) == len(columns) == 1:
@@ -92,7 +97,15 @@ class Predictor:
         blended = blended[:, :height, :width]
         if not bool(blended.isfinite().all()):
             bad_value("Predictor", "model", "give finite scores", "NaN or infinity", "Are its weights damaged?")
-        return blended
+        return _resize(blended[None], picture.shape[:2])[0]
+
+    def normalise(self, picture: np.ndarray) -> Tensor:
+        """What the network sees of a picture: float32 (1, 3, h, w), no side longer than `size`, (rgb / 255 - mean) / std."""
+        image = _tensor(picture) / 255
+        height, width = image.shape[-2:]
+        scale = min(1.0, self.size / max(height, width)) if self.size is not None else 1.0
+        image = _resize(image, (max(1, round(height * scale)), max(1, round(width * scale))))
+        return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def refine(self, picture: np.ndarray, scores: Tensor) -> Tensor:
@@ -107,15 +120,19 @@ class Predictor:
         if scores.dim() != 4 or scores.shape[:2] != (1, len(self.classes)):
             rule = f"give scores (1, {len(self.classes)}, h, w), one for each of its classes"
             bad_value("Predictor", "model", rule, tuple(scores.shape))
-        scores = scores.float()
-        if scores.shape[2:] != image.shape[2:]:
-            scores = F.interpolate(scores, size=image.shape[2:], mode="bilinear", align_corners=False)
-        return scores[0]
+        return _resize(scores.float(), image.shape[2:])[0]
 
 
 def labels(scores: Tensor) -> np.ndarray:
     """The class id of the largest score at each pixel: (L, H, W) -> uint8 (H, W); the first of equal ones."""
     return scores.argmax(dim=0).to(torch.uint8).numpy()
+
+
+def _resize(image: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(image.shape[2:]) == tuple(size):
+        return image
+    # Antialiasing changes nothing when enlarging.
+    return F.interpolate(image, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def _tensor(picture: np.ndarray) -> Tensor:

@@ -45,6 +45,7 @@ def segment_files(predictor: Predictor, files: Sequence[Path], folder: Path) -> 
     Raises:
         OutputError: a result could not be written; going on would lose every other one too.
     """
+    colors = pictures.class_colors(predictor.classes)
     for path, name in zip(files, pictures.result_names(files, folder)):
         start = time.perf_counter()
         try:
@@ -59,9 +60,8 @@ def segment_files(predictor: Predictor, files: Sequence[Path], folder: Path) -> 
             yield Failed(path, f"{path}: too large for the memory of this machine; a smaller --tile may help")
             continue
         mask, overlay = folder / f"{name}_mask.png", folder / f"{name}_overlay.png"
-        plain = predictor.classes.index("background") if "background" in predictor.classes else None
-        pictures.write_png(mask, pictures.mask_image(labels))
-        pictures.write_png(overlay, pictures.overlay_image(picture, labels, plain))
+        pictures.write_png(mask, pictures.mask_image(labels, colors))
+        pictures.write_png(overlay, pictures.overlay_image(picture, labels, colors))
         pixels = np.bincount(labels.ravel(), minlength=len(predictor.classes))
         yield Segmented(path, mask, overlay, tuple(map(int, pixels)), time.perf_counter() - start)
 
@@ -74,7 +74,7 @@ def write_classes(path: Path, classes: Sequence[str], done: Sequence[Segmented])
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
-    colors = pictures.palette(len(classes))
+    colors = pictures.class_colors(classes)
     for item in done:
         total = sum(item.pixels)
         for index, (name, count) in enumerate(zip(classes, item.pixels)):

@@ -179,34 +179,39 @@ def test_result_names_never_meet(tmp_path):
     assert names("a.jpg", "a_mask.png", folder=".") == ["a_2", "a_mask"]
 
 
-def test_palette_is_pascal_vocs():
-    # The first colours of the VOC development kit, and its void.
-    colors = pictures.palette(256)
-    assert colors[[0, 1, 2, 3, 15, 20, 255]].tolist() == [
-        [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [192, 128, 128], [0, 64, 128], [224, 224, 192],
-    ]  # fmt: skip
-    assert len(np.unique(colors, axis=0)) == 256
+def test_colors():
+    colors = pictures.class_colors(["background", *map(str, range(255))])
+    assert colors[0].tolist() == [0, 0, 0]
+    assert colors[1:].any(axis=1).all(), "black means background alone"
+    # VOC has 21 classes; the nearest two of their colours stay apart by more than a shade.
+    near = colors[:21].astype(int)
+    distance = np.abs(near[:, None] - near[None]).sum(-1) + 1000 * np.eye(21, dtype=int)
+    assert distance.min() >= 60
+    assert pictures.class_colors(["sky", "background"])[1].tolist() == [0, 0, 0]
 
 
 def test_mask_keeps_ids(tmp_path):
     labels = np.arange(256, dtype=np.uint8).reshape(8, 32)
-    path = tmp_path / "mask.png"
-    pictures.write_png(path, pictures.mask_image(labels))
-    with Image.open(path) as image:
-        assert image.mode == "P"
-        np.testing.assert_array_equal(np.asarray(image), labels)
-        np.testing.assert_array_equal(np.asarray(image.convert("RGB"))[0], pictures.palette(32))
+    colors = np.random.default_rng(0).integers(0, 256, (256, 3), dtype=np.uint8)
+    for count in (256, 2):
+        ids = labels % count if count < 256 else labels
+        path = tmp_path / "mask.png"
+        pictures.write_png(path, pictures.mask_image(ids, colors[:count]))
+        with Image.open(path) as image:
+            assert image.mode == "P"
+            np.testing.assert_array_equal(np.asarray(image), ids)
+            np.testing.assert_array_equal(np.asarray(image.convert("RGB")), colors[ids])
 
 
-def test_overlay_tints_classes_but_not_the_background():
+def test_overlay_tints_classes_but_not_black():
     picture = np.full((12, 20, 3), 100, dtype=np.uint8)
     labels = np.zeros((12, 20), dtype=np.uint8)
     labels[:, 10:] = 1
-    overlay = np.asarray(pictures.overlay_image(picture, labels, plain=0, alpha=0.5))
+    colors = np.array([[0, 0, 0], [0, 50, 200]], dtype=np.uint8)
+    overlay = np.asarray(pictures.overlay_image(picture, labels, colors, alpha=0.5))
     assert (overlay[:, :9] == 100).all()
-    assert (overlay[:, 9:11] == 255).all(), "the contour is white, one pixel to each side"
-    assert (overlay[:, 11:] == (178, 50, 50)).all()
+    assert (overlay[:, 9] == 255).all(), "the contour, one pixel to each side"
+    assert (overlay[:, 10] == (0, 50, 200)).all()
+    assert (overlay[:, 11:] == (50, 75, 150)).all()
     assert (picture == 100).all()
-    everything = np.asarray(pictures.overlay_image(picture, labels, plain=None, alpha=0.5))
-    assert (everything[:, :9] == 50).all(), "class 0 is black"
-    assert pictures.overlay_image(picture[:1, :1], labels[:1, :1]).size == (1, 1)
+    assert pictures.overlay_image(picture[:1, :1], labels[:1, :1], colors).size == (1, 1)
