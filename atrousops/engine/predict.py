@@ -100,7 +100,7 @@ class Predictor:
         return _resize(blended[None], picture.shape[:2])[0]
 
     def normalise(self, picture: np.ndarray) -> Tensor:
-        """What the network sees of a picture: float32 (1, 3, h, w), no side longer than `size`, (rgb / 255 - mean) / std."""
+        """What the network sees of a picture: (rgb / 255 - mean) / std, float32 (1, 3, h, w), no side above `size`."""
         image = _tensor(picture) / 255
         height, width = image.shape[-2:]
         scale = min(1.0, self.size / max(height, width)) if self.size is not None else 1.0

@@ -118,6 +118,22 @@ def test_any_size(height, width, make):
     assert labels.max() < classes
 
 
+def test_size_bounds_what_the_network_sees():
+    seen = []
+
+    class Watching(Narrow):
+        def forward(self, x):
+            seen.append(tuple(x.shape[2:]))
+            return super().forward(x)
+
+    model = Watching()
+    # 200 x 100 becomes 64 x 32; what is smaller already stays as it is, padded to the grid.
+    assert predictor(model, size=64).scores(picture(200, 100)).shape == (3, 200, 100)
+    assert predictor(model, size=64).scores(picture(30, 40)).shape == (3, 30, 40)
+    assert predictor(model, size=64).scores(picture(1, 300)).shape == (3, 1, 300)
+    assert seen == [(64, 32), (32, 64), (32, 64)]
+
+
 def test_labels_are_the_networks():
     model = Narrow().eval()
     image = picture(64, 96)
