@@ -3,4 +3,6 @@
 
 STABLE_TORCH_LIBRARY(atrousops, m) {
   m.def("flush_subnormals(Tensor input) -> Tensor");
+  m.def("permutohedral_apply(Tensor values, Tensor splat_weights, Tensor slice_weights, Tensor offsets, Tensor neighbours, Tensor row_starts, Tensor rows, Tensor row_bounds, Tensor counts, bool reverse) -> Tensor");
+  m.def("permutohedral_lattice(Tensor features) -> (Tensor offsets, Tensor weights, Tensor neighbours, Tensor row_starts, Tensor rows, Tensor row_bounds, Tensor counts)");
 }

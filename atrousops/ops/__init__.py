@@ -1,5 +1,6 @@
 """Public functions: argument checks, fake kernels, autograd, autocast, and the choice of a backend."""
 
 from atrousops.ops.flush_subnormals import flush_subnormals
+from atrousops.ops.permutohedral import Lattice, permutohedral_filter, permutohedral_lattice
 
-__all__ = ["flush_subnormals"]
+__all__ = ["Lattice", "flush_subnormals", "permutohedral_filter", "permutohedral_lattice"]

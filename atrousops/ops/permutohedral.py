@@ -1,0 +1,187 @@
+"""permutohedral_filter: high-dimensional Gaussian filtering over a lattice that is built once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from atrousops import backends, reference
+from atrousops._checks import bad_type, bad_value
+from atrousops.ops._register import register
+from atrousops.reference.permutohedral import Lattice
+
+MAX_FEATURES = 7
+NORMALIZATIONS = ("none", "symmetric", "before", "after")
+
+
+def permutohedral_lattice(features: Tensor) -> Lattice:
+    """Builds the permutohedral lattice of a set of features, for any number of filters over it.
+
+    Each pixel's feature vector f is elevated to the hyperplane of the lattice A*_D, scaled so that the filter is
+    k(f, g) = exp(-|f - g|^2 / 2), and lies in a simplex of D + 1 vertices with barycentric weights (Adams, Baek, Davis:
+    Fast high-dimensional filtering using the permutohedral lattice, Eurographics 2010, section 3).
+
+    Args:
+        features: (N, D, *), 1 <= D <= 7, in units of the filter's standard deviation. float64 is computed in float64,
+            all else in float32. Detached: no gradient reaches features.
+
+    Returns:
+        A Lattice with P = product of *. Under torch.compile its M and R are upper bounds, N * P * (D + 1); counts and
+        row_bounds tell what is in use.
+
+    Raises:
+        ArgumentError: the rank, D or number of pixels is out of range, or features are not finite, or span more than
+            64-bit keys hold (for D = 5: 12 000 lattice units, about 1 000 standard deviations).
+        ArgumentTypeError: features are not floating.
+    """
+    _check_features("permutohedral_lattice", features)
+    features = features.detach().flatten(2)
+    if features.dtype != torch.float64:
+        features = features.float()
+    if backends.choose("permutohedral", features.device, features.dtype) == "cpu":
+        parts = torch.ops.atrousops.permutohedral_lattice(features)
+        if not torch.compiler.is_compiling():
+            parts = _trim(*parts)
+    else:
+        parts = reference.permutohedral_lattice(features)
+    n, _, p = features.shape
+    norm = _apply(features.new_ones(n, 1, p), parts[1], parts[1], Lattice(*parts, norm=features), False)
+    return Lattice(*parts, norm=norm)
+
+
+def permutohedral_filter(values: Tensor, features: Tensor | Lattice, normalize: str | None = None) -> Tensor:
+    """Filters values with a Gaussian in feature space.
+
+    y_i = sum_j exp(-|f_i - f_j|^2 / 2) x_j, approximated on the permutohedral lattice: splat, blur along D + 1 axes,
+    slice (Adams, Baek, Davis 2010). With K this filter and n = K 1, `normalize` is that of pydensecrf:
+
+    - None or "none": y = K x, with pydensecrf's gain 1 / (1 + 2^-D), which is about half of the true sum;
+    - "symmetric": y = n^-1/2 K n^-1/2 x (NORMALIZE_SYMMETRIC);
+    - "before": y = K n^-1 x (NORMALIZE_BEFORE);
+    - "after": y = n^-1 K x (NORMALIZE_AFTER), a weighted mean.
+
+    Args:
+        values: (N, C, *), any C; float64 is computed in float64, all else in float32.
+        features: (N, D, *) in units of standard deviations, or the Lattice of such features. One image of features
+            serves every image of values.
+        normalize: see above.
+
+    Returns:
+        (N, C, *) of the dtype and memory format of values. Differentiable in values (the transposed filter: the same
+        lattice, axes in the opposite order), any number of times; features are detached.
+
+    Raises:
+        ArgumentError: ranks or sizes disagree, D is not within 1 to 7, devices differ, or normalize is unknown.
+        ArgumentTypeError: an argument is not floating.
+    """
+    op = "permutohedral_filter"
+    _check_values(op, values, features)
+    lattice = features if isinstance(features, Lattice) else permutohedral_lattice(features)
+    splat, slices = lattice_weights(lattice, normalize, values.dtype, op)
+    flat = values.flatten(2)
+    if lattice.offsets.shape[0] == flat.shape[0]:
+        return _apply(flat, splat, slices, lattice, False).view(values.shape)
+    # One lattice for all images: they are channels of one.
+    shared = flat.reshape(1, flat.shape[0] * flat.shape[1], flat.shape[2])
+    return _apply(shared, splat, slices, lattice, False).view(values.shape)
+
+
+def lattice_weights(lattice: Lattice, normalize: str | None, dtype: torch.dtype, op: str) -> tuple[Tensor, Tensor]:
+    """The weights to splat and to slice with: barycentric, times what `normalize` asks for on that side."""
+    normalize = "none" if normalize is None else normalize
+    if normalize not in NORMALIZATIONS:
+        bad_value(op, "normalize", f"be None or one of {', '.join(NORMALIZATIONS)}", repr(normalize))
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    weights, norm = lattice.weights.to(compute), lattice.norm.to(compute)
+    if normalize == "none":
+        return weights, weights
+    # pydensecrf's guard against an empty neighbourhood.
+    scale = (norm + 1e-20).pow(-0.5 if normalize == "symmetric" else -1.0).transpose(1, 2)
+    scaled = weights * scale
+    return (weights if normalize == "after" else scaled), (weights if normalize == "before" else scaled)
+
+
+def _apply(values: Tensor, splat: Tensor, slices: Tensor, lattice: Lattice, reverse: bool) -> Tensor:
+    own = backends.choose("permutohedral", values.device, values.dtype) == "cpu"
+    run = torch.ops.atrousops.permutohedral_apply if own else reference.permutohedral_apply
+    return run(values, splat, slices, lattice.offsets, *lattice[2:7], reverse)
+
+
+def _trim(
+    offsets: Tensor, weights: Tensor, neighbours: Tensor, row_starts: Tensor, rows: Tensor, bounds: Tensor, counts: Tensor
+) -> tuple[Tensor, ...]:
+    # The operator's outputs have a static upper bound as their size, so that it compiles without data-dependent shapes;
+    # only what is in use was ever touched. Copies let the bound go.
+    m, r = int(counts.sum()), int(bounds[-1])
+    return offsets, weights, neighbours[:, :m].clone(), row_starts[: m + 1].clone(), rows[:r].clone(), bounds, counts
+
+
+def _check_features(op: str, features: Tensor) -> None:
+    if not isinstance(features, Tensor) or features.dtype not in backends.FLOATING:
+        got = features.dtype if isinstance(features, Tensor) else type(features).__name__
+        bad_type(op, "features", "be a tensor of float64, float32, bfloat16 or float16", got)
+    if features.dim() < 3:
+        bad_value(op, "features", "be (N, D, *)", f"shape {tuple(features.shape)}", "Add the missing dimensions.")
+    if not 1 <= features.shape[1] <= MAX_FEATURES:
+        bad_value(op, "features", f"have 1 to {MAX_FEATURES} channels", features.shape[1], "64-bit keys hold no more.")
+    if features.numel() // features.shape[1] * (features.shape[1] + 1) >= 2**31 - 1:
+        bad_value(op, "features", "have N * P * (D + 1) < 2^31", tuple(features.shape), "Filter fewer images at a time.")
+
+
+def _check_values(op: str, values: Tensor, features: Tensor | Lattice) -> None:
+    if not isinstance(values, Tensor) or values.dtype not in backends.FLOATING:
+        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        bad_type(op, "values", "be a tensor of float64, float32, bfloat16 or float16", got)
+    if values.dim() < 3:
+        bad_value(op, "values", "be (N, C, *)", f"shape {tuple(values.shape)}", "Add the missing dimensions.")
+    n, device = values.shape[0], values.device
+    if isinstance(features, Lattice):
+        images, pixels, _ = features.offsets.shape
+        if images not in (1, n) or pixels != values.shape[2:].numel():
+            bad_value(op, "values", f"be of {images} images and {pixels} pixels, as the lattice", tuple(values.shape))
+        other = features.offsets.device
+    else:
+        _check_features(op, features)
+        if features.shape[0] not in (1, n) or features.shape[2:] != values.shape[2:]:
+            wanted = ("N or 1", "D", *values.shape[2:])
+            bad_value(op, "features", f"be ({', '.join(map(str, wanted))}) for these values", tuple(features.shape))
+        other = features.device
+    if other != device:
+        bad_value(op, "features", f"be on {device}, as values", other, "Move one of them with .to().")
+
+
+def _fake_lattice(features: Tensor) -> tuple[Tensor, ...]:
+    n, d, p = features.shape
+    most = n * p * (d + 1)
+    # As the C++ side cuts an image.
+    chunks = torch.sym_max(1, torch.sym_min(p // 16384, 64))
+
+    def ints(*size: int) -> Tensor:
+        return features.new_empty(size, dtype=torch.int32)
+
+    bounds = features.new_empty((n * chunks + 1,), dtype=torch.int64)
+    counts = features.new_empty((n,), dtype=torch.int64)
+    weights = features.new_empty((n, p, d + 1))
+    return ints(n, p, d + 1), weights, ints(d + 1, most, 2), ints(most + 1), ints(most), bounds, counts
+
+
+def _fake_apply(values: Tensor, *lattice: object) -> Tensor:
+    n, c, p = values.shape
+    if values.is_contiguous() or values.stride(1) != 1 or values.stride(2) != c or (n > 1 and values.stride(0) != c * p):
+        return values.new_empty((n, c, p))
+    return values.new_empty((n, p, c)).transpose(1, 2)
+
+
+def _setup(ctx, inputs, output) -> None:
+    _, splat, slices, *lattice, reverse = inputs
+    ctx.reverse = reverse
+    ctx.save_for_backward(splat, slices, *lattice)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    splat, slices, *lattice = ctx.saved_tensors
+    return torch.ops.atrousops.permutohedral_apply(grad, slices, splat, *lattice, not ctx.reverse), *[None] * 9
+
+
+register("permutohedral_lattice", fake=_fake_lattice, autocast="float32")
+register("permutohedral_apply", fake=_fake_apply, backward=_backward, setup_context=_setup, autocast="float32")

@@ -1,0 +1,54 @@
+// Filtering over a permutohedral lattice: splat to its vertices, blur along D + 1 axes, slice back.
+//
+// Pixels are cut into chunks whose number depends on their count alone. Each chunk has a row of its own for every vertex
+// that it touches, so that chunks splat in parallel, in pixel order, without atomics; a vertex then adds its rows in a
+// fixed order. Channels lie innermost, padded to whole vectors.
+#pragma once
+#include <cstdint>
+
+#include "cpu/dispatch.h"
+#include "cpu/isa.h"
+
+namespace atrousops::cpu {
+
+// Channels of type float or double in one vector, under every instruction set.
+constexpr int64_t kVectorBytes = 32;
+// Pixels that pass through a tile of channels-innermost values.
+constexpr int64_t kPixelTile = 64;
+
+struct PermutohedralArgs {
+  ScalarType compute;  // float or double: weights, rows and vertices
+  int64_t vectors;     // a row's length
+  int64_t corners;     // D + 1
+  const int32_t* offsets;
+  const void* splat_weights;
+  const void* slice_weights;
+  const int32_t* neighbours;  // (D + 1, neighbour_stride, 2), -1 where there is none
+  int64_t neighbour_stride;
+  const int32_t* row_starts;
+  const int32_t* rows;
+  void* row_values;
+  void* vertex_values[2];  // vertex -1 exists and is zero
+};
+
+// Values of one image, (C, P) or (P, C).
+struct PermutohedralImage {
+  void* values;
+  ScalarType dtype;
+  bool channels_last;
+  int64_t channels;
+  int64_t pixels;
+};
+
+// rows of pixels [first + begin, first + end) += weight * value, where `first` is the image's first pixel in the lattice.
+ATROUSOPS_DECLARE_KERNEL(permutohedral_splat, const PermutohedralArgs& args, const PermutohedralImage& image,
+                         int64_t first, int64_t begin, int64_t end)
+// vertex = sum of its rows.
+ATROUSOPS_DECLARE_KERNEL(permutohedral_gather, const PermutohedralArgs& args, int64_t begin, int64_t end)
+// One axis: vertex_values[to] = v + (n1 + n2) / 2 of vertex_values[1 - to]; the last axis writes every row times alpha.
+ATROUSOPS_DECLARE_KERNEL(permutohedral_blur, const PermutohedralArgs& args, int64_t axis, int to, bool last,
+                         int64_t begin, int64_t end)
+ATROUSOPS_DECLARE_KERNEL(permutohedral_slice, const PermutohedralArgs& args, const PermutohedralImage& image,
+                         int64_t first, int64_t begin, int64_t end)
+
+}  // namespace atrousops::cpu
