@@ -11,6 +11,8 @@ from atrousops.nn.conv import (
     AtrousConvTranspose2d,
     AtrousConvTranspose3d,
 )
+from atrousops.nn.crf import CRFasRNN, DenseCRF
+from atrousops.nn.permutohedral import PermutohedralFilter
 
 __all__ = [
     "ASPP",
@@ -20,6 +22,9 @@ __all__ = [
     "AtrousConvTranspose1d",
     "AtrousConvTranspose2d",
     "AtrousConvTranspose3d",
+    "CRFasRNN",
     "ContextModule",
+    "DenseCRF",
+    "PermutohedralFilter",
     "conv_norm_relu",
 ]

@@ -1,6 +1,7 @@
 """Public functions: argument checks, fake kernels, autograd, autocast, and the choice of a backend."""
 
 from atrousops.ops.flush_subnormals import flush_subnormals
+from atrousops.ops.mean_field import mean_field
 from atrousops.ops.permutohedral import Lattice, permutohedral_filter, permutohedral_lattice
 
-__all__ = ["Lattice", "flush_subnormals", "permutohedral_filter", "permutohedral_lattice"]
+__all__ = ["Lattice", "flush_subnormals", "mean_field", "permutohedral_filter", "permutohedral_lattice"]

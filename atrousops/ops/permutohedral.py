@@ -38,14 +38,15 @@ def permutohedral_lattice(features: Tensor) -> Lattice:
     features = features.detach().flatten(2)
     if features.dtype != torch.float64:
         features = features.float()
-    if backends.choose("permutohedral", features.device, features.dtype) == "cpu":
-        parts = torch.ops.atrousops.permutohedral_lattice(features)
-        if not torch.compiler.is_compiling():
-            parts = _trim(*parts)
-    else:
+    if backends.choose("permutohedral", features.device, features.dtype) != "cpu":
+        _check_finite(features)
         parts = reference.permutohedral_lattice(features)
+    elif torch.compiler.is_compiling():
+        parts = torch.ops.atrousops.permutohedral_lattice(features)
+    else:
+        parts = _build(features)
     n, _, p = features.shape
-    norm = _apply(features.new_ones(n, 1, p), parts[1], parts[1], Lattice(*parts, norm=features), False)
+    norm = apply_lattice(features.new_ones(n, 1, p), parts[1], parts[1], Lattice(*parts, norm=features))
     return Lattice(*parts, norm=norm)
 
 
@@ -78,12 +79,7 @@ def permutohedral_filter(values: Tensor, features: Tensor | Lattice, normalize: 
     _check_values(op, values, features)
     lattice = features if isinstance(features, Lattice) else permutohedral_lattice(features)
     splat, slices = lattice_weights(lattice, normalize, values.dtype, op)
-    flat = values.flatten(2)
-    if lattice.offsets.shape[0] == flat.shape[0]:
-        return _apply(flat, splat, slices, lattice, False).view(values.shape)
-    # One lattice for all images: they are channels of one.
-    shared = flat.reshape(1, flat.shape[0] * flat.shape[1], flat.shape[2])
-    return _apply(shared, splat, slices, lattice, False).view(values.shape)
+    return apply_lattice(values.flatten(2), splat, slices, lattice).view(values.shape)
 
 
 def lattice_weights(lattice: Lattice, normalize: str | None, dtype: torch.dtype, op: str) -> tuple[Tensor, Tensor]:
@@ -101,19 +97,48 @@ def lattice_weights(lattice: Lattice, normalize: str | None, dtype: torch.dtype,
     return (weights if normalize == "after" else scaled), (weights if normalize == "before" else scaled)
 
 
-def _apply(values: Tensor, splat: Tensor, slices: Tensor, lattice: Lattice, reverse: bool) -> Tensor:
+def memory_format_of(values: Tensor) -> torch.memory_format:
+    """channels_last where values are that and not contiguous, for 4 or 5 dimensions."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(values.dim(), torch.contiguous_format)
+    if not values.is_contiguous() and values.is_contiguous(memory_format=last):
+        return last
+    return torch.contiguous_format
+
+
+def apply_lattice(values: Tensor, splat: Tensor, slices: Tensor, lattice: Lattice) -> Tensor:
+    """Filters values (N, C, P) with weights from `lattice_weights`; the lattice is of N images or of one for all."""
+    n, c, p = values.shape
+    if lattice.offsets.shape[0] != n:
+        # One lattice for all images: they are channels of one.
+        return apply_lattice(values.reshape(1, n * c, p), splat, slices, lattice).view(n, c, p)
     own = backends.choose("permutohedral", values.device, values.dtype) == "cpu"
     run = torch.ops.atrousops.permutohedral_apply if own else reference.permutohedral_apply
-    return run(values, splat, slices, lattice.offsets, *lattice[2:7], reverse)
+    return run(values, splat, slices, lattice.offsets, *lattice[2:7], False)
 
 
-def _trim(
-    offsets: Tensor, weights: Tensor, neighbours: Tensor, row_starts: Tensor, rows: Tensor, bounds: Tensor, counts: Tensor
-) -> tuple[Tensor, ...]:
+def _build(features: Tensor) -> tuple[Tensor, ...]:
+    try:
+        offsets, weights, neighbours, starts, rows, bounds, counts = torch.ops.atrousops.permutohedral_lattice(features)
+    except RuntimeError as error:
+        _check_finite(features)
+        if "lattice units" not in str(error):
+            raise
+        bad_value(
+            "permutohedral_lattice",
+            "features",
+            "fit 64-bit keys",
+            f"values up to {features.abs().max():g}",
+            "Divide them by larger standard deviations.",
+        )
     # The operator's outputs have a static upper bound as their size, so that it compiles without data-dependent shapes;
     # only what is in use was ever touched. Copies let the bound go.
     m, r = int(counts.sum()), int(bounds[-1])
-    return offsets, weights, neighbours[:, :m].clone(), row_starts[: m + 1].clone(), rows[:r].clone(), bounds, counts
+    return offsets, weights, neighbours[:, :m].clone(), starts[: m + 1].clone(), rows[:r].clone(), bounds, counts
+
+
+def _check_finite(features: Tensor) -> None:
+    if not features.isfinite().all():
+        bad_value("permutohedral_lattice", "features", "be finite", "NaN or infinity")
 
 
 def _check_features(op: str, features: Tensor) -> None:
@@ -125,7 +150,9 @@ def _check_features(op: str, features: Tensor) -> None:
     if not 1 <= features.shape[1] <= MAX_FEATURES:
         bad_value(op, "features", f"have 1 to {MAX_FEATURES} channels", features.shape[1], "64-bit keys hold no more.")
     if features.numel() // features.shape[1] * (features.shape[1] + 1) >= 2**31 - 1:
-        bad_value(op, "features", "have N * P * (D + 1) < 2^31", tuple(features.shape), "Filter fewer images at a time.")
+        bad_value(
+            op, "features", "have N * P * (D + 1) < 2^31", tuple(features.shape), "Filter fewer images at a time."
+        )
 
 
 def _check_values(op: str, values: Tensor, features: Tensor | Lattice) -> None:
@@ -167,7 +194,12 @@ def _fake_lattice(features: Tensor) -> tuple[Tensor, ...]:
 
 def _fake_apply(values: Tensor, *lattice: object) -> Tensor:
     n, c, p = values.shape
-    if values.is_contiguous() or values.stride(1) != 1 or values.stride(2) != c or (n > 1 and values.stride(0) != c * p):
+    if (
+        values.is_contiguous()
+        or values.stride(1) != 1
+        or values.stride(2) != c
+        or (n > 1 and values.stride(0) != c * p)
+    ):
         return values.new_empty((n, c, p))
     return values.new_empty((n, p, c)).transpose(1, 2)
 

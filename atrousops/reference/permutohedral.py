@@ -12,9 +12,9 @@ from torch import Tensor
 class Lattice(NamedTuple):
     """Which lattice vertices enclose each pixel, and how vertices are linked; a pytree of tensors.
 
-    Vertices of all N images are numbered together, M in all. Each image's pixels are cut into chunks, and every chunk has
-    a row of its own for each vertex that it touches, so that chunks can be splatted in parallel without atomics; the R
-    rows of all chunks are numbered together.
+    Vertices of all N images are numbered together, M in all. Each image's pixels are cut into chunks, and every chunk
+    has a row of its own for each vertex that it touches, so that chunks can be splatted in parallel without atomics;
+    the R rows of all chunks are numbered together.
 
     Attributes:
         offsets: (N, P, D + 1) int32, the rows of the vertices around a pixel.
@@ -68,9 +68,9 @@ def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     elevated = torch.cat([after[:, :1], after[:, 1:] - j * scaled], 1)
     steps = (elevated / (d + 1)).round()
     difference = elevated - steps * (d + 1)
-    # Of equal differences the later counts as larger, as in densecrf.
-    order = difference.flip(1).argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, d - order, torch.arange(d + 1, device=order.device).expand_as(order))
+    # The largest difference has rank 0; of equal ones the first, as in densecrf.
+    order = difference.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(d + 1, device=order.device).expand_as(order))
     # Off the plane: the coordinates of extreme rank step back.
     rank = rank + steps.sum(1, keepdim=True).long()
     back = (rank < 0).long() - (rank > d).long()

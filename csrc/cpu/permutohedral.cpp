@@ -12,7 +12,8 @@ namespace atrousops::cpu {
 Tensor permutohedral_apply(const Tensor& values, const Tensor& splat_weights, const Tensor& slice_weights,
                            const Tensor& offsets, const Tensor& neighbours, const Tensor& row_starts,
                            const Tensor& rows, const Tensor& row_bounds, const Tensor& counts, bool reverse) {
-  STD_TORCH_CHECK(values.dim() == 3, "permutohedral_apply: values must be (N, C, P); got ", values.dim(), " dimensions");
+  STD_TORCH_CHECK(values.dim() == 3, "permutohedral_apply: values must be (N, C, P); got ", values.dim(),
+                  " dimensions");
   const LatticeView lattice(splat_weights, slice_weights, offsets, neighbours, row_starts, rows, row_bounds, counts);
   STD_TORCH_CHECK(values.size(0) == lattice.images && values.size(2) == lattice.pixels,
                   "permutohedral_apply: values must be of ", lattice.images, " images and ", lattice.pixels,

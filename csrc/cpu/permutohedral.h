@@ -1,8 +1,8 @@
 // Filtering over a permutohedral lattice: splat to its vertices, blur along D + 1 axes, slice back.
 //
-// Pixels are cut into chunks whose number depends on their count alone. Each chunk has a row of its own for every vertex
-// that it touches, so that chunks splat in parallel, in pixel order, without atomics; a vertex then adds its rows in a
-// fixed order. Channels lie innermost, padded to whole vectors.
+// Pixels are cut into chunks whose number depends on their count alone. Each chunk has a row of its own for every
+// vertex that it touches, so that chunks splat in parallel, in pixel order, without atomics; a vertex then adds its
+// rows in a fixed order. Channels lie innermost, padded to whole vectors.
 #pragma once
 #include <cstdint>
 
@@ -40,7 +40,8 @@ struct PermutohedralImage {
   int64_t pixels;
 };
 
-// rows of pixels [first + begin, first + end) += weight * value, where `first` is the image's first pixel in the lattice.
+// rows of pixels [first + begin, first + end) += weight * value, where `first` is the image's first pixel in the
+// lattice.
 ATROUSOPS_DECLARE_KERNEL(permutohedral_splat, const PermutohedralArgs& args, const PermutohedralImage& image,
                          int64_t first, int64_t begin, int64_t end)
 // vertex = sum of its rows.

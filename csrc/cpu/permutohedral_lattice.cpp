@@ -108,7 +108,9 @@ Builder::Builder(const Tensor& features_, int64_t chunks_)
       image_tables(images),
       image_base(images + 1) {
   const int64_t corners = dims + 1, most = images * pixels * corners;
-  const auto ints = [&](const std::vector<int64_t>& size, ScalarType type) { return empty(size, features, false, type); };
+  const auto ints = [&](const std::vector<int64_t>& size, ScalarType type) {
+    return empty(size, features, false, type);
+  };
   offsets = ints({images, pixels, corners}, ScalarType::Int);
   weights = empty({images, pixels, corners}, features, false);
   neighbours = ints({corners, most, 2}, ScalarType::Int);
@@ -207,15 +209,17 @@ void Builder::list_rows() {
   for (const int32_t v : row_vertex) ++starts[v + 1];
   for (int64_t v = 0; v < vertices; ++v) starts[v + 1] += starts[v];
   std::vector<int32_t> next(starts, starts + vertices);
-  for (size_t r = 0; r < row_vertex.size(); ++r) mutable_data<int32_t>(rows)[next[row_vertex[r]]++] = static_cast<int32_t>(r);
+  for (size_t r = 0; r < row_vertex.size(); ++r)
+    mutable_data<int32_t>(rows)[next[row_vertex[r]]++] = static_cast<int32_t>(r);
 }
 
 void Builder::check(const char* phase) const {
   for (const auto* tables : {&chunk_tables, &image_tables})
-    for (const KeyTable& t : *tables) STD_TORCH_CHECK(!t.failed(), "permutohedral_lattice: out of memory while ", phase);
+    for (const KeyTable& t : *tables)
+      STD_TORCH_CHECK(!t.failed(), "permutohedral_lattice: out of memory while ", phase);
   STD_TORCH_CHECK(fits, "permutohedral_lattice: features must be finite and within ",
-                  static_cast<int64_t>(KeyLayout(static_cast<int>(dims)).limit() * (dims + 1)),
-                  " lattice units for ", dims, " of them; divide them by larger standard deviations");
+                  static_cast<int64_t>(KeyLayout(static_cast<int>(dims)).limit() * (dims + 1)), " lattice units for ",
+                  dims, " of them; divide them by larger standard deviations");
 }
 
 }  // namespace

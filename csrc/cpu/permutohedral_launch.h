@@ -12,9 +12,8 @@ namespace atrousops::cpu {
 
 // Checks the tensors against each other; their contents are trusted, as those of any index structure.
 struct LatticeView {
-  LatticeView(const Tensor& splat_weights, const Tensor& slice_weights, const Tensor& offsets,
-              const Tensor& neighbours, const Tensor& row_starts, const Tensor& rows, const Tensor& row_bounds,
-              const Tensor& counts);
+  LatticeView(const Tensor& splat_weights, const Tensor& slice_weights, const Tensor& offsets, const Tensor& neighbours,
+              const Tensor& row_starts, const Tensor& rows, const Tensor& row_bounds, const Tensor& counts);
 
   // Pixels of chunk c within its image.
   int64_t chunk_begin(int64_t c) const { return pixels * (c % chunks) / chunks; }
@@ -34,8 +33,8 @@ struct LatticeView {
   }
 
   int64_t images, pixels, corners, chunks;
-  int64_t vertices = 0;         // of all images
-  const int64_t* bounds;        // rows of chunk c: [bounds[c], bounds[c + 1])
+  int64_t vertices = 0;   // of all images
+  const int64_t* bounds;  // rows of chunk c: [bounds[c], bounds[c + 1])
   Tensor splat_weights, slice_weights, offsets, neighbours, row_starts, rows, row_bounds;
 };
 

@@ -31,8 +31,7 @@ inline void load_tile(const PermutohedralImage& m, int64_t begin, int64_t count,
   const S* values = static_cast<const S*>(m.values);
   const int64_t live = m.channels - channel < width ? m.channels - channel : width;
   if (m.channels_last) {
-    for (int64_t p = 0; p < count; ++p)
-      load_row(values + (begin + p) * m.channels + channel, tile + p * width, live);
+    for (int64_t p = 0; p < count; ++p) load_row(values + (begin + p) * m.channels + channel, tile + p * width, live);
   } else {
     for (int64_t c = 0; c < live; ++c)
       for (int64_t p = 0; p < count; ++p) tile[p * width + c] = load(values[(channel + c) * m.pixels + begin + p]);
@@ -47,8 +46,7 @@ inline void store_tile(const PermutohedralImage& m, int64_t begin, int64_t count
   S* values = static_cast<S*>(m.values);
   const int64_t live = m.channels - channel < width ? m.channels - channel : width;
   if (m.channels_last) {
-    for (int64_t p = 0; p < count; ++p)
-      store_row(tile + p * width, values + (begin + p) * m.channels + channel, live);
+    for (int64_t p = 0; p < count; ++p) store_row(tile + p * width, values + (begin + p) * m.channels + channel, live);
   } else {
     for (int64_t c = 0; c < live; ++c)
       for (int64_t p = 0; p < count; ++p) store(values + (channel + c) * m.pixels + begin + p, tile[p * width + c]);
