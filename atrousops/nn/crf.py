@@ -133,16 +133,16 @@ class DenseCRF(_GaussianCRF):
         iterations: of mean field.
         gaussian_sxy, bilateral_sxy: standard deviations in pixels, one or (sx, sy).
         bilateral_srgb: standard deviation in image units, one or three.
-        gaussian_compat, bilateral_compat: a number w, the Potts model, which rewards neighbours of one label with w; or L
-            numbers mu_l or an (L, L) matrix of penalties (so that Potts is -w on the diagonal), of which, as in
+        gaussian_compat, bilateral_compat: a number w, the Potts model, which rewards neighbours of one label with w; or
+            L numbers mu_l or an (L, L) matrix of penalties (so that Potts is -w on the diagonal), of which, as in
             pydensecrf, the symmetric part counts.
         normalization: "symmetric", "before", "after" or "none"; see `functional.permutohedral_filter`.
 
     Shape:
-        scores (N, L, H, W), log-probabilities or logits, left as they are; image (N, 3, H, W) in 0..255 (an image in 0..1
-        is one flat colour to a srgb of 13), uint8 or floating; output Q (N, L, H, W), probabilities of the dtype of
-        scores. Computed in float64 for float64 scores, else in float32, also under autocast, which then returns float32.
-        Differentiable in scores.
+        scores (N, L, H, W), log-probabilities or logits, left as they are; image (N, 3, H, W) in 0..255 (one in 0..1 is
+        a single flat colour to a srgb of 13), uint8 or floating; output Q (N, L, H, W), probabilities of the dtype of
+        scores. Computed in float64 for float64 scores, else in float32, also under autocast, which then returns
+        float32. Differentiable in scores.
 
     Raises:
         ArgumentError: an argument is out of range, or shapes or devices disagree.
