@@ -125,3 +125,32 @@ def test_hook_based_weight_norm():
 def test_rejects_what_is_no_module():
     with pytest.raises(TypeError, match=r"convert: model must be a torch\.nn\.Module; got function"):
         ao.convert(lambda x: x)
+
+
+# A small picture, whose sides are no multiple of 32: the deepest maps are 3x2, or 9x7 where dilation keeps them.
+PICTURE = (1, 3, 65, 49)
+
+
+@pytest.mark.torchvision
+@pytest.mark.parametrize("name", ["deeplabv3_resnet50", "fcn_resnet50", "lraspp_mobilenet_v3_large"])
+def test_torchvision_segmentation(name):
+    from torchvision.models import segmentation
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = getattr(segmentation, name)(weights=None, weights_backbone=None).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    x = torch.randn(PICTURE, dtype=torch.float64)
+    keys = list(model.state_dict())
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    with torch.no_grad():
+        expected = model(x)
+        report = ao.convert(model)
+        got = model(x)
+    assert list(model.state_dict()) == keys
+    assert report.left == []
+    assert sum(row.was == "Conv2d" for row in report.swapped) == len(convs)
+    assert all(type(m) is ao.AtrousConv2d for m in convs)
+    for key in expected:
+        torch.testing.assert_close(got[key], expected[key], rtol=1e-10, atol=1e-10)
