@@ -44,7 +44,7 @@ def can_run(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Ver
     if name == "aten":
         if op in HAS_ATEN:
             return Verdict(True, "PyTorch's own operator")
-        return Verdict(False, f"PyTorch has no {op}")
+        return Verdict(False, "PyTorch has no such operator")
     if name == "cpu":
         if _library.cpu.problem is not None:
             return Verdict(False, f"the CPU library is missing: {_library.cpu.problem}")

@@ -180,7 +180,7 @@ def overlay_image(picture: np.ndarray, labels: np.ndarray, colors: np.ndarray, a
         colors: uint8 (L, 3).
         alpha: the share of the class colour, 0..1.
     """
-    black = ~colors.any(axis=1)
+    black = (colors == 0).all(axis=1)
     share = np.where(black, 0.0, alpha).astype(np.float32)[labels][..., None]
     blended = np.rint(picture * (1 - share) + colors[labels] * share).astype(np.uint8)
     edge = contours(labels)

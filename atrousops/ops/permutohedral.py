@@ -46,8 +46,8 @@ def permutohedral_lattice(features: Tensor) -> Lattice:
     else:
         parts = _build(features)
     n, _, p = features.shape
-    norm = apply_lattice(features.new_ones(n, 1, p), parts[1], parts[1], Lattice(*parts, norm=features))
-    return Lattice(*parts, norm=norm)
+    norm = apply_lattice(features.new_ones(n, 1, p), parts[1], parts[1], Lattice(*parts, norm=features))  # type: ignore[misc]
+    return Lattice(*parts, norm=norm)  # type: ignore[misc]
 
 
 def permutohedral_filter(values: Tensor, features: Tensor | Lattice, normalize: str | None = None) -> Tensor:
