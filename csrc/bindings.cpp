@@ -2,63 +2,101 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <stdexcept>
+
 #include "core/phases.h"
+#include "core/plan.h"
 #include "core/problem.h"
 
 namespace py = pybind11;
 using namespace atrousops::core;
 
+// Geometry crosses as plain tuples; atrousops/geometry.py names their fields.
 using Sizes = std::vector<int64_t>;
+using AxisFields = std::array<int64_t, 7>;
+using AxesFields = std::array<AxisFields, kAxes>;
 
-static Problem make(const std::string& kind, int64_t n, int64_t c, int64_t k, int64_t groups, const Sizes& in,
-                    const Sizes& kernel, const Sizes& stride, const Sizes& dilation, const Sizes& pad_lo,
-                    const Sizes& pad_hi, const Sizes& out) {
-  const Kind which = kind == "forward"       ? Kind::forward
-                     : kind == "input_grad"  ? Kind::input_grad
-                     : kind == "weight_grad" ? Kind::weight_grad
-                                             : throw py::value_error("kind must be forward, input_grad or weight_grad");
-  return make_problem(which, n, c, k, groups, {in, kernel, stride, dilation, pad_lo, pad_hi}, out);
+static Kind kind_of(const std::string& kind) {
+  if (kind == "forward") return Kind::forward;
+  if (kind == "input_grad") return Kind::input_grad;
+  if (kind == "weight_grad") return Kind::weight_grad;
+  throw py::value_error("kind must be forward, input_grad or weight_grad; got " + kind);
 }
 
-static Problem make_from_transposed(int64_t n, int64_t k, int64_t c, int64_t groups, const Sizes& in,
-                                    const Sizes& kernel, const Sizes& stride, const Sizes& dilation,
-                                    const Sizes& pad_lo, const Sizes& pad_hi, const Sizes& output_padding) {
-  return make_transposed(n, k, c, groups, {in, kernel, stride, dilation, pad_lo, pad_hi}, output_padding);
+static Axis axis_of(const AxisFields& f) { return {f[0], f[1], f[2], f[3], f[4], f[5], f[6]}; }
+
+static Problem problem_of(const std::string& kind, int64_t n, int64_t c, int64_t k, int64_t groups,
+                          const AxesFields& axes) {
+  return {kind_of(kind), n, c, k, groups, {axis_of(axes[0]), axis_of(axes[1]), axis_of(axes[2])}};
+}
+
+static AxesFields axes_of(const Problem& p) {
+  AxesFields all;
+  for (int i = 0; i < kAxes; ++i) {
+    const Axis& a = p.axis[i];
+    all[i] = {a.in, a.out, a.kernel, a.stride, a.dilation, a.pad_lo, a.pad_hi};
+  }
+  return all;
+}
+
+static py::tuple tuple_of(const AxisPhase& p) {
+  py::list taps, segments;
+  for (const AxisTap& t : p.taps) taps.append(py::make_tuple(t.r, t.delta, t.begin, t.end));
+  for (const AxisSegment& s : p.segments) segments.append(py::make_tuple(s.begin, s.end, s.tap_begin, s.tap_end));
+  return py::make_tuple(p.p0, p.p, p.q0, p.q, p.count, p.bound, py::tuple(taps), py::tuple(segments));
+}
+
+static py::tuple tuple_of(const Plan& p) {
+  py::list candidates;
+  for (const Candidate& c : p.candidates) candidates.append(py::make_tuple(c.kernel, c.seconds, c.reason));
+  return py::make_tuple(p.kernel, p.reason, p.seconds, p.live_share, p.regions, p.dense_flops, p.bytes_floor,
+                        p.workspace, candidates);
 }
 
 static void bind_geometry(py::module_& m) {
-  py::class_<Axis>(m, "Axis")
-      .def_readonly("in_", &Axis::in)
-      .def_readonly("out", &Axis::out)
-      .def_readonly("kernel", &Axis::kernel)
-      .def_readonly("stride", &Axis::stride)
-      .def_readonly("dilation", &Axis::dilation)
-      .def_readonly("pad_lo", &Axis::pad_lo)
-      .def_readonly("pad_hi", &Axis::pad_hi);
-  py::class_<Problem>(m, "Problem")
-      .def(py::init(&make))
-      .def_static("transposed", &make_from_transposed)
-      .def_readonly("axis", &Problem::axis)
-      .def("dense_flops", &Problem::dense_flops);
-  py::class_<AxisTap>(m, "AxisTap").def("astuple", [](const AxisTap& t) {
-    return py::make_tuple(t.r, t.delta, t.begin, t.end);
+  m.def("convolution", [](const std::string& kind, int64_t n, int64_t c, int64_t k, int64_t groups, const Sizes& in,
+                          const Sizes& kernel, const Sizes& stride, const Sizes& dilation, const Sizes& pad_lo,
+                          const Sizes& pad_hi, const Sizes& out) {
+    return axes_of(make_problem(kind_of(kind), n, c, k, groups, {in, kernel, stride, dilation, pad_lo, pad_hi}, out));
   });
-  py::class_<AxisSegment>(m, "AxisSegment").def("astuple", [](const AxisSegment& s) {
-    return py::make_tuple(s.begin, s.end, s.tap_begin, s.tap_end);
+  m.def("transposed", [](int64_t n, int64_t k, int64_t c, int64_t groups, const Sizes& in, const Sizes& kernel,
+                         const Sizes& stride, const Sizes& dilation, const Sizes& pad_lo, const Sizes& pad_hi,
+                         const Sizes& output_padding) {
+    return axes_of(make_transposed(n, k, c, groups, {in, kernel, stride, dilation, pad_lo, pad_hi}, output_padding));
   });
-  py::class_<AxisPhase>(m, "AxisPhase").def("astuple", [](const AxisPhase& p) {
-    py::list taps, segments;
-    for (const AxisTap& t : p.taps) taps.append(py::make_tuple(t.r, t.delta, t.begin, t.end));
-    for (const AxisSegment& s : p.segments) segments.append(py::make_tuple(s.begin, s.end, s.tap_begin, s.tap_end));
-    return py::make_tuple(p.p0, p.p, p.q0, p.q, p.count, p.bound, py::tuple(taps), py::tuple(segments));
-  });
-  m.def("axis_phases", [](const Problem& p, int axis) { return axis_phases(p.kind, p.axis.at(axis)); });
-  m.def("live_share", [](const Problem& p) { return phases(p).live_share(p); });
-  m.def("regions", [](const Problem& p) {
+  m.def("axis_phases", [](const std::string& kind, const AxisFields& axis) {
     py::list all;
-    for (const Region& r : regions(phases(p)))
-      all.append(py::make_tuple(r.phase, r.begin, r.end, r.tap_begin, r.tap_end));
+    for (const AxisPhase& p : axis_phases(kind_of(kind), axis_of(axis))) all.append(tuple_of(p));
+    return py::tuple(all);
+  });
+  m.def("live_share", [](const std::string& kind, const AxesFields& axes) {
+    const Problem p = problem_of(kind, 1, 1, 1, 1, axes);
+    return phases(p).live_share(p);
+  });
+  m.def("regions", [](const std::string& kind, const AxesFields& axes) {
+    py::list all;
+    for (const Region& r : regions(phases(problem_of(kind, 1, 1, 1, 1, axes))))
+      all.append(py::make_tuple(r.phase, py::tuple(py::cast(r.begin)), py::tuple(py::cast(r.end)),
+                                py::tuple(py::cast(r.tap_begin)), py::tuple(py::cast(r.tap_end))));
     return all;
+  });
+  m.def("region_taps", [](const std::string& kind, const AxesFields& axes, int64_t region) {
+    const Problem p = problem_of(kind, 1, 1, 1, 1, axes);
+    const Phases all = phases(p);
+    const Region r = regions(all).at(region);
+    py::list out;
+    for (const Tap& t : taps(p, all[r.phase], r)) out.append(py::make_tuple(t.index, t.delta, t.begin, t.end));
+    return out;
+  });
+}
+
+static void bind_planner(py::module_& m) {
+  m.def("plan", [](const std::string& kind, int64_t n, int64_t c, int64_t k, int64_t groups, const AxesFields& axes,
+                   const std::string& device, int64_t threads, const std::array<double, 13>& r, int64_t itemsize,
+                   bool needs_grad, int64_t workspace_limit) {
+    const Rates rates{r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], r[12]};
+    const Device d{device == "cpu" ? DeviceKind::cpu : DeviceKind::cuda, threads, rates};
+    return tuple_of(plan({problem_of(kind, n, c, k, groups, axes), itemsize, needs_grad, workspace_limit}, d));
   });
 }
 
@@ -69,4 +107,5 @@ PYBIND11_MODULE(_C, m) {
   m.attr("compiler") = ATROUSOPS_COMPILER;
   m.attr("isas") = ATROUSOPS_ISAS;
   bind_geometry(m);
+  bind_planner(m);
 }

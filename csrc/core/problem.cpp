@@ -24,6 +24,11 @@ Problem Problem::with(Kind other) const {
   return p;
 }
 
+[[noreturn]] static void too_large(const char* op) {
+  bad_value(op, "sizes", "keep every tensor below 2^63 elements", "a larger one",
+            "Use a smaller batch, stride or dilation.");
+}
+
 static std::string text(std::span<const int64_t> v) {
   std::string s = "(";
   for (size_t i = 0; i < v.size(); ++i) s += (i ? ", " : "") + std::to_string(v[i]);
@@ -68,7 +73,7 @@ static void check_counts(const char* op, const Problem& p) {
       checked_add(checked_mul(a.stride, a.out), checked_add(checked_mul(a.dilation, a.kernel), a.pad_lo));
     }
   } catch (const Overflow&) {
-    bad_value(op, "sizes", "keep every tensor below 2^63 elements", "a larger one", "Split the batch or the channels.");
+    too_large(op);
   }
 }
 
@@ -130,7 +135,7 @@ Problem make_transposed(int64_t n, int64_t k, int64_t c, int64_t groups, const S
     try {
       a.in = transposed_size(a, spatial.in[i], output_padding[i]);
     } catch (const Overflow&) {
-      bad_value(op, "sizes", "keep every tensor below 2^63 elements", "a larger one", "Lower stride or dilation.");
+      too_large(op);
     }
     if (a.in < 1)
       bad_value(op, "padding", "leave an output of at least 1 on every axis", std::to_string(a.in),

@@ -1,0 +1,341 @@
+"""Which kernel runs a problem, at what predicted cost, and why the others do not: `plan`, and `choose` for dispatch.
+
+seconds = overhead of a call + floating-point operations / rate + bytes moved / copy rate
+
+with rates that belong to the description of the device, so that measured ones can replace the defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+from operator import index
+from typing import NamedTuple
+
+import torch
+from torch.fx.experimental.symbolic_shapes import has_static_value
+
+from atrousops import _library, geometry
+from atrousops.devices import Device, Rates, cpu_device
+from atrousops.geometry import Problem, product
+
+# In the order in which they are considered and shown:
+# aten       PyTorch's own kernel (oneDNN)
+# regions    one gathered GEMM per live region
+# phases     the same per residue of the written position: no multiplication by the zeros a stride inserts
+# depthwise  a loop over taps, vectorised along channels or pixels
+# grouped    the same for groups of few channels
+KERNELS = ("aten", "regions", "phases", "depthwise", "grouped")
+# Ours must be predicted this much faster than PyTorch's: predictions are not better than that.
+MARGIN = 0.9
+# A GEMM computes output channels in blocks of this many.
+LANES = 16
+# Bytes of scratch of one thread: gathered rows and a tile of results.
+PANEL = 5 << 20
+# Bytes that a kernel may allocate besides its result.
+WORKSPACE_LIMIT = 1 << 31
+# Positions along an axis whose size torch.compile leaves open; its batch counts as 1.
+UNKNOWN_SIZE = 64
+
+
+class Candidate(NamedTuple):
+    """A kernel that was considered: its predicted seconds (infinite if it is not legal), and why it does not run."""
+
+    kernel: str
+    seconds: float
+    reason: str
+
+
+class Plan(NamedTuple):
+    """What runs, and why.
+
+    seconds is predicted, for forward and backward together if gradients are wanted; dense_flops counts dead taps as
+    done; live_share is the part of them that is not dead; bytes_floor is every tensor touched once; workspace is in
+    bytes; tile, split_k, stages and shared_memory describe GPU kernels.
+    """
+
+    kernel: str
+    reason: str
+    seconds: float
+    live_share: float
+    regions: int
+    dense_flops: float
+    bytes_floor: float
+    workspace: int
+    candidates: tuple[Candidate, ...]
+    tile: tuple[int, int, int] = (0, 0, 0)
+    split_k: int = 1
+    stages: int = 0
+    shared_memory: int = 0
+
+
+def plan(
+    problem: Problem, device: Device, itemsize: int, *, needs_grad: bool = False, workspace_limit: int = WORKSPACE_LIMIT
+) -> Plan:
+    """The kernel that should run a problem, with every candidate and why it lost.
+
+    Args:
+        problem: from geometry.convolution or geometry.transposed.
+        device: from cpu_device.
+        itemsize: bytes of an element of the dtype.
+        needs_grad: weigh forward and both gradients together.
+        workspace_limit: bytes that a kernel may allocate besides its result.
+    """
+    if _library.planner is None:
+        return python_plan(problem, device, itemsize, needs_grad, workspace_limit)
+    return compiled_plan(problem, device, itemsize, needs_grad, workspace_limit)
+
+
+def compiled_plan(problem: Problem, device: Device, itemsize: int, needs_grad: bool, workspace_limit: int) -> Plan:
+    """`plan` in C++."""
+    p = problem
+    *fields, candidates = _library.planner.plan(
+        p.kind, p.n, p.c, p.k, p.groups, p.axes, *device[:3], itemsize, needs_grad, workspace_limit
+    )
+    return Plan(*fields, tuple(Candidate(*c) for c in candidates))
+
+
+def python_plan(problem: Problem, device: Device, itemsize: int, needs_grad: bool, workspace_limit: int) -> Plan:
+    """`plan` in plain Python."""
+    candidates = consider(problem, device, itemsize, needs_grad, workspace_limit)
+    winner = decide(candidates)
+    chosen = candidates[winner]
+    return Plan(
+        kernel=chosen.kernel,
+        reason=_reason(candidates, winner),
+        seconds=chosen.seconds,
+        live_share=geometry.live_share(problem),
+        regions=geometry.region_count(problem),
+        dense_flops=problem.dense_flops,
+        bytes_floor=_bytes_floor(problem, itemsize),
+        workspace=_workspace(chosen.kernel, problem, device.threads, itemsize),
+        candidates=tuple(_lost(c, chosen) for c in candidates),
+    )
+
+
+_chosen: dict[tuple, str] = {}
+
+
+def choose(
+    kind: str,
+    input_size: tuple[int, ...],
+    weight_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    needs_grad: bool = False,
+    output_padding: tuple[int, ...] = (),
+) -> str:
+    """The name in KERNELS that should run a call on this CPU; about a microsecond once a call has been seen.
+
+    Arguments as for `plan_call`. Under torch.compile the answer is a constant of the graph, and sizes that the graph
+    leaves open count as UNKNOWN_SIZE.
+    """
+    args = (kind, input_size, weight_size, stride, padding, dilation, groups, output_padding)
+    if torch.compiler.is_compiling():
+        return _constant_choice(_concrete(*args), dtype, channels_last, needs_grad)
+    try:
+        return _chosen[args, dtype, channels_last, needs_grad, torch.get_num_threads()]
+    except KeyError:
+        return _first_choice(args, dtype, channels_last, needs_grad)
+    except TypeError:  # a symbolic size has no hash
+        return _first_choice(_concrete(*args), dtype, channels_last, needs_grad)
+
+
+def _first_choice(args: tuple, dtype: torch.dtype, channels_last: bool, needs_grad: bool) -> str:
+    if len(_chosen) >= 4096:
+        _chosen.clear()
+    kernel = plan_call(*args[:-1], dtype, channels_last, needs_grad, args[-1]).kernel
+    _chosen[args, dtype, channels_last, needs_grad, torch.get_num_threads()] = kernel
+    return kernel
+
+
+_constant_choice = torch.compiler.assume_constant_result(_first_choice)
+
+
+def _concrete(kind, input_size, weight_size, stride, padding, dilation, groups, output_padding) -> tuple:
+    # Batch and map may stay open, as long as the dilated kernel fits; everything else has the value it has.
+    weights, dilation = _integers(weight_size), _integers(dilation)
+    spans = [d * k for d, k in zip(dilation, weights[2:])]
+    open_sizes = [1, 0, *[max(UNKNOWN_SIZE, span) for span in spans]]
+    sizes = [s if has_static_value(s) else o for s, o in zip(input_size, open_sizes)]
+    sizes[1] = index(input_size[1])
+    rest = (_integers(stride), _integers(padding), dilation, index(groups), _integers(output_padding))
+    return (kind, tuple(sizes), weights, *rest)
+
+
+def _integers(values: Sequence[int]) -> tuple[int, ...]:
+    return tuple([index(v) for v in values])
+
+
+def plan_call(
+    kind: str,
+    input_size: tuple[int, ...],
+    weight_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    needs_grad: bool = False,
+    output_padding: tuple[int, ...] = (),
+) -> Plan:
+    """The whole plan of a call on this CPU, with its reasons.
+
+    Args:
+        kind: "forward", "transposed", "input_grad" or "weight_grad".
+        input_size: (N, C, *), for the gradients too: the size of what the convolution reads.
+        weight_size: (K, C / groups, *); (C, K / groups, *) for "transposed".
+        stride, padding, dilation, output_padding: one entry per spatial axis; `padding` may have two, all the low
+            sides and then all the high ones.
+        needs_grad: weigh forward and both gradients together.
+    """
+    problem = call_problem(kind, input_size, weight_size, stride, padding, dilation, groups, output_padding)
+    return plan(problem, cpu_device(dtype, channels_last), dtype.itemsize, needs_grad=needs_grad)
+
+
+def call_problem(
+    kind: str,
+    input_size: tuple[int, ...],
+    weight_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    output_padding: tuple[int, ...] = (),
+) -> Problem:
+    """The checked Problem of a call; arguments as for `plan_call`."""
+    rank = len(input_size) - 2
+    pad_lo, pad_hi = padding[:rank], padding[-rank:]
+    n, channels, *size = input_size
+    if kind != "transposed":
+        k, kernel = weight_size[0], weight_size[2:]
+        return geometry.convolution(
+            n, channels, k, size, kernel, stride, dilation, pad_lo, pad_hi, groups=groups, kind=kind
+        )
+    c, kernel = weight_size[1] * groups, weight_size[2:]
+    extra = output_padding or (0,) * rank
+    return geometry.transposed(n, channels, c, size, kernel, stride, dilation, pad_lo, pad_hi, extra, groups=groups)
+
+
+def consider(
+    problem: Problem, device: Device, itemsize: int, needs_grad: bool, workspace_limit: int
+) -> list[Candidate]:
+    """Every one of KERNELS with its predicted seconds, or why it is not legal."""
+    candidates = []
+    for name in KERNELS:
+        why_not = _illegal(name, problem, device, itemsize, workspace_limit)
+        candidates.append(Candidate(name, inf if why_not else _predict(name, problem, device, itemsize), why_not))
+    if needs_grad:
+        other = "input_grad" if problem.kind == "forward" else "forward"
+        for kind in (other, "weight_grad"):
+            gradients = consider(problem.as_kind(kind), device, itemsize, False, workspace_limit)
+            # Behind a forward pass of ours each gradient takes the fastest kernel; behind PyTorch's, PyTorch's.
+            best = min([c.seconds for c in gradients])
+            theirs = gradients[0].seconds
+            candidates = [Candidate(n, s + (theirs if n == "aten" else best), r) for n, s, r in candidates]
+    return candidates
+
+
+def decide(candidates: Sequence[Candidate]) -> int:
+    """Index of the kernel to run: the fastest, but PyTorch's unless ours is faster by more than the margin."""
+    ours = _best_of_ours(candidates)
+    return ours if candidates[ours].seconds < MARGIN * candidates[0].seconds else 0
+
+
+def _best_of_ours(candidates: Sequence[Candidate]) -> int:
+    best = 1
+    for i in range(2, len(candidates)):
+        if candidates[i].seconds < candidates[best].seconds:
+            best = i
+    return best
+
+
+def _reason(candidates: Sequence[Candidate], winner: int) -> str:
+    ours = candidates[_best_of_ours(candidates)]
+    if ours.seconds == inf:
+        return "aten: no kernel of ours applies"
+    ratio = ours.seconds / candidates[0].seconds
+    if winner == 0:
+        return f"aten: {ours.kernel} would take {ratio:.2f} of its time, and must be under {MARGIN:.2f} to be trusted"
+    return f"{ours.kernel}: takes {ratio:.2f} of the time of aten"
+
+
+def _lost(candidate: Candidate, chosen: Candidate) -> Candidate:
+    if candidate.reason or candidate.kernel == chosen.kernel:
+        return candidate
+    return candidate._replace(reason=f"{candidate.seconds / chosen.seconds:.2f} of the time of {chosen.kernel}")
+
+
+def _illegal(kernel: str, problem: Problem, device: Device, itemsize: int, workspace_limit: int) -> str:
+    # Why a kernel cannot run a problem; empty if it can.
+    if kernel == "aten":
+        return ""
+    if device.kind != "cpu":
+        return "this build has no kernels for the device"
+    if _workspace(kernel, problem, device.threads, itemsize) > workspace_limit:
+        return "needs more workspace than the limit"
+    one_channel = problem.groups > 1 and problem.groups == problem.c
+    if kernel == "depthwise":
+        return "" if one_channel else "not one channel a group"
+    if kernel == "grouped":
+        return "" if problem.groups > 1 and not one_channel else "not several channels a group"
+    if problem.groups > 1:
+        return "more than one group"
+    if kernel == "phases":
+        return "" if _strided(problem) else "no input gradient or transposed convolution with a stride"
+    if _strided(problem):
+        return "a stride makes it a case for phases"
+    return "" if any([a.kernel > 1 for a in problem.axes]) else "a kernel of one tap leaves nothing to skip"
+
+
+def _predict(kernel: str, problem: Problem, device: Device, itemsize: int) -> float:
+    # Seconds of a kernel on a problem that is legal for it.
+    rates, threads = device.rates, device.threads
+    axes = [geometry.axis_phases(problem.kind, a) for a in problem.axes]
+    live = [geometry.live_pairs(x) / (float(a.output) * a.kernel) for x, a in zip(axes, problem.axes)]
+    moved = _bytes_floor(problem, itemsize)
+    flops = problem.dense_flops
+    if kernel == "aten":
+        if problem.groups == 1:
+            flops *= 1.0 - rates.skips_rows * (1.0 - live[0] * live[1])
+        return rates.aten_call + flops / (_aten_rate(problem, rates) * threads) + moved / rates.copy
+    flops *= live[0] * live[1] * live[2]
+    if kernel in ("depthwise", "grouped"):
+        return rates.our_call + flops / (rates.direct * threads) + moved / rates.copy
+    width, depth = (problem.c, problem.k) if problem.kind == "input_grad" else (problem.k, problem.c)
+    flops *= float((width + LANES - 1) // LANES * LANES) / max(width, 1)
+    moved += float(problem.n) * depth * itemsize * product([geometry.live_pairs(x) for x in axes])
+    overhead = rates.our_call + rates.our_region * geometry.region_count(problem)
+    return overhead + flops / (rates.gemm * threads) + moved / rates.copy
+
+
+def _aten_rate(problem: Problem, rates: Rates) -> float:
+    if problem.groups > 1 and problem.groups == problem.c:
+        return rates.aten_depthwise
+    # oneDNN's blocked kernels take groups of whole blocks of 8 channels; the rest goes to a plain loop.
+    if problem.groups > 1 and (problem.c // problem.groups % 8 or problem.k // problem.groups % 8):
+        return rates.aten_grouped
+    if _strided(problem):
+        return rates.aten_strided
+    return rates.aten_far if any([a.kernel > 1 and a.dilation > rates.near for a in problem.axes]) else rates.aten
+
+
+def _strided(problem: Problem) -> bool:
+    return problem.kind == "input_grad" and any([a.stride > 1 for a in problem.axes])
+
+
+def _bytes_floor(problem: Problem, itemsize: int) -> float:
+    return float(problem.input_elements + problem.output_elements + problem.weight_elements) * itemsize
+
+
+def _workspace(kernel: str, problem: Problem, threads: int, itemsize: int) -> int:
+    # Bytes besides the result: weights in the kernel's own order, and gathered rows, a bounded panel per thread.
+    if kernel == "aten":
+        return 0
+    weights = problem.weight_elements * itemsize
+    return weights if kernel in ("depthwise", "grouped") else weights + threads * PANEL

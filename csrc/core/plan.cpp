@@ -1,0 +1,175 @@
+#include "core/plan.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <limits>
+
+namespace atrousops::core {
+namespace {
+
+constexpr double kNever = std::numeric_limits<double>::infinity();
+constexpr double kMargin = 0.9;               // ours must be predicted this much faster: predictions are not better
+constexpr int64_t kLanes = 16;                // a GEMM computes output channels in blocks of this many
+constexpr int64_t kPanel = int64_t{5} << 20;  // bytes of scratch of one thread
+
+// What predictions need of a problem, computed once for all candidates.
+struct Facts {
+  const Problem& problem;
+  int64_t itemsize, regions = 1;
+  std::array<double, kAxes> live;  // live share of each axis
+  double pairs = 1;                // live (position, tap) pairs
+  double bytes_floor;
+
+  Facts(const Problem& p, int64_t itemsize) : problem(p), itemsize(itemsize) {
+    for (int i = 0; i < kAxes; ++i) {
+      int64_t live_pairs = 0, segments = 0;
+      for (const AxisPhase& phase : axis_phases(p.kind, p.axis[i])) {
+        live_pairs += phase.live_pairs();
+        segments += static_cast<int64_t>(phase.segments.size());
+      }
+      live[i] = static_cast<double>(live_pairs) / (static_cast<double>(p.axis[i].out) * p.axis[i].kernel);
+      pairs *= static_cast<double>(live_pairs);
+      regions *= segments;
+    }
+    bytes_floor = static_cast<double>(p.input_elements() + p.output_elements() + p.weight_elements()) * itemsize;
+  }
+};
+
+bool strided(const Problem& p) {
+  return p.kind == Kind::input_grad &&
+         std::any_of(p.axis.begin(), p.axis.end(), [](const Axis& a) { return a.stride > 1; });
+}
+
+bool one_channel(const Problem& p) { return p.groups > 1 && p.groups == p.c; }
+
+// Each rule answers why the kernel cannot run the problem, or null.
+const char* aten_rule(const Problem&) { return nullptr; }
+const char* depthwise_rule(const Problem& p) { return one_channel(p) ? nullptr : "not one channel a group"; }
+const char* grouped_rule(const Problem& p) {
+  return p.groups > 1 && !one_channel(p) ? nullptr : "not several channels a group";
+}
+const char* phases_rule(const Problem& p) {
+  if (p.groups > 1) return "more than one group";
+  return strided(p) ? nullptr : "no input gradient or transposed convolution with a stride";
+}
+const char* regions_rule(const Problem& p) {
+  if (p.groups > 1) return "more than one group";
+  if (strided(p)) return "a stride makes it a case for phases";
+  const bool taps = std::any_of(p.axis.begin(), p.axis.end(), [](const Axis& a) { return a.kernel > 1; });
+  return taps ? nullptr : "a kernel of one tap leaves nothing to skip";
+}
+
+double aten_rate(const Problem& p, const Rates& r) {
+  if (one_channel(p)) return r.aten_depthwise;
+  // oneDNN's blocked kernels take groups of whole blocks of 8 channels; the rest goes to a plain loop.
+  if (p.groups > 1 && (p.c / p.groups % 8 != 0 || p.k / p.groups % 8 != 0)) return r.aten_grouped;
+  if (strided(p)) return r.aten_strided;
+  const bool far = std::any_of(p.axis.begin(), p.axis.end(),
+                               [&](const Axis& a) { return a.kernel > 1 && static_cast<double>(a.dilation) > r.near; });
+  return far ? r.aten_far : r.aten;
+}
+
+double aten_seconds(const Facts& f, const Device& d) {
+  const Rates& r = d.rates;
+  double flops = f.problem.dense_flops();
+  if (f.problem.groups == 1) flops *= 1.0 - r.skips_rows * (1.0 - f.live[0] * f.live[1]);
+  return r.aten_call + flops / (aten_rate(f.problem, r) * d.threads) + f.bytes_floor / r.copy;
+}
+
+double direct_seconds(const Facts& f, const Device& d) {
+  const double flops = f.problem.dense_flops() * (f.live[0] * f.live[1] * f.live[2]);
+  return d.rates.our_call + flops / (d.rates.direct * d.threads) + f.bytes_floor / d.rates.copy;
+}
+
+double gemm_seconds(const Facts& f, const Device& d) {
+  const Problem& p = f.problem;
+  const auto [width, depth] = p.kind == Kind::input_grad ? std::pair{p.c, p.k} : std::pair{p.k, p.c};
+  double flops = p.dense_flops() * (f.live[0] * f.live[1] * f.live[2]);
+  flops *= static_cast<double>((width + kLanes - 1) / kLanes * kLanes) / std::max<int64_t>(width, 1);
+  const double gathered = static_cast<double>(p.n) * depth * f.itemsize * f.pairs;
+  const double overhead = d.rates.our_call + d.rates.our_region * f.regions;
+  return overhead + flops / (d.rates.gemm * d.threads) + (f.bytes_floor + gathered) / d.rates.copy;
+}
+
+int64_t no_workspace(const Facts&, const Device&) { return 0; }
+int64_t packed_weights(const Facts& f, const Device&) { return f.problem.weight_elements() * f.itemsize; }
+int64_t weights_and_panels(const Facts& f, const Device& d) { return packed_weights(f, d) + d.threads * kPanel; }
+
+struct Entry {
+  const char* kernel;
+  const char* (*rule)(const Problem&);
+  double (*seconds)(const Facts&, const Device&);
+  int64_t (*workspace)(const Facts&, const Device&);
+};
+constexpr Entry kCpu[] = {
+    {"aten", aten_rule, aten_seconds, no_workspace},
+    {"regions", regions_rule, gemm_seconds, weights_and_panels},
+    {"phases", phases_rule, gemm_seconds, weights_and_panels},
+    {"depthwise", depthwise_rule, direct_seconds, packed_weights},
+    {"grouped", grouped_rule, direct_seconds, packed_weights},
+};
+
+const char* why_not(const Entry& e, const Facts& f, const Device& d, int64_t workspace_limit) {
+  if (&e == kCpu) return nullptr;
+  if (d.kind != DeviceKind::cpu) return "this build has no kernels for the device";
+  if (e.workspace(f, d) > workspace_limit) return "needs more workspace than the limit";
+  return e.rule(f.problem);
+}
+
+std::vector<Candidate> consider(const Request& q, const Device& d) {
+  const Facts facts(q.problem, q.itemsize);
+  std::vector<Candidate> all;
+  for (const Entry& e : kCpu) {
+    const char* reason = why_not(e, facts, d, q.workspace_limit);
+    all.push_back({e.kernel, reason ? kNever : e.seconds(facts, d), reason ? reason : ""});
+  }
+  if (!q.needs_grad) return all;
+  for (const Kind kind : {q.problem.kind == Kind::forward ? Kind::input_grad : Kind::forward, Kind::weight_grad}) {
+    const std::vector<Candidate> gradients = consider({q.problem.with(kind), q.itemsize, false, q.workspace_limit}, d);
+    // Behind a forward pass of ours each gradient takes the fastest kernel; behind PyTorch's, PyTorch's.
+    double best = kNever;
+    for (const Candidate& g : gradients) best = std::min(best, g.seconds);
+    for (size_t i = 0; i < all.size(); ++i) all[i].seconds += i == 0 ? gradients[0].seconds : best;
+  }
+  return all;
+}
+
+std::string fixed2(double v) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%.2f", v);
+  return text;
+}
+
+std::string winning_reason(const Candidate& aten, const Candidate& ours, bool ours_wins) {
+  if (ours.seconds == kNever) return "aten: no kernel of ours applies";
+  const std::string ratio = fixed2(ours.seconds / aten.seconds);
+  if (ours_wins) return ours.kernel + ": takes " + ratio + " of the time of aten";
+  return "aten: " + ours.kernel + " would take " + ratio + " of its time, and must be under " + fixed2(kMargin) +
+         " to be trusted";
+}
+
+}  // namespace
+
+Plan plan(const Request& q, const Device& d) {
+  const Facts facts(q.problem, q.itemsize);
+  Plan p;
+  p.candidates = consider(q, d);
+  const auto ours = std::min_element(p.candidates.begin() + 1, p.candidates.end(),
+                                     [](const Candidate& a, const Candidate& b) { return a.seconds < b.seconds; });
+  const bool ours_wins = ours->seconds < kMargin * p.candidates[0].seconds;
+  const size_t winner = ours_wins ? ours - p.candidates.begin() : 0;
+  p.kernel = p.candidates[winner].kernel;
+  p.reason = winning_reason(p.candidates[0], *ours, ours_wins);
+  p.seconds = p.candidates[winner].seconds;
+  p.live_share = facts.live[0] * facts.live[1] * facts.live[2];
+  p.regions = facts.regions;
+  p.dense_flops = q.problem.dense_flops();
+  p.bytes_floor = facts.bytes_floor;
+  p.workspace = kCpu[winner].workspace(facts, d);
+  for (size_t i = 0; i < p.candidates.size(); ++i)
+    if (i != winner && p.candidates[i].reason.empty())
+      p.candidates[i].reason = fixed2(p.candidates[i].seconds / p.seconds) + " of the time of " + p.kernel;
+  return p;
+}
+
+}  // namespace atrousops::core

@@ -1,0 +1,56 @@
+// Which kernel runs a problem, at what predicted cost, and why the others do not.
+//
+// seconds = overhead of a call + floating-point operations / rate + bytes moved / copy rate. The rates come with the
+// device: defaults or measurements, this file does not know. Equal to atrousops/planner.py, which documents the fields.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/phases.h"
+#include "core/problem.h"
+
+namespace atrousops::core {
+
+// FLOP/s of one thread, except: near is a dilation, skips_rows a share, copy bytes/s of the machine, the last seconds.
+struct Rates {
+  double aten, aten_far, near, aten_strided, aten_grouped, aten_depthwise, gemm, direct;
+  double skips_rows, copy, aten_call, our_call, our_region;
+};
+
+enum class DeviceKind { cpu, cuda };
+
+struct Device {
+  DeviceKind kind = DeviceKind::cpu;
+  int64_t threads = 1;
+  Rates rates{};
+  int64_t multiprocessors = 0, shared_memory = 0, capability = 0;  // of a GPU
+};
+
+struct Request {
+  Problem problem;
+  int64_t itemsize = 4;
+  bool needs_grad = false;  // weigh forward and both gradients together
+  int64_t workspace_limit = int64_t{1} << 31;
+};
+
+struct Candidate {
+  std::string kernel;
+  double seconds = 0;  // infinite if it is not legal
+  std::string reason;  // why it does not run; empty for the one that does
+};
+
+struct Plan {
+  std::string kernel, reason;
+  double seconds = 0, live_share = 0;
+  int64_t regions = 0;
+  double dense_flops = 0, bytes_floor = 0;
+  int64_t workspace = 0;
+  std::vector<Candidate> candidates;
+  std::array<int64_t, 3> tile = {0, 0, 0};
+  int64_t split_k = 1, stages = 0, shared_memory = 0;
+};
+
+Plan plan(const Request& request, const Device& device);
+
+}  // namespace atrousops::core

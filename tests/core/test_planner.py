@@ -1,0 +1,225 @@
+"""Which kernel the planner chooses on the CPU, with its reason; the plain Python form against the compiled one."""
+
+import math
+import random
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import has_static_value
+
+from atrousops import _library, devices, planner
+from atrousops.devices import Device, Rates
+
+native = _library.planner
+needs_native = pytest.mark.skipif(native is None, reason="the compiled planner is missing")
+
+FLOAT, HALF = torch.float32, torch.bfloat16
+
+
+def machine(isa, dtype, channels_last, amx=False):
+    return Device("cpu", 2, devices.default_rates(isa, amx, dtype, channels_last))
+
+
+def conv(c, k, size, kernel, dilation, groups=1, stride=1, n=1, kind="forward"):
+    pad = dilation * (kernel - 1) // 2
+    pairs = [(v, v) for v in (stride, pad, dilation)]
+    return planner.call_problem(kind, (n, c, size, size), (k, c // groups, kernel, kernel), *pairs, groups)
+
+
+def transposed(c, k, size, kernel, stride, pad, groups=1):
+    pairs = [(v, v) for v in (stride, pad, 1)]
+    return planner.call_problem("transposed", (1, c, size, size), (c, k // groups, kernel, kernel), *pairs, groups)
+
+
+ASPP = conv(2048, 256, 33, 3, 18)
+# Each case of the CPU with AVX-512 and AMX that was measured: problem, dtype, channels_last, what must run.
+MEASURED = {
+    # 37.7 ms against 19 in channels_last: NCHW skips nothing.
+    "aspp fp32 nchw": (ASPP, FLOAT, False, "regions"),
+    # oneDNN leaves AMX at large dilations: 31.9 ms against 5.4 for GEMMs per region.
+    "aspp bf16 channels_last": (ASPP, HALF, True, "regions"),
+    "aspp os8 bf16 channels_last": (conv(2048, 256, 65, 3, 36), HALF, True, "regions"),
+    # Near the peak already.
+    "small rate fp32": (conv(512, 512, 65, 3, 2), FLOAT, True, "aten"),
+    "small rate bf16": (conv(512, 512, 65, 3, 2), HALF, True, "aten"),
+    "pointwise": (conv(512, 512, 65, 1, 1), FLOAT, True, "aten"),
+    "strided stem": (conv(3, 64, 224, 7, 1, stride=2), FLOAT, True, "aten"),
+    "tiny": (conv(4, 4, 5, 3, 2), FLOAT, False, "aten"),
+    "depthwise": (conv(728, 728, 33, 3, 2, groups=728), FLOAT, False, "depthwise"),
+    "k16 s8": (transposed(21, 21, 64, 16, 8, 4), FLOAT, False, "phases"),
+    "bilinear": (transposed(21, 21, 64, 16, 8, 4, groups=21), FLOAT, False, "depthwise"),
+    "k2 s2": (transposed(256, 256, 64, 2, 2, 0), FLOAT, False, "phases"),
+    # Three channels a group: no block of 8 for oneDNN; 64 a group: whole blocks.
+    "odd groups": (conv(96, 96, 65, 3, 2, groups=32), FLOAT, False, "grouped"),
+    "wide groups": (conv(256, 256, 65, 3, 2, groups=4), FLOAT, False, "aten"),
+}
+
+
+@pytest.mark.parametrize("case", MEASURED)
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_choice(case, needs_grad):
+    problem, dtype, channels_last, kernel = MEASURED[case]
+    device = machine("avx512", dtype, channels_last, amx=True)
+    plan = planner.plan(problem, device, dtype.itemsize, needs_grad=needs_grad)
+    assert plan.kernel == kernel
+    assert plan.reason.startswith(kernel + ": ")
+    assert [c.kernel for c in plan.candidates] == list(planner.KERNELS)
+    for candidate in plan.candidates:
+        assert bool(candidate.reason) == (candidate.kernel != kernel), "each loser, and only a loser, says why"
+    assert math.isfinite(plan.seconds)
+    assert plan.seconds == dict((c.kernel, c.seconds) for c in plan.candidates)[kernel]
+
+
+def test_predictions_of_the_measured_cases():
+    # Milliseconds measured with two threads; the model must be within a third of each.
+    for case, kernel, measured in (
+        ("aspp fp32 nchw", "aten", 38.9),
+        ("aspp bf16 channels_last", "regions", 5.4),
+        ("aspp os8 bf16 channels_last", "regions", 12.9),
+        ("small rate fp32", "aten", 51.0),
+        ("small rate bf16", "aten", 6.6),
+        ("k2 s2", "aten", 21.7),
+    ):
+        problem, dtype, channels_last, _ = MEASURED[case]
+        plan = planner.plan(problem, machine("avx512", dtype, channels_last, amx=True), dtype.itemsize)
+        seconds = {c.kernel: c.seconds for c in plan.candidates}[kernel]
+        assert measured / 1.5 < 1e3 * seconds < measured * 1.5, (case, seconds)
+
+
+def test_sixteen_bits_without_hardware_for_them_are_ours():
+    # Below AVX-512 oneDNN has no 16-bit convolution, and PyTorch's own is slower by an order of magnitude.
+    problem = conv(256, 256, 33, 3, 2)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert planner.plan(problem, machine("avx2", dtype, True), 2).kernel == "regions"
+    assert planner.plan(problem, machine("avx2", FLOAT, True), 4).kernel == "aten"
+
+
+def test_facts_of_a_plan():
+    plan = planner.plan(ASPP, machine("avx2", FLOAT, True), 4)
+    assert plan.live_share == pytest.approx(0.405, abs=0.0005)
+    assert plan.regions == 9
+    assert plan.dense_flops == 2 * 33 * 33 * 2048 * 256 * 9
+    assert plan.bytes_floor == 4 * (33 * 33 * (2048 + 256) + 2048 * 256 * 9)
+    assert plan.workspace >= 4 * 2048 * 256 * 9
+    assert plan.split_k == 1
+
+
+def test_a_workspace_limit_removes_candidates():
+    device = machine("avx512", HALF, True, amx=True)
+    plan = planner.plan(ASPP, device, 2, workspace_limit=1 << 20)
+    assert plan.kernel == "aten"
+    assert plan.reason == "aten: no kernel of ours applies"
+    assert plan.candidates[1] == ("regions", math.inf, "needs more workspace than the limit")
+
+
+def test_reasons_of_the_illegal():
+    device = machine("avx2", FLOAT, True)
+    reasons = lambda p: {c.kernel: c.reason for c in planner.plan(p, device, 4).candidates}  # noqa: E731
+    dense = reasons(conv(64, 64, 33, 3, 12))
+    assert dense["phases"] == "no input gradient or transposed convolution with a stride"
+    assert dense["depthwise"] == "not one channel a group"
+    assert dense["grouped"] == "not several channels a group"
+    assert reasons(conv(64, 64, 33, 3, 2, groups=8))["regions"] == "more than one group"
+    assert reasons(conv(64, 64, 33, 1, 1))["regions"] == "a kernel of one tap leaves nothing to skip"
+    assert reasons(transposed(64, 64, 9, 4, 2, 1))["regions"] == "a stride makes it a case for phases"
+
+
+def test_a_gpu_has_no_kernels_of_ours_yet():
+    device = machine("avx2", FLOAT, True)._replace(kind="cuda")
+    plan = planner.plan(ASPP, device, 4)
+    assert plan.kernel == "aten"
+    assert {c.reason for c in plan.candidates[1:]} == {"this build has no kernels for the device"}
+
+
+@needs_native
+def test_native_plans_are_equal():
+    rng = random.Random(0)
+    shown = set()
+    for _ in range(400):
+        groups = rng.choice((1, 1, 1, 2, 8, 21))
+        c, k = groups * rng.choice((1, 1, 3, 16, 64)), groups * rng.choice((1, 1, 3, 16, 64))
+        one = lambda *choices: (rng.choice(choices), rng.choice(choices))  # noqa: E731
+        size, kernel, stride, dilation = one(13, 33, 64), one(1, 2, 3, 4), one(1, 1, 2, 8), one(1, 2, 4)
+        kind = rng.choice(("forward", "transposed", "input_grad", "weight_grad"))
+        weight = (c, k // groups, *kernel) if kind == "transposed" else (k, c // groups, *kernel)
+        problem = planner.call_problem(kind, (rng.randint(0, 4), c, *size), weight, stride, (1, 0), dilation, groups)
+        isa, dtype = rng.choice(("avx512", "avx2", "plain")), rng.choice((torch.double, FLOAT, HALF))
+        device = machine(isa, dtype, rng.random() < 0.5, amx=rng.random() < 0.5)
+        needs_grad = kind in ("forward", "transposed") and rng.random() < 0.5
+        args = (problem, device, dtype.itemsize, needs_grad, rng.choice((1 << 31, 11 << 20)))
+        python, compiled = planner.python_plan(*args), planner.compiled_plan(*args)
+        assert compiled.kernel == python.kernel
+        assert compiled.reason == python.reason
+        assert compiled.workspace == python.workspace
+        assert compiled.regions == python.regions
+        for name in ("seconds", "live_share", "dense_flops", "bytes_floor"):
+            assert getattr(compiled, name) == pytest.approx(getattr(python, name), rel=1e-12)
+        for a, b in zip(compiled.candidates, python.candidates):
+            assert (a.kernel, a.reason) == (b.kernel, b.reason)
+            assert a.seconds == pytest.approx(b.seconds, rel=1e-12)
+        shown.add(python.kernel)
+    assert shown == set(planner.KERNELS), "the sample must reach every kernel"
+
+
+CALL = ("forward", (1, 64, 33, 33), (64, 64, 3, 3), (1, 1), (12, 12), (12, 12), 1, FLOAT, True)
+
+
+def test_choose_is_what_plan_call_says():
+    for needs_grad in (False, True):
+        assert planner.choose(*CALL, needs_grad) == planner.plan_call(*CALL, needs_grad).kernel
+    # Low and high padding may differ.
+    wide = (*CALL[:4], (12, 12, 13, 12), *CALL[5:])
+    assert planner.choose(*wide) == planner.plan_call(*wide).kernel
+
+
+def test_choose_depends_on_every_argument():
+    planner._chosen.clear()
+    planner.choose(*CALL)
+    planner.choose(*CALL, True)
+    planner.choose(*CALL[:-1], False)
+    planner.choose(*CALL[:-2], HALF, True)
+    planner.choose("transposed", *CALL[1:])
+    planner.choose("transposed", *CALL[1:], False, (1, 1))
+    assert len(planner._chosen) == 6
+    planner.choose(*CALL)
+    assert len(planner._chosen) == 6
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_choose_is_a_constant_of_a_compiled_graph(dynamic):
+    codes = {kernel: float(i) for i, kernel in enumerate(planner.KERNELS)}
+
+    def f(x, w, rate):
+        pair = (rate, rate)
+        return x.sum() * 0 + codes[planner.choose("forward", x.shape, w.shape, (1, 1), pair, pair, 1, x.dtype, False)]
+
+    compiled = torch.compile(f, backend="eager", fullgraph=True, dynamic=dynamic)
+    w = torch.zeros(128, 128, 3, 3)
+    # In fp32 a large rate is for regions and a small one is not, whether or not the size is known.
+    for size in (65, 70, 65):
+        x = torch.zeros(1, 128, size, size)
+        assert compiled(x, w, 36) == f(x, w, 36)
+    assert compiled(torch.zeros(2, 128, 65, 65), w, 1) == f(torch.zeros(2, 128, 65, 65), w, 1)
+
+
+def test_choose_with_symbolic_sizes_outside_dynamo():
+    # As when a backward formula is traced: sizes without a hash.
+    expected = planner.choose(CALL[0], (1, 64, 64, 64), *CALL[2:])
+    seen = []
+
+    def f(x):
+        seen.append((has_static_value(x.shape[2]), planner.choose(CALL[0], tuple(x.shape), *CALL[2:])))
+        return x + 1
+
+    make_fx(f, tracing_mode="symbolic")(torch.zeros(2, 64, 70, 71))
+    assert seen == [(False, expected)]
+
+
+def test_rates_are_finite_and_positive():
+    for isa in ("avx512", "avx2", "plain"):
+        for dtype in (torch.double, FLOAT, HALF, torch.float16):
+            for flags in ((False, False), (False, True), (True, True)):
+                rates = devices.default_rates(isa, flags[0], dtype, flags[1])
+                assert isinstance(rates, Rates)
+                assert all(r > 0 for r in rates._replace(skips_rows=1.0))
