@@ -56,7 +56,7 @@ class AxisPhase(NamedTuple):
     p: int
     q0: int
     q: int
-    count: int
+    count: int  # type: ignore[assignment]  # shadows tuple.count, which a phase has no use for
     bound: int
     taps: tuple[AxisTap, ...]
     segments: tuple[AxisSegment, ...]
@@ -315,8 +315,8 @@ def _check_all(op: str, argument: str, values: Sequence[int], rank: int, least: 
 
 
 def _checked_counts(op: str, kind: str, n: int, c: int, k: int, groups: int, axes: list[Axis]) -> Problem:
-    unused = [Axis()] * (3 - len(axes))
-    problem = Problem(kind, n, c, k, groups, (*unused, *axes))
+    d, h, w = [Axis()] * (3 - len(axes)) + axes
+    problem = Problem(kind, n, c, k, groups, (d, h, w))
     reach = max(a.stride * a.output + a.dilation * a.kernel + a.pad_lo for a in axes)
     if max(problem.input_elements, problem.output_elements, problem.weight_elements, reach) > _MOST:
         _too_large(op)

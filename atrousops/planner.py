@@ -88,11 +88,14 @@ def plan(
 
 def compiled_plan(problem: Problem, device: Device, itemsize: int, needs_grad: bool, workspace_limit: int) -> Plan:
     """`plan` in C++."""
+    assert _library.planner is not None
     p = problem
-    *fields, candidates = _library.planner.plan(
-        p.kind, p.n, p.c, p.k, p.groups, p.axes, *device[:3], itemsize, needs_grad, workspace_limit
+    plan = Plan(
+        *_library.planner.plan(
+            p.kind, p.n, p.c, p.k, p.groups, p.axes, *device[:3], itemsize, needs_grad, workspace_limit
+        )
     )
-    return Plan(*fields, tuple(Candidate(*c) for c in candidates))
+    return plan._replace(candidates=tuple(Candidate(*c) for c in plan.candidates))
 
 
 def python_plan(problem: Problem, device: Device, itemsize: int, needs_grad: bool, workspace_limit: int) -> Plan:
@@ -148,7 +151,7 @@ def choose(
 def _first_choice(args: tuple, dtype: torch.dtype, channels_last: bool, needs_grad: bool) -> str:
     if len(_chosen) >= 4096:
         _chosen.clear()
-    kernel = plan_call(*args[:-1], dtype, channels_last, needs_grad, args[-1]).kernel
+    kernel = plan(call_problem(*args), cpu_device(dtype, channels_last), dtype.itemsize, needs_grad=needs_grad).kernel
     _chosen[args, dtype, channels_last, needs_grad, torch.get_num_threads()] = kernel
     return kernel
 
