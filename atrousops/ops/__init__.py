@@ -3,5 +3,15 @@
 from atrousops.ops.flush_subnormals import flush_subnormals
 from atrousops.ops.mean_field import mean_field
 from atrousops.ops.permutohedral import Lattice, permutohedral_filter, permutohedral_lattice
+from atrousops.ops.roi_align import roi_align
+from atrousops.ops.roi_pool import roi_pool
 
-__all__ = ["Lattice", "flush_subnormals", "mean_field", "permutohedral_filter", "permutohedral_lattice"]
+__all__ = [
+    "Lattice",
+    "flush_subnormals",
+    "mean_field",
+    "permutohedral_filter",
+    "permutohedral_lattice",
+    "roi_align",
+    "roi_pool",
+]

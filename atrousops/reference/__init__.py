@@ -3,5 +3,14 @@
 from atrousops.reference.flush_subnormals import flush_subnormals
 from atrousops.reference.mean_field import mean_field
 from atrousops.reference.permutohedral import permutohedral_apply, permutohedral_lattice
+from atrousops.reference.roi_align import roi_align
+from atrousops.reference.roi_pool import roi_pool
 
-__all__ = ["flush_subnormals", "mean_field", "permutohedral_apply", "permutohedral_lattice"]
+__all__ = [
+    "flush_subnormals",
+    "mean_field",
+    "permutohedral_apply",
+    "permutohedral_lattice",
+    "roi_align",
+    "roi_pool",
+]

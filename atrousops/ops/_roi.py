@@ -1,0 +1,119 @@
+"""What roi_align and roi_pool share: boxes, their checks, and the memory format of the answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from atrousops import backends
+from atrousops._checks import ArgumentError, bad_type, bad_value
+
+BoxList: TypeAlias = list[Tensor] | tuple[Tensor, ...]
+
+_COLUMNS = "Its columns are (image, x1, y1, x2, y2)."
+
+
+def prepare(
+    op: str, input: Tensor, boxes: Tensor | BoxList, output_size: int | Sequence[int], spatial_scale: float
+) -> tuple[Tensor, int, int, float]:
+    """Checks everything but the boxes' values; returns (K, 5) boxes in fp32 or fp64, bin counts, and the scale."""
+    if not isinstance(input, Tensor) or input.dtype not in backends.FLOATING:
+        got = input.dtype if isinstance(input, Tensor) else type(input).__name__
+        bad_type(op, "input", "be a float64, float32, bfloat16 or float16 tensor", got, "Cast it with .float().")
+    if input.dim() != 4:
+        bad_value(op, "input", "have shape (N, C, H, W)", tuple(input.shape), "Add a batch axis with input[None].")
+    if input.shape[2] == 0 or input.shape[3] == 0:
+        bad_value(op, "input", "have at least one pixel", tuple(input.shape))
+    height, width = pair(op, output_size)
+    if isinstance(spatial_scale, bool) or not isinstance(spatial_scale, (int, float)):
+        bad_type(op, "spatial_scale", "be a number", type(spatial_scale).__name__)
+    if not (spatial_scale > 0 and math.isfinite(spatial_scale)):
+        bad_value(op, "spatial_scale", "be positive and finite", spatial_scale, "It is features' size / image's size.")
+    return _rows(op, input, boxes), height, width, float(spatial_scale)
+
+
+def pair(op: str, output_size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) from one number or two."""
+    sizes = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    if len(sizes) != 2 or not all(isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in sizes):
+        bad_value(op, "output_size", "be one integer or (height, width)", output_size)
+    if sizes[0] < 1 or sizes[1] < 1:
+        bad_value(op, "output_size", "be positive", output_size)
+    return sizes[0], sizes[1]
+
+
+def _rows(op: str, input: Tensor, boxes: Tensor | BoxList) -> Tensor:
+    if isinstance(boxes, Tensor):
+        _check_box_tensor(op, "boxes", boxes, input)
+        if boxes.dim() != 2 or boxes.shape[1] != 5:
+            bad_value(op, "boxes", "have shape (K, 5)", tuple(boxes.shape), f"{_COLUMNS} Or give one (L, 4) an image.")
+        return _at_least_float(boxes)
+    if not isinstance(boxes, (list, tuple)):
+        bad_type(op, "boxes", "be a (K, 5) tensor or a list of (L, 4) tensors", type(boxes).__name__)
+    if len(boxes) > input.shape[0]:
+        bad_value(op, "boxes", f"have at most one tensor for each of the {input.shape[0]} images", len(boxes))
+    for i, one in enumerate(boxes):
+        _check_box_tensor(op, f"boxes[{i}]", one, input)
+        if one.dim() != 2 or one.shape[1] != 4:
+            bad_value(op, f"boxes[{i}]", "have shape (L, 4)", tuple(one.shape), "Its columns are (x1, y1, x2, y2).")
+    if len(boxes) == 0:
+        return torch.empty((0, 5), dtype=torch.float32, device=input.device)
+    # Widened before an image index is put beside the corners: bfloat16 holds no integer above 256 for sure.
+    wide = [_at_least_float(one) for one in boxes]
+    return torch.cat([torch.nn.functional.pad(one, (1, 0), value=float(i)) for i, one in enumerate(wide)])
+
+
+def _check_box_tensor(op: str, name: str, boxes: object, input: Tensor) -> None:
+    if not isinstance(boxes, Tensor) or not boxes.is_floating_point():
+        got = boxes.dtype if isinstance(boxes, Tensor) else type(boxes).__name__
+        bad_type(op, name, "be a floating tensor", got, "Cast it with .float().")
+    if boxes.device != input.device:
+        bad_value(op, name, f"be on the input's device, {input.device}", boxes.device, "Move it with .to(input.device).")
+
+
+def _at_least_float(boxes: Tensor) -> Tensor:
+    return boxes if boxes.dtype in (torch.float32, torch.float64) else boxes.float()
+
+
+def call(kernel: Callable[..., Any], *args: Any) -> Any:
+    """Runs an operator that checks the boxes' values itself, and gives its complaint our type."""
+    if torch.compiler.is_compiling():
+        return kernel(*args)
+    try:
+        return kernel(*args)
+    except (ValueError, RuntimeError) as error:
+        if "boxes must" in str(error):
+            raise ArgumentError(str(error)) from None
+        raise
+
+
+def check_boxes(op: str, rois: Tensor, batch: int) -> None:
+    """The CPU operator's checks of the boxes' values, for the backends that have none."""
+    if torch.compiler.is_compiling() or rois.shape[0] == 0:
+        return
+    image, corners = rois[:, 0], rois[:, 1:]
+    _refuse(op, rois, ~rois.isfinite().all(1), "be finite", "Drop such boxes.")
+    _refuse(op, rois, (corners[:, :2] > corners[:, 2:]).any(1), "have x1 <= x2 and y1 <= y2", _COLUMNS)
+    outside = (image < 0) | (image >= batch) | (image != image.floor())
+    _refuse(op, rois, outside, f"have an image index among 0 .. {batch - 1} in column 0", _COLUMNS)
+
+
+def _refuse(op: str, rois: Tensor, bad: Tensor, rule: str, remedy: str) -> None:
+    if bad.any():
+        k = int(bad.nonzero()[0])
+        bad_value(op, "boxes", rule, f"box {k} = {tuple(rois[k].tolist())}", remedy)
+
+
+def is_channels_last(t: Tensor) -> bool:
+    """Whether the CPU operators answer such an input in channels_last."""
+    return not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
+
+
+def empty_in_format(like: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
+    """Uninitialised, in one of the two memory formats."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format)

@@ -1,0 +1,104 @@
+"""roi_align: average of bilinear samples in every bin of every box."""
+
+from __future__ import annotations
+
+import torch
+import torchvision
+from torch import Tensor
+
+from atrousops import backends, reference
+from atrousops._checks import bad_type
+from atrousops.ops._register import register
+from atrousops.ops._roi import BoxList, call, check_boxes, empty_in_format, is_channels_last, prepare
+
+
+def roi_align(
+    input: Tensor,
+    boxes: Tensor | BoxList,
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """Averages bilinear samples of the features in every bin of every box (RoIAlign).
+
+    y[k, c, p, q] = 1 / (G_h G_w) sum_{i < G_h, j < G_w} x[n_k, c] at row  y1 + (p + (i + 0.5) / G_h) b_h
+    and column  x1 + (q + (j + 0.5) / G_w) b_w, where (x1, y1, x2, y2) is box k times `spatial_scale`, less half a pixel
+    if `aligned`, and b_h = (y2 - y1) / output height, b_w = (x2 - x1) / output width. Without `aligned` a box is at
+    least one pixel wide and high. G is `sampling_ratio`, or ceil(b) if that is not positive. A sample more than
+    one pixel outside the map counts as zero.
+
+    Args:
+        input: features (N, C, H, W), float64, float32, bfloat16 or float16.
+        boxes: (K, 5) rows (image, x1, y1, x2, y2), or a list of N tensors (L, 4), in pixels of the image that
+            `spatial_scale` maps to the features. They are used in float32 or float64 whatever the features' dtype.
+        output_size: bins of the output, (height, width) or one number for both.
+        spatial_scale: features' size over the image's size.
+        sampling_ratio: samples of a bin along each axis; not positive: as many as the bin has pixels, rounded up.
+        aligned: shift by half a pixel, so that pixel centres are at integers (Detectron2).
+
+    Returns:
+        (K, C, *output_size) in the features' dtype and memory format. The gradient reaches the features, not the boxes.
+
+    Raises:
+        ArgumentError: a wrong shape, or a box with corners that are not finite or are inverted, or without an image.
+        ArgumentTypeError: a dtype that is not floating, or an argument of the wrong type.
+
+    Source:
+        He et al., Mask R-CNN, arXiv:1703.06870, section 3; the borders are torchvision.ops.roi_align's.
+    """
+    if isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, int):
+        bad_type("roi_align", "sampling_ratio", "be an integer", type(sampling_ratio).__name__)
+    rois, height, width, scale = prepare("roi_align", input, boxes, output_size, spatial_scale)
+    backend = backends.choose("roi_align", input.device, input.dtype)
+    if backend == "cpu":
+        return call(torch.ops.atrousops.roi_align, input, rois, scale, height, width, sampling_ratio, aligned)
+    check_boxes("roi_align", rois, input.shape[0])
+    if backend == "aten":
+        # torchvision wants one dtype for both, and has none of 16 bits that is right for boxes.
+        dtype = torch.promote_types(torch.promote_types(input.dtype, torch.float32), rois.dtype)
+        args = (input.to(dtype), rois.to(dtype), (height, width), scale, sampling_ratio, aligned)
+        return torchvision.ops.roi_align(*args).to(input.dtype)
+    return reference.roi_align(input, rois, (height, width), scale, sampling_ratio, aligned)
+
+
+def _fake(input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned):
+    size = (boxes.shape[0], input.shape[1], pooled_height, pooled_width)
+    return empty_in_format(input, size, is_channels_last(input))
+
+
+def _setup(ctx, inputs, output):
+    input, boxes, *ctx.geometry = inputs
+    ctx.save_for_backward(boxes)
+    ctx.size = input.shape
+    ctx.channels_last = is_channels_last(input)
+
+
+def _backward(ctx, grad):
+    (boxes,) = ctx.saved_tensors
+    scale, _, _, sampling_ratio, aligned = ctx.geometry
+    args = (grad, boxes, scale, *ctx.size, sampling_ratio, aligned, ctx.channels_last)
+    return torch.ops.atrousops.roi_align_backward(*args), *[None] * 6
+
+
+def _fake_backward(
+    grad, boxes, spatial_scale, batch_size, channels, height, width, sampling_ratio, aligned, channels_last
+):
+    return empty_in_format(grad, (batch_size, channels, height, width), channels_last)
+
+
+def _setup_backward(ctx, inputs, output):
+    grad, boxes, scale, _, _, _, _, sampling_ratio, aligned, _ = inputs
+    ctx.save_for_backward(boxes)
+    ctx.geometry = scale, *grad.shape[2:], sampling_ratio, aligned
+
+
+def _double_backward(ctx, grad):
+    # The gradient is linear in what comes from above, and its transpose is the operator itself.
+    (boxes,) = ctx.saved_tensors
+    return torch.ops.atrousops.roi_align(grad, boxes, *ctx.geometry), *[None] * 9
+
+
+# No autocast: 16-bit features are pooled in fp32 and rounded once as they are, which is what a cast there and back gives.
+register("roi_align", fake=_fake, backward=_backward, setup_context=_setup)
+register("roi_align_backward", fake=_fake_backward, backward=_double_backward, setup_context=_setup_backward)
