@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(atrousops, m) {
+  // clang-format off
   m.def("flush_subnormals(Tensor input) -> Tensor");
   m.def("permutohedral_apply(Tensor values, Tensor splat_weights, Tensor slice_weights, Tensor offsets, Tensor neighbours, Tensor row_starts, Tensor rows, Tensor row_bounds, Tensor counts, bool reverse) -> Tensor");
   m.def("permutohedral_lattice(Tensor features) -> (Tensor offsets, Tensor weights, Tensor neighbours, Tensor row_starts, Tensor rows, Tensor row_bounds, Tensor counts)");
@@ -9,4 +10,5 @@ STABLE_TORCH_LIBRARY(atrousops, m) {
   m.def("roi_align_backward(Tensor grad, Tensor boxes, float spatial_scale, SymInt batch_size, SymInt channels, SymInt height, SymInt width, int sampling_ratio, bool aligned, bool channels_last) -> Tensor");
   m.def("roi_pool(Tensor input, Tensor boxes, float spatial_scale, SymInt pooled_height, SymInt pooled_width) -> (Tensor, Tensor)");
   m.def("roi_pool_backward(Tensor grad, Tensor boxes, Tensor argmax, float spatial_scale, SymInt batch_size, SymInt channels, SymInt height, SymInt width, bool channels_last) -> Tensor");
+  // clang-format on
 }

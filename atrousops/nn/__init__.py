@@ -13,6 +13,7 @@ from atrousops.nn.conv import (
 )
 from atrousops.nn.crf import CRFasRNN, DenseCRF
 from atrousops.nn.permutohedral import PermutohedralFilter
+from atrousops.nn.roi import RoIAlign, RoIPool
 
 __all__ = [
     "ASPP",
@@ -26,5 +27,7 @@ __all__ = [
     "ContextModule",
     "DenseCRF",
     "PermutohedralFilter",
+    "RoIAlign",
+    "RoIPool",
     "conv_norm_relu",
 ]

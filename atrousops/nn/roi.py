@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from atrousops import functional
 from atrousops.ops._roi import BoxList
 
 
-class RoIAlign(torchvision.ops.RoIAlign):
+class RoIAlign(nn.Module):
     """`functional.roi_align` as a layer, in place of torchvision.ops.RoIAlign.
 
     Args:
@@ -19,14 +18,29 @@ class RoIAlign(torchvision.ops.RoIAlign):
         aligned: shift by half a pixel, so that pixel centres are at integers.
     """
 
+    def __init__(
+        self, output_size: int | tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool = False
+    ) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+
     def forward(self, input: Tensor, rois: Tensor | BoxList) -> Tensor:
         """(N, C, H, W) features and (K, 5) or N times (L, 4) boxes to (K, C, *output_size)."""
         return functional.roi_align(
             input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned
         )
 
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
+            f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
+        )
 
-class RoIPool(torchvision.ops.RoIPool):
+
+class RoIPool(nn.Module):
     """`functional.roi_pool` as a layer, in place of torchvision.ops.RoIPool.
 
     Args:
@@ -34,6 +48,14 @@ class RoIPool(torchvision.ops.RoIPool):
         spatial_scale: features' size over the image's size.
     """
 
+    def __init__(self, output_size: int | tuple[int, int], spatial_scale: float) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+
     def forward(self, input: Tensor, rois: Tensor | BoxList) -> Tensor:
         """(N, C, H, W) features and (K, 5) or N times (L, 4) boxes to (K, C, *output_size)."""
         return functional.roi_pool(input, rois, self.output_size, self.spatial_scale)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"

@@ -72,7 +72,9 @@ def _check_box_tensor(op: str, name: str, boxes: object, input: Tensor) -> None:
         got = boxes.dtype if isinstance(boxes, Tensor) else type(boxes).__name__
         bad_type(op, name, "be a floating tensor", got, "Cast it with .float().")
     if boxes.device != input.device:
-        bad_value(op, name, f"be on the input's device, {input.device}", boxes.device, "Move it with .to(input.device).")
+        bad_value(
+            op, name, f"be on the input's device, {input.device}", boxes.device, "Move it with .to(input.device)."
+        )
 
 
 def _at_least_float(boxes: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torchvision
 from torch import Tensor
 
 from atrousops import backends, reference
@@ -55,6 +54,8 @@ def roi_align(
         return call(torch.ops.atrousops.roi_align, input, rois, scale, height, width, sampling_ratio, aligned)
     check_boxes("roi_align", rois, input.shape[0])
     if backend == "aten":
+        import torchvision
+
         # torchvision wants one dtype for both, and has none of 16 bits that is right for boxes.
         dtype = torch.promote_types(torch.promote_types(input.dtype, torch.float32), rois.dtype)
         args = (input.to(dtype), rois.to(dtype), (height, width), scale, sampling_ratio, aligned)
@@ -99,6 +100,6 @@ def _double_backward(ctx, grad):
     return torch.ops.atrousops.roi_align(grad, boxes, *ctx.geometry), *[None] * 9
 
 
-# No autocast: 16-bit features are pooled in fp32 and rounded once as they are, which is what a cast there and back gives.
+# No autocast: 16-bit features are pooled in fp32 and rounded once anyway, which is what a cast there and back gives.
 register("roi_align", fake=_fake, backward=_backward, setup_context=_setup)
 register("roi_align_backward", fake=_fake_backward, backward=_double_backward, setup_context=_setup_backward)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torchvision
 from torch import Tensor
 
 from atrousops import backends, reference
@@ -44,6 +43,8 @@ def roi_pool(
         return call(torch.ops.atrousops.roi_pool, input, rois, scale, height, width)[0]
     check_boxes("roi_pool", rois, input.shape[0])
     if backend == "aten":
+        import torchvision
+
         # torchvision wants one dtype for both, and has none of 16 bits that is right for boxes.
         dtype = torch.promote_types(torch.promote_types(input.dtype, torch.float32), rois.dtype)
         return torchvision.ops.roi_pool(input.to(dtype), rois.to(dtype), (height, width), scale).to(input.dtype)

@@ -39,7 +39,9 @@ class _Axis:
     def __init__(self, start: Tensor, end: Tensor, size: int, bins: int, sampling_ratio: int, aligned: bool) -> None:
         length = end - start if aligned else (end - start).clamp(min=1)
         bin = (length / bins)[:, None, None]
-        self.samples = (torch.full_like(length, sampling_ratio) if sampling_ratio > 0 else (length / bins).ceil()).long()
+        self.samples = (
+            torch.full_like(length, sampling_ratio) if sampling_ratio > 0 else (length / bins).ceil()
+        ).long()
         most = int(self.samples.max()) if len(start) else 0
         p = torch.arange(bins, device=start.device)[None, :, None]
         i = torch.arange(most, device=start.device)[None, None, :]

@@ -46,8 +46,7 @@ static void run(bool is_backward, const Layout& map, const Layout& pooled, const
 
 static void run(bool is_backward, const Layout& map, const Layout& pooled, const Boxes& boxes, double spatial_scale,
                 int64_t sampling_ratio, bool aligned) {
-  const RoiAlignShape s{map.height,    map.width,      pooled.height, pooled.width,
-                        spatial_scale, sampling_ratio, aligned};
+  const RoiAlignShape s{map.height, map.width, pooled.height, pooled.width, spatial_scale, sampling_ratio, aligned};
   if (map.dtype == ScalarType::Double)
     run<double>(is_backward, map, pooled, boxes, s);
   else

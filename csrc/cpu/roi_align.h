@@ -27,8 +27,10 @@ struct RoiAlignArgs {
 };
 
 // RoIs rois[begin] .. rois[end] in that order, one block of channels.
-ATROUSOPS_DECLARE_KERNEL(roi_align_forward, const RoiAlignArgs& args, const RoiBlock& block, const int64_t* rois, int64_t begin, int64_t end)
+ATROUSOPS_DECLARE_KERNEL(roi_align_forward, const RoiAlignArgs& args, const RoiBlock& block, const int64_t* rois,
+                         int64_t begin, int64_t end)
 // Adds to the tile.
-ATROUSOPS_DECLARE_KERNEL(roi_align_backward, const RoiAlignArgs& args, const RoiBlock& block, const int64_t* rois, int64_t begin, int64_t end)
+ATROUSOPS_DECLARE_KERNEL(roi_align_backward, const RoiAlignArgs& args, const RoiBlock& block, const int64_t* rois,
+                         int64_t begin, int64_t end)
 
 }  // namespace atrousops::cpu

@@ -20,13 +20,13 @@ static void read_rows(const char* op, const G* rows, int64_t batch, std::vector<
   for (size_t k = 0; k < image.size(); ++k) {
     const G* box = rows + 5 * k;
     for (int i = 0; i < 5; ++i)
-      if (!std::isfinite(box[i]))
-        bad_box(op, k, box, "be finite", "Drop such boxes.");
+      if (!std::isfinite(box[i])) bad_box(op, k, box, "be finite", "Drop such boxes.");
     if (box[1] > box[3] || box[2] > box[4])
       bad_box(op, k, box, "have x1 <= x2 and y1 <= y2", "The columns are (image, x1, y1, x2, y2): swap the corners.");
     if (box[0] < 0 || box[0] >= static_cast<G>(batch) || box[0] != std::floor(box[0])) {
       const std::string rule = "have an image index among 0 .. " + std::to_string(batch - 1) + " in column 0";
-      bad_box(op, k, box, rule.c_str(), "The columns are (image, x1, y1, x2, y2); a list of (L, 4) tensors has no index column.");
+      bad_box(op, k, box, rule.c_str(),
+              "The columns are (image, x1, y1, x2, y2); a list of (L, 4) tensors has no index column.");
     }
     image[k] = static_cast<int64_t>(box[0]);
     out.corners.push_back({box[1], box[2], box[3], box[4]});

@@ -80,8 +80,16 @@ class RoiLaunch {
  private:
   RoiTileArgs tile(int64_t n, int64_t block, void* memory, int64_t first_row) const {
     const int64_t row_stride = map_.width * map_.pixel_stride;
-    return {map_.dtype, map_.at(n, block), map_.channel_stride,           row_stride, map_.pixel_stride,
-            lanes(block), map_.width,      spans_.data() + n * map_.height, memory,     first_row};
+    return {map_.dtype,
+            map_.at(n, block),
+            map_.channel_stride,
+            row_stride,
+            map_.pixel_stride,
+            lanes(block),
+            map_.width,
+            spans_.data() + n * map_.height,
+            memory,
+            first_row};
   }
   int64_t lanes(int64_t block) const { return std::min(kLanes, map_.channels - block * kLanes); }
   int64_t tile_bytes(int64_t rows) const { return rows * map_.width * kLanes * compute_bytes_; }

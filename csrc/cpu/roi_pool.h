@@ -16,8 +16,10 @@ struct RoiPoolArgs {
 };
 
 // RoIs rois[begin] .. rois[end] in that order, one block of channels.
-ATROUSOPS_DECLARE_KERNEL(roi_pool_forward, const RoiPoolArgs& args, const RoiBlock& block, const int64_t* rois, int64_t begin, int64_t end)
+ATROUSOPS_DECLARE_KERNEL(roi_pool_forward, const RoiPoolArgs& args, const RoiBlock& block, const int64_t* rois,
+                         int64_t begin, int64_t end)
 // Adds to the tile.
-ATROUSOPS_DECLARE_KERNEL(roi_pool_backward, const RoiPoolArgs& args, const RoiBlock& block, const int64_t* rois, int64_t begin, int64_t end)
+ATROUSOPS_DECLARE_KERNEL(roi_pool_backward, const RoiPoolArgs& args, const RoiBlock& block, const int64_t* rois,
+                         int64_t begin, int64_t end)
 
 }  // namespace atrousops::cpu

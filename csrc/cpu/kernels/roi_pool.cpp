@@ -54,7 +54,8 @@ static void forward(const RoiPoolArgs& a, const RoiBlock& b, const int64_t* rois
       const bool none = rows.begin >= rows.end || columns.begin >= columns.end;
       Best<C> best;
       for (int64_t y = rows.begin; y < rows.end; ++y)
-        for (int64_t x = columns.begin; x < columns.end; ++x) best.see(read_pixel<T, kDirect>(b, y, x), y * b.width + x);
+        for (int64_t x = columns.begin; x < columns.end; ++x)
+          best.see(read_pixel<T, kDirect>(b, y, x), y * b.width + x);
       const int64_t at = k * b.roi_stride + bin * b.bin_stride;
       for (int64_t c = 0; c < b.lanes; ++c) {
         const int vector = c / Lanes<C>::kWidth, lane = c % Lanes<C>::kWidth;
