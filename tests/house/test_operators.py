@@ -1,0 +1,92 @@
+"""Every operator stands in every place of CONTRIBUTING.md's list."""
+
+import re
+from pathlib import Path
+
+import pytest
+import samples
+import torch
+
+import atrousops.functional as A
+from atrousops import _library, reference
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMAS = re.findall(r'm\.def\("(\w+)\(', (ROOT / "csrc" / "library.cpp").read_text())
+OPERATORS = sorted(p.stem for p in (ROOT / "atrousops" / "ops").glob("[!_]*.py"))
+# A question that convolution asks about its inputs, and no operator of its own.
+HELPERS = {"has_subnormals": "conv"}
+
+
+def operator_of(schema: str) -> str:
+    """The longest operator name that the schema's name is, or begins with."""
+    named = [op for op in OPERATORS if schema == op or schema.startswith(op + "_")]
+    return HELPERS.get(schema) or max(named, key=len, default="")
+
+
+def related(op: str, stem: str) -> bool:
+    return op == stem or op.startswith(stem + "_") or stem.startswith(op + "_")
+
+
+def places() -> list[str]:
+    """The paths in the numbered list of CONTRIBUTING.md, with <op> in them."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    section = text.split("## Adding an operator")[1].split("\n## ")[0]
+    steps = re.findall(r"(?m)^\d\..*(?:\n {3}.*)*", section)
+    return [re.search(r"`([^`]+)`", step)[1] for step in steps]
+
+
+def test_the_list_is_the_one_held_here():
+    assert places() == [
+        "csrc/library.cpp",
+        "csrc/cpu/<op>.cpp",
+        "atrousops/ops/<op>.py",
+        "atrousops/reference/<op>.py",
+        "tests/test_<op>.py",
+    ]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_every_schema_is_complete(schema):
+    op = operator_of(schema)
+    assert op, f"{schema}: no file in atrousops/ops bears its name"
+    # A variant such as conv_transpose may share a C++ file, and a large operator may have several.
+    sources = [p for p in (ROOT / "csrc" / "cpu").glob("*.cpp") if related(op, p.stem)]
+    assert any(f'm.impl("{schema}"' in p.read_text() for p in sources), f"not registered in csrc/cpu/{op}.cpp"
+    for place in ("atrousops/ops", "atrousops/reference"):
+        assert (ROOT / place / f"{op}.py").exists()
+    called = re.compile(rf"(atrousops|ops)\.{schema}\b")
+    tests = [p.read_text() for other in OPERATORS if (p := ROOT / "tests" / f"test_{other}.py").exists()]
+    assert any("opcheck" in text and called.search(text) for text in tests), f"no tests/test_<op>.py opchecks {schema}"
+
+
+@pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_every_schema_has_a_kernel_and_a_fake(schema):
+    name = f"atrousops::{schema}"
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
+    entry = torch._library.simple_registry.singleton.find(name)
+    assert entry.fake_impl.kernel is not None or torch._C._dispatch_has_kernel_for_dispatch_key(name, "Meta")
+
+
+@pytest.mark.parametrize("name", sorted(A.__all__))
+def test_every_function_has_a_sample_and_a_docstring(name):
+    function = getattr(A, name)
+    assert function.__doc__
+    if not isinstance(function, type):
+        assert name in samples.FUNCTIONS, f"tests/samples.py has no sample of {name}"
+
+
+def test_reference_exports_every_module():
+    modules = {p.stem for p in (ROOT / "atrousops" / "reference").glob("[!_]*.py")}
+    assert modules >= set(OPERATORS)
+    assert all(callable(getattr(reference, name)) for name in reference.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(set(A.__all__) & set(samples.FUNCTIONS)))
+def test_inputs_are_never_modified(name):
+    args, kwargs = samples.FUNCTIONS[name]()
+    inputs = samples.tensors([args, *kwargs.values()])
+    before = [t.clone() for t in inputs]
+    samples.tensors(getattr(A, name)(*args, **kwargs))
+    assert inputs
+    assert all(torch.equal(a, b) for a, b in zip(inputs, before))

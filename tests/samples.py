@@ -1,0 +1,91 @@
+"""One small call of every functional operator and layer, for the tests that hold the whole package together."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import atrousops.functional as A
+from atrousops import nn
+
+
+def _rand(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(len(shape) + shape[-1]))
+
+
+_BOXES = torch.tensor([[0.0, 1, 1, 6, 5], [1, 0, 2, 3, 7]])
+_AXES = {"1d": (9,), "2d": (8, 9), "3d": (4, 6, 5)}
+
+
+def _conv(axes: str) -> tuple[tuple, dict]:
+    return (_rand(2, 4, *_AXES[axes]), _rand(6, 4, *[3] * len(_AXES[axes]))), {"padding": 2, "dilation": 2}
+
+
+def _conv_transpose(axes: str) -> tuple[tuple, dict]:
+    return (_rand(2, 4, *_AXES[axes]), _rand(4, 5, *[3] * len(_AXES[axes]))), {"stride": 2, "padding": 1}
+
+
+def _pool(axes: str) -> tuple[tuple, dict]:
+    return (_rand(2, 4, *_AXES[axes]), 2), {}
+
+
+def _unpool(axes: str) -> tuple[tuple, dict]:
+    pool = getattr(torch.nn.functional, f"max_pool{axes}")
+    values, indices = pool(_rand(2, 4, *_AXES[axes]), 2, return_indices=True)
+    return (values, indices, 2), {}
+
+
+def _mean_field() -> tuple[tuple, dict]:
+    lattice = A.permutohedral_lattice(_rand(1, 3, 5, 6))
+    return (_rand(1, 4, 5, 6), [lattice], [-torch.ones(4)], 2), {}
+
+
+FUNCTIONS: dict[str, Callable[[], tuple[tuple, dict]]] = {
+    "flush_subnormals": lambda: ((_rand(2, 3, 4, 5) * torch.tensor([1.0, 1e-39, 1, 1, 1]),), {}),
+    "mean_field": _mean_field,
+    "permutohedral_filter": lambda: ((_rand(1, 4, 5, 6), _rand(1, 3, 5, 6)), {"normalize": "symmetric"}),
+    "permutohedral_lattice": lambda: ((_rand(1, 3, 5, 6),), {}),
+    "roi_align": lambda: ((_rand(2, 5, 8, 9), _BOXES, (2, 3)), {"sampling_ratio": 2}),
+    "roi_pool": lambda: ((_rand(2, 5, 8, 9), _BOXES, (2, 3)), {}),
+}
+for _axes in _AXES:
+    FUNCTIONS[f"conv{_axes}"] = lambda axes=_axes: _conv(axes)
+    FUNCTIONS[f"conv_transpose{_axes}"] = lambda axes=_axes: _conv_transpose(axes)
+    FUNCTIONS[f"max_pool{_axes}"] = lambda axes=_axes: _pool(axes)
+    FUNCTIONS[f"max_unpool{_axes}"] = lambda axes=_axes: _unpool(axes)
+
+LAYERS: dict[str, Callable[[], tuple[torch.nn.Module, tuple]]] = {
+    "AtrousConv2d": lambda: (nn.AtrousConv2d(4, 6, 3, padding=2, dilation=2), (_rand(2, 4, 8, 9),)),
+    "AtrousConvTranspose2d": lambda: (nn.AtrousConvTranspose2d(4, 6, 3, stride=2), (_rand(2, 4, 8, 9),)),
+    "DenseCRF": lambda: (nn.DenseCRF(iterations=2), (_rand(1, 4, 8, 9), _rand(1, 3, 8, 9) * 255)),
+    "PermutohedralFilter": lambda: (nn.PermutohedralFilter(), (_rand(1, 4, 5, 6), _rand(1, 3, 5, 6))),
+    "RoIAlign": lambda: (nn.RoIAlign(2, 1.0, 2), (_rand(2, 5, 8, 9), _BOXES)),
+    "RoIPool": lambda: (nn.RoIPool(2, 1.0), (_rand(2, 5, 8, 9), _BOXES)),
+}
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """All tensors in nested tuples and lists."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for item in value for t in tensors(item)] if isinstance(value, (tuple, list)) else []
+
+
+def call(name: str) -> list[torch.Tensor]:
+    """The operator's outputs for its sample."""
+    args, kwargs = FUNCTIONS[name]()
+    return tensors(getattr(A, name)(*args, **kwargs))
+
+
+def call_layer(name: str) -> list[torch.Tensor]:
+    """The layer's outputs for its sample, with the same weights every time."""
+    torch.manual_seed(0)
+    layer, inputs = LAYERS[name]()
+    with torch.no_grad():
+        return tensors(layer(*inputs))
+
+
+def all_results() -> dict[str, list[torch.Tensor]]:
+    """Every operator that this package exports, and every layer above. The lattice's numbering is free: left out."""
+    names = [name for name in FUNCTIONS if hasattr(A, name) and name != "permutohedral_lattice"]
+    return {name: call(name) for name in names} | {name: call_layer(name) for name in LAYERS}
