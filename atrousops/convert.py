@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -22,6 +23,8 @@ _SWAPS: _Swaps = {
     stock.ConvTranspose2d: nn.AtrousConvTranspose2d,
     stock.ConvTranspose3d: nn.AtrousConvTranspose3d,
 }
+# By name: importing torchvision takes as long as importing torch.
+_TORCHVISION_SWAPS = ("MultiScaleRoIAlign", "RoIAlign", "RoIPool")
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,10 @@ class Conversion:
 def convert(model: stock.Module) -> Conversion:
     """Turns the layers of `model` into this package's, in place.
 
-    `Conv1d/2d/3d` and `ConvTranspose1d/2d/3d` of torch.nn become the layers of the same meaning here. A layer stays
-    the same object with the same parameters, buffers, hooks, training flag and parametrizations, under the same name;
-    only its class changes. So optimizers, state dicts and shared layers stay as they are.
+    `Conv1d/2d/3d` and `ConvTranspose1d/2d/3d` of torch.nn, and `RoIAlign`, `RoIPool` and `MultiScaleRoIAlign` of
+    torchvision, become the layers of the same meaning here. A layer stays the
+    same object with the same parameters, buffers, hooks, training flag and parametrizations, under the same name; only
+    its class changes. So optimizers, state dicts and shared layers stay as they are.
 
     Subclasses, layers with a `forward` of their own, lazy layers that have not seen input and TorchScript are left, and
     the report says so. Calls of torch.nn.functional inside somebody's `forward` cannot be seen from here; `explain`
@@ -102,7 +106,8 @@ def convert(model: stock.Module) -> Conversion:
 
 def _torchvision_swaps() -> _Swaps:
     """A model cannot hold torchvision's layers if nobody has imported them."""
-    return {}
+    theirs = sys.modules.get("torchvision.ops")
+    return {} if theirs is None else {getattr(theirs, name): getattr(nn, name) for name in _TORCHVISION_SWAPS}
 
 
 def _reason_to_leave(

@@ -154,3 +154,24 @@ def test_torchvision_segmentation(name):
     assert all(type(m) is ao.AtrousConv2d for m in convs)
     for key in expected:
         torch.testing.assert_close(got[key], expected[key], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.torchvision
+def test_torchvision_mask_rcnn():
+    from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+    # Untrained scores are all near 1/91; the threshold keeps some boxes, so that masks are made from RoIs.
+    options = {"min_size": 96, "max_size": 128, "box_score_thresh": 0.0, "box_detections_per_img": 5}
+    model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, rpn_post_nms_top_n_test=50, **options)
+    model = model.double().eval()
+    x = [torch.rand(3, 97, 121, dtype=torch.float64)]
+    keys = list(model.state_dict())
+    with torch.no_grad():
+        (expected,) = model(x)
+        report = ao.convert(model)
+        (got,) = model(x)
+    assert list(model.state_dict()) == keys
+    assert sum(row.was == "MultiScaleRoIAlign" for row in report.swapped) == 2
+    assert len(got["boxes"]) == 5
+    for key in expected:
+        torch.testing.assert_close(got[key], expected[key], rtol=1e-9, atol=1e-9)

@@ -12,6 +12,7 @@ from atrousops.nn.conv import (
     AtrousConvTranspose3d,
 )
 from atrousops.nn.crf import CRFasRNN, DenseCRF
+from atrousops.nn.multi_scale_roi_align import MultiScaleRoIAlign
 from atrousops.nn.permutohedral import PermutohedralFilter
 from atrousops.nn.roi import RoIAlign, RoIPool
 
@@ -26,6 +27,7 @@ __all__ = [
     "CRFasRNN",
     "ContextModule",
     "DenseCRF",
+    "MultiScaleRoIAlign",
     "PermutohedralFilter",
     "RoIAlign",
     "RoIPool",

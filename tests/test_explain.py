@@ -1,0 +1,103 @@
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import atrousops as ao
+import atrousops.functional as A
+from atrousops import _library, planner
+
+
+def model() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=12, dilation=12),
+        nn.BatchNorm2d(4),
+        nn.ModuleDict({"up": nn.ConvTranspose2d(4, 2, 2, stride=2)})["up"],
+        nn.MaxPool2d(2),
+    )
+
+
+def test_stock_layers_in_order_with_what_they_would_run_on():
+    x = torch.randn(2, 3, 13, 13)
+    rows = ao.explain(model(), x).rows
+    assert [(row.module, row.operator, row.shape) for row in rows] == [
+        ("0", "conv2d", (2, 3, 13, 13)),
+        ("2", "conv_transpose2d", (2, 4, 13, 13)),
+        ("3", "max_pool2d", (2, 2, 26, 26)),
+    ]
+    assert all(row.backend == "aten" and row.reason.startswith("stock, not converted") for row in rows)
+    # By hand: 12 of 13 shifts of a 13-pixel axis miss for the outer taps: (13 + 1 + 1) / (3 * 13) of the taps are live.
+    assert rows[0].live_share == pytest.approx((15 / 39) ** 2)
+    assert rows[0].flops == 2 * (2 * 13 * 13) * 4 * 3 * 9
+    assert rows[1].flops == 2 * (2 * 13 * 13) * 4 * 2 * 4
+    # Input and values: the pooling is not planned, so its tensors are counted.
+    assert rows[2].bytes == 4 * (2 * 2 * 26 * 26 + 2 * 2 * 13 * 13)
+
+
+def test_fake_tensors_cost_nothing_and_say_the_same():
+    net = model().eval()
+    real = ao.explain(net, torch.randn(2, 3, 13, 13))
+    with FakeTensorMode():
+        x = torch.empty(2, 3, 13, 13)
+    assert ao.explain(net, x).rows == real.rows
+    with FakeTensorMode():
+        huge = torch.empty(1, 3, 100_000, 100_000)
+    assert ao.explain(net, huge).rows[0].flops == pytest.approx(2e10 * 4 * 3 * 9)
+
+
+def test_watching_leaves_no_trace():
+    net = model()
+    x = torch.randn(1, 3, 9, 9)
+    before = {name: value.clone() for name, value in net.state_dict().items() if "running" not in name}
+    ao.explain(net.eval(), x)
+    assert not net._forward_hooks
+    assert not net._forward_pre_hooks
+    assert torch.overrides._get_current_function_mode() is None
+    for name, value in before.items():
+        if "num_batches" not in name:
+            assert torch.equal(net.state_dict()[name], value)
+    with pytest.raises(RuntimeError):
+        ao.explain(net, torch.randn(1, 5, 9, 9))
+    assert torch.overrides._get_current_function_mode() is None
+
+
+def test_forced_backends_are_named():
+    x = torch.randn(2, 3, 8)
+    with ao.backend("reference"):
+        row = ao.explain(A.flush_subnormals, x).rows[0]
+    assert (row.backend, row.reason) == ("reference", "forced by backend('reference')")
+
+
+@pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
+def test_a_function_of_ours():
+    x = torch.randn(2, 3, 8)
+    explanation = ao.explain(A.flush_subnormals, x)
+    (row,) = explanation.rows
+    assert (row.operator, row.backend, row.kernel, row.module) == ("flush_subnormals", "cpu", "flush_subnormals", "")
+    assert row.bytes == 2 * x.nbytes
+    # Two calls on behalf of the same line of code are two rows.
+    assert len(ao.explain(lambda x: [A.flush_subnormals(x) for _ in range(2)], x).rows) == 2
+
+
+def test_text():
+    x = torch.randn(1, 3, 13, 13)
+    net = model().eval()
+    table = str(ao.explain(net, x)).splitlines()
+    assert table[0].split() == ["module", "operator", "input", "kernel", "live", "GFLOP", "MB", "reason"]
+    assert table[1].split()[:4] == ["0", "conv2d", "1x3x13x13", "aten"]
+    assert table[-1].startswith("3 calls: 3 aten; ")
+    detail = str(ao.explain(net[0], x))
+    assert "live taps   14.8%" in detail
+    assert all(f"{kernel}: " in detail for kernel in planner.KERNELS if kernel != "aten")
+    assert str(ao.explain(nn.ReLU(), x)).startswith("no operator of this package")
+
+
+def test_compiled_modules_are_watched_uncompiled():
+    net = model().eval()
+    x = torch.randn(1, 3, 13, 13)
+    assert ao.explain(torch.compile(net), x).rows == ao.explain(net, x).rows
+
+
+def test_rejects_what_cannot_be_called():
+    with pytest.raises(TypeError, match="explain: call must be a module or a function; got int"):
+        ao.explain(3)
