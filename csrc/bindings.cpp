@@ -7,6 +7,7 @@
 #include "core/phases.h"
 #include "core/plan.h"
 #include "core/problem.h"
+#include "core/tiles.h"
 
 namespace py = pybind11;
 using namespace atrousops::core;
@@ -97,6 +98,13 @@ static void bind_planner(py::module_& m) {
     const Rates rates{r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], r[12]};
     const Device d{device == "cpu" ? DeviceKind::cpu : DeviceKind::cuda, threads, rates};
     return tuple_of(plan({problem_of(kind, n, c, k, groups, axes), itemsize, needs_grad, workspace_limit}, d));
+  });
+  m.def("tilings", [](const std::string& kind, int64_t n, int64_t c, int64_t k, const AxesFields& axes, int64_t rows,
+                      int64_t columns, int64_t multiprocessors) {
+    py::list all;
+    for (const Tiling& t : tilings(problem_of(kind, n, c, k, 1, axes), {rows, columns, multiprocessors}))
+      all.append(py::make_tuple(t.name, py::tuple(py::cast(t.box)), t.batch, t.tiles, t.work, t.finish));
+    return all;
   });
 }
 
