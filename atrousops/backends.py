@@ -67,8 +67,13 @@ def choose(op: str, device: torch.device, dtype: torch.dtype) -> str:
     if forced is not None:
         verdict = can_run(forced, op, device, dtype)
         if not verdict.ok:
-            bad_value(op, "backend", "be able to run this call", f"{forced!r}, but {verdict.reason}",
-                      "Leave the choice to atrousops with backend(None).")
+            bad_value(
+                op,
+                "backend",
+                "be able to run this call",
+                f"{forced!r}, but {verdict.reason}",
+                "Leave the choice to atrousops with backend(None).",
+            )
         return forced
     # Spelled out for the common case: this runs on every call.
     if device.type == "cpu" and _library.has_operators and dtype in FLOATING:

@@ -68,7 +68,8 @@ class MultiScaleRoIAlign(nn.Module):
         return result
 
     def _align(self, level: Tensor, rois: Tensor, scale: float) -> Tensor:
-        return functional.roi_align(level, rois, self.output_size, scale, self.sampling_ratio)
+        height, width = self.output_size
+        return functional.roi_align(level, rois, (height, width), scale, self.sampling_ratio)
 
     def _level_of(self, rois: Tensor, finest: int, coarsest: int) -> Tensor:
         side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
