@@ -4,6 +4,7 @@
 STABLE_TORCH_LIBRARY(atrousops, m) {
   // clang-format off
   m.def("flush_subnormals(Tensor input) -> Tensor");
+  m.def("mean_field(Tensor scores, Tensor[] lattices, Tensor[] compatibilities, int iterations) -> Tensor");
   m.def("permutohedral_apply(Tensor values, Tensor splat_weights, Tensor slice_weights, Tensor offsets, Tensor neighbours, Tensor row_starts, Tensor rows, Tensor row_bounds, Tensor counts, bool reverse) -> Tensor");
   m.def("permutohedral_lattice(Tensor features) -> (Tensor offsets, Tensor weights, Tensor neighbours, Tensor row_starts, Tensor rows, Tensor row_bounds, Tensor counts)");
   m.def("roi_align(Tensor input, Tensor boxes, float spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor");

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from atrousops import backends, reference
 from atrousops._checks import bad_type, bad_value
-from atrousops.ops.permutohedral import Lattice, apply_lattice, lattice_weights, memory_format_of
+from atrousops.ops._register import register
+from atrousops.ops.permutohedral import Lattice, apply_lattice, fake_values, lattice_weights, memory_format_of
 
 
 def mean_field(
@@ -42,16 +43,30 @@ def mean_field(
     """
     _check(scores, lattices, compatibilities, iterations)
     compute = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    kernels = [_kernel(lattice, normalize, compute) for lattice in lattices]
+    weights = [lattice_weights(lattice, normalize, compute, "mean_field") for lattice in lattices]
     mus = [mu.to(compute) for mu in compatibilities]
+    if _fused(scores, lattices, mus):
+        tensors = [t for w, lattice in zip(weights, lattices) for t in (*w, lattice.offsets, *lattice[2:7])]
+        return torch.ops.atrousops.mean_field(scores.flatten(2), tensors, mus, iterations).view(scores.shape)
     flat = scores.flatten(2).to(compute, memory_format=torch.contiguous_format)
+    kernels = [_kernel(*w, lattice) for w, lattice in zip(weights, lattices)]
     q = reference.mean_field(flat, kernels, mus, iterations).view(scores.shape).to(scores.dtype)
     return q.contiguous(memory_format=memory_format_of(scores))
 
 
-def _kernel(lattice: Lattice, normalize: str | None, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    splat, slices = lattice_weights(lattice, normalize, dtype, "mean_field")
+def _kernel(splat: Tensor, slices: Tensor, lattice: Lattice) -> Callable[[Tensor], Tensor]:
     return lambda q: apply_lattice(q, splat, slices, lattice)
+
+
+def _fused(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequence[Tensor]) -> bool:
+    """One operator for all iterations where no gradient is wanted; else one per filter, and autograd's own record."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (scores, *compatibilities)):
+        return False
+    if backends.choose("mean_field", scores.device, scores.dtype) != "cpu":
+        return False
+    # Lattices of the reference are cut otherwise.
+    chunks = {(lattice.row_bounds.shape[0] - 1) // max(lattice.counts.shape[0], 1) for lattice in lattices}
+    return len(chunks) <= 1
 
 
 def _check(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequence[Tensor], iterations: int) -> None:
@@ -86,3 +101,10 @@ def _check(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequenc
             bad_value(op, "compatibilities", f"be ({labels}) or ({labels}, {labels})", tuple(mu.shape))
         if mu.device != scores.device:
             bad_value(op, "compatibilities", f"be on {scores.device}, as scores", mu.device)
+
+
+def _fake(scores: Tensor, lattices: list[Tensor], compatibilities: list[Tensor], iterations: int) -> Tensor:
+    return fake_values(scores)
+
+
+register("mean_field", fake=_fake)

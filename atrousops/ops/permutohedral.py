@@ -181,7 +181,7 @@ def _fake_lattice(features: Tensor) -> tuple[Tensor, ...]:
     n, d, p = features.shape
     most = n * p * (d + 1)
     # As the C++ side cuts an image.
-    chunks = torch.sym_max(1, torch.sym_min(p // 16384, 64))
+    chunks = torch.sym_min(torch.sym_max(p // 4096, 1), torch.sym_min(4 * ((p + 65535) // 65536), 64))
 
     def ints(*size: int) -> Tensor:
         return features.new_empty(size, dtype=torch.int32)
@@ -192,7 +192,8 @@ def _fake_lattice(features: Tensor) -> tuple[Tensor, ...]:
     return ints(n, p, d + 1), weights, ints(d + 1, most, 2), ints(most + 1), ints(most), bounds, counts
 
 
-def _fake_apply(values: Tensor, *lattice: object) -> Tensor:
+def fake_values(values: Tensor, *lattice: object) -> Tensor:
+    """(N, C, P) as values, channels last where values are that and not contiguous."""
     n, c, p = values.shape
     if (
         values.is_contiguous()
@@ -216,4 +217,4 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 register("permutohedral_lattice", fake=_fake_lattice, autocast="float32")
-register("permutohedral_apply", fake=_fake_apply, backward=_backward, setup_context=_setup, autocast="float32")
+register("permutohedral_apply", fake=fake_values, backward=_backward, setup_context=_setup, autocast="float32")

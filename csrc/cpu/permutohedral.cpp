@@ -23,7 +23,7 @@ Tensor permutohedral_apply(const Tensor& values, const Tensor& splat_weights, co
   Tensor out = empty(sizes_of(in), in, nhwc);
   if (out.numel() == 0) return out;
   const ScalarType compute = in.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  LatticeWork work(lattice, in.size(1), compute, in);
+  LatticeWork work(lattice, 0, lattice.images, in.size(1), compute, LatticeWork::Rows::shared, in);
   const auto image = [&](const Tensor& t, int64_t n) {
     const int64_t bytes = in.size(1) * lattice.pixels * static_cast<int64_t>(in.element_size());
     return PermutohedralImage{static_cast<char*>(t.data_ptr()) + n * bytes, in.scalar_type(), nhwc, in.size(1),
@@ -40,8 +40,13 @@ Tensor permutohedral_apply(const Tensor& values, const Tensor& splat_weights, co
   });
   work.blur(reverse);
   const auto slice = ATROUSOPS_SELECT(permutohedral_slice);
-  lattice.for_pixel_ranges(
-      [&](int64_t n, int64_t begin, int64_t end) { slice(work.args, image(out, n), n * lattice.pixels, begin, end); });
+  const int64_t tiles = (lattice.pixels + kPixelTile - 1) / kPixelTile;
+  parallel_for(0, lattice.images * tiles, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin / tiles; n * tiles < end; ++n) {
+      const int64_t first = std::max(begin - n * tiles, int64_t{0}), last = std::min(end - n * tiles, tiles);
+      slice(work.args, image(out, n), n * lattice.pixels, first * kPixelTile, std::min(last * kPixelTile, lattice.pixels));
+    }
+  });
   return out;
 }
 

@@ -27,8 +27,13 @@ struct PermutohedralArgs {
   int64_t neighbour_stride;
   const int32_t* row_starts;
   const int32_t* rows;
-  void* row_values;
-  void* vertex_values[2];  // vertex -1 exists and is zero
+  void* splatted;           // rows as pixels filled them
+  void* blurred;            // rows as pixels read them; the same memory unless one pass does both
+  void* vertex_values[2];  // the vertex before the first exists and is zero
+  int64_t zero_vertex;      // its index, for which neighbours say -1
+  const void* gain;         // a row that multiplies blurred vertices, channel by channel
+  const void* mix;          // or null: (channels, row), a matrix that does so; its row c is what channel c adds
+  int64_t channels;
 };
 
 // Values of one image, (C, P) or (P, C).
@@ -40,15 +45,16 @@ struct PermutohedralImage {
   int64_t pixels;
 };
 
-// rows of pixels [first + begin, first + end) += weight * value, where `first` is the image's first pixel in the
-// lattice.
+// Rows of pixels [first + begin, first + end) += weight * value, where `first` is the image's first pixel in the lattice.
 ATROUSOPS_DECLARE_KERNEL(permutohedral_splat, const PermutohedralArgs& args, const PermutohedralImage& image,
                          int64_t first, int64_t begin, int64_t end)
-// vertex = sum of its rows.
+// vertex_values[0] = the sum of a vertex's rows.
 ATROUSOPS_DECLARE_KERNEL(permutohedral_gather, const PermutohedralArgs& args, int64_t begin, int64_t end)
-// One axis: vertex_values[to] = v + (n1 + n2) / 2 of vertex_values[1 - to]; the last axis writes every row times alpha.
+// One axis: vertex_values[to] = v + (n1 + n2) / 2 of vertex_values[1 - to]. If `last`, rows = gain * that instead.
 ATROUSOPS_DECLARE_KERNEL(permutohedral_blur, const PermutohedralArgs& args, int64_t axis, int to, bool last,
                          int64_t begin, int64_t end)
+// rows = mix^T vertex_values[from].
+ATROUSOPS_DECLARE_KERNEL(permutohedral_mix, const PermutohedralArgs& args, int from, int64_t begin, int64_t end)
 ATROUSOPS_DECLARE_KERNEL(permutohedral_slice, const PermutohedralArgs& args, const PermutohedralImage& image,
                          int64_t first, int64_t begin, int64_t end)
 

@@ -18,8 +18,11 @@ namespace atrousops::cpu {
 
 namespace {
 
-constexpr int64_t kChunkPixels = 16384;
-constexpr int64_t kMaxChunks = 64;
+// A multiple of four chunks of some 16 384 pixels, so that two or four workers share them evenly; fewer in small images.
+int64_t chunk_count(int64_t pixels) {
+  const int64_t few = std::max<int64_t>(pixels / 4096, 1);
+  return std::min({few, 4 * ((pixels + 65535) / 65536), int64_t{64}});
+}
 
 // Keys numbered by first insertion: open addressing, linear probing. Allocation failure is remembered, not thrown, so
 // that it can be used inside parallel_for.
@@ -233,7 +236,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> permutohedral
                   "permutohedral_lattice: features must have 1 to ", kMaxFeatures, " channels; got ", features.size(1));
   STD_TORCH_CHECK(features.size(0) * features.size(2) * (features.size(1) + 1) < std::numeric_limits<int32_t>::max(),
                   "permutohedral_lattice: features must have fewer than 2^31 / (D + 1) pixels");
-  Builder b(features, std::clamp<int64_t>(features.size(2) / kChunkPixels, 1, kMaxChunks));
+  Builder b(features, chunk_count(features.size(2)));
   b.place_pixels();
   b.check("placing pixels");
   b.number_vertices();

@@ -29,7 +29,9 @@ LatticeView::LatticeView(const Tensor& splat_weights_, const Tensor& slice_weigh
   STD_TORCH_CHECK(row_bounds.numel() == images * chunks + 1 && chunks >= 1, "lattice: row_bounds has a wrong length");
   bounds = data<int64_t>(row_bounds);
   const Tensor dense_counts = dense(counts, false);
-  for (int64_t n = 0; n < images; ++n) vertices += data<int64_t>(dense_counts)[n];
+  first_vertex = {0};
+  for (int64_t n = 0; n < images; ++n) first_vertex.push_back(first_vertex[n] + data<int64_t>(dense_counts)[n]);
+  const int64_t vertices = first_vertex[images];
   STD_TORCH_CHECK(neighbours.dim() == 3 && neighbours.size(0) == corners && neighbours.size(1) >= vertices &&
                       neighbours.size(2) == 2,
                   "lattice: neighbours must be (D + 1, M, 2)");
@@ -37,20 +39,29 @@ LatticeView::LatticeView(const Tensor& splat_weights_, const Tensor& slice_weigh
                   "lattice: row_starts or rows is too short");
 }
 
-LatticeWork::LatticeWork(const LatticeView& lattice, int64_t channels, ScalarType compute, const Tensor& like)
-    : lattice_(lattice) {
+// Buffers hold what these images touch only; pointers are moved so that the lattice's own indices work.
+LatticeWork::LatticeWork(const LatticeView& lattice, int64_t first, int64_t count, int64_t channels, ScalarType compute,
+                         Rows rows, const Tensor& like)
+    : lattice_(lattice),
+      channels_(channels),
+      first_vertex_(lattice.first_vertex[first]),
+      last_vertex_(lattice.first_vertex[first + count]) {
   STD_TORCH_CHECK(lattice.splat_weights.scalar_type() == compute,
                   "lattice: weights must have the dtype that values are computed in");
   const int64_t lanes = kVectorBytes / (compute == ScalarType::Double ? 8 : 4);
-  const int64_t vectors = (channels + lanes - 1) / lanes;
+  const int64_t vectors = (channels + lanes - 1) / lanes, width = vectors * lanes;
   row_bytes_ = vectors * kVectorBytes;
-  const int64_t row_count = lattice.bounds[lattice.images * lattice.chunks];
-  row_values_ = empty({row_count * vectors * lanes}, like, false, compute);
-  vertex_values_ = empty({2 * (lattice.vertices + 1) * vectors * lanes}, like, false, compute);
+  const int64_t first_row = lattice.bounds[first * lattice.chunks];
+  const int64_t row_count = lattice.bounds[(first + count) * lattice.chunks] - first_row;
+  row_values_ = empty({(rows == Rows::separate ? 2 : 1) * row_count * width}, like, false, compute);
+  char* row_data = static_cast<char*>(row_values_.data_ptr()) - first_row * row_bytes_;
+  const int64_t vertex_count = last_vertex_ - first_vertex_ + 1;
+  vertex_values_ = empty({2 * vertex_count * width}, like, false, compute);
   char* vertices = static_cast<char*>(vertex_values_.data_ptr());
-  char* second = vertices + (lattice.vertices + 1) * row_bytes_;
   std::memset(vertices, 0, row_bytes_);
-  std::memset(second, 0, row_bytes_);
+  std::memset(vertices + vertex_count * row_bytes_, 0, row_bytes_);
+  // The first of each buffer is the zero vertex.
+  vertices -= (first_vertex_ - 1) * row_bytes_;
   args = {compute,
           vectors,
           lattice.corners,
@@ -61,21 +72,61 @@ LatticeWork::LatticeWork(const LatticeView& lattice, int64_t channels, ScalarTyp
           lattice.neighbours.size(1),
           data<int32_t>(lattice.row_starts),
           data<int32_t>(lattice.rows),
-          row_values_.data_ptr(),
-          {vertices + row_bytes_, second + row_bytes_}};
+          row_data,
+          rows == Rows::separate ? row_data + row_count * row_bytes_ : row_data,
+          {vertices, vertices + vertex_count * row_bytes_},
+          first_vertex_ - 1,
+          nullptr,
+          nullptr,
+          channels};
+  set_gain(1.0, nullptr);
+}
+
+template <class T>
+static void fill_gain(T* out, int64_t width, int64_t channels, double factor, const Tensor* each) {
+  if (each == nullptr) {
+    std::fill_n(out, width, static_cast<T>(factor));
+    return;
+  }
+  const T* in = data<T>(*each);
+  const bool matrix = each->dim() == 2;
+  std::fill_n(out, (matrix ? channels : 1) * width, T(0));
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t o = 0; o < (matrix ? channels : 1); ++o)
+      if (matrix)
+        out[c * width + o] = static_cast<T>(factor) * in[o * channels + c];
+      else
+        out[c] = static_cast<T>(factor) * in[c];
+}
+
+void LatticeWork::set_gain(double factor, const Tensor* each) {
+  // pydensecrf's constant.
+  const double alpha = 1.0 / (1.0 + 1.0 / static_cast<double>(int64_t{1} << (args.corners - 1)));
+  const int64_t width = row_bytes_ / (args.compute == ScalarType::Double ? 8 : 4);
+  const bool matrix = each != nullptr && each->dim() == 2;
+  gain_ = empty({(matrix ? channels_ : 1) * width}, row_values_, false);
+  if (args.compute == ScalarType::Double)
+    fill_gain(mutable_data<double>(gain_), width, channels_, factor * alpha, each);
+  else
+    fill_gain(mutable_data<float>(gain_), width, channels_, factor * alpha, each);
+  args.gain = matrix ? nullptr : gain_.data_ptr();
+  args.mix = matrix ? gain_.data_ptr() : nullptr;
 }
 
 void LatticeWork::blur(bool reverse) const {
   constexpr int64_t kGrain = 1024;
+  const auto each_vertex = [&](const auto& f) { parallel_for(first_vertex_, last_vertex_, kGrain, f); };
   const auto gather = ATROUSOPS_SELECT(permutohedral_gather);
-  parallel_for(0, lattice_.vertices, kGrain, [&](int64_t begin, int64_t end) { gather(args, begin, end); });
+  each_vertex([&](int64_t begin, int64_t end) { gather(args, begin, end); });
   const auto step = ATROUSOPS_SELECT(permutohedral_blur);
-  for (int64_t j = 0; j < lattice_.corners; ++j) {
-    const int64_t axis = reverse ? lattice_.corners - 1 - j : j;
-    const bool last = j == lattice_.corners - 1;
-    parallel_for(0, lattice_.vertices, kGrain,
-                 [&](int64_t begin, int64_t end) { step(args, axis, (j + 1) % 2, last, begin, end); });
+  for (int64_t j = 0; j < args.corners; ++j) {
+    const int64_t axis = reverse ? args.corners - 1 - j : j;
+    const bool last = j == args.corners - 1 && args.mix == nullptr;
+    each_vertex([&](int64_t begin, int64_t end) { step(args, axis, (j + 1) % 2, last, begin, end); });
   }
+  if (args.mix == nullptr) return;
+  const auto mix = ATROUSOPS_SELECT(permutohedral_mix);
+  each_vertex([&](int64_t begin, int64_t end) { mix(args, static_cast<int>(args.corners % 2), begin, end); });
 }
 
 }  // namespace atrousops::cpu

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "cpu/parallel.h"
 #include "cpu/permutohedral.h"
@@ -19,33 +20,29 @@ struct LatticeView {
   int64_t chunk_begin(int64_t c) const { return pixels * (c % chunks) / chunks; }
   int64_t chunk_end(int64_t c) const { return pixels * (c % chunks + 1) / chunks; }
 
-  // f(image, begin, end) in parallel over pixels.
-  template <class F>
-  void for_pixel_ranges(const F& f) const {
-    const int64_t tiles = (pixels + kPixelTile - 1) / kPixelTile;
-    parallel_for(0, images * tiles, 16, [&](int64_t begin, int64_t end) {
-      while (begin < end) {
-        const int64_t n = begin / tiles, stop = std::min(end, (n + 1) * tiles);
-        f(n, (begin - n * tiles) * kPixelTile, std::min((stop - n * tiles) * kPixelTile, pixels));
-        begin = stop;
-      }
-    });
-  }
-
-  int64_t images, pixels, corners, chunks;
-  int64_t vertices = 0;   // of all images
-  const int64_t* bounds;  // rows of chunk c: [bounds[c], bounds[c + 1])
   Tensor splat_weights, slice_weights, offsets, neighbours, row_starts, rows, row_bounds;
+  int64_t images, pixels, corners, chunks;  // chunks of one image
+  const int64_t* bounds;                    // rows of chunk c: [bounds[c], bounds[c + 1])
+  std::vector<int64_t> first_vertex;        // of each image, and their number
 };
 
-// Rows and vertices for one filter, and what happens between splatting and slicing.
+// Rows and vertices to filter images [first, first + count), and what happens between splatting and slicing.
 class LatticeWork {
  public:
-  LatticeWork(const LatticeView& lattice, int64_t channels, ScalarType compute, const Tensor& like);
+  // One pass may slice from one buffer of rows while it splats to another.
+  enum class Rows { shared, separate };
 
+  LatticeWork(const LatticeView& lattice, int64_t first, int64_t count, int64_t channels, ScalarType compute,
+              Rows rows, const Tensor& like);
+
+  // What blurred vertices are multiplied by, beside the filter's own constant: one factor for all channels, one for
+  // each, or a matrix (output channel, input channel).
+  void set_gain(double factor, const Tensor* each);
+
+  // Zeroes what the chunk will splat to.
   void clear_rows(int64_t chunk) const {
     const int64_t begin = lattice_.bounds[chunk], end = lattice_.bounds[chunk + 1];
-    std::memset(static_cast<char*>(args.row_values) + begin * row_bytes_, 0, (end - begin) * row_bytes_);
+    std::memset(static_cast<char*>(args.splatted) + begin * row_bytes_, 0, (end - begin) * row_bytes_);
   }
   // Rows to vertices, D + 1 axes (from the last to the first if `reverse`), and back to rows.
   void blur(bool reverse) const;
@@ -54,8 +51,8 @@ class LatticeWork {
 
  private:
   const LatticeView& lattice_;
-  int64_t row_bytes_;
-  Tensor row_values_, vertex_values_;
+  int64_t channels_, row_bytes_, first_vertex_, last_vertex_;
+  Tensor row_values_, vertex_values_, gain_;
 };
 
 }  // namespace atrousops::cpu

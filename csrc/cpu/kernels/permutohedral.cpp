@@ -4,12 +4,6 @@
 
 namespace atrousops::cpu::ATROUSOPS_ISA {
 
-template <class F>
-static void dispatch_compute(ScalarType dtype, const F& f) {
-  if (dtype == ScalarType::Double) return f.template operator()<double>();
-  f.template operator()<float>();
-}
-
 // f<S, B>(pixel, count, k): every tile of pixels and block of vectors of [begin, end), with the image's dtype.
 template <class F>
 static void for_tiles(const PermutohedralArgs& a, const PermutohedralImage& image, int64_t begin, int64_t end,
@@ -44,7 +38,7 @@ void permutohedral_slice(const PermutohedralArgs& a, const PermutohedralImage& i
 
 void permutohedral_gather(const PermutohedralArgs& a, int64_t begin, int64_t end) {
   dispatch_compute(a.compute, [&]<class T>() {
-    const Vector<T>* rows = static_cast<const Vector<T>*>(a.row_values);
+    const Vector<T>* rows = static_cast<const Vector<T>*>(a.splatted);
     Vector<T>* vertices = static_cast<Vector<T>*>(a.vertex_values[0]);
     for_blocks(a.vectors, [&]<int B>(int64_t k) {
       for (int64_t v = begin; v < end; ++v) {
@@ -57,27 +51,55 @@ void permutohedral_gather(const PermutohedralArgs& a, int64_t begin, int64_t end
   });
 }
 
+// Every row of vertex v, in all chunks.
+template <class T, int B>
+static void scatter(const PermutohedralArgs& a, int64_t v, int64_t k, const Vector<T> (&value)[B]) {
+  Vector<T>* rows = static_cast<Vector<T>*>(a.blurred);
+  for (int64_t r = a.row_starts[v]; r < a.row_starts[v + 1]; ++r)
+    for (int b = 0; b < B; ++b) rows[a.rows[r] * a.vectors + k + b] = value[b];
+}
+
+template <class T, int B, bool kLast>
+static void blur(const PermutohedralArgs& a, int64_t axis, int to, int64_t begin, int64_t end, int64_t k) {
+  const int32_t* neighbours = a.neighbours + axis * a.neighbour_stride * 2;
+  const Vector<T>* from = static_cast<const Vector<T>*>(a.vertex_values[1 - to]) + k;
+  Vector<T>* vertices = static_cast<Vector<T>*>(a.vertex_values[to]) + k;
+  const Vector<T>* gain = static_cast<const Vector<T>*>(a.gain) + k;
+  for (int64_t v = begin; v < end; ++v) {
+    const int64_t i1 = neighbours[2 * v], i2 = neighbours[2 * v + 1];
+    const Vector<T>* n1 = from + (i1 < 0 ? a.zero_vertex : i1) * a.vectors;
+    const Vector<T>* n2 = from + (i2 < 0 ? a.zero_vertex : i2) * a.vectors;
+    Vector<T> value[B];
+    for (int b = 0; b < B; ++b) value[b] = from[v * a.vectors + b] + T(0.5) * (n1[b] + n2[b]);
+    if constexpr (kLast) {
+      for (int b = 0; b < B; ++b) value[b] *= gain[b];
+      scatter<T, B>(a, v, k, value);
+    } else {
+      for (int b = 0; b < B; ++b) vertices[v * a.vectors + b] = value[b];
+    }
+  }
+}
+
 void permutohedral_blur(const PermutohedralArgs& a, int64_t axis, int to, bool last, int64_t begin, int64_t end) {
   dispatch_compute(a.compute, [&]<class T>() {
-    const int32_t* neighbours = a.neighbours + axis * a.neighbour_stride * 2;
-    const Vector<T>* from = static_cast<const Vector<T>*>(a.vertex_values[1 - to]);
-    Vector<T>* vertices = static_cast<Vector<T>*>(a.vertex_values[to]);
-    Vector<T>* rows = static_cast<Vector<T>*>(a.row_values);
-    // pydensecrf's constant: the gain of the whole filter.
-    const T alpha = T(1) / (T(1) + T(1) / static_cast<T>(int64_t{1} << (a.corners - 1)));
     for_blocks(a.vectors, [&]<int B>(int64_t k) {
+      if (last) return blur<T, B, true>(a, axis, to, begin, end, k);
+      blur<T, B, false>(a, axis, to, begin, end, k);
+    });
+  });
+}
+
+void permutohedral_mix(const PermutohedralArgs& a, int from, int64_t begin, int64_t end) {
+  dispatch_compute(a.compute, [&]<class T>() {
+    const T* vertices = static_cast<const T*>(a.vertex_values[from]);
+    for_blocks(a.vectors, [&]<int B>(int64_t k) {
+      const Vector<T>* mix = static_cast<const Vector<T>*>(a.mix) + k;
       for (int64_t v = begin; v < end; ++v) {
-        const Vector<T>* centre = from + v * a.vectors + k;
-        const Vector<T>* n1 = from + neighbours[2 * v] * a.vectors + k;
-        const Vector<T>* n2 = from + neighbours[2 * v + 1] * a.vectors + k;
-        Vector<T> value[B];
-        for (int b = 0; b < B; ++b) value[b] = centre[b] + T(0.5) * (n1[b] + n2[b]);
-        if (!last) {
-          for (int b = 0; b < B; ++b) vertices[v * a.vectors + k + b] = value[b];
-          continue;
-        }
-        for (int64_t r = a.row_starts[v]; r < a.row_starts[v + 1]; ++r)
-          for (int b = 0; b < B; ++b) rows[a.rows[r] * a.vectors + k + b] = alpha * value[b];
+        const T* in = vertices + v * a.vectors * kLanes<T>;
+        Vector<T> value[B] = {};
+        for (int64_t c = 0; c < a.channels; ++c)
+          for (int b = 0; b < B; ++b) value[b] += in[c] * mix[c * a.vectors + b];
+        scatter<T, B>(a, v, k, value);
       }
     });
   });

@@ -14,6 +14,12 @@ using Vector [[gnu::vector_size(kVectorBytes), gnu::may_alias]] = T;
 template <class T>
 constexpr int64_t kLanes = kVectorBytes / sizeof(T);
 
+template <class F>
+inline void dispatch_compute(ScalarType dtype, const F& f) {
+  if (dtype == ScalarType::Double) return f.template operator()<double>();
+  f.template operator()<float>();
+}
+
 // f.operator()<B>(k) over the vectors [k, k + B) of a row, B <= kMaxBlock.
 template <class F>
 inline void for_blocks(int64_t vectors, const F& f) {
@@ -60,7 +66,7 @@ inline void splat_tile(const PermutohedralArgs& a, int64_t pixel, int64_t count,
                        int64_t stride) {
   const T* weights = static_cast<const T*>(a.splat_weights) + pixel * a.corners;
   const int32_t* offsets = a.offsets + pixel * a.corners;
-  Vector<T>* rows = static_cast<Vector<T>*>(a.row_values) + k;
+  Vector<T>* rows = static_cast<Vector<T>*>(a.splatted) + k;
   for (int64_t p = 0; p < count; ++p) {
     Vector<T> value[B];
     for (int b = 0; b < B; ++b) value[b] = tile[p * stride + b];
@@ -77,7 +83,7 @@ inline void slice_tile(const PermutohedralArgs& a, int64_t pixel, int64_t count,
                        int64_t stride) {
   const T* weights = static_cast<const T*>(a.slice_weights) + pixel * a.corners;
   const int32_t* offsets = a.offsets + pixel * a.corners;
-  const Vector<T>* rows = static_cast<const Vector<T>*>(a.row_values) + k;
+  const Vector<T>* rows = static_cast<const Vector<T>*>(a.blurred) + k;
   for (int64_t p = 0; p < count; ++p) {
     Vector<T> value[B];
     for (int b = 0; b < B; ++b) value[b] = tile[p * stride + b];
