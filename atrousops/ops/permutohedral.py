@@ -181,7 +181,7 @@ def _fake_lattice(features: Tensor) -> tuple[Tensor, ...]:
     n, d, p = features.shape
     most = n * p * (d + 1)
     # As the C++ side cuts an image.
-    chunks = torch.sym_min(torch.sym_max(p // 4096, 1), torch.sym_min(4 * ((p + 65535) // 65536), 64))
+    chunks = torch.sym_min(torch.sym_max(p // 4096, 1), torch.sym_min(4 * (p // 65536 + 1), 64))
 
     def ints(*size: int) -> Tensor:
         return features.new_empty(size, dtype=torch.int32)

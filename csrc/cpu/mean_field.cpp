@@ -1,5 +1,6 @@
-// mean_field: Q <- softmax(scores - sum_k mu_k K_k Q). Each iteration slices, normalises and splats in one pass over the
-// pixels, so that Q itself is written once, at the end; mu acts on the lattices' vertices, of which there are fewer.
+// mean_field: Q <- softmax(scores - sum_k mu_k K_k Q). Each iteration slices, normalises and splats in one pass over
+// the pixels, so that Q itself is written once, at the end; mu acts on the lattices' vertices, of which there are
+// fewer.
 #include "cpu/mean_field.h"
 
 #include <torch/csrc/stable/library.h>
@@ -36,8 +37,8 @@ class Inference {
     unary_ = empty({scores.pixels * vectors * lanes}, like, false, compute);
     tiles_ = empty({chunks_ * kPixelTile * vectors * lanes}, like, false, compute);
     tile_bytes_ = kPixelTile * vectors * kVectorBytes;
-    args_ = {kernels_.data(), first_.data(), static_cast<int64_t>(kernels_.size()), vectors, unary_.data_ptr(), scores,
-             q};
+    args_ = {
+        kernels_.data(), first_.data(), static_cast<int64_t>(kernels_.size()), vectors, unary_.data_ptr(), scores, q};
   }
 
   void run(int64_t iterations) {
@@ -51,7 +52,7 @@ class Inference {
  private:
   void pass(bool start, bool store) {
     const auto kernel = ATROUSOPS_SELECT(mean_field_pass);
-    parallel_for(0, chunks_, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, chunks_, chunk_grain(args_.scores.pixels, chunks_), [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         for (size_t k = 0; k < work_.size() && !store; ++k) work_[k].clear_rows(first_chunk_[k] + c);
         kernel(args_, args_.scores.pixels * c / chunks_, args_.scores.pixels * (c + 1) / chunks_, start, store,
@@ -75,8 +76,8 @@ Tensor mean_field(const Tensor& scores, std::vector<Tensor> lattices, std::vecto
                   int64_t iterations) {
   STD_TORCH_CHECK(scores.dim() == 3, "mean_field: scores must be (N, L, P); got ", scores.dim(), " dimensions");
   STD_TORCH_CHECK(iterations >= 0, "mean_field: iterations must be 0 or more; got ", iterations);
-  STD_TORCH_CHECK(lattices.size() == kLatticeTensors * compatibilities.size(),
-                  "mean_field: lattices must be ", kLatticeTensors, " tensors for each compatibility");
+  STD_TORCH_CHECK(lattices.size() == kLatticeTensors * compatibilities.size(), "mean_field: lattices must be ",
+                  kLatticeTensors, " tensors for each compatibility");
   const bool nhwc = prefers_channels_last(scores);
   const Tensor in = dense(scores, nhwc);
   const ScalarType dtype = in.scalar_type();

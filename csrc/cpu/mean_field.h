@@ -16,8 +16,8 @@ struct MeanFieldArgs {
   PermutohedralImage q;
 };
 
-// Pixels [begin, end): Q = softmax(unary + what the kernels hold), splatted to the kernels, or stored if `store`. At the
-// `start` unaries are taken from the scores, and the kernels hold nothing. The tile is scratch of kPixelTile rows.
+// Pixels [begin, end): Q = softmax(unary + what the kernels hold), splatted to the kernels, or stored if `store`. At
+// the `start` unaries are taken from the scores, and the kernels hold nothing. The tile is scratch of kPixelTile rows.
 ATROUSOPS_DECLARE_KERNEL(mean_field_pass, const MeanFieldArgs& args, int64_t begin, int64_t end, bool start, bool store,
                          void* tile)
 

@@ -16,6 +16,9 @@ constexpr int64_t kVectorBytes = 32;
 // Pixels that pass through a tile of channels-innermost values.
 constexpr int64_t kPixelTile = 64;
 
+// Chunks that a worker takes at least, so that small images stay on one thread.
+inline int64_t chunk_grain(int64_t pixels, int64_t chunks) { return 1 + 4096 * chunks / (pixels + 1); }
+
 struct PermutohedralArgs {
   ScalarType compute;  // float or double: weights, rows and vertices
   int64_t vectors;     // a row's length
@@ -27,12 +30,12 @@ struct PermutohedralArgs {
   int64_t neighbour_stride;
   const int32_t* row_starts;
   const int32_t* rows;
-  void* splatted;           // rows as pixels filled them
-  void* blurred;            // rows as pixels read them; the same memory unless one pass does both
+  void* splatted;          // rows as pixels filled them
+  void* blurred;           // rows as pixels read them; the same memory unless one pass does both
   void* vertex_values[2];  // the vertex before the first exists and is zero
-  int64_t zero_vertex;      // its index, for which neighbours say -1
-  const void* gain;         // a row that multiplies blurred vertices, channel by channel
-  const void* mix;          // or null: (channels, row), a matrix that does so; its row c is what channel c adds
+  int64_t zero_vertex;     // its index, for which neighbours say -1
+  const void* gain;        // a row that multiplies blurred vertices, channel by channel
+  const void* mix;         // or null: (channels, row), a matrix that does so; its row c is what channel c adds
   int64_t channels;
 };
 
@@ -45,7 +48,8 @@ struct PermutohedralImage {
   int64_t pixels;
 };
 
-// Rows of pixels [first + begin, first + end) += weight * value, where `first` is the image's first pixel in the lattice.
+// Rows of pixels [first + begin, first + end) += weight * value, where `first` is the image's first pixel in the
+// lattice.
 ATROUSOPS_DECLARE_KERNEL(permutohedral_splat, const PermutohedralArgs& args, const PermutohedralImage& image,
                          int64_t first, int64_t begin, int64_t end)
 // vertex_values[0] = the sum of a vertex's rows.

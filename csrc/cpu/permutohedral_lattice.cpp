@@ -12,16 +12,18 @@
 #include <vector>
 
 #include "cpu/parallel.h"
+#include "cpu/permutohedral.h"
 #include "cpu/tensor.h"
 
 namespace atrousops::cpu {
 
 namespace {
 
-// A multiple of four chunks of some 16 384 pixels, so that two or four workers share them evenly; fewer in small images.
+// A multiple of four chunks of some 16 384 pixels, so that two or four workers share them evenly; fewer in small
+// images.
 int64_t chunk_count(int64_t pixels) {
   const int64_t few = std::max<int64_t>(pixels / 4096, 1);
-  return std::min({few, 4 * ((pixels + 65535) / 65536), int64_t{64}});
+  return std::min({few, 4 * (pixels / 65536 + 1), int64_t{64}});
 }
 
 // Keys numbered by first insertion: open addressing, linear probing. Allocation failure is remembered, not thrown, so
@@ -127,7 +129,7 @@ Builder::Builder(const Tensor& features_, int64_t chunks_)
 void Builder::place_pixels() {
   const auto geometry = ATROUSOPS_SELECT(permutohedral_geometry);
   const int64_t corners = dims + 1, item = static_cast<int64_t>(features.element_size());
-  parallel_for(0, images * chunks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, images * chunks, chunk_grain(pixels, chunks), [&](int64_t begin, int64_t end) {
     bool ok = true;
     uint64_t keys[kLatticeTile * (kMaxFeatures + 1)];
     for (int64_t c = begin; c < end; ++c) {
@@ -154,7 +156,7 @@ void Builder::number_vertices() {
   bounds[0] = 0;
   for (int64_t c = 0; c < images * chunks; ++c) bounds[c + 1] = bounds[c] + chunk_tables[c].size();
   row_vertex.resize(bounds[images * chunks]);
-  parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, images, chunk_grain(pixels, 1), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n)
       for (int64_t c = n * chunks; c < (n + 1) * chunks; ++c)
         for (int64_t i = 0; i < chunk_tables[c].size(); ++i)
@@ -166,7 +168,7 @@ void Builder::number_vertices() {
     mutable_data<int64_t>(counts)[n] = image_tables[n].size();
   }
   const int64_t corners = dims + 1;
-  parallel_for(0, images * chunks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, images * chunks, chunk_grain(pixels, chunks), [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       const int64_t n = c / chunks, first = pixels * (c % chunks) / chunks, stop = pixels * (c % chunks + 1) / chunks;
       for (int64_t i = bounds[c]; i < bounds[c + 1]; ++i) row_vertex[i] += static_cast<int32_t>(image_base[n]);

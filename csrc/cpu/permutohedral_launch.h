@@ -32,8 +32,8 @@ class LatticeWork {
   // One pass may slice from one buffer of rows while it splats to another.
   enum class Rows { shared, separate };
 
-  LatticeWork(const LatticeView& lattice, int64_t first, int64_t count, int64_t channels, ScalarType compute,
-              Rows rows, const Tensor& like);
+  LatticeWork(const LatticeView& lattice, int64_t first, int64_t count, int64_t channels, ScalarType compute, Rows rows,
+              const Tensor& like);
 
   // What blurred vertices are multiplied by, beside the filter's own constant: one factor for all channels, one for
   // each, or a matrix (output channel, input channel).

@@ -29,6 +29,14 @@ def example(stored):
     return -torch.from_numpy(stored["unary"])[None], image
 
 
+@pytest.fixture
+def one_thread():
+    """For hundreds of tiny calls: waking a second worker costs more than they do."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(2)
+
+
 def crf(iterations=5, **settings):
     return ao.DenseCRF(iterations, **settings)
 
@@ -97,6 +105,29 @@ def test_empty_batch():
     assert q.shape == (0, 3, 8, 8)
 
 
+def test_gradients_and_inference_take_different_paths_to_one_answer(example):
+    scores, image = example
+    q = crf()(scores, image)
+    differentiable = crf()(scores.clone().requires_grad_(), image)
+    assert differentiable.requires_grad
+    torch.testing.assert_close(differentiable, q, rtol=0, atol=1e-5)
+
+
+# One vector, a block of four, and more than the registers take.
+@pytest.mark.parametrize("labels", [1, 8, 21, 32, 33, 70])
+def test_label_counts(labels):
+    generator = torch.Generator().manual_seed(2)
+    scores = torch.randn(1, labels, 6, 7, dtype=torch.float64, generator=generator)
+    image = torch.rand(1, 3, 6, 7, dtype=torch.float64, generator=generator) * 255
+    matrix = torch.randn(labels, labels, dtype=torch.float64, generator=generator)
+    layer = ao.DenseCRF(3, 2.0, matrix * 0.3, 5.0, 40.0, 0.3)
+    q = layer(scores, image)
+    with ao.backend("reference"):
+        expected = layer(scores, image)
+    torch.testing.assert_close(q, expected)
+    torch.testing.assert_close(layer(scores.float(), image), expected.float(), rtol=0, atol=1e-5)
+
+
 def test_zero_iterations_is_softmax(example):
     torch.testing.assert_close(crf(0)(*example), example[0].softmax(1))
 
@@ -147,6 +178,7 @@ def small(labels=2, dtype=torch.float64):
     return scores, torch.rand(2, 3, 2, 3, dtype=dtype, generator=generator) * 60
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("normalization", ["none", "symmetric", "before", "after"])
 def test_gradcheck_scores(normalization):
     scores, image = small()
@@ -154,6 +186,7 @@ def test_gradcheck_scores(normalization):
     assert torch.autograd.gradcheck(lambda s: layer(s, image), scores.requires_grad_())
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_gradcheck_crf_as_rnn():
     scores, image = small()
     layer = ao.CRFasRNN(2, 2, bilateral_sxy=10.0, bilateral_srgb=20.0, dtype=torch.float64)
@@ -262,6 +295,7 @@ def test_rejects_wrong_label_counts():
         ao.CRFasRNN(0)
 
 
+@pytest.mark.usefixtures("one_thread")
 @settings(deadline=None, derandomize=True, max_examples=25)
 @given(
     n=st.integers(1, 2),

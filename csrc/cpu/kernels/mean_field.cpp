@@ -107,9 +107,8 @@ static void pass(const MeanFieldArgs& a, int64_t begin, int64_t end, bool start,
 }
 
 void mean_field_pass(const MeanFieldArgs& a, int64_t begin, int64_t end, bool start, bool store, void* tile) {
-  dispatch_floating(a.scores.dtype, "mean_field", [&]<class S>() {
-    pass<S>(a, begin, end, start, store, static_cast<compute_t<S>*>(tile));
-  });
+  dispatch_floating(a.scores.dtype, "mean_field",
+                    [&]<class S>() { pass<S>(a, begin, end, start, store, static_cast<compute_t<S>*>(tile)); });
 }
 
 }  // namespace atrousops::cpu::ATROUSOPS_ISA
