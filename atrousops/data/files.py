@@ -1,0 +1,73 @@
+"""Files of a data set, in a folder or in a zip archive of it, and where data sets are looked for."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from pathlib import Path
+
+from PIL import Image
+
+from atrousops._checks import bad_value
+
+
+def find(name: str, root: str | os.PathLike[str] | None = None) -> Path:
+    """The path of a data file or folder.
+
+    Looked for in `root` if given, else in $ATROUSOPS_DATA, else in ../shared/data seen from the working directory.
+
+    Raises:
+        ArgumentError: it is in none of them.
+    """
+    if root is not None:
+        places = [Path(root)]
+    else:
+        places = [Path(p) for p in (os.environ.get("ATROUSOPS_DATA"), "../shared/data") if p]
+    for place in places:
+        if (place / name).exists():
+            return place / name
+    where = ", ".join(str(place) for place in places)
+    bad_value("data", "root", f"be a folder that holds {name}", where, "Set data.root or $ATROUSOPS_DATA.")
+
+
+class Files:
+    """Reads files by their relative name, from a folder or straight from a zip archive.
+
+    The archive is opened again in every process that reads, so that workers do not share a file position.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir() and not zipfile.is_zipfile(self.path):
+            bad_value("data", "path", "be a folder or a zip archive", str(path))
+        self._archive: zipfile.ZipFile | None = None
+        self._process = -1
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file. Raises FileNotFoundError."""
+        if self.path.is_dir():
+            return (self.path / name).read_bytes()
+        try:
+            return self._zip().read(name)
+        except KeyError:
+            raise FileNotFoundError(f"{self.path} holds no {name}") from None
+
+    def names(self, folder: str, suffix: str) -> list[str]:
+        """The stems of the files in `folder` that end in `suffix`, in order."""
+        if self.path.is_dir():
+            found = [p.name for p in (self.path / folder).glob(f"*{suffix}")]
+        else:
+            found = [n[len(folder) + 1 :] for n in self._zip().namelist() if n.startswith(f"{folder}/")]
+        return sorted(name[: -len(suffix)] for name in found if name.endswith(suffix))
+
+    def image(self, name: str, mode: str) -> Image.Image:
+        """One picture, decoded; mode "RGB", or "P" or "L" for labels, whose numbers are kept."""
+        picture = Image.open(io.BytesIO(self.read(name)))
+        return picture if picture.mode == mode else picture.convert(mode)
+
+    def _zip(self) -> zipfile.ZipFile:
+        if self._archive is None or self._process != os.getpid():
+            self._archive = zipfile.ZipFile(self.path)
+            self._process = os.getpid()
+        return self._archive

@@ -1,0 +1,174 @@
+"""Networks by name, and weights that are read without running anybody's code."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from atrousops._checks import ArgumentError, bad_value
+from atrousops._files import write_atomically
+from atrousops.models import deeplab
+from atrousops.models.enet import enet
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "deeplabv3_mobilenet_v3_large": deeplab.deeplabv3_mobilenet_v3_large,
+    "deeplabv3_resnet101": deeplab.deeplabv3_resnet101,
+    "deeplabv3_resnet50": deeplab.deeplabv3_resnet50,
+    "deeplabv3plus_mobilenet_v3_large": deeplab.deeplabv3plus_mobilenet_v3_large,
+    "deeplabv3plus_resnet101": deeplab.deeplabv3plus_resnet101,
+    "deeplabv3plus_resnet50": deeplab.deeplabv3plus_resnet50,
+    "deeplabv3plus_vgg16_lowrank": deeplab.deeplabv3plus_vgg16_lowrank,
+    "enet": enet,
+}
+
+# Name of shipped weights -> sha256 of atrousops/weights/NAME.safetensors.
+SHIPPED: dict[str, str] = {}
+
+_FOLDER = Path(__file__).resolve().parents[1] / "weights"
+_KEY = "atrousops"
+
+
+class WeightsError(ArgumentError):
+    """A file of weights that is damaged, is something else, or does not fit the network."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """What one must know to use a trained network; stored in the header of its file.
+
+    network, arguments: the factory's name and keyword arguments.
+    classes: names, in the order of the scores.
+    mean, std: of RGB in 0..1; the input is (rgb - mean) / std.
+    size: the longest side of the images it was trained on, in pixels.
+    """
+
+    network: str
+    arguments: dict[str, Any]
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: int
+
+
+def list() -> tuple[str, ...]:
+    """Names of the weights that come with the package, for `load`."""
+    return tuple(SHIPPED)
+
+
+def build(name: str, **arguments: Any) -> nn.Module:
+    """A network by the name of its factory, with fresh weights.
+
+    Raises:
+        ArgumentError: there is no such network, or it takes no such argument.
+    """
+    if name not in NETWORKS:
+        bad_value("build", "name", f"be one of {', '.join(NETWORKS)}", repr(name))
+    try:
+        return NETWORKS[name](**arguments)
+    except TypeError as error:
+        bad_value(name, "arguments", "be those of the network", f"{arguments}: {error}")
+
+
+def load(name: str | os.PathLike[str], **arguments: Any) -> nn.Module:
+    """A trained network, in evaluation mode; its `info` says what it expects and what its classes are.
+
+    Args:
+        name: one of `list()`, or the path of a file that `save` or `atrousops train` wrote.
+        arguments: keyword arguments of the factory that replace those it was trained with, such as output_stride=8.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: the file is damaged, is something else, or does not fit the network.
+    """
+    shipped = SHIPPED.get(str(name))
+    path = _FOLDER / f"{name}.safetensors" if shipped is not None else Path(name)
+    if not path.is_file():
+        known = ", ".join(SHIPPED) or "none"
+        raise FileNotFoundError(f"load: no file {path}; weights that come with the package: {known}")
+    if shipped is not None:
+        _check_hash(path, shipped)
+    state, info = _read(path)
+    if info is None:
+        raise WeightsError(f"load: {path} does not say which network it is of. Use load_weights on a network instead.")
+    model = build(info.network, **{**info.arguments, **arguments})
+    _load_state(model, state, path)
+    model.info = info
+    return model.eval()
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Loads a safetensors file into a network, whatever dtype the file has; returns the network.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: the file is damaged, is something else, or does not fit the network.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"load_weights: no file {path}")
+    _load_state(model, _read(Path(path))[0], Path(path))
+    return model
+
+
+def save(model: nn.Module, path: str | os.PathLike[str], info: Info) -> str:
+    """Writes weights as safetensors, matrices in fp16, and returns the file's sha256.
+
+    Numbers that are subnormal in the dtype they are stored in become zero: they carry nothing and make CPUs slow.
+    """
+    state = {}
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            value = value.half() if value.dim() > 1 else value.float()
+            value = torch.where(value.abs() < torch.finfo(value.dtype).smallest_normal, 0, value)
+        state[name] = value.contiguous()
+    header = {_KEY: json.dumps(dataclasses.asdict(info)), "format": "pt"}
+    write_atomically(path, lambda temporary: save_file(state, temporary, metadata=header))
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _check_hash(path: Path, wanted: str) -> None:
+    got = hashlib.sha256(path.read_bytes()).hexdigest()
+    if got != wanted:
+        raise WeightsError(f"load: {path} must have the sha256 {wanted}; got {got}. Reinstall the package.")
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Info | None]:
+    try:
+        with safe_open(path, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header = (file.metadata() or {}).get(_KEY)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"load: {path} must be a whole safetensors file; got {error}.") from error
+    if header is None:
+        return state, None
+    try:
+        values = {
+            key: tuple(v) if not isinstance(v, (str, int, float, dict)) else v for key, v in json.loads(header).items()
+        }
+        return state, Info(**values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(f"load: {path} must describe its network in its header; got {error}.") from error
+
+
+def _load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    wanted = model.state_dict()
+    missing = [name for name in wanted if name not in state]
+    unknown = [name for name in state if name not in wanted]
+    shapes = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
+    if missing or unknown or shapes:
+        parts = []
+        for title, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes)):
+            if names:
+                parts.append(f"{len(names)} {title}, such as {names[0]}")
+        raise WeightsError(f"load: {path} must hold the weights of {type(model).__name__}; got {'; '.join(parts)}.")
+    model.load_state_dict(state)

@@ -1,0 +1,86 @@
+"""DeepLab v3 against torchvision's, v3+ by what it must do."""
+
+import pytest
+import torch
+import torchvision
+from networks import AtrousTests
+
+from atrousops import models
+from atrousops._checks import ArgumentError
+
+
+class TorchvisionTests(AtrousTests):
+    """torchvision's state dict loads strictly and gives its output."""
+
+    def test_is_torchvisions(self):
+        theirs = getattr(torchvision.models.segmentation, self.name)
+        theirs = theirs(weights=None, weights_backbone=None, num_classes=3, aux_loss=True).eval()
+        ours = models.build(self.name, num_classes=3, aux=True).eval()
+        ours.load_state_dict(theirs.state_dict())
+        images = torch.rand(1, 3, 65, 81)
+        with torch.inference_mode():
+            for name, wanted in theirs(images).items():
+                # The same sums in another order, twenty to a hundred layers deep.
+                torch.testing.assert_close(ours(images)[name], wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+
+
+class TestV3ResNet50(TorchvisionTests):
+    name = "deeplabv3_resnet50"
+
+
+class TestV3MobileNet(TorchvisionTests):
+    name = "deeplabv3_mobilenet_v3_large"
+
+
+class TestV3PlusResNet50(AtrousTests):
+    name = "deeplabv3plus_resnet50"
+
+
+class TestV3PlusMobileNet(AtrousTests):
+    name = "deeplabv3plus_mobilenet_v3_large"
+
+    def test_exports(self):
+        """torch.export takes the network whole, with a batch size left open."""
+        network = self.build().eval()
+        batch = torch.export.Dim("batch", min=1, max=8)
+        program = torch.export.export(network, (torch.rand(2, 3, 64, 64),), dynamic_shapes=({0: batch},))
+        images = torch.rand(3, 3, 64, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(program.module()(images)["out"], network(images)["out"])
+
+
+class TestV3PlusVGG16LowRank(AtrousTests):
+    name = "deeplabv3plus_vgg16_lowrank"
+
+
+@pytest.mark.parametrize("name", ["deeplabv3_resnet101", "deeplabv3plus_resnet101"])
+def test_resnet101_has_its_blocks(name):
+    with torch.device("meta"):
+        network = models.build(name)
+    assert [len(network.backbone[f"layer{i}"]) for i in range(1, 5)] == [3, 4, 23, 3]
+
+
+def test_output_stride_8_holds_16():
+    """The low-rank VGG without its fourth stride computes, at every second position, what it did with it."""
+    coarse = models.deeplabv3plus_vgg16_lowrank(output_stride=16).backbone.eval()
+    fine = models.deeplabv3plus_vgg16_lowrank(output_stride=8).backbone.eval()
+    fine.load_state_dict(coarse.state_dict())
+    images = torch.rand(1, 3, 96, 64)
+    with torch.inference_mode():
+        wanted, got = coarse(images)["out"], fine(images)["out"]
+    torch.testing.assert_close(got[..., ::2, ::2], wanted)
+
+
+@pytest.mark.parametrize("kind", ["resnet50", "mobilenet_v3_large"])
+def test_backbone_weights(kind):
+    classifier = getattr(torchvision.models, kind)(weights=None)
+    network = models.build(f"deeplabv3plus_{kind}", backbone_weights=classifier.state_dict())
+    last = {"resnet50": ("layer4.2.conv3.weight",) * 2, "mobilenet_v3_large": ("16.0.weight", "features.16.0.weight")}
+    ours, theirs = last[kind]
+    assert torch.equal(network.backbone.state_dict()[ours], classifier.state_dict()[theirs])
+
+
+def test_backbone_weights_of_another_network():
+    weights = torchvision.models.mobilenet_v3_small(weights=None).state_dict()
+    with pytest.raises(ArgumentError, match="every weight of the backbone"):
+        models.deeplabv3_mobilenet_v3_large(backbone_weights=weights)
