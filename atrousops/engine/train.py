@@ -258,5 +258,5 @@ def _start_from_trunk(model: nn.Module, recipe: Config, root: str | None) -> Non
     picked = [images[i][0] for i in range(min(recipe.init.images, len(images)))]
     batches = [torch.stack(picked[i : i + 8]) for i in range(0, len(picked), 8)]
     backbone, errors = factorise_vgg16(trunk, batches)
-    model.backbone.load_state_dict(backbone.state_dict())
+    model.get_submodule("backbone").load_state_dict(backbone.state_dict())
     print("error of each factorised layer:", " ".join(f"{error:.1e}" for error in errors))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,8 +48,8 @@ class SegmentationModel(nn.Module):
         return {name: resize(score, input.shape[-2:]) for name, score in scores.items()}
 
 
-def resize(input: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(input: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear interpolation to `size` (H, W), corners not aligned."""
     if tuple(input.shape[-2:]) == tuple(size):
         return input
-    return F.interpolate(input, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(input, size=tuple(size), mode="bilinear", align_corners=False)

@@ -87,7 +87,7 @@ def _layer(trunk: Mapping[str, Tensor], index: int) -> tuple[Tensor, Tensor]:
 
 
 def _fit(conv: LowRankConv2d, weight: Tensor, bias: Tensor, inputs: list[Tensor], responses: list[Tensor]) -> None:
-    vertical, horizontal = conv
+    vertical, horizontal = conv.vertical, conv.horizontal
     out_channels, in_channels = weight.shape[:2]
     rank = vertical.out_channels
     matrix = weight.permute(0, 3, 1, 2).reshape(out_channels * 3, in_channels * 3).double()
@@ -108,6 +108,7 @@ def _fit(conv: LowRankConv2d, weight: Tensor, bias: Tensor, inputs: list[Tensor]
     rest = (rows.T @ wanted).double() - gram @ start.T
     ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
     solution = start + torch.linalg.solve(gram + ridge, rest).T
+    assert horizontal.bias is not None
     horizontal.bias.copy_(solution[:, -1])
     horizontal.weight.copy_(solution[:, :-1].reshape(out_channels, rank, 1, 3))
 

@@ -103,7 +103,7 @@ def load(name: str | os.PathLike[str], **arguments: Any) -> nn.Module:
         raise WeightsError(f"load: {path} does not say which network it is of. Use load_weights on a network instead.")
     model = build(info.network, **{**info.arguments, **arguments})
     _load_state(model, state, path)
-    model.info = info
+    setattr(model, "info", info)  # noqa: B010, for a Module takes no attribute of this type by declaration
     return model.eval()
 
 
@@ -152,11 +152,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Info | None]:
     if header is None:
         return state, None
     try:
-        values = {
-            key: tuple(v) if not isinstance(v, (str, int, float, dict)) else v for key, v in json.loads(header).items()
-        }
+        values: dict[str, Any] = json.loads(header)
+        for key in ("classes", "mean", "std"):
+            values[key] = tuple(values[key])
         return state, Info(**values)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise WeightsError(f"load: {path} must describe its network in its header; got {error}.") from error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,6 +34,14 @@ class LowRankConv2d(nn.Sequential):
             Conv2d(rank, out_channels, (1, 3), padding=(0, dilation), dilation=(1, dilation)),
         )
 
+    @property
+    def vertical(self) -> Conv2d:
+        return cast(Conv2d, self[0])
+
+    @property
+    def horizontal(self) -> Conv2d:
+        return cast(Conv2d, self[1])
+
 
 class VGG16LowRank(nn.Module):
     """The trunk of VGG-16 without its last pooling, each 3x3 convolution but the first factorised.
@@ -48,6 +58,11 @@ class VGG16LowRank(nn.Module):
     what output stride 16 would have given.
     """
 
+    stage1: nn.Sequential
+    stage2: nn.Sequential
+    stage3: nn.Sequential
+    stage4: nn.Sequential
+    stage5: nn.Sequential
     out_channels = 512
     low_channels = 256
 
