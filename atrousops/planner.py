@@ -291,9 +291,7 @@ def _illegal(kernel: str, problem: Problem, device: Device, itemsize: int, works
         return "more than one group"
     if kernel == "phases":
         return "" if _strided(problem) else "no input gradient or transposed convolution with a stride"
-    if _strided(problem):
-        return "a stride makes it a case for phases"
-    return "" if any([a.kernel > 1 for a in problem.axes]) else "a kernel of one tap leaves nothing to skip"
+    return "a stride makes it a case for phases" if _strided(problem) else ""
 
 
 def _predict(kernel: str, problem: Problem, device: Device, itemsize: int) -> float:
@@ -325,6 +323,8 @@ def _aten_rate(problem: Problem, rates: Rates) -> float:
         return rates.aten_grouped
     if _strided(problem):
         return rates.aten_strided
+    if all([a.kernel == 1 for a in problem.axes]):
+        return rates.aten_pointwise
     return rates.aten_far if any([a.kernel > 1 and a.dilation > rates.near for a in problem.axes]) else rates.aten
 
 

@@ -54,9 +54,7 @@ const char* phases_rule(const Problem& p) {
 }
 const char* regions_rule(const Problem& p) {
   if (p.groups > 1) return "more than one group";
-  if (strided(p)) return "a stride makes it a case for phases";
-  const bool taps = std::any_of(p.axis.begin(), p.axis.end(), [](const Axis& a) { return a.kernel > 1; });
-  return taps ? nullptr : "a kernel of one tap leaves nothing to skip";
+  return strided(p) ? "a stride makes it a case for phases" : nullptr;
 }
 
 double aten_rate(const Problem& p, const Rates& r) {
@@ -64,6 +62,7 @@ double aten_rate(const Problem& p, const Rates& r) {
   // oneDNN's blocked kernels take groups of whole blocks of 8 channels; the rest goes to a plain loop.
   if (p.groups > 1 && (p.c / p.groups % 8 != 0 || p.k / p.groups % 8 != 0)) return r.aten_grouped;
   if (strided(p)) return r.aten_strided;
+  if (p.kernel_positions() == 1) return r.aten_pointwise;
   const bool far = std::any_of(p.axis.begin(), p.axis.end(),
                                [&](const Axis& a) { return a.kernel > 1 && static_cast<double>(a.dilation) > r.near; });
   return far ? r.aten_far : r.aten;

@@ -14,7 +14,7 @@ namespace atrousops::core {
 
 // FLOP/s of one thread, except: near is a dilation, skips_rows a share, copy bytes/s of the machine, the last seconds.
 struct Rates {
-  double aten, aten_far, near, aten_strided, aten_grouped, aten_depthwise, gemm, direct;
+  double aten, aten_far, near, aten_pointwise, aten_strided, aten_grouped, aten_depthwise, gemm, direct;
   double skips_rows, copy, aten_call, our_call, our_region;
 };
 

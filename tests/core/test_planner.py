@@ -44,6 +44,8 @@ MEASURED = {
     "small rate fp32": (conv(512, 512, 65, 3, 2), FLOAT, True, "aten"),
     "small rate bf16": (conv(512, 512, 65, 3, 2), HALF, True, "aten"),
     "pointwise": (conv(512, 512, 65, 1, 1), FLOAT, True, "aten"),
+    "pointwise fp32 nchw": (conv(512, 512, 65, 1, 1), FLOAT, False, "aten"),
+    "pointwise bf16": (conv(512, 512, 65, 1, 1), HALF, True, "aten"),
     "strided stem": (conv(3, 64, 224, 7, 1, stride=2), FLOAT, True, "aten"),
     "tiny": (conv(4, 4, 5, 3, 2), FLOAT, False, "aten"),
     "depthwise": (conv(728, 728, 33, 3, 2, groups=728), FLOAT, False, "depthwise"),
@@ -89,10 +91,10 @@ def test_predictions_of_the_measured_cases():
 
 def test_sixteen_bits_without_hardware_for_them_are_ours():
     # Below AVX-512 oneDNN has no 16-bit convolution, and PyTorch's own is slower by an order of magnitude.
-    problem = conv(256, 256, 33, 3, 2)
-    for dtype in (torch.bfloat16, torch.float16):
-        assert planner.plan(problem, machine("avx2", dtype, True), 2).kernel == "regions"
-    assert planner.plan(problem, machine("avx2", FLOAT, True), 4).kernel == "aten"
+    for problem in (conv(256, 256, 33, 3, 2), conv(256, 256, 33, 1, 1)):
+        for dtype in (torch.bfloat16, torch.float16):
+            assert planner.plan(problem, machine("avx2", dtype, True), 2).kernel == "regions"
+        assert planner.plan(problem, machine("avx2", FLOAT, True), 4).kernel == "aten"
 
 
 def test_facts_of_a_plan():
@@ -121,7 +123,6 @@ def test_reasons_of_the_illegal():
     assert dense["depthwise"] == "not one channel a group"
     assert dense["grouped"] == "not several channels a group"
     assert reasons(conv(64, 64, 33, 3, 2, groups=8))["regions"] == "more than one group"
-    assert reasons(conv(64, 64, 33, 1, 1))["regions"] == "a kernel of one tap leaves nothing to skip"
     assert reasons(transposed(64, 64, 9, 4, 2, 1))["regions"] == "a stride makes it a case for phases"
 
 
