@@ -13,7 +13,6 @@ from operator import index
 from typing import NamedTuple
 
 import torch
-from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from atrousops import _library, geometry
 from atrousops.devices import Device, Rates, cpu_device
@@ -139,7 +138,7 @@ def choose(
     """
     args = (kind, input_size, weight_size, stride, padding, dilation, groups, output_padding)
     if torch.compiler.is_compiling():
-        return _constant_choice(_concrete(*args), dtype, channels_last, needs_grad)
+        return _first_choice(_concrete(*args), dtype, channels_last, needs_grad)
     try:
         return _chosen[args, dtype, channels_last, needs_grad, torch.get_num_threads()]
     except KeyError:
@@ -156,10 +155,14 @@ def _first_choice(args: tuple, dtype: torch.dtype, channels_last: bool, needs_gr
     return kernel
 
 
-_constant_choice = torch.compiler.assume_constant_result(_first_choice)
+# What torch.compiler.assume_constant_result does, which would import the whole compiler (as slow as importing torch).
+_first_choice._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _concrete(kind, input_size, weight_size, stride, padding, dilation, groups, output_padding) -> tuple:
+    # Imported here because it brings the compiler with it, and only compiled calls come here.
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
     # Batch and map may stay open, as long as the dilated kernel fits; everything else has the value it has.
     weights, dilation = _integers(weight_size), _integers(dilation)
     spans = [d * k for d, k in zip(dilation, weights[2:])]
