@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atrousops import models
 from atrousops._checks import bad_type, bad_value
 from atrousops.engine import tiles
+
+# People in photographs: the weights that come with the package.
+DEFAULT_MODEL = "deeplabv3plus_vgg16_lowrank_voc_person"
 
 
 class Predictor:
@@ -121,6 +126,21 @@ class Predictor:
             rule = f"give scores (1, {len(self.classes)}, h, w), one for each of its classes"
             bad_value("Predictor", "model", rule, tuple(scores.shape))
         return _resize(scores.float(), image.shape[2:])[0]
+
+
+def load_predictor(name: str | os.PathLike[str] = DEFAULT_MODEL, **options: Any) -> Predictor:
+    """A Predictor of trained weights: shipped ones by name, or a file that `atrousops train` wrote.
+
+    Args:
+        name: one of `atrousops.models.list()`, or a path.
+        options: `tile`, `overlap`, `size` and `crf` of Predictor; `size` is by default that of the training.
+
+    Raises:
+        FileNotFoundError, ArgumentError: as `atrousops.models.load`.
+    """
+    model = models.load(name)
+    info = cast(models.Info, model.info)
+    return Predictor(model, info.classes, info.mean, info.std, **{"size": info.size, **options})
 
 
 def labels(scores: Tensor) -> np.ndarray:

@@ -1,0 +1,111 @@
+"""The other commands, and weights from a file."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from atrousops import cli, models
+from atrousops.engine import evaluate, train
+
+PACKAGE = Path(cli.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A network with fresh weights for three classes, as training would save it."""
+    path = tmp_path_factory.mktemp("weights") / "fresh.safetensors"
+    torch.manual_seed(0)
+    name = "deeplabv3plus_vgg16_lowrank"
+    network = models.build(name, num_classes=3)
+    info = models.Info(name, {"num_classes": 3}, ("background", "cat", "dog"), (0.5,) * 3, (0.2,) * 3, 64)
+    models.save(network, path, info)
+    return path
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.effect_mandelbrot((90, 50), (-2, -1, 1, 1), 100).save(path)
+    return path
+
+
+def run(*args):
+    return cli.main([str(arg) for arg in args])
+
+
+@pytest.mark.parametrize("options", [(), ("--crf",), ("--size", 0, "--tile", 64)])
+def test_weights_from_a_file(weights, photo, tmp_path, options):
+    assert run("segment", photo, "--weights", weights, "-o", tmp_path / "out", *options) == 0
+    lines = (tmp_path / "out" / "classes.csv").read_text().splitlines()
+    assert [line.split(",")[3] for line in lines[1:]] == ["background", "cat", "dog"]
+    assert Image.open(tmp_path / "out" / "photo_mask.png").size == (90, 50)
+
+
+def test_bad_weights(weights, photo, tmp_path, capsys):
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(weights.read_bytes()[:1000])
+    for name in (cut, tmp_path / "absent.safetensors", photo):
+        assert run("segment", photo, "--weights", name, "-o", tmp_path / "out") == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(name) in line
+    assert run("segment", photo, "--model", "abacus", "-o", tmp_path / "out") == 1
+    assert "abacus" in capsys.readouterr().err
+
+
+def test_info(capsys):
+    assert run("info") == 0
+    assert "torch" in capsys.readouterr().out
+    assert run("info", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["versions"]["torch"] == torch.__version__
+
+
+def test_train_passes_its_options_on(tmp_path, monkeypatch, capsys):
+    def main(config, **options):
+        assert config == Path("recipe.yaml")
+        assert options == {
+            "output": tmp_path, "data_root": "data", "resume": True, "overrides": ["schedule.steps=2", "batch=1"],
+        }  # fmt: skip
+        return tmp_path / "weights.safetensors"
+
+    monkeypatch.setattr(train, "main", main)
+    sets = ("--set", "schedule.steps=2", "--set", "batch=1")
+    assert run("train", "recipe.yaml", "--output", tmp_path, "--resume", "--data", "data", *sets) == 0
+    assert capsys.readouterr().out == f"-> {tmp_path / 'weights.safetensors'}\n"
+
+
+def test_evaluate_passes_its_options_on(weights, monkeypatch, capsys):
+    seen = {}
+    monkeypatch.setattr(evaluate, "main", lambda config, weights, **options: seen.update(options, weights=weights))
+    monkeypatch.setattr(evaluate, "report", lambda matrix, classes: ", ".join(classes))
+    assert run("evaluate", "recipe.yaml", "--weights", weights, "--crf") == 0
+    assert type(seen.pop("crf")).__name__ == "DenseCRF"
+    assert seen == {"weights": str(weights), "data_root": None, "overrides": ()}
+    assert capsys.readouterr().out == "background, cat, dog\n"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_bad_recipe(tmp_path, weights, command, capsys):
+    options = ("--weights", weights) if command == "evaluate" else ()
+    recipe = tmp_path / "recipe.yaml"
+    for text, message in {None: str(recipe), "model: [": "YAML", "speed: 3": "'speed'"}.items():
+        if text is not None:
+            recipe.write_text(text)
+        assert run(command, recipe, *options) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+
+
+def test_a_reader_that_leaves(weights):
+    """`atrousops info | head -1` ends without a word."""
+    code = "import sys; from atrousops.cli import main; sys.exit(main(['info']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PACKAGE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
