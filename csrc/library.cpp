@@ -4,6 +4,12 @@
 STABLE_TORCH_LIBRARY(atrousops, m) {
   // clang-format off
   m.def("flush_subnormals(Tensor input) -> Tensor");
+  m.def("max_pool(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> (Tensor, Tensor)");
+  m.def("max_pool_backward(Tensor grad, Tensor indices, SymInt[] input_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation) -> Tensor");
+  m.def("max_pool_codes(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> (Tensor, Tensor)");
+  m.def("max_pool_values(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> Tensor");
+  m.def("max_unpool(Tensor input, Tensor indices, SymInt[] output_size, int[] kernel_size, int[] stride, int[] padding) -> Tensor");
+  m.def("max_unpool_backward(Tensor grad, Tensor indices, int[] kernel_size, int[] stride, int[] padding, int[] dilation) -> Tensor");
   m.def("mean_field(Tensor scores, Tensor[] lattices, Tensor[] compatibilities, int iterations) -> Tensor");
   m.def("permutohedral_apply(Tensor values, Tensor splat_weights, Tensor slice_weights, Tensor offsets, Tensor neighbours, Tensor row_starts, Tensor rows, Tensor row_bounds, Tensor counts, bool reverse) -> Tensor");
   m.def("permutohedral_lattice(Tensor features) -> (Tensor offsets, Tensor weights, Tensor neighbours, Tensor row_starts, Tensor rows, Tensor row_bounds, Tensor counts)");

@@ -49,4 +49,10 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& f) {
   });
 }
 
+// The same with subnormals kept, for operators that only compare and move numbers.
+template <class F>
+void parallel_for_exact(int64_t begin, int64_t end, int64_t grain, const F& f) {
+  if (begin < end) torch::stable::parallel_for(begin, end, grain < 1 ? 1 : grain, f);
+}
+
 }  // namespace atrousops::cpu

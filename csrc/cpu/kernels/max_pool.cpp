@@ -1,0 +1,226 @@
+// Max-pooling. A window's maximum is found tap by tap in the order of the map, so that the first of equal values wins,
+// and a NaN replaces all but a later NaN, as in PyTorch.
+#include "cpu/max_pool.h"
+
+#include <cstring>
+#include <limits>
+
+#include "cpu/pool_window.h"
+#include "cpu/vec.h"
+
+namespace atrousops::cpu::ATROUSOPS_ISA {
+
+constexpr int64_t kBlock = 128;
+
+// best = max(best, v), and marks follow. Spelled in vectors: left to itself, GCC makes a branch of the marked float
+// loop. Lanes of marks are as wide as those of values, but in huge maps, where a flat position needs 64 bits.
+template <class C, class M, bool kMarked>
+static inline void take(const C* v, C* best, M* marks, M mark, int64_t n) {
+  int64_t i = 0;
+  if constexpr (sizeof(C) == sizeof(M) || !kMarked) {
+    constexpr int64_t kLanes = 32 / sizeof(C);
+    using Values __attribute__((vector_size(32))) = C;
+    using Lanes __attribute__((vector_size(32))) = M;
+    for (; i + kLanes <= n; i += kLanes) {
+      Values value, b;
+      std::memcpy(&value, v + i, sizeof value);
+      std::memcpy(&b, best + i, sizeof b);
+      const auto better = (value > b) | (value != value);
+      b = better ? value : b;
+      std::memcpy(best + i, &b, sizeof b);
+      if constexpr (kMarked) {
+        Lanes m;
+        std::memcpy(&m, marks + i, sizeof m);
+        m = better ? Lanes{} + mark : m;
+        std::memcpy(marks + i, &m, sizeof m);
+      }
+    }
+  }
+  for (; i < n; ++i) {
+    const bool better = (v[i] > best[i]) | (v[i] != v[i]);
+    best[i] = better ? v[i] : best[i];
+    if constexpr (kMarked) marks[i] = better ? mark : marks[i];
+  }
+}
+
+template <class T>
+static inline void fill(T* p, T v, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) p[i] = v;
+}
+
+// Element i of the row goes to place i / s of phase i % s.
+template <class T>
+static void split_phases(const T* __restrict row, compute_t<T>* __restrict out, int64_t n, int64_t s, int64_t pitch) {
+  if (s == 1) return load_row(row, out, n);
+  if (s == 2) {
+    for (int64_t i = 0; i < n / 2; ++i) {
+      out[i] = load(row[2 * i]);
+      out[pitch + i] = load(row[2 * i + 1]);
+    }
+    if (n % 2) out[n / 2] = load(row[n - 1]);
+    return;
+  }
+  for (int64_t phase = 0; phase < s; ++phase)
+    for (int64_t i = phase, o = phase * pitch; i < n; i += s) out[o++] = load(row[i]);
+}
+
+template <class T, class M>
+struct Pool {
+  using C = compute_t<T>;
+  const MaxPoolArgs& a;
+  const PoolGeometry& g;
+  const T* input;
+  T* values;
+
+  explicit Pool(const MaxPoolArgs& args)
+      : a(args), g(args.g), input(static_cast<const T*>(args.input)), values(static_cast<T*>(args.values)) {}
+
+  // A mark relative to the first tap of the window, counted over the whole map for indices.
+  M mark(int64_t kd, int64_t kh, int64_t kw) const {
+    if (a.kind == Marks::codes) return static_cast<M>((kd * g.kernel[1] + kh) * g.kernel[2] + kw);
+    return static_cast<M>((kd * g.dilation[0] * g.large[1] + kh * g.dilation[1]) * g.large[2] + kw * g.dilation[2]);
+  }
+  int64_t first(int axis, int64_t o) const { return o * g.stride[axis] - g.padding[axis]; }
+
+  // n marks to where they belong; windows of a row are `step` apart, channels of a window 0.
+  void store_marks(const M* marks, int64_t at, int64_t n, int64_t base, int64_t step) const {
+    if (a.kind == Marks::indices) {
+      int64_t* out = static_cast<int64_t*>(a.marks) + at;
+      for (int64_t i = 0; i < n; ++i) out[i] = base + i * step + marks[i];
+    } else {
+      uint8_t* out = static_cast<uint8_t*>(a.marks) + at;
+      for (int64_t i = 0; i < n; ++i) out[i] = static_cast<uint8_t>(marks[i]);
+    }
+  }
+
+  template <bool kMarked>
+  void row(const Walk& at, int64_t out, void* scratch) const {
+    const int64_t width = g.large[2], n = g.small[2], pitch = phase_pitch(g), s = g.stride[2];
+    C* best = static_cast<C*>(scratch);
+    M* marks = reinterpret_cast<M*>(best + n);
+    C* phases = reinterpret_cast<C*>(static_cast<char*>(scratch) + 16 * n);
+    const Range d = taps_inside(g, 0, at.at[0]), h = taps_inside(g, 1, at.at[1]);
+    const int64_t d0 = first(0, at.at[0]), h0 = first(1, at.at[1]);
+    fill(best, -std::numeric_limits<C>::infinity(), n);
+    if constexpr (kMarked) {
+      // A window of nothing but -inf is marked with its first tap inside the map.
+      fill(marks, mark(d.begin, h.begin, 0), n);
+      for (int64_t o = 0; o < n && first(2, o) < 0; ++o) marks[o] = mark(d.begin, h.begin, taps_inside(g, 2, o).begin);
+    }
+    const T* plane = input + at.outer * g.large_plane();
+    for (int64_t kd = d.begin; kd < d.end; ++kd)
+      for (int64_t kh = h.begin; kh < h.end; ++kh) {
+        const T* line = plane + ((d0 + kd * g.dilation[0]) * g.large[1] + h0 + kh * g.dilation[1]) * width;
+        const C* split = phases;
+        if constexpr (std::is_same_v<T, C>)
+          if (s == 1) split = line;
+        if (split == phases) split_phases(line, phases, width, s, pitch);
+        for (int64_t kw = 0; kw < g.kernel[2]; ++kw) {
+          const RowTap t = row_tap(g, kw);
+          take<C, M, kMarked>(split + t.phase * pitch + t.begin + t.shift, best + t.begin, marks + t.begin,
+                              mark(kd, kh, kw), t.end - t.begin);
+        }
+      }
+    store_row(best, values + out, n);
+    if constexpr (kMarked) store_marks(marks, out, n, (d0 * g.large[1] + h0) * width - g.padding[2], g.stride[2]);
+  }
+
+  // 2 x 2 windows side by side, the commonest case by far: each row is read once, and nothing waits in scratch.
+  template <bool kMarked>
+  void row_2x2(const Walk& at, int64_t out) const {
+    const int64_t width = g.large[2], n = g.small[2];
+    const int64_t base = (at.at[0] * g.large[1] + 2 * at.at[1]) * width;
+    const T* upper = input + at.outer * g.large_plane() + base;
+    const M m1 = mark(0, 0, 1), m2 = mark(0, 1, 0), m3 = mark(0, 1, 1);
+    alignas(64) C top[2 * kBlock], bottom[2 * kBlock], best[kBlock];
+    alignas(64) M marks[kBlock];
+    for (int64_t o = 0; o < n; o += kBlock) {
+      const int64_t count = least(kBlock, n - o);
+      const C *p = top, *q = bottom;
+      if constexpr (std::is_same_v<T, C>) {
+        p = upper + 2 * o;
+        q = p + width;
+      } else {
+        load_row(upper + 2 * o, top, 2 * count);
+        load_row(upper + width + 2 * o, bottom, 2 * count);
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        const C v1 = p[2 * i + 1], v2 = q[2 * i], v3 = q[2 * i + 1];
+        C b = p[2 * i];
+        const bool t1 = (v1 > b) | (v1 != v1);
+        b = t1 ? v1 : b;
+        const bool t2 = (v2 > b) | (v2 != v2);
+        b = t2 ? v2 : b;
+        const bool t3 = (v3 > b) | (v3 != v3);
+        best[i] = t3 ? v3 : b;
+        if constexpr (kMarked) marks[i] = t3 ? m3 : t2 ? m2 : t1 ? m1 : M(0);
+      }
+      store_row(best, values + out + o, count);
+      if constexpr (kMarked) store_marks(marks, out + o, count, base + 2 * o, 2);
+    }
+  }
+
+  // One window, all channels.
+  template <bool kMarked>
+  void pixel(const Walk& at, int64_t out) const {
+    const int64_t channels = g.channels;
+    const Range d = taps_inside(g, 0, at.at[0]), h = taps_inside(g, 1, at.at[1]), w = taps_inside(g, 2, at.at[2]);
+    const int64_t d0 = first(0, at.at[0]), h0 = first(1, at.at[1]), w0 = first(2, at.at[2]);
+    const int64_t base = (d0 * g.large[1] + h0) * g.large[2] + w0;
+    const T* image = input + at.outer * g.large_plane() * channels;
+    alignas(64) C values_in[kBlock], best[kBlock];
+    alignas(64) M marks[kBlock];
+    for (int64_t c = 0; c < channels; c += kBlock) {
+      const int64_t count = least(kBlock, channels - c);
+      fill(best, -std::numeric_limits<C>::infinity(), count);
+      if constexpr (kMarked) fill(marks, mark(d.begin, h.begin, w.begin), count);
+      for (int64_t kd = d.begin; kd < d.end; ++kd)
+        for (int64_t kh = h.begin; kh < h.end; ++kh)
+          for (int64_t kw = w.begin; kw < w.end; ++kw) {
+            const int64_t position = ((d0 + kd * g.dilation[0]) * g.large[1] + h0 + kh * g.dilation[1]) * g.large[2] +
+                                     w0 + kw * g.dilation[2];
+            const T* v = image + position * channels + c;
+            if constexpr (std::is_same_v<T, C>) {
+              take<C, M, kMarked>(v, best, marks, mark(kd, kh, kw), count);
+            } else {
+              load_row(v, values_in, count);
+              take<C, M, kMarked>(values_in, best, marks, mark(kd, kh, kw), count);
+            }
+          }
+      store_row(best, values + out + c, count);
+      if constexpr (kMarked) store_marks(marks, out + c, count, base, 0);
+    }
+  }
+
+  template <bool kMarked>
+  void run(int64_t begin, int64_t end, void* scratch) const {
+    if (a.channels_last) {
+      Walk at(begin, g.small[0], g.small[1], g.small[2]);
+      for (int64_t i = begin; i < end; ++i, at.next()) pixel<kMarked>(at, i * g.channels);
+      return;
+    }
+    const bool two_by_two = g.kernel[0] == 1 && g.kernel[1] == 2 && g.kernel[2] == 2 && g.stride[0] == 1 &&
+                            g.stride[1] == 2 && g.stride[2] == 2 && g.padding[0] + g.padding[1] + g.padding[2] == 0 &&
+                            g.dilation[1] == 1 && g.dilation[2] == 1 && 2 * g.small[1] <= g.large[1] &&
+                            2 * g.small[2] <= g.large[2];
+    Walk at(begin, g.small[0], g.small[1], 1);
+    for (int64_t i = begin; i < end; ++i, at.next()) {
+      if (two_by_two)
+        row_2x2<kMarked>(at, i * g.small[2]);
+      else
+        row<kMarked>(at, i * g.small[2], scratch);
+    }
+  }
+};
+
+void max_pool(const MaxPoolArgs& a, int64_t begin, int64_t end, void* scratch) {
+  const bool narrow = a.kind != Marks::indices || a.g.large_plane() <= std::numeric_limits<int32_t>::max();
+  dispatch_floating(a.dtype, "max_pool", [&]<class T>() {
+    if (a.kind == Marks::none) return Pool<T, int32_t>(a).template run<false>(begin, end, scratch);
+    if constexpr (!std::is_same_v<T, double>)
+      if (narrow) return Pool<T, int32_t>(a).template run<true>(begin, end, scratch);
+    Pool<T, int64_t>(a).template run<true>(begin, end, scratch);
+  });
+}
+
+}  // namespace atrousops::cpu::ATROUSOPS_ISA

@@ -1,0 +1,63 @@
+// max_pool: y = max over the window, with the flat position of the maximum, or its one-byte number in the window.
+#include "cpu/max_pool.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <memory>
+#include <tuple>
+
+#include "cpu/parallel.h"
+#include "cpu/pool_tensor.h"
+
+namespace atrousops::cpu {
+
+// (values, marks); marks are not made for Marks::none.
+static std::pair<Tensor, std::optional<Tensor>> pool(const char* op, const Tensor& input, const PoolArguments& args,
+                                                     bool ceil_mode, Marks kind) {
+  const PoolGeometry g = pooled_geometry(op, input, args, ceil_mode);
+  STD_TORCH_CHECK(kind != Marks::codes || g.taps() <= 256, op,
+                  ": one-byte codes number at most 256 taps of a window; got ", g.taps());
+  const bool nhwc = is_batched(input, args) && prefers_channels_last(input);
+  const Tensor in = dense(input, nhwc);
+  const auto size = size_with(input, args, g.small);
+  Tensor values = empty(size, in, nhwc);
+  std::optional<Tensor> marks;
+  if (kind != Marks::none) marks = empty(size, in, nhwc, kind == Marks::indices ? ScalarType::Long : ScalarType::Byte);
+  const MaxPoolArgs a{
+      g, in.data_ptr(), values.data_ptr(), marks ? marks->data_ptr() : nullptr, kind, in.scalar_type(), nhwc};
+  const auto kernel = ATROUSOPS_SELECT(max_pool);
+  const int64_t rows = g.batch * g.small_plane() * (nhwc ? 1 : g.channels) / (nhwc ? 1 : g.small[2]);
+  const int64_t work = g.taps() * (nhwc ? g.channels : g.small[2]) + 1;
+  parallel_for_exact(0, rows, kPoolGrain / work, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<char[]> scratch(new char[max_pool_scratch(g)]);
+    kernel(a, begin, end, scratch.get());
+  });
+  return {values, marks};
+}
+
+std::tuple<Tensor, Tensor> max_pool(const Tensor& input, std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
+                                    std::vector<int64_t> padding, std::vector<int64_t> dilation, bool ceil_mode) {
+  auto [values, marks] = pool("max_pool", input, {kernel_size, stride, padding, dilation}, ceil_mode, Marks::indices);
+  return {values, *marks};
+}
+
+std::tuple<Tensor, Tensor> max_pool_codes(const Tensor& input, std::vector<int64_t> kernel_size,
+                                          std::vector<int64_t> stride, std::vector<int64_t> padding,
+                                          std::vector<int64_t> dilation, bool ceil_mode) {
+  auto [values, marks] =
+      pool("max_pool_codes", input, {kernel_size, stride, padding, dilation}, ceil_mode, Marks::codes);
+  return {values, *marks};
+}
+
+Tensor max_pool_values(const Tensor& input, std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
+                       std::vector<int64_t> padding, std::vector<int64_t> dilation, bool ceil_mode) {
+  return pool("max_pool_values", input, {kernel_size, stride, padding, dilation}, ceil_mode, Marks::none).first;
+}
+
+}  // namespace atrousops::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
+  m.impl("max_pool", TORCH_BOX(&atrousops::cpu::max_pool));
+  m.impl("max_pool_codes", TORCH_BOX(&atrousops::cpu::max_pool_codes));
+  m.impl("max_pool_values", TORCH_BOX(&atrousops::cpu::max_pool_values));
+}

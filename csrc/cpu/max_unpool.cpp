@@ -1,0 +1,163 @@
+// max_unpool: writes each value where its mark says, zero elsewhere. Marks are flat positions (int64) or one-byte
+// numbers of taps. Also the gradients, which are the same two movements: windows to positions, positions to windows.
+#include "cpu/max_unpool.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <atomic>
+#include <memory>
+
+#include "cpu/parallel.h"
+#include "cpu/pool_tensor.h"
+
+namespace atrousops::cpu {
+
+static Marks kind_of(const char* op, const Tensor& marks) {
+  STD_TORCH_CHECK(marks.scalar_type() == ScalarType::Long || marks.scalar_type() == ScalarType::Byte, op,
+                  ": indices must be int64, or uint8 codes; got ScalarType ", static_cast<int>(marks.scalar_type()));
+  return marks.scalar_type() == ScalarType::Long ? Marks::indices : Marks::codes;
+}
+
+// f(begin, end, scratch, &count) over all of [0, units); the sum of the counts.
+template <class F>
+static int64_t counted(int64_t units, int64_t work, int64_t scratch_bytes, const F& f) {
+  std::atomic<int64_t> total{0};
+  parallel_for_exact(0, units, kPoolGrain / (work + 1), [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<char[]> scratch(new char[scratch_bytes]);
+    int64_t count = 0;
+    f(begin, end, scratch.get(), &count);
+    total.fetch_add(count, std::memory_order_relaxed);
+  });
+  return total.load();
+}
+
+// Returns whether all marks named a place in the large map.
+static bool fill_large(const MaxUnpoolArgs& a) {
+  const PoolGeometry& g = a.g;
+  const int64_t all = g.batch * g.channels * g.small_plane();
+  const bool indices = a.kind == Marks::indices;
+  // Overlapping windows cost the gather a comparison a tap; a plane at a time, following the index is cheaper.
+  if (!indices || a.channels_last || g.disjoint()) {
+    const int64_t units = g.batch * g.large[0] * g.large[1] * (a.channels_last ? g.large[2] : g.channels);
+    const auto kernel = ATROUSOPS_SELECT(place_windows);
+    const int64_t found = counted(units, a.channels_last ? g.channels : g.large[2], place_scratch(g),
+                                  [&](int64_t b, int64_t e, void* s, int64_t* n) { kernel(a, b, e, s, n); });
+    if (!indices || found == all) return true;
+  }
+  const int64_t width = a.channels_last ? kScatterChannels : 1;
+  const bool wide = a.meeting == Meeting::sum && (a.dtype == ScalarType::Half || a.dtype == ScalarType::BFloat16);
+  const int64_t units = g.batch * ((g.channels + width - 1) / width);
+  const auto kernel = ATROUSOPS_SELECT(scatter);
+  return counted(units, width * g.large_plane(), wide ? 4 * width * g.large_plane() : 0,
+                 [&](int64_t b, int64_t e, void* s, int64_t* n) { kernel(a, b, e, s, n); }) == all;
+}
+
+static void check_marks(const char* op, const Tensor& small, const Tensor& marks) {
+  bool same = small.dim() == marks.dim();
+  for (int64_t i = 0; same && i < small.dim(); ++i) same = small.size(i) == marks.size(i);
+  STD_TORCH_CHECK(same, op, ": indices must have the shape of the map of windows");
+}
+
+// Small map to large map.
+static std::pair<Tensor, bool> place(const char* op, const Tensor& small, const Tensor& marks,
+                                     const std::vector<int64_t>& large_size, const PoolArguments& args,
+                                     Meeting meeting) {
+  check_marks(op, small, marks);
+  PoolGeometry g = window_geometry(op, small, args);
+  STD_TORCH_CHECK(static_cast<int64_t>(large_size.size()) == args.axes(), op, ": output_size must have ", args.axes(),
+                  " numbers");
+  spatial(small, args, g.small);
+  for (int64_t i = 0; i < args.axes(); ++i) {
+    STD_TORCH_CHECK(large_size[i] >= 0, op, ": output_size must not be negative; got ", large_size[i]);
+    g.large[3 - args.axes() + i] = large_size[i];
+  }
+  const bool nhwc = is_batched(small, args) && prefers_channels_last(small);
+  const Tensor in = dense(small, nhwc), m = dense(marks, nhwc);
+  Tensor out = empty(size_with(small, args, g.large), in, nhwc);
+  const bool complete =
+      fill_large({g, in.data_ptr(), m.data_ptr(), out.data_ptr(), kind_of(op, marks), meeting, in.scalar_type(), nhwc});
+  return {out, complete};
+}
+
+// Large map to small map.
+static Tensor pick_elements(const char* op, const Tensor& large, const Tensor& marks, const PoolArguments& args) {
+  PoolGeometry g = window_geometry(op, large, args);
+  STD_TORCH_CHECK(marks.dim() == large.dim(), op, ": indices must have as many dimensions as the gradient");
+  spatial(large, args, g.large);
+  spatial(marks, args, g.small);
+  check_marks(op, marks, marks);
+  for (int64_t i = 0; i < marks.dim() - args.axes(); ++i)
+    STD_TORCH_CHECK(marks.size(i) == large.size(i), op, ": indices must have the batch and channels of the gradient");
+  const bool nhwc = is_batched(large, args) && prefers_channels_last(marks);
+  const Tensor in = dense(large, nhwc), m = dense(marks, nhwc);
+  Tensor out = empty(sizes_of(marks), in, nhwc);
+  const MaxUnpoolArgs a{
+      g, in.data_ptr(), m.data_ptr(), out.data_ptr(), kind_of(op, marks), Meeting::last, in.scalar_type(), nhwc};
+  const int64_t units = g.batch * g.small[0] * g.small[1] * (nhwc ? g.small[2] : g.channels);
+  const auto kernel = ATROUSOPS_SELECT(pick);
+  parallel_for_exact(0, units, kPoolGrain / (1 + (nhwc ? g.channels : g.small[2])),
+                     [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
+  return out;
+}
+
+// Raises for the first mark that names no place; only called once that is known to exist, or for codes.
+static void refuse(const Tensor& marks, const std::vector<int64_t>& output_size) {
+  const Tensor m = dense(marks, false);
+  const int64_t* p = data<int64_t>(m);
+  int64_t plane = 1;
+  for (const int64_t n : output_size) plane *= n;
+  for (int64_t i = 0; i < m.numel(); ++i)
+    STD_TORCH_CHECK(p[i] >= 0 && p[i] < plane, "max_unpool: indices must lie between 0 and ", plane - 1,
+                    " (positions in an output plane of ", plane, " elements); got ", p[i], " at element ", i,
+                    ". Found an invalid max index: ", p[i],
+                    ". Pass the indices of the pooling that is undone, and its input's size as output_size.");
+}
+static void check_codes(const Tensor& marks, const std::vector<int64_t>& kernel_size) {
+  const Tensor m = dense(marks, prefers_channels_last(marks));
+  int64_t taps = 1;
+  for (const int64_t k : kernel_size) taps *= k;
+  if (taps >= 256) return;
+  const uint8_t* p = data<uint8_t>(m);
+  std::atomic<int> worst{0};
+  parallel_for_exact(0, m.numel(), kPoolGrain, [&](int64_t begin, int64_t end) {
+    uint8_t most = 0;
+    for (int64_t i = begin; i < end; ++i) most = p[i] > most ? p[i] : most;
+    int before = worst.load();
+    while (most > before && !worst.compare_exchange_weak(before, most)) {
+    }
+  });
+  STD_TORCH_CHECK(worst < taps, "max_unpool: one-byte codes in indices must lie between 0 and ", taps - 1,
+                  " for a window of ", taps, "; got ", worst.load(),
+                  ". Pass the kernel_size of the pooling that is undone.");
+}
+
+Tensor max_unpool(const Tensor& input, const Tensor& indices, std::vector<int64_t> output_size,
+                  std::vector<int64_t> kernel_size, std::vector<int64_t> stride, std::vector<int64_t> padding) {
+  const std::vector<int64_t> dilation(kernel_size.size(), 1);
+  if (kind_of("max_unpool", indices) == Marks::codes) check_codes(indices, kernel_size);
+  auto [out, complete] =
+      place("max_unpool", input, indices, output_size, {kernel_size, stride, padding, dilation}, Meeting::last);
+  if (!complete) refuse(indices, output_size);
+  return out;
+}
+
+Tensor max_unpool_backward(const Tensor& grad, const Tensor& indices, std::vector<int64_t> kernel_size,
+                           std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation) {
+  return pick_elements("max_unpool_backward", grad, indices, {kernel_size, stride, padding, dilation});
+}
+
+// An index outside the input belongs to a window that held no element of it, and its gradient goes nowhere.
+Tensor max_pool_backward(const Tensor& grad, const Tensor& indices, std::vector<int64_t> input_size,
+                         std::vector<int64_t> kernel_size, std::vector<int64_t> stride, std::vector<int64_t> padding,
+                         std::vector<int64_t> dilation) {
+  return place("max_pool_backward", grad, indices, input_size, {kernel_size, stride, padding, dilation}, Meeting::sum)
+      .first;
+}
+
+}  // namespace atrousops::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
+  m.impl("max_unpool", TORCH_BOX(&atrousops::cpu::max_unpool));
+  m.impl("max_unpool_backward", TORCH_BOX(&atrousops::cpu::max_unpool_backward));
+  m.impl("max_pool_backward", TORCH_BOX(&atrousops::cpu::max_pool_backward));
+}

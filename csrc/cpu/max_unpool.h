@@ -1,0 +1,44 @@
+#pragma once
+#include <cstdint>
+
+#include "cpu/isa.h"
+#include "cpu/pool.h"
+
+namespace atrousops::cpu {
+
+// What an element of the large map becomes that several windows point at.
+enum class Meeting { last, sum };
+
+struct MaxUnpoolArgs {
+  PoolGeometry g;
+  const void* source;  // small map when placing, large map when picking
+  const void* marks;   // of the small map
+  void* output;
+  Marks kind;
+  Meeting meeting;
+  ScalarType dtype;
+  bool channels_last;
+};
+
+// Channels that a worker scatters together.
+constexpr int64_t kScatterChannels = 16;
+
+inline int64_t place_scratch(const PoolGeometry& g) { return 8 * (g.large[2] + g.stride[2] + g.small[2]) + 64; }
+
+// Large map from small, in gather form: each element looks at the windows around it. Rows (n, c, d, h) of the large
+// map, or positions (n, d, h, w) of all channels in channels_last. Adds to *matched the number of indices found in
+// their own window; where some were not, `scatter` must do it all again.
+ATROUSOPS_DECLARE_KERNEL(place_windows, const MaxUnpoolArgs& args, int64_t begin, int64_t end, void* scratch,
+                         int64_t* matched)
+
+// Large map from small by flat index, in the order of the small map, wherever the indices point. Groups of channels
+// (n, c / group), group = kScatterChannels in channels_last, else 1; scratch holds a group of planes in float for sums
+// of 16-bit numbers. Adds to *matched the number of indices inside the large map; others are left out.
+ATROUSOPS_DECLARE_KERNEL(scatter, const MaxUnpoolArgs& args, int64_t begin, int64_t end, void* scratch,
+                         int64_t* matched)
+
+// Small map from large: each window takes the element its mark names, 0 if that is outside. Rows (n, c, od, oh), or
+// windows (n, od, oh, ow) of all channels in channels_last.
+ATROUSOPS_DECLARE_KERNEL(pick, const MaxUnpoolArgs& args, int64_t begin, int64_t end)
+
+}  // namespace atrousops::cpu

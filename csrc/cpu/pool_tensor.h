@@ -1,0 +1,76 @@
+// From tensors and argument lists to PoolGeometry, with the checks that keep the kernels inside their memory. The
+// messages for users are in atrousops/ops; these are for callers of torch.ops.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "cpu/pool.h"
+#include "cpu/tensor.h"
+
+namespace atrousops::cpu {
+
+// Taps that make a worker worth waking.
+constexpr int64_t kPoolGrain = 1 << 15;
+
+struct PoolArguments {
+  const std::vector<int64_t>&kernel_size, &stride, &padding, &dilation;
+  int64_t axes() const { return static_cast<int64_t>(kernel_size.size()); }
+};
+
+inline bool is_batched(const Tensor& t, const PoolArguments& args) { return t.dim() == args.axes() + 2; }
+
+// Everything but the sizes of the two maps; `map` is either of them.
+inline PoolGeometry window_geometry(const char* op, const Tensor& map, const PoolArguments& args) {
+  const int64_t axes = args.axes();
+  STD_TORCH_CHECK(axes >= 1 && axes <= 3 && args.stride.size() == args.kernel_size.size() &&
+                      args.padding.size() == args.kernel_size.size() && args.dilation.size() == args.kernel_size.size(),
+                  op, ": kernel_size, stride, padding and dilation must have one to three numbers, all as many");
+  STD_TORCH_CHECK(map.dim() == axes + 1 || map.dim() == axes + 2, op, ": a tensor of ", axes + 1, " or ", axes + 2,
+                  " dimensions is expected; got ", map.dim());
+  PoolGeometry g{};
+  const bool batched = is_batched(map, args);
+  g.batch = batched ? map.size(0) : 1;
+  g.channels = map.size(batched ? 1 : 0);
+  for (int64_t i = 0; i < 3; ++i) {
+    const int64_t from = i - (3 - axes);
+    g.kernel[i] = from < 0 ? 1 : args.kernel_size[from];
+    g.stride[i] = from < 0 ? 1 : args.stride[from];
+    g.padding[i] = from < 0 ? 0 : args.padding[from];
+    g.dilation[i] = from < 0 ? 1 : args.dilation[from];
+    g.large[i] = g.small[i] = 1;
+    STD_TORCH_CHECK(g.kernel[i] > 0 && g.stride[i] > 0 && g.dilation[i] > 0 && g.padding[i] >= 0, op,
+                    ": kernel_size, stride and dilation must be positive, padding not negative");
+  }
+  return g;
+}
+
+// The spatial sizes of `map` into three axes.
+inline void spatial(const Tensor& map, const PoolArguments& args, int64_t (&size)[3]) {
+  for (int64_t i = 0; i < args.axes(); ++i) size[3 - args.axes() + i] = map.size(map.dim() - args.axes() + i);
+}
+
+// Geometry of pooling `input`, with PyTorch's rule for the output size: with ceil_mode a last window may hang over the
+// edge, if it starts inside the map or its left padding.
+inline PoolGeometry pooled_geometry(const char* op, const Tensor& input, const PoolArguments& args, bool ceil_mode) {
+  PoolGeometry g = window_geometry(op, input, args);
+  spatial(input, args, g.large);
+  for (int i = 0; i < 3; ++i) {
+    const int64_t extent = (g.kernel[i] - 1) * g.dilation[i] + 1;
+    STD_TORCH_CHECK(2 * g.padding[i] <= extent, op, ": padding must be at most half of the window");
+    const int64_t room = g.large[i] + 2 * g.padding[i] - extent + (ceil_mode ? g.stride[i] - 1 : 0);
+    STD_TORCH_CHECK(room >= 0 && g.large[i] > 0, op, ": the window is larger than the padded input");
+    g.small[i] = room / g.stride[i] + 1;
+    if (ceil_mode && (g.small[i] - 1) * g.stride[i] >= g.large[i] + g.padding[i]) --g.small[i];
+  }
+  return g;
+}
+
+// The size of `map` with other spatial sizes.
+inline std::vector<int64_t> size_with(const Tensor& map, const PoolArguments& args, const int64_t (&spatial)[3]) {
+  std::vector<int64_t> size = sizes_of(map);
+  for (int64_t i = 0; i < args.axes(); ++i) size[size.size() - args.axes() + i] = spatial[3 - args.axes() + i];
+  return size;
+}
+
+}  // namespace atrousops::cpu
