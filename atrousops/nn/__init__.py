@@ -14,6 +14,7 @@ from atrousops.nn.conv import (
 from atrousops.nn.crf import CRFasRNN, DenseCRF
 from atrousops.nn.multi_scale_roi_align import MultiScaleRoIAlign
 from atrousops.nn.permutohedral import PermutohedralFilter
+from atrousops.nn.pool import MaxPool1d, MaxPool2d, MaxPool3d, MaxUnpool1d, MaxUnpool2d, MaxUnpool3d
 from atrousops.nn.roi import RoIAlign, RoIPool
 
 __all__ = [
@@ -27,6 +28,12 @@ __all__ = [
     "CRFasRNN",
     "ContextModule",
     "DenseCRF",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+    "MaxUnpool1d",
+    "MaxUnpool2d",
+    "MaxUnpool3d",
     "MultiScaleRoIAlign",
     "PermutohedralFilter",
     "RoIAlign",

@@ -1,6 +1,8 @@
 """Public functions: argument checks, fake kernels, autograd, autocast, and the choice of a backend."""
 
 from atrousops.ops.flush_subnormals import flush_subnormals
+from atrousops.ops.max_pool import max_pool1d, max_pool2d, max_pool3d
+from atrousops.ops.max_unpool import max_unpool1d, max_unpool2d, max_unpool3d
 from atrousops.ops.mean_field import mean_field
 from atrousops.ops.permutohedral import Lattice, permutohedral_filter, permutohedral_lattice
 from atrousops.ops.roi_align import roi_align
@@ -9,6 +11,12 @@ from atrousops.ops.roi_pool import roi_pool
 __all__ = [
     "Lattice",
     "flush_subnormals",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
     "mean_field",
     "permutohedral_filter",
     "permutohedral_lattice",

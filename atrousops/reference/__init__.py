@@ -1,6 +1,8 @@
 """Readable pure-PyTorch definitions: the oracle in tests, and the last fallback."""
 
 from atrousops.reference.flush_subnormals import flush_subnormals
+from atrousops.reference.max_pool import max_pool
+from atrousops.reference.max_unpool import max_unpool
 from atrousops.reference.mean_field import mean_field
 from atrousops.reference.permutohedral import permutohedral_apply, permutohedral_lattice
 from atrousops.reference.roi_align import roi_align
@@ -8,6 +10,8 @@ from atrousops.reference.roi_pool import roi_pool
 
 __all__ = [
     "flush_subnormals",
+    "max_pool",
+    "max_unpool",
     "mean_field",
     "permutohedral_apply",
     "permutohedral_lattice",

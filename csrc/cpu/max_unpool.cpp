@@ -137,7 +137,8 @@ Tensor max_unpool(const Tensor& input, const Tensor& indices, std::vector<int64_
   if (kind_of("max_unpool", indices) == Marks::codes) check_codes(indices, kernel_size);
   auto [out, complete] =
       place("max_unpool", input, indices, output_size, {kernel_size, stride, padding, dilation}, Meeting::last);
-  if (!complete) refuse(indices, output_size);
+  // As in PyTorch nothing is wrong with indices into an output of no elements.
+  if (!complete && out.numel() > 0) refuse(indices, output_size);
   return out;
 }
 

@@ -1,0 +1,270 @@
+"""max_pool1d, max_pool2d, max_pool3d: the maximum of each window, and where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atrousops import backends, reference
+from atrousops._checks import bad_value
+from atrousops.ops._register import register
+from atrousops.ops._windows import empty_map, per_axis, prefers_channels_last
+
+Size = int | Sequence[int]
+ReturnIndices = bool | Literal["codes"]
+
+_NAMES = ("", "max_pool1d", "max_pool2d", "max_pool3d")
+_ATEN = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
+# A code is one byte.
+_MOST_TAPS = 256
+
+
+def max_pool1d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: ReturnIndices = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Maximum over windows of a signal (N, C, L) or (C, L); see max_pool2d."""
+    return _max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: ReturnIndices = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Maximum over windows, as torch.nn.functional.max_pool2d, to the last index.
+
+    y[n, c, i, j] = max over (u, v) of x[n, c, i s - p + u d, j s - p + v d], with -inf outside the map. Of equal values
+    the first in the order of the map is taken; NaN is larger than everything.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), contiguous or channels_last, float64, float32, bfloat16 or float16.
+        kernel_size: size of the window.
+        stride: step between windows; kernel_size if None.
+        padding: at each side, at most half of kernel_size.
+        dilation: step between the taps of a window.
+        ceil_mode: also a last window that hangs over the edge, if it starts inside the map or its left padding.
+        return_indices: True for int64 positions h W + w of each maximum in its (H, W) plane, as PyTorch's. "codes" for
+            uint8 numbers u K_w + v of the tap in its window, an eighth of the bytes; max_unpool2d takes either.
+
+    Returns:
+        (N, C, H_out, W_out), H_out = floor((H + 2 p - d (K - 1) - 1) / s) + 1; with return_indices, also the indices.
+
+    Raises:
+        ArgumentError: an argument that makes no sense, with what would.
+        ArgumentTypeError: a size that is no integer.
+    """
+    return _max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def max_pool3d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: ReturnIndices = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Maximum over windows of a volume (N, C, D, H, W) or (C, D, H, W); see max_pool2d."""
+    return _max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def _max_pool(
+    axes: int,
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None,
+    padding: Size,
+    dilation: Size,
+    ceil_mode: bool,
+    return_indices: ReturnIndices,
+) -> Tensor | tuple[Tensor, Tensor]:
+    op = _NAMES[axes]
+    kernel = per_axis(op, "kernel_size", kernel_size, axes)
+    # PyTorch takes an empty list for None.
+    steps = kernel if stride is None or stride == [] or stride == () else per_axis(op, "stride", stride, axes)
+    pads = per_axis(op, "padding", padding, axes)
+    rates = per_axis(op, "dilation", dilation, axes)
+    # PyTorch holds padding against the dilated extent only here.
+    half_extent = axes == 1 and not return_indices
+    _check(op, axes, input, kernel, steps, pads, rates, ceil_mode, half_extent)
+    codes = return_indices == "codes"
+    if codes:
+        _check_codes(op, kernel, rates)
+    elif return_indices is not True and return_indices is not False:
+        bad_value(op, "return_indices", 'be True, False or "codes"', repr(return_indices))
+    backend = backends.choose("max_pool", input.device, input.dtype)
+    if backend == "cpu":
+        ops = torch.ops.atrousops
+        if codes:
+            return ops.max_pool_codes(input, kernel, steps, pads, rates, ceil_mode)
+        if return_indices:
+            return ops.max_pool(input, kernel, steps, pads, rates, ceil_mode)
+        if not (torch.is_grad_enabled() and input.requires_grad):
+            return ops.max_pool_values(input, kernel, steps, pads, rates, ceil_mode)
+        # The backward pass needs to know where the maxima were: a byte a window says it, if windows are small.
+        marked = ops.max_pool_codes if _taps(kernel) <= _MOST_TAPS else ops.max_pool
+        return marked(input, kernel, steps, pads, rates, ceil_mode)[0]
+    if backend == "aten" and not codes:
+        return _ATEN[axes](input, kernel, steps, pads, rates, ceil_mode, return_indices)
+    values, marks = reference.max_pool(input, kernel, steps, pads, rates, ceil_mode, codes=codes)
+    return (values, marks) if return_indices else values
+
+
+def _taps(kernel: tuple[int, ...]) -> int:
+    taps = 1
+    for k in kernel:
+        taps *= k
+    return taps
+
+
+def _check_codes(op: str, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> None:
+    if _taps(kernel) > _MOST_TAPS:
+        bad_value(
+            op,
+            "kernel_size",
+            f'have at most {_MOST_TAPS} taps where return_indices="codes"',
+            kernel,
+            "Use return_indices=True.",
+        )
+    if any(d != 1 for d in dilation):
+        bad_value(
+            op,
+            "dilation",
+            'be 1 where return_indices="codes", since unpooling knows no dilation',
+            dilation,
+            "Use return_indices=True.",
+        )
+
+
+def _output_size(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
+    room = size + 2 * padding - dilation * (kernel - 1) - 1
+    out = (room + (stride - 1 if ceil_mode else 0)) // stride + 1
+    # A last window must start inside the map or its left padding.
+    if ceil_mode and (out - 1) * stride >= size + padding:
+        out -= 1
+    return out
+
+
+def _check(
+    op: str,
+    axes: int,
+    input: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    ceil_mode: bool,
+    half_extent: bool,
+) -> None:
+    for name, values in (("kernel_size", kernel), ("stride", stride), ("dilation", dilation)):
+        if min(values) <= 0:
+            bad_value(
+                op, name, "be positive", values, f"(PyTorch: {name} must be greater than zero, but got {min(values)})"
+            )
+    for k, p, d in zip(kernel, padding, dilation):
+        if p < 0:
+            bad_value(op, "padding", "not be negative", padding, "(PyTorch: pad must be non-negative)")
+        most = (k - 1) * d + 1 if half_extent else k
+        if 2 * p > most:
+            bad_value(
+                op,
+                "padding",
+                f"be at most half of {'the extent of the window' if half_extent else 'kernel_size'}, {most // 2}",
+                padding,
+                "(PyTorch: pad should be at most half of effective kernel size)",
+            )
+    shape = input.shape
+    unbatched = len(shape) == axes + 1
+    if not (unbatched or len(shape) == axes + 2):
+        _bad_shape(op, axes, shape)
+    for size in shape if unbatched else shape[1:]:
+        if size == 0:
+            _bad_shape(op, axes, shape)
+    for size, k, s, p, d in zip(shape[-axes:], kernel, stride, padding, dilation):
+        if _output_size(size, k, s, p, d, ceil_mode) < 1:
+            out = [_output_size(*each, ceil_mode) for each in zip(shape[-axes:], kernel, stride, padding, dilation)]
+            rule = f"hold a window once padded (window {kernel}, padding {padding}, dilation {dilation})"
+            theirs = (
+                f"max_pool1d() Invalid computed output size: {out[0]}"
+                if axes == 1
+                else f"Calculated output size: {tuple(out)}. Output size is too small"
+            )
+            bad_value(op, "input", rule, f"spatial size {tuple(shape[-axes:])}", f"(PyTorch: {theirs})")
+
+
+def _bad_shape(op: str, axes: int, shape: Sequence[int]) -> NoReturn:
+    letters = ("", "L", "H, W", "D, H, W")[axes]
+    theirs = f"Expected {axes + 1}D or {axes + 2}D (batch mode) tensor with optional 0 dim batch size for input"
+    if axes == 3:
+        theirs += "; Expected input's non-batch dimensions to have positive length"
+    bad_value(
+        op,
+        "input",
+        f"be (N, C, {letters}) or (C, {letters}) with only N allowed to be 0",
+        f"shape {tuple(shape)}",
+        f"(PyTorch: {theirs})",
+    )
+
+
+def _fake(dtype: torch.dtype | None) -> Any:
+    def fake(input, kernel_size, stride, padding, dilation, ceil_mode):
+        spatial = [
+            _output_size(*each, ceil_mode)
+            for each in zip(input.shape[-len(kernel_size) :], kernel_size, stride, padding, dilation)
+        ]
+        nhwc = prefers_channels_last(input, len(kernel_size))
+        values = empty_map(input, spatial, nhwc)
+        return values if dtype is None else (values, empty_map(input, spatial, nhwc, dtype))
+
+    return fake
+
+
+def _setup(ctx, inputs, output) -> None:
+    input, kernel, stride, padding, dilation, _ = inputs
+    ctx.save_for_backward(output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.window = (kernel, stride, padding, dilation)
+    ctx.size = input.shape[-len(kernel) :]
+
+
+def _backward(ctx, grad, _):
+    if grad is None:
+        return (None,) * 6
+    (marks,) = ctx.saved_tensors
+    return torch.ops.atrousops.max_pool_backward(grad, marks, ctx.size, *ctx.window), None, None, None, None, None
+
+
+def _backward_fake(grad, indices, input_size, kernel_size, stride, padding, dilation):
+    return empty_map(grad, input_size, prefers_channels_last(grad, len(kernel_size)))
+
+
+def _backward_setup(ctx, inputs, output) -> None:
+    _, indices, _, *ctx.window = inputs
+    ctx.save_for_backward(indices)
+
+
+def _double_backward(ctx, grad):
+    (indices,) = ctx.saved_tensors
+    return torch.ops.atrousops.max_unpool_backward(grad, indices, *ctx.window), None, None, None, None, None, None
+
+
+register("max_pool", fake=_fake(torch.int64), backward=_backward, setup_context=_setup)
+register("max_pool_codes", fake=_fake(torch.uint8), backward=_backward, setup_context=_setup)
+register("max_pool_values", fake=_fake(None))
+register("max_pool_backward", fake=_backward_fake, backward=_double_backward, setup_context=_backward_setup)

@@ -1,0 +1,228 @@
+"""max_unpool1d, max_unpool2d, max_unpool3d: values back to where their maxima were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atrousops import backends, reference
+from atrousops._checks import ArgumentError, bad_type, bad_value
+from atrousops.ops._register import register
+from atrousops.ops._windows import empty_map, per_axis, prefers_channels_last
+from atrousops.ops.max_pool import Size
+
+_NAMES = ("", "max_unpool1d", "max_unpool2d", "max_unpool3d")
+_ATEN = (None, F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
+
+
+def max_unpool1d(
+    input: Tensor,
+    indices: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    output_size: Sequence[int] | None = None,
+) -> Tensor:
+    """Undoes max_pool1d of a signal (N, C, L) or (C, L); see max_unpool2d."""
+    return _max_unpool(1, input, indices, kernel_size, stride, padding, output_size)
+
+
+def max_unpool2d(
+    input: Tensor,
+    indices: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    output_size: Sequence[int] | None = None,
+) -> Tensor:
+    """Writes each value where its maximum was and zero elsewhere, as torch.nn.functional.max_unpool2d.
+
+    y[n, c, indices[n, c, i, j]] = x[n, c, i, j], positions being h W_out + w; where several windows name one position,
+    the last in the order of the map stays (PyTorch leaves that open, and refuses under deterministic algorithms).
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), contiguous or channels_last, float64, float32, bfloat16 or float16.
+        indices: the same shape: int64 positions, or uint8 codes of max_pool2d(..., return_indices="codes"). A code
+            whose tap lies outside the output is dropped.
+        kernel_size: size of the window that was pooled.
+        stride: step between windows; kernel_size if None.
+        padding: that was added at each side.
+        output_size: (H_out, W_out), or a full shape whose last two count; each within a stride of the default.
+
+    Returns:
+        (N, C, H_out, W_out), by default H_out = (H - 1) stride - 2 padding + kernel_size.
+
+    Raises:
+        ArgumentError: shapes that disagree, an index outside the output, a code outside the window.
+        ArgumentTypeError: indices that are neither int64 nor uint8.
+    """
+    return _max_unpool(2, input, indices, kernel_size, stride, padding, output_size)
+
+
+def max_unpool3d(
+    input: Tensor,
+    indices: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    output_size: Sequence[int] | None = None,
+) -> Tensor:
+    """Undoes max_pool3d of a volume (N, C, D, H, W) or (C, D, H, W); see max_unpool2d."""
+    return _max_unpool(3, input, indices, kernel_size, stride, padding, output_size)
+
+
+def _max_unpool(
+    axes: int,
+    input: Tensor,
+    indices: Tensor,
+    kernel_size: Size,
+    stride: Size | None,
+    padding: Size,
+    output_size: Sequence[int] | None,
+) -> Tensor:
+    op = _NAMES[axes]
+    kernel = per_axis(op, "kernel_size", kernel_size, axes)
+    steps = kernel if stride is None else per_axis(op, "stride", stride, axes)
+    pads = per_axis(op, "padding", padding, axes)
+    _check(op, axes, input, indices, kernel, steps, pads)
+    size = _output_size(op, input.shape[-axes:], kernel, steps, pads, output_size)
+    backend = backends.choose("max_unpool", input.device, input.dtype)
+    if backend == "cpu":
+        try:
+            return torch.ops.atrousops.max_unpool(input, indices, size, kernel, steps, pads)
+        except RuntimeError as error:
+            # What only the kernel can see: an index or code out of range.
+            _, found, said = str(error).partition("max_unpool: ")
+            if found:
+                raise ArgumentError(f"{op}: " + said.partition("\nException raised")[0]) from None
+            raise
+    if backend == "aten" and indices.dtype == torch.int64:
+        return _ATEN[axes](input, indices, kernel, steps, pads, size)
+    return reference.max_unpool(input, indices, size, kernel, steps, pads)
+
+
+def _check(
+    op: str,
+    axes: int,
+    input: Tensor,
+    indices: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+) -> None:
+    if indices.dtype != torch.int64 and indices.dtype != torch.uint8:
+        bad_type(
+            op,
+            "indices",
+            "be int64, or uint8 codes",
+            indices.dtype,
+            "(PyTorch: elements in indices should be type int64)",
+        )
+    shape = input.shape
+    if shape != indices.shape:
+        bad_value(
+            op,
+            "indices",
+            f"have the shape of input, {tuple(shape)}",
+            f"shape {tuple(indices.shape)}",
+            "(PyTorch: Expected shape of indices to be same as that of the input tensor)",
+        )
+    if input.device != indices.device:
+        bad_value(op, "indices", f"be on the device of input, {input.device}", indices.device)
+    unbatched = len(shape) == axes + 1
+    if not (unbatched or len(shape) == axes + 2) or 0 in (shape if unbatched else shape[1:]):
+        letters = ("", "L", "H, W", "D, H, W")[axes]
+        bad_value(
+            op, "input", f"be (N, C, {letters}) or (C, {letters}) with only N allowed to be 0", f"shape {tuple(shape)}"
+        )
+    if min(kernel) <= 0:
+        bad_value(op, "kernel_size", "be positive", kernel)
+    if min(stride) <= 0:
+        bad_value(op, "stride", "be positive", stride, "(PyTorch: strides should be greater than zero)")
+    if min(padding) < 0:
+        bad_value(op, "padding", "not be negative", padding)
+
+
+def _output_size(
+    op: str,
+    size: Sequence[int],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    wish: Sequence[int] | None,
+) -> tuple[int, ...]:
+    default = tuple([(n - 1) * s + k - 2 * p for n, k, s, p in zip(size, kernel, stride, padding)])
+    if wish is None:
+        out = default
+    else:
+        axes = len(kernel)
+        if not isinstance(wish, Sequence):
+            bad_type(op, "output_size", f"be a sequence of {axes} or {axes + 2} integers, or None", repr(wish))
+        out = tuple(wish[2:] if len(wish) == axes + 2 else wish)
+        if len(out) != axes:
+            bad_value(
+                op,
+                "output_size",
+                f"have {axes} or {axes + 2} numbers",
+                tuple(wish),
+                f"(PyTorch: output_size should be a sequence containing {axes} or {axes + 2} elements, "
+                f"but it has a length of '{len(wish)}')",
+            )
+        for axis, (got, usual, s) in enumerate(zip(out, default, stride)):
+            if not usual - s < got < usual + s:
+                bad_value(
+                    op,
+                    "output_size",
+                    f"be within a stride of the default {default}",
+                    tuple(wish),
+                    f'(PyTorch: invalid output_size "{out}" (dim {axis} must be between {usual - s} and {usual + s}))',
+                )
+    for axis, n in enumerate(out):
+        if n < 0:
+            bad_value(
+                op,
+                "output_size",
+                "not be negative",
+                out,
+                "(PyTorch: max_unpooling: output_size must contain non-negative spatial dimensions, "
+                f"but got output_size[{axis}]={n})",
+            )
+    return out
+
+
+def _fake(input, indices, output_size, kernel_size, stride, padding):
+    return empty_map(input, output_size, prefers_channels_last(input, len(kernel_size)))
+
+
+def _setup(ctx, inputs, output) -> None:
+    _, indices, _, kernel, stride, padding = inputs
+    ctx.save_for_backward(indices)
+    ctx.window = (kernel, stride, padding, [1] * len(kernel))
+
+
+def _backward(ctx, grad):
+    (indices,) = ctx.saved_tensors
+    return torch.ops.atrousops.max_unpool_backward(grad, indices, *ctx.window), None, None, None, None, None
+
+
+def _backward_fake(grad, indices, kernel_size, stride, padding, dilation):
+    axes = len(kernel_size)
+    return empty_map(grad, indices.shape[-axes:], prefers_channels_last(indices, axes))
+
+
+def _backward_setup(ctx, inputs, output) -> None:
+    grad, indices, *ctx.window = inputs
+    ctx.save_for_backward(indices)
+    ctx.size = grad.shape[-len(ctx.window[0]) :]
+
+
+def _double_backward(ctx, grad):
+    (indices,) = ctx.saved_tensors
+    return torch.ops.atrousops.max_pool_backward(grad, indices, ctx.size, *ctx.window), None, None, None, None, None
+
+
+register("max_unpool", fake=_fake, backward=_backward, setup_context=_setup)
+register("max_unpool_backward", fake=_backward_fake, backward=_double_backward, setup_context=_backward_setup)

@@ -1,0 +1,319 @@
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing._internal.common_methods_invocations import op_db
+
+import atrousops as ao
+import atrousops.functional as A
+from atrousops import backends, nn, reference
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+OURS = (None, A.max_pool1d, A.max_pool2d, A.max_pool3d)
+THEIRS = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
+FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+# spatial size, kernel, stride, padding, dilation, ceil_mode
+CASES = [
+    ((11,), 3, 2, 1, 1, False),  # one axis, odd length
+    ((9,), (4,), (3,), (2,), (2,), True),  # dilated, and a last window over the edge
+    ((8, 10), 2, 2, 0, 1, False),  # side by side: the fast path, and a width that is no multiple of a vector
+    ((9, 11), 2, 2, 0, 1, True),  # side by side in name, but the last ones hang over
+    ((6, 300), 2, 2, 0, 1, False),  # rows longer than the blocks of the fast path
+    ((15, 17), 3, 2, 1, 1, False),  # the stem of a ResNet
+    ((9, 8), 3, 1, 1, 1, False),  # stride 1 reads rows where they are
+    ((13, 12), (3, 2), (1, 3), (1, 0), (2, 1), True),  # everything different on the two axes, stride 3
+    ((7, 7), (1, 5), (4, 1), (0, 2), (1, 1), False),  # windows with gaps between them
+    ((1, 1), 2, 1, 1, 1, False),  # more padding than map
+    ((2, 2), 2, 1, 1, 3, False),  # a dilated window that steps over the whole map: nothing in it
+    ((5, 6, 7), 2, 2, 0, 1, True),  # volumes
+    ((4, 7, 6), (3, 2, 3), (2, 1, 2), (1, 1, 0), (1, 2, 1), False),
+]
+# PyTorch has no channels_last for one axis.
+IN_FORMATS = [(case, False) for case in CASES] + [(case, True) for case in CASES if len(case[0]) > 1]
+
+
+def material(spatial, dtype, channels=3, channels_last=False):
+    """Few values, so that ties abound; NaN, -inf, signed zeros and subnormals among them; a plane of -inf alone."""
+    x = torch.randint(-2, 3, (2, channels, *spatial)).to(dtype)
+    flat = x.view(-1)
+    flat[::5] = float("-inf")
+    flat[3::17] = float("nan")
+    flat[4::19] = -0.0
+    flat[1::23] = torch.finfo(dtype).smallest_normal / 2
+    flat[2::29] = torch.finfo(dtype).smallest_normal / 4
+    x[0, 0] = float("-inf")
+    if channels_last:
+        x = x.to(memory_format=FORMATS[len(spatial)])
+    return x
+
+
+def same(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", [None, "cpu", "aten", "reference"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_indices_are_pytorchs(case, backend):
+    spatial, *arguments = case
+    for dtype, channels_last in itertools.product(DTYPES, (False, True)):
+        if channels_last and len(spatial) == 1:
+            continue
+        # 130 channels: more than a block of the channels_last kernel, and no multiple of a vector.
+        x = material(spatial, dtype, 130 if channels_last else 3, channels_last)
+        before = x.clone()
+        with ao.backend(backend):
+            y, indices = OURS[len(spatial)](x, *arguments, return_indices=True)
+            alone = OURS[len(spatial)](x, *arguments)
+        expected, expected_indices = THEIRS[len(spatial)](x, *arguments, return_indices=True)
+        same(y, expected)
+        same(alone, expected)
+        assert torch.equal(indices, expected_indices)
+        if not x.is_contiguous():
+            assert y.is_contiguous(memory_format=FORMATS[len(spatial)])
+        same(x, before)
+
+
+@pytest.mark.parametrize(("case", "channels_last"), [c for c in IN_FORMATS if c[0][4] == 1], ids=str)
+def test_codes_say_the_same_as_indices(case, channels_last):
+    spatial, *arguments = case
+    x = material(spatial, torch.float32, 5, channels_last)
+    with ao.backend("cpu"):
+        y, codes = OURS[len(spatial)](x, *arguments, return_indices="codes")
+    with ao.backend("reference"):
+        expected, expected_codes = OURS[len(spatial)](x, *arguments, return_indices="codes")
+    same(y, expected)
+    assert codes.dtype == torch.uint8
+    assert torch.equal(codes, expected_codes)
+
+
+def test_views_offsets_unbatched_and_empty_batch():
+    with ao.backend("cpu"):
+        for x in (
+            torch.randn(3, 2, 8, 9).transpose(0, 1),  # neither format
+            torch.randn(200)[5:].as_strided((1, 2, 5, 6), (90, 45, 7, 1)),  # rows further apart than they are long
+            torch.randn(3, 8, 9),  # unbatched
+            torch.randn(1, 1, 1, 7).expand(2, 3, 6, 7),  # one row seen many times
+            torch.randn(0, 3, 8, 9),  # empty batch
+        ):
+            for ours, theirs in zip(
+                A.max_pool2d(x, 3, 2, 1, return_indices=True), F.max_pool2d(x, 3, 2, 1, 1, False, True)
+            ):
+                same(ours, theirs)
+        empty = torch.randn(0, 3, 8, 9, requires_grad=True)
+        A.max_pool2d(empty, 2).sum().backward()
+        assert empty.grad.shape == empty.shape
+
+
+@pytest.mark.parametrize("marks", [False, True, "codes"])
+@pytest.mark.parametrize(("case", "channels_last"), [c for c in IN_FORMATS if c[0][0] != (2, 2)], ids=str)
+def test_gradient(case, channels_last, marks):
+    """PyTorch in fp64 is the oracle; sums of 16-bit gradients are ours in fp32, so at most one rounding away."""
+    spatial, *arguments = case
+    if marks == "codes" and arguments[3] not in (1, (1, 1)):
+        marks = False
+    for dtype in DTYPES:
+        x = torch.randn(2, 18, *spatial).to(dtype)
+        if channels_last:
+            x = x.to(memory_format=FORMATS[len(spatial)])
+        mine, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+        with ao.backend("cpu"):
+            y = OURS[len(spatial)](mine, *arguments, return_indices=marks)
+            y = y[0] if marks else y
+        expected = THEIRS[len(spatial)](exact, *arguments)
+        grad = torch.randn(y.shape).to(dtype)
+        if channels_last:
+            grad = grad.to(memory_format=FORMATS[len(spatial)])
+        y.backward(grad)
+        expected.backward(grad.double())
+        assert mine.grad.stride() == x.stride()
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(mine.grad.double(), exact.grad, rtol=eps, atol=4 * eps * (dtype.itemsize > 2))
+
+
+@pytest.mark.parametrize("marks", [False, True, "codes"])
+def test_gradcheck(marks):
+    x = torch.randperm(2 * 2 * 5 * 6).double().reshape(2, 2, 5, 6).requires_grad_()
+
+    def pool(x):
+        y = A.max_pool2d(x, 3, 2, 1, return_indices=marks)
+        return y[0] if marks else y
+
+    with ao.backend("cpu"):
+        assert torch.autograd.gradcheck(pool, x)
+        assert torch.autograd.gradgradcheck(pool, x)
+
+
+def test_many_taps_need_indices():
+    x = torch.randn(1, 2, 20, 20, requires_grad=True)  # 17 x 17 taps are more than a byte counts
+    with ao.backend("cpu"):
+        A.max_pool2d(x, 17, 1).sum().backward()
+        with pytest.raises(ValueError, match="kernel_size must have at most 256 taps"):
+            A.max_pool2d(x, 17, 1, return_indices="codes")
+        A.max_pool2d(x, 16, 1, return_indices="codes")
+    mine, x.grad = x.grad, None
+    F.max_pool2d(x, 17, 1).sum().backward()
+    torch.testing.assert_close(mine, x.grad)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_repeats_with_any_number_of_threads(channels_last):
+    x = torch.randn(3, 20, 40, 50)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    results = []
+    for threads in (1, 2, 2):
+        torch.set_num_threads(threads)
+        with ao.backend("cpu"):
+            leaf = x.clone().requires_grad_()
+            y, i = A.max_pool2d(leaf, 3, 1, 1, return_indices=True)
+            y.backward(torch.sin(torch.arange(y.numel()).reshape(y.shape).float()))
+            results.append((y.detach(), i, leaf.grad))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+def test_opcheck():
+    ops = torch.ops.atrousops
+    for x in (
+        torch.randn(2, 3, 6, 7, requires_grad=True),
+        torch.randn(2, 3, 6, 7).to(memory_format=torch.channels_last).requires_grad_(),
+        torch.randn(3, 6, 7, requires_grad=True),
+    ):
+        window = ([3, 2], [2, 1], [1, 0], [1, 2])
+        for op in (ops.max_pool, ops.max_pool_codes):
+            torch.library.opcheck(op.default, (x, *window, True))
+            y, marks = op(x.detach(), *window, True)
+            torch.library.opcheck(ops.max_pool_backward.default, (y.requires_grad_(), marks, [6, 7], *window))
+        torch.library.opcheck(ops.max_pool_values.default, (x.detach(), *window, False))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile(dynamic):
+    def run(x):
+        y, i = A.max_pool2d(x, 3, 2, 1, return_indices=True)
+        return A.max_pool2d(y, 2).sin().sum() + i.sum()
+
+    with ao.backend("cpu"):
+        compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        for size in ((2, 3, 16, 20), (1, 3, 24, 28)):
+            x = torch.randn(size, requires_grad=True)
+            torch.testing.assert_close(compiled(x), run(x))
+            (mine,) = torch.autograd.grad(compiled(x), x)
+            (expected,) = torch.autograd.grad(run(x), x)
+            torch.testing.assert_close(mine, expected)
+
+
+def test_autocast_leaves_the_dtype_alone():
+    with torch.autocast("cpu", dtype=torch.bfloat16), ao.backend("cpu"):
+        assert A.max_pool2d(torch.randn(1, 1, 4, 4), 2).dtype == torch.float32
+        assert A.max_pool2d(torch.randn(1, 1, 4, 4).half(), 2).dtype == torch.float16
+
+
+def test_integers_go_to_pytorch():
+    x = torch.arange(64).reshape(1, 1, 8, 8)
+    same(A.max_pool2d(x, 2), F.max_pool2d(x, 2))
+    assert backends.choose("max_pool", x.device, x.dtype) == "aten"
+
+
+OP_DB = [
+    o for o in op_db if o.name in ("nn.functional.max_pool1d", "nn.functional.max_pool2d", "nn.functional.max_pool3d")
+]
+
+
+@pytest.mark.parametrize("info", OP_DB, ids=lambda o: o.name)
+def test_pytorchs_own_samples(info):
+    ours = getattr(A, info.name.rpartition(".")[2])
+    count = 0
+    # Every seventh of up to 1440: they run through all combinations, and 7 divides no period of theirs.
+    for sample in itertools.islice(info.sample_inputs("cpu", torch.float32, requires_grad=True), 0, None, 7):
+        expected = info.op(sample.input, *sample.args, **sample.kwargs)
+        for backend in (None, "cpu"):
+            with ao.backend(backend):
+                mine = ours(sample.input, *sample.args, **sample.kwargs)
+            assert isinstance(mine, tuple) == isinstance(expected, tuple)
+            for a, b in zip(mine, expected):
+                same(a, b)
+        count += 1
+    assert count > 80
+
+
+@pytest.mark.parametrize("backend", [None, "cpu"])
+@pytest.mark.parametrize("info", OP_DB, ids=lambda o: o.name)
+def test_pytorchs_own_error_inputs(info, backend):
+    ours = getattr(A, info.name.rpartition(".")[2])
+    for wrong in info.error_inputs("cpu"):
+        sample = wrong.sample_input
+        with ao.backend(backend), pytest.raises(wrong.error_type, match=wrong.error_regex):
+            ours(sample.input, *sample.args, **sample.kwargs)
+
+
+X = torch.zeros(1, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments", "keywords"),
+    [
+        ("kernel_size must be positive; got \\(0, 2\\)", (X, (0, 2)), {}),
+        ("kernel_size must be one integer or 2; got 2.5", (X, 2.5), {}),
+        ("kernel_size must be one integer or 2; got \\(1, 2, 3\\)", (X, (1, 2, 3)), {}),
+        ("stride must be positive; got \\(-1, -1\\)", (X, 2, -1), {}),
+        ("padding must be at most half of kernel_size, 1; got \\(2, 2\\)", (X, 2, 2, 2), {}),
+        ("dilation must be positive", (X, 2), {"dilation": 0}),
+        ("input must hold a window once padded .* got spatial size \\(8, 8\\)", (X, 9), {}),
+        ("input must be \\(N, C, H, W\\) or \\(C, H, W\\) .* got shape \\(8, 8\\)", (X[0, 0], 2), {}),
+        ("return_indices must be True, False or \"codes\"; got 'yes'", (X, 2), {"return_indices": "yes"}),
+        ("dilation must be 1 where return_indices", (X, 2), {"dilation": 2, "return_indices": "codes"}),
+    ],
+)
+def test_messages(message, arguments, keywords):
+    with pytest.raises((ValueError, TypeError), match=f"max_pool2d: {message}"):
+        A.max_pool2d(*arguments, **keywords)
+
+
+@given(
+    axes=st.integers(1, 3),
+    sizes=st.lists(st.integers(1, 9), min_size=3, max_size=3),
+    kernel=st.integers(0, 4),
+    stride=st.integers(0, 4),
+    padding=st.integers(-1, 3),
+    dilation=st.integers(0, 3),
+    ceil_mode=st.booleans(),
+)
+@settings(deadline=None, derandomize=True, max_examples=60)
+def test_any_arguments(axes, sizes, kernel, stride, padding, dilation, ceil_mode):
+    x = torch.randint(-3, 4, (1, 2, *sizes[:axes])).float()
+    arguments = (kernel, stride, padding, dilation, ceil_mode, True)
+    try:
+        expected = THEIRS[axes](x, *arguments)
+    except RuntimeError:
+        with pytest.raises((ValueError, TypeError)):
+            OURS[axes](x, *arguments)
+        return
+    with ao.backend("cpu"):
+        for ours, theirs in zip(OURS[axes](x, *arguments), expected):
+            same(ours, theirs)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_layer(axes):
+    arguments = {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": True, "return_indices": True}
+    ours = getattr(nn, f"MaxPool{axes}d")(**arguments)
+    theirs = getattr(torch.nn, f"MaxPool{axes}d")(**arguments)
+    assert isinstance(ours, type(theirs))
+    assert repr(ours) == repr(theirs)
+    assert ours.state_dict() == {}
+    x = torch.randn(2, 3, *(8, 9, 7)[:axes])
+    for a, b in zip(ours(x), theirs(x)):
+        same(a, b)
+
+
+def test_reference_at_a_hand_worked_case():
+    x = torch.tensor([[[[1.0, 5.0, 5.0], [2.0, 5.0, float("nan")]]]])
+    y, i = reference.max_pool(x, (2, 2), (1, 1), (0, 0), (1, 1), False)
+    # The first of three fives, at position 1; then NaN above all, at position 5.
+    same(y, torch.tensor([[[[5.0, float("nan")]]]]))
+    assert i.tolist() == [[[[1, 5]]]]

@@ -1,0 +1,344 @@
+import contextlib
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing._internal.common_methods_invocations import op_db
+
+import atrousops as ao
+import atrousops.functional as A
+from atrousops import nn, reference
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+OURS = (None, A.max_unpool1d, A.max_unpool2d, A.max_unpool3d)
+POOL = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
+FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+# spatial size of the pooled map, kernel, stride, padding
+CASES = [
+    ((12,), 2, 2, 0),  # one axis
+    ((8, 10), 2, 2, 0),  # SegNet and ENet
+    ((9, 11), 2, 2, 0),  # a last row and column that no window covers
+    ((15, 17), 3, 2, 1),  # overlapping windows name a position twice
+    ((9, 12), (3, 2), (3, 4), (1, 0)),  # gaps between windows; different axes
+    ((10, 10), 3, 1, 1),  # each position may be named nine times
+    ((5, 6, 7), 2, 2, 0),  # volumes
+    ((5, 6, 7), 3, 2, 1),
+]
+# PyTorch has no channels_last for one axis.
+IN_FORMATS = [(case, False) for case in CASES] + [(case, True) for case in CASES if len(case[0]) > 1]
+
+
+@contextlib.contextmanager
+def nondeterminism_allowed():
+    """PyTorch's own max_unpool refuses to run under deterministic algorithms."""
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True)
+
+
+def theirs(axes, *arguments, **keywords):
+    with nondeterminism_allowed():
+        return (None, F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)[axes](*arguments, **keywords)
+
+
+def pooled(case, dtype=torch.float32, channels=5, channels_last=False, batch=2):
+    """Values and indices of a pooling; the values are then made distinct, so that it shows which one was kept."""
+    spatial, *window = case
+    axes = len(spatial)
+    _, indices = POOL[axes](torch.randn(batch, channels, *spatial), *window, return_indices=True)
+    values = torch.randn(indices.shape).to(dtype)
+    if channels_last:
+        values, indices = (t.to(memory_format=FORMATS[axes]) for t in (values, indices))
+    return axes, values, indices, window
+
+
+def exactly(ours, expected):
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", [None, "cpu", "reference"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_last_in_order_stays(case, backend):
+    for dtype in DTYPES:
+        for channels_last in (False, True):
+            if channels_last and len(case[0]) == 1:
+                continue
+            # 130 channels: more than a block of the channels_last kernel, and no multiple of a vector.
+            axes, x, indices, window = pooled(case, dtype, 130 if channels_last else 5, channels_last)
+            before = x.clone(), indices.clone()
+            with ao.backend(backend):
+                y = OURS[axes](x, indices, *window, output_size=case[0])
+            # PyTorch on one thread is sequential, so the last write stays.
+            torch.set_num_threads(1)
+            exactly(y, theirs(axes, x.contiguous(), indices.contiguous(), *window, output_size=case[0]))
+            torch.set_num_threads(2)
+            if channels_last:
+                assert y.is_contiguous(memory_format=FORMATS[axes])
+            exactly(x, before[0])
+            assert torch.equal(indices, before[1])
+
+
+@pytest.mark.parametrize(("case", "channels_last"), IN_FORMATS, ids=str)
+def test_codes_place_as_indices_do(case, channels_last):
+    spatial, *window = case
+    axes = len(spatial)
+    x = torch.randn(2, 5, *spatial)
+    if channels_last:
+        x = x.to(memory_format=FORMATS[axes])
+    pool = (None, A.max_pool1d, A.max_pool2d, A.max_pool3d)[axes]
+    values, indices = pool(x, *window, return_indices=True)
+    _, codes = pool(x, *window, return_indices="codes")
+    grads = []
+    for marks in (indices, codes):
+        with ao.backend("cpu"):
+            leaf = values.clone().requires_grad_()
+            y = OURS[axes](leaf, marks, *window, output_size=spatial)
+            y.backward(torch.sin(torch.arange(y.numel()).reshape(y.shape).float()))
+        grads.append((y.detach(), leaf.grad))
+    for a, b in zip(*grads):
+        assert torch.equal(a, b)
+    with ao.backend("reference"):
+        exactly(OURS[axes](values, codes, *window, output_size=spatial), grads[0][0])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_indices_may_point_anywhere(channels_last):
+    """Not only into their own window, and in any order: PyTorch knows no windows here."""
+    x = torch.randn(2, 20, 6, 7)
+    indices = torch.stack([torch.randperm(12 * 14)[:42].reshape(6, 7) for _ in range(40)]).reshape(2, 20, 6, 7)
+    for marks in (indices, torch.full_like(indices, 12 * 14 - 1), indices % 5):
+        if channels_last:
+            x, marks = x.to(memory_format=torch.channels_last), marks.to(memory_format=torch.channels_last)
+        torch.set_num_threads(1)
+        expected = theirs(2, x.contiguous(), marks.contiguous(), 2)
+        torch.set_num_threads(2)
+        with ao.backend("cpu"):
+            exactly(A.max_unpool2d(x, marks, 2), expected)
+
+
+def test_nan_stays_where_it_is_put():
+    axes, x, indices, window = pooled(((8, 10), 2, 2, 0))
+    x[0, 0, 0, 0], x[1, 1, 2, 2] = float("nan"), float("inf")
+    with ao.backend("cpu"):
+        exactly(A.max_unpool2d(x, indices, *window), theirs(axes, x, indices, *window))
+
+
+def test_views_offsets_unbatched_and_empty_batch():
+    _, x, indices, _ = pooled(((8, 10), 2, 2, 0), batch=3)
+    cases = [
+        (x.transpose(0, 1), indices.transpose(0, 1)),  # neither format
+        (x[1:], indices[1:]),  # an offset
+        (x[:, :, ::2], indices[:, :, ::2] // 2),  # rows left out
+        (x[0], indices[0]),  # unbatched
+        (x[:0], indices[:0]),  # empty batch
+        (x.to(memory_format=torch.channels_last), indices),  # formats that differ
+        (x, indices.to(memory_format=torch.channels_last)),
+    ]
+    for a, b in cases:
+        with ao.backend("cpu"):
+            exactly(A.max_unpool2d(a, b, 2), theirs(2, a, b, 2))
+
+
+@pytest.mark.parametrize(("case", "channels_last"), IN_FORMATS, ids=str)
+def test_gradient(case, channels_last):
+    for dtype in DTYPES:
+        axes, x, indices, window = pooled(case, dtype, 18, channels_last)
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        with ao.backend("cpu"):
+            y = OURS[axes](a, indices, *window, output_size=case[0])
+        expected = theirs(axes, b, indices, *window, output_size=case[0])
+        grad = torch.randn(y.shape).to(dtype)
+        y.backward(grad)
+        expected.backward(grad)
+        exactly(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c[1] == 2], ids=str)
+def test_gradcheck(case):
+    axes, x, indices, window = pooled(case, torch.float64, 2)
+    x.requires_grad_()
+    with ao.backend("cpu"):
+        assert torch.autograd.gradcheck(lambda x: OURS[axes](x, indices, *window, output_size=case[0]), x)
+        assert torch.autograd.gradgradcheck(lambda x: OURS[axes](x, indices, *window, output_size=case[0]), x)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_repeats_with_any_number_of_threads(channels_last):
+    _, x, indices, window = pooled(((80, 90), 3, 1, 1), channels=20, channels_last=channels_last)
+    results = []
+    for threads in (1, 2, 2):
+        torch.set_num_threads(threads)
+        with ao.backend("cpu"):
+            results.append(A.max_unpool2d(x, indices, *window))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_opcheck():
+    ops = torch.ops.atrousops
+    for channels_last in (False, True):
+        _, x, indices, _ = pooled(((8, 10), 2, 2, 0), channels_last=channels_last)
+        x.requires_grad_()
+        window = ([2, 2], [2, 2], [0, 0])
+        torch.library.opcheck(ops.max_unpool.default, (x, indices, [8, 10], *window))
+        grad = ops.max_unpool(x.detach(), indices, [8, 10], *window).requires_grad_()
+        torch.library.opcheck(ops.max_unpool_backward.default, (grad, indices, *window, [1, 1]))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile(dynamic):
+    def run(x):
+        y, i = A.max_pool2d(x, 2, return_indices=True)
+        return A.max_unpool2d(y * 2, i, 2, output_size=x.shape).cos()
+
+    with ao.backend("cpu"):
+        compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        for size in ((2, 3, 16, 20), (1, 3, 25, 28)):
+            x = torch.randn(size, requires_grad=True)
+            torch.testing.assert_close(compiled(x), run(x))
+            (mine,) = torch.autograd.grad(compiled(x).sum(), x)
+            (expected,) = torch.autograd.grad(run(x).sum(), x)
+            torch.testing.assert_close(mine, expected)
+
+
+def test_autocast_leaves_the_dtype_alone():
+    _, x, indices, _ = pooled(((8, 10), 2, 2, 0))
+    with torch.autocast("cpu", dtype=torch.bfloat16), ao.backend("cpu"):
+        assert A.max_unpool2d(x, indices, 2).dtype == torch.float32
+
+
+OP_DB = [o for o in op_db if o.name.startswith("nn.functional.max_unpool")]
+
+
+@pytest.mark.parametrize("info", OP_DB, ids=lambda o: f"{o.name} {o.variant_test_name}")
+def test_pytorchs_own_samples(info):
+    ours = getattr(A, info.name.rpartition(".")[2])
+    count = 0
+    with nondeterminism_allowed():
+        # All of them in float32, every fifth in bfloat16.
+        for dtype, step in ((torch.float32, 1), (torch.bfloat16, 5)):
+            for sample in itertools.islice(info.sample_inputs("cpu", dtype, requires_grad=True), 0, None, step):
+                expected = info.op(sample.input, *sample.args, **sample.kwargs)
+                grad = torch.randn(expected.shape).to(dtype)
+                (expected_grad,) = torch.autograd.grad(expected, sample.input, grad)
+                for backend in (None, "cpu"):
+                    with ao.backend(backend):
+                        mine = ours(sample.input, *sample.args, **sample.kwargs)
+                    exactly(mine, expected)
+                    exactly(torch.autograd.grad(mine, sample.input, grad)[0], expected_grad)
+                count += 1
+    # Plain samples: 144, 288 and 96; with gradients 13, 33 and 12.
+    assert count >= 12
+
+
+@pytest.mark.parametrize("backend", [None, "cpu"])
+@pytest.mark.parametrize("info", [o for o in OP_DB if o.error_inputs_func], ids=lambda o: o.name)
+def test_pytorchs_own_error_inputs(info, backend):
+    ours = getattr(A, info.name.rpartition(".")[2])
+    for wrong in info.error_inputs("cpu"):
+        sample = wrong.sample_input
+        with ao.backend(backend), pytest.raises(wrong.error_type, match=wrong.error_regex):
+            ours(sample.input, *sample.args, **sample.kwargs)
+
+
+X = torch.zeros(1, 1, 4, 4)
+I = torch.zeros(1, 1, 4, 4, dtype=torch.int64)  # noqa: E741
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("wrong", [64, -1, 2**40, -(2**32)])  # the last two would look right if cut to 32 bits
+def test_indices_outside_the_output(wrong, backend, channels_last):
+    x, indices = torch.zeros(2, 3, 4, 4), torch.arange(96).reshape(2, 3, 4, 4) % 16
+    indices[1, 2, 0, 3] = wrong
+    if channels_last:
+        x, indices = x.to(memory_format=torch.channels_last), indices.to(memory_format=torch.channels_last)
+    with (
+        ao.backend(backend),
+        pytest.raises(ValueError, match=f"indices must lie between 0 and 63.*Found an invalid max index: {wrong}"),
+    ):
+        A.max_unpool2d(x, indices, 2)
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("indices must be int64, or uint8 codes; got torch.int32", (X, I.int(), 2)),
+        ("indices must have the shape of input, \\(1, 1, 4, 4\\); got shape \\(1, 1, 2, 4\\)", (X, I[:, :, :2], 2)),
+        ("input must be \\(N, C, H, W\\) or", (X[0, 0], I[0, 0], 2)),
+        ("input must be .* with only N allowed to be 0", (X[:, :0], I[:, :0], 2)),
+        ("kernel_size must be positive; got \\(0, 0\\)", (X, I, 0)),
+        ("kernel_size must be one integer or 2; got \\(2, 2, 2\\)", (X, I, (2, 2, 2))),
+        ("stride must be positive; got \\(0, 0\\)", (X, I, 2, 0)),
+        ("padding must not be negative", (X, I, 2, 2, -1)),
+        ("output_size must be within a stride of the default \\(8, 8\\); got \\(12, 9\\)", (X, I, 2, 2, 0, (12, 9))),
+        ("output_size must have 2 or 4 numbers; got \\(8,\\)", (X, I, 2, 2, 0, (8,))),
+        ("output_size must be a sequence", (X, I, 2, 2, 0, 8)),
+        ("output_size must not be negative", (X, I, 2, 1, 3)),
+        ("one-byte codes in indices must lie between 0 and 3 for a window of 4; got 9", (X, I.byte() + 9, 2)),
+    ],
+)
+def test_messages(message, arguments):
+    with ao.backend("cpu"), pytest.raises((ValueError, TypeError), match=f"max_unpool2d: {message}"):
+        A.max_unpool2d(*arguments)
+
+
+@given(
+    axes=st.integers(1, 3),
+    sizes=st.lists(st.integers(1, 5), min_size=3, max_size=3),
+    kernel=st.integers(1, 4),
+    stride=st.integers(1, 4),
+    padding=st.integers(0, 2),
+    more=st.integers(-2, 2),
+    channels_last=st.booleans(),
+    high=st.integers(1, 300),
+)
+@settings(deadline=None, derandomize=True, max_examples=60)
+def test_any_arguments(axes, sizes, kernel, stride, padding, more, channels_last, high):
+    x = torch.randn(1, 2, *sizes[:axes])
+    indices = torch.randint(0, high, x.shape)
+    if channels_last and axes > 1:
+        x, indices = (t.to(memory_format=FORMATS[axes]) for t in (x, indices))
+    size = [(n - 1) * stride + kernel - 2 * padding + more for n in sizes[:axes]]
+    torch.set_num_threads(1)
+    try:
+        expected = theirs(axes, x.contiguous(), indices.contiguous(), kernel, stride, padding, size)
+    except (RuntimeError, ValueError):
+        with ao.backend("cpu"), pytest.raises((ValueError, TypeError)):
+            OURS[axes](x, indices, kernel, stride, padding, size)
+        return
+    finally:
+        torch.set_num_threads(2)
+    with ao.backend("cpu"):
+        exactly(OURS[axes](x, indices, kernel, stride, padding, size), expected)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_layer(axes):
+    ours, other = (getattr(m, f"MaxUnpool{axes}d")(2, stride=2) for m in (nn, torch.nn))
+    assert isinstance(ours, type(other))
+    assert repr(ours) == repr(other)
+    assert ours.state_dict() == {}
+    x = torch.randn(2, 3, *(8, 9, 7)[:axes])
+    y, indices = POOL[axes](x, 2, return_indices=True)
+    with nondeterminism_allowed():
+        exactly(ours(y, indices, output_size=x.size()), other(y, indices, output_size=x.size()))
+
+
+def test_layers_pass_codes():
+    x = torch.randn(2, 3, 9, 8)
+    y, codes = nn.MaxPool2d(2, return_indices="codes")(x)
+    _, indices = nn.MaxPool2d(2, return_indices=True)(x)
+    unpool = nn.MaxUnpool2d(2)
+    exactly(unpool(y, codes, output_size=x.shape), unpool(y, indices, output_size=x.shape))
+
+
+def test_reference_at_a_hand_worked_case():
+    x, indices = torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[4, 0, 4]]])
+    exactly(reference.max_unpool(x, indices, (6,), (2,), (2,), (0,)), torch.tensor([[[2.0, 0, 0, 0, 3.0, 0]]]))
