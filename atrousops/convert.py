@@ -22,6 +22,12 @@ _SWAPS: _Swaps = {
     stock.ConvTranspose1d: nn.AtrousConvTranspose1d,
     stock.ConvTranspose2d: nn.AtrousConvTranspose2d,
     stock.ConvTranspose3d: nn.AtrousConvTranspose3d,
+    stock.MaxPool1d: nn.MaxPool1d,
+    stock.MaxPool2d: nn.MaxPool2d,
+    stock.MaxPool3d: nn.MaxPool3d,
+    stock.MaxUnpool1d: nn.MaxUnpool1d,
+    stock.MaxUnpool2d: nn.MaxUnpool2d,
+    stock.MaxUnpool3d: nn.MaxUnpool3d,
 }
 # By name: importing torchvision takes as long as importing torch.
 _TORCHVISION_SWAPS = ("MultiScaleRoIAlign", "RoIAlign", "RoIPool")
@@ -67,8 +73,8 @@ class Conversion:
 def convert(model: stock.Module) -> Conversion:
     """Turns the layers of `model` into this package's, in place.
 
-    `Conv1d/2d/3d` and `ConvTranspose1d/2d/3d` of torch.nn, and `RoIAlign`, `RoIPool` and `MultiScaleRoIAlign` of
-    torchvision, become the layers of the same meaning here. A layer stays the
+    `Conv1d/2d/3d`, `ConvTranspose1d/2d/3d`, `MaxPool1d/2d/3d` and `MaxUnpool1d/2d/3d` of torch.nn, and `RoIAlign`,
+    `RoIPool` and `MultiScaleRoIAlign` of torchvision, become the layers of the same meaning here. A layer stays the
     same object with the same parameters, buffers, hooks, training flag and parametrizations, under the same name; only
     its class changes. So optimizers, state dicts and shared layers stay as they are.
 

@@ -69,6 +69,29 @@ def test_shared_layers_stay_shared():
     assert len(report.swapped) == 1
 
 
+def test_pooling_and_unpooling():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool = nn.MaxPool2d(3, stride=2, padding=1, return_indices=True)
+            self.unpool = nn.MaxUnpool2d(3, stride=2, padding=1)
+
+        def forward(self, x):
+            values, indices = self.pool(x)
+            return values, self.unpool(values, indices, output_size=x.shape)
+
+    model = Both()
+    x = torch.randn(2, 3, 9, 8)
+    # PyTorch's unpooling has no deterministic form.
+    torch.use_deterministic_algorithms(False)
+    expected = model(x)
+    torch.use_deterministic_algorithms(True)
+    assert [row.now for row in ao.convert(model).swapped] == ["MaxPool2d", "MaxUnpool2d"]
+    assert type(model.pool) is ao.MaxPool2d
+    for got, wanted in zip(model(x), expected):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+
 def test_a_single_layer():
     layer = nn.Conv3d(2, 2, 3)
     report = ao.convert(layer)
@@ -136,11 +159,7 @@ PICTURE = (1, 3, 65, 49)
 def test_torchvision_segmentation(name):
     from torchvision.models import segmentation
 
-    torch.set_default_dtype(torch.float64)
-    try:
-        model = getattr(segmentation, name)(weights=None, weights_backbone=None).eval()
-    finally:
-        torch.set_default_dtype(torch.float32)
+    model = getattr(segmentation, name)(weights=None, weights_backbone=None).double().eval()
     x = torch.randn(PICTURE, dtype=torch.float64)
     keys = list(model.state_dict())
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
