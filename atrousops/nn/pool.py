@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, ClassVar
+
 from torch import Tensor, nn
 
 from atrousops import functional
@@ -9,6 +12,8 @@ from atrousops import functional
 
 class _MaxPool(nn.modules.pooling._MaxPoolNd):
     """What the three ranks share. No class here adds state, so that a layer of torch.nn can become one of them."""
+
+    _function: ClassVar[Callable[..., Any]]
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return self._function(
@@ -40,6 +45,8 @@ class MaxPool3d(_MaxPool, nn.MaxPool3d):
 
 class _MaxUnpool(nn.modules.pooling._MaxUnpoolNd):
     """What the three ranks share."""
+
+    _function: ClassVar[Callable[..., Tensor]]
 
     def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
         return self._function(input, indices, self.kernel_size, self.stride, self.padding, output_size)

@@ -18,7 +18,7 @@ Size = int | Sequence[int]
 ReturnIndices = bool | Literal["codes"]
 
 _NAMES = ("", "max_pool1d", "max_pool2d", "max_pool3d")
-_ATEN = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
+_ATEN: tuple[Any, ...] = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
 # A code is one byte.
 _MOST_TAPS = 256
 

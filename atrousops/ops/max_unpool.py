@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from atrousops.ops._windows import empty_map, per_axis, prefers_channels_last
 from atrousops.ops.max_pool import Size
 
 _NAMES = ("", "max_unpool1d", "max_unpool2d", "max_unpool3d")
-_ATEN = (None, F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
+_ATEN: tuple[Any, ...] = (None, F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
 
 
 def max_unpool1d(

@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,8 @@ def max_pool(
     """The maximum of each window, tap by tap, with its flat position in the map (int64) or its tap's number (uint8)."""
     axes = len(kernel_size)
     sizes = input.shape[-axes:]
-    windows, edges = [], []
+    windows: list[int] = []
+    edges: list[int] = []
     for n, k, s, p, d in zip(sizes, kernel_size, stride, padding, dilation):
         room = n + 2 * p - d * (k - 1) - 1
         out = -(-room // s) + 1 if ceil_mode else room // s + 1
@@ -49,10 +51,10 @@ def max_pool(
     marks = mark([(-start).clamp(min=0).add(d - 1).div(d, rounding_mode="floor") for start, d in zip(starts, dilation)])
     marks = marks.expand(best.shape)
     for taps in itertools.product(*map(range, kernel_size)):
-        here = tuple(
+        here: list[Any] = [
             slice(tap * d, tap * d + (o - 1) * s + 1, s) for tap, d, o, s in zip(taps, dilation, windows, stride)
-        )
-        value = padded[(..., *here)]
+        ]
+        value = padded[tuple([..., *here])]
         better = (value > best) | value.isnan()
         best = torch.where(better, value, best)
         marks = torch.where(better, mark(list(taps)), marks)
