@@ -32,7 +32,7 @@ def _pool(axes: str) -> tuple[tuple, dict]:
 def _unpool(axes: str) -> tuple[tuple, dict]:
     pool = getattr(torch.nn.functional, f"max_pool{axes}")
     values, indices = pool(_rand(2, 4, *_AXES[axes]), 2, return_indices=True)
-    return (values, indices, 2), {}
+    return (values, indices, 2), {"output_size": _AXES[axes]}
 
 
 def _mean_field() -> tuple[tuple, dict]:
@@ -57,6 +57,8 @@ for _axes in _AXES:
 LAYERS: dict[str, Callable[[], tuple[torch.nn.Module, tuple]]] = {
     "AtrousConv2d": lambda: (nn.AtrousConv2d(4, 6, 3, padding=2, dilation=2), (_rand(2, 4, 8, 9),)),
     "AtrousConvTranspose2d": lambda: (nn.AtrousConvTranspose2d(4, 6, 3, stride=2), (_rand(2, 4, 8, 9),)),
+    "MaxPool2d": lambda: (nn.MaxPool2d(3, 2, 1, return_indices=True), (_rand(2, 4, 8, 9),)),
+    "MaxUnpool2d": lambda: (nn.MaxUnpool2d(2), (*_unpool("2d")[0][:2], _AXES["2d"])),
     "DenseCRF": lambda: (nn.DenseCRF(iterations=2), (_rand(1, 4, 8, 9), _rand(1, 3, 8, 9) * 255)),
     "PermutohedralFilter": lambda: (nn.PermutohedralFilter(), (_rand(1, 4, 5, 6), _rand(1, 3, 5, 6))),
     "RoIAlign": lambda: (nn.RoIAlign(2, 1.0, 2), (_rand(2, 5, 8, 9), _BOXES)),

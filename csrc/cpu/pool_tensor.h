@@ -66,6 +66,11 @@ inline PoolGeometry pooled_geometry(const char* op, const Tensor& input, const P
   return g;
 }
 
+// The gradient of max_pool places like max_unpool, and lives beside it.
+Tensor max_pool_backward(const Tensor& grad, const Tensor& indices, std::vector<int64_t> input_size,
+                         std::vector<int64_t> kernel_size, std::vector<int64_t> stride, std::vector<int64_t> padding,
+                         std::vector<int64_t> dilation);
+
 // The size of `map` with other spatial sizes.
 inline std::vector<int64_t> size_with(const Tensor& map, const PoolArguments& args, const int64_t (&spatial)[3]) {
   std::vector<int64_t> size = sizes_of(map);
