@@ -1,5 +1,7 @@
 """Public functions: argument checks, fake kernels, autograd, autocast, and the choice of a backend."""
 
+from atrousops.ops.conv import conv1d, conv2d, conv3d
+from atrousops.ops.conv_transpose import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from atrousops.ops.flush_subnormals import flush_subnormals
 from atrousops.ops.max_pool import max_pool1d, max_pool2d, max_pool3d
 from atrousops.ops.max_unpool import max_unpool1d, max_unpool2d, max_unpool3d
@@ -10,6 +12,12 @@ from atrousops.ops.roi_pool import roi_pool
 
 __all__ = [
     "Lattice",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "flush_subnormals",
     "max_pool1d",
     "max_pool2d",

@@ -1,5 +1,7 @@
 """Readable pure-PyTorch definitions: the oracle in tests, and the last fallback."""
 
+from atrousops.reference.conv import conv
+from atrousops.reference.conv_transpose import conv_transpose
 from atrousops.reference.flush_subnormals import flush_subnormals
 from atrousops.reference.max_pool import max_pool
 from atrousops.reference.max_unpool import max_unpool
@@ -9,6 +11,8 @@ from atrousops.reference.roi_align import roi_align
 from atrousops.reference.roi_pool import roi_pool
 
 __all__ = [
+    "conv",
+    "conv_transpose",
     "flush_subnormals",
     "max_pool",
     "max_unpool",

@@ -1,0 +1,193 @@
+"""What conv and conv_transpose accept, and how they say no: PyTorch's phrase where it has one, then what would do."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from atrousops._checks import bad_type, bad_value
+
+
+class Arguments(NamedTuple):
+    """Checked arguments, one entry per spatial axis; `padding` holds all the low sides, then all the high ones."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    output_padding: tuple[int, ...]
+
+
+def check_conv(
+    op: str, rank: int, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
+) -> Arguments:
+    """Raises ArgumentError or ArgumentTypeError if PyTorch would not accept these arguments for a convolution."""
+    _check_tensors(op, input, weight, bias)
+    groups = _check_groups(op, groups)
+    stride = _positive(op, "stride", _ints(op, "stride", stride, rank), "non-positive stride is not supported.")
+    dilation = _ints(op, "dilation", dilation, rank)
+    _positive(op, "dilation", dilation, "dilation should be greater than zero.")
+    text = padding if isinstance(padding, str) else None
+    if text is None:
+        padding = _not_negative(op, "padding", _ints(op, "padding", padding, rank), "negative padding is not supported.")
+    _check_ranks(op, rank, input, weight)
+    _check_weight(op, weight, groups)
+    if input.shape[-rank - 1] != weight.shape[1] * groups:
+        remedy = f"Give weight {input.shape[-rank - 1] // groups} input channels a group."
+        _bad_channels(op, input, weight.shape[1] * groups, f"weight.shape[1] * groups = {weight.shape[1]} * {groups}", remedy)
+    _check_bias(op, bias, weight.shape[0])
+    kernel = tuple(weight.shape[2:])
+    if text is not None:
+        low, high = _text_padding(op, text, kernel, stride, dilation)
+    else:
+        low = high = padding
+    for size, k, d, lo, hi in zip(input.shape[-rank:], kernel, dilation, low, high):
+        if d * (k - 1) + 1 > size + lo + hi:
+            bad_value(
+                op,
+                "input",
+                f"be at least as large as the dilated kernel, {d * (k - 1) + 1}, once padded",
+                f"{size} + {lo + hi}",
+                "Kernel size can't be greater than actual input size: add padding or lower dilation.",
+            )
+    return Arguments(stride, low if low == high else low + high, dilation, groups, ())
+
+
+def check_conv_transpose(
+    op: str,
+    rank: int,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: Any,
+    dilation: Any,
+) -> Arguments:
+    """Raises ArgumentError or ArgumentTypeError if PyTorch would not accept these for a transposed convolution."""
+    _check_tensors(op, input, weight, bias)
+    groups = _check_groups(op, groups)
+    stride = _positive(op, "stride", _ints(op, "stride", stride, rank), "non-positive stride is not supported.")
+    dilation = _ints(op, "dilation", dilation, rank)
+    _positive(op, "dilation", dilation, "dilation should be greater than zero.")
+    padding = _not_negative(op, "padding", _ints(op, "padding", padding, rank), "negative padding is not supported.")
+    extra = _ints(op, "output_padding", output_padding, rank)
+    _not_negative(op, "output_padding", extra, "negative output_padding is not supported.")
+    _check_ranks(op, rank, input, weight)
+    _check_weight(op, weight, groups)
+    if input.shape[-rank - 1] != weight.shape[0]:
+        remedy = f"Give weight {input.shape[-rank - 1]} at dimension 0."
+        _bad_channels(op, input, weight.shape[0], "weight.shape[0]", remedy)
+    _check_bias(op, bias, weight.shape[1] * groups)
+    for e, s, d in zip(extra, stride, dilation):
+        if e >= max(s, d):
+            phrase = "output padding must be smaller than either stride or dilation."
+            bad_value(op, "output_padding", "be smaller than stride or dilation on every axis", extra, phrase)
+    sizes = tuple(
+        (i - 1) * s - 2 * p + d * (k - 1) + e + 1
+        for i, s, p, d, k, e in zip(input.shape[-rank:], stride, padding, dilation, weight.shape[2:], extra)
+    )
+    if min(sizes) < 1:
+        rule = "leave an output of at least 1 on every axis"
+        bad_value(op, "padding", rule, f"an output of {sizes}", "Output size is too small: lower padding.")
+    return Arguments(stride, padding, dilation, groups, extra)
+
+
+def _check_tensors(op: str, input: Any, weight: Any, bias: Any) -> None:
+    for name, value in (("input", input), ("weight", weight), ("bias", bias)):
+        if not isinstance(value, Tensor) and not (name == "bias" and value is None):
+            bad_type(op, name, "be a Tensor", type(value).__name__)
+    others = [("weight", weight)] if bias is None else [("weight", weight), ("bias", bias)]
+    for name, value in others:
+        if value.device != input.device:
+            bad_value(op, name, f"be on input's device, {input.device}", value.device, f"Use {name}.to(input.device).")
+        if value.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+            phrase = f"Input type and {name} type should be the same: use {name}.to(input.dtype)."
+            bad_type(op, name, f"have input's dtype, {input.dtype}", value.dtype, phrase)
+
+
+def _check_groups(op: str, groups: Any) -> int:
+    (groups,) = _ints(op, "groups", groups, 1)
+    _positive(op, "groups", (groups,), "non-positive groups is not supported.")
+    return groups
+
+
+def _ints(op: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    try:
+        ints = tuple(operator.index(v) for v in values)
+    except (TypeError, RuntimeError):
+        bad_type(op, name, f"be an int or a tuple of {rank} ints" if rank > 1 else "be an int", repr(value))
+    if len(ints) not in (1, rank):
+        bad_value(op, name, f"have 1 or {rank} entries", repr(value), f"Give one int, or {rank}: one per spatial axis.")
+    return ints * rank if len(ints) == 1 else ints
+
+
+def _positive(op: str, name: str, values: tuple[int, ...], phrase: str) -> tuple[int, ...]:
+    if min(values) < 1:
+        bad_value(op, name, "be positive", values, phrase + " Use 1 or more.")
+    return values
+
+
+def _not_negative(op: str, name: str, values: tuple[int, ...], phrase: str) -> tuple[int, ...]:
+    if min(values) < 0:
+        bad_value(op, name, "not be negative", values, phrase + " Use 0 or more, or slice the input.")
+    return values
+
+
+def _check_ranks(op: str, rank: int, input: Tensor, weight: Tensor) -> None:
+    got = tuple(weight.shape)
+    if weight.dim() < 3:
+        phrase = "weight should have at least three dimensions"
+        bad_value(op, "weight", f"have {rank + 2} dimensions", got, f"{phrase}: (output, input / groups, kernel).")
+    if weight.dim() != rank + 2:
+        d = weight.dim()
+        phrase = f"Expected {d}-dimensional input for {d}-dimensional weight"
+        bad_value(op, "weight", f"have {rank + 2} dimensions", got, f"{phrase}: use conv{d - 2}d, or another weight.")
+    if input.dim() not in (rank + 1, rank + 2):
+        phrase = f"Expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input to {op}"
+        bad_value(op, "input", f"have {rank + 1} or {rank + 2} dimensions", tuple(input.shape), phrase + ".")
+    if min(weight.shape[2:]) < 1:
+        phrase = "kernel size should be greater than zero."
+        bad_value(op, "weight", "have a kernel of at least 1 on every axis", got, phrase)
+
+
+def _check_weight(op: str, weight: Tensor, groups: int) -> None:
+    k, got = weight.shape[0], tuple(weight.shape)
+    if k < groups:
+        phrase = f"Given groups={groups}, expected weight to be at least {groups} at dimension 0."
+        bad_value(op, "weight", "have a channel for every group", got, phrase)
+    if k % groups:
+        phrase = f"Given groups={groups}, expected weight to be divisible by {groups} at dimension 0."
+        bad_value(op, "weight", f"have a multiple of groups = {groups} at dimension 0", got, phrase)
+
+
+def _bad_channels(op: str, input: Tensor, channels: int, why: str, remedy: str) -> None:
+    got = f"{tuple(input.shape)}, expected input to have {channels} channels"
+    bad_value(op, "input", f"have {channels} channels ({why})", got, remedy)
+
+
+def _check_bias(op: str, bias: Tensor | None, channels: int) -> None:
+    if bias is not None and tuple(bias.shape) != (channels,):
+        phrase = f"expected bias to be 1-dimensional with {channels} elements."
+        bad_value(op, "bias", f"have shape ({channels},)", tuple(bias.shape), phrase)
+
+
+def _text_padding(
+    op: str, text: str, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if text == "valid":
+        zeros = (0,) * len(kernel)
+        return zeros, zeros
+    if text != "same":
+        phrase = f"Invalid padding string: {text!r}."
+        bad_value(op, "padding", "be 'same', 'valid', an int or a tuple of ints", repr(text), phrase)
+    if max(stride) > 1:
+        phrase = "padding='same' is not supported for strided convolutions: give numbers."
+        bad_value(op, "padding", "be a number where stride is not 1", "'same'", phrase)
+    total = tuple(d * (k - 1) for d, k in zip(dilation, kernel))
+    return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)

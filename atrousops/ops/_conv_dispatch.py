@@ -1,0 +1,176 @@
+"""Where a convolution runs: PyTorch's own operator, ours, or the reference, as the planner says. One place for all six.
+
+The common answer, PyTorch's operator, is looked up in a dictionary and called: that is what a small call can afford.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from atrousops import _library, backends, planner
+from atrousops.ops import _subnormals
+from atrousops.ops._conv_arguments import Arguments
+
+# Floating-point operations per input element from which looking for subnormals in the input is lost in the noise.
+_SCAN_FLOPS = 500
+
+
+class Call(NamedTuple):
+    """One of the six functions: its name, PyTorch's, the operator's, its number of spatial axes, and its three bodies."""
+
+    name: str
+    op: str
+    rank: int
+    aten: Callable[..., Tensor]
+    check: Callable[..., Arguments]
+    ours: Callable[[Tensor, Tensor, Tensor | None, Arguments], Tensor]
+    reference: Callable[[Tensor, Tensor, Tensor | None, Arguments], Tensor]
+
+
+class Route(NamedTuple):
+    """Where a call of known shapes goes."""
+
+    backend: str
+    arguments: Arguments
+    scan_input: bool
+
+
+_routes: dict[tuple, Route] = {}
+
+
+def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Tensor:
+    """Runs a call whose further arguments, in the order of PyTorch's function, are `args`."""
+    if torch.compiler.is_compiling():
+        route = _find_route(call, input, weight, bias, args)
+    else:
+        # Everything the choice depends on, and nothing that takes long to ask for.
+        try:
+            key = (
+                call.name,
+                input.shape,
+                weight.shape,
+                args,
+                input.dtype,
+                input.is_contiguous(),
+                input.is_cpu,
+                weight.is_cpu,
+                torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad),
+                torch.is_autocast_enabled("cpu"),
+                backends._forced[0],
+            )
+            route = _routes.get(key)
+        except (AttributeError, TypeError):  # not tensors, or lists where PyTorch's functions take them too
+            return _run_unhashable(call, input, weight, bias, args)
+        if route is None:
+            route = _find_route(call, input, weight, bias, args)
+            if len(_routes) >= 4096:
+                _routes.clear()
+            _routes[key] = route
+        if route.backend == "aten":
+            return _run_aten(call, route, input, weight, bias, args)
+    return _run_route(call, route, input, weight, bias, args)
+
+
+def _run_unhashable(call: Call, input: Any, weight: Any, bias: Any, args: tuple) -> Tensor:
+    arguments = call.check(call.name, call.rank, input, weight, bias, *args)
+    hashable = tuple(tuple(a) if isinstance(a, list) else a for a in args)
+    if hashable != args or any(isinstance(a, list) for a in args):
+        return run(call, input, weight, bias, hashable)
+    return _run_route(call, _route(call, input, weight, arguments), input, weight, bias, args)
+
+
+def _run_aten(call: Call, route: Route, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Tensor:
+    weight = _subnormals.clean_weight(weight)
+    if route.scan_input:
+        input = _subnormals.clean_input(input)
+    try:
+        return call.aten(input, weight, bias, *args)
+    except (RuntimeError, TypeError, ValueError):
+        call.check(call.name, call.rank, input, weight, bias, *args)
+        raise
+
+
+def _run_route(call: Call, route: Route, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Tensor:
+    if route.backend == "aten" or (route.backend == "cpu" and _needs_pytorch(input, weight)):
+        return call.aten(input, weight, bias, *args)
+    others = (weight,) if bias is None else (weight, bias)
+    if any(t.dtype != input.dtype or t.device != input.device for t in others) or bias is not None:
+        call.check(call.name, call.rank, input, weight, bias, *args)
+    body = call.ours if route.backend == "cpu" else call.reference
+    if input.dim() == call.rank + 2:
+        return body(input, weight, bias, route.arguments)
+    return body(input.unsqueeze(0), weight, bias, route.arguments).squeeze(0)
+
+
+def _needs_pytorch(input: Tensor, weight: Tensor) -> bool:
+    # Function transforms and forward-mode derivatives are PyTorch's own there; subclasses bring their own operators.
+    if torch.compiler.is_compiling():
+        return False
+    plain = type(input) in _PLAIN and type(weight) in _PLAIN
+    return not plain or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+_PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
+def _find_route(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Route:
+    return _route(call, input, weight, call.check(call.name, call.rank, input, weight, bias, *args))
+
+
+def _route(call: Call, input: Tensor, weight: Tensor, arguments: Arguments) -> Route:
+    forced = backends.forced()
+    if forced is not None:
+        return Route(backends.choose(call.op, input.device, input.dtype), arguments, False)
+    dtype = torch.get_autocast_dtype("cpu") if _autocasts(input) else input.dtype
+    if input.device.type != "cpu" or dtype not in backends.FLOATING or weight.numel() == 0 or input.numel() == 0:
+        return Route("aten", arguments, False)
+    size = tuple(input.shape) if input.dim() == call.rank + 2 else (1, *input.shape)
+    needs_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+    kind = "forward" if call.op == "conv" else "transposed"
+    backend = "cpu" if _ours(kind, size, weight.shape, arguments, dtype, not input.is_contiguous(), needs_grad) else "aten"
+    per_element = 2 * weight.numel() // (weight.shape[1] if kind == "forward" else weight.shape[0])
+    return Route(backend, arguments, input.numel() >= 1 << 16 and per_element >= _SCAN_FLOPS)
+
+
+def _autocasts(input: Tensor) -> bool:
+    return (
+        torch.is_autocast_enabled("cpu")
+        and input.is_floating_point()
+        and input.device.type == "cpu"
+        and input.dtype != torch.float64
+    )
+
+
+def _ours(
+    kind: str,
+    size: tuple[int, ...],
+    weight_size: torch.Size,
+    arguments: Arguments,
+    dtype: torch.dtype,
+    channels_last: bool,
+    needs_grad: bool = False,
+) -> bool:
+    if not _library.has_operators:
+        return False
+    stride, padding, dilation, groups, extra = arguments
+    weight_size = tuple(weight_size)
+    kernel = planner.choose(
+        kind, size, weight_size, stride, padding, dilation, groups, dtype, channels_last, needs_grad, extra
+    )
+    return kernel != "aten"
+
+
+def gradient_is_ours(kind: str, size: Any, weight_size: Any, arguments: Arguments, grad: Tensor) -> bool:
+    """Whether a gradient ("input_grad" or "weight_grad") of a convolution of ours is best computed by us, too."""
+    forced = backends.forced()
+    rank = len(arguments.stride)
+    if forced is not None or arguments.padding[:rank] != arguments.padding[-rank:] or 0 in (*size, *weight_size):
+        return forced != "aten"
+    if not all(type(s) is int for s in (*size, *weight_size)):  # sizes that a compiler has not fixed
+        return True
+    return _ours(kind, tuple(size), weight_size, arguments, grad.dtype, not grad.is_contiguous())

@@ -1,0 +1,46 @@
+"""Keeps subnormal numbers out of PyTorch's own kernels, whose worker threads pay a hundred cycles for each."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import Tensor
+
+from atrousops import _library
+from atrousops.ops.flush_subnormals import flush_subnormals
+
+# id of a weight -> (weak reference, version, whether it holds subnormals). Wrong entries would only cost time.
+_known: dict[int, tuple[weakref.ref, int, bool]] = {}
+
+
+def clean_weight(weight: Tensor) -> Tensor:
+    """The weight itself, or, if it holds subnormal numbers, a differentiable copy without; scanned once per version."""
+    entry = _known.get(id(weight))
+    try:
+        version = weight._version
+    except RuntimeError:  # an inference tensor has none
+        version = 0
+    if entry is None or entry[1] != version or entry[0]() is not weight:
+        entry = _scan(weight, version)
+    return flush_subnormals(weight) if entry[2] else weight
+
+
+def _scan(weight: Tensor, version: int) -> tuple[weakref.ref, int, bool]:
+    found = _scannable(weight) and torch.ops.atrousops.has_subnormals(weight.detach(), 1)
+    key = id(weight)
+    entry = _known[key] = (weakref.ref(weight, lambda _: _known.pop(key, None)), version, found)
+    return entry
+
+
+def clean_input(input: Tensor) -> Tensor:
+    """The same for a large input, judged by a sixteenth of it: what is too rare to be seen there costs nothing."""
+    if _scannable(input) and torch.ops.atrousops.has_subnormals(input.detach(), 16):
+        return flush_subnormals(input)
+    return input
+
+
+def _scannable(tensor: Tensor) -> bool:
+    if not (_library.has_operators and tensor.is_cpu and tensor.is_floating_point()):
+        return False
+    return type(tensor) in (Tensor, torch.nn.Parameter) and not torch._C._are_functorch_transforms_active()

@@ -1,0 +1,255 @@
+"""conv1d, conv2d, conv3d: convolution with dilation, as torch.nn.functional has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atrousops import reference
+from atrousops.ops._conv_arguments import Arguments, check_conv
+from atrousops.ops._conv_dispatch import Call, gradient_is_ours, run
+from atrousops.ops._layout import empty_as_kernel
+from atrousops.ops._register import register
+
+Size = int | Sequence[int]
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: str | Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolution over sequences; `conv2d` with one spatial axis.
+
+    Args:
+        input: (N, C, L) or (C, L).
+        weight: (K, C / groups, kernel).
+        bias: (K,).
+
+    Returns:
+        (N, K, L_out) or (K, L_out), in input's dtype.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as for `conv2d`.
+    """
+    return run(_CONV1D, input, weight, bias, (stride, padding, dilation, groups))
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: str | Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolution of images with gaps of `dilation` between the taps (atrous convolution).
+
+    y[n, k, o] = bias[k] + sum over c, r of weight[k, c, r] * x[n, c, stride * o + dilation * r - padding]
+
+    on both axes, x being zero outside; a tap that reads only there never reaches the result, whatever its weight.
+    16-bit dtypes are summed in float32 and rounded once. Complex and integer tensors are left to PyTorch.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W); N may be 0.
+        weight: (K, C / groups, kernel_h, kernel_w), of input's dtype.
+        bias: (K,).
+        stride: step between outputs, in input pixels.
+        padding: zeros on each side, in pixels; "valid" for none, "same" for an output of the input's size.
+        dilation: distance between taps, in pixels.
+        groups: number of groups that channels are divided into.
+
+    Returns:
+        (N, K, H_out, W_out) or (K, H_out, W_out) in input's dtype and memory format, with
+        H_out = floor((H + 2 padding - dilation (kernel_h - 1) - 1) / stride) + 1.
+
+    Raises:
+        ArgumentError: a size, stride, padding, dilation or groups that does not fit; it is a RuntimeError too.
+        ArgumentTypeError: an argument of a wrong type, or tensors of different dtypes.
+
+    Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), eq. (2).
+    """
+    return run(_CONV2D, input, weight, bias, (stride, padding, dilation, groups))
+
+
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: str | Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolution of volumes; `conv2d` with three spatial axes.
+
+    Args:
+        input: (N, C, D, H, W) or (C, D, H, W).
+        weight: (K, C / groups, kernel_d, kernel_h, kernel_w).
+        bias: (K,).
+
+    Returns:
+        (N, K, D_out, H_out, W_out) or (K, D_out, H_out, W_out), in input's dtype and memory format.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as for `conv2d`.
+    """
+    return run(_CONV3D, input, weight, bias, (stride, padding, dilation, groups))
+
+
+def _ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments) -> Tensor:
+    return torch.ops.atrousops.conv(input, weight, bias, a.stride, a.padding, a.dilation, a.groups)
+
+
+def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments) -> Tensor:
+    return reference.conv(input, weight, bias, a.stride, a.padding, a.dilation, a.groups)
+
+
+_CONV1D = Call("conv1d", "conv", 1, F.conv1d, check_conv, _ours, _reference)
+_CONV2D = Call("conv2d", "conv", 2, F.conv2d, check_conv, _ours, _reference)
+_CONV3D = Call("conv3d", "conv", 3, F.conv3d, check_conv, _ours, _reference)
+_BY_RANK = (None, F.conv1d, F.conv2d, F.conv3d)
+
+
+# The three maps below are linear in each of their two tensors, and each one's derivatives are the other two: that is
+# all there is to any order of differentiation.
+
+
+def convolve(input: Tensor, weight: Tensor, a: Arguments, size: Sequence[int]) -> Tensor:
+    """The convolution as a step of a derivative: its first `size` outputs on each axis."""
+    rank = len(a.stride)
+    if gradient_is_ours("forward", input.shape, weight.shape, a, input):
+        out = _ours(input, weight, None, a)
+    else:
+        out = _BY_RANK[rank](input, weight, None, a.stride, a.padding[:rank], a.dilation, a.groups)
+    # A transposed convolution with output_padding >= stride has fewer inputs than its gradient's convolution outputs.
+    for axis in range(2, rank + 2):
+        if out.shape[axis] != size[axis]:
+            out = out.narrow(axis, 0, size[axis])
+    return out
+
+
+def grad_input(grad: Tensor, weight: Tensor, size: Sequence[int], a: Arguments) -> Tensor:
+    """dx (N, C, *) of size `size` from dy (N, K, *)."""
+    if gradient_is_ours("input_grad", size, weight.shape, a, grad):
+        return torch.ops.atrousops.conv_grad_input(grad, weight, size, a.stride, a.padding, a.dilation, a.groups)
+    # Only its size counts.
+    input = grad.new_empty(1).expand(size)
+    return _aten_backward(grad, input, weight, a, (True, False, False))[0]
+
+
+def grad_weight(grad: Tensor, input: Tensor, kernel_size: Sequence[int], a: Arguments) -> Tensor:
+    """dw (K, C / groups, *kernel_size) from dy (N, K, *) and x (N, C, *)."""
+    size = (grad.shape[1], input.shape[1] // a.groups, *kernel_size)
+    if gradient_is_ours("weight_grad", input.shape, size, a, grad):
+        return torch.ops.atrousops.conv_grad_weight(grad, input, kernel_size, a.stride, a.padding, a.dilation, a.groups)
+    weight = grad.new_empty(1).expand(size)
+    return _aten_backward(grad, input, weight, a, (False, True, False))[1]
+
+
+def _aten_backward(grad: Tensor, input: Tensor, weight: Tensor, a: Arguments, mask: tuple[bool, bool, bool]):
+    rank = len(a.stride)
+    no_extra = (0,) * rank
+    return torch.ops.aten.convolution_backward(
+        grad, input, weight, None, a.stride, a.padding[:rank], a.dilation, False, no_extra, a.groups, mask
+    )
+
+
+def grad_bias(grad: Tensor) -> Tensor:
+    """db (K,): the sum of dy over images and positions."""
+    return grad.sum((0, *range(2, grad.dim())))
+
+
+def _fake(input, weight, bias, stride, padding, dilation, groups) -> Tensor:
+    rank = len(stride)
+    sizes = [
+        (i + lo + hi - d * (k - 1) - 1) // s + 1
+        for i, lo, hi, d, k, s in zip(
+            input.shape[2:], padding[:rank], padding[-rank:], dilation, weight.shape[2:], stride
+        )
+    ]
+    return empty_as_kernel((input.shape[0], weight.shape[0], *sizes), input)
+
+
+def _setup(ctx, inputs, output) -> None:
+    input, weight, bias, *rest = inputs
+    needs = ctx.needs_input_grad
+    # Each gradient needs the other tensor only.
+    ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None)
+    ctx.sizes = tuple(input.shape), tuple(weight.shape)
+    ctx.arguments = Arguments(*map(tuple, rest[:3]), rest[3], ())
+
+
+def _backward(ctx, grad: Tensor):
+    input, weight = ctx.saved_tensors
+    needs, a = ctx.needs_input_grad, ctx.arguments
+    input_size, weight_size = ctx.sizes
+    return (
+        grad_input(grad, weight, input_size, a) if needs[0] else None,
+        grad_weight(grad, input, weight_size[2:], a) if needs[1] else None,
+        grad_bias(grad) if needs[2] else None,
+        *(None,) * 4,
+    )
+
+
+def _grad_input_fake(grad, weight, input_size, stride, padding, dilation, groups) -> Tensor:
+    return empty_as_kernel(tuple(input_size), grad)
+
+
+def _grad_input_setup(ctx, inputs, output) -> None:
+    grad, weight, _, stride, padding, dilation, groups = inputs
+    needs = ctx.needs_input_grad
+    ctx.save_for_backward(grad if needs[1] else None, weight if needs[0] else None)
+    ctx.sizes = tuple(grad.shape), tuple(weight.shape)
+    ctx.arguments = Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ())
+
+
+def _grad_input_backward(ctx, grad2: Tensor):
+    grad, weight = ctx.saved_tensors
+    needs, a = ctx.needs_input_grad, ctx.arguments
+    grad_size, weight_size = ctx.sizes
+    return (
+        convolve(grad2, weight, a, grad_size) if needs[0] else None,
+        grad_weight(grad, grad2, weight_size[2:], a) if needs[1] else None,
+        *(None,) * 5,
+    )
+
+
+def _grad_weight_fake(grad, input, kernel_size, stride, padding, dilation, groups) -> Tensor:
+    return input.new_empty((grad.shape[1], input.shape[1] // groups, *kernel_size))
+
+
+def _grad_weight_setup(ctx, inputs, output) -> None:
+    grad, input, _, stride, padding, dilation, groups = inputs
+    needs = ctx.needs_input_grad
+    ctx.save_for_backward(grad if needs[1] else None, input if needs[0] else None)
+    ctx.sizes = tuple(grad.shape), tuple(input.shape)
+    ctx.arguments = Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ())
+
+
+def _grad_weight_backward(ctx, grad2: Tensor):
+    grad, input = ctx.saved_tensors
+    needs, a = ctx.needs_input_grad, ctx.arguments
+    grad_size, input_size = ctx.sizes
+    return (
+        convolve(input, grad2, a, grad_size) if needs[0] else None,
+        grad_input(grad, grad2, input_size, a) if needs[1] else None,
+        *(None,) * 5,
+    )
+
+
+register("conv", fake=_fake, backward=_backward, setup_context=_setup, autocast="lower")
+register(
+    "conv_grad_input", fake=_grad_input_fake, backward=_grad_input_backward, setup_context=_grad_input_setup
+)
+register(
+    "conv_grad_weight", fake=_grad_weight_fake, backward=_grad_weight_backward, setup_context=_grad_weight_setup
+)

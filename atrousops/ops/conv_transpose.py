@@ -1,0 +1,160 @@
+"""conv_transpose1d, conv_transpose2d, conv_transpose3d: transposed convolution, as torch.nn.functional has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atrousops import reference
+from atrousops.ops._conv_arguments import Arguments, check_conv_transpose
+from atrousops.ops._conv_dispatch import Call, run
+from atrousops.ops._layout import empty_as_kernel
+from atrousops.ops._register import register
+from atrousops.ops.conv import convolve, grad_bias, grad_weight
+
+Size = int | Sequence[int]
+
+
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """Transposed convolution over sequences; `conv_transpose2d` with one spatial axis.
+
+    Args:
+        input: (N, K, L) or (K, L).
+        weight: (K, C / groups, kernel).
+        bias: (C,).
+
+    Returns:
+        (N, C, L_out) or (C, L_out), in input's dtype.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as for `conv_transpose2d`.
+    """
+    return run(_CONV_TRANSPOSE1D, input, weight, bias, (stride, padding, output_padding, groups, dilation))
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """Transposed convolution of images: the map that is the gradient of `conv2d` with respect to its input.
+
+    y[n, c, stride * i + dilation * r - padding] += weight[k, c, r] * x[n, k, i], on both axes, plus bias[c]
+
+    Strided ones are computed by the residue of the written position, without multiplying the zeros in between.
+
+    Args:
+        input: (N, K, H, W) or (K, H, W); N may be 0.
+        weight: (K, C / groups, kernel_h, kernel_w), of input's dtype.
+        bias: (C,).
+        stride: distance between the outputs of neighbouring inputs, in output pixels.
+        padding: output pixels left out on each side.
+        output_padding: output pixels added at the end of each axis; smaller than stride or dilation.
+        groups: number of groups that channels are divided into.
+        dilation: distance between taps, in output pixels.
+
+    Returns:
+        (N, C, H_out, W_out) or (C, H_out, W_out) in input's dtype and memory format, with
+        H_out = (H - 1) stride - 2 padding + dilation (kernel_h - 1) + output_padding + 1.
+
+    Raises:
+        ArgumentError: a size, stride, padding, dilation or groups that does not fit; it is a RuntimeError too.
+        ArgumentTypeError: an argument of a wrong type, or tensors of different dtypes.
+
+    Source: Zeiler et al., Adaptive deconvolutional networks (2011); Long et al., FCN (2015), section 3.3.
+    """
+    return run(_CONV_TRANSPOSE2D, input, weight, bias, (stride, padding, output_padding, groups, dilation))
+
+
+def conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """Transposed convolution of volumes; `conv_transpose2d` with three spatial axes.
+
+    Args:
+        input: (N, K, D, H, W) or (K, D, H, W).
+        weight: (K, C / groups, kernel_d, kernel_h, kernel_w).
+        bias: (C,).
+
+    Returns:
+        (N, C, D_out, H_out, W_out) or (C, D_out, H_out, W_out), in input's dtype and memory format.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as for `conv_transpose2d`.
+    """
+    return run(_CONV_TRANSPOSE3D, input, weight, bias, (stride, padding, output_padding, groups, dilation))
+
+
+def _ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments) -> Tensor:
+    return torch.ops.atrousops.conv_transpose(
+        input, weight, bias, a.stride, a.padding, a.output_padding, a.dilation, a.groups
+    )
+
+
+def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments) -> Tensor:
+    return reference.conv_transpose(input, weight, bias, a.stride, a.padding, a.output_padding, a.groups, a.dilation)
+
+
+def _call(rank: int, aten) -> Call:
+    return Call(f"conv_transpose{rank}d", "conv_transpose", rank, aten, check_conv_transpose, _ours, _reference)
+
+
+_CONV_TRANSPOSE1D = _call(1, F.conv_transpose1d)
+_CONV_TRANSPOSE2D = _call(2, F.conv_transpose2d)
+_CONV_TRANSPOSE3D = _call(3, F.conv_transpose3d)
+
+
+def _fake(input, weight, bias, stride, padding, output_padding, dilation, groups) -> Tensor:
+    sizes = [
+        (i - 1) * s - 2 * p + d * (k - 1) + e + 1
+        for i, s, p, d, k, e in zip(input.shape[2:], stride, padding, dilation, weight.shape[2:], output_padding)
+    ]
+    return empty_as_kernel((input.shape[0], weight.shape[1] * groups, *sizes), input)
+
+
+def _setup(ctx, inputs, output) -> None:
+    input, weight, bias, stride, padding, _, dilation, groups = inputs
+    needs = ctx.needs_input_grad
+    ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None)
+    ctx.sizes = tuple(input.shape), tuple(weight.shape)
+    ctx.arguments = Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ())
+
+
+def _backward(ctx, grad: Tensor):
+    input, weight = ctx.saved_tensors
+    needs, a = ctx.needs_input_grad, ctx.arguments
+    input_size, weight_size = ctx.sizes
+    # The convolution that this one is the input gradient of: its roles of input and output are swapped.
+    return (
+        convolve(grad, weight, a, input_size) if needs[0] else None,
+        grad_weight(input, grad, weight_size[2:], a) if needs[1] else None,
+        grad_bias(grad) if needs[2] else None,
+        *(None,) * 5,
+    )
+
+
+register("conv_transpose", fake=_fake, backward=_backward, setup_context=_setup, autocast="lower")

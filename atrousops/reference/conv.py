@@ -1,0 +1,54 @@
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from atrousops.geometry import Axis, AxisTap, axis_phases
+
+Slices = tuple[slice, ...]
+
+
+def taps_of(axes: Sequence[Axis]) -> Iterator[tuple[tuple[int, ...], Slices, Slices]]:
+    """Every live tap: kernel coordinate, the box of outputs it reaches, and the box of inputs it reads there."""
+    for taps in product(*(axis_phases("forward", a)[0].taps for a in axes)):
+        if all(t.begin < t.end for t in taps):
+            outputs = tuple(slice(t.begin, t.end) for t in taps)
+            yield tuple(t.r for t in taps), outputs, tuple(_inputs(a, t) for a, t in zip(axes, taps))
+
+
+def _inputs(axis: Axis, tap: AxisTap) -> slice:
+    first = axis.stride * tap.begin + tap.delta
+    return slice(first, axis.stride * (tap.end - 1) + tap.delta + 1, axis.stride)
+
+
+def conv(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """y[n, k, o] = bias[k] + sum over taps r, channels c of weight[k, c, r] * x[n, c, stride o + dilation r - padding].
+
+    Only taps that read inside; 16-bit dtypes are summed in float32. `padding` may hold low sides, then high sides.
+    """
+    rank = len(stride)
+    sizes = zip(input.shape[2:], weight.shape[2:], stride, dilation, padding[:rank], padding[-rank:])
+    axes = [Axis(i, (i + lo + hi - d * (k - 1) - 1) // s + 1, k, s, d, lo, hi) for i, k, s, d, lo, hi in sizes]
+    x = _wide(input).unflatten(1, (groups, -1))
+    w = _wide(weight).unflatten(0, (groups, -1))
+    y = x.new_zeros(input.shape[0], groups, w.shape[1], *(a.output for a in axes))
+    for r, outputs, inputs in taps_of(axes):
+        y[(..., *outputs)] += torch.einsum("ngc...,gkc->ngk...", x[(..., *inputs)], w[(..., *r)])
+    return _with_bias(y.flatten(1, 2), bias).to(input.dtype)
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+
+
+def _with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
+    return y if bias is None else y + _wide(bias).view(-1, *(1,) * (y.dim() - 2))

@@ -1,0 +1,31 @@
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from atrousops.geometry import Axis
+from atrousops.reference.conv import _wide, _with_bias, taps_of
+
+
+def conv_transpose(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+    dilation: Sequence[int],
+) -> Tensor:
+    """y[n, c, stride i + dilation r - padding] += weight[k, c, r] * x[n, k, i], plus bias[c].
+
+    The convolution's tap list with its sides exchanged: what it would read is written, what it would write is read.
+    """
+    sizes = zip(input.shape[2:], weight.shape[2:], stride, dilation, padding, output_padding)
+    axes = [Axis((i - 1) * s - 2 * p + d * (k - 1) + e + 1, i, k, s, d, p, p) for i, k, s, d, p, e in sizes]
+    x = _wide(input).unflatten(1, (groups, -1))
+    w = _wide(weight).unflatten(0, (groups, -1))
+    y = x.new_zeros(input.shape[0], groups, w.shape[2], *(a.input for a in axes))
+    for r, read, written in taps_of(axes):
+        y[(..., *written)] += torch.einsum("ngk...,gkc->ngc...", x[(..., *read)], w[(..., *r)])
+    return _with_bias(y.flatten(1, 2), bias).to(input.dtype)

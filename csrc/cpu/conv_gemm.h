@@ -1,0 +1,18 @@
+#pragma once
+#include <optional>
+
+#include "core/problem.h"
+#include "cpu/tensor.h"
+
+namespace atrousops::cpu {
+
+// Forward or input gradient, by problem.kind: one GEMM per live region, all its live taps side by side along K.
+// src is (N, channels, *) and dense; the result has out_size.
+Tensor conv_gemm(const core::Problem& problem, const Tensor& src, const Tensor& weight,
+                 const std::optional<Tensor>& bias, const std::vector<int64_t>& out_size, bool channels_last);
+
+// Weight gradient: one GEMM per group of taps that read the same rectangle of positions.
+Tensor conv_gemm_weight(const core::Problem& problem, const Tensor& grad, const Tensor& input,
+                        const std::vector<int64_t>& out_size);
+
+}  // namespace atrousops::cpu

@@ -1,0 +1,53 @@
+// What the convolution's GEMM and direct paths share: weights and images in the order and type a kernel reads.
+#pragma once
+#include <array>
+#include <functional>
+
+#include "core/problem.h"
+#include "cpu/conv.h"
+#include "cpu/parallel.h"
+#include "cpu/tensor.h"
+
+namespace atrousops::cpu {
+
+inline ScalarType compute_dtype(ScalarType t) { return t == ScalarType::Double ? t : ScalarType::Float; }
+
+inline int64_t element_size(ScalarType t) { return t == ScalarType::Double ? 8 : t == ScalarType::Float ? 4 : 2; }
+
+inline char* at(void* base, int64_t element, ScalarType t) {
+  return static_cast<char*>(base) + element * element_size(t);
+}
+inline const char* at(const void* base, int64_t element, ScalarType t) {
+  return static_cast<const char*>(base) + element * element_size(t);
+}
+
+// (K, C / groups, taps) with the taps flattened.
+struct WeightView {
+  Tensor tensor;
+  int64_t stride_k, stride_c, stride_t;
+};
+inline WeightView weight_view(const Tensor& weight, int64_t taps) {
+  const int64_t c = weight.size(1);
+  if (prefers_channels_last(weight)) return {weight, taps * c, 1, c};
+  return {dense(weight, false), taps * c, taps, 1};
+}
+
+// A contiguous tensor of `sizes`, read from `src` by `strides` (elements of src), converted to `dtype`.
+Tensor conv_packed(const Tensor& src, std::array<int64_t, 4> sizes, std::array<int64_t, 4> strides, ScalarType dtype);
+
+// A weight gradient from partial sums (slices, sizes[0], sizes[1] places, sizes[2]): contiguous, its elements at `strides`
+// of the three, with tap[place] for the place.
+Tensor conv_weight_from(const Tensor& part, int64_t slices, std::array<int64_t, 3> sizes,
+                        std::array<int64_t, 3> strides, const std::vector<int64_t>& tap,
+                        const std::vector<int64_t>& out_size, ScalarType dtype);
+
+// The same memory order as channels_last, whatever came: (N, positions, C).
+Tensor conv_channels_last(const Tensor& t);
+
+// One item at a time to whichever worker is free, as items differ in size: f(item, worker). It always counts as a
+// parallel region, so that a library called from f runs on this thread alone and its sums never depend on the pool.
+// An exception in f is kept, and thrown here.
+void conv_each(int64_t items, const std::function<void(int64_t, int64_t)>& f);
+int64_t conv_workers(int64_t items);
+
+}  // namespace atrousops::cpu

@@ -1,0 +1,60 @@
+// A vector register of the compute type, as a GCC vector: the same source under every instruction set. Include only from
+// csrc/cpu/kernels.
+#pragma once
+
+#include "cpu/vec.h"
+
+namespace atrousops::cpu::ATROUSOPS_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int64_t kLaneBytes = 64;
+#else
+inline constexpr int64_t kLaneBytes = 32;
+#endif
+
+template <class C>
+struct LanesOf {
+  typedef C type __attribute__((vector_size(kLaneBytes)));
+  typedef C unaligned __attribute__((vector_size(kLaneBytes), aligned(alignof(C)), may_alias));
+};
+template <class C>
+using lanes_t = typename LanesOf<C>::type;
+template <class C>
+inline constexpr int64_t kLanes = kLaneBytes / static_cast<int64_t>(sizeof(C));
+
+// As references, because passing wide vectors by value is an ABI question.
+template <class T>
+inline void load_lanes(const T* p, lanes_t<compute_t<T>>& v) {
+  using C = compute_t<T>;
+  if constexpr (std::is_same_v<T, C>) {
+    v = *reinterpret_cast<const typename LanesOf<C>::unaligned*>(p);
+  } else {
+    alignas(kLaneBytes) C row[kLanes<C>];
+    load_row(p, row, kLanes<C>);
+    v = *reinterpret_cast<const lanes_t<C>*>(row);
+  }
+}
+template <class T>
+inline void store_lanes(T* p, const lanes_t<compute_t<T>>& v) {
+  using C = compute_t<T>;
+  if constexpr (std::is_same_v<T, C>) {
+    *reinterpret_cast<typename LanesOf<C>::unaligned*>(p) = v;
+  } else {
+    alignas(kLaneBytes) C row[kLanes<C>];
+    *reinterpret_cast<lanes_t<C>*>(row) = v;
+    store_row(row, p, kLanes<C>);
+  }
+}
+
+// `n` elements in the compute type: where they lie, or converted into `copy`.
+template <class T>
+inline const compute_t<T>* computed(const T* src, compute_t<T>* copy, int64_t n) {
+  if constexpr (std::is_same_v<T, compute_t<T>>) {
+    return src;
+  } else {
+    load_row(src, copy, n);
+    return copy;
+  }
+}
+
+}  // namespace atrousops::cpu::ATROUSOPS_ISA
