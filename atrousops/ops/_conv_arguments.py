@@ -32,12 +32,16 @@ def check_conv(
     _positive(op, "dilation", dilation, "dilation should be greater than zero.")
     text = padding if isinstance(padding, str) else None
     if text is None:
-        padding = _not_negative(op, "padding", _ints(op, "padding", padding, rank), "negative padding is not supported.")
+        padding = _not_negative(
+            op, "padding", _ints(op, "padding", padding, rank), "negative padding is not supported."
+        )
     _check_ranks(op, rank, input, weight)
     _check_weight(op, weight, groups)
     if input.shape[-rank - 1] != weight.shape[1] * groups:
         remedy = f"Give weight {input.shape[-rank - 1] // groups} input channels a group."
-        _bad_channels(op, input, weight.shape[1] * groups, f"weight.shape[1] * groups = {weight.shape[1]} * {groups}", remedy)
+        _bad_channels(
+            op, input, weight.shape[1] * groups, f"weight.shape[1] * groups = {weight.shape[1]} * {groups}", remedy
+        )
     _check_bias(op, bias, weight.shape[0])
     kernel = tuple(weight.shape[2:])
     if text is not None:

@@ -21,7 +21,7 @@ _SCAN_FLOPS = 500
 
 
 class Call(NamedTuple):
-    """One of the six functions: its name, PyTorch's, the operator's, its number of spatial axes, and its three bodies."""
+    """One of the six functions: its name, the operator's, its number of spatial axes, its checks and three bodies."""
 
     name: str
     op: str
@@ -132,7 +132,9 @@ def _route(call: Call, input: Tensor, weight: Tensor, arguments: Arguments) -> R
     size = tuple(input.shape) if input.dim() == call.rank + 2 else (1, *input.shape)
     needs_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
     kind = "forward" if call.op == "conv" else "transposed"
-    backend = "cpu" if _ours(kind, size, weight.shape, arguments, dtype, not input.is_contiguous(), needs_grad) else "aten"
+    backend = (
+        "cpu" if _ours(kind, size, weight.shape, arguments, dtype, not input.is_contiguous(), needs_grad) else "aten"
+    )
     per_element = 2 * weight.numel() // (weight.shape[1] if kind == "forward" else weight.shape[0])
     return Route(backend, arguments, input.numel() >= 1 << 16 and per_element >= _SCAN_FLOPS)
 
@@ -171,6 +173,4 @@ def gradient_is_ours(kind: str, size: Any, weight_size: Any, arguments: Argument
     rank = len(arguments.stride)
     if forced is not None or arguments.padding[:rank] != arguments.padding[-rank:] or 0 in (*size, *weight_size):
         return forced != "aten"
-    if not all(type(s) is int for s in (*size, *weight_size)):  # sizes that a compiler has not fixed
-        return True
     return _ours(kind, tuple(size), weight_size, arguments, grad.dtype, not grad.is_contiguous())

@@ -180,7 +180,7 @@ def _fake(input, weight, bias, stride, padding, dilation, groups) -> Tensor:
 
 
 def _setup(ctx, inputs, output) -> None:
-    input, weight, bias, *rest = inputs
+    input, weight, _, *rest = inputs
     needs = ctx.needs_input_grad
     # Each gradient needs the other tensor only.
     ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None)
@@ -247,9 +247,5 @@ def _grad_weight_backward(ctx, grad2: Tensor):
 
 
 register("conv", fake=_fake, backward=_backward, setup_context=_setup, autocast="lower")
-register(
-    "conv_grad_input", fake=_grad_input_fake, backward=_grad_input_backward, setup_context=_grad_input_setup
-)
-register(
-    "conv_grad_weight", fake=_grad_weight_fake, backward=_grad_weight_backward, setup_context=_grad_weight_setup
-)
+register("conv_grad_input", fake=_grad_input_fake, backward=_grad_input_backward, setup_context=_grad_input_setup)
+register("conv_grad_weight", fake=_grad_weight_fake, backward=_grad_weight_backward, setup_context=_grad_weight_setup)

@@ -137,7 +137,7 @@ def _fake(input, weight, bias, stride, padding, output_padding, dilation, groups
 
 
 def _setup(ctx, inputs, output) -> None:
-    input, weight, bias, stride, padding, _, dilation, groups = inputs
+    input, weight, _, stride, padding, _, dilation, groups = inputs
     needs = ctx.needs_input_grad
     ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None)
     ctx.sizes = tuple(input.shape), tuple(weight.shape)

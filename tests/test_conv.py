@@ -1,0 +1,177 @@
+"""conv and conv_transpose against PyTorch: results, gradients, formats, the planner's answer overridden and not."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import assert_close
+from shapes import CONVOLUTIONS, TRANSPOSED, Shape, TransposedShape
+
+import atrousops as ao
+import atrousops.functional as A
+from atrousops import _library
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+compiled = pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
+ALL = (*CONVOLUTIONS, *TRANSPOSED)
+
+
+def channels_last(t: torch.Tensor) -> torch.Tensor:
+    """The same values, stored as (N, *, C)."""
+    return t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def call(module, shape: Shape, *tensors):
+    rank = len(shape.size)
+    if isinstance(shape, TransposedShape):
+        rest = (shape.stride, shape.padding, shape.output_padding, shape.groups, shape.dilation)
+        return getattr(module, f"conv_transpose{rank}d")(*tensors, *rest)
+    return getattr(module, f"conv{rank}d")(*tensors, shape.stride, shape.padding, shape.dilation, shape.groups)
+
+
+def random(size, dtype: torch.dtype) -> torch.Tensor:
+    """Normal; in fp64, which has no oracle above it, eighths, whose products add up without rounding."""
+    t = torch.randn(size)
+    return (t * 8).round().to(dtype) / 8 if dtype == torch.float64 else t.to(dtype)
+
+
+def tensors(shape: Shape, dtype: torch.dtype, last: bool, bias: bool = True):
+    transposed = isinstance(shape, TransposedShape)
+    first, second = (shape.c, shape.k) if transposed else (shape.k, shape.c)
+    x = random((shape.n, shape.c, *shape.size), dtype)
+    w = random((first, second // shape.groups, *shape.kernel), dtype)
+    b = random((shape.k,), dtype) if bias else None
+    return (channels_last(x), channels_last(w), b) if last else (x, w, b)
+
+
+def with_gradients(module, shape: Shape, arguments, grad: torch.Tensor | None):
+    leaves = [None if t is None else t.detach().requires_grad_() for t in arguments]
+    y = call(module, shape, *leaves)
+    grad = random(y.shape, y.dtype) if grad is None else grad.to(y.dtype)
+    return y, *torch.autograd.grad(y, [t for t in leaves if t is not None], grad), grad
+
+
+@compiled
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ALL, ids=str)
+def test_our_kernels_match_pytorch(shape, dtype, last):
+    arguments = tensors(shape, dtype, last)
+    before = [t.clone() for t in arguments]
+    *exact, grad = with_gradients(F, shape, [t.double() for t in arguments], None)
+    grad = grad.to(dtype)
+    *exact, _ = with_gradients(F, shape, [t.double() for t in arguments], grad)
+    *theirs, _ = with_gradients(F, shape, arguments, grad)
+    with ao.backend("cpu"):
+        *ours, _ = with_gradients(A, shape, arguments, channels_last(grad) if last else grad)
+    for mine, right, stock in zip(ours, exact, theirs, strict=True):
+        assert_close(mine, right, stock)
+    assert all(torch.equal(a, b) for a, b in zip(arguments, before)), "an input was written to"
+    if ours[0].numel() and last and 1 not in ours[0].shape:
+        assert ours[0].stride(1) == 1, "channels_last in, something else out"
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("name", ["aten", "reference", None])
+@pytest.mark.parametrize("shape", ALL, ids=str)
+def test_other_backends_match_pytorch(shape, name):
+    arguments = tensors(shape, torch.float32, False)
+    exact, theirs = call(F, shape, *(t.double() for t in arguments)), call(F, shape, *arguments)
+    with ao.backend(name):
+        assert_close(call(A, shape, *arguments), exact, theirs)
+
+
+@compiled
+@pytest.mark.parametrize("shape", [s for s in ALL if s.n], ids=str)
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_same_bits_every_time_and_on_any_number_of_threads(shape):
+    for last in (False, True):
+        arguments = tensors(shape, torch.float32, last)
+        with ao.backend("cpu"):
+            first = with_gradients(A, shape, arguments, None)
+            again = with_gradients(A, shape, arguments, first[-1])
+            torch.set_num_threads(1)
+            try:
+                alone = with_gradients(A, shape, arguments, first[-1])
+            finally:
+                torch.set_num_threads(2)
+        for a, b, c in zip(first, again, alone, strict=True):
+            assert torch.equal(a, b)
+            assert torch.equal(a, c)
+
+
+@compiled
+@pytest.mark.parametrize("groups", [1, 6], ids=["dense", "depthwise"])
+def test_views_unbatched_and_offset_pointers(groups):
+    base = torch.randn(3, 7, 20, 22)
+    w = torch.randn(6, 7, 3, 3)[:, 1 : 1 + 6 // groups]
+    views = {
+        "every second column": base[:, 1:, :, ::2],
+        "pointer off by one channel": base[1:, 1:],
+        "unbatched": base[1, 1:],
+        "transposed": base[:, 1:].transpose(2, 3),
+        "expanded": base[:1, 1:].expand(2, 6, 20, 22),
+        "a slice of channels_last": channels_last(base)[:, 1:],
+    }
+    for what, x in views.items():
+        with ao.backend("cpu"):
+            ours = A.conv2d(x, w, None, 1, 2, 2, groups)
+        exact = F.conv2d(x.double(), w.double(), None, 1, 2, 2, groups)
+        theirs = F.conv2d(x, w, None, 1, 2, 2, groups)
+        assert ours.shape == theirs.shape, what
+        assert_close(ours, exact, theirs)
+
+
+@compiled
+@pytest.mark.parametrize("groups", [1, 4], ids=["dense", "depthwise"])
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_the_weight_of_a_dead_tap_reaches_nothing(groups, last):
+    x, w = torch.randn(1, 4, 5, 6), torch.randn(4, 4 // groups, 3, 3)
+    poisoned = w.clone()
+    # With rate 8 on a 5x6 map only the centre tap reads inside.
+    poisoned[:, :, [0, 0, 2, 2], [0, 2, 0, 1]] = torch.tensor([float("nan"), float("inf"), -float("inf"), float("nan")])
+    if last:
+        x, w, poisoned = map(channels_last, (x, w, poisoned))
+    with ao.backend("cpu"):
+        clean, ours = (A.conv2d(x, v, None, 1, 8, 8, groups) for v in (w, poisoned))
+        dx, dw = torch.ops.atrousops.conv_grad_input, torch.ops.atrousops.conv_grad_weight
+        rest = ([1, 1], [8, 8], [8, 8], groups)
+        assert torch.equal(dx(clean, w, x.shape, *rest), dx(clean, poisoned, x.shape, *rest))
+        assert dw(clean, x, [3, 3], *rest)[:, :, 0, 0].eq(0).all()
+    assert torch.equal(clean, ours)
+
+
+@compiled
+@pytest.mark.parametrize("groups", [1, 4], ids=["dense", "depthwise"])
+def test_nan_and_inf_elsewhere_spread_as_in_pytorch(groups):
+    x, w = torch.randn(1, 4, 9, 8), torch.randn(4, 4 // groups, 3, 3)
+    x[0, 1, 4, 4], x[0, 2, 0, 0], w[1, 0, 1, 1] = float("nan"), float("inf"), float("inf")
+    with ao.backend("cpu"):
+        ours = A.conv2d(x, w, None, 1, 1, 1, groups)
+    # Without padding's products 0 * inf: only interior outputs are comparable with PyTorch.
+    theirs = F.conv2d(x, w, None, 1, 1, 1, groups)[:, :, 1:-1, 1:-1]
+    ours = ours[:, :, 1:-1, 1:-1]
+    assert torch.equal(ours.isnan(), theirs.isnan())
+    assert torch.equal(ours.isinf(), theirs.isinf())
+
+
+def test_integers_and_complex_go_to_pytorch():
+    x, w = torch.arange(32).view(1, 2, 4, 4), torch.ones(2, 2, 3, 3, dtype=torch.int64)
+    assert torch.equal(A.conv2d(x, w, dilation=1, padding=1), F.conv2d(x, w, padding=1))
+    z, v = torch.randn(1, 2, 5, 5, dtype=torch.complex64), torch.randn(2, 2, 3, 3, dtype=torch.complex64)
+    assert torch.equal(A.conv2d(z, v, padding=2, dilation=2), F.conv2d(z, v, padding=2, dilation=2))
+    assert torch.equal(A.conv_transpose2d(z, v, stride=2), F.conv_transpose2d(z, v, stride=2))
+    with pytest.raises(NotImplementedError):
+        A.conv_transpose2d(x.int(), w.int())
+
+
+@compiled
+@pytest.mark.parametrize("groups", [1, 4], ids=["dense", "depthwise"])
+def test_autocast(groups):
+    x, w = torch.randn(1, 4, 9, 8), torch.randn(4, 4 // groups, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = F.conv2d(x, w, None, 1, 4, 4, groups)
+        with ao.backend("cpu"):
+            ours = A.conv2d(x, w, None, 1, 4, 4, groups)
+        assert A.conv2d(x, w.bfloat16(), None, 1, 4, 4, groups).dtype == torch.bfloat16
+    assert_close(ours, F.conv2d(x.double(), w.double(), None, 1, 4, 4, groups), theirs)

@@ -1,0 +1,171 @@
+"""Derivatives of any order, torch.compile, function transforms and the operators' registrations."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import assert_close
+
+import atrousops as ao
+import atrousops.functional as A
+from atrousops import _library, planner
+from atrousops.ops import _conv_dispatch, _subnormals
+
+pytestmark = pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
+
+# Dense with dead taps and an uneven 'same', depthwise with stride, and a strided transposed one with output_padding.
+CASES = {
+    "dense": (lambda x, w, b: A.conv2d(x, w, b, padding="same", dilation=3), (2, 2, 4, 5), (3, 2, 2, 3), 3),
+    "depthwise": (lambda x, w, b: A.conv2d(x, w, b, 2, 2, 2, 3), (1, 3, 5, 4), (3, 1, 3, 2), 3),
+    "transposed": (lambda x, w, b: A.conv_transpose2d(x, w, b, 2, 1, 1, 2), (1, 4, 3, 2), (4, 2, 3, 2), 4),
+    "output_padding beyond stride": (
+        lambda x, w, b: A.conv_transpose1d(x, w, b, 1, 0, 2, 1, 3),
+        (1, 2, 4),
+        (2, 3, 2),
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+@pytest.mark.parametrize("case", CASES)
+def test_first_and_second_derivatives(case, name):
+    f, *sizes, channels = CASES[case]
+    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in (*sizes, (channels,))]
+    with ao.backend(name):
+        assert torch.autograd.gradcheck(f, inputs)
+        if name == "cpu":
+            assert torch.autograd.gradgradcheck(f, inputs)
+
+
+def samples():
+    x, w, b = (torch.randn(s, requires_grad=True) for s in ((2, 4, 6, 5), (6, 2, 3, 3), (6,)))
+    dw = torch.randn(1, 3, 5, 4, requires_grad=True), torch.randn(3, 1, 3, 3, requires_grad=True)
+    y = torch.randn(2, 6, 6, 5, requires_grad=True)
+    last = torch.randn(2, 4, 6, 5).to(memory_format=torch.channels_last).requires_grad_()
+    t = torch.randn(4, 3, 2, 2, requires_grad=True)
+    one, two = [1, 1], [2, 2]
+    return [
+        ("conv", (x, w, b, one, two, two, 2)),
+        ("conv", (last, w, None, one, [1, 1, 3, 3], two, 2)),
+        ("conv", (*dw, None, two, one, one, 3)),
+        ("conv_grad_input", (y, w, list(x.shape), one, two, two, 2)),
+        ("conv_grad_weight", (y, x, [3, 3], one, two, two, 2)),
+        ("conv_grad_weight", (dw[0].detach(), dw[0], [3, 3], one, one, one, 3)),
+        ("conv_transpose", (x, t, None, two, [0, 0], one, one, 1)),
+        ("conv_transpose", (last, t, torch.randn(3), two, one, [0, 0], one, 1)),
+    ]
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_opcheck(index):
+    # Derivatives are held to PyTorch's above; with the backend forced they are compiled as ours.
+    name, args = samples()[index]
+    with ao.backend("cpu"):
+        torch.library.opcheck(getattr(torch.ops.atrousops, name).default, args)
+
+
+@pytest.mark.parametrize("name", [None, "cpu"])
+def test_compile(name):
+    def f(x, w, t):
+        return A.conv_transpose2d(torch.relu(A.conv2d(x, w, padding=4, dilation=4)), t, stride=2)
+
+    inputs = [torch.randn(s, requires_grad=True) for s in ((1, 4, 9, 8), (6, 4, 3, 3), (6, 3, 2, 2))]
+    torch._dynamo.reset()
+    with ao.backend(name):
+        compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+        for mine, eager in zip(
+            torch.autograd.grad(compiled(*inputs).sum(), inputs), torch.autograd.grad(f(*inputs).sum(), inputs)
+        ):
+            torch.testing.assert_close(mine, eager)
+
+
+def test_compile_with_sizes_left_open():
+    w = torch.randn(6, 4, 3, 3)
+    torch._dynamo.reset()
+    with ao.backend("cpu"):
+        compiled = torch.compile(
+            lambda x: A.conv2d(x, w, padding=2, dilation=2), fullgraph=True, dynamic=True, backend="aot_eager"
+        )
+        for size in ((1, 4, 9, 8), (2, 4, 7, 11)):
+            x = torch.randn(size)
+            torch.testing.assert_close(compiled(x), F.conv2d(x, w, padding=2, dilation=2))
+
+
+def test_transforms_and_forward_mode_are_pytorchs():
+    x, w = torch.randn(3, 2, 4, 6, 5), torch.randn(4, 4, 3, 3)
+    f = lambda x, w: A.conv2d(x, w, padding=2, dilation=2)  # noqa: E731
+    with ao.backend("cpu"):
+        batched = torch.vmap(f, (0, None))(x, w)
+        torch.testing.assert_close(batched, torch.stack([f(v, w) for v in x]))
+        jacobian = torch.func.jacrev(f, 1)(x[0], w)
+        torch.testing.assert_close(
+            jacobian, torch.func.jacrev(lambda a, b: F.conv2d(a, b, padding=2, dilation=2), 1)(x[0], w)
+        )
+        tangent = torch.func.jvp(lambda a: f(a, w), (x[0],), (x[1],))[1]
+        torch.testing.assert_close(tangent, f(x[1], w))
+
+
+def test_no_gradient_no_work():
+    x, w = torch.randn(1, 4, 6, 5), torch.randn(6, 4, 3, 3, requires_grad=True)
+    with ao.backend("cpu"):
+        A.conv2d(x, w, padding=2, dilation=2).sum().backward()
+    assert x.grad is None
+    exact = torch.autograd.grad(F.conv2d(x, w, padding=2, dilation=2).sum(), w)[0]
+    torch.testing.assert_close(w.grad, exact)
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list:
+    """What is flushed, where the planner says PyTorch whatever it is asked."""
+    flushed = []
+    monkeypatch.setattr(_subnormals, "flush_subnormals", lambda t: flushed.append(t) or A.flush_subnormals(t))
+    monkeypatch.setattr(planner, "choose", lambda *args: "aten")
+    _conv_dispatch._routes.clear()
+    yield flushed
+    _conv_dispatch._routes.clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_subnormal_weights_are_cleared_before_pytorch_sees_them(dtype, seen):
+    w = torch.randn(8, 8, 3, 3).to(dtype).requires_grad_()
+    with torch.no_grad():
+        w[::2] = torch.finfo(dtype).smallest_normal / 4
+    zeroed = torch.where(w.abs() < torch.finfo(dtype).smallest_normal, 0, w).detach().requires_grad_()
+    x = torch.randn(1, 8, 7, 6).to(dtype)
+    ours, right = A.conv2d(x, w, padding=1), F.conv2d(x, zeroed, padding=1)
+    assert len(seen) == 1
+    assert seen[0] is w
+    assert torch.equal(ours, right)
+    ours.sum().backward()
+    right.sum().backward()
+    assert torch.equal(w.grad, zeroed.grad)
+    with torch.no_grad():
+        w.copy_(zeroed)  # a new version is looked at anew
+    A.conv2d(x, w, padding=1)
+    assert len(seen) == 1
+
+
+def test_subnormal_inputs_are_cleared_where_that_pays(seen):
+    x, w = torch.full((1, 64, 32, 32), 1e-40), torch.randn(64, 64, 3, 3)
+    assert not A.conv2d(x, w, padding=1).any()
+    assert len(seen) == 1
+
+
+def test_the_memo_keeps_no_weight_alive(seen):
+    w = torch.randn(3, 3, 1, 1)
+    A.conv2d(torch.randn(1, 3, 4, 4), w)
+    key = id(w)
+    assert key in _subnormals._known
+    del w
+    assert key not in _subnormals._known
+
+
+@pytest.mark.parametrize("groups", [1, 8], ids=["dense", "depthwise"])
+def test_our_kernels_treat_subnormals_as_zero(groups):
+    x, w = torch.randn(1, 8, 9, 8), torch.randn(8, 8 // groups, 3, 3)
+    x[:, ::2], w[1::2] = 1e-40, -1e-41
+    zero = lambda t: torch.where(t.abs() < 1.2e-38, 0, t)  # noqa: E731
+    with ao.backend("cpu"):
+        ours, right = (A.conv2d(*t, None, 1, 2, 2, groups) for t in ((x, w), (zero(x), zero(w))))
+    assert torch.equal(ours, right)
+    assert_close(ours, F.conv2d(x.double(), w.double(), None, 1, 2, 2, groups), F.conv2d(x, w, None, 1, 2, 2, groups))
