@@ -175,3 +175,30 @@ def test_autocast(groups):
             ours = A.conv2d(x, w, None, 1, 4, 4, groups)
         assert A.conv2d(x, w.bfloat16(), None, 1, 4, 4, groups).dtype == torch.bfloat16
     assert_close(ours, F.conv2d(x.double(), w.double(), None, 1, 4, 4, groups), theirs)
+
+
+def operator_samples():
+    x, w, b = (torch.randn(s, requires_grad=True) for s in ((2, 4, 6, 5), (6, 2, 3, 3), (6,)))
+    dw = torch.randn(1, 3, 5, 4, requires_grad=True), torch.randn(3, 1, 3, 3, requires_grad=True)
+    y, t = torch.randn(2, 6, 6, 5, requires_grad=True), torch.randn(4, 3, 2, 2, requires_grad=True)
+    last = torch.randn(2, 4, 6, 5).to(memory_format=torch.channels_last).requires_grad_()
+    ops, one, two = torch.ops.atrousops, [1, 1], [2, 2]
+    return [
+        (ops.conv, (x, w, b, one, two, two, 2)),
+        (ops.conv, (last, w, None, one, [1, 1, 3, 3], two, 2)),
+        (ops.conv, (*dw, None, two, one, one, 3)),
+        (ops.conv_grad_input, (y, w, list(x.shape), one, two, two, 2)),
+        (ops.conv_grad_weight, (y, x, [3, 3], one, two, two, 2)),
+        (ops.conv_grad_weight, (dw[0].detach(), dw[0], [3, 3], one, one, one, 3)),
+        (ops.conv_transpose, (x, t, None, two, [0, 0], one, one, 1)),
+        (ops.conv_transpose, (last, t, torch.randn(3), two, one, [0, 0], one, 1)),
+    ]
+
+
+@compiled
+@pytest.mark.parametrize("index", range(8))
+def test_opcheck(index):
+    operator, args = operator_samples()[index]
+    # The gradients too are ours then, and not the planner's choice of the day.
+    with ao.backend("cpu"):
+        torch.library.opcheck(operator.default, args)

@@ -22,7 +22,7 @@ def ours_of(op):
 
 
 def exact_in_fp64(value):
-    """Eighths: their products add up without rounding, so that fp64, which has no oracle above it, must agree to the bit."""
+    """Eighths: their products add up without rounding, so fp64, which has no oracle above it, must agree to the bit."""
     is_fp64 = isinstance(value, torch.Tensor) and value.dtype == torch.float64
     return (value.detach() * 8).round() / 8 if is_fp64 else value
 

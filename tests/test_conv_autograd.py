@@ -37,33 +37,6 @@ def test_first_and_second_derivatives(case, name):
             assert torch.autograd.gradgradcheck(f, inputs)
 
 
-def samples():
-    x, w, b = (torch.randn(s, requires_grad=True) for s in ((2, 4, 6, 5), (6, 2, 3, 3), (6,)))
-    dw = torch.randn(1, 3, 5, 4, requires_grad=True), torch.randn(3, 1, 3, 3, requires_grad=True)
-    y = torch.randn(2, 6, 6, 5, requires_grad=True)
-    last = torch.randn(2, 4, 6, 5).to(memory_format=torch.channels_last).requires_grad_()
-    t = torch.randn(4, 3, 2, 2, requires_grad=True)
-    one, two = [1, 1], [2, 2]
-    return [
-        ("conv", (x, w, b, one, two, two, 2)),
-        ("conv", (last, w, None, one, [1, 1, 3, 3], two, 2)),
-        ("conv", (*dw, None, two, one, one, 3)),
-        ("conv_grad_input", (y, w, list(x.shape), one, two, two, 2)),
-        ("conv_grad_weight", (y, x, [3, 3], one, two, two, 2)),
-        ("conv_grad_weight", (dw[0].detach(), dw[0], [3, 3], one, one, one, 3)),
-        ("conv_transpose", (x, t, None, two, [0, 0], one, one, 1)),
-        ("conv_transpose", (last, t, torch.randn(3), two, one, [0, 0], one, 1)),
-    ]
-
-
-@pytest.mark.parametrize("index", range(8))
-def test_opcheck(index):
-    # Derivatives are held to PyTorch's above; with the backend forced they are compiled as ours.
-    name, args = samples()[index]
-    with ao.backend("cpu"):
-        torch.library.opcheck(getattr(torch.ops.atrousops, name).default, args)
-
-
 @pytest.mark.parametrize("name", [None, "cpu"])
 def test_compile(name):
     def f(x, w, t):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import atrousops.functional as A
-from atrousops import reference
+from atrousops import _library, reference
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -21,6 +21,24 @@ def test_matches_reference(dtype, channels_last):
     torch.testing.assert_close(y, reference.flush_subnormals(x), rtol=0, atol=0, equal_nan=True)
     assert y.is_contiguous(memory_format=torch.channels_last) == channels_last
     torch.testing.assert_close(x, before, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_has_subnormals(dtype):
+    has = torch.ops.atrousops.has_subnormals
+    tiny, x = torch.finfo(dtype).smallest_normal, torch.randn(1000).to(dtype)
+    # Neighbours of a subnormal on every side: they are none.
+    x[:6] = torch.tensor([0.0, -0.0, tiny, -tiny, float("nan"), float("inf")], dtype=dtype)
+    assert not has(x, 1)
+    for place in (0, 63, 64, 999):
+        y = x.clone()
+        y[place] = -tiny / 2
+        assert has(y, 1)
+    assert not has(y, 16)  # of sixteen blocks the first is looked at
+    assert has(y[::3], 1)  # 999 is one of them
+    assert not has(y[::2], 1)
+    torch.library.opcheck(has.default, (x, 1))
 
 
 def test_opcheck():

@@ -37,7 +37,8 @@ class Route(NamedTuple):
 
     backend: str
     arguments: Arguments
-    scan_input: bool
+    scan_weight: bool = False
+    scan_input: bool = False
 
 
 _routes: dict[tuple, Route] = {}
@@ -85,7 +86,8 @@ def _run_unhashable(call: Call, input: Any, weight: Any, bias: Any, args: tuple)
 
 
 def _run_aten(call: Call, route: Route, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Tensor:
-    weight = _subnormals.clean_weight(weight)
+    if route.scan_weight:
+        weight = _subnormals.clean_weight(weight)
     if route.scan_input:
         input = _subnormals.clean_input(input)
     try:
@@ -99,7 +101,9 @@ def _run_route(call: Call, route: Route, input: Tensor, weight: Tensor, bias: Te
     if route.backend == "aten" or (route.backend == "cpu" and _needs_pytorch(input, weight)):
         return call.aten(input, weight, bias, *args)
     others = (weight,) if bias is None else (weight, bias)
-    if any(t.dtype != input.dtype or t.device != input.device for t in others) or bias is not None:
+    channels = weight.shape[0] if call.op == "conv" else weight.shape[1] * route.arguments.groups
+    fits = bias is None or (bias.dim() == 1 and bias.shape[0] == channels)
+    if not fits or any([t.dtype != input.dtype or t.device != input.device for t in others]):
         call.check(call.name, call.rank, input, weight, bias, *args)
     body = call.ours if route.backend == "cpu" else call.reference
     if input.dim() == call.rank + 2:
@@ -125,10 +129,10 @@ def _find_route(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, 
 def _route(call: Call, input: Tensor, weight: Tensor, arguments: Arguments) -> Route:
     forced = backends.forced()
     if forced is not None:
-        return Route(backends.choose(call.op, input.device, input.dtype), arguments, False)
+        return Route(backends.choose(call.op, input.device, input.dtype), arguments)
     dtype = torch.get_autocast_dtype("cpu") if _autocasts(input) else input.dtype
     if input.device.type != "cpu" or dtype not in backends.FLOATING or weight.numel() == 0 or input.numel() == 0:
-        return Route("aten", arguments, False)
+        return Route("aten", arguments)
     size = tuple(input.shape) if input.dim() == call.rank + 2 else (1, *input.shape)
     needs_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
     kind = "forward" if call.op == "conv" else "transposed"
@@ -136,7 +140,7 @@ def _route(call: Call, input: Tensor, weight: Tensor, arguments: Arguments) -> R
         "cpu" if _ours(kind, size, weight.shape, arguments, dtype, not input.is_contiguous(), needs_grad) else "aten"
     )
     per_element = 2 * weight.numel() // (weight.shape[1] if kind == "forward" else weight.shape[0])
-    return Route(backend, arguments, input.numel() >= 1 << 16 and per_element >= _SCAN_FLOPS)
+    return Route(backend, arguments, True, input.numel() >= 1 << 16 and per_element >= _SCAN_FLOPS)
 
 
 def _autocasts(input: Tensor) -> bool:

@@ -6,6 +6,7 @@ import weakref
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from atrousops import _library
 from atrousops.ops.flush_subnormals import flush_subnormals
@@ -23,7 +24,8 @@ def clean_weight(weight: Tensor) -> Tensor:
         version = 0
     if entry is None or entry[1] != version or entry[0]() is not weight:
         entry = _scan(weight, version)
-    return flush_subnormals(weight) if entry[2] else weight
+    # Forward-mode derivatives stay PyTorch's own, at PyTorch's own speed.
+    return flush_subnormals(weight) if entry[2] and forward_ad._current_level < 0 else weight
 
 
 def _scan(weight: Tensor, version: int) -> tuple[weakref.ref, int, bool]:
@@ -43,4 +45,5 @@ def clean_input(input: Tensor) -> Tensor:
 def _scannable(tensor: Tensor) -> bool:
     if not (_library.has_operators and tensor.is_cpu and tensor.is_floating_point()):
         return False
-    return type(tensor) in (Tensor, torch.nn.Parameter) and not torch._C._are_functorch_transforms_active()
+    plain = type(tensor) in (Tensor, torch.nn.Parameter) and forward_ad._current_level < 0
+    return plain and not torch._C._are_functorch_transforms_active()

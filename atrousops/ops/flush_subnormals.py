@@ -44,4 +44,10 @@ def _backward(ctx, grad: Tensor) -> Tensor:
     return grad
 
 
+def _no_subnormals(input: Tensor, step: int) -> bool:
+    # A tensor without values holds none.
+    return False
+
+
+register("has_subnormals", fake=_no_subnormals)
 register("flush_subnormals", fake=_fake, backward=_backward, setup_context=_setup)

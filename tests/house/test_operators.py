@@ -13,8 +13,8 @@ from atrousops import _library, reference
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = re.findall(r'm\.def\("(\w+)\(', (ROOT / "csrc" / "library.cpp").read_text())
 OPERATORS = sorted(p.stem for p in (ROOT / "atrousops" / "ops").glob("[!_]*.py"))
-# A question that convolution asks about its inputs, and no operator of its own.
-HELPERS = {"has_subnormals": "conv"}
+# A question that convolution asks about its inputs, and no public operator.
+HELPERS = {"has_subnormals": "flush_subnormals"}
 
 
 def operator_of(schema: str) -> str:
