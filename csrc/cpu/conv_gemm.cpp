@@ -15,7 +15,8 @@ using core::kAxes;
 namespace {
 
 constexpr int64_t kRows = 256, kColumns = 512;  // of one task's result: both scratch tiles stay in the cache
-constexpr int64_t kDepth = 4096;                // of one GEMM; longer sums go on in the same result
+// Of one GEMM, at least a tap: shorter sums, added up in the same result, round less than one long one.
+constexpr int64_t kDepth = 64;
 constexpr int64_t kScratch = int64_t{4} << 20;  // bytes of gathered rows a worker
 constexpr int64_t kTasks = 8;
 
@@ -152,7 +153,7 @@ void set_pieces(const Job& job, Block& b) {
     if (b.tap[t] != b.tap[t - 1] + 1) cuts.push_back(t);
   cuts.push_back(taps);
   // Runs of neighbouring taps are read where they lie if there is one, or if each is long enough for a GEMM.
-  const bool in_place = b.phases() == 1 && (cuts.size() == 2 || (!job.one_piece && job.src_count >= 512));
+  const bool in_place = b.phases() == 1 && (cuts.size() == 2 || (!job.one_piece && job.src_count >= kDepth));
   if (!in_place) {
     b.packed = pack_block(job, b);
     add_pieces(job, b, 0, taps, b.packed->data_ptr(), taps * job.src_count,
@@ -321,6 +322,8 @@ Tensor conv_gemm(const core::Problem& problem, const Tensor& src, const Tensor& 
     row_elements = std::max(row_elements, rows * piece_taps(*t.block) * job.src_count);
     result_elements = std::max(result_elements, rows * (t.column_end - t.column_begin));
   }
+  row_elements = conv_aligned(row_elements);
+  result_elements = conv_aligned(result_elements);
   const int64_t items = static_cast<int64_t>(tasks.size()), workers = conv_workers(items);
   const auto scratch = [&](int64_t elements) {
     return torch::stable::empty({workers, elements}, job.gemm_dtype, std::nullopt, src.device());

@@ -156,11 +156,11 @@ Tensor conv_gemm_weight(const core::Problem& problem, const Tensor& grad, const 
   // Dead taps, and slices in which a small rectangle has no rows.
   if (job.live < job.taps || slices > 1) torch::stable::zero_(part);
   const int64_t items = static_cast<int64_t>(tasks.size()), workers = conv_workers(items);
-  const int64_t columns = std::max(std::min(job.taps * job.c, kColumns), std::min(job.c, kColumns));
+  const int64_t columns = conv_aligned(std::min(job.taps * job.c, kColumns));
   const auto scratch = [&](int64_t n) {
     return torch::stable::empty({workers, kDepth, n}, job.gemm_dtype, std::nullopt, input.device());
   };
-  const int64_t outputs = std::min(job.k, kOutputs);
+  const int64_t outputs = conv_aligned(std::min(job.k, kOutputs));
   const Tensor left = scratch(outputs), right = scratch(columns);
   void *left_data = left.data_ptr(), *right_data = right.data_ptr(), *part_data = part.data_ptr();
   conv_each(items, [&](int64_t item, int64_t worker) {

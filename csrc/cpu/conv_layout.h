@@ -44,6 +44,10 @@ Tensor conv_weight_from(const Tensor& part, int64_t slices, std::array<int64_t, 
 // The same memory order as channels_last, whatever came: (N, positions, C).
 Tensor conv_channels_last(const Tensor& t);
 
+// Elements of one worker's scratch: as a library may take another way, and round otherwise, where an address is aligned
+// otherwise, every worker's share begins like the first one's.
+inline int64_t conv_aligned(int64_t elements) { return (elements + 63) / 64 * 64; }
+
 // One item at a time to whichever worker is free, as items differ in size: f(item, worker). It always counts as a
 // parallel region, so that a library called from f runs on this thread alone and its sums never depend on the pool.
 // An exception in f is kept, and thrown here.
