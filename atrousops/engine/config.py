@@ -54,11 +54,20 @@ class Optimiser:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate: rises over `warmup` steps, stays, and falls linearly to zero over the last `cooldown` steps."""
+    """Learning rate: rises over `warmup` steps, stays, and falls linearly to zero over the last `cooldown` of `steps`.
+
+    stop: the step after which training ends, if that is before the end of the schedule.
+    """
 
     steps: int
     warmup: int = 0
     cooldown: int = 0
+    stop: int | None = None
+
+    @property
+    def last(self) -> int:
+        """How many steps are done in all."""
+        return self.steps if self.stop is None else min(self.stop, self.steps)
 
     def factor(self, step: int) -> float:
         """The share of the full learning rate at `step` (from 0)."""
@@ -145,7 +154,9 @@ def _build(cls: type, values: Any, where: str) -> Any:
 
 
 def _check_type(annotation: Any, value: Any, where: str) -> None:
-    simple: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "str | None": (str, type(None))}
+    nothing = type(None)
+    simple: dict[str, Any] = {"int": int, "float": (int, float), "str": str}
+    simple |= {"str | None": (str, nothing), "int | None": (int, nothing)}
     simple |= {"dict[str, Any]": dict, "tuple[str, ...]": tuple, "tuple[float, float]": tuple}
     wanted = simple.get(str(annotation))
     if wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool)):

@@ -102,9 +102,9 @@ class Trainer:
         log = Log(folder / "log.csv", ("step", "seconds", "lr", "loss"), self.step)
         scores = Log(folder / "val.csv", ("step", "seconds", "miou", *self.val_set.classes), self.step)
         stop = _StopRequest()
-        bar = tqdm(total=recipe.schedule.steps, initial=self.step, desc="train", disable=not progress)
+        bar = tqdm(total=recipe.schedule.last, initial=self.step, desc="train", disable=not progress)
         with stop, bar:
-            while self.step < recipe.schedule.steps and not stop.requested:
+            while self.step < recipe.schedule.last and not stop.requested:
                 loss = self.train_step()
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}")
@@ -118,7 +118,7 @@ class Trainer:
                 if self.step % recipe.checkpoint_every == 0:
                     self.save(folder / CHECKPOINT)
         self.save(folder / CHECKPOINT)
-        if self.step < recipe.schedule.steps:
+        if self.step < recipe.schedule.last:
             return folder / CHECKPOINT
         weights = folder / "weights.safetensors"
         models.save(self.average, weights, self.info())

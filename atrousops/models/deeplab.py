@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from atrousops._checks import bad_value
-from atrousops.models._convolutions import Conv2d
 from atrousops.models.backbones import Backbone, mobilenet_v3_large, resnet
 from atrousops.models.base import Features, SegmentationModel, resize
 from atrousops.models.vgg16_lowrank import VGG16LowRank
-from atrousops.nn import ASPP, conv_norm_relu
+from atrousops.nn import ASPP, AtrousConv2d, conv_norm_relu
 
 
 def _rates(first: int, output_stride: int, reference: int) -> tuple[int, int, int]:
@@ -28,7 +27,7 @@ class DeepLabV3Head(nn.Sequential):
         super().__init__(
             ASPP(in_channels, rates, width),
             *conv_norm_relu(width, width, 3),
-            Conv2d(width, num_classes, 1),
+            AtrousConv2d(width, num_classes, 1),
         )
 
     def forward(self, features: Features) -> Tensor:
@@ -41,7 +40,7 @@ class FCNHead(nn.Sequential):
     def __init__(self, in_channels: int, num_classes: int) -> None:
         width = in_channels // 4
         super().__init__(
-            *conv_norm_relu(in_channels, width, 3), nn.Dropout(0.1), Conv2d(width, num_classes, 1)
+            *conv_norm_relu(in_channels, width, 3), nn.Dropout(0.1), AtrousConv2d(width, num_classes, 1)
         )  # fmt: skip
 
     def forward(self, features: Features) -> Tensor:
@@ -71,7 +70,7 @@ class DeepLabV3PlusHead(nn.Module):
             conv_norm_relu(width + low_width, width, 3, separable=True),
             conv_norm_relu(width, width, 3, separable=True),
         )
-        self.scores = Conv2d(width, num_classes, 1)
+        self.scores = AtrousConv2d(width, num_classes, 1)
 
     def forward(self, features: Features) -> Tensor:
         low = self.low(features["low"])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atrousops._checks import bad_value
-from atrousops.models._convolutions import Conv2d, ConvTranspose2d, MaxPool2d, MaxUnpool2d
+from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d, MaxPool2d, MaxUnpool2d
 
 # Stages 2 and 3 share this middle: kind of the bottleneck, and its dilation.
 _MIDDLE = (
@@ -30,7 +30,7 @@ class _Initial(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.main_branch = Conv2d(3, 13, 3, stride=2, padding=1, bias=False)
+        self.main_branch = AtrousConv2d(3, 13, 3, stride=2, padding=1, bias=False)
         self.ext_branch = MaxPool2d(3, stride=2, padding=1)
         self.batch_norm = nn.BatchNorm2d(16)
         self.out_prelu = nn.PReLU(16)
@@ -46,7 +46,7 @@ class _Bottleneck(nn.Module):
         super().__init__()
         self.ext_conv1 = nn.Sequential(*_block(project, inner))
         self.ext_conv2 = nn.Sequential(*middle)
-        self.ext_conv3 = nn.Sequential(*_block(Conv2d(inner, outer, 1, bias=False), outer))
+        self.ext_conv3 = nn.Sequential(*_block(AtrousConv2d(inner, outer, 1, bias=False), outer))
         self.ext_regul = nn.Dropout2d(dropout)
         self.out_prelu = nn.PReLU(outer)
 
@@ -58,11 +58,11 @@ class _Regular(_Bottleneck):
     def __init__(self, channels: int, dropout: float, kind: str = "regular", dilation: int = 1) -> None:
         inner = channels // 4
         if kind == "asymmetric":
-            middle = _block(Conv2d(inner, inner, (5, 1), padding=(2, 0), bias=False), inner)
-            middle += _block(Conv2d(inner, inner, (1, 5), padding=(0, 2), bias=False), inner)
+            middle = _block(AtrousConv2d(inner, inner, (5, 1), padding=(2, 0), bias=False), inner)
+            middle += _block(AtrousConv2d(inner, inner, (1, 5), padding=(0, 2), bias=False), inner)
         else:
-            middle = _block(Conv2d(inner, inner, 3, padding=dilation, dilation=dilation, bias=False), inner)
-        super().__init__(Conv2d(channels, inner, 1, bias=False), middle, inner, channels, dropout)
+            middle = _block(AtrousConv2d(inner, inner, 3, padding=dilation, dilation=dilation, bias=False), inner)
+        super().__init__(AtrousConv2d(channels, inner, 1, bias=False), middle, inner, channels, dropout)
 
     def forward(self, input: Tensor) -> Tensor:
         return self.out_prelu(input + self.extension(input))
@@ -71,8 +71,8 @@ class _Regular(_Bottleneck):
 class _Down(_Bottleneck):
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         inner = in_channels // 4
-        project = Conv2d(in_channels, inner, 2, stride=2, bias=False)
-        middle = _block(Conv2d(inner, inner, 3, padding=1, bias=False), inner)
+        project = AtrousConv2d(in_channels, inner, 2, stride=2, bias=False)
+        middle = _block(AtrousConv2d(inner, inner, 3, padding=1, bias=False), inner)
         super().__init__(project, middle, inner, out_channels, dropout)
         self.main_max1 = MaxPool2d(3, stride=2, padding=1, return_indices=True)
 
@@ -86,10 +86,14 @@ class _Down(_Bottleneck):
 class _Up(_Bottleneck):
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         inner = in_channels // 4
-        project = Conv2d(in_channels, inner, 1, bias=False)
-        middle = _block(ConvTranspose2d(inner, inner, 3, stride=2, padding=1, output_padding=1, bias=False), inner)
+        project = AtrousConv2d(in_channels, inner, 1, bias=False)
+        middle = _block(
+            AtrousConvTranspose2d(inner, inner, 3, stride=2, padding=1, output_padding=1, bias=False), inner
+        )
         super().__init__(project, middle, inner, out_channels, dropout)
-        self.main_conv1 = nn.Sequential(Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+        self.main_conv1 = nn.Sequential(
+            AtrousConv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
+        )
         self.main_unpool1 = MaxUnpool2d(2)
 
     def forward(self, input: Tensor, indices: Tensor) -> Tensor:
@@ -115,7 +119,9 @@ class ENet(nn.Module):
         self.regular4_2 = _Regular(64, dropout=0.1)
         self.upsample5_0 = _Up(64, 16, dropout=0.1)
         self.regular5_1 = _Regular(16, dropout=0.1)
-        self.transposed_conv = ConvTranspose2d(16, num_classes, 3, stride=2, padding=1, output_padding=1, bias=False)
+        self.transposed_conv = AtrousConvTranspose2d(
+            16, num_classes, 3, stride=2, padding=1, output_padding=1, bias=False
+        )
 
     def _add_middle(self, stage: int, first: int) -> None:
         for number, (kind, dilation) in enumerate(_MIDDLE, start=first):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atrousops._checks import bad_value
-from atrousops.models._convolutions import Conv2d
+from atrousops.nn import AtrousConv2d
 
 # Per stage: output channels, and the rank of each convolution (None: kept whole).
 STAGES: tuple[tuple[int, tuple[int | None, ...]], ...] = (
@@ -30,17 +30,17 @@ class LowRankConv2d(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, rank: int, dilation: int = 1) -> None:
         super().__init__(
-            Conv2d(in_channels, rank, (3, 1), padding=(dilation, 0), dilation=(dilation, 1), bias=False),
-            Conv2d(rank, out_channels, (1, 3), padding=(0, dilation), dilation=(1, dilation)),
+            AtrousConv2d(in_channels, rank, (3, 1), padding=(dilation, 0), dilation=(dilation, 1), bias=False),
+            AtrousConv2d(rank, out_channels, (1, 3), padding=(0, dilation), dilation=(1, dilation)),
         )
 
     @property
-    def vertical(self) -> Conv2d:
-        return cast(Conv2d, self[0])
+    def vertical(self) -> AtrousConv2d:
+        return cast(AtrousConv2d, self[0])
 
     @property
-    def horizontal(self) -> Conv2d:
-        return cast(Conv2d, self[1])
+    def horizontal(self) -> AtrousConv2d:
+        return cast(AtrousConv2d, self[1])
 
 
 class VGG16LowRank(nn.Module):
@@ -77,7 +77,7 @@ class VGG16LowRank(nn.Module):
             stage = nn.Sequential()
             for rank in ranks:
                 if rank is None:
-                    stage.append(Conv2d(channels, width, 3, padding=1))
+                    stage.append(AtrousConv2d(channels, width, 3, padding=1))
                 else:
                     stage.append(LowRankConv2d(channels, width, rank, dilation))
                 stage.append(nn.ReLU())

@@ -1,0 +1,168 @@
+"""Training: the same run twice, a run in two halves, Ctrl-C, and recipes that are wrong."""
+
+import csv
+import os
+import signal
+
+import pytest
+import torch
+from people import write_people, write_recipe
+from safetensors.torch import load_file
+
+from atrousops import models
+from atrousops._checks import ArgumentError
+from atrousops.engine import config, evaluate, train
+
+
+@pytest.fixture
+def people(tmp_path):
+    return str(write_people(tmp_path))
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return write_recipe(tmp_path)
+
+
+def run(recipe, people, folder, **arguments):
+    return train.main(recipe, output=folder, data_root=people, progress=False, **arguments)
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_resumes_bit_for_bit(tmp_path, recipe, people, monkeypatch):
+    """Stopped after an odd number of steps, between two checkpoints, and gone on: the same bits."""
+    whole = run(recipe, people, tmp_path / "whole")
+
+    step = train.Trainer.train_step
+
+    def interrupted(self):
+        loss = step(self)
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "train_step", interrupted)
+        stopped = run(recipe, people, tmp_path / "halves")
+    assert stopped.name == train.CHECKPOINT
+    assert [row["step"] for row in rows(tmp_path / "halves" / "log.csv")] == ["1", "2", "3"]
+    halves = run(recipe, people, tmp_path / "halves", resume=True)
+
+    assert whole.read_bytes() == halves.read_bytes()
+    for name in ("log.csv", "val.csv"):
+        one, two = (rows(tmp_path / folder / name) for folder in ("whole", "halves"))
+        for row in (*one, *two):
+            del row["seconds"]
+        assert one == two
+
+
+def test_learns_and_is_evaluated(tmp_path, people):
+    recipe = write_recipe(tmp_path, schedule={"steps": 25}, optimiser={"lr": 5e-3, "backbone_lr": 5e-3}, average=0.5)
+    weights = run(recipe, people, tmp_path / "run")
+    log = rows(tmp_path / "run" / "log.csv")
+    assert float(log[-1]["loss"]) < float(log[0]["loss"])
+    matrix = evaluate.main(recipe, weights, data_root=people, progress=False)
+    # Void is not counted: a row of 24 pixels in each of the two images.
+    assert int(matrix.counts.sum()) == 2 * (40 * 48 - 24)
+    assert int(matrix.counts[1].sum()) == 2 * 22 * 24
+    assert models.load(weights).info.classes == ("background", "person")
+    lines = evaluate.report(matrix, ("background", "person"))
+    assert "person" in lines
+    assert "mean IoU" in lines
+
+
+def test_crf_sees_scores_and_picture(tmp_path, people, recipe):
+    """Whatever the refinement answers is scored; it gets the picture in 0..255."""
+    weights = tmp_path / "enet.safetensors"
+    info = models.Info("enet", {"num_classes": 2}, ("background", "person"), (0, 0, 0), (1, 1, 1), 48)
+    models.save(models.enet(2), weights, info)
+
+    def bright(scores, image):
+        assert scores.shape == (1, 2, 40, 48)
+        assert 150 < image.max() < 256
+        person = image.mean(1, keepdim=True) > 125
+        return torch.cat([~person, person], dim=1).float()
+
+    matrix = evaluate.main(recipe, weights, crf=bright, data_root=people, progress=False)
+    # JPEG blurs the contour of the square a little.
+    assert matrix.iou[1] > 0.9
+
+
+def test_frozen_parameters_stay(tmp_path, people):
+    recipe = config.load(write_recipe(tmp_path, optimiser={"frozen": ["initial_block"]}))
+    trainer = train.Trainer(recipe, people)
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.train_step()
+    changed = {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed
+    assert not any(name.startswith("initial_block.") for name in changed)
+
+
+def test_schedule():
+    schedule = config.Schedule(steps=10, warmup=2, cooldown=4)
+    assert [schedule.factor(step) for step in range(10)] == [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    assert schedule.last == 10
+    assert config.Schedule(steps=10, stop=8).last == 8
+
+
+def test_does_not_overwrite(tmp_path, people, recipe):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / train.CHECKPOINT).touch()
+    with pytest.raises(ArgumentError, match="resume"):
+        run(recipe, people, tmp_path / "run")
+
+
+def test_resume_without_checkpoint(tmp_path, people, recipe):
+    with pytest.raises(FileNotFoundError):
+        run(recipe, people, tmp_path / "run", resume=True)
+
+
+def test_data_not_found(tmp_path, recipe):
+    with pytest.raises(ArgumentError, match=r"holds voc_person\.zip"):
+        run(recipe, str(tmp_path / "nowhere"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [", "be YAML"),
+        ("- 1", "be a mapping"),
+        ("model: {name: enet}", "key 'data'"),
+        ("model: {name: enet, size: 3}\ndata: {name: camvid}\nschedule: {steps: 1}", "only the keys name, arguments"),
+        ("model: {name: enet}\ndata: {name: camvid}\nschedule: {steps: many}", "schedule.steps must be int"),
+    ],
+)
+def test_wrong_recipe(tmp_path, text, message):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(ArgumentError, match=message):
+        config.load(path)
+
+
+def test_overrides(tmp_path):
+    path = write_recipe(tmp_path)
+    recipe = config.load(path, ["schedule.steps=9", "optimiser.lr=0.5", "model.arguments.num_classes=7"])
+    assert (recipe.schedule.steps, recipe.optimiser.lr, recipe.model.arguments) == (9, 0.5, {"num_classes": 7})
+    for wrong in ("steps", "batch.size=3", "seed=["):
+        with pytest.raises(ArgumentError, match="override"):
+            config.load(path, [wrong])
+
+
+def test_shipped_recipe_is_right():
+    """The recipe in the package reads, and names what exists."""
+    from importlib.resources import files
+
+    recipe = config.load(files("atrousops") / "configs" / "voc_person.yaml")
+    assert recipe.model.name in models.registry.NETWORKS
+    names = [name for name, _ in models.build(recipe.model.name, **recipe.model.arguments).named_parameters()]
+    for prefix in recipe.optimiser.frozen:
+        assert any(name.startswith(prefix) for name in names)
+
+
+def test_weights_file_holds_half_precision(tmp_path, people, recipe):
+    state = load_file(run(recipe, people, tmp_path / "run"))
+    assert {value.dtype for value in state.values() if value.dim() > 1} == {torch.float16}
