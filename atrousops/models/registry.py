@@ -33,7 +33,9 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 # Name of shipped weights -> sha256 of atrousops/weights/NAME.safetensors.
-SHIPPED: dict[str, str] = {}
+SHIPPED: dict[str, str] = {
+    "deeplabv3plus_vgg16_lowrank_voc_person": "1d3082535a23d64cbe79c02a733f23958e1ee312040ac4791456b7dc5e7483ee",
+}
 
 _FOLDER = Path(__file__).resolve().parents[1] / "weights"
 _KEY = "atrousops"
