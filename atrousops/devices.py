@@ -14,8 +14,11 @@ class Rates(NamedTuple):
 
     aten, aten_far: PyTorch's dense convolution up to dilation `near`, and beyond
     aten_pointwise: with a kernel of one position, where it is a plain GEMM
-    aten_strided, aten_grouped, aten_depthwise: its strided transposed convolution, groups of few channels, depthwise
-    gemm: our gathered GEMM; direct: our loops for groups of few channels
+    aten_weight_grad: its dense weight gradient
+    aten_strided, _odd, _grouped: its transposed convolution with a stride: blocks of 8 channels, others, grouped
+    aten_grouped, _grad: groups of odd numbers of channels, forward and gradients
+    aten_depthwise, _grad, _far: forward, gradients, gradients of dilated ones
+    gemm: our gathered GEMM; depthwise, grouped: our loops
     skips_rows: the part of the taps above and below the image that PyTorch leaves out
     copy: bytes/s of the whole machine, read and written
     aten_call, our_call, our_region: seconds of overhead of a call, and of each region
@@ -23,13 +26,20 @@ class Rates(NamedTuple):
 
     aten: float
     aten_far: float
-    near: float
     aten_pointwise: float
+    aten_weight_grad: float
     aten_strided: float
+    aten_strided_odd: float
+    aten_strided_grouped: float
     aten_grouped: float
+    aten_grouped_grad: float
     aten_depthwise: float
+    aten_depthwise_grad: float
+    aten_depthwise_far: float
     gemm: float
-    direct: float
+    depthwise: float
+    grouped: float
+    near: float
     skips_rows: float
     copy: float
     aten_call: float
@@ -63,37 +73,38 @@ def _amx() -> bool:
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
-# GFLOP/s of a thread: dense, at large dilations, pointwise, strided transposed, groups of few channels, depthwise, and
-# our GEMM and our direct loops; last, whether dead rows are skipped.
+# GFLOP/s of a thread, the fields of Rates up to `grouped`.
 # avx512, amx: two threads, torch 2.14. 512->512 d=2 ran at 391 in fp32 channels_last and 3000 in bf16 with AMX; ASPP
 # branches 2048->256 at 273 (fp32 NCHW), 445 of live rows (fp32 channels_last) and 147 to 350 (bf16 from dilation 12 on:
 # oneDNN leaves AMX), a gathered GEMM per region at 690 to 1230; transposed 256->256 k2 s2 at 99, 21->21 k16 s8 at 66,
-# bilinear with 21 groups at 14; depthwise 3x3 at 3.8. The direct loops and whatever is not named here are estimates.
-# avx2: two threads of a 2.45 GHz Zen 3 that was shared, so good to a factor of two: fp32 30 to 74, transposed k2 s2 31
-# to 45, k16 s8 5 to 18, bilinear 2, 16-bit 1 (NCHW) and 4 (channels_last), as oneDNN has no 16-bit convolution there.
+# bilinear with 21 groups at 14; depthwise 3x3 d=2 forward and backward at 3.8. The rest is scaled from avx2.
+# avx2: CPU time of one thread of a 2.45 GHz Zen 3, torch 2.14: each figure from one or two shapes (3x3 on 33x33 maps,
+# the transposed ones above). oneDNN has no 16-bit convolution there; 16-bit groups and depthwise are estimates.
 # plain: guesses in the same proportions.
 _GFLOPS = {
-    ("avx512", "float", False): (136.0, 136.0, 195.0, 40.0, 10.0, 1.9, 160.0, 20.0, 0.0),
-    ("avx512", "float", True): (195.0, 195.0, 195.0, 40.0, 10.0, 4.0, 160.0, 20.0, 1.0),
-    ("avx512", "half", False): (40.0, 40.0, 40.0, 20.0, 5.0, 1.0, 120.0, 15.0, 0.0),
-    ("avx512", "half", True): (80.0, 80.0, 80.0, 20.0, 5.0, 1.0, 120.0, 15.0, 0.0),
-    ("amx", "half", False): (1000.0, 120.0, 1000.0, 40.0, 5.0, 1.0, 550.0, 15.0, 0.0),
-    ("amx", "half", True): (1500.0, 120.0, 1500.0, 40.0, 5.0, 1.0, 550.0, 15.0, 0.0),
-    ("avx2", "float", False): (40.0, 40.0, 45.0, 10.0, 2.0, 1.5, 40.0, 10.0, 1.0),
-    ("avx2", "float", True): (45.0, 45.0, 45.0, 12.0, 2.0, 2.5, 40.0, 10.0, 1.0),
-    ("avx2", "half", False): (0.6, 0.6, 0.6, 0.6, 0.3, 0.2, 30.0, 8.0, 0.0),
-    ("avx2", "half", True): (2.0, 2.0, 2.0, 0.6, 0.3, 0.1, 30.0, 8.0, 0.0),
-    ("plain", "float", False): (8.0, 8.0, 8.0, 3.0, 1.0, 1.0, 8.0, 3.0, 0.0),
-    ("plain", "float", True): (8.0, 8.0, 8.0, 3.0, 1.0, 1.0, 8.0, 3.0, 0.0),
-    ("plain", "half", False): (0.5, 0.5, 0.5, 0.5, 0.3, 0.2, 6.0, 2.0, 0.0),
-    ("plain", "half", True): (0.5, 0.5, 0.5, 0.5, 0.3, 0.2, 6.0, 2.0, 0.0),
+    ("avx512", "float", False): (136, 136, 195, 136, 50, 33, 7, 10, 5, 30, 10, 1.5, 160, 5, 10),
+    ("avx512", "float", True): (195, 195, 195, 160, 80, 45, 10, 12, 6, 45, 15, 1.5, 160, 7, 2.5),
+    ("avx512", "half", False): (40, 40, 40, 40, 20, 10, 3, 5, 3, 10, 5, 1, 120, 4, 8),
+    ("avx512", "half", True): (80, 80, 80, 40, 20, 10, 3, 5, 3, 10, 5, 1, 120, 6, 2),
+    ("amx", "half", False): (1000, 120, 1000, 500, 40, 20, 3, 5, 3, 10, 5, 1, 550, 4, 8),
+    ("amx", "half", True): (1500, 120, 1500, 500, 40, 20, 3, 5, 3, 10, 5, 1, 550, 6, 2),
+    ("avx2", "float", False): (75, 75, 75, 45, 48, 19, 5.7, 7, 3.7, 18, 6, 1.5, 54, 3.2, 7.5),
+    ("avx2", "float", True): (88, 88, 88, 43, 76, 28, 8, 9, 4.6, 33, 12, 1.5, 62, 4.5, 1.5),
+    ("avx2", "half", False): (2.3, 2.3, 2.8, 9, 2, 1, 0.5, 1, 0.5, 0.5, 0.5, 0.3, 40, 2.5, 6),
+    ("avx2", "half", True): (9, 9, 6, 20, 3, 1, 0.5, 1, 0.5, 0.5, 0.5, 0.3, 45, 4, 1.5),
+    ("plain", "float", False): (8, 8, 8, 8, 5, 3, 1, 2, 1, 2, 1, 0.5, 8, 1, 1),
+    ("plain", "float", True): (8, 8, 8, 8, 5, 3, 1, 2, 1, 2, 1, 0.5, 8, 1, 1),
+    ("plain", "half", False): (0.5, 0.5, 0.5, 0.5, 0.5, 0.3, 0.3, 0.3, 0.3, 0.2, 0.2, 0.2, 6, 0.8, 0.8),
+    ("plain", "half", True): (0.5, 0.5, 0.5, 0.5, 0.5, 0.3, 0.3, 0.3, 0.3, 0.2, 0.2, 0.2, 6, 0.8, 0.8),
 }
+# fp32 convolutions that leave out dead rows: oneDNN's in channels_last.
+_SKIPS_ROWS = {("avx512", True), ("avx2", True)}
 # bytes/s of a large copy on the two machines above.
 _COPY = {"avx512": 33e9, "avx2": 12e9, "plain": 8e9}
 # With AMX, oneDNN was fast at dilation 2 and slow at 12; nothing between was measured.
 _NEAR = 8.0
 # A small call of torch.nn.functional, and of an operator of ours under no_grad; a region's set-up is an estimate.
-_ATEN_CALL, _OUR_CALL, _OUR_REGION = 7e-6, 12e-6, 2e-6
+_OVERHEADS = (7e-6, 12e-6, 2e-6)
 
 
 @cache
@@ -101,11 +112,17 @@ def default_rates(isa: str, amx: bool, dtype: torch.dtype, channels_last: bool) 
     """Default throughputs of a CPU whose best instruction set is "avx512", "avx2" or "plain"."""
     half = dtype.itemsize == 2
     row = "amx" if half and amx and isa == "avx512" else isa
-    *gflops, skips = _GFLOPS[row, "half" if half else "float", channels_last]
-    aten, far, pointwise, strided, grouped, depthwise, gemm, direct = (1e9 * x for x in gflops)
-    if dtype == torch.float64:  # half the lanes; and no oneDNN, but im2col and a BLAS GEMM, which skips nothing
-        gemm, direct, grouped, depthwise = gemm / 2, direct / 2, grouped / 2, depthwise / 2
-        aten, far, pointwise, strided, skips = gemm / 2, gemm / 2, gemm, gemm / 4, 0.0
+    gflops = _GFLOPS[row, "half" if half else "float", channels_last]
     near = _NEAR if row == "amx" else inf
-    overheads = (_ATEN_CALL, _OUR_CALL, _OUR_REGION)
-    return Rates(aten, far, near, pointwise, strided, grouped, depthwise, gemm, direct, skips, _COPY[isa], *overheads)
+    skips = float(dtype == torch.float32 and (isa, channels_last) in _SKIPS_ROWS)
+    rates = Rates(*[1e9 * x for x in gflops], near, skips, _COPY[isa], *_OVERHEADS)
+    return _double(rates) if dtype == torch.float64 else rates
+
+
+def _double(r: Rates) -> Rates:
+    # No oneDNN, but im2col and a BLAS GEMM, measured at the rate of ours: a third of fp32's. Loops: half the lanes.
+    gemm = r.gemm / 2.8
+    dense = dict.fromkeys(("aten", "aten_far", "aten_pointwise", "aten_weight_grad", "aten_strided", "gemm"), gemm)
+    loops = ("aten_strided_odd", "aten_strided_grouped", "aten_grouped", "aten_grouped_grad", "aten_depthwise")
+    loops += ("aten_depthwise_grad", "aten_depthwise_far", "depthwise", "grouped")
+    return r._replace(**dense, **{name: getattr(r, name) / 2 for name in loops})

@@ -164,12 +164,13 @@ def _concrete(kind, input_size, weight_size, stride, padding, dilation, groups, 
     from torch.fx.experimental.symbolic_shapes import has_static_value
 
     # Batch and map may stay open, as long as the dilated kernel fits; everything else has the value it has.
-    weights, dilation = _integers(weight_size), _integers(dilation)
-    spans = [d * k for d, k in zip(dilation, weights[2:])]
-    open_sizes = [1, 0, *[max(UNKNOWN_SIZE, span) for span in spans]]
+    weights, dilation, padding = _integers(weight_size), _integers(dilation), _integers(padding)
+    rank = len(dilation)
+    per_axis = zip(weights[2:], dilation, padding[:rank], padding[-rank:])
+    open_sizes = [1, 0, *[max(UNKNOWN_SIZE, d * (k - 1) + 1 - lo - hi) for k, d, lo, hi in per_axis]]
     sizes = [s if has_static_value(s) else o for s, o in zip(input_size, open_sizes)]
     sizes[1] = index(input_size[1])
-    rest = (_integers(stride), _integers(padding), dilation, index(groups), _integers(output_padding))
+    rest = (_integers(stride), padding, dilation, index(groups), _integers(output_padding))
     return (kind, tuple(sizes), weights, *rest)
 
 
@@ -305,12 +306,13 @@ def _predict(kernel: str, problem: Problem, device: Device, itemsize: int) -> fl
     moved = _bytes_floor(problem, itemsize)
     flops = problem.dense_flops
     if kernel == "aten":
-        if problem.groups == 1:
+        if problem.groups == 1 and problem.kind != "weight_grad":
             flops *= 1.0 - rates.skips_rows * (1.0 - live[0] * live[1])
         return rates.aten_call + flops / (_aten_rate(problem, rates) * threads) + moved / rates.copy
     flops *= live[0] * live[1] * live[2]
     if kernel in ("depthwise", "grouped"):
-        return rates.our_call + flops / (rates.direct * threads) + moved / rates.copy
+        rate = rates.depthwise if kernel == "depthwise" else rates.grouped
+        return rates.our_call + flops / (rate * threads) + moved / rates.copy
     width, depth = (problem.c, problem.k) if problem.kind == "input_grad" else (problem.k, problem.c)
     flops *= float((width + LANES - 1) // LANES * LANES) / max(width, 1)
     moved += float(problem.n) * depth * itemsize * product([geometry.live_pairs(x) for x in axes])
@@ -319,13 +321,22 @@ def _predict(kernel: str, problem: Problem, device: Device, itemsize: int) -> fl
 
 
 def _aten_rate(problem: Problem, rates: Rates) -> float:
-    if problem.groups > 1 and problem.groups == problem.c:
-        return rates.aten_depthwise
-    # oneDNN's blocked kernels take groups of whole blocks of 8 channels; the rest goes to a plain loop.
-    if problem.groups > 1 and (problem.c // problem.groups % 8 or problem.k // problem.groups % 8):
-        return rates.aten_grouped
-    if _strided(problem):
-        return rates.aten_strided
+    # oneDNN's blocked kernels take whole blocks of 8 channels; the rest goes to a plainer loop.
+    forward, strided = problem.kind == "forward", _strided(problem)
+    odd = bool(problem.c // problem.groups % 8 or problem.k // problem.groups % 8)
+    if problem.groups > 1 and odd:
+        if strided:
+            return rates.aten_strided_grouped
+        if problem.groups != problem.c:
+            return rates.aten_grouped if forward else rates.aten_grouped_grad
+        if forward:
+            return rates.aten_depthwise
+        dilated = any([a.kernel > 1 and a.dilation > 1 for a in problem.axes])
+        return rates.aten_depthwise_far if dilated else rates.aten_depthwise_grad
+    if strided:
+        return rates.aten_strided_odd if odd else rates.aten_strided
+    if problem.kind == "weight_grad":
+        return rates.aten_weight_grad
     if all([a.kernel == 1 for a in problem.axes]):
         return rates.aten_pointwise
     return rates.aten_far if any([a.kernel > 1 and a.dilation > rates.near for a in problem.axes]) else rates.aten

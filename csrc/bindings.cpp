@@ -2,7 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <stdexcept>
+#include <bit>
 
 #include "core/phases.h"
 #include "core/plan.h"
@@ -93,9 +93,9 @@ static void bind_geometry(py::module_& m) {
 
 static void bind_planner(py::module_& m) {
   m.def("plan", [](const std::string& kind, int64_t n, int64_t c, int64_t k, int64_t groups, const AxesFields& axes,
-                   const std::string& device, int64_t threads, const std::array<double, 14>& r, int64_t itemsize,
+                   const std::string& device, int64_t threads, const std::array<double, kRates>& r, int64_t itemsize,
                    bool needs_grad, int64_t workspace_limit) {
-    const Rates rates{r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], r[12], r[13]};
+    const Rates rates = std::bit_cast<Rates>(r);
     const Device d{device == "cpu" ? DeviceKind::cpu : DeviceKind::cuda, threads, rates};
     return tuple_of(plan({problem_of(kind, n, c, k, groups, axes), itemsize, needs_grad, workspace_limit}, d));
   });

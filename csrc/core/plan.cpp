@@ -57,28 +57,42 @@ const char* regions_rule(const Problem& p) {
   return strided(p) ? "a stride makes it a case for phases" : nullptr;
 }
 
+bool any_axis(const Problem& p, const auto& f) { return std::any_of(p.axis.begin(), p.axis.end(), f); }
+
+double aten_grouped_rate(const Problem& p, const Rates& r) {
+  const bool forward = p.kind == Kind::forward;
+  if (strided(p)) return r.aten_strided_grouped;
+  if (p.groups != p.c) return forward ? r.aten_grouped : r.aten_grouped_grad;
+  if (forward) return r.aten_depthwise;
+  const bool dilated = any_axis(p, [](const Axis& a) { return a.kernel > 1 && a.dilation > 1; });
+  return dilated ? r.aten_depthwise_far : r.aten_depthwise_grad;
+}
+
 double aten_rate(const Problem& p, const Rates& r) {
-  if (one_channel(p)) return r.aten_depthwise;
-  // oneDNN's blocked kernels take groups of whole blocks of 8 channels; the rest goes to a plain loop.
-  if (p.groups > 1 && (p.c / p.groups % 8 != 0 || p.k / p.groups % 8 != 0)) return r.aten_grouped;
-  if (strided(p)) return r.aten_strided;
+  // oneDNN's blocked kernels take whole blocks of 8 channels; the rest goes to a plainer loop.
+  const bool odd = p.c / p.groups % 8 != 0 || p.k / p.groups % 8 != 0;
+  if (p.groups > 1 && odd) return aten_grouped_rate(p, r);
+  if (strided(p)) return odd ? r.aten_strided_odd : r.aten_strided;
+  if (p.kind == Kind::weight_grad) return r.aten_weight_grad;
   if (p.kernel_positions() == 1) return r.aten_pointwise;
-  const bool far = std::any_of(p.axis.begin(), p.axis.end(),
-                               [&](const Axis& a) { return a.kernel > 1 && static_cast<double>(a.dilation) > r.near; });
+  const bool far = any_axis(p, [&](const Axis& a) { return a.kernel > 1 && static_cast<double>(a.dilation) > r.near; });
   return far ? r.aten_far : r.aten;
 }
 
 double aten_seconds(const Facts& f, const Device& d) {
   const Rates& r = d.rates;
   double flops = f.problem.dense_flops();
-  if (f.problem.groups == 1) flops *= 1.0 - r.skips_rows * (1.0 - f.live[0] * f.live[1]);
+  if (f.problem.groups == 1 && f.problem.kind != Kind::weight_grad)
+    flops *= 1.0 - r.skips_rows * (1.0 - f.live[0] * f.live[1]);
   return r.aten_call + flops / (aten_rate(f.problem, r) * d.threads) + f.bytes_floor / r.copy;
 }
 
-double direct_seconds(const Facts& f, const Device& d) {
+double loop_seconds(const Facts& f, const Device& d, double rate) {
   const double flops = f.problem.dense_flops() * (f.live[0] * f.live[1] * f.live[2]);
-  return d.rates.our_call + flops / (d.rates.direct * d.threads) + f.bytes_floor / d.rates.copy;
+  return d.rates.our_call + flops / (rate * d.threads) + f.bytes_floor / d.rates.copy;
 }
+double depthwise_seconds(const Facts& f, const Device& d) { return loop_seconds(f, d, d.rates.depthwise); }
+double grouped_seconds(const Facts& f, const Device& d) { return loop_seconds(f, d, d.rates.grouped); }
 
 double gemm_seconds(const Facts& f, const Device& d) {
   const Problem& p = f.problem;
@@ -104,8 +118,8 @@ constexpr Entry kCpu[] = {
     {"aten", aten_rule, aten_seconds, no_workspace},
     {"regions", regions_rule, gemm_seconds, weights_and_panels},
     {"phases", phases_rule, gemm_seconds, weights_and_panels},
-    {"depthwise", depthwise_rule, direct_seconds, packed_weights},
-    {"grouped", grouped_rule, direct_seconds, packed_weights},
+    {"depthwise", depthwise_rule, depthwise_seconds, packed_weights},
+    {"grouped", grouped_rule, grouped_seconds, packed_weights},
 };
 
 const char* why_not(const Entry& e, const Facts& f, const Device& d, int64_t workspace_limit) {

@@ -12,11 +12,17 @@
 
 namespace atrousops::core {
 
-// FLOP/s of one thread, except: near is a dilation, skips_rows a share, copy bytes/s of the machine, the last seconds.
+// FLOP/s of one thread down to `grouped`; then a dilation, a share, bytes/s of the machine, and seconds.
 struct Rates {
-  double aten, aten_far, near, aten_pointwise, aten_strided, aten_grouped, aten_depthwise, gemm, direct;
-  double skips_rows, copy, aten_call, our_call, our_region;
+  double aten, aten_far, aten_pointwise, aten_weight_grad;
+  double aten_strided, aten_strided_odd, aten_strided_grouped;
+  double aten_grouped, aten_grouped_grad;
+  double aten_depthwise, aten_depthwise_grad, aten_depthwise_far;
+  double gemm, depthwise, grouped;
+  double near, skips_rows, copy, aten_call, our_call, our_region;
 };
+inline constexpr int kRates = 21;
+static_assert(sizeof(Rates) == kRates * sizeof(double));
 
 enum class DeviceKind { cpu, cuda };
 
