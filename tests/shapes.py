@@ -94,7 +94,7 @@ class TransposedShape(Shape):
 TRANSPOSED = (
     TransposedShape("four phases of one tap: one GEMM", 2, 8, 6, (7, 9), (2, 2), (2, 2)),
     TransposedShape("k16 s8: 64 phases of four taps", 1, 5, 7, (3, 4), (16, 16), (8, 8), (4, 4)),
-    TransposedShape("bilinear: one channel a group", 1, 9, 9, (3, 4), (16, 16), (8, 8), (4, 4), groups=21),
+    TransposedShape("bilinear: one channel a group", 1, 9, 9, (3, 4), (16, 16), (8, 8), (4, 4), groups=9),
     TransposedShape("phases without a tap: k < s", 1, 3, 4, (5, 4), (2, 1), (3, 3), output_padding=(2, 1)),
     TransposedShape(
         "dilation and stride without a common divisor",
