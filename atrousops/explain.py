@@ -161,8 +161,9 @@ class _Recorder(TorchFunctionMode):
             if public is not self._frame:
                 self._frame = public
                 self.rows.append(_row(self._module(here), public.f_code.co_name, public.f_locals))
-            if not inside_reference and (ours or stock):
-                # Fake tensors go to PyTorch's operator whatever is planned for real ones.
+            # An operator bears one name on every floor; what else a function calls are its helpers.
+            main = stock or ours.split("_")[0] == re.sub(r"[123]d$", "", public.f_code.co_name).split("_")[0]
+            if main and not inside_reference:
                 _settle(self.rows[-1], ours, fake=any(isinstance(arg, FakeTensor) for arg in args))
                 _count_bytes(self.rows[-1], (args, kwargs, result))
         elif stock:
@@ -226,16 +227,22 @@ def _row(module: str, operator: str, arguments: dict[str, Any]) -> Row:
 
 def _settle(row: Row, ours: str, fake: bool) -> None:
     """Fills in who runs the row, from the operator that was called for it: one of ours, or PyTorch's."""
-    planned = row.plan.kernel if row.plan else None
-    as_planned = fake and planned not in (None, "aten") and _library.has_operators and backends.forced() is None
+    planned = row.plan is not None and row.plan.kernel != "aten"
+    # Fake tensors go to PyTorch's operator whatever is planned for real ones.
+    as_planned = fake and planned and _library.has_operators and backends.forced() is None
     if ours or as_planned:
         row.backend = "cpu"
-        row.kernel, row.reason = planned or ours, row.plan.reason if row.plan else "our kernel"
+        if row.plan is None:
+            row.kernel, row.reason = ours, "our kernel"
+        elif planned:
+            row.kernel, row.reason = row.plan.kernel, row.plan.reason
+        else:
+            row.kernel = ours
     elif row.backend != "cpu":
         # An operator of ours may still use PyTorch's for a part.
-        if planned == "aten" and row.plan is not None:
-            row.reason = row.plan.reason
         row.backend = row.kernel = "aten"
+        if row.plan is not None and not planned:
+            row.reason = row.plan.reason
 
 
 def _why_not_ours(operator: str, input: Tensor) -> str:
@@ -312,8 +319,9 @@ def _detail(row: Row) -> list[str]:
     lines += [
         f"  live taps   {row.live_share:.1%} in {row.plan.regions} regions",
         f"  floor       {row.flops / 1e9:.3f} GFLOP dense, {live / 1e9:.3f} live; {row.bytes / 1e6:.2f} MB",
-        f"  predicted   {row.plan.seconds * 1e3:.3f} ms",
     ]
+    if row.kernel == row.plan.kernel:
+        lines.append(f"  predicted   {row.plan.seconds * 1e3:.3f} ms")
     lost = [c for c in row.plan.candidates if c.kernel != row.kernel]
     reasons = [f"{c.kernel}: {c.reason or f'predicted {c.seconds * 1e3:.3f} ms'}" for c in lost]
     return lines + [f"  {'' if i else 'not':<11} {reason}" for i, reason in enumerate(reasons)]

@@ -34,6 +34,21 @@ def test_stock_layers_in_order_with_what_they_would_run_on():
     assert rows[2].bytes == 4 * (2 * 2 * 26 * 26 + 2 * 2 * 13 * 13)
 
 
+def test_converted_layers_run_what_the_planner_says():
+    net = model().eval()
+    ao.convert(net)
+    x = torch.randn(2, 3, 13, 13).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        row = ao.explain(net, x).rows[0]
+    sizes = ((2, 3, 13, 13), (4, 3, 3, 3), (1, 1), (12, 12), (12, 12))
+    plan = planner.plan_call("forward", *sizes, 1, torch.float32, True)
+    assert row.plan == plan
+    assert row.channels_last
+    assert row.reason == plan.reason
+    assert row.kernel == plan.kernel
+    assert row.backend == ("aten" if plan.kernel == "aten" else "cpu")
+
+
 def test_fake_tensors_cost_nothing_and_say_the_same():
     net = model().eval()
     real = ao.explain(net, torch.randn(2, 3, 13, 13))
@@ -66,6 +81,14 @@ def test_forced_backends_are_named():
     with ao.backend("reference"):
         row = ao.explain(A.flush_subnormals, x).rows[0]
     assert (row.backend, row.reason) == ("reference", "forced by backend('reference')")
+    # A pointwise convolution is PyTorch's by plan, unless somebody wants otherwise.
+    layer, x = ao.AtrousConv2d(8, 8, 1), torch.randn(1, 8, 9, 9)
+    for name, kernel in (("aten", "aten"), ("reference", "reference"), ("cpu", "conv")):
+        if name == "cpu" and not _library.has_operators:
+            continue
+        with ao.backend(name):
+            row = ao.explain(layer, x).rows[0]
+        assert (row.backend, row.kernel) == (name, kernel)
 
 
 @pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")

@@ -13,10 +13,6 @@ from atrousops import functional
 from atrousops._checks import bad_value
 
 
-def _operator(name: str) -> staticmethod[..., Tensor]:
-    return staticmethod(getattr(functional, name, getattr(torch.nn.functional, name)))
-
-
 class _AtrousConv(_ConvNd):
     """What the three ranks share. No class here adds state, so that a layer of torch.nn can become one of them."""
 
@@ -97,7 +93,7 @@ class AtrousConv1d(_AtrousConv, nn.Conv1d):
     Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), eq. (2).
     """
 
-    _function = _operator("conv1d")
+    _function = staticmethod(functional.conv1d)
 
 
 class AtrousConv2d(_AtrousConv, nn.Conv2d):
@@ -120,7 +116,7 @@ class AtrousConv2d(_AtrousConv, nn.Conv2d):
     Chen et al., DeepLab (2018), section 3.1.
     """
 
-    _function = _operator("conv2d")
+    _function = staticmethod(functional.conv2d)
 
 
 class AtrousConv3d(_AtrousConv, nn.Conv3d):
@@ -140,7 +136,7 @@ class AtrousConv3d(_AtrousConv, nn.Conv3d):
     Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), eq. (2).
     """
 
-    _function = _operator("conv3d")
+    _function = staticmethod(functional.conv3d)
 
 
 class AtrousConvTranspose1d(_AtrousConvTranspose, nn.ConvTranspose1d):
@@ -161,7 +157,7 @@ class AtrousConvTranspose1d(_AtrousConvTranspose, nn.ConvTranspose1d):
     Source: Zeiler et al., Adaptive deconvolutional networks (2011); Long et al., FCN (2015), section 3.3.
     """
 
-    _function = _operator("conv_transpose1d")
+    _function = staticmethod(functional.conv_transpose1d)
 
 
 class AtrousConvTranspose2d(_AtrousConvTranspose, nn.ConvTranspose2d):
@@ -183,7 +179,7 @@ class AtrousConvTranspose2d(_AtrousConvTranspose, nn.ConvTranspose2d):
     Source: Zeiler et al., Adaptive deconvolutional networks (2011); Long et al., FCN (2015), section 3.3.
     """
 
-    _function = _operator("conv_transpose2d")
+    _function = staticmethod(functional.conv_transpose2d)
 
 
 class AtrousConvTranspose3d(_AtrousConvTranspose, nn.ConvTranspose3d):
@@ -202,4 +198,4 @@ class AtrousConvTranspose3d(_AtrousConvTranspose, nn.ConvTranspose3d):
     Source: Zeiler et al., Adaptive deconvolutional networks (2011); Long et al., FCN (2015), section 3.3.
     """
 
-    _function = _operator("conv_transpose3d")
+    _function = staticmethod(functional.conv_transpose3d)
