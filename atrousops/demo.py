@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -73,10 +74,12 @@ def segment(output: Path) -> None:
 
 
 def _interesting(explanation: Explanation) -> str:
-    """The calls that kernels of ours run, at most twelve, and how many others PyTorch's run."""
-    ours = [row for row in explanation.rows if row.backend != "aten"]
-    shown = str(Explanation(ours[:12])) if ours else ""
-    return f"{shown}\n({len(explanation.rows) - len(ours)} more calls run on PyTorch's own kernels)"
+    """The first calls that our kernels run, and how many calls run on which kernel."""
+    ours = [row for row in explanation.rows if row.kernel != "aten"]
+    counts = Counter(row.kernel for row in explanation.rows).most_common()
+    summary = ", ".join(f"{count} on {kernel}" for kernel, count in counts)
+    shown = f"{Explanation(ours[:10])}\n" if ours else ""
+    return f"{shown}Of all {len(explanation.rows)} calls of the network: {summary}."
 
 
 def side_by_side(panels: Sequence[tuple[str, Image.Image]], legend: Sequence[tuple[Color, str]]) -> Image.Image:
@@ -171,3 +174,7 @@ class _Backward:
             self.kept[key] = (leaf, self.function(operators, leaf, boxes))
         leaf, y = self.kept[key]
         return torch.autograd.grad(y, leaf, grad, retain_graph=True)[0]
+
+
+if __name__ == "__main__":
+    main()
