@@ -115,7 +115,7 @@ def default_rates(isa: str, amx: bool, dtype: torch.dtype, channels_last: bool) 
     gflops = _GFLOPS[row, "half" if half else "float", channels_last]
     near = _NEAR if row == "amx" else inf
     skips = float(dtype == torch.float32 and (isa, channels_last) in _SKIPS_ROWS)
-    rates = Rates(*[1e9 * x for x in gflops], near, skips, _COPY[isa], *_OVERHEADS)
+    rates = Rates._make([*(1e9 * x for x in gflops), near, skips, _COPY[isa], *_OVERHEADS])
     return _double(rates) if dtype == torch.float64 else rates
 
 
@@ -123,6 +123,12 @@ def _double(r: Rates) -> Rates:
     # No oneDNN, but im2col and a BLAS GEMM, measured at the rate of ours: a third of fp32's. Loops: half the lanes.
     gemm = r.gemm / 2.8
     dense = dict.fromkeys(("aten", "aten_far", "aten_pointwise", "aten_weight_grad", "aten_strided", "gemm"), gemm)
-    loops = ("aten_strided_odd", "aten_strided_grouped", "aten_grouped", "aten_grouped_grad", "aten_depthwise")
+    loops: tuple[str, ...] = (
+        "aten_strided_odd",
+        "aten_strided_grouped",
+        "aten_grouped",
+        "aten_grouped_grad",
+        "aten_depthwise",
+    )
     loops += ("aten_depthwise_grad", "aten_depthwise_far", "depthwise", "grouped")
     return r._replace(**dense, **{name: getattr(r, name) / 2 for name in loops})

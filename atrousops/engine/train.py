@@ -62,12 +62,17 @@ def main(
         bad_value("train", "output", "hold no checkpoint unless resume is set", str(checkpoint))
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
+    # For this run only: the flag is the calling thread's, and torch has no way to read it.
+    flushed_before = not torch.tensor(torch.finfo(torch.float32).smallest_normal).mul(0.5).item()
     torch.set_flush_denormal(True)
     root = data_root if data_root is not None else recipe.data.root
-    trainer = Trainer(recipe, root, initialise=not resume)
-    if resume:
-        trainer.load(checkpoint)
-    return trainer.run(folder, progress=progress)
+    try:
+        trainer = Trainer(recipe, root, initialise=not resume)
+        if resume:
+            trainer.load(checkpoint)
+        return trainer.run(folder, progress=progress)
+    finally:
+        torch.set_flush_denormal(flushed_before)
 
 
 class Trainer:

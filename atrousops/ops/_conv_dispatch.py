@@ -64,16 +64,17 @@ def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tu
                 torch.is_autocast_enabled("cpu"),
                 backends._forced[0],
             )
-            route = _routes.get(key)
+            known = _routes.get(key)
         except (AttributeError, TypeError):  # not tensors, or lists where PyTorch's functions take them too
             return _run_unhashable(call, input, weight, bias, args)
-        if route is None:
-            route = _find_route(call, input, weight, bias, args)
+        if known is None:
+            known = _find_route(call, input, weight, bias, args)
             if len(_routes) >= 4096:
                 _routes.clear()
-            _routes[key] = route
-        if route.backend == "aten":
-            return _run_aten(call, route, input, weight, bias, args)
+            _routes[key] = known
+        if known.backend == "aten":
+            return _run_aten(call, known, input, weight, bias, args)
+        route = known
     return _run_route(call, route, input, weight, bias, args)
 
 
@@ -139,6 +140,8 @@ def _route(call: Call, input: Tensor, weight: Tensor, arguments: Arguments) -> R
     backend = (
         "cpu" if _ours(kind, size, weight.shape, arguments, dtype, not input.is_contiguous(), needs_grad) else "aten"
     )
+    if torch.compiler.is_compiling():  # no look at values, and no guard on an open size
+        return Route(backend, arguments)
     per_element = 2 * weight.numel() // (weight.shape[1] if kind == "forward" else weight.shape[0])
     return Route(backend, arguments, True, input.numel() >= 1 << 16 and per_element >= _SCAN_FLOPS)
 
@@ -164,9 +167,8 @@ def _ours(
     if not _library.has_operators:
         return False
     stride, padding, dilation, groups, extra = arguments
-    weight_size = tuple(weight_size)
     kernel = planner.choose(
-        kind, size, weight_size, stride, padding, dilation, groups, dtype, channels_last, needs_grad, extra
+        kind, size, tuple(weight_size), stride, padding, dilation, groups, dtype, channels_last, needs_grad, extra
     )
     return kernel != "aten"
 

@@ -116,7 +116,7 @@ def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments)
 _CONV1D = Call("conv1d", "conv", 1, F.conv1d, check_conv, _ours, _reference)
 _CONV2D = Call("conv2d", "conv", 2, F.conv2d, check_conv, _ours, _reference)
 _CONV3D = Call("conv3d", "conv", 3, F.conv3d, check_conv, _ours, _reference)
-_BY_RANK = (None, F.conv1d, F.conv2d, F.conv3d)
+_BY_RANK = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 # The three maps below are linear in each of their two tensors, and each one's derivatives are the other two: that is
@@ -185,7 +185,7 @@ def _setup(ctx, inputs, output) -> None:
     # Each gradient needs the other tensor only.
     ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None)
     ctx.sizes = tuple(input.shape), tuple(weight.shape)
-    ctx.arguments = Arguments(*map(tuple, rest[:3]), rest[3], ())
+    ctx.arguments = Arguments(tuple(rest[0]), tuple(rest[1]), tuple(rest[2]), rest[3], ())
 
 
 def _backward(ctx, grad: Tensor):

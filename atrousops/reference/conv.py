@@ -42,7 +42,7 @@ def conv(
     w = _wide(weight).unflatten(0, (groups, -1))
     y = x.new_zeros(input.shape[0], groups, w.shape[1], *(a.output for a in axes))
     for r, outputs, inputs in taps_of(axes):
-        y[(..., *outputs)] += torch.einsum("ngc...,gkc->ngk...", x[(..., *inputs)], w[(..., *r)])
+        y[tuple([..., *outputs])] += torch.einsum("ngc...,gkc->ngk...", x[tuple([..., *inputs])], w[tuple([..., *r])])
     return _with_bias(y.flatten(1, 2), bias).to(input.dtype)
 
 

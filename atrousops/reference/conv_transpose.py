@@ -27,5 +27,5 @@ def conv_transpose(
     w = _wide(weight).unflatten(0, (groups, -1))
     y = x.new_zeros(input.shape[0], groups, w.shape[2], *(a.input for a in axes))
     for r, read, written in taps_of(axes):
-        y[(..., *written)] += torch.einsum("ngk...,gkc->ngc...", x[(..., *read)], w[(..., *r)])
+        y[tuple([..., *written])] += torch.einsum("ngk...,gkc->ngc...", x[tuple([..., *read])], w[tuple([..., *r])])
     return _with_bias(y.flatten(1, 2), bias).to(input.dtype)

@@ -22,7 +22,8 @@ static Problem problem_of(Kind kind, int64_t n, int64_t c, int64_t k, int64_t gr
   STD_TORCH_CHECK(padding.size() == rank || padding.size() == 2 * rank,
                   "conv: padding must have one or two entries per spatial axis");
   const std::span<const int64_t> all(padding);
-  return core::make_problem(kind, n, c, k, groups, {in, kernel, stride, dilation, all.first(rank), all.last(rank)}, out);
+  return core::make_problem(kind, n, c, k, groups, {in, kernel, stride, dilation, all.first(rank), all.last(rank)},
+                            out);
 }
 
 static Ints spatial(const Tensor& t) { return {t.sizes().begin() + 2, t.sizes().end()}; }
@@ -73,8 +74,8 @@ Tensor conv_grad_input(const Tensor& grad, const Tensor& weight, const Ints& inp
 Tensor conv_grad_weight(const Tensor& grad, const Tensor& input, const Ints& kernel_size, const Ints& stride,
                         const Ints& padding, const Ints& dilation, int64_t groups) {
   STD_TORCH_CHECK(grad.dim() == input.dim() && grad.dim() >= 3 && grad.dim() <= 5 && groups > 0 &&
-                      grad.scalar_type() == input.scalar_type() && grad.size(0) == input.size(0) &&
-                      grad.size(1) > 0 && input.size(1) > 0,
+                      grad.scalar_type() == input.scalar_type() && grad.size(0) == input.size(0) && grad.size(1) > 0 &&
+                      input.size(1) > 0,
                   "conv_grad_weight: grad and input must agree in dtype, dimensions and batch");
   const int64_t c = input.size(1), k = grad.size(1);
   const Problem p = problem_of(Kind::weight_grad, input.size(0), c, k, groups, spatial(input), kernel_size, stride,

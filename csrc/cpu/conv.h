@@ -1,5 +1,5 @@
-// What the convolution kernels are told. All counts are elements; a "source" is what the taps read, a "destination" what
-// the sum is written to: x and y of a convolution, dy and dx of its input gradient (the transposed convolution).
+// What the convolution kernels are told. All counts are elements; a "source" is what the taps read, a "destination"
+// what the sum is written to: x and y of a convolution, dy and dx of its input gradient (the transposed convolution).
 #pragma once
 #include <cstdint>
 
@@ -64,7 +64,8 @@ struct ConvWeightSumArgs {
 };
 ATROUSOPS_DECLARE_KERNEL(conv_weight_sum, const ConvWeightSumArgs& args, int64_t begin, int64_t end)
 
-// Along one axis, for one run of destination positions p0 + p * j: the taps r[i] that read source q0 + q * j + delta[i].
+// Along one axis, for one run of destination positions p0 + p * j: the taps r[i] that read source q0 + q * j +
+// delta[i].
 struct ConvRun {
   int64_t begin, end;
   int64_t p0, p, q0, q;
@@ -72,7 +73,8 @@ struct ConvRun {
   const int64_t *r, *delta;
 };
 
-// What one worker needs for itself: tap lists (two numbers and one weight a tap), a row, and planes in the compute type.
+// What one worker needs for itself: tap lists (two numbers and one weight a tap), a row, and planes in the compute
+// type.
 struct ConvDirectScratch {
   int64_t* taps;
   void* values;

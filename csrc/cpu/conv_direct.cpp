@@ -78,8 +78,19 @@ Tensor conv_direct(const core::Problem& p, const Tensor& src, const Tensor& weig
   const Tensor in = channels_last ? conv_channels_last(src) : dense(src, false);
   const Tensor w = pack_weight(p, weight, channels_last, compute);
   const std::optional<Tensor> b = bias ? std::optional(dense(*bias, false)) : std::nullopt;
-  ConvDirectArgs args{in.data_ptr(), out.data_ptr(), w.data_ptr(), b ? b->data_ptr() : nullptr, dtype, p.groups,
-                      (forward ? p.c : p.k) / p.groups, (forward ? p.k : p.c) / p.groups, {}, {}, {}, {}, {}};
+  ConvDirectArgs args{in.data_ptr(),
+                      out.data_ptr(),
+                      w.data_ptr(),
+                      b ? b->data_ptr() : nullptr,
+                      dtype,
+                      p.groups,
+                      (forward ? p.c : p.k) / p.groups,
+                      (forward ? p.k : p.c) / p.groups,
+                      {},
+                      {},
+                      {},
+                      {},
+                      {}};
   const core::Phases phases = core::phases(p);
   std::array<Runs, kAxes> runs;
   for (int i = 0; i < kAxes; ++i) {
@@ -94,7 +105,8 @@ Tensor conv_direct(const core::Problem& p, const Tensor& src, const Tensor& weig
   const int64_t items = channels_last ? p.n * args.dst_size[0] * args.dst_size[1] : p.n * p.groups;
   const int64_t planes = channels_last || dtype == compute ? 0 : args.src_count * product(args.src_size);
   const Scratch scratch(conv_workers(items), 2 * taps, taps + args.dst_size[2] + planes, compute, src);
-  const auto kernel = channels_last ? ATROUSOPS_SELECT(conv_direct_channels_last) : ATROUSOPS_SELECT(conv_direct_planes);
+  const auto kernel =
+      channels_last ? ATROUSOPS_SELECT(conv_direct_channels_last) : ATROUSOPS_SELECT(conv_direct_planes);
   const int64_t step = std::max<int64_t>(1, 16384 * items / (out.numel() * taps));
   conv_each((items + step - 1) / step, [&](int64_t block, int64_t worker) {
     const ConvDirectScratch own = scratch.of(worker);
@@ -109,8 +121,8 @@ Tensor conv_direct_weight(const core::Problem& p, const Tensor& grad, const Tens
   const bool channels_last = prefers_channels_last(input);
   const ScalarType dtype = input.scalar_type(), compute = compute_dtype(dtype);
   const Tensor g = channels_last ? conv_channels_last(grad) : dense(grad, false), x = dense(input, channels_last);
-  ConvDirectWeightArgs args{g.data_ptr(), x.data_ptr(), nullptr, dtype, p.n, p.groups, p.c / p.groups, p.k / p.groups,
-                            {},           {},           {},      {},    {},  1};
+  ConvDirectWeightArgs args{g.data_ptr(),   x.data_ptr(), nullptr, dtype, p.n, p.groups, p.c / p.groups,
+                            p.k / p.groups, {},           {},      {},    {},  {},       1};
   const core::Phases phases = core::phases(p);
   std::array<std::vector<ConvTapRange>, kAxes> taps;
   for (int i = 0; i < kAxes; ++i) {
@@ -145,8 +157,8 @@ Tensor conv_direct_weight(const core::Problem& p, const Tensor& grad, const Tens
   });
   const int64_t kernel_taps = product(args.kernel), channels = args.k_count * args.c_count;
   if (!channels_last)
-    return conv_weight_from(part, args.slices, {p.k, 1, each / args.k_count}, {each / args.k_count, 0, 1}, {0}, out_size,
-                            dtype);
+    return conv_weight_from(part, args.slices, {p.k, 1, each / args.k_count}, {each / args.k_count, 0, 1}, {0},
+                            out_size, dtype);
   std::vector<int64_t> in_order(kernel_taps);
   std::iota(in_order.begin(), in_order.end(), 0);
   return conv_weight_from(part, args.slices, {channels, kernel_taps, p.groups}, {kernel_taps, 1, each}, in_order,

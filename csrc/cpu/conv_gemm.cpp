@@ -110,8 +110,8 @@ struct Job {
   int64_t n, groups, taps;
   int64_t src_count, dst_count;  // channels of a group
   ScalarType dtype, gemm_dtype;
-  bool one_piece;    // 16-bit GEMMs round their result: a sum may not be cut
-  const void* bias;  // of dtype, or null
+  bool one_piece;      // 16-bit GEMMs round their result: a sum may not be cut
+  const void* bias;    // of dtype, or null
   Tensor src, weight;  // (N, positions, channels); [group][dst][tap][src]
 };
 
@@ -141,8 +141,8 @@ void add_pieces(const Job& job, Block& b, int64_t first, int64_t last, const voi
                 int64_t group_stride) {
   const int64_t step = job.one_piece ? last - first : std::max<int64_t>(1, kDepth / job.src_count);
   for (int64_t t = first; t < last; t += step)
-    b.pieces.push_back({t, std::min(t + step, last), at(weight, (t - first) * job.src_count, job.gemm_dtype), ld,
-                        group_stride});
+    b.pieces.push_back(
+        {t, std::min(t + step, last), at(weight, (t - first) * job.src_count, job.gemm_dtype), ld, group_stride});
 }
 
 void set_pieces(const Job& job, Block& b) {
@@ -161,8 +161,8 @@ void set_pieces(const Job& job, Block& b) {
     return;
   }
   for (size_t i = 0; i + 1 < cuts.size(); ++i)
-    add_pieces(job, b, cuts[i], cuts[i + 1],
-               at(job.weight.data_ptr(), b.tap[cuts[i]] * job.src_count, job.gemm_dtype), ld, job.dst_count * ld);
+    add_pieces(job, b, cuts[i], cuts[i + 1], at(job.weight.data_ptr(), b.tap[cuts[i]] * job.src_count, job.gemm_dtype),
+               ld, job.dst_count * ld);
 }
 
 std::vector<Block> make_blocks(const core::Problem& p, const Job& job) {
@@ -190,9 +190,7 @@ struct Task {
   const Block* block;
   int64_t group, row_begin, row_end, column_begin, column_end;
 
-  double work() const {
-    return static_cast<double>(row_end - row_begin) * (column_end - column_begin) * block->taps();
-  }
+  double work() const { return static_cast<double>(row_end - row_begin) * (column_end - column_begin) * block->taps(); }
 };
 
 int64_t piece_taps(const Block& b) {

@@ -71,11 +71,17 @@ void add_group(Job& job, const core::Problem& p, const std::array<const AxisGrou
 
 Job make_job(const core::Problem& p, const Tensor& grad, const Tensor& input) {
   const ScalarType dtype = input.scalar_type();
-  Job job{p.n,   p.groups,
-          p.kernel_positions(), p.c / p.groups,
-          p.k / p.groups,       dtype,
-          compute_dtype(dtype), conv_channels_last(grad),
-          conv_channels_last(input), {}, {}};
+  Job job{p.n,
+          p.groups,
+          p.kernel_positions(),
+          p.c / p.groups,
+          p.k / p.groups,
+          dtype,
+          compute_dtype(dtype),
+          conv_channels_last(grad),
+          conv_channels_last(input),
+          {},
+          {}};
   const core::Phases phases = core::phases(p);
   std::array<std::vector<AxisGroup>, kAxes> axis;
   for (int i = 0; i < kAxes; ++i) axis[i] = axis_groups(phases.axis[i][0]);
@@ -152,7 +158,8 @@ Tensor conv_gemm_weight(const core::Problem& problem, const Tensor& grad, const 
   const Job job = make_job(problem, grad, input);
   const int64_t slices = slice_count(job);
   const std::vector<Task> tasks = make_tasks(job, slices);
-  Tensor part = torch::stable::empty({slices, problem.k, job.taps, job.c}, job.gemm_dtype, std::nullopt, input.device());
+  Tensor part =
+      torch::stable::empty({slices, problem.k, job.taps, job.c}, job.gemm_dtype, std::nullopt, input.device());
   // Dead taps, and slices in which a small rectangle has no rows.
   if (job.live < job.taps || slices > 1) torch::stable::zero_(part);
   const int64_t items = static_cast<int64_t>(tasks.size()), workers = conv_workers(items);
@@ -167,8 +174,8 @@ Tensor conv_gemm_weight(const core::Problem& problem, const Tensor& grad, const 
     run_task(job, tasks[item], at(left_data, worker * kDepth * outputs, job.gemm_dtype),
              at(right_data, worker * kDepth * columns, job.gemm_dtype), part_data);
   });
-  return conv_weight_from(part, slices, {problem.k, job.taps, job.c}, {job.taps * job.c, 1, job.taps}, job.tap, out_size,
-                          input.scalar_type());
+  return conv_weight_from(part, slices, {problem.k, job.taps, job.c}, {job.taps * job.c, 1, job.taps}, job.tap,
+                          out_size, input.scalar_type());
 }
 
 }  // namespace atrousops::cpu

@@ -32,7 +32,7 @@ Tensor conv_weight_from(const Tensor& part, int64_t slices, std::array<int64_t, 
                         const std::vector<int64_t>& out_size, ScalarType dtype) {
   Tensor out = torch::stable::empty(out_size, dtype, std::nullopt, part.device());
   const auto [k, taps, c] = sizes;
-  const ConvWeightSumArgs args{part.data_ptr(), out.data_ptr(), part.scalar_type(), dtype,      slices,    k, taps, c,
+  const ConvWeightSumArgs args{part.data_ptr(), out.data_ptr(), part.scalar_type(), dtype,     slices, k, taps, c,
                                tap.data(),      strides[0],     strides[2],         strides[1]};
   const auto kernel = ATROUSOPS_SELECT(conv_weight_sum);
   parallel_for(0, k, 1 + 32768 / (taps * c + 1), [&](int64_t begin, int64_t end) { kernel(args, begin, end); });

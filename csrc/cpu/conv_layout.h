@@ -35,8 +35,8 @@ inline WeightView weight_view(const Tensor& weight, int64_t taps) {
 // A contiguous tensor of `sizes`, read from `src` by `strides` (elements of src), converted to `dtype`.
 Tensor conv_packed(const Tensor& src, std::array<int64_t, 4> sizes, std::array<int64_t, 4> strides, ScalarType dtype);
 
-// A weight gradient from partial sums (slices, sizes[0], sizes[1] places, sizes[2]): contiguous, its elements at `strides`
-// of the three, with tap[place] for the place.
+// A weight gradient from partial sums (slices, sizes[0], sizes[1] places, sizes[2]): contiguous, its elements at
+// `strides` of the three, with tap[place] for the place.
 Tensor conv_weight_from(const Tensor& part, int64_t slices, std::array<int64_t, 3> sizes,
                         std::array<int64_t, 3> strides, const std::vector<int64_t>& tap,
                         const std::vector<int64_t>& out_size, ScalarType dtype);

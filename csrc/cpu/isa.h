@@ -23,7 +23,7 @@ Isa isa();
   }
 
 #if ATROUSOPS_X86
-#define ATROUSOPS_SELECT(name)                                        \
+#define ATROUSOPS_SELECT(name)                                              \
   (::atrousops::cpu::isa() == ::atrousops::cpu::Isa::avx512 ? &avx512::name \
    : ::atrousops::cpu::isa() == ::atrousops::cpu::Isa::avx2 ? &avx2::name   \
                                                             : &plain::name)

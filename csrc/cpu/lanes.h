@@ -1,5 +1,5 @@
-// A vector register of the compute type, as a GCC vector: the same source under every instruction set. Include only from
-// csrc/cpu/kernels.
+// A vector register of the compute type, as a GCC vector: the same source under every instruction set. Include only
+// from csrc/cpu/kernels.
 #pragma once
 
 #include "cpu/vec.h"

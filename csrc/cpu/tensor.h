@@ -10,9 +10,9 @@
 
 namespace atrousops::cpu {
 
-using torch::stable::Tensor;
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
 
 template <class T>
 const T* data(const Tensor& t) {

@@ -1,4 +1,5 @@
-// Convolution with few channels a group, in both directions: vectorised along groups in channels_last, along W in planes.
+// Convolution with few channels a group, in both directions: vectorised along groups in channels_last, along W in
+// planes.
 #include "cpu/conv.h"
 #include "cpu/lanes.h"
 
@@ -224,8 +225,7 @@ static void planes(const ConvDirectArgs& a, const ConvDirectScratch& scratch, in
   const int64_t dst_plane = a.dst_size[0] * a.dst_size[1] * a.dst_size[2];
   const int64_t group = item % a.groups;
   C* copy = static_cast<C*>(scratch.values) + all + a.dst_size[2];
-  const C* src =
-      computed(static_cast<const T*>(a.src) + item * a.src_count * src_plane, copy, a.src_count * src_plane);
+  const C* src = computed(static_cast<const T*>(a.src) + item * a.src_count * src_plane, copy, a.src_count * src_plane);
   for (int64_t j = 0; j < a.dst_count; ++j) {
     const C* weight = static_cast<const C*>(a.weight) + (group * a.dst_count + j) * all;
     const T* bias = static_cast<const T*>(a.bias);

@@ -41,8 +41,7 @@ template <class T>
 static void channels_line(const ConvDirectWeightArgs& a, const T* grad, const T* input, int64_t count, int64_t first,
                           int64_t last, int64_t place, compute_t<T>* part) {
   using C = compute_t<T>;
-  if (a.c_count != 1 || a.k_count != 1)
-    return channels_tap_general(a, grad, input, count, first, last, place, part);
+  if (a.c_count != 1 || a.k_count != 1) return channels_tap_general(a, grad, input, count, first, last, place, part);
   C* sum = part + place * a.groups;
   int64_t c = first;
   for (; c + 4 * kLanes<C> <= last; c += 4 * kLanes<C>)
@@ -65,12 +64,13 @@ static void channels_row(const ConvDirectWeightArgs& a, int64_t row, int64_t fir
     for (int64_t j = 0; j < a.kernel[1]; ++j) {
       const ConvTapRange &t0 = a.tap[0][i], &t1 = a.tap[1][j];
       if (o0 < t0.begin || o0 >= t0.end || o1 < t1.begin || o1 >= t1.end) continue;
-      const int64_t line = ((n * a.in[0] + o0 * a.stride[0] + t0.delta) * a.in[1] + o1 * a.stride[1] + t1.delta) * a.in[2];
+      const int64_t line =
+          ((n * a.in[0] + o0 * a.stride[0] + t0.delta) * a.in[1] + o1 * a.stride[1] + t1.delta) * a.in[2];
       for (int64_t l = 0; l < a.kernel[2]; ++l) {
         const ConvTapRange& t2 = a.tap[2][l];
         if (t2.begin >= t2.end) continue;
-        channels_line(a, grad + t2.begin * k, input + (line + t2.begin * a.stride[2] + t2.delta) * c,
-                      t2.end - t2.begin, first, last, (t0.r * a.kernel[1] + t1.r) * a.kernel[2] + t2.r, part);
+        channels_line(a, grad + t2.begin * k, input + (line + t2.begin * a.stride[2] + t2.delta) * c, t2.end - t2.begin,
+                      first, last, (t0.r * a.kernel[1] + t1.r) * a.kernel[2] + t2.r, part);
       }
     }
 }
@@ -167,8 +167,8 @@ static void weight_planes(const ConvDirectWeightArgs& a, const ConvDirectScratch
       for (int64_t i = 0; i < a.c_count; ++i)
         for (int64_t t = 0; t < kernel_taps; ++t) {
           const int64_t r0 = t / (a.kernel[1] * a.kernel[2]), r1 = t / a.kernel[2] % a.kernel[1], r2 = t % a.kernel[2];
-          part[(j * a.c_count + i) * kernel_taps + t] += static_cast<C>(plane_tap(
-              a, a.tap[0][r0], a.tap[1][r1], a.tap[2][r2], grad + j * out_plane, input + i * in_plane));
+          part[(j * a.c_count + i) * kernel_taps + t] += static_cast<C>(
+              plane_tap(a, a.tap[0][r0], a.tap[1][r1], a.tap[2][r2], grad + j * out_plane, input + i * in_plane));
         }
   }
 }

@@ -138,8 +138,7 @@ static void scatter(const ConvScatterArgs& a, int64_t begin, int64_t end) {
           scatter_row(a, s == nullptr ? s : s + i * a.ld, d + i * a.box.step[2] * a.channels, k, count);
       } else {
         D* d = static_cast<D*>(a.dst) + (n * a.channels + a.first + k) * image + at;
-        for (int64_t c = 0; c < count; ++c)
-          scatter_column(a, s == nullptr ? s : s + c, d + c * image, k + c, rows);
+        for (int64_t c = 0; c < count; ++c) scatter_column(a, s == nullptr ? s : s + c, d + c * image, k + c, rows);
       }
       column += count;
     }
