@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 SOURCES := CMakeLists.txt setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 ABI_TORCH ?= 2.13.0
 # Whole operator tests, but for those that need torchvision; RoIAlign and RoIPool run in the house test.
-ABI_TESTS := $(wildcard tests/test_conv*.py tests/test_max_*.py) tests/test_flush_subnormals.py \
+ABI_TESTS := tests/test_conv.py $(wildcard tests/test_conv_*.py tests/test_max_*.py) tests/test_flush_subnormals.py \
   tests/test_permutohedral.py tests/nn/test_crf.py tests/house/test_threads.py
 
 .PHONY: demo test lint typecheck unit abi wheel clean
