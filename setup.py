@@ -18,10 +18,12 @@ class CMakeBuild(build_ext):
         if os.environ.get("ATROUSOPS_BUILD", "auto") == "none":
             self.extensions = []
             return
+        # setuptools clears `inplace` while it runs, also for an editable install.
+        self.into_source = bool(self.inplace) or getattr(self, "editable_mode", False)
         super().run()
 
     def build_extension(self, ext):
-        package = (ROOT if self.inplace else Path(self.build_lib).resolve()) / "atrousops"
+        package = (ROOT if self.into_source else Path(self.build_lib).resolve()) / "atrousops"
         work = ROOT / "build" / f"cp{sys.version_info.major}{sys.version_info.minor}"
         work.mkdir(parents=True, exist_ok=True)
         # cmake and ninja may be the wheels beside this Python rather than the system's.
@@ -34,6 +36,10 @@ class CMakeBuild(build_ext):
 
     def copy_extensions_to_source(self):
         """CMake has put them there already."""
+
+    def get_output_mapping(self):
+        """Nothing is left for setuptools to copy."""
+        return {}
 
 
 setup(ext_modules=[Extension("atrousops._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
