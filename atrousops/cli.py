@@ -186,10 +186,9 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     from atrousops.engine import predict
 
     overlap = args.tile // 4 if args.overlap is None else args.overlap
-    crf = ao.DenseCRF() if args.crf else None
     options = {"size": args.size or None} if args.size is not None else {}
     name = args.weights or args.model or predict.DEFAULT_MODEL
-    return predict.load_predictor(name, tile=args.tile, overlap=overlap, crf=crf, **options)
+    return predict.load_predictor(name, tile=args.tile, overlap=overlap, crf=args.crf, **options)
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -252,9 +251,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     from atrousops import models
     from atrousops.engine import evaluate
 
-    crf = ao.DenseCRF() if args.crf else None
-    matrix = evaluate.main(args.config, args.weights, crf=crf, data_root=args.data, overrides=tuple(args.overrides))
     info = cast(models.Info, models.load(args.weights).info)
+    crf = info.dense_crf() if args.crf else None
+    matrix = evaluate.main(args.config, args.weights, crf=crf, data_root=args.data, overrides=tuple(args.overrides))
     print(evaluate.report(matrix, info.classes))
     return 0
 

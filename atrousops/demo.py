@@ -53,7 +53,7 @@ def main() -> None:
 def segment(output: Path) -> None:
     """Segments the photograph with and without the CRF, writes the comparison, prints what ran."""
     photo = skimage.data.astronaut()
-    predictor = load_predictor(crf=ao.DenseCRF())
+    predictor = load_predictor(crf=True)
     # A first call pays for one-time work: pages of memory, threads, oneDNN's choice of kernels.
     predictor.refine(photo, predictor.scores(photo))
     start = time.perf_counter()

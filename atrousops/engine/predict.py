@@ -128,19 +128,21 @@ class Predictor:
         return _resize(scores.float(), image.shape[2:])[0]
 
 
-def load_predictor(name: str | os.PathLike[str] = DEFAULT_MODEL, **options: Any) -> Predictor:
+def load_predictor(name: str | os.PathLike[str] = DEFAULT_MODEL, *, crf: bool = False, **options: Any) -> Predictor:
     """A Predictor of trained weights: shipped ones by name, or a file that `atrousops train` wrote.
 
     Args:
         name: one of `atrousops.models.list()`, or a path.
-        options: `tile`, `overlap`, `size` and `crf` of Predictor; `size` is by default that of the training.
+        crf: refine with the dense CRF that suits the network.
+        options: `tile`, `overlap` and `size` of Predictor; `size` is by default that of the training.
 
     Raises:
         FileNotFoundError, ArgumentError: as `atrousops.models.load`.
     """
     model = models.load(name)
     info = cast(models.Info, model.info)
-    return Predictor(model, info.classes, info.mean, info.std, **{"size": info.size, **options})
+    refine = info.dense_crf() if crf else None
+    return Predictor(model, info.classes, info.mean, info.std, **{"size": info.size, "crf": refine, **options})
 
 
 def labels(scores: Tensor) -> np.ndarray:

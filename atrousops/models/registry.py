@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from atrousops._checks import ArgumentError, bad_value
 from atrousops._files import write_atomically
 from atrousops.models import deeplab
 from atrousops.models.enet import enet
+from atrousops.nn import DenseCRF
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "deeplabv3_mobilenet_v3_large": deeplab.deeplabv3_mobilenet_v3_large,
@@ -32,9 +33,20 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "enet": enet,
 }
 
-# Name of shipped weights -> sha256 of atrousops/weights/NAME.safetensors.
-SHIPPED: dict[str, str] = {
-    "deeplabv3plus_vgg16_lowrank_voc_person": "1d3082535a23d64cbe79c02a733f23958e1ee312040ac4791456b7dc5e7483ee",
+
+@dataclass(frozen=True)
+class Shipped:
+    """sha256 of atrousops/weights/NAME.safetensors; crf: arguments of DenseCRF tuned for it on training images."""
+
+    sha256: str
+    crf: dict[str, Any] = field(default_factory=dict)
+
+
+SHIPPED: dict[str, Shipped] = {
+    "deeplabv3plus_vgg16_lowrank_voc_person": Shipped(
+        "1d3082535a23d64cbe79c02a733f23958e1ee312040ac4791456b7dc5e7483ee",
+        crf={"bilateral_compat": 4.0, "bilateral_sxy": 40.0, "bilateral_srgb": 5.0},
+    ),
 }
 
 _FOLDER = Path(__file__).resolve().parents[1] / "weights"
@@ -53,6 +65,7 @@ class Info:
     classes: names, in the order of the scores.
     mean, std: of RGB in 0..1; the input is (rgb - mean) / std.
     size: the longest side of the images it was trained on, in pixels.
+    crf: keyword arguments of DenseCRF that suit its scores, where they were tuned.
     """
 
     network: str
@@ -61,6 +74,11 @@ class Info:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     size: int
+    crf: dict[str, Any] = field(default_factory=dict)
+
+    def dense_crf(self) -> DenseCRF:
+        """The dense CRF that refines this network's scores."""
+        return DenseCRF(**self.crf)
 
 
 def list() -> tuple[str, ...]:
@@ -99,10 +117,12 @@ def load(name: str | os.PathLike[str], **arguments: Any) -> nn.Module:
         known = ", ".join(SHIPPED) or "none"
         raise FileNotFoundError(f"load: no file {path}; weights that come with the package: {known}")
     if shipped is not None:
-        _check_hash(path, shipped)
+        _check_hash(path, shipped.sha256)
     state, info = _read(path)
     if info is None:
         raise WeightsError(f"load: {path} does not say which network it is of. Use load_weights on a network instead.")
+    if shipped is not None:
+        info = dataclasses.replace(info, crf=shipped.crf)
     model = build(info.network, **{**info.arguments, **arguments})
     _load_state(model, state, path)
     setattr(model, "info", info)  # noqa: B010, for a Module takes no attribute of this type by declaration
@@ -133,7 +153,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], info: Info) -> str:
             value = value.half() if value.dim() > 1 else value.float()
             value = torch.where(value.abs() < torch.finfo(value.dtype).smallest_normal, 0, value)
         state[name] = value.contiguous()
-    header = {_KEY: json.dumps(dataclasses.asdict(info)), "format": "pt"}
+    # One entry only: safetensors writes several in any order, and the same weights would have many hashes.
+    header = {_KEY: json.dumps(dataclasses.asdict(info))}
     write_atomically(path, lambda temporary: save_file(state, temporary, metadata=header))
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 

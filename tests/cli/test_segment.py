@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import atrousops as ao
 from atrousops import cli
 from atrousops.engine import predict
 from atrousops.engine.predict import Predictor
@@ -28,7 +29,8 @@ class Brightness(nn.Module):
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch):
-    def stand_in(network, **options):
+    def stand_in(network, *, crf, **options):
+        options["crf"] = ao.DenseCRF() if crf else None
         return Predictor(Brightness(), ["background", "bright"], (0.5, 0.5, 0.5), (1, 1, 1), **options)
 
     monkeypatch.setattr(predict, "load_predictor", stand_in)

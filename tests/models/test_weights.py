@@ -16,6 +16,7 @@ INFO = models.Info(
     mean=(0.5, 0.5, 0.5),
     std=(0.2, 0.2, 0.2),
     size=400,
+    crf={"bilateral_compat": 4.0},
 )
 
 
@@ -32,6 +33,7 @@ def test_round_trip(saved):
     loaded = models.load(path)
     assert loaded.info == INFO
     assert not loaded.training
+    assert loaded.info.dense_crf().bilateral_compat == 4.0
     for name, value in network.state_dict().items():
         # Matrices are stored in fp16: 11 bits, and nothing below its smallest normal number.
         torch.testing.assert_close(loaded.state_dict()[name], value, rtol=2**-11, atol=2**-14)
@@ -92,7 +94,7 @@ def test_damaged_header(saved, tmp_path):
 def test_wrong_hash(saved, monkeypatch):
     path = saved[1]
     monkeypatch.setattr(registry, "_FOLDER", path.parent)
-    monkeypatch.setitem(registry.SHIPPED, "enet", "0" * 64)
+    monkeypatch.setitem(registry.SHIPPED, "enet", registry.Shipped("0" * 64))
     with pytest.raises(models.WeightsError, match="sha256"):
         models.load("enet")
 
