@@ -2,7 +2,7 @@
 #include <optional>
 
 #include "core/problem.h"
-#include "cpu/tensor.h"
+#include "stable/tensor.h"
 
 namespace atrousops::cpu {
 

@@ -6,7 +6,7 @@
 #include "core/problem.h"
 #include "cpu/conv.h"
 #include "cpu/parallel.h"
-#include "cpu/tensor.h"
+#include "stable/tensor.h"
 
 namespace atrousops::cpu {
 

@@ -6,7 +6,7 @@
 #include <atomic>
 
 #include "cpu/parallel.h"
-#include "cpu/tensor.h"
+#include "stable/tensor.h"
 
 namespace atrousops::cpu {
 

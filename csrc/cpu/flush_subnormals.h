@@ -1,7 +1,7 @@
 #pragma once
 #include <cstdint>
 
-#include "cpu/dispatch.h"
+#include "stable/dispatch.h"
 #include "cpu/isa.h"
 
 namespace atrousops::cpu {

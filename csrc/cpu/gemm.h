@@ -1,6 +1,6 @@
 // Matrix products through ATen, so that they run on whatever library and instructions it has for the dtype.
 #pragma once
-#include "cpu/dispatch.h"
+#include "stable/dispatch.h"
 
 namespace atrousops::cpu {
 

@@ -7,7 +7,7 @@
 #include <tuple>
 
 #include "cpu/parallel.h"
-#include "cpu/pool_tensor.h"
+#include "stable/pool_tensor.h"
 
 namespace atrousops::cpu {
 
@@ -58,7 +58,6 @@ Tensor max_pool_values(const Tensor& input, std::vector<int64_t> kernel_size, st
 
 STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
   m.impl("max_pool", TORCH_BOX(&atrousops::cpu::max_pool));
-  m.impl("max_pool_backward", TORCH_BOX(&atrousops::cpu::max_pool_backward));
   m.impl("max_pool_codes", TORCH_BOX(&atrousops::cpu::max_pool_codes));
   m.impl("max_pool_values", TORCH_BOX(&atrousops::cpu::max_pool_values));
 }

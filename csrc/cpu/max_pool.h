@@ -2,7 +2,7 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
-#include "cpu/pool.h"
+#include "stable/pool.h"
 
 namespace atrousops::cpu {
 

@@ -8,7 +8,7 @@
 #include <memory>
 
 #include "cpu/parallel.h"
-#include "cpu/pool_tensor.h"
+#include "stable/pool_tensor.h"
 
 namespace atrousops::cpu {
 
@@ -158,6 +158,7 @@ Tensor max_pool_backward(const Tensor& grad, const Tensor& indices, std::vector<
 }  // namespace atrousops::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
+  m.impl("max_pool_backward", TORCH_BOX(&atrousops::cpu::max_pool_backward));
   m.impl("max_unpool", TORCH_BOX(&atrousops::cpu::max_unpool));
   m.impl("max_unpool_backward", TORCH_BOX(&atrousops::cpu::max_unpool_backward));
 }

@@ -9,7 +9,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/permutohedral_launch.h"
-#include "cpu/tensor.h"
+#include "stable/tensor.h"
 
 namespace atrousops::cpu {
 

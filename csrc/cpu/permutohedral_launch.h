@@ -7,7 +7,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/permutohedral.h"
-#include "cpu/tensor.h"
+#include "stable/tensor.h"
 
 namespace atrousops::cpu {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/pool.h"
+#include "stable/pool.h"
 
 namespace atrousops::cpu::ATROUSOPS_ISA {
 

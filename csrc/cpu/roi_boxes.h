@@ -4,7 +4,7 @@
 #include <array>
 #include <vector>
 
-#include "cpu/tensor.h"
+#include "stable/tensor.h"
 
 namespace atrousops::cpu {
 

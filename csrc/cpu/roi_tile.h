@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cpu/dispatch.h"
+#include "stable/dispatch.h"
 #include "cpu/isa.h"
 
 namespace atrousops::cpu {

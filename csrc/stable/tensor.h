@@ -8,7 +8,7 @@
 #include <array>
 #include <vector>
 
-namespace atrousops::cpu {
+namespace atrousops {
 
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
@@ -64,4 +64,4 @@ inline Tensor dense(const Tensor& t, bool channels_last) {
   return out;
 }
 
-}  // namespace atrousops::cpu
+}  // namespace atrousops

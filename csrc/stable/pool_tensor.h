@@ -5,10 +5,10 @@
 #include <array>
 #include <vector>
 
-#include "cpu/pool.h"
-#include "cpu/tensor.h"
+#include "stable/pool.h"
+#include "stable/tensor.h"
 
-namespace atrousops::cpu {
+namespace atrousops {
 
 // Taps that make a worker worth waking.
 constexpr int64_t kPoolGrain = 1 << 15;
@@ -66,11 +66,6 @@ inline PoolGeometry pooled_geometry(const char* op, const Tensor& input, const P
   return g;
 }
 
-// The gradient of max_pool places like max_unpool, and lives beside it.
-Tensor max_pool_backward(const Tensor& grad, const Tensor& indices, std::vector<int64_t> input_size,
-                         std::vector<int64_t> kernel_size, std::vector<int64_t> stride, std::vector<int64_t> padding,
-                         std::vector<int64_t> dilation);
-
 // The size of `map` with other spatial sizes.
 inline std::vector<int64_t> size_with(const Tensor& map, const PoolArguments& args, const int64_t (&spatial)[3]) {
   std::vector<int64_t> size = sizes_of(map);
@@ -78,4 +73,4 @@ inline std::vector<int64_t> size_with(const Tensor& map, const PoolArguments& ar
   return size;
 }
 
-}  // namespace atrousops::cpu
+}  // namespace atrousops

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "cpu/dispatch.h"
+#include "stable/dispatch.h"
 
-namespace atrousops::cpu {
+namespace atrousops {
 
 // Three spatial axes, unused ones of size 1 in front. Along an axis tap k of window o lies at o * stride - padding +
 // k * dilation of the large map.
@@ -27,4 +27,4 @@ struct PoolGeometry {
 // What says where in its window a maximum lies: the flat position in the large map, or the number of the tap.
 enum class Marks { none, indices, codes };
 
-}  // namespace atrousops::cpu
+}  // namespace atrousops

@@ -6,7 +6,7 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 
-namespace atrousops::cpu {
+namespace atrousops {
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
@@ -26,4 +26,4 @@ decltype(auto) dispatch_floating(ScalarType dtype, const char* op, F&& f) {
   }
 }
 
-}  // namespace atrousops::cpu
+}  // namespace atrousops
