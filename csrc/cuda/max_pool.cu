@@ -29,10 +29,10 @@ struct MarkOf<void> {
 // values wins, and a NaN replaces all but a later NaN, as in PyTorch.
 template <class T, class M, int kN>
 __global__ void __launch_bounds__(kThreads)
-    max_pool_kernel(const PoolWindows g, const T* input, T* values, M* marks, int64_t n) {
+    max_pool_kernel(const PoolWindows g, const PoolIndex index, const T* input, T* values, M* marks, int64_t n) {
   using A = accumulate_t<T>;
   for (int64_t i = first_index(); i < n; i += index_step()) {
-    const PoolPlace o = pool_place<kN>(i, g.small, g.step);
+    const PoolPlace o = pool_place<kN>(i, index);
     const Range d = taps_inside(g, 0, o.at[0]), h = taps_inside(g, 1, o.at[1]), w = taps_inside(g, 2, o.at[2]);
     const int d0 = o.at[0] * g.stride[0] - g.padding[0], h0 = o.at[1] * g.stride[1] - g.padding[1],
               w0 = o.at[2] * g.stride[2] - g.padding[2];
@@ -85,11 +85,14 @@ static void run(const PoolWindows& g, const Tensor& in, Tensor& values, Tensor* 
   M* marked = marks ? static_cast<M*>(marks->data_ptr()) : nullptr;
   const int64_t n = values.numel();
   const Stream stream = current_stream(in);
-  constexpr int kN = kPack<T>;
-  if (g.step % kN == 0 && packs_at<kN>(from))
-    launch<max_pool_kernel<T, M, kN>>({blocks_for(n / kN, kThreads), kThreads}, stream, g, from, to, marked, n / kN);
+  const auto go = [&]<int kN>() {
+    launch<max_pool_kernel<T, M, kN>>({blocks_for(n / kN, kThreads), kThreads}, stream, g,
+                                      PoolIndex(g.small, g.step, kN), from, to, marked, n / kN);
+  };
+  if (g.step % kPack<T> == 0 && packs_at<kPack<T>>(from))
+    go.template operator()<kPack<T>>();
   else
-    launch<max_pool_kernel<T, M, 1>>({blocks_for(n, kThreads), kThreads}, stream, g, from, to, marked, n);
+    go.template operator()<1>();
 }
 
 // (values, marks); marks are not made for Marks::none.

@@ -25,12 +25,12 @@ __device__ __forceinline__ void meet(Meeting meeting, accumulate_t<T>& sum, T va
 // Adds to *matched the number of indices found in their own window.
 template <class T, class M, int kN>
 __global__ void __launch_bounds__(kThreads)
-    place_windows_kernel(const PoolWindows g, const T* small, const M* marks, T* large, Meeting meeting, int64_t n,
-                         unsigned long long* matched) {
+    place_windows_kernel(const PoolWindows g, const PoolIndex index, const T* small, const M* marks, T* large,
+                         Meeting meeting, int64_t n, unsigned long long* matched) {
   constexpr bool kIndices = sizeof(M) == 8;
   unsigned found = 0;
   for (int64_t i = first_index(); i < n; i += index_step()) {
-    const PoolPlace x = pool_place<kN>(i, g.large, g.step);
+    const PoolPlace x = pool_place<kN>(i, index);
     const Range rd = windows_around(g, 0, x.at[0]), rh = windows_around(g, 1, x.at[1]),
                 rw = windows_around(g, 2, x.at[2]);
     const int64_t here = flat(g.large, x.at[0], x.at[1], x.at[2]);
@@ -73,13 +73,14 @@ __global__ void clear_kernel(unsigned long long* count) { *count = 0; }
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     place_anywhere_kernel(const PoolWindows g, const T* small, const int64_t* marks, T* large, Meeting meeting,
-                          const unsigned long long* matched, unsigned long long expected) {
+                          const Divisor tiles, const Divisor step, const unsigned long long* matched,
+                          unsigned long long expected) {
   if (*matched == expected) return;
   ATROUSOPS_SHARED(int64_t, tile, kThreads);
-  const int64_t tiles = (g.large_plane + kThreads - 1) / kThreads;
-  for (int64_t b = blockIdx.x; b < g.outers * g.step * tiles; b += gridDim.x) {
-    const int64_t plane = b / tiles, outer = plane / g.step, c = plane % g.step;
-    const int64_t here = b % tiles * kThreads + threadIdx.x, base = outer * g.small_plane * g.step + c;
+  for (int64_t b = blockIdx.x; b < g.outers * g.step * tiles.value(); b += gridDim.x) {
+    int64_t outer = b;
+    const int64_t here = tiles.split(outer) * kThreads + threadIdx.x, c = step.split(outer);
+    const int64_t base = outer * g.small_plane * g.step + c;
     accumulate_t<T> sum = 0;
     for (int64_t begin = 0; begin < g.small_plane; begin += kThreads) {
       const int64_t mine = begin + threadIdx.x;
@@ -96,9 +97,9 @@ __global__ void __launch_bounds__(kThreads)
 // Small map from large: each window takes the element its mark names, 0 if that is outside.
 template <class T, class M>
 __global__ void __launch_bounds__(kThreads)
-    pick_kernel(const PoolWindows g, const T* large, const M* marks, T* small, int64_t n) {
+    pick_kernel(const PoolWindows g, const PoolIndex index, const T* large, const M* marks, T* small, int64_t n) {
   for (int64_t i = first_index(); i < n; i += index_step()) {
-    const PoolPlace o = pool_place<1>(i, g.small, g.step);
+    const PoolPlace o = pool_place<1>(i, index);
     const M mark = marks[i];
     int64_t p = -1;
     if constexpr (sizeof(M) == 8) {
@@ -145,19 +146,22 @@ static void place(const PoolWindows& g, const Tensor& in, const Tensor& marks, T
     matched = static_cast<unsigned long long*>(count->data_ptr());
     launch<clear_kernel>({1, 1}, stream, matched);
   }
-  constexpr int kN = kPack<T>;
-  if (g.step % kN == 0 && packs_at<kN>(small) && packs_at<kN>(marked))
-    launch<place_windows_kernel<T, M, kN>>({blocks_for(n / kN, kThreads), kThreads}, stream, g, small, marked, large,
-                                           meeting, n / kN, matched);
+  const auto go = [&]<int kN>() {
+    launch<place_windows_kernel<T, M, kN>>({blocks_for(n / kN, kThreads), kThreads}, stream, g,
+                                           PoolIndex(g.large, g.step, kN), small, marked, large, meeting, n / kN,
+                                           matched);
+  };
+  if (g.step % kPack<T> == 0 && packs_at<kPack<T>>(small) && packs_at<kPack<T>>(marked))
+    go.template operator()<kPack<T>>();
   else
-    launch<place_windows_kernel<T, M, 1>>({blocks_for(n, kThreads), kThreads}, stream, g, small, marked, large, meeting,
-                                          n, matched);
+    go.template operator()<1>();
   if constexpr (kIndices) {
     // Few blocks: they almost always end at once.
-    const int64_t tiles = g.outers * g.step * ((g.large_plane + kThreads - 1) / kThreads);
-    const int64_t blocks = std::min<int64_t>(tiles, 8 * properties(in).multiprocessors);
+    const Divisor tiles((g.large_plane + kThreads - 1) / kThreads);
+    const int64_t blocks = std::min<int64_t>(g.outers * g.step * tiles.value(), 8 * properties(in).multiprocessors);
     launch<place_anywhere_kernel<T>>({static_cast<unsigned>(blocks), kThreads}, stream, g, small, marked, large,
-                                     meeting, matched, static_cast<unsigned long long>(in.numel()));
+                                     meeting, tiles, Divisor(g.step), matched,
+                                     static_cast<unsigned long long>(in.numel()));
   }
 }
 
@@ -201,13 +205,14 @@ static Tensor pick_elements(const char* op, const Tensor& large, const Tensor& m
   const PoolWindows windows = pool_windows(op, g, nhwc);
   const Stream stream = current_stream(in);
   const int64_t n = out.numel();
+  const PoolIndex index(windows.small, windows.step, 1);
   const Launch over_windows{blocks_for(n, kThreads), kThreads};
   dispatch_floating(in.scalar_type(), op, [&]<class T>() {
     if (kind_of(op, marks) == Marks::indices)
-      launch<pick_kernel<T, int64_t>>(over_windows, stream, windows, data<T>(in), data<int64_t>(m),
+      launch<pick_kernel<T, int64_t>>(over_windows, stream, windows, index, data<T>(in), data<int64_t>(m),
                                       mutable_data<T>(out), n);
     else
-      launch<pick_kernel<T, uint8_t>>(over_windows, stream, windows, data<T>(in), data<uint8_t>(m),
+      launch<pick_kernel<T, uint8_t>>(over_windows, stream, windows, index, data<T>(in), data<uint8_t>(m),
                                       mutable_data<T>(out), n);
   });
   return out;

@@ -1,6 +1,7 @@
 // Which taps of a window lie inside the map, and which windows hold a position.
 #pragma once
 
+#include "cuda/divisor.h"
 #include "cuda/platform.h"
 #include "stable/pool.h"
 
@@ -33,30 +34,23 @@ inline PoolWindows pool_windows(const char* op, const PoolGeometry& g, bool chan
   return w;
 }
 
-// Division of 64-bit numbers costs several times that of 32-bit ones, and most are small.
-__device__ __forceinline__ int64_t divide(int64_t a, int64_t b) {
-  if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
-  return a / b;
-}
-
-// An element's place: `outer`, position along the three axes, first channel of its pack.
+// How a number becomes a place in a map, kN channels counted as one.
+struct PoolIndex {
+  Divisor packs, size[3];
+  PoolIndex(const int (&map)[3], int64_t step, int kN)
+      : packs(step / kN), size{Divisor(map[0]), Divisor(map[1]), Divisor(map[2])} {}
+};
 struct PoolPlace {
   int at[3];
   int64_t outer, channel;
 };
-// Element i of a map of `size`, packs of kN channels counted as one.
 template <int kN>
-__device__ __forceinline__ PoolPlace pool_place(int64_t i, const int (&size)[3], int64_t step) {
+__device__ __forceinline__ PoolPlace pool_place(int64_t i, const PoolIndex& index) {
   PoolPlace p;
-  const int64_t packs = step / kN;
-  int64_t rest = packs == 1 ? i : divide(i, packs);
-  p.channel = (i - rest * packs) * kN;
-  for (int axis = 2; axis >= 0; --axis) {
-    const int64_t up = size[axis] == 1 ? rest : divide(rest, size[axis]);
-    p.at[axis] = static_cast<int>(rest - up * size[axis]);
-    rest = up;
-  }
-  p.outer = rest;
+  p.channel = index.packs.split(i) * kN;
+#pragma unroll
+  for (int axis = 2; axis >= 0; --axis) p.at[axis] = static_cast<int>(index.size[axis].split(i));
+  p.outer = i;
   return p;
 }
 
