@@ -137,7 +137,7 @@ void ConvPlan::upload(const Tensor& like) {
     ConvChunk chunk{};
     chunk.count = std::min(kChunk, table.words - first);
     std::copy_n(words.begin() + first, chunk.count, chunk.word);
-    launch<conv_table_write>(Launch{1, 256, 0}, stream, chunk, dst + first);
+    launch<conv_table_write>(Launch{1, 256}, stream, chunk, dst + first);
   }
 }
 
