@@ -11,12 +11,12 @@ namespace atrousops::cuda {
 // dst and residual hold one row of channels a position, `dst_pitch` and `residual_pitch` elements apart, so that dst may
 // be a slice of the channels of a larger tensor. scale, bias, residual may be null.
 struct ConvEpilogue {
-  void* dst;
-  const void *scale, *bias, *residual;
-  int64_t dst_pitch, residual_pitch;
-  bool fp32_parameters;  // scale and bias; else they are of dst's type
-  bool relu;
-  bool vector_dst, vector_residual;  // rows aligned to 16 bytes
+  void* dst = nullptr;
+  const void *scale = nullptr, *bias = nullptr, *residual = nullptr;
+  int64_t dst_pitch = 0, residual_pitch = 0;
+  bool fp32_parameters = false;  // scale and bias; else they are of dst's type
+  bool relu = false;
+  bool vector_dst = false, vector_residual = false;  // rows aligned to 16 bytes
 };
 
 template <class T>

@@ -12,6 +12,34 @@ namespace atrousops::cuda {
 // How fp32 is multiplied: words cut to tf32, or split in two of them for full precision.
 enum class MmaPrecision { tf32, split };
 
+// Elements of the reduction in one stage of a pipeline: 64 bytes.
+inline int64_t mma_depth(ScalarType dtype) { return dtype == ScalarType::Float ? 16 : 32; }
+
+// Operations per second of mma.sync that predictions go by, those of an H100; only ratios among tiles matter.
+inline double mma_rate(ScalarType dtype, MmaPrecision precision) {
+  if (dtype != ScalarType::Float) return 600e12;
+  return precision == MmaPrecision::tf32 ? 300e12 : 100e12;
+}
+
+// What a call may add: scale of the sum, in fp32 or as bias; a residual with dst's sizes and K channels; where in dst's
+// channels the K of this call begin.
+struct ConvFuse {
+  const Tensor *scale = nullptr, *residual = nullptr;
+  bool relu = false;
+  int64_t first_channel = 0;
+};
+// For tests: a tile and a number of splits instead of those predicted best.
+struct ConvMmaForced {
+  int tile = -1, splits = 1;
+};
+void conv_mma(const ConvCall& call, const ConvFuse& fuse, const ConvMmaForced& forced);
+void conv_mma_weight(const ConvWeightCall& call, const ConvMmaForced& forced);
+
+// Whether rows of a channels_last tensor, and `channels` of a group in them, begin at multiples of 16 bytes.
+bool conv_mma_aligned(const Tensor& t, int64_t channels);
+// Why tensor cores cannot run it, or null.
+const char* conv_mma_cannot(const core::Problem& problem, const Tensor& src);
+
 // One partial sum, or one sum that is finished at once.
 struct ConvMmaArgs {
   const void *src, *weight;
@@ -30,6 +58,8 @@ struct ConvMmaWeights {
   int64_t columns;  // of a line, per tap
   bool along;
 };
+
+ConvMmaWeights conv_mma_weights(const core::Problem& problem, const Tensor& weight);
 
 // What one launch does: the table says where, `tile` is an entry of conv_mma_tiles.
 struct ConvMmaLaunch {

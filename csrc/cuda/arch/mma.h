@@ -42,7 +42,7 @@ double value_of(const uint32_t* registers, int i) {
 // Tensor cores are seen to cut sums off where IEEE addition would round: the host does the same, at its worst.
 inline float cut(double v) {
   const float f = static_cast<float>(v);
-  return std::isfinite(v) && std::fabs(static_cast<double>(f)) > std::fabs(v) ? std::nextafterf(f, 0.0f) : f;
+  return std::isfinite(f) && std::fabs(static_cast<double>(f)) > std::fabs(v) ? std::nextafterf(f, 0.0f) : f;
 }
 
 struct Mma {
