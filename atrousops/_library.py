@@ -27,7 +27,8 @@ def _load_operators(name: str, filename: str) -> Part:
     if os.environ.get("ATROUSOPS_LIBRARY", "auto") == "none":
         return Part(name, str(path), "switched off by ATROUSOPS_LIBRARY=none")
     if not path.exists():
-        return Part(name, str(path), "not built: reinstall with a C++ compiler present (pip install .)")
+        compiler = "nvcc" if name == "cuda" else "a C++ compiler"
+        return Part(name, str(path), f"not built: reinstall with {compiler} present (pip install .)")
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
@@ -46,7 +47,17 @@ def _load_planner() -> tuple[ModuleType | None, Part]:
     return module, Part("_C", module.__file__ or path, None)
 
 
+def _load_cuda() -> Part:
+    name, filename = "cuda", "libatrousops_cuda.so"
+    if cpu.problem is not None:
+        return Part(name, str(_FOLDER / "lib" / filename), "its schemas are in the CPU library, which is missing")
+    if torch.version.cuda is None:
+        return Part(name, str(_FOLDER / "lib" / filename), "this torch was built without CUDA")
+    return _load_operators(name, filename)
+
+
 cpu = _load_operators("cpu", "libatrousops_cpu.so")
+cuda = _load_cuda()
 planner, _planner_part = _load_planner()
-parts = (cpu, _planner_part)
+parts = (cpu, cuda, _planner_part)
 has_operators = cpu.problem is None

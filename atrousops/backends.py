@@ -6,6 +6,7 @@ Backends: `cuda`, `triton`, `cpu` are ours; `aten` is PyTorch (or torchvision) i
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from atrousops._checks import bad_value
 log = logging.getLogger("atrousops")
 
 NAMES = ("cuda", "triton", "cpu", "aten", "reference")
+# Those with kernels in a compiled library; the dispatcher finds the one for the device.
+COMPILED = ("cpu", "cuda")
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # Operators that PyTorch or torchvision can run too.
@@ -45,17 +48,27 @@ def can_run(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Ver
         if op in HAS_ATEN:
             return Verdict(True, "PyTorch's own operator")
         return Verdict(False, "PyTorch has no such operator")
-    if name == "cpu":
-        if _library.cpu.problem is not None:
-            return Verdict(False, f"the CPU library is missing: {_library.cpu.problem}")
-        if device.type != "cpu":
+    if name in ("cpu", "cuda"):
+        part = _library.cpu if name == "cpu" else _library.cuda
+        if part.problem is not None:
+            return Verdict(False, f"the {name.upper()} library is missing: {part.problem}")
+        if device.type != name:
             return Verdict(False, f"the tensors are on {device}")
         if dtype not in FLOATING:
             return Verdict(False, f"{dtype} is not one of float64, float32, bfloat16, float16")
-        return Verdict(True, "our CPU kernel")
-    if name in ("cuda", "triton"):
-        return Verdict(False, f"this build has no {name} kernels yet")
+        if name == "cuda" and not _has_cuda_kernel(op):
+            return Verdict(False, f"there is no CUDA kernel for {op} yet")
+        return Verdict(True, f"our {name.upper()} kernel")
+    if name == "triton":
+        return Verdict(False, "this build has no triton kernels yet")
     bad_value("backend", "name", f"be one of {', '.join(NAMES)}", repr(name))
+
+
+@functools.cache
+def _has_cuda_kernel(op: str) -> bool:
+    # permutohedral has no operator of its own name.
+    schema = {"permutohedral": "permutohedral_apply"}.get(op, op)
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"atrousops::{schema}", "CUDA")
 
 
 def choose(op: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -78,6 +91,8 @@ def choose(op: str, device: torch.device, dtype: torch.dtype) -> str:
     # Spelled out for the common case: this runs on every call.
     if device.type == "cpu" and _library.has_operators and dtype in FLOATING:
         return "cpu"
+    if device.type == "cuda" and can_run("cuda", op, device, dtype).ok:
+        return "cuda"
     return "aten" if op in HAS_ATEN else "reference"
 
 

@@ -1,7 +1,14 @@
 // Every operator's schema, one line each. Implementations register themselves at the bottom of their own file.
+// ATROUSOPS_LIBRARY: the namespace; tests have one more for the CUDA kernels run on the CPU.
 #include <torch/csrc/stable/library.h>
 
-STABLE_TORCH_LIBRARY(atrousops, m) {
+#if !defined(ATROUSOPS_LIBRARY)
+#define ATROUSOPS_LIBRARY atrousops
+#endif
+// One macro more, so that the name is replaced before it is pasted.
+#define ATROUSOPS_SCHEMAS(name, m) STABLE_TORCH_LIBRARY(name, m)
+
+ATROUSOPS_SCHEMAS(ATROUSOPS_LIBRARY, m) {
   // clang-format off
   m.def("conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");
   m.def("conv_grad_input(Tensor grad, Tensor weight, SymInt[] input_size, int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");

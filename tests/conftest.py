@@ -1,10 +1,15 @@
-"""NaN-poisoned outputs for every test, and the shared data, if it is there."""
+"""NaN-poisoned outputs for every test, the backends that operators are tested on, and the shared data if it is there."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import host_cuda
 import pytest
 import torch
+
+import atrousops as ao
+from atrousops import _library
 
 torch.set_num_threads(2)
 
@@ -21,6 +26,28 @@ def poison():
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", "host_cuda", pytest.param("cuda", marks=pytest.mark.gpu)])
+def backend(request) -> Iterator[str]:
+    """Whose kernels the test runs; forced, so a test that wants another says so.
+
+    "host_cuda" is the CUDA kernels on CPU tensors; keep shapes small. "cuda" makes tensors on the GPU by default.
+    """
+    name = request.param
+    if name == "host_cuda":
+        if host_cuda.problem():
+            pytest.skip(host_cuda.problem())
+        with host_cuda.host_cuda(), host_cuda.order(host_cuda.default_seed()):
+            yield name
+        return
+    part = _library.cuda if name == "cuda" else _library.cpu
+    if part.problem:
+        pytest.skip(f"no {name} library: {part.problem}")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    with torch.device(name), ao.backend(name):
+        yield name
 
 
 def data_folder() -> Path | None:

@@ -9,7 +9,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_matches_reference(dtype, channels_last):
+def test_matches_reference(dtype, channels_last, backend):
     tiny = torch.finfo(dtype).smallest_normal
     # One subnormal, the smallest normal, signed zero, NaN and infinities among ordinary values.
     x = torch.randn(2, 3, 5, 7, dtype=dtype)
@@ -21,6 +21,16 @@ def test_matches_reference(dtype, channels_last):
     torch.testing.assert_close(y, reference.flush_subnormals(x), rtol=0, atol=0, equal_nan=True)
     assert y.is_contiguous(memory_format=torch.channels_last) == channels_last
     torch.testing.assert_close(x, before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_offset_pointers(backend):
+    """Packs of 16 bytes begin anywhere but at their boundary; the last one is not full."""
+    for dtype in DTYPES:
+        x = torch.randn(1000).to(dtype)
+        x[::3] = torch.finfo(dtype).smallest_normal / 2
+        for begin in range(5):
+            y = A.flush_subnormals(x[begin:])
+            torch.testing.assert_close(y, reference.flush_subnormals(x[begin:]), rtol=0, atol=0)
 
 
 @pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
@@ -41,7 +51,7 @@ def test_has_subnormals(dtype):
     torch.library.opcheck(has.default, (x, 1))
 
 
-def test_opcheck():
+def test_opcheck(backend):
     torch.library.opcheck(torch.ops.atrousops.flush_subnormals.default, (torch.randn(3, 4, requires_grad=True),))
 
 

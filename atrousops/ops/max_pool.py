@@ -108,7 +108,7 @@ def _max_pool(
     elif return_indices is not True and return_indices is not False:
         bad_value(op, "return_indices", 'be True, False or "codes"', repr(return_indices))
     backend = backends.choose("max_pool", input.device, input.dtype)
-    if backend == "cpu":
+    if backend in backends.COMPILED:
         ops = torch.ops.atrousops
         if codes:
             return ops.max_pool_codes(input, kernel, steps, pads, rates, ceil_mode)

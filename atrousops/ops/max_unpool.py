@@ -91,7 +91,7 @@ def _max_unpool(
     _check(op, axes, input, indices, kernel, steps, pads)
     size = _output_size(op, input.shape[-axes:], kernel, steps, pads, output_size)
     backend = backends.choose("max_unpool", input.device, input.dtype)
-    if backend == "cpu":
+    if backend in backends.COMPILED:
         try:
             return torch.ops.atrousops.max_unpool(input, indices, size, kernel, steps, pads)
         except RuntimeError as error:

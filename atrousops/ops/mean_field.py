@@ -62,7 +62,7 @@ def _fused(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequenc
     """One operator for all iterations where no gradient is wanted; else one per filter, and autograd's own record."""
     if torch.is_grad_enabled() and any(t.requires_grad for t in (scores, *compatibilities)):
         return False
-    if backends.choose("mean_field", scores.device, scores.dtype) != "cpu":
+    if backends.choose("mean_field", scores.device, scores.dtype) not in backends.COMPILED:
         return False
     # Lattices of the reference are cut otherwise.
     chunks = {(lattice.row_bounds.shape[0] - 1) // max(lattice.counts.shape[0], 1) for lattice in lattices}

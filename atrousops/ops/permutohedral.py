@@ -38,7 +38,7 @@ def permutohedral_lattice(features: Tensor) -> Lattice:
     features = features.detach().flatten(2)
     if features.dtype != torch.float64:
         features = features.float()
-    if backends.choose("permutohedral", features.device, features.dtype) != "cpu":
+    if backends.choose("permutohedral", features.device, features.dtype) not in backends.COMPILED:
         _check_finite(features)
         parts = reference.permutohedral_lattice(features)
     elif torch.compiler.is_compiling():
@@ -111,7 +111,7 @@ def apply_lattice(values: Tensor, splat: Tensor, slices: Tensor, lattice: Lattic
     if lattice.offsets.shape[0] != n:
         # One lattice for all images: they are channels of one.
         return apply_lattice(values.reshape(1, n * c, p), splat, slices, lattice).view(n, c, p)
-    own = backends.choose("permutohedral", values.device, values.dtype) == "cpu"
+    own = backends.choose("permutohedral", values.device, values.dtype) in backends.COMPILED
     run = torch.ops.atrousops.permutohedral_apply if own else reference.permutohedral_apply
     return run(values, splat, slices, lattice.offsets, *lattice[2:7], False)
 

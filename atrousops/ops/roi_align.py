@@ -50,7 +50,7 @@ def roi_align(
         bad_type("roi_align", "sampling_ratio", "be an integer", type(sampling_ratio).__name__)
     rois, height, width, scale = prepare("roi_align", input, boxes, output_size, spatial_scale)
     backend = backends.choose("roi_align", input.device, input.dtype)
-    if backend == "cpu":
+    if backend in backends.COMPILED:
         return call(torch.ops.atrousops.roi_align, input, rois, scale, height, width, sampling_ratio, aligned)
     check_boxes("roi_align", rois, input.shape[0])
     if backend == "aten":

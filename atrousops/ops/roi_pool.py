@@ -39,7 +39,7 @@ def roi_pool(
     """
     rois, height, width, scale = prepare("roi_pool", input, boxes, output_size, spatial_scale)
     backend = backends.choose("roi_pool", input.device, input.dtype)
-    if backend == "cpu":
+    if backend in backends.COMPILED:
         return call(torch.ops.atrousops.roi_pool, input, rois, scale, height, width)[0]
     check_boxes("roi_pool", rois, input.shape[0])
     if backend == "aten":

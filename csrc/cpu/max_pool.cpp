@@ -11,6 +11,11 @@
 
 namespace atrousops::cpu {
 
+// The gradient of max_pool places like max_unpool, and lives beside it.
+Tensor max_pool_backward(const Tensor& grad, const Tensor& indices, std::vector<int64_t> input_size,
+                         std::vector<int64_t> kernel_size, std::vector<int64_t> stride, std::vector<int64_t> padding,
+                         std::vector<int64_t> dilation);
+
 // (values, marks); marks are not made for Marks::none.
 static std::pair<Tensor, std::optional<Tensor>> pool(const char* op, const Tensor& input, const PoolArguments& args,
                                                      bool ceil_mode, Marks kind) {
@@ -58,6 +63,7 @@ Tensor max_pool_values(const Tensor& input, std::vector<int64_t> kernel_size, st
 
 STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
   m.impl("max_pool", TORCH_BOX(&atrousops::cpu::max_pool));
+  m.impl("max_pool_backward", TORCH_BOX(&atrousops::cpu::max_pool_backward));
   m.impl("max_pool_codes", TORCH_BOX(&atrousops::cpu::max_pool_codes));
   m.impl("max_pool_values", TORCH_BOX(&atrousops::cpu::max_pool_values));
 }

@@ -158,7 +158,6 @@ Tensor max_pool_backward(const Tensor& grad, const Tensor& indices, std::vector<
 }  // namespace atrousops::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
-  m.impl("max_pool_backward", TORCH_BOX(&atrousops::cpu::max_pool_backward));
   m.impl("max_unpool", TORCH_BOX(&atrousops::cpu::max_unpool));
   m.impl("max_unpool_backward", TORCH_BOX(&atrousops::cpu::max_unpool_backward));
 }

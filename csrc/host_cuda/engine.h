@@ -1,0 +1,116 @@
+// Runs CUDA kernels on the CPU, for tests: a fiber for each thread, a block after the other, one launch at a time. A
+// fiber runs until it waits for others, so that whoever needs a barrier that is not there finds memory unwritten.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <source_location>
+#include <string>
+#include <typeindex>
+#include <utility>
+#include <vector>
+
+#include "host_cuda/fiber.h"
+#include "host_cuda/types.h"
+
+namespace atrousops::host_cuda {
+
+using Location = std::source_location;
+
+struct Warp;
+
+// One CUDA thread.
+struct Thread {
+  uint3 index{};
+  int linear = 0, lane = 0, stack = -1;
+  Warp* warp = nullptr;
+  Context context;
+  enum class State { ready, waiting, polling, done } state = State::ready;
+  // What it waits for, and where, for the report of a deadlock.
+  const char* waits_for = "";
+  Location where;
+  const std::function<bool()>* condition = nullptr;
+  std::vector<std::pair<std::type_index, std::shared_ptr<void>>> attached;
+};
+
+// Lanes of a warp that come together for one instruction.
+struct Gathering {
+  const char* what;
+  unsigned mask, arrived = 0;
+  void* lanes[32] = {};
+  void (*run)(const void* f, void* const (&lanes)[32]) = nullptr;
+  const void* f = nullptr;
+};
+struct Warp {
+  Thread* lanes[32] = {};
+  unsigned alive = 0;
+  std::vector<Gathering> gatherings;
+};
+
+struct Barrier {
+  int arrived = 0;
+  int64_t sum = 0, result = 0;
+  std::vector<Thread*> waiting;
+};
+
+// What a launch runs in.
+struct Grid {
+  dim3 blocks, threads;
+  int64_t shared_bytes;
+  const char* kernel;
+};
+
+// The thread that runs now, and its surroundings; read by threadIdx and the like.
+extern Thread* self;
+extern dim3 grid_size, block_size;
+extern uint3 block_index;
+
+// Runs `body` once for every thread of the grid. Throws std::runtime_error with the kernel's name, the block and the
+// thread for what a thread threw, a deadlock, or a write outside shared memory.
+void run_grid(const Grid& grid, const std::function<void()>& body);
+
+// The order in which threads and blocks run: ascending for seed 0, random for others.
+void set_order_seed(uint64_t seed);
+
+// Waits until `expected` threads of the block have come to barrier `id` (0: all that have not ended), and returns the
+// sum of what they brought.
+int64_t barrier_sync(int id, int expected, const char* what, Location where, int64_t value = 0);
+// Counts as one of `expected`, but does not wait.
+void barrier_arrive(int id, int expected, const char* what, Location where);
+
+// Waits until the condition holds; others make it true. For memory barriers that are polled.
+void wait_until(const std::function<bool()>& condition, const char* what, Location where);
+
+// Throws std::runtime_error.
+[[noreturn]] void fail(const std::string& message);
+
+void gather(const char* what, unsigned mask, void* mine, void (*run)(const void*, void* const (&)[32]), const void* f,
+            Location where);
+
+// One instruction of a warp. When all lanes in `mask` that have not ended are here, f(lanes) is called once, with a
+// pointer to each lane's `mine` (null for a lane that is not here), and then all go on.
+template <class Mine, class F>
+void warp_together(const char* what, unsigned mask, Mine& mine, const F& f, Location where = Location::current()) {
+  const auto run = [](const void* f, void* const(&lanes)[32]) {
+    Mine* typed[32];
+    for (int i = 0; i < 32; ++i) typed[i] = static_cast<Mine*>(lanes[i]);
+    (*static_cast<const F*>(f))(typed);
+  };
+  gather(what, mask, &mine, run, &f, where);
+}
+
+// For instructions that PTX calls .aligned: all 32 lanes, or an error.
+void require_full_warp(const char* what);
+
+// An object of the running thread, made at its first use in a block and gone with the block.
+template <class T>
+T& attached() {
+  for (auto& [type, object] : self->attached)
+    if (type == typeid(T)) return *static_cast<T*>(object.get());
+  self->attached.emplace_back(typeid(T), std::make_shared<T>());
+  return *static_cast<T*>(self->attached.back().second.get());
+}
+
+}  // namespace atrousops::host_cuda
