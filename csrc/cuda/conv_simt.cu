@@ -13,7 +13,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kDepth = 16;   // of one step
 constexpr int kMicro = 4;    // rows and columns of a thread
-constexpr int kPartial = 8;  // steps between sums of sums: shorter sums round less
 constexpr int kPad = 4;      // keeps rows of shared memory aligned, and off each other's banks
 
 // Runs along (tap, channel) of a tile.
@@ -135,6 +134,8 @@ __global__ void __launch_bounds__(kThreads)
     load<T, kLoadB, true>(next_b, weights, column_inside, cursor_b);
     A total[kMicro][kMicro] = {}, sum[kMicro][kMicro] = {};
     const int64_t steps = (tile.taps() * t.src_channels + kDepth - 1) / kDepth;
+    // Sums of sums round less: of 32 products each, or 128 where there are many.
+    const int partial = steps < 64 ? 2 : 8;
     for (int64_t step = 0; step < steps; ++step) {
       A* a = shared_a + step % 2 * kSizeA;
       A* b = shared_b + step % 2 * kSizeB;
@@ -149,7 +150,7 @@ __global__ void __launch_bounds__(kThreads)
         load<T, kLoadB, true>(next_b, weights, column_inside, cursor_b);
       }
       multiply<A, kRows, kColumns>(sum, a, b, row, column);
-      if (step % kPartial == kPartial - 1) add_to(total, sum);
+      if (step % partial == partial - 1) add_to(total, sum);
     }
     add_to(total, sum);
     __syncthreads();
