@@ -1,101 +1,46 @@
-// conv, conv_transpose and the two gradients: arguments to a problem, and the problem to the path that suits it.
+// conv, conv_transpose and the two gradients: the problem to the path that suits it.
 #include <torch/csrc/stable/library.h>
 
-#include "core/problem.h"
 #include "cpu/conv_direct.h"
 #include "cpu/conv_gemm.h"
+#include "stable/conv_arguments.h"
 
 namespace atrousops::cpu {
 
-using core::Kind;
-using core::Problem;
 using Ints = std::vector<int64_t>;
 
 // Groups this small waste a GEMM; a single group is never too small for one.
-static bool is_direct(const Problem& p) { return p.groups > 1 && (p.c / p.groups) * (p.k / p.groups) <= 16; }
+static bool is_direct(const core::Problem& p) { return p.groups > 1 && (p.c / p.groups) * (p.k / p.groups) <= 16; }
 
-// `padding` has one entry per spatial axis, or two: all the low sides, then all the high ones.
-static Problem problem_of(Kind kind, int64_t n, int64_t c, int64_t k, int64_t groups, const Ints& in,
-                          const Ints& kernel, const Ints& stride, const Ints& padding, const Ints& dilation,
-                          const Ints& out) {
-  const size_t rank = in.size();
-  STD_TORCH_CHECK(padding.size() == rank || padding.size() == 2 * rank,
-                  "conv: padding must have one or two entries per spatial axis");
-  const std::span<const int64_t> all(padding);
-  return core::make_problem(kind, n, c, k, groups, {in, kernel, stride, dilation, all.first(rank), all.last(rank)},
-                            out);
-}
-
-static Ints spatial(const Tensor& t) { return {t.sizes().begin() + 2, t.sizes().end()}; }
-
-// What the Python side has said before in better words: a direct call must not crash either.
-static void check(const char* op, const Tensor& a, const Tensor& b, int64_t groups, bool channels_agree) {
-  STD_TORCH_CHECK(a.dim() == b.dim() && a.dim() >= 3 && a.dim() <= 5, op, ": tensors must both have 3 to 5 dimensions");
-  STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), op, ": all tensors must have one dtype");
-  STD_TORCH_CHECK(groups > 0 && channels_agree, op, ": channels must agree with each other and with groups");
-  STD_TORCH_CHECK(a.size(1) > 0 && b.size(0) > 0 && b.size(1) > 0, op, ": only the batch may be empty");
-}
-
-static void check_bias(const char* op, const std::optional<Tensor>& bias, ScalarType dtype, int64_t channels) {
-  STD_TORCH_CHECK(!bias || (bias->scalar_type() == dtype && bias->dim() == 1 && bias->size(0) == channels), op,
-                  ": bias must have one entry a channel, of the input's dtype");
-}
-
-static Tensor run(const Problem& p, const Tensor& src, const Tensor& weight, const std::optional<Tensor>& bias,
-                  const Ints& out_size) {
+static Tensor run(const ConvArguments& a, const Tensor& src, const Tensor& weight, const std::optional<Tensor>& bias) {
   const bool channels_last = prefers_channels_last(src);
-  if (is_direct(p)) return conv_direct(p, src, weight, bias, out_size, channels_last);
-  return conv_gemm(p, src, weight, bias, out_size, channels_last);
+  if (is_direct(a.problem)) return conv_direct(a.problem, src, weight, bias, a.out_size, channels_last);
+  return conv_gemm(a.problem, src, weight, bias, a.out_size, channels_last);
 }
 
 Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
             const Ints& padding, const Ints& dilation, int64_t groups) {
-  check("conv", input, weight, groups, input.size(1) == weight.size(1) * groups);
-  const int64_t n = input.size(0), k = weight.size(0);
-  check_bias("conv", bias, input.scalar_type(), k);
-  const Problem p = problem_of(Kind::forward, n, input.size(1), k, groups, spatial(input), spatial(weight), stride,
-                               padding, dilation, {});
-  Ints out = {n, k};
-  for (int64_t i = 5 - input.dim(); i < core::kAxes; ++i) out.push_back(p.axis[i].out);
-  return run(p, input, weight, bias, out);
+  return run(conv_arguments::of_conv(input, weight, bias, stride, padding, dilation, groups), input, weight, bias);
 }
 
 Tensor conv_grad_input(const Tensor& grad, const Tensor& weight, const Ints& input_size, const Ints& stride,
                        const Ints& padding, const Ints& dilation, int64_t groups) {
-  check("conv_grad_input", grad, weight, groups,
-        static_cast<int64_t>(input_size.size()) == grad.dim() && input_size[0] == grad.size(0) &&
-            grad.size(1) == weight.size(0) && input_size[1] == weight.size(1) * groups);
-  const Ints in(input_size.begin() + 2, input_size.end());
-  const Problem p = problem_of(Kind::input_grad, grad.size(0), input_size[1], weight.size(0), groups, in,
-                               spatial(weight), stride, padding, dilation, spatial(grad));
-  return run(p, grad, weight, std::nullopt, input_size);
+  return run(conv_arguments::of_grad_input(grad, weight, input_size, stride, padding, dilation, groups), grad, weight,
+             std::nullopt);
 }
 
 Tensor conv_grad_weight(const Tensor& grad, const Tensor& input, const Ints& kernel_size, const Ints& stride,
                         const Ints& padding, const Ints& dilation, int64_t groups) {
-  STD_TORCH_CHECK(grad.dim() == input.dim() && grad.dim() >= 3 && grad.dim() <= 5 && groups > 0 &&
-                      grad.scalar_type() == input.scalar_type() && grad.size(0) == input.size(0) && grad.size(1) > 0 &&
-                      input.size(1) > 0,
-                  "conv_grad_weight: grad and input must agree in dtype, dimensions and batch");
-  const int64_t c = input.size(1), k = grad.size(1);
-  const Problem p = problem_of(Kind::weight_grad, input.size(0), c, k, groups, spatial(input), kernel_size, stride,
-                               padding, dilation, spatial(grad));
-  Ints out = {k, c / groups};
-  out.insert(out.end(), kernel_size.begin(), kernel_size.end());
-  return is_direct(p) ? conv_direct_weight(p, grad, input, out) : conv_gemm_weight(p, grad, input, out);
+  const auto a = conv_arguments::of_grad_weight(grad, input, kernel_size, stride, padding, dilation, groups);
+  return is_direct(a.problem) ? conv_direct_weight(a.problem, grad, input, a.out_size)
+                              : conv_gemm_weight(a.problem, grad, input, a.out_size);
 }
 
 Tensor conv_transpose(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
                       const Ints& padding, const Ints& output_padding, const Ints& dilation, int64_t groups) {
-  check("conv_transpose", input, weight, groups, input.size(1) == weight.size(0));
-  const int64_t n = input.size(0), c = weight.size(1) * groups;
-  check_bias("conv_transpose", bias, input.scalar_type(), c);
-  const Ints in = spatial(input), kernel = spatial(weight);
-  const Problem p = core::make_transposed(n, input.size(1), c, groups, {in, kernel, stride, dilation, padding, padding},
-                                          output_padding);
-  Ints out = {n, c};
-  for (int64_t i = 5 - input.dim(); i < core::kAxes; ++i) out.push_back(p.axis[i].in);
-  return run(p, input, weight, bias, out);
+  const auto a =
+      conv_arguments::of_conv_transpose(input, weight, bias, stride, padding, output_padding, dilation, groups);
+  return run(a, input, weight, bias);
 }
 
 }  // namespace atrousops::cpu

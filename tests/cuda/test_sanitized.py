@@ -1,0 +1,49 @@
+"""Operator tests again, with the kernels built under AddressSanitizer and UndefinedBehaviorSanitizer."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = ROOT / "build" / "sanitized" / "libatrousops_host_cuda_sanitized.so"
+# One test file an operator; whole files would take minutes.
+TESTS = {
+    "tests/test_flush_subnormals.py": "host_cuda",
+    "tests/test_max_pool.py": "host_cuda and (values_and or views or codes) and not 300",
+    "tests/test_max_unpool.py": "host_cuda and (last_in_order or views or outside)",
+}
+pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="no sanitized library: make sanitize")
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python with the sanitizer loaded first, as it must be where the program itself was built without."""
+    runtime = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    # Python and torch leak on purpose, and torch's own libraries define symbols twice.
+    options = {
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "ATROUSOPS_HOST_CUDA": str(LIBRARY),
+    }
+    return subprocess.run(
+        [sys.executable, *arguments], env=os.environ | options, cwd=ROOT, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("path", TESTS)
+def test_operator(path):
+    done = python("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", path, "-k", TESTS[path])
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("fault", [3, 4])
+def test_a_step_outside_shared_memory_is_found(fault):
+    """tile_one_too_long and tile_read_one_too_far of test_faults.py: the red zone is hit by the very access."""
+    script = "import sys; sys.path.insert(0, 'tests/cuda'); sys.path.insert(0, 'tests'); import test_faults as t; t.run"
+    done = python("-c", f"{script}({fault})")
+    assert done.returncode != 0
+    assert "AddressSanitizer: use-after-poison" in done.stderr
+    assert "test_faults.cpp" in done.stderr
