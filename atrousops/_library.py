@@ -13,6 +13,30 @@ import torch
 _FOLDER = Path(__file__).resolve().parent
 
 
+# What the Python files call; csrc/library.cpp has their schemas.
+OPERATORS = (
+    "conv",
+    "conv_grad_input",
+    "conv_grad_weight",
+    "conv_transpose",
+    "flush_subnormals",
+    "has_subnormals",
+    "max_pool",
+    "max_pool_backward",
+    "max_pool_codes",
+    "max_pool_values",
+    "max_unpool",
+    "max_unpool_backward",
+    "mean_field",
+    "permutohedral_apply",
+    "permutohedral_lattice",
+    "roi_align",
+    "roi_align_backward",
+    "roi_pool",
+    "roi_pool_backward",
+)
+
+
 @dataclass(frozen=True)
 class Part:
     """One compiled part of the package: where it should be, and why it is not in use (None if it is)."""
@@ -33,6 +57,9 @@ def _load_operators(name: str, filename: str) -> Part:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
         return Part(name, str(path), f"did not load: {error}")
+    missing = [op for op in OPERATORS if not hasattr(torch.ops.atrousops, op)]
+    if missing:
+        return Part(name, str(path), f"older than the Python files, without {', '.join(missing)}: build it again")
     return Part(name, str(path), None)
 
 

@@ -29,6 +29,8 @@ KERNELS = ("aten", "regions", "phases", "depthwise", "grouped")
 MARGIN = 0.9
 # A GEMM computes output channels in blocks of this many.
 LANES = 16
+# Elements of input times weight up to which a call is all overhead, and PyTorch's.
+SMALL = 1 << 14
 # Bytes of scratch of one thread: gathered rows and a tile of results.
 PANEL = 5 << 20
 # Bytes that a kernel may allocate besides its result.
@@ -284,6 +286,9 @@ def _illegal(kernel: str, problem: Problem, device: Device, itemsize: int, works
         return ""
     if device.kind != "cpu":
         return "this build has no kernels for the device"
+    read = problem.output_elements if problem.kind == "input_grad" else problem.input_elements
+    if read * problem.weight_elements <= SMALL:
+        return "too small to repay the overhead of an operator"
     if _workspace(kernel, problem, device.threads, itemsize) > workspace_limit:
         return "needs more workspace than the limit"
     one_channel = problem.groups > 1 and problem.groups == problem.c

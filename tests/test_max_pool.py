@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.testing._internal.common_methods_invocations import op_db
 
@@ -55,9 +55,19 @@ def same(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("backend", [None, "cpu", "aten", "reference"])
+@pytest.mark.parametrize("name", [None, "aten", "reference"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_other_backends_give_pytorchs_values_and_indices(case, name):
+    with ao.backend(name):
+        check_values_and_indices(case)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_and_indices_are_pytorchs(case, backend):
+    check_values_and_indices(case)
+
+
+def check_values_and_indices(case):
     spatial, *arguments = case
     for dtype, channels_last in itertools.product(DTYPES, (False, True)):
         if channels_last and len(spatial) == 1:
@@ -65,9 +75,8 @@ def test_values_and_indices_are_pytorchs(case, backend):
         # 130 channels: more than a block of the channels_last kernel, and no multiple of a vector.
         x = material(spatial, dtype, 130 if channels_last else 3, channels_last)
         before = x.clone()
-        with ao.backend(backend):
-            y, indices = OURS[len(spatial)](x, *arguments, return_indices=True)
-            alone = OURS[len(spatial)](x, *arguments)
+        y, indices = OURS[len(spatial)](x, *arguments, return_indices=True)
+        alone = OURS[len(spatial)](x, *arguments)
         expected, expected_indices = THEIRS[len(spatial)](x, *arguments, return_indices=True)
         same(y, expected)
         same(alone, expected)
@@ -78,11 +87,10 @@ def test_values_and_indices_are_pytorchs(case, backend):
 
 
 @pytest.mark.parametrize(("case", "channels_last"), [c for c in IN_FORMATS if c[0][4] == 1], ids=str)
-def test_codes_say_the_same_as_indices(case, channels_last):
+def test_codes_say_the_same_as_indices(case, channels_last, backend):
     spatial, *arguments = case
     x = material(spatial, torch.float32, 5, channels_last)
-    with ao.backend("cpu"):
-        y, codes = OURS[len(spatial)](x, *arguments, return_indices="codes")
+    y, codes = OURS[len(spatial)](x, *arguments, return_indices="codes")
     with ao.backend("reference"):
         expected, expected_codes = OURS[len(spatial)](x, *arguments, return_indices="codes")
     same(y, expected)
@@ -90,27 +98,26 @@ def test_codes_say_the_same_as_indices(case, channels_last):
     assert torch.equal(codes, expected_codes)
 
 
-def test_views_offsets_unbatched_and_empty_batch():
-    with ao.backend("cpu"):
-        for x in (
-            torch.randn(3, 2, 8, 9).transpose(0, 1),  # neither format
-            torch.randn(200)[5:].as_strided((1, 2, 5, 6), (90, 45, 7, 1)),  # rows further apart than they are long
-            torch.randn(3, 8, 9),  # unbatched
-            torch.randn(1, 1, 1, 7).expand(2, 3, 6, 7),  # one row seen many times
-            torch.randn(0, 3, 8, 9),  # empty batch
+def test_views_offsets_unbatched_and_empty_batch(backend):
+    for x in (
+        torch.randn(3, 2, 8, 9).transpose(0, 1),  # neither format
+        torch.randn(200)[5:].as_strided((1, 2, 5, 6), (90, 45, 7, 1)),  # rows further apart than they are long
+        torch.randn(3, 8, 9),  # unbatched
+        torch.randn(1, 1, 1, 7).expand(2, 3, 6, 7),  # one row seen many times
+        torch.randn(0, 3, 8, 9),  # empty batch
+    ):
+        for ours, theirs in zip(
+            A.max_pool2d(x, 3, 2, 1, return_indices=True), F.max_pool2d(x, 3, 2, 1, 1, False, True)
         ):
-            for ours, theirs in zip(
-                A.max_pool2d(x, 3, 2, 1, return_indices=True), F.max_pool2d(x, 3, 2, 1, 1, False, True)
-            ):
-                same(ours, theirs)
-        empty = torch.randn(0, 3, 8, 9, requires_grad=True)
-        A.max_pool2d(empty, 2).sum().backward()
-        assert empty.grad.shape == empty.shape
+            same(ours, theirs)
+    empty = torch.randn(0, 3, 8, 9, requires_grad=True)
+    A.max_pool2d(empty, 2).sum().backward()
+    assert empty.grad.shape == empty.shape
 
 
 @pytest.mark.parametrize("marks", [False, True, "codes"])
 @pytest.mark.parametrize(("case", "channels_last"), [c for c in IN_FORMATS if c[0][0] != (2, 2)], ids=str)
-def test_gradient(case, channels_last, marks):
+def test_gradient(case, channels_last, marks, backend):
     """PyTorch in fp64 is the oracle; sums of 16-bit gradients are ours in fp32, so at most one rounding away."""
     spatial, *arguments = case
     if marks == "codes" and arguments[3] not in (1, (1, 1)):
@@ -120,9 +127,8 @@ def test_gradient(case, channels_last, marks):
         if channels_last:
             x = x.to(memory_format=FORMATS[len(spatial)])
         mine, exact = x.clone().requires_grad_(), x.double().requires_grad_()
-        with ao.backend("cpu"):
-            y = OURS[len(spatial)](mine, *arguments, return_indices=marks)
-            y = y[0] if marks else y
+        y = OURS[len(spatial)](mine, *arguments, return_indices=marks)
+        y = y[0] if marks else y
         expected = THEIRS[len(spatial)](exact, *arguments)
         grad = torch.randn(y.shape).to(dtype)
         if channels_last:
@@ -135,48 +141,45 @@ def test_gradient(case, channels_last, marks):
 
 
 @pytest.mark.parametrize("marks", [False, True, "codes"])
-def test_gradcheck(marks):
+def test_gradcheck(marks, backend):
     x = torch.randperm(2 * 2 * 5 * 6).double().reshape(2, 2, 5, 6).requires_grad_()
 
     def pool(x):
         y = A.max_pool2d(x, 3, 2, 1, return_indices=marks)
         return y[0] if marks else y
 
-    with ao.backend("cpu"):
-        assert torch.autograd.gradcheck(pool, x)
-        assert torch.autograd.gradgradcheck(pool, x)
+    assert torch.autograd.gradcheck(pool, x)
+    assert torch.autograd.gradgradcheck(pool, x)
 
 
-def test_many_taps_need_indices():
+def test_many_taps_need_indices(backend):
     x = torch.randn(1, 2, 20, 20, requires_grad=True)  # 17 x 17 taps are more than a byte counts
-    with ao.backend("cpu"):
-        A.max_pool2d(x, 17, 1).sum().backward()
-        with pytest.raises(ValueError, match="kernel_size must have at most 256 taps"):
-            A.max_pool2d(x, 17, 1, return_indices="codes")
-        A.max_pool2d(x, 16, 1, return_indices="codes")
+    A.max_pool2d(x, 17, 1).sum().backward()
+    with pytest.raises(ValueError, match="kernel_size must have at most 256 taps"):
+        A.max_pool2d(x, 17, 1, return_indices="codes")
+    A.max_pool2d(x, 16, 1, return_indices="codes")
     mine, x.grad = x.grad, None
     F.max_pool2d(x, 17, 1).sum().backward()
     torch.testing.assert_close(mine, x.grad)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_repeats_with_any_number_of_threads(channels_last):
+def test_repeats_with_any_number_of_threads(channels_last, backend):
     x = torch.randn(3, 20, 40, 50)
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
     results = []
     for threads in (1, 2, 2):
         torch.set_num_threads(threads)
-        with ao.backend("cpu"):
-            leaf = x.clone().requires_grad_()
-            y, i = A.max_pool2d(leaf, 3, 1, 1, return_indices=True)
-            y.backward(torch.sin(torch.arange(y.numel()).reshape(y.shape).float()))
-            results.append((y.detach(), i, leaf.grad))
+        leaf = x.clone().requires_grad_()
+        y, i = A.max_pool2d(leaf, 3, 1, 1, return_indices=True)
+        y.backward(torch.sin(torch.arange(y.numel()).reshape(y.shape).float()))
+        results.append((y.detach(), i, leaf.grad))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 
 
-def test_opcheck():
+def test_opcheck(backend):
     ops = torch.ops.atrousops
     for x in (
         torch.randn(2, 3, 6, 7, requires_grad=True),
@@ -192,23 +195,22 @@ def test_opcheck():
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compile(dynamic):
+def test_compile(dynamic, backend):
     def run(x):
         y, i = A.max_pool2d(x, 3, 2, 1, return_indices=True)
         return A.max_pool2d(y, 2).sin().sum() + i.sum()
 
-    with ao.backend("cpu"):
-        compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-        for size in ((2, 3, 16, 20), (1, 3, 24, 28)):
-            x = torch.randn(size, requires_grad=True)
-            torch.testing.assert_close(compiled(x), run(x))
-            (mine,) = torch.autograd.grad(compiled(x), x)
-            (expected,) = torch.autograd.grad(run(x), x)
-            torch.testing.assert_close(mine, expected)
+    compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for size in ((2, 3, 16, 20), (1, 3, 24, 28)):
+        x = torch.randn(size, requires_grad=True)
+        torch.testing.assert_close(compiled(x), run(x))
+        (mine,) = torch.autograd.grad(compiled(x), x)
+        (expected,) = torch.autograd.grad(run(x), x)
+        torch.testing.assert_close(mine, expected)
 
 
-def test_autocast_leaves_the_dtype_alone():
-    with torch.autocast("cpu", dtype=torch.bfloat16), ao.backend("cpu"):
+def test_autocast_leaves_the_dtype_alone(backend):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         assert A.max_pool2d(torch.randn(1, 1, 4, 4), 2).dtype == torch.float32
         assert A.max_pool2d(torch.randn(1, 1, 4, 4).half(), 2).dtype == torch.float16
 
@@ -283,8 +285,8 @@ def test_messages(message, arguments, keywords):
     dilation=st.integers(0, 3),
     ceil_mode=st.booleans(),
 )
-@settings(deadline=None, derandomize=True, max_examples=60)
-def test_any_arguments(axes, sizes, kernel, stride, padding, dilation, ceil_mode):
+@settings(deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_arguments(axes, sizes, kernel, stride, padding, dilation, ceil_mode, backend):
     x = torch.randint(-3, 4, (1, 2, *sizes[:axes])).float()
     arguments = (kernel, stride, padding, dilation, ceil_mode, True)
     try:
@@ -293,9 +295,8 @@ def test_any_arguments(axes, sizes, kernel, stride, padding, dilation, ceil_mode
         with pytest.raises((ValueError, TypeError)):
             OURS[axes](x, *arguments)
         return
-    with ao.backend("cpu"):
-        for ours, theirs in zip(OURS[axes](x, *arguments), expected):
-            same(ours, theirs)
+    for ours, theirs in zip(OURS[axes](x, *arguments), expected):
+        same(ours, theirs)
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])

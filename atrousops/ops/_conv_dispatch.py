@@ -41,52 +41,46 @@ class Route(NamedTuple):
     scan_input: bool = False
 
 
-_routes: dict[tuple, Route] = {}
+_routes: dict[tuple | None, Route] = {}
+_SMALL = Route("aten", Arguments((), (), (), 1, ()), scan_weight=True)
 
 
 def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Tensor:
     """Runs a call whose further arguments, in the order of PyTorch's function, are `args`."""
     if torch.compiler.is_compiling():
         route = _find_route(call, input, weight, bias, args)
-    else:
+        return _run_route(call, route, input, weight, bias, args)
+    try:
+        # The planner's rule for small calls, at the price that a small call can afford.
+        on_cpu = input.is_cpu and weight.is_cpu
+        small = input.numel() * weight.numel() <= planner.SMALL and on_cpu and backends._forced[0] is None
         # Everything the choice depends on, and nothing that takes long to ask for.
-        try:
-            key = (
+        key = (
+            None
+            if small
+            else (
                 call.name,
                 input.shape,
                 weight.shape,
                 args,
                 input.dtype,
                 input.is_contiguous(),
-                input.is_cpu,
-                weight.is_cpu,
-                torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad),
-                torch.is_autocast_enabled("cpu"),
+                on_cpu,
+                (input.requires_grad or weight.requires_grad) and torch.is_grad_enabled(),
+                torch._C._is_any_autocast_enabled(),
                 backends._forced[0],
             )
-            known = _routes.get(key)
-        except (AttributeError, TypeError):  # not tensors, or lists where PyTorch's functions take them too
-            return _run_unhashable(call, input, weight, bias, args)
-        if known is None:
-            known = _find_route(call, input, weight, bias, args)
-            if len(_routes) >= 4096:
-                _routes.clear()
-            _routes[key] = known
-        if known.backend == "aten":
-            return _run_aten(call, known, input, weight, bias, args)
-        route = known
-    return _run_route(call, route, input, weight, bias, args)
-
-
-def _run_unhashable(call: Call, input: Any, weight: Any, bias: Any, args: tuple) -> Tensor:
-    arguments = call.check(call.name, call.rank, input, weight, bias, *args)
-    hashable = tuple(tuple(a) if isinstance(a, list) else a for a in args)
-    if hashable != args or any(isinstance(a, list) for a in args):
-        return run(call, input, weight, bias, hashable)
-    return _run_route(call, _route(call, input, weight, arguments), input, weight, bias, args)
-
-
-def _run_aten(call: Call, route: Route, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Tensor:
+        )
+        route = _SMALL if small else _routes.get(key)
+    except (AttributeError, TypeError):  # not tensors, or lists where PyTorch's functions take them too
+        return _run_unhashable(call, input, weight, bias, args)
+    if route is None:
+        route = _find_route(call, input, weight, bias, args)
+        if len(_routes) >= 4096:
+            _routes.clear()
+        _routes[key] = route
+    if route.backend != "aten":
+        return _run_route(call, route, input, weight, bias, args)
     if route.scan_weight:
         weight = _subnormals.clean_weight(weight)
     if route.scan_input:
@@ -96,6 +90,14 @@ def _run_aten(call: Call, route: Route, input: Tensor, weight: Tensor, bias: Ten
     except (RuntimeError, TypeError, ValueError):
         call.check(call.name, call.rank, input, weight, bias, *args)
         raise
+
+
+def _run_unhashable(call: Call, input: Any, weight: Any, bias: Any, args: tuple) -> Tensor:
+    arguments = call.check(call.name, call.rank, input, weight, bias, *args)
+    hashable = tuple(tuple(a) if isinstance(a, list) else a for a in args)
+    if hashable != args or any(isinstance(a, list) for a in args):
+        return run(call, input, weight, bias, hashable)
+    return _run_route(call, _route(call, input, weight, arguments), input, weight, bias, args)
 
 
 def _run_route(call: Call, route: Route, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Tensor:

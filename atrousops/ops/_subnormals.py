@@ -11,26 +11,24 @@ from torch.autograd import forward_ad
 from atrousops import _library
 from atrousops.ops.flush_subnormals import flush_subnormals
 
-# id of a weight -> (weak reference, version, whether it holds subnormals). Wrong entries would only cost time.
-_known: dict[int, tuple[weakref.ref, int, bool]] = {}
+# id of a weight -> (weak reference, version, whether it holds subnormals). Wrong entries would only cost time. An
+# inference tensor has no version, and its entry none.
+_known: dict[int, tuple[weakref.ref, int | None, bool]] = {}
 
 
 def clean_weight(weight: Tensor) -> Tensor:
     """The weight itself, or, if it holds subnormal numbers, a differentiable copy without; scanned once per version."""
     entry = _known.get(id(weight))
-    try:
-        version = weight._version
-    except RuntimeError:  # an inference tensor has none
-        version = 0
-    if entry is None or entry[1] != version or entry[0]() is not weight:
-        entry = _scan(weight, version)
+    if entry is None or entry[0]() is not weight or not (entry[1] is None or entry[1] == weight._version):
+        entry = _scan(weight)
     # Forward-mode derivatives stay PyTorch's own, at PyTorch's own speed.
     return flush_subnormals(weight) if entry[2] and forward_ad._current_level < 0 else weight
 
 
-def _scan(weight: Tensor, version: int) -> tuple[weakref.ref, int, bool]:
+def _scan(weight: Tensor) -> tuple[weakref.ref, int | None, bool]:
     found = _scannable(weight) and torch.ops.atrousops.has_subnormals(weight.detach(), 1)
     key = id(weight)
+    version = None if weight.is_inference() else weight._version
     entry = _known[key] = (weakref.ref(weight, lambda _: _known.pop(key, None)), version, found)
     return entry
 

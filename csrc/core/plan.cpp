@@ -11,6 +11,7 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr double kMargin = 0.9;               // ours must be predicted this much faster: predictions are not better
 constexpr int64_t kLanes = 16;                // a GEMM computes output channels in blocks of this many
 constexpr int64_t kPanel = int64_t{5} << 20;  // bytes of scratch of one thread
+constexpr int64_t kSmall = 1 << 14;           // elements of input times weight up to which a call is all overhead
 
 // What predictions need of a problem, computed once for all candidates.
 struct Facts {
@@ -38,6 +39,11 @@ struct Facts {
 bool strided(const Problem& p) {
   return p.kind == Kind::input_grad &&
          std::any_of(p.axis.begin(), p.axis.end(), [](const Axis& a) { return a.stride > 1; });
+}
+
+bool small(const Problem& p) {
+  const int64_t read = p.kind == Kind::input_grad ? p.output_elements() : p.input_elements();
+  return read <= kSmall && read * std::min(p.weight_elements(), 2 * kSmall) <= kSmall;
 }
 
 bool one_channel(const Problem& p) { return p.groups > 1 && p.groups == p.c; }
@@ -125,6 +131,7 @@ constexpr Entry kCpu[] = {
 const char* why_not(const Entry& e, const Facts& f, const Device& d, int64_t workspace_limit) {
   if (&e == kCpu) return nullptr;
   if (d.kind != DeviceKind::cpu) return "this build has no kernels for the device";
+  if (small(f.problem)) return "too small to repay the overhead of an operator";
   if (e.workspace(f, d) > workspace_limit) return "needs more workspace than the limit";
   return e.rule(f.problem);
 }

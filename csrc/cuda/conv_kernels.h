@@ -23,22 +23,28 @@ struct ConvCall {
   const Tensor &src, &weight;
   const std::optional<Tensor>& bias;
   Tensor& dst;
+  bool allow_tf32 = false;
 };
 // out (K, C / groups, kernel), contiguous, of grad (N, K, *) and input (N, C, *).
 struct ConvWeightCall {
   const core::Problem& problem;
   const Tensor &grad, &input;
   Tensor& out;
+  bool allow_tf32 = false;
 };
 
 void conv_simt(const ConvCall& call);
+void conv_mma(const ConvCall& call);
 void conv_depthwise(const ConvCall& call);
 void conv_grouped(const ConvCall& call);
 void conv_simt_weight(const ConvWeightCall& call);
 void conv_grouped_weight(const ConvWeightCall& call);
+void conv_mma_weight(const ConvWeightCall& call);
 
-// Why the vectorised depthwise kernel cannot run a call, or null.
+// Why a kernel cannot run a call, or null.
 const char* conv_depthwise_rule(const ConvCall& call);
+const char* conv_mma_rule(const ConvCall& call);
+const char* conv_mma_weight_rule(const ConvWeightCall& call);
 
 // Elements in 16 bytes; and whether a channels_last tensor can be read so many channels at a time.
 inline int64_t conv_vector(ScalarType t) { return t == ScalarType::Double ? 2 : t == ScalarType::Float ? 4 : 8; }

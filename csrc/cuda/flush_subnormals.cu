@@ -1,6 +1,4 @@
 // flush_subnormals: y = 0 where |x| is below the dtype's smallest normal number, else x.
-#include <limits>
-
 #include "cuda/launch.h"
 #include "cuda/pack.h"
 #include "cuda/platform.h"
@@ -32,7 +30,7 @@ static void run(const Tensor& in, Tensor& out) {
                                                         to + begin, packs);
   };
   constexpr int kN = kPack<Bits>;
-  const bool fits = packs_at<Bits, kN>(from) && packs_at<Bits, kN>(to);
+  const bool fits = packs_at<kN>(from) && packs_at<kN>(to);
   const int64_t packed = fits ? in.numel() / kN : 0;
   go.template operator()<kN>(0, packed);
   go.template operator()<1>(packed * kN, in.numel() - packed * kN);

@@ -27,19 +27,28 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& v) {
   *reinterpret_cast<Pack<T, N>*>(p) = v;
 }
 
-// Whether a pointer, or a distance in elements, lets packs of N elements through.
+// N elements in as many packs as 16 bytes demand.
 template <class T, int N>
-inline bool packs_at(const T* p) {
-  return reinterpret_cast<uintptr_t>(p) % (sizeof(T) * N) == 0;
+struct Packs {
+  static constexpr int kEach = N < kPack<T> ? N : kPack<T>;
+  Pack<T, kEach> pack[N / kEach];
+
+  __host__ __device__ T& operator[](int i) { return pack[i / kEach][i % kEach]; }
+  __host__ __device__ const T& operator[](int i) const { return pack[i / kEach][i % kEach]; }
+};
+template <class T, int N>
+__device__ __forceinline__ Packs<T, N> load_packs(const T* p) {
+  return *reinterpret_cast<const Packs<T, N>*>(p);
+}
+template <class T, int N>
+__device__ __forceinline__ void store_packs(T* p, const Packs<T, N>& v) {
+  *reinterpret_cast<Packs<T, N>*>(p) = v;
 }
 
-// f.template operator()<N>() with the widest N of kPack<T>, 1 for which `fits` packs of kPack<T>.
-template <class T, class F>
-void dispatch_pack(bool fits, const F& f) {
-  if (fits)
-    f.template operator()<kPack<T>>();
-  else
-    f.template operator()<1>();
+// Whether a pointer lets packs of N elements through.
+template <int N, class T>
+bool packs_at(const T* p) {
+  return reinterpret_cast<uintptr_t>(p) % alignof(Packs<T, N>) == 0;
 }
 
 }  // namespace atrousops::cuda

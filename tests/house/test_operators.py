@@ -45,6 +45,10 @@ def test_the_list_is_the_one_held_here():
     ]
 
 
+def test_python_knows_every_schema():
+    assert list(_library.OPERATORS) == SCHEMAS
+
+
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_every_schema_is_complete(schema):
     op = operator_of(schema)

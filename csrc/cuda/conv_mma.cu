@@ -1,0 +1,168 @@
+// Forward, input gradient and transposed convolution on tensor cores: when, with which tile, and how.
+#include "cuda/conv_mma.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/phases.h"
+
+namespace atrousops::cuda {
+namespace {
+
+// `rate`: the share of the tensor cores' speed that a tile of this shape is expected to reach.
+struct Tile {
+  int rows, columns;
+  bool wide;
+  double rate;
+};
+constexpr Tile kTiles[] = {{128, 128, true, 1.0}, {128, 64, true, 0.85}, {64, 64, true, 0.7}, {128, 32, false, 0.3}};
+constexpr int kTileCount = sizeof(kTiles) / sizeof(Tile), kLargest = 0, kMostSplits = 16;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+double average_taps(const core::Problem& p, const core::Phases& phases) {
+  const int64_t positions = p.kind == core::Kind::input_grad ? p.in_positions() : p.out_positions();
+  return phases.live_share(p) * static_cast<double>(p.out_positions()) * static_cast<double>(p.kernel_positions()) /
+         static_cast<double>(std::max<int64_t>(positions, 1));
+}
+
+struct Choice {
+  int tile = -1, splits = 1;
+};
+
+// The least predicted time: whole waves of blocks, and the trip of partial sums through memory.
+Choice choose(const core::Problem& p, const ConvPlan (&plans)[2], ScalarType dtype, MmaPrecision precision, bool wide,
+              int64_t multiprocessors) {
+  const ConvTable& t = plans[0].table;
+  const double rate = mma_rate(dtype, precision) / 132;
+  const double steps =
+      average_taps(p, core::phases(p)) * static_cast<double>(ceil_div(t.src_channels, mma_depth(dtype)));
+  Choice best;
+  double least = INFINITY;
+  for (int i = 0; i < kTileCount; ++i) {
+    const Tile& tile = kTiles[i];
+    if (tile.wide != wide || (i == kLargest && dtype == ScalarType::Float && precision == MmaPrecision::split)) continue;
+    const int64_t tiles = plans[tile.rows == 64].table.tiles;
+    const int64_t blocks = tiles * ceil_div(t.dst_channels, tile.columns) * t.groups;
+    const double work = 2.0 * tile.rows * tile.columns * mma_depth(dtype) * steps / (rate * tile.rate);
+    const double bytes = 4.0 * tiles * tile.rows * t.dst_channels * t.groups;
+    for (int splits = 1; splits <= kMostSplits && (splits == 1 || steps >= 8 * splits); splits *= 2) {
+      const double waves = static_cast<double>(ceil_div(blocks * splits, multiprocessors));
+      const double seconds = waves * work / splits + (splits > 1 ? 3e-6 + bytes * (2 * splits) / 3e12 : 0);
+      if (seconds < least) {
+        least = seconds;
+        best = {i, splits};
+      }
+    }
+  }
+  return best;
+}
+
+ConvEpilogue epilogue_of(const ConvCall& call, const ConvFuse& fuse, const Tensor& dst) {
+  const int64_t vector = conv_vector(dst.scalar_type());
+  ConvEpilogue e{};
+  e.dst = static_cast<char*>(dst.data_ptr()) + fuse.first_channel * (16 / vector);
+  e.dst_pitch = dst.size(1);
+  e.vector_dst = conv_mma_aligned(dst, dst.size(1)) && fuse.first_channel % vector == 0;
+  e.bias = call.bias ? call.bias->data_ptr() : nullptr;
+  e.scale = fuse.scale ? fuse.scale->data_ptr() : nullptr;
+  e.fp32_parameters = (call.bias ? *call.bias : fuse.scale ? *fuse.scale : dst).scalar_type() == ScalarType::Float;
+  e.relu = fuse.relu;
+  if (fuse.residual) {
+    e.residual = fuse.residual->data_ptr();
+    e.residual_pitch = fuse.residual->size(1);
+    e.vector_residual = conv_mma_aligned(*fuse.residual, fuse.residual->size(1));
+  }
+  return e;
+}
+
+// Positions of dst, counted in memory order.
+ConvTensor position_strides(const ConvTable& t) {
+  const int64_t last = t.dst_size[2], plane = last * t.dst_size[1];
+  return {plane * t.dst_size[0], 0, {plane, last, 1}};
+}
+
+void start(const ConvMmaLaunch& l, ScalarType dtype, MmaPrecision precision, Stream stream) {
+  switch (dtype) {
+    case ScalarType::BFloat16: return conv_mma_bf16(l, stream);
+    case ScalarType::Half: return conv_mma_f16(l, stream);
+    default: return precision == MmaPrecision::tf32 ? conv_mma_tf32(l, stream) : conv_mma_split(l, stream);
+  }
+}
+
+void run(const ConvCall& call, const ConvFuse& fuse, const ConvMmaForced& forced, const Tensor& src, Tensor& dst) {
+  const core::Problem& p = call.problem;
+  const ScalarType dtype = src.scalar_type();
+  const MmaPrecision precision = call.allow_tf32 ? MmaPrecision::tf32 : MmaPrecision::split;
+  ConvPlan plans[2] = {conv_plan(p, 128), conv_plan(p, 64)};
+  const ConvTable& any = plans[0].table;
+  const bool wide = conv_mma_aligned(src, any.src_channels);
+  Choice choice = choose(p, plans, dtype, precision, wide, conv_multiprocessors(src));
+  if (forced.tile >= 0) choice = {forced.tile, forced.splits};
+  const Tile& tile = kTiles[choice.tile];
+  STD_TORCH_CHECK(!tile.wide || wide, "conv: this tensor-core tile needs rows aligned to 16 bytes");
+
+  ConvPlan& plan = plans[tile.rows == 64];
+  ConvTable& t = plan.table;
+  const ConvMmaWeights weights = conv_mma_weights(p, call.weight);
+  t.src = conv_strides(src);
+  t.dst = position_strides(t);
+  t.weights = weights.strides;
+  plan.upload(src);
+  const int64_t channels = t.groups * t.dst_channels, positions = t.n * t.dst.n;
+  const int64_t column_blocks = ceil_div(t.dst_channels, tile.columns);
+  const int64_t blocks = column_blocks * t.tiles * t.groups * choice.splits;
+  STD_TORCH_CHECK(blocks <= INT32_MAX, "conv: tensor cores take up to 2^31 tiles; got ", blocks);
+  ConvMmaArgs args{src.data_ptr(), weights.tensor.data_ptr(), nullptr, positions * channels, weights.columns,
+                   static_cast<int32_t>(column_blocks), choice.splits, epilogue_of(call, fuse, dst)};
+  if (t.groups > 1 && t.dst_channels % conv_vector(dtype) != 0)
+    args.epilogue.vector_dst = args.epilogue.vector_residual = false;
+  std::optional<Tensor> part;
+  if (choice.splits > 1) {
+    part = torch::stable::empty({choice.splits, args.part_size}, ScalarType::Float, std::nullopt, src.device());
+    args.part = mutable_data<float>(*part);
+  }
+  const Stream stream = current_stream(src);
+  start({t, args, choice.tile, weights.along, blocks}, dtype, precision, stream);
+  if (part) conv_mma_sum(args, positions, channels, dtype, stream);
+}
+
+}  // namespace
+
+bool conv_mma_aligned(const Tensor& t, int64_t channels) {
+  const int64_t vector = conv_vector(t.scalar_type());
+  return reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0 && t.size(1) % vector == 0 && channels % vector == 0;
+}
+
+const char* conv_mma_cannot(const core::Problem& p, const Tensor& src) {
+  const ScalarType dtype = src.scalar_type();
+  if (dtype == ScalarType::Double) return "tensor cores multiply no fp64 here";
+  if (properties(src).capability < 80) return "needs compute capability 8.0";
+  const int64_t src_channels = (p.kind == core::Kind::input_grad ? p.k : p.c) / p.groups;
+  if (p.kernel_positions() > INT32_MAX / ceil_div(src_channels, 16)) return "2^31 steps or more";
+  return nullptr;
+}
+
+const char* conv_mma_rule(const ConvCall& call) {
+  const core::Problem& p = call.problem;
+  if (const char* why = conv_mma_cannot(p, call.src)) return why;
+  const int64_t depth = mma_depth(call.src.scalar_type());
+  const int64_t src_channels = (p.kind == core::Kind::input_grad ? p.k : p.c) / p.groups;
+  if (4 * src_channels < depth) return "too few channels for the depth of a step";
+  const double products = average_taps(p, core::phases(p)) * static_cast<double>(src_channels);
+  // Their error is some 2^-22 of a product, where a short sum in fp32 has hardly any.
+  const bool split = call.src.scalar_type() == ScalarType::Float && !call.allow_tf32;
+  return split && products < 64 ? "sums too short to hide the error of three tf32 products" : nullptr;
+}
+
+void conv_mma(const ConvCall& call) { conv_mma(call, {}, {}); }
+
+void conv_mma(const ConvCall& call, const ConvFuse& fuse, const ConvMmaForced& forced) {
+  const Tensor src = dense(call.src, true);
+  if (is_channels_last(call.dst)) return run(call, fuse, forced, src, call.dst);
+  Tensor dst = empty(sizes_of(call.dst), call.dst, true);
+  run(call, fuse, forced, src, dst);
+  torch::stable::copy_(call.dst, dst);
+}
+
+}  // namespace atrousops::cuda

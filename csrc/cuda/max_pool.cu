@@ -1,0 +1,154 @@
+// max_pool: y = max over the window, with the flat position of the maximum, or its one-byte number in the window.
+#include <limits>
+#include <optional>
+#include <tuple>
+
+#include "cuda/launch.h"
+#include "cuda/max_unpool.h"
+#include "cuda/pack.h"
+#include "cuda/platform.h"
+#include "cuda/pool_window.cuh"
+#include "cuda/registration.h"
+#include "stable/pool_tensor.h"
+
+namespace atrousops::cuda {
+
+constexpr int kThreads = 256;
+
+// M: int64_t for indices, uint8_t for codes, void for none.
+template <class M>
+struct MarkOf {
+  using type = M;
+};
+template <>
+struct MarkOf<void> {
+  using type = uint8_t;
+};
+
+// A thread a window, of kN channels in channels_last. Taps come in the order of the map, so that the first of equal
+// values wins, and a NaN replaces all but a later NaN, as in PyTorch.
+template <class T, class M, int kN>
+__global__ void __launch_bounds__(kThreads)
+    max_pool_kernel(const PoolWindows g, const T* input, T* values, M* marks, int64_t n) {
+  using A = accumulate_t<T>;
+  for (int64_t i = first_index(); i < n; i += index_step()) {
+    const PoolPlace o = pool_place<kN>(i, g.small, g.step);
+    const Range d = taps_inside(g, 0, o.at[0]), h = taps_inside(g, 1, o.at[1]), w = taps_inside(g, 2, o.at[2]);
+    const int d0 = o.at[0] * g.stride[0] - g.padding[0], h0 = o.at[1] * g.stride[1] - g.padding[1],
+              w0 = o.at[2] * g.stride[2] - g.padding[2];
+    const T* map = input + o.outer * g.large_plane * g.step + o.channel;
+    A best[kN];
+    int tap[kN];
+#pragma unroll
+    for (int k = 0; k < kN; ++k) {
+      best[k] = -std::numeric_limits<A>::infinity();
+      // A window of nothing but -inf is marked with its first tap inside the map.
+      tap[k] = (d.begin * g.kernel[1] + h.begin) * g.kernel[2] + w.begin;
+    }
+    for (int kd = d.begin; kd < d.end; ++kd)
+      for (int kh = h.begin; kh < h.end; ++kh) {
+        const int64_t row = flat(g.large, d0 + kd * g.dilation[0], h0 + kh * g.dilation[1], w0);
+        for (int kw = w.begin; kw < w.end; ++kw) {
+          const auto v = load_packs<T, kN>(map + (row + kw * g.dilation[2]) * g.step);
+#pragma unroll
+          for (int k = 0; k < kN; ++k) {
+            const A value = static_cast<A>(v[k]);
+            if (value > best[k] || value != value) {
+              best[k] = value;
+              tap[k] = (kd * g.kernel[1] + kh) * g.kernel[2] + kw;
+            }
+          }
+        }
+      }
+    Packs<T, kN> result;
+    Packs<typename MarkOf<M>::type, kN> mark;
+#pragma unroll
+    for (int k = 0; k < kN; ++k) {
+      result[k] = static_cast<T>(best[k]);
+      if constexpr (sizeof(mark[k]) == 8) {
+        const int kw = tap[k] % g.kernel[2], up = tap[k] / g.kernel[2];
+        mark[k] = flat(g.large, d0 + up / g.kernel[1] * g.dilation[0], h0 + up % g.kernel[1] * g.dilation[1],
+                       w0 + kw * g.dilation[2]);
+      } else {
+        mark[k] = static_cast<uint8_t>(tap[k]);
+      }
+    }
+    store_packs(values + i * kN, result);
+    if constexpr (!std::is_void_v<M>) store_packs(marks + i * kN, mark);
+  }
+}
+
+template <class T, class M>
+static void run(const PoolWindows& g, const Tensor& in, Tensor& values, Tensor* marks) {
+  const T* from = data<T>(in);
+  T* to = mutable_data<T>(values);
+  M* marked = marks ? static_cast<M*>(marks->data_ptr()) : nullptr;
+  const int64_t n = values.numel();
+  const Stream stream = current_stream(in);
+  constexpr int kN = kPack<T>;
+  if (g.step % kN == 0 && packs_at<kN>(from))
+    launch<max_pool_kernel<T, M, kN>>({blocks_for(n / kN, kThreads), kThreads}, stream, g, from, to, marked, n / kN);
+  else
+    launch<max_pool_kernel<T, M, 1>>({blocks_for(n, kThreads), kThreads}, stream, g, from, to, marked, n);
+}
+
+// (values, marks); marks are not made for Marks::none.
+static std::pair<Tensor, std::optional<Tensor>> pool(const char* op, const Tensor& input, const PoolArguments& args,
+                                                     bool ceil_mode, Marks kind) {
+  const DeviceGuard guard(input);
+  const PoolGeometry g = pooled_geometry(op, input, args, ceil_mode);
+  STD_TORCH_CHECK(kind != Marks::codes || g.taps() <= 256, op,
+                  ": one-byte codes number at most 256 taps of a window; got ", g.taps());
+  const bool nhwc = is_batched(input, args) && prefers_channels_last(input);
+  const Tensor in = dense(input, nhwc);
+  const auto size = size_with(input, args, g.small);
+  Tensor values = empty(size, in, nhwc);
+  std::optional<Tensor> marks;
+  if (kind != Marks::none) marks = empty(size, in, nhwc, kind == Marks::indices ? ScalarType::Long : ScalarType::Byte);
+  const PoolWindows windows = pool_windows(op, g, nhwc);
+  dispatch_floating(in.scalar_type(), op, [&]<class T>() {
+    if (kind == Marks::indices)
+      run<T, int64_t>(windows, in, values, &*marks);
+    else if (kind == Marks::codes)
+      run<T, uint8_t>(windows, in, values, &*marks);
+    else
+      run<T, void>(windows, in, values, nullptr);
+  });
+  return {values, marks};
+}
+
+std::tuple<Tensor, Tensor> max_pool(const Tensor& input, std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
+                                    std::vector<int64_t> padding, std::vector<int64_t> dilation, bool ceil_mode) {
+  auto [values, marks] = pool("max_pool", input, {kernel_size, stride, padding, dilation}, ceil_mode, Marks::indices);
+  return {values, *marks};
+}
+
+std::tuple<Tensor, Tensor> max_pool_codes(const Tensor& input, std::vector<int64_t> kernel_size,
+                                          std::vector<int64_t> stride, std::vector<int64_t> padding,
+                                          std::vector<int64_t> dilation, bool ceil_mode) {
+  auto [values, marks] =
+      pool("max_pool_codes", input, {kernel_size, stride, padding, dilation}, ceil_mode, Marks::codes);
+  return {values, *marks};
+}
+
+Tensor max_pool_values(const Tensor& input, std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
+                       std::vector<int64_t> padding, std::vector<int64_t> dilation, bool ceil_mode) {
+  return pool("max_pool_values", input, {kernel_size, stride, padding, dilation}, ceil_mode, Marks::none).first;
+}
+
+// An index outside the input belongs to a window that held no element of it, and its gradient goes nowhere.
+Tensor max_pool_backward(const Tensor& grad, const Tensor& indices, std::vector<int64_t> input_size,
+                         std::vector<int64_t> kernel_size, std::vector<int64_t> stride, std::vector<int64_t> padding,
+                         std::vector<int64_t> dilation) {
+  return place_in_large("max_pool_backward", grad, indices, input_size, {kernel_size, stride, padding, dilation},
+                        Meeting::sum);
+}
+
+}  // namespace atrousops::cuda
+
+ATROUSOPS_CUDA_LIBRARY(m) {
+  m.impl("max_pool", TORCH_BOX(&atrousops::cuda::max_pool));
+  m.impl("max_pool_backward", TORCH_BOX(&atrousops::cuda::max_pool_backward));
+  m.impl("max_pool_codes", TORCH_BOX(&atrousops::cuda::max_pool_codes));
+  m.impl("max_pool_values", TORCH_BOX(&atrousops::cuda::max_pool_values));
+}

@@ -1,0 +1,233 @@
+// max_unpool: writes each value where its mark says, zero elsewhere. Marks are flat positions (int64) or one-byte
+// numbers of taps. Also the gradients, which are the same two movements: windows to positions, positions to windows.
+// A mark that names no place is left out: to raise for it, the host would have to wait for the device.
+#include <algorithm>
+#include <optional>
+
+#include "cuda/launch.h"
+#include "cuda/max_unpool.h"
+#include "cuda/pack.h"
+#include "cuda/platform.h"
+#include "cuda/pool_window.cuh"
+#include "cuda/registration.h"
+#include "cuda/shared.h"
+
+namespace atrousops::cuda {
+
+constexpr int kThreads = 256;
+
+template <class T>
+__device__ __forceinline__ void meet(Meeting meeting, accumulate_t<T>& sum, T value) {
+  sum = meeting == Meeting::sum ? sum + static_cast<accumulate_t<T>>(value) : static_cast<accumulate_t<T>>(value);
+}
+
+// Each element of the large map looks at the windows around it, in the order of the small map: one pass, no scatter.
+// Adds to *matched the number of indices found in their own window.
+template <class T, class M, int kN>
+__global__ void __launch_bounds__(kThreads)
+    place_windows_kernel(const PoolWindows g, const T* small, const M* marks, T* large, Meeting meeting, int64_t n,
+                         unsigned long long* matched) {
+  constexpr bool kIndices = sizeof(M) == 8;
+  unsigned found = 0;
+  for (int64_t i = first_index(); i < n; i += index_step()) {
+    const PoolPlace x = pool_place<kN>(i, g.large, g.step);
+    const Range rd = windows_around(g, 0, x.at[0]), rh = windows_around(g, 1, x.at[1]),
+                rw = windows_around(g, 2, x.at[2]);
+    const int64_t here = flat(g.large, x.at[0], x.at[1], x.at[2]);
+    accumulate_t<T> sum[kN] = {};
+    for (int od = rd.begin; od < rd.end; ++od) {
+      const int kd = tap_of(g, 0, x.at[0], od);
+      for (int oh = rh.begin; oh < rh.end; ++oh) {
+        const int kh = tap_of(g, 1, x.at[1], oh);
+        for (int ow = rw.begin; ow < rw.end; ++ow) {
+          const int kw = tap_of(g, 2, x.at[2], ow);
+          if (kd < 0 || kh < 0 || kw < 0) continue;
+          const int64_t from = (x.outer * g.small_plane + flat(g.small, od, oh, ow)) * g.step + x.channel;
+          const auto mark = load_packs<M, kN>(marks + from);
+          const M wanted = static_cast<M>(kIndices ? here : (kd * g.kernel[1] + kh) * g.kernel[2] + kw);
+          const auto v = load_packs<T, kN>(small + from);
+#pragma unroll
+          for (int k = 0; k < kN; ++k)
+            if (mark[k] == wanted) {
+              meet<T>(meeting, sum[k], v[k]);
+              ++found;
+            }
+        }
+      }
+    }
+    Packs<T, kN> out;
+#pragma unroll
+    for (int k = 0; k < kN; ++k) out[k] = static_cast<T>(sum[k]);
+    store_packs(large + i * kN, out);
+  }
+  if constexpr (kIndices) {
+    found = __reduce_add_sync(0xffffffffu, found);
+    if (threadIdx.x % 32 == 0 && found) atomicAdd(matched, static_cast<unsigned long long>(found));
+  }
+}
+
+__global__ void clear_kernel(unsigned long long* count) { *count = 0; }
+
+// The same for indices that point out of their own window: every element looks at all indices of its plane. Slow, and
+// the bits are still those of a sequential scatter. Ends at once where `expected` indices have matched.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    place_anywhere_kernel(const PoolWindows g, const T* small, const int64_t* marks, T* large, Meeting meeting,
+                          const unsigned long long* matched, unsigned long long expected) {
+  if (*matched == expected) return;
+  ATROUSOPS_SHARED(int64_t, tile, kThreads);
+  const int64_t tiles = (g.large_plane + kThreads - 1) / kThreads;
+  for (int64_t b = blockIdx.x; b < g.outers * g.step * tiles; b += gridDim.x) {
+    const int64_t plane = b / tiles, outer = plane / g.step, c = plane % g.step;
+    const int64_t here = b % tiles * kThreads + threadIdx.x, base = outer * g.small_plane * g.step + c;
+    accumulate_t<T> sum = 0;
+    for (int64_t begin = 0; begin < g.small_plane; begin += kThreads) {
+      const int64_t mine = begin + threadIdx.x;
+      tile[threadIdx.x] = mine < g.small_plane ? marks[base + mine * g.step] : -1;
+      __syncthreads();
+      for (int j = 0; j < kThreads; ++j)
+        if (tile[j] == here) meet<T>(meeting, sum, small[base + (begin + j) * g.step]);
+      __syncthreads();
+    }
+    if (here < g.large_plane) large[(outer * g.large_plane + here) * g.step + c] = static_cast<T>(sum);
+  }
+}
+
+// Small map from large: each window takes the element its mark names, 0 if that is outside.
+template <class T, class M>
+__global__ void __launch_bounds__(kThreads)
+    pick_kernel(const PoolWindows g, const T* large, const M* marks, T* small, int64_t n) {
+  for (int64_t i = first_index(); i < n; i += index_step()) {
+    const PoolPlace o = pool_place<1>(i, g.small, g.step);
+    const M mark = marks[i];
+    int64_t p = -1;
+    if constexpr (sizeof(M) == 8) {
+      p = mark >= 0 && mark < g.large_plane ? mark : -1;
+    } else {
+      const int up = mark / g.kernel[2], tap[3] = {up / g.kernel[1], up % g.kernel[1], mark % g.kernel[2]};
+      int x[3];
+      bool inside = tap[0] < g.kernel[0];
+#pragma unroll
+      for (int axis = 0; axis < 3; ++axis) {
+        x[axis] = o.at[axis] * g.stride[axis] - g.padding[axis] + tap[axis] * g.dilation[axis];
+        inside = inside && x[axis] >= 0 && x[axis] < g.large[axis];
+      }
+      if (inside) p = flat(g.large, x[0], x[1], x[2]);
+    }
+    small[i] = p < 0 ? T(0) : large[(o.outer * g.large_plane + p) * g.step + o.channel];
+  }
+}
+
+static Marks kind_of(const char* op, const Tensor& marks) {
+  STD_TORCH_CHECK(marks.scalar_type() == ScalarType::Long || marks.scalar_type() == ScalarType::Byte, op,
+                  ": indices must be int64, or uint8 codes; got ScalarType ", static_cast<int>(marks.scalar_type()));
+  return marks.scalar_type() == ScalarType::Long ? Marks::indices : Marks::codes;
+}
+
+static void check_marks(const char* op, const Tensor& small, const Tensor& marks) {
+  bool same = small.dim() == marks.dim();
+  for (int64_t i = 0; same && i < small.dim(); ++i) same = small.size(i) == marks.size(i);
+  STD_TORCH_CHECK(same, op, ": indices must have the shape of the map of windows");
+}
+
+template <class T, class M>
+static void place(const PoolWindows& g, const Tensor& in, const Tensor& marks, Tensor& out, Meeting meeting) {
+  const T* small = data<T>(in);
+  const M* marked = data<M>(marks);
+  T* large = mutable_data<T>(out);
+  const Stream stream = current_stream(in);
+  const int64_t n = out.numel();
+  constexpr bool kIndices = sizeof(M) == 8;
+  std::optional<Tensor> count;
+  unsigned long long* matched = nullptr;
+  if (kIndices) {
+    count = torch::stable::empty({1}, ScalarType::Long, std::nullopt, in.device());
+    matched = static_cast<unsigned long long*>(count->data_ptr());
+    launch<clear_kernel>({1, 1}, stream, matched);
+  }
+  constexpr int kN = kPack<T>;
+  if (g.step % kN == 0 && packs_at<kN>(small) && packs_at<kN>(marked))
+    launch<place_windows_kernel<T, M, kN>>({blocks_for(n / kN, kThreads), kThreads}, stream, g, small, marked, large,
+                                           meeting, n / kN, matched);
+  else
+    launch<place_windows_kernel<T, M, 1>>({blocks_for(n, kThreads), kThreads}, stream, g, small, marked, large, meeting,
+                                          n, matched);
+  if constexpr (kIndices) {
+    // Few blocks: they almost always end at once.
+    const int64_t tiles = g.outers * g.step * ((g.large_plane + kThreads - 1) / kThreads);
+    const int64_t blocks = std::min<int64_t>(tiles, 8 * properties(in).multiprocessors);
+    launch<place_anywhere_kernel<T>>({static_cast<unsigned>(blocks), kThreads}, stream, g, small, marked, large,
+                                     meeting, matched, static_cast<unsigned long long>(in.numel()));
+  }
+}
+
+Tensor place_in_large(const char* op, const Tensor& small, const Tensor& marks, const std::vector<int64_t>& large_size,
+                      const PoolArguments& args, Meeting meeting) {
+  const DeviceGuard guard(small);
+  check_marks(op, small, marks);
+  PoolGeometry g = window_geometry(op, small, args);
+  STD_TORCH_CHECK(static_cast<int64_t>(large_size.size()) == args.axes(), op, ": output_size must have ", args.axes(),
+                  " numbers");
+  spatial(small, args, g.small);
+  for (int64_t i = 0; i < args.axes(); ++i) {
+    STD_TORCH_CHECK(large_size[i] >= 0, op, ": output_size must not be negative; got ", large_size[i]);
+    g.large[3 - args.axes() + i] = large_size[i];
+  }
+  const bool nhwc = is_batched(small, args) && prefers_channels_last(small);
+  const Tensor in = dense(small, nhwc), m = dense(marks, nhwc);
+  Tensor out = empty(size_with(small, args, g.large), in, nhwc);
+  const PoolWindows windows = pool_windows(op, g, nhwc);
+  dispatch_floating(in.scalar_type(), op, [&]<class T>() {
+    if (kind_of(op, marks) == Marks::indices)
+      place<T, int64_t>(windows, in, m, out, meeting);
+    else
+      place<T, uint8_t>(windows, in, m, out, meeting);
+  });
+  return out;
+}
+
+// Large map to small map.
+static Tensor pick_elements(const char* op, const Tensor& large, const Tensor& marks, const PoolArguments& args) {
+  const DeviceGuard guard(large);
+  PoolGeometry g = window_geometry(op, large, args);
+  STD_TORCH_CHECK(marks.dim() == large.dim(), op, ": indices must have as many dimensions as the gradient");
+  spatial(large, args, g.large);
+  spatial(marks, args, g.small);
+  for (int64_t i = 0; i < marks.dim() - args.axes(); ++i)
+    STD_TORCH_CHECK(marks.size(i) == large.size(i), op, ": indices must have the batch and channels of the gradient");
+  const bool nhwc = is_batched(large, args) && prefers_channels_last(marks);
+  const Tensor in = dense(large, nhwc), m = dense(marks, nhwc);
+  Tensor out = empty(sizes_of(marks), in, nhwc);
+  const PoolWindows windows = pool_windows(op, g, nhwc);
+  const Stream stream = current_stream(in);
+  const int64_t n = out.numel();
+  const Launch over_windows{blocks_for(n, kThreads), kThreads};
+  dispatch_floating(in.scalar_type(), op, [&]<class T>() {
+    if (kind_of(op, marks) == Marks::indices)
+      launch<pick_kernel<T, int64_t>>(over_windows, stream, windows, data<T>(in), data<int64_t>(m),
+                                      mutable_data<T>(out), n);
+    else
+      launch<pick_kernel<T, uint8_t>>(over_windows, stream, windows, data<T>(in), data<uint8_t>(m),
+                                      mutable_data<T>(out), n);
+  });
+  return out;
+}
+
+Tensor max_unpool(const Tensor& input, const Tensor& indices, std::vector<int64_t> output_size,
+                  std::vector<int64_t> kernel_size, std::vector<int64_t> stride, std::vector<int64_t> padding) {
+  const std::vector<int64_t> dilation(kernel_size.size(), 1);
+  return place_in_large("max_unpool", input, indices, output_size, {kernel_size, stride, padding, dilation},
+                        Meeting::last);
+}
+
+Tensor max_unpool_backward(const Tensor& grad, const Tensor& indices, std::vector<int64_t> kernel_size,
+                           std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation) {
+  return pick_elements("max_unpool_backward", grad, indices, {kernel_size, stride, padding, dilation});
+}
+
+}  // namespace atrousops::cuda
+
+ATROUSOPS_CUDA_LIBRARY(m) {
+  m.impl("max_unpool", TORCH_BOX(&atrousops::cuda::max_unpool));
+  m.impl("max_unpool_backward", TORCH_BOX(&atrousops::cuda::max_unpool_backward));
+}

@@ -1,0 +1,197 @@
+// What tensor-core kernels share: operands in shared memory, their fragments, and the products of a warp.
+#pragma once
+
+#include <cstring>
+
+#include "cuda/arch/ldmatrix.h"
+#include "cuda/arch/mma.h"
+#include "cuda/platform.h"
+
+namespace atrousops::cuda {
+
+inline constexpr int kChunk = 16;       // bytes that move at once
+inline constexpr int kStepBytes = 32;   // of the reduction in one mma, for every element type
+inline constexpr int kMmaRows = 16, kMmaColumns = 8;
+
+template <class T>
+inline constexpr int kChunkOf = kChunk / static_cast<int>(sizeof(T));
+
+__device__ __forceinline__ int lane_id() { return threadIdx.x % 32; }
+
+// kExtent rows of A (or columns of B) by kDepth of the reduction. kAlong: the reduction is contiguous, a line is a row
+// of A or column of B; otherwise a line is one step of the reduction. Chunks of a line trade places so that no eight
+// lanes of a fragment load, nor of a copy, meet in a bank; words of 32 bits that lie across go one by one to their
+// lanes, and want another order than ldmatrix.
+template <class T, int kExtent, int kDepth, bool kAlong>
+struct SharedOperand {
+  static constexpr int kLines = kAlong ? kExtent : kDepth;
+  static constexpr int kPitch = (kAlong ? kDepth : kExtent) * static_cast<int>(sizeof(T));
+  static constexpr int kChunks = kPitch / kChunk;  // of a line
+  static constexpr int kBytes = kLines * kPitch;
+  static constexpr int kSteps = kDepth * static_cast<int>(sizeof(T)) / kStepBytes;
+  static constexpr bool kByWord = !kAlong && sizeof(T) == 4;
+  static_assert(kChunks >= 4 && (kChunks & (kChunks - 1)) == 0 && (!kByWord || kChunks >= 8));
+
+  static __device__ __forceinline__ int offset(int line, int chunk) {
+    const int turn = kByWord ? 2 * (line & 3) : kChunks >= 8 ? line & 7 : (line >> 1) & 3;
+    return line * kPitch + (chunk ^ turn) * kChunk;
+  }
+  static __device__ __forceinline__ uint32_t word(const char* base, int line, int extent) {
+    uint32_t value;
+    memcpy(&value, base + offset(line, extent / 4) + extent % 4 * 4, 4);
+    return value;
+  }
+
+  // Rows [row, row + 16) of A at a step.
+  static __device__ __forceinline__ void load_a(uint32_t (&a)[4], const char* base, int row, int step) {
+    const int lane = lane_id();
+    if constexpr (kAlong) {
+      arch::ldmatrix_x4(a, base + offset(row + (lane & 15), 2 * step ^ (lane >> 4)));
+    } else if constexpr (!kByWord) {
+      arch::ldmatrix_x4_trans(a, base + offset(16 * step + (lane & 7) + 8 * (lane >> 4), row / 8 + ((lane >> 3) & 1)));
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i] = word(base, 8 * step + lane % 4 + 4 * (i / 2), row + lane / 4 + 8 * (i % 2));
+    }
+  }
+  // Columns [column, column + 16) of B at a step: registers 0, 1 for the first eight, 2, 3 for the others.
+  static __device__ __forceinline__ void load_b(uint32_t (&b)[4], const char* base, int column, int step) {
+    const int lane = lane_id();
+    if constexpr (kAlong) {
+      arch::ldmatrix_x4(b, base + offset(column + (lane & 7) + 8 * (lane >> 4), 2 * step ^ ((lane >> 3) & 1)));
+    } else if constexpr (!kByWord) {
+      arch::ldmatrix_x4_trans(b, base + offset(16 * step + (lane & 15), column / 8 + (lane >> 4)));
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) b[i] = word(base, 8 * step + lane % 4 + 4 * (i % 2), column + lane / 4 + 8 * (i / 2));
+    }
+  }
+};
+
+// How a warp multiplies kRows x 16 by kPairs x 16 fragments into c; sums of a stage go to `total` in between if asked.
+template <class T>
+struct Mma16 {
+  using Element = T;
+  static constexpr bool kSumsStages = false;
+  template <int kRows, int kPairs>
+  static __device__ __forceinline__ void multiply(float (&c)[kRows][2 * kPairs][4], uint32_t (&a)[kRows][4],
+                                                  uint32_t (&b)[kPairs][4]) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < 2 * kPairs; ++j) arch::mma_16<T>(c[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+  }
+};
+
+template <int kRows, int kPairs>
+__device__ __forceinline__ void multiply_tf32(float (&c)[kRows][2 * kPairs][4], const uint32_t (&a)[kRows][4],
+                                              const uint32_t (&b)[kPairs][4]) {
+#pragma unroll
+  for (int i = 0; i < kRows; ++i)
+#pragma unroll
+    for (int j = 0; j < 2 * kPairs; ++j) arch::mma_tf32(c[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+}
+
+struct MmaTf32 {
+  using Element = float;
+  static constexpr bool kSumsStages = false;
+  template <int kRows, int kPairs>
+  static __device__ __forceinline__ void multiply(float (&c)[kRows][2 * kPairs][4], uint32_t (&a)[kRows][4],
+                                                  uint32_t (&b)[kPairs][4]) {
+#pragma unroll
+    for (int i = 0; i < kRows * 4; ++i) a[i / 4][i % 4] = arch::to_tf32(a[i / 4][i % 4]);
+#pragma unroll
+    for (int i = 0; i < kPairs * 4; ++i) b[i / 4][i % 4] = arch::to_tf32(b[i / 4][i % 4]);
+    multiply_tf32<kRows, kPairs>(c, a, b);
+  }
+};
+
+__device__ __forceinline__ bool is_finite_word(uint32_t word) { return (word & 0x7f800000u) != 0x7f800000u; }
+
+// word = big + small, both tf32. Not finite, or so large that it would round to infinity: big is the word cut off.
+__device__ __forceinline__ void split_word(uint32_t word, uint32_t& big, uint32_t& small) {
+  const uint32_t rounded = arch::to_tf32(word);
+  big = is_finite_word(rounded) ? rounded : word & 0xffffe000u;
+  small = is_finite_word(word) ? arch::to_tf32(__float_as_uint(__uint_as_float(word) - __uint_as_float(big))) : 0;
+}
+
+// fp32 to about 22 bits a product: big * big + big * small + small * big. Where a big part is not finite, the mixed
+// products leave it out, or infinity times a small part of zero would make NaN of an infinite result. Each stage has a
+// sum of its own, since the tensor core cuts off what a long sum cannot hold.
+struct MmaSplit {
+  using Element = float;
+  static constexpr bool kSumsStages = true;
+  template <int kRows, int kPairs>
+  static __device__ __forceinline__ void multiply(float (&c)[kRows][2 * kPairs][4], uint32_t (&a)[kRows][4],
+                                                  uint32_t (&b)[kPairs][4]) {
+    uint32_t small_a[kRows][4], small_b[kPairs][4];
+#pragma unroll
+    for (int i = 0; i < kRows * 4; ++i) split_word(a[i / 4][i % 4], a[i / 4][i % 4], small_a[i / 4][i % 4]);
+#pragma unroll
+    for (int i = 0; i < kPairs * 4; ++i) split_word(b[i / 4][i % 4], b[i / 4][i % 4], small_b[i / 4][i % 4]);
+    multiply_tf32<kRows, kPairs>(c, a, b);
+#pragma unroll
+    for (int i = 0; i < kRows * 4; ++i) a[i / 4][i % 4] = is_finite_word(a[i / 4][i % 4]) ? a[i / 4][i % 4] : 0;
+#pragma unroll
+    for (int i = 0; i < kPairs * 4; ++i) b[i / 4][i % 4] = is_finite_word(b[i / 4][i % 4]) ? b[i / 4][i % 4] : 0;
+    multiply_tf32<kRows, kPairs>(c, small_a, b);
+    multiply_tf32<kRows, kPairs>(c, a, small_b);
+  }
+};
+
+// A block's tile of the result, and its share among warps. kBlocks: blocks that should fit on a multiprocessor.
+template <int kRowsOfTile, int kColumnsOfTile, int kRowsOfWarp, int kColumnsOfWarp, int kStagesOfPipeline, int kBlocks>
+struct MmaTile {
+  static constexpr int kRows = kRowsOfTile, kColumns = kColumnsOfTile;
+  static constexpr int kWarpRows = kRowsOfWarp, kWarpColumns = kColumnsOfWarp;
+  static constexpr int kThreads = kRows / kWarpRows * (kColumns / kWarpColumns) * 32;
+  static constexpr int kStages = kStagesOfPipeline, kResident = kBlocks;
+  static constexpr int kFragments = kWarpRows / kMmaRows, kPairs = kWarpColumns / (2 * kMmaColumns);
+
+  static __device__ __forceinline__ int warp_row() {
+    return static_cast<int>(threadIdx.x) / 32 / (kColumns / kWarpColumns) * kWarpRows;
+  }
+  static __device__ __forceinline__ int warp_column() {
+    return static_cast<int>(threadIdx.x) / 32 % (kColumns / kWarpColumns) * kWarpColumns;
+  }
+};
+
+// The sums of one warp.
+template <class Math, class Tile>
+struct WarpSums {
+  float c[Tile::kFragments][2 * Tile::kPairs][4] = {};
+
+  // Adds the products of one stage.
+  template <class A, class B>
+  __device__ __forceinline__ void add(const char* a, const char* b) {
+    if constexpr (Math::kSumsStages) {
+      float sum[Tile::kFragments][2 * Tile::kPairs][4] = {};
+      multiply<A, B>(sum, a, b);
+#pragma unroll
+      for (int i = 0; i < Tile::kFragments; ++i)
+#pragma unroll
+        for (int j = 0; j < 2 * Tile::kPairs; ++j)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) c[i][j][e] += sum[i][j][e];
+    } else {
+      multiply<A, B>(c, a, b);
+    }
+  }
+
+ private:
+  template <class A, class B>
+  static __device__ __forceinline__ void multiply(float (&c)[Tile::kFragments][2 * Tile::kPairs][4], const char* a,
+                                                  const char* b) {
+#pragma unroll
+    for (int step = 0; step < A::kSteps; ++step) {
+      uint32_t left[Tile::kFragments][4], right[Tile::kPairs][4];
+#pragma unroll
+      for (int i = 0; i < Tile::kFragments; ++i) A::load_a(left[i], a, Tile::warp_row() + kMmaRows * i, step);
+#pragma unroll
+      for (int j = 0; j < Tile::kPairs; ++j) B::load_b(right[j], b, Tile::warp_column() + 2 * kMmaColumns * j, step);
+      Math::template multiply<Tile::kFragments, Tile::kPairs>(c, left, right);
+    }
+  }
+};
+
+}  // namespace atrousops::cuda

@@ -1,0 +1,265 @@
+"""The tensor-core convolutions, every tile and precision, on small problems that each have a reason."""
+
+from dataclasses import dataclass
+
+import host_cuda
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import assert_close
+
+pytestmark = pytest.mark.skipif(host_cuda.problem() is not None, reason=str(host_cuda.problem()))
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A convolution; a transposed one goes from K channels to C."""
+
+    why: str
+    n: int
+    c: int
+    k: int
+    size: tuple[int, ...]
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+    dilation: int = 1
+    groups: int = 1
+
+    def __str__(self):
+        return self.why.replace(" ", "-")
+
+    @property
+    def short(self) -> bool:
+        """Sums of so few products that nobody rounds: three tf32 products are no match, and are not offered there."""
+        return self.c // self.groups * self.kernel ** len(self.size) < 64
+
+    @property
+    def rest(self):
+        rank = len(self.size)
+        return [self.stride] * rank, [self.padding] * rank, [self.dilation] * rank, self.groups
+
+
+WIDE = (
+    Case("one tile, one tap", 1, 32, 64, (8, 8), kernel=1, padding=0),
+    Case("rows and columns beyond the last full tile", 3, 40, 72, (7, 9)),
+    Case("more steps than stages, all but the centre tap dead", 1, 200, 16, (5, 6), padding=9, dilation=9),
+    Case("live regions of every kind", 2, 16, 24, (13, 11), padding=4, dilation=4),
+    Case("strides with dilation", 2, 24, 16, (11, 12), stride=2, padding=3, dilation=3),
+    Case("one axis", 2, 16, 16, (37,), padding=2, dilation=2),
+    Case("three axes", 1, 16, 8, (4, 5, 3)),
+    Case("groups", 2, 48, 32, (6, 5), groups=2),
+    Case("a single position", 1, 64, 64, (1, 1), padding=5, dilation=5),
+    Case("channels not a multiple of a stage", 1, 24, 8, (5, 5)),
+)
+NARROW = (
+    Case("21 channels", 2, 21, 21, (12, 9), padding=2, dilation=2),
+    Case("1 channel to 33", 1, 1, 33, (9, 7)),
+    Case("3 channels to 1", 2, 3, 1, (8, 5), stride=3),
+    Case("33 channels to 65", 1, 33, 65, (5, 7), padding=3, dilation=3),
+    Case("groups of 5 and 7", 1, 10, 14, (6, 6), groups=2),
+)
+TRANSPOSED = (
+    Case("phases", 1, 16, 24, (5, 4), kernel=4, stride=2),
+    Case("phases without taps", 1, 16, 16, (4, 4), kernel=2, stride=3, padding=0),
+    Case("dilated phases", 2, 24, 40, (5, 6), kernel=3, stride=2, padding=2, dilation=3),
+    Case("stride one, all but the centre tap dead", 1, 32, 64, (4, 5), padding=7, dilation=7),
+    Case("groups", 1, 32, 48, (4, 4), groups=2, stride=2),
+)
+ODD_TRANSPOSED = (
+    Case("21 channels", 1, 21, 21, (6, 5), kernel=4, stride=2),
+    Case("1 to 3 channels", 1, 1, 3, (6, 5), kernel=3, stride=1),
+)
+TILES = (0, 1, 2)  # 128 x 128, 128 x 64, 64 x 64; 3 is for rows that are not aligned
+
+
+def channels_last(t: torch.Tensor) -> torch.Tensor:
+    """The same values, stored as (N, *, C)."""
+    return t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def random(size, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(size).to(dtype)
+
+
+def ops():
+    host_cuda.load()
+    return torch.ops.atrousops_host_cuda
+
+
+def tf32(t: torch.Tensor) -> torch.Tensor:
+    """Rounded to 10 bits of fraction: what PyTorch's own TF32 product would see."""
+    bits = t.view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32) if t.dtype == torch.float32 else t
+
+
+def stock(case: Case, transposed: bool, x, w, b):
+    name = f"conv{'_transpose' if transposed else ''}{len(case.size)}d"
+    if transposed:
+        return getattr(F, name)(x, w, b, case.stride, case.padding, 0, case.groups, case.dilation)
+    return getattr(F, name)(x, w, b, case.stride, case.padding, case.dilation, case.groups)
+
+
+def check(case: Case, dtype, tile: int, splits=1, allow_tf32=False, transposed=False, weights_last=True, last=True):
+    c, k = case.c, case.k
+    allow_tf32 = allow_tf32 or (dtype == torch.float32 and case.short)
+    x = random((case.n, c, *case.size), dtype)
+    first, second = (c, k) if transposed else (k, c)
+    w = random((first, second // case.groups, *(case.kernel,) * len(case.size)), dtype)
+    b = random((k,), dtype)
+    exact, theirs = (stock(case, transposed, *(t.to(d) for t in (x, w, b))) for d in (torch.float64, dtype))
+    if allow_tf32:
+        # PyTorch has no TF32 on the CPU: the error of rounding the operands stands for its own.
+        theirs = stock(case, transposed, tf32(x), tf32(w), b)
+    out = torch.full(exact.shape, torch.nan, dtype=dtype)
+    out = channels_last(out) if last else out
+    ops().test_conv_mma(
+        channels_last(x) if last else x, channels_last(w) if weights_last else w, b, None, None, out, *case.rest,
+        transposed, False, 0, tile, splits, allow_tf32,
+    )  # fmt: skip
+    assert_close(out, exact, theirs)
+    return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", WIDE, ids=str)
+def test_forward(case, dtype):
+    for tile in TILES if dtype != torch.float32 else TILES[1:]:
+        check(case, dtype, tile)
+
+
+@pytest.mark.parametrize("case", WIDE[:4], ids=str)
+def test_tf32(case):
+    for tile in TILES:
+        check(case, torch.float32, tile, allow_tf32=True)
+    check(Case("21 channels", 1, 21, 21, (7, 6)), torch.float32, 3, allow_tf32=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", NARROW, ids=str)
+def test_rows_that_are_not_aligned(case, dtype):
+    check(case, dtype, 3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", TRANSPOSED, ids=str)
+def test_transposed(case, dtype):
+    for tile in TILES if dtype != torch.float32 else TILES[1:]:
+        check(case, dtype, tile, transposed=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", ODD_TRANSPOSED, ids=str)
+def test_transposed_rows_that_are_not_aligned(case, dtype):
+    check(case, dtype, 3, transposed=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_split_sums_in_a_fixed_order(dtype):
+    case = Case("deep", 1, 136, 24, (6, 7), padding=3, dilation=3)
+    results = []
+    for splits in (2, 2, 5):
+        torch.manual_seed(3)
+        results.append(check(case, dtype, 2, splits))
+    assert torch.equal(results[0], results[1])
+    check(Case("odd", 2, 21, 21, (6, 7)), dtype, 3, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_layouts_of_input_and_weights(dtype):
+    for transposed in (False, True):
+        for weights_last in (False, True):
+            for last in (False, True):
+                check(WIDE[1], dtype, 2, transposed=transposed, weights_last=weights_last, last=last)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tile", [2, 3])
+def test_epilogue_and_channel_offset(dtype, tile):
+    c, k, first = (16, 24, 8) if tile == 2 else (5, 7, 3)
+    x, w = channels_last(random((2, c, 6, 5), dtype)), channels_last(random((k, c, 3, 3), dtype))
+    for fp32 in (True, False):
+        scale, bias = (random((k,), torch.float32 if fp32 else dtype) for _ in range(2))
+        residual = channels_last(random((2, k, 6, 5), dtype))
+        residual[0, 1, 2, 3] = torch.nan
+        for splits in (1, 2):
+            wide = channels_last(torch.full((2, k + first + 5, 6, 5), 7.0, dtype=dtype))
+            ops().test_conv_mma(
+                x, w, bias, scale, residual, wide, [1, 1], [1, 1], [1, 1], 1, False, True, first, tile, splits, False
+            )
+
+            def right(d):
+                y = F.conv2d(x.to(d), w.to(d), None, 1, 1)
+                y = y * scale.to(d).view(1, -1, 1, 1) + bias.to(d).view(1, -1, 1, 1) + residual.to(d)
+                return torch.relu(y)
+
+            assert_close(wide[:, first : first + k], right(torch.float64), right(dtype))
+            assert (wide[:, :first] == 7).all()
+            assert (wide[:, first + k :] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_misaligned_pointers_take_the_narrow_tile(dtype):
+    case = WIDE[1]
+    base = random((case.n * 7 * 9 * 40 + 1,), dtype)
+    x = base[1:].view(case.n, 7, 9, 40).movedim(-1, 1)
+    w, out = random((72, 40, 3, 3), dtype), channels_last(torch.empty((case.n, 72, 7, 9), dtype=dtype))
+    call = ops().test_conv_mma
+    with pytest.raises(RuntimeError, match="aligned to 16 bytes"):
+        call(x, w, None, None, None, out, *case.rest, False, False, 0, 0, 1, False)
+    call(x, w, None, None, None, out, *case.rest, False, False, 0, -1, 1, False)
+    assert_close(out, F.conv2d(x.double(), w.double(), None, 1, 1), F.conv2d(x, w, None, 1, 1))
+
+
+def test_infinity_and_nan_in_full_precision():
+    x, w = torch.randn(1, 8, 5, 6), torch.randn(8, 8, 3, 3)
+    # Exact in tf32: their small parts are zero.
+    w[:, :, 1, 1] = 0.5
+    x[0, 1, 2, 2], x[0, 3, 4, 4], x[0, 5, 0, 5] = torch.inf, -torch.inf, torch.nan
+    out = channels_last(torch.empty(1, 8, 5, 6))
+    case = Case("", 1, 8, 8, (5, 6), padding=7, dilation=7)
+    ops().test_conv_mma(x, w, None, None, None, out, *case.rest, False, False, 0, 2, 1, False)
+    exact = F.conv2d(x.double(), w[:, :, 1:2, 1:2].double())
+    assert torch.equal(out.isnan(), exact.isnan())
+    assert torch.equal(out.isinf(), exact.isinf())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", (*WIDE, *NARROW), ids=str)
+def test_weight_gradient(case, dtype):
+    x = random((case.n, case.c, *case.size), dtype)
+    w = torch.zeros((case.k, case.c // case.groups, *(case.kernel,) * len(case.size)), dtype=dtype)
+    dy = torch.randn_like(stock(case, False, x, w, None))
+
+    def right(d):
+        v = w.to(d).requires_grad_()
+        return torch.autograd.grad(stock(case, False, x.to(d), v, None), v, dy.to(d))[0]
+
+    exact, theirs = right(torch.float64), right(dtype)
+    aligned = case in WIDE
+    for tile, splits in (((0, 1), (1, 1), (1, 3)) if aligned else ((2, 1), (2, 3))):
+        for allow_tf32 in (False, True) if dtype == torch.float32 else (False,):
+            short = dy.numel() // case.k < 64
+            if dtype == torch.float32 and not allow_tf32 and (tile == 0 or short):
+                continue
+            out = torch.full(w.shape, torch.nan, dtype=dtype)
+            ops().test_conv_mma_weight(
+                channels_last(dy), channels_last(x), out, *case.rest, tile, splits, allow_tf32
+            )
+            if allow_tf32:
+                assert (out - exact).abs().max() <= 2.0**-9 * (1 + exact.abs().max())
+            else:
+                assert_close(out, exact, theirs)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_any_order_of_threads_gives_the_same_bits(seed):
+    case = Case("", 1, 72, 40, (6, 7), padding=2, dilation=2)
+    for dtype in (torch.bfloat16, torch.float32):
+        torch.manual_seed(3)
+        first = check(case, dtype, 2, 2)
+        torch.manual_seed(3)
+        with host_cuda.order(seed):
+            assert torch.equal(first, check(case, dtype, 2, 2))
