@@ -19,6 +19,7 @@ class Rates(NamedTuple):
     aten_grouped, _grad: groups of odd numbers of channels, forward and gradients
     aten_depthwise, _grad, _far: forward, gradients, gradients of dilated ones
     gemm: our gathered GEMM; depthwise, grouped: our loops
+    tensor: our GEMM on a GPU's tensor cores, 0 where there are none; all rates up to here are of a whole GPU then
     skips_rows: the part of the taps above and below the image that PyTorch leaves out
     copy: bytes/s of the whole machine, read and written
     aten_call, our_call, our_region: seconds of overhead of a call, and of each region
@@ -39,6 +40,7 @@ class Rates(NamedTuple):
     gemm: float
     depthwise: float
     grouped: float
+    tensor: float
     near: float
     skips_rows: float
     copy: float
@@ -61,6 +63,32 @@ class Device(NamedTuple):
 def cpu_device(dtype: torch.dtype, channels_last: bool) -> Device:
     """This machine's CPU with the default rates for a dtype and memory format."""
     return Device("cpu", torch.get_num_threads(), default_rates(_isa(), _amx(), dtype, channels_last))
+
+
+def gpu_device(dtype: torch.dtype, channels_last: bool) -> Device:
+    """This machine's GPU with the default rates for a dtype and memory format; an H100 where there is none."""
+    gpu = _gpu() if torch.cuda.is_available() else _H100
+    return Device("cuda", 1, gpu_rates(gpu, dtype, channels_last, tf32_allowed()), *gpu)
+
+
+def device_of(kind: str, dtype: torch.dtype, channels_last: bool) -> Device:
+    """`cpu_device` or `gpu_device`, by the type of a torch.device."""
+    return gpu_device(dtype, channels_last) if kind == "cuda" else cpu_device(dtype, channels_last)
+
+
+def tf32_allowed() -> bool:
+    """torch.backends.cudnn.allow_tf32."""
+    return torch._C._get_cudnn_allow_tf32()
+
+
+# Multiprocessors, bytes of shared memory of a block, capability.
+_H100 = (132, 227 << 10, 90)
+
+
+@cache
+def _gpu() -> tuple[int, int, int]:
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return gpu.multi_processor_count, gpu.shared_memory_per_block_optin, 10 * gpu.major + gpu.minor
 
 
 @cache
@@ -115,7 +143,7 @@ def default_rates(isa: str, amx: bool, dtype: torch.dtype, channels_last: bool) 
     gflops = _GFLOPS[row, "half" if half else "float", channels_last]
     near = _NEAR if row == "amx" else inf
     skips = float(dtype == torch.float32 and (isa, channels_last) in _SKIPS_ROWS)
-    rates = Rates._make([*(1e9 * x for x in gflops), near, skips, _COPY[isa], *_OVERHEADS])
+    rates = Rates._make([*(1e9 * x for x in gflops), 0.0, near, skips, _COPY[isa], *_OVERHEADS])
     return _double(rates) if dtype == torch.float64 else rates
 
 
@@ -132,3 +160,32 @@ def _double(r: Rates) -> Rates:
     )
     loops += ("aten_depthwise_grad", "aten_depthwise_far", "depthwise", "grouped")
     return r._replace(**dense, **{name: getattr(r, name) / 2 for name in loops})
+
+
+# TFLOP/s of an H100, the fields of Rates up to `tensor`. None is measured: no kernel of ours has run on a GPU. cuDNN
+# at half of what the hardware is sold for; mma.sync at 0.65 of that, for it has not Hopper's own instructions; three
+# tf32 products for one of fp32 where tf32 is not allowed; loops at what their bytes allow, and PyTorch's at what was
+# reported of them.
+_TFLOPS = {
+    ("half", False): (400, 400, 450, 280, 280, 60, 0.5, 4, 2, 4, 1, 1, 18, 20, 3, 325),
+    ("half", True): (500, 500, 550, 350, 350, 60, 0.5, 4, 2, 8, 1, 1, 18, 20, 3, 325),
+    ("tf32", False): (200, 200, 220, 140, 140, 30, 0.5, 4, 2, 4, 1, 1, 20, 20, 3, 160),
+    ("tf32", True): (250, 250, 270, 175, 175, 30, 0.5, 4, 2, 8, 1, 1, 20, 20, 3, 160),
+    ("float", False): (45, 45, 50, 35, 35, 20, 0.5, 4, 2, 4, 1, 1, 20, 20, 3, 60),
+    ("float", True): (45, 45, 50, 35, 35, 20, 0.5, 4, 2, 8, 1, 1, 20, 20, 3, 60),
+    ("double", False): (15, 15, 25, 10, 10, 5, 0.3, 2, 1, 2, 0.5, 0.5, 12, 10, 2, 0),
+    ("double", True): (15, 15, 25, 10, 10, 5, 0.3, 2, 1, 2, 0.5, 0.5, 12, 10, 2, 0),
+}
+# bytes/s of a large copy, and seconds of a launch, of our two or three of them, and of a region in the tables.
+_GPU_COPY, _GPU_OVERHEADS = 3.0e12, (6e-6, 12e-6, 5e-8)
+
+
+@cache
+def gpu_rates(gpu: tuple[int, int, int], dtype: torch.dtype, channels_last: bool, tf32: bool) -> Rates:
+    """Default throughputs of a GPU: multiprocessors, shared memory and capability; scaled from an H100's."""
+    names = {torch.float64: "double", torch.float32: "tf32" if tf32 else "float"}
+    scale = gpu[0] / _H100[0]
+    flops = [1e12 * scale * x for x in _TFLOPS[names.get(dtype, "half"), channels_last]]
+    if gpu[2] < 80:
+        flops[-1] = 0.0
+    return Rates._make([*flops, inf, 0.0, scale * _GPU_COPY, *_GPU_OVERHEADS])

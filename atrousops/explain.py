@@ -45,10 +45,11 @@ class Row:
         operator: the public function, such as "conv2d".
         shape, dtype, channels_last: of the input.
         backend: which of `atrousops.backends.NAMES` ran it.
-        kernel: for a convolution one of `atrousops.planner.KERNELS`.
+        kernel: for a convolution one of the planner's.
         reason: why that one.
         bytes: every tensor touched once.
         plan: the planner's whole answer, for convolutions.
+        device: whose kernels of ours were considered, "cpu" or "cuda".
     """
 
     module: str
@@ -61,6 +62,7 @@ class Row:
     reason: str
     bytes: float = 0.0
     plan: planner.Plan | None = None
+    device: str = "cpu"
 
     @property
     def flops(self) -> float:
@@ -218,6 +220,7 @@ def _row(module: str, operator: str, arguments: dict[str, Any]) -> Row:
         backend="reference",
         kernel="reference",
         reason=_why_not_ours(operator, input),
+        device=_compiled_for(input),
     )
     if operator.startswith("conv") and row.dtype in backends.FLOATING:
         row.plan = _plan(operator, arguments, input, row.dtype)
@@ -229,16 +232,17 @@ def _settle(row: Row, ours: str, fake: bool) -> None:
     """Fills in who runs the row, from the operator that was called for it: one of ours, or PyTorch's."""
     planned = row.plan is not None and row.plan.kernel != "aten"
     # Fake tensors go to PyTorch's operator whatever is planned for real ones.
-    as_planned = fake and planned and _library.has_operators and backends.forced() is None
+    library = _library.cuda if row.device == "cuda" else _library.cpu
+    as_planned = fake and planned and library.problem is None and backends.forced() is None
     if ours or as_planned:
-        row.backend = "cpu"
+        row.backend = row.device
         if row.plan is None:
             row.kernel, row.reason = ours, "our kernel"
         elif planned:
             row.kernel, row.reason = row.plan.kernel, row.plan.reason
         else:
             row.kernel = ours
-    elif row.backend != "cpu":
+    elif row.backend != row.device:
         # An operator of ours may still use PyTorch's for a part.
         row.backend = row.kernel = "aten"
         if row.plan is not None and not planned:
@@ -248,8 +252,13 @@ def _settle(row: Row, ours: str, fake: bool) -> None:
 def _why_not_ours(operator: str, input: Tensor) -> str:
     if backends.forced() is not None:
         return f"forced by backend({backends.forced()!r})"
-    verdict = backends.can_run("cpu", re.sub(r"[123]d$", "", operator), input.device, input.dtype)
+    verdict = backends.can_run(_compiled_for(input), re.sub(r"[123]d$", "", operator), input.device, input.dtype)
     return "PyTorch's own operator" if verdict.ok else verdict.reason
+
+
+def _compiled_for(input: Tensor) -> str:
+    """The compiled backend of a tensor's device; the CPU's for a device that has none."""
+    return input.device.type if input.device.type in backends.COMPILED else "cpu"
 
 
 def _count_bytes(row: Row, tensors: Any) -> None:
@@ -283,6 +292,7 @@ def _plan(operator: str, arguments: dict[str, Any], input: Tensor, dtype: torch.
         not input.is_contiguous(),
         torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors),
         per_axis(arguments.get("output_padding", 0)) if "transpose" in operator else (),
+        _compiled_for(input),
     )
 
 

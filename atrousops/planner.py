@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import torch
 
-from atrousops import _library, geometry
-from atrousops.devices import Device, Rates, cpu_device
+from atrousops import _library, _plan_cuda, geometry
+from atrousops.devices import Device, Rates, device_of, tf32_allowed
 from atrousops.geometry import Problem, product
 
-# In the order in which they are considered and shown:
+# On a CPU, in the order in which they are considered and shown (_plan_cuda has those of a GPU):
 # aten       PyTorch's own kernel (oneDNN)
 # regions    one gathered GEMM per live region
 # phases     the same per residue of the written position: no multiplication by the zeros a stride inserts
@@ -77,7 +77,7 @@ def plan(
 
     Args:
         problem: from geometry.convolution or geometry.transposed.
-        device: from cpu_device.
+        device: from device_of, cpu_device or gpu_device.
         itemsize: bytes of an element of the dtype.
         needs_grad: weigh forward and both gradients together.
         workspace_limit: bytes that a kernel may allocate besides its result.
@@ -93,7 +93,7 @@ def compiled_plan(problem: Problem, device: Device, itemsize: int, needs_grad: b
     p = problem
     plan = Plan(
         *_library.planner.plan(
-            p.kind, p.n, p.c, p.k, p.groups, p.axes, *device[:3], itemsize, needs_grad, workspace_limit
+            p.kind, p.n, p.c, p.k, p.groups, p.axes, *device[:4], itemsize, needs_grad, workspace_limit
         )
     )
     return plan._replace(candidates=tuple(Candidate(*c) for c in plan.candidates))
@@ -112,7 +112,7 @@ def python_plan(problem: Problem, device: Device, itemsize: int, needs_grad: boo
         regions=geometry.region_count(problem),
         dense_flops=problem.dense_flops,
         bytes_floor=_bytes_floor(problem, itemsize),
-        workspace=_workspace(chosen.kernel, problem, device.threads, itemsize),
+        workspace=_workspace(chosen.kernel, problem, device, itemsize),
         candidates=tuple(_lost(c, chosen) for c in candidates),
     )
 
@@ -132,28 +132,35 @@ def choose(
     channels_last: bool,
     needs_grad: bool = False,
     output_padding: tuple[int, ...] = (),
+    device: str = "cpu",
 ) -> str:
-    """The name in KERNELS that should run a call on this CPU; about a microsecond once a call has been seen.
+    """The name of the kernel that should run a call; about a microsecond once a call has been seen.
 
     Arguments as for `plan_call`. Under torch.compile the answer is a constant of the graph, and sizes that the graph
     leaves open count as UNKNOWN_SIZE.
     """
     args = (kind, input_size, weight_size, stride, padding, dilation, groups, output_padding)
     if torch.compiler.is_compiling():
-        return _first_choice(_concrete(*args), dtype, channels_last, needs_grad)
+        return _first_choice(_concrete(*args), dtype, channels_last, needs_grad, device)
     try:
-        return _chosen[args, dtype, channels_last, needs_grad, torch.get_num_threads()]
+        return _chosen[args, dtype, channels_last, needs_grad, _state(device)]
     except KeyError:
-        return _first_choice(args, dtype, channels_last, needs_grad)
+        return _first_choice(args, dtype, channels_last, needs_grad, device)
     except TypeError:  # a symbolic size has no hash
-        return _first_choice(_concrete(*args), dtype, channels_last, needs_grad)
+        return _first_choice(_concrete(*args), dtype, channels_last, needs_grad, device)
 
 
-def _first_choice(args: tuple, dtype: torch.dtype, channels_last: bool, needs_grad: bool) -> str:
+def _state(device: str) -> tuple[str, int | bool]:
+    # What else of the process a plan depends on.
+    return device, torch.get_num_threads() if device == "cpu" else tf32_allowed()
+
+
+def _first_choice(args: tuple, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str) -> str:
     if len(_chosen) >= 4096:
         _chosen.clear()
-    kernel = plan(call_problem(*args), cpu_device(dtype, channels_last), dtype.itemsize, needs_grad=needs_grad).kernel
-    _chosen[args, dtype, channels_last, needs_grad, torch.get_num_threads()] = kernel
+    machine = device_of(device, dtype, channels_last)
+    kernel = plan(call_problem(*args), machine, dtype.itemsize, needs_grad=needs_grad).kernel
+    _chosen[args, dtype, channels_last, needs_grad, _state(device)] = kernel
     return kernel
 
 
@@ -192,8 +199,9 @@ def plan_call(
     channels_last: bool,
     needs_grad: bool = False,
     output_padding: tuple[int, ...] = (),
+    device: str = "cpu",
 ) -> Plan:
-    """The whole plan of a call on this CPU, with its reasons.
+    """The whole plan of a call on this machine, with its reasons.
 
     Args:
         kind: "forward", "transposed", "input_grad" or "weight_grad".
@@ -202,9 +210,10 @@ def plan_call(
         stride, padding, dilation, output_padding: one entry per spatial axis; `padding` may have two, all the low
             sides and then all the high ones.
         needs_grad: weigh forward and both gradients together.
+        device: "cpu" or "cuda", also where there is no GPU; its index does not matter.
     """
     problem = call_problem(kind, input_size, weight_size, stride, padding, dilation, groups, output_padding)
-    return plan(problem, cpu_device(dtype, channels_last), dtype.itemsize, needs_grad=needs_grad)
+    return plan(problem, device_of(device, dtype, channels_last), dtype.itemsize, needs_grad=needs_grad)
 
 
 def call_problem(
@@ -236,7 +245,7 @@ def consider(
 ) -> list[Candidate]:
     """Every one of KERNELS with its predicted seconds, or why it is not legal."""
     candidates = []
-    for name in KERNELS:
+    for name in _plan_cuda.KERNELS if device.kind == "cuda" else KERNELS:
         why_not = _illegal(name, problem, device, itemsize, workspace_limit)
         candidates.append(Candidate(name, inf if why_not else _predict(name, problem, device, itemsize), why_not))
     if needs_grad:
@@ -284,13 +293,13 @@ def _illegal(kernel: str, problem: Problem, device: Device, itemsize: int, works
     # Why a kernel cannot run a problem; empty if it can.
     if kernel == "aten":
         return ""
-    if device.kind != "cpu":
-        return "this build has no kernels for the device"
     read = problem.output_elements if problem.kind == "input_grad" else problem.input_elements
     if read * problem.weight_elements <= SMALL:
         return "too small to repay the overhead of an operator"
-    if _workspace(kernel, problem, device.threads, itemsize) > workspace_limit:
+    if _workspace(kernel, problem, device, itemsize) > workspace_limit:
         return "needs more workspace than the limit"
+    if device.kind == "cuda":
+        return _plan_cuda.illegal(kernel, problem, device, itemsize)
     one_channel = problem.groups > 1 and problem.groups == problem.c
     if kernel == "depthwise":
         return "" if one_channel else "not one channel a group"
@@ -314,6 +323,8 @@ def _predict(kernel: str, problem: Problem, device: Device, itemsize: int) -> fl
         if problem.groups == 1 and problem.kind != "weight_grad":
             flops *= 1.0 - rates.skips_rows * (1.0 - live[0] * live[1])
         return rates.aten_call + flops / (_aten_rate(problem, rates) * threads) + moved / rates.copy
+    if device.kind == "cuda":
+        return _plan_cuda.predict(kernel, problem, device, moved)
     flops *= live[0] * live[1] * live[2]
     if kernel in ("depthwise", "grouped"):
         rate = rates.depthwise if kernel == "depthwise" else rates.grouped
@@ -355,9 +366,9 @@ def _bytes_floor(problem: Problem, itemsize: int) -> float:
     return float(problem.input_elements + problem.output_elements + problem.weight_elements) * itemsize
 
 
-def _workspace(kernel: str, problem: Problem, threads: int, itemsize: int) -> int:
+def _workspace(kernel: str, problem: Problem, device: Device, itemsize: int) -> int:
     # Bytes besides the result: weights in the kernel's own order, and gathered rows, a bounded panel per thread.
     if kernel == "aten":
         return 0
     weights = problem.weight_elements * itemsize
-    return weights if kernel in ("depthwise", "grouped") else weights + threads * PANEL
+    return weights + device.threads * PANEL if kernel in ("regions", "phases") else weights

@@ -93,10 +93,10 @@ static void bind_geometry(py::module_& m) {
 
 static void bind_planner(py::module_& m) {
   m.def("plan", [](const std::string& kind, int64_t n, int64_t c, int64_t k, int64_t groups, const AxesFields& axes,
-                   const std::string& device, int64_t threads, const std::array<double, kRates>& r, int64_t itemsize,
-                   bool needs_grad, int64_t workspace_limit) {
+                   const std::string& device, int64_t threads, const std::array<double, kRates>& r,
+                   int64_t multiprocessors, int64_t itemsize, bool needs_grad, int64_t workspace_limit) {
     const Rates rates = std::bit_cast<Rates>(r);
-    const Device d{device == "cpu" ? DeviceKind::cpu : DeviceKind::cuda, threads, rates};
+    const Device d{device == "cpu" ? DeviceKind::cpu : DeviceKind::cuda, threads, rates, multiprocessors};
     return tuple_of(plan({problem_of(kind, n, c, k, groups, axes), itemsize, needs_grad, workspace_limit}, d));
   });
   m.def("tilings", [](const std::string& kind, int64_t n, int64_t c, int64_t k, const AxesFields& axes, int64_t rows,

@@ -37,6 +37,7 @@ CONVOLUTIONS = (
     ),
     Shape("single pixel", 3, 4, 6, (1, 1), (3, 3), padding=(2, 2), dilation=(2, 2)),
     Shape("no tap lives in some outputs", 1, 3, 2, (4, 4), (2, 2), padding=(5, 5), dilation=(3, 3)),
+    Shape("rate larger than the map on one axis", 1, 3, 21, (17, 3), (3, 3), padding=(5, 5), dilation=(5, 5)),
     Shape("one channel in, one out", 2, 1, 1, (7, 5), (3, 3), padding=(1, 1)),
     Shape("33 channels: no multiple of a vector", 1, 33, 21, (9, 8), (3, 3), padding=(2, 2), dilation=(2, 2)),
     Shape("context module: 21 channels", 1, 21, 21, (14, 14), (3, 3), padding=(4, 4), dilation=(4, 4)),
@@ -74,6 +75,9 @@ CONVOLUTIONS = (
         groups=41,
     ),
     Shape("depthwise: four vectors at once", 1, 70, 70, (6, 7), (3, 3), padding=(1, 1), groups=70),
+    Shape(
+        "depthwise: 64 channels, whole vectors", 1, 64, 64, (5, 7), (3, 3), padding=(2, 2), dilation=(2, 2), groups=64
+    ),
     Shape("depthwise, strided and dilated", 1, 12, 12, (15, 18), (3, 3), (2, 2), (3, 3), (3, 3), 12),
     Shape("depthwise with three outputs a channel", 2, 5, 15, (8, 9), (3, 3), padding=(1, 1), groups=5),
     Shape("empty batch", 0, 4, 6, (8, 9), (3, 3), padding=(1, 1)),

@@ -1,10 +1,14 @@
 """conv and conv_transpose against PyTorch: results, gradients, formats, the planner's answer overridden and not."""
 
+import contextlib
+
+import host_cuda
 import pytest
 import torch
 import torch.nn.functional as F
 from oracle import assert_close
 from shapes import CONVOLUTIONS, TRANSPOSED, Shape, TransposedShape
+from torch.nn.grad import conv2d_weight
 
 import atrousops as ao
 import atrousops.functional as A
@@ -50,20 +54,18 @@ def with_gradients(module, shape: Shape, arguments, grad: torch.Tensor | None):
     return y, *torch.autograd.grad(y, [t for t in leaves if t is not None], grad), grad
 
 
-@compiled
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", ALL, ids=str)
-def test_our_kernels_match_pytorch(shape, dtype, last):
+def test_our_kernels_match_pytorch(shape, dtype, last, backend):
     arguments = tensors(shape, dtype, last)
     before = [t.clone() for t in arguments]
     *exact, grad = with_gradients(F, shape, [t.double() for t in arguments], None)
     grad = grad.to(dtype)
     *exact, _ = with_gradients(F, shape, [t.double() for t in arguments], grad)
     *theirs, _ = with_gradients(F, shape, arguments, grad)
-    with ao.backend("cpu"):
-        *ours, _ = with_gradients(A, shape, arguments, channels_last(grad) if last else grad)
+    *ours, _ = with_gradients(A, shape, arguments, channels_last(grad) if last else grad)
     for mine, right, stock in zip(ours, exact, theirs, strict=True):
         assert_close(mine, right, stock)
     assert all(torch.equal(a, b) for a, b in zip(arguments, before)), "an input was written to"
@@ -81,73 +83,96 @@ def test_other_backends_match_pytorch(shape, name):
         assert_close(call(A, shape, *arguments), exact, theirs)
 
 
-@compiled
+@pytest.mark.parametrize("dilation", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_strides_with_dilations(stride, dilation, backend):
+    """Every residue of a dilation by a stride, and reaches within and beyond a map of prime sizes."""
+    shape = Shape("", 1, 3, 2, (11, 7), (3, 2), (stride, stride), (3, 2), (dilation, dilation))
+    arguments = tensors(shape, torch.float64, False)
+    *ours, grad = with_gradients(A, shape, arguments, None)
+    *exact, _ = with_gradients(F, shape, arguments, grad)
+    for mine, right in zip(ours, exact, strict=True):
+        assert torch.equal(mine, right)
+
+
+@contextlib.contextmanager
+def another_order(backend: str):
+    """Inside, the same work is done in another order: one thread, or other fibers first."""
+    if backend == "host_cuda":
+        with host_cuda.order(7):
+            yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("shape", [s for s in ALL if s.n], ids=str)
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-def test_same_bits_every_time_and_on_any_number_of_threads(shape):
+def test_same_bits_every_time_and_in_any_order(shape, backend):
     for last in (False, True):
         arguments = tensors(shape, torch.float32, last)
-        with ao.backend("cpu"):
-            first = with_gradients(A, shape, arguments, None)
-            again = with_gradients(A, shape, arguments, first[-1])
-            torch.set_num_threads(1)
-            try:
-                alone = with_gradients(A, shape, arguments, first[-1])
-            finally:
-                torch.set_num_threads(2)
-        for a, b, c in zip(first, again, alone, strict=True):
+        first = with_gradients(A, shape, arguments, None)
+        again = with_gradients(A, shape, arguments, first[-1])
+        with another_order(backend):
+            other = with_gradients(A, shape, arguments, first[-1])
+        for a, b, c in zip(first, again, other, strict=True):
             assert torch.equal(a, b)
             assert torch.equal(a, c)
 
 
-@compiled
-@pytest.mark.parametrize("groups", [1, 6], ids=["dense", "depthwise"])
-def test_views_unbatched_and_offset_pointers(groups):
-    base = torch.randn(3, 7, 20, 22)
-    w = torch.randn(6, 7, 3, 3)[:, 1 : 1 + 6 // groups]
+@pytest.mark.parametrize("groups", [1, 8], ids=["dense", "depthwise"])
+def test_views_unbatched_and_offset_pointers(groups, backend):
+    base = torch.randn(3, 9, 20, 22)
+    w = torch.randn(8, 9, 3, 3)[:, 1 : 1 + 8 // groups]
+    # Whole vectors of channels, but none of them begins on 16 bytes.
+    off = torch.randn(2 * 20 * 22 * 8 + 1)[1:].view(2, 20, 22, 8).movedim(3, 1)
     views = {
         "every second column": base[:, 1:, :, ::2],
         "pointer off by one channel": base[1:, 1:],
         "unbatched": base[1, 1:],
         "transposed": base[:, 1:].transpose(2, 3),
-        "expanded": base[:1, 1:].expand(2, 6, 20, 22),
+        "expanded": base[:1, 1:].expand(2, 8, 20, 22),
         "a slice of channels_last": channels_last(base)[:, 1:],
+        "channels_last off by one element": off,
     }
     for what, x in views.items():
-        with ao.backend("cpu"):
-            ours = A.conv2d(x, w, None, 1, 2, 2, groups)
+        ours = A.conv2d(x, w, None, 1, 2, 2, groups)
         exact = F.conv2d(x.double(), w.double(), None, 1, 2, 2, groups)
         theirs = F.conv2d(x, w, None, 1, 2, 2, groups)
         assert ours.shape == theirs.shape, what
         assert_close(ours, exact, theirs)
+        if x.dim() == 4:
+            mine = torch.ops.atrousops.conv_grad_weight(ours, x, [3, 3], [1, 1], [2, 2], [2, 2], groups)
+            of = lambda dtype: conv2d_weight(x.to(dtype), w.shape, ours.to(dtype), 1, 2, 2, groups)  # noqa: E731, B023
+            assert_close(mine, of(torch.float64), of(torch.float32))
 
 
-@compiled
 @pytest.mark.parametrize("groups", [1, 4], ids=["dense", "depthwise"])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-def test_the_weight_of_a_dead_tap_reaches_nothing(groups, last):
+def test_the_weight_of_a_dead_tap_reaches_nothing(groups, last, backend):
     x, w = torch.randn(1, 4, 5, 6), torch.randn(4, 4 // groups, 3, 3)
     poisoned = w.clone()
     # With rate 8 on a 5x6 map only the centre tap reads inside.
     poisoned[:, :, [0, 0, 2, 2], [0, 2, 0, 1]] = torch.tensor([float("nan"), float("inf"), -float("inf"), float("nan")])
     if last:
         x, w, poisoned = map(channels_last, (x, w, poisoned))
-    with ao.backend("cpu"):
-        clean, ours = (A.conv2d(x, v, None, 1, 8, 8, groups) for v in (w, poisoned))
-        dx, dw = torch.ops.atrousops.conv_grad_input, torch.ops.atrousops.conv_grad_weight
-        rest = ([1, 1], [8, 8], [8, 8], groups)
-        assert torch.equal(dx(clean, w, x.shape, *rest), dx(clean, poisoned, x.shape, *rest))
-        assert dw(clean, x, [3, 3], *rest)[:, :, 0, 0].eq(0).all()
+    clean, ours = (A.conv2d(x, v, None, 1, 8, 8, groups) for v in (w, poisoned))
+    dx, dw = torch.ops.atrousops.conv_grad_input, torch.ops.atrousops.conv_grad_weight
+    rest = ([1, 1], [8, 8], [8, 8], groups)
+    assert torch.equal(dx(clean, w, x.shape, *rest), dx(clean, poisoned, x.shape, *rest))
+    assert dw(clean, x, [3, 3], *rest)[:, :, 0, 0].eq(0).all()
     assert torch.equal(clean, ours)
 
 
-@compiled
 @pytest.mark.parametrize("groups", [1, 4], ids=["dense", "depthwise"])
-def test_nan_and_inf_elsewhere_spread_as_in_pytorch(groups):
+def test_nan_and_inf_elsewhere_spread_as_in_pytorch(groups, backend):
     x, w = torch.randn(1, 4, 9, 8), torch.randn(4, 4 // groups, 3, 3)
     x[0, 1, 4, 4], x[0, 2, 0, 0], w[1, 0, 1, 1] = float("nan"), float("inf"), float("inf")
-    with ao.backend("cpu"):
-        ours = A.conv2d(x, w, None, 1, 1, 1, groups)
+    ours = A.conv2d(x, w, None, 1, 1, 1, groups)
     # Without padding's products 0 * inf: only interior outputs are comparable with PyTorch.
     theirs = F.conv2d(x, w, None, 1, 1, 1, groups)[:, :, 1:-1, 1:-1]
     ours = ours[:, :, 1:-1, 1:-1]
@@ -195,10 +220,8 @@ def operator_samples():
     ]
 
 
-@compiled
 @pytest.mark.parametrize("index", range(8))
-def test_opcheck(index):
+def test_opcheck(index, backend):
     operator, args = operator_samples()[index]
-    # The gradients too are ours then, and not the planner's choice of the day.
-    with ao.backend("cpu"):
-        torch.library.opcheck(operator.default, args)
+    # The gradients too are ours with a forced backend, and not the planner's choice of the day.
+    torch.library.opcheck(operator.default, args)

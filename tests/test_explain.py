@@ -60,6 +60,17 @@ def test_fake_tensors_cost_nothing_and_say_the_same():
     assert ao.explain(net, huge).rows[0].flops == pytest.approx(2e10 * 4 * 3 * 9)
 
 
+def test_a_gpu_is_explained_without_one():
+    with FakeTensorMode():
+        x = torch.empty(16, 256, 33, 33, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+        layer = ao.AtrousConv2d(256, 256, 3, padding=18, dilation=18, device="cuda", dtype=torch.bfloat16)
+        (row,) = ao.explain(layer.eval(), x).rows
+    assert row.device == "cuda"
+    assert [c.kernel for c in row.plan.candidates] == ["aten", "depthwise", "grouped", "mma", "simt"]
+    assert row.backend == ("aten" if _library.cuda.problem or row.plan.kernel == "aten" else "cuda")
+    assert "not         depthwise: not one channel in and out a group" in str(ao.explain(layer, x))
+
+
 def test_watching_leaves_no_trace():
     net = model()
     x = torch.randn(1, 3, 9, 9)

@@ -66,6 +66,7 @@ def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tu
                 input.dtype,
                 input.is_contiguous(),
                 on_cpu,
+                input.is_cuda and 1 + torch._C._get_cudnn_allow_tf32(),
                 (input.requires_grad or weight.requires_grad) and torch.is_grad_enabled(),
                 torch._C._is_any_autocast_enabled(),
                 backends._forced[0],
@@ -101,14 +102,14 @@ def _run_unhashable(call: Call, input: Any, weight: Any, bias: Any, args: tuple)
 
 
 def _run_route(call: Call, route: Route, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Tensor:
-    if route.backend == "aten" or (route.backend == "cpu" and _needs_pytorch(input, weight)):
+    if route.backend == "aten" or (route.backend in backends.COMPILED and _needs_pytorch(input, weight)):
         return call.aten(input, weight, bias, *args)
     others = (weight,) if bias is None else (weight, bias)
     channels = weight.shape[0] if call.op == "conv" else weight.shape[1] * route.arguments.groups
     fits = bias is None or (bias.dim() == 1 and bias.shape[0] == channels)
     if not fits or any([t.dtype != input.dtype or t.device != input.device for t in others]):
         call.check(call.name, call.rank, input, weight, bias, *args)
-    body = call.ours if route.backend == "cpu" else call.reference
+    body = call.ours if route.backend in backends.COMPILED else call.reference
     if input.dim() == call.rank + 2:
         return body(input, weight, bias, route.arguments)
     return body(input.unsqueeze(0), weight, bias, route.arguments).squeeze(0)
@@ -133,26 +134,29 @@ def _route(call: Call, input: Tensor, weight: Tensor, arguments: Arguments) -> R
     forced = backends.forced()
     if forced is not None:
         return Route(backends.choose(call.op, input.device, input.dtype), arguments)
-    dtype = torch.get_autocast_dtype("cpu") if _autocasts(input) else input.dtype
-    if input.device.type != "cpu" or dtype not in backends.FLOATING or weight.numel() == 0 or input.numel() == 0:
+    device = input.device.type
+    dtype = torch.get_autocast_dtype(device) if _autocasts(input) else input.dtype
+    known = device in backends.COMPILED and dtype in backends.FLOATING
+    if not known or weight.numel() == 0 or input.numel() == 0:
         return Route("aten", arguments)
     size = tuple(input.shape) if input.dim() == call.rank + 2 else (1, *input.shape)
     needs_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
     kind = "forward" if call.op == "conv" else "transposed"
-    backend = (
-        "cpu" if _ours(kind, size, weight.shape, arguments, dtype, not input.is_contiguous(), needs_grad) else "aten"
-    )
-    if torch.compiler.is_compiling():  # no look at values, and no guard on an open size
+    ours = _ours(kind, size, weight.shape, arguments, dtype, not input.is_contiguous(), device, needs_grad)
+    backend = device if ours else "aten"
+    # Compiled: no look at values, and no guard on an open size. A GPU multiplies subnormals as fast as anything.
+    if torch.compiler.is_compiling() or device != "cpu":
         return Route(backend, arguments)
     per_element = 2 * weight.numel() // (weight.shape[1] if kind == "forward" else weight.shape[0])
     return Route(backend, arguments, True, input.numel() >= 1 << 16 and per_element >= _SCAN_FLOPS)
 
 
 def _autocasts(input: Tensor) -> bool:
+    device = input.device.type
     return (
-        torch.is_autocast_enabled("cpu")
+        device in backends.COMPILED
+        and torch.is_autocast_enabled(device)
         and input.is_floating_point()
-        and input.device.type == "cpu"
         and input.dtype != torch.float64
     )
 
@@ -164,13 +168,25 @@ def _ours(
     arguments: Arguments,
     dtype: torch.dtype,
     channels_last: bool,
+    device: str,
     needs_grad: bool = False,
 ) -> bool:
-    if not _library.has_operators:
+    if not (_library.has_operators if device == "cpu" else _library.cuda.problem is None):
         return False
     stride, padding, dilation, groups, extra = arguments
     kernel = planner.choose(
-        kind, size, tuple(weight_size), stride, padding, dilation, groups, dtype, channels_last, needs_grad, extra
+        kind,
+        size,
+        tuple(weight_size),
+        stride,
+        padding,
+        dilation,
+        groups,
+        dtype,
+        channels_last,
+        needs_grad,
+        extra,
+        device,
     )
     return kernel != "aten"
 
@@ -181,4 +197,4 @@ def gradient_is_ours(kind: str, size: Any, weight_size: Any, arguments: Argument
     rank = len(arguments.stride)
     if forced is not None or arguments.padding[:rank] != arguments.padding[-rank:] or 0 in (*size, *weight_size):
         return forced != "aten"
-    return _ours(kind, tuple(size), weight_size, arguments, grad.dtype, not grad.is_contiguous())
+    return _ours(kind, tuple(size), weight_size, arguments, grad.dtype, not grad.is_contiguous(), grad.device.type)

@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <limits>
 
+#include "core/plan_candidates.h"
+
 namespace atrousops::core {
 namespace {
 
@@ -13,52 +15,23 @@ constexpr int64_t kLanes = 16;                // a GEMM computes output channels
 constexpr int64_t kPanel = int64_t{5} << 20;  // bytes of scratch of one thread
 constexpr int64_t kSmall = 1 << 14;           // elements of input times weight up to which a call is all overhead
 
-// What predictions need of a problem, computed once for all candidates.
-struct Facts {
-  const Problem& problem;
-  int64_t itemsize, regions = 1;
-  std::array<double, kAxes> live;  // live share of each axis
-  double pairs = 1;                // live (position, tap) pairs
-  double bytes_floor;
-
-  Facts(const Problem& p, int64_t itemsize) : problem(p), itemsize(itemsize) {
-    for (int i = 0; i < kAxes; ++i) {
-      int64_t live_pairs = 0, segments = 0;
-      for (const AxisPhase& phase : axis_phases(p.kind, p.axis[i])) {
-        live_pairs += phase.live_pairs();
-        segments += static_cast<int64_t>(phase.segments.size());
-      }
-      live[i] = static_cast<double>(live_pairs) / (static_cast<double>(p.axis[i].out) * p.axis[i].kernel);
-      pairs *= static_cast<double>(live_pairs);
-      regions *= segments;
-    }
-    bytes_floor = static_cast<double>(p.input_elements() + p.output_elements() + p.weight_elements()) * itemsize;
-  }
-};
-
-bool strided(const Problem& p) {
-  return p.kind == Kind::input_grad &&
-         std::any_of(p.axis.begin(), p.axis.end(), [](const Axis& a) { return a.stride > 1; });
-}
-
 bool small(const Problem& p) {
   const int64_t read = p.kind == Kind::input_grad ? p.output_elements() : p.input_elements();
   return read <= kSmall && read * std::min(p.weight_elements(), 2 * kSmall) <= kSmall;
 }
 
-bool one_channel(const Problem& p) { return p.groups > 1 && p.groups == p.c; }
-
 // Each rule answers why the kernel cannot run the problem, or null.
-const char* aten_rule(const Problem&) { return nullptr; }
-const char* depthwise_rule(const Problem& p) { return one_channel(p) ? nullptr : "not one channel a group"; }
-const char* grouped_rule(const Problem& p) {
+const char* depthwise_rule(const Problem& p, const Device&, int64_t) {
+  return one_channel(p) ? nullptr : "not one channel a group";
+}
+const char* grouped_rule(const Problem& p, const Device&, int64_t) {
   return p.groups > 1 && !one_channel(p) ? nullptr : "not several channels a group";
 }
-const char* phases_rule(const Problem& p) {
+const char* phases_rule(const Problem& p, const Device&, int64_t) {
   if (p.groups > 1) return "more than one group";
   return strided(p) ? nullptr : "no input gradient or transposed convolution with a stride";
 }
-const char* regions_rule(const Problem& p) {
+const char* regions_rule(const Problem& p, const Device&, int64_t) {
   if (p.groups > 1) return "more than one group";
   return strided(p) ? "a stride makes it a case for phases" : nullptr;
 }
@@ -85,6 +58,10 @@ double aten_rate(const Problem& p, const Rates& r) {
   return far ? r.aten_far : r.aten;
 }
 
+}  // namespace
+
+const char* no_rule(const Problem&, const Device&, int64_t) { return nullptr; }
+
 double aten_seconds(const Facts& f, const Device& d) {
   const Rates& r = d.rates;
   double flops = f.problem.dense_flops();
@@ -93,16 +70,20 @@ double aten_seconds(const Facts& f, const Device& d) {
   return r.aten_call + flops / (aten_rate(f.problem, r) * d.threads) + f.bytes_floor / r.copy;
 }
 
-double loop_seconds(const Facts& f, const Device& d, double rate) {
+static double loop_seconds(const Facts& f, const Device& d, double rate) {
   const double flops = f.problem.dense_flops() * (f.live[0] * f.live[1] * f.live[2]);
   return d.rates.our_call + flops / (rate * d.threads) + f.bytes_floor / d.rates.copy;
 }
 double depthwise_seconds(const Facts& f, const Device& d) { return loop_seconds(f, d, d.rates.depthwise); }
 double grouped_seconds(const Facts& f, const Device& d) { return loop_seconds(f, d, d.rates.grouped); }
 
+int64_t no_workspace(const Facts&, const Device&) { return 0; }
+int64_t packed_weights(const Facts& f, const Device&) { return f.problem.weight_elements() * f.itemsize; }
+namespace {
+
 double gemm_seconds(const Facts& f, const Device& d) {
   const Problem& p = f.problem;
-  const auto [width, depth] = p.kind == Kind::input_grad ? std::pair{p.c, p.k} : std::pair{p.k, p.c};
+  const auto [width, depth] = width_and_depth(p);
   double flops = p.dense_flops() * (f.live[0] * f.live[1] * f.live[2]);
   flops *= static_cast<double>((width + kLanes - 1) / kLanes * kLanes) / std::max<int64_t>(width, 1);
   const double gathered = static_cast<double>(p.n) * depth * f.itemsize * f.pairs;
@@ -110,36 +91,29 @@ double gemm_seconds(const Facts& f, const Device& d) {
   return overhead + flops / (d.rates.gemm * d.threads) + (f.bytes_floor + gathered) / d.rates.copy;
 }
 
-int64_t no_workspace(const Facts&, const Device&) { return 0; }
-int64_t packed_weights(const Facts& f, const Device&) { return f.problem.weight_elements() * f.itemsize; }
 int64_t weights_and_panels(const Facts& f, const Device& d) { return packed_weights(f, d) + d.threads * kPanel; }
 
-struct Entry {
-  const char* kernel;
-  const char* (*rule)(const Problem&);
-  double (*seconds)(const Facts&, const Device&);
-  int64_t (*workspace)(const Facts&, const Device&);
-};
 constexpr Entry kCpu[] = {
-    {"aten", aten_rule, aten_seconds, no_workspace},
+    {"aten", no_rule, aten_seconds, no_workspace},
     {"regions", regions_rule, gemm_seconds, weights_and_panels},
     {"phases", phases_rule, gemm_seconds, weights_and_panels},
     {"depthwise", depthwise_rule, depthwise_seconds, packed_weights},
     {"grouped", grouped_rule, grouped_seconds, packed_weights},
 };
 
+std::span<const Entry> entries(const Device& d) { return d.kind == DeviceKind::cpu ? cpu_entries() : cuda_entries(); }
+
 const char* why_not(const Entry& e, const Facts& f, const Device& d, int64_t workspace_limit) {
-  if (&e == kCpu) return nullptr;
-  if (d.kind != DeviceKind::cpu) return "this build has no kernels for the device";
+  if (e.rule == no_rule) return nullptr;
   if (small(f.problem)) return "too small to repay the overhead of an operator";
   if (e.workspace(f, d) > workspace_limit) return "needs more workspace than the limit";
-  return e.rule(f.problem);
+  return e.rule(f.problem, d, f.itemsize);
 }
 
 std::vector<Candidate> consider(const Request& q, const Device& d) {
   const Facts facts(q.problem, q.itemsize);
   std::vector<Candidate> all;
-  for (const Entry& e : kCpu) {
+  for (const Entry& e : entries(d)) {
     const char* reason = why_not(e, facts, d, q.workspace_limit);
     all.push_back({e.kernel, reason ? kNever : e.seconds(facts, d), reason ? reason : ""});
   }
@@ -170,6 +144,8 @@ std::string winning_reason(const Candidate& aten, const Candidate& ours, bool ou
 
 }  // namespace
 
+std::span<const Entry> cpu_entries() { return kCpu; }
+
 Plan plan(const Request& q, const Device& d) {
   const Facts facts(q.problem, q.itemsize);
   Plan p;
@@ -185,7 +161,7 @@ Plan plan(const Request& q, const Device& d) {
   p.regions = facts.regions;
   p.dense_flops = q.problem.dense_flops();
   p.bytes_floor = facts.bytes_floor;
-  p.workspace = kCpu[winner].workspace(facts, d);
+  p.workspace = entries(d)[winner].workspace(facts, d);
   for (size_t i = 0; i < p.candidates.size(); ++i)
     if (i != winner && p.candidates[i].reason.empty())
       p.candidates[i].reason = fixed2(p.candidates[i].seconds / p.seconds) + " of the time of " + p.kernel;

@@ -11,9 +11,9 @@ namespace atrousops::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kDepth = 16;   // of one step
-constexpr int kMicro = 4;    // rows and columns of a thread
-constexpr int kPad = 4;      // keeps rows of shared memory aligned, and off each other's banks
+constexpr int kDepth = 16;  // of one step
+constexpr int kMicro = 4;   // rows and columns of a thread
+constexpr int kPad = 4;     // keeps rows of shared memory aligned, and off each other's banks
 
 // Runs along (tap, channel) of a tile.
 struct Cursor {

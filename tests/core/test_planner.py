@@ -8,7 +8,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
-from atrousops import _library, devices, planner
+from atrousops import _library, _plan_cuda, devices, planner
 from atrousops.devices import Device, Rates
 
 native = _library.planner
@@ -169,18 +169,47 @@ def test_reasons_of_the_illegal():
     assert reasons(transposed(64, 64, 9, 4, 2, 1))["regions"] == "a stride makes it a case for phases"
 
 
-def test_a_gpu_has_no_kernels_of_ours_yet():
-    device = machine("avx2", FLOAT, True)._replace(kind="cuda")
-    plan = planner.plan(ASPP, device, 4)
-    assert plan.kernel == "aten"
-    assert {c.reason for c in plan.candidates[1:]} == {"this build has no kernels for the device"}
+H100 = (132, 227 << 10, 90)
+
+
+def gpu(dtype, channels_last, tf32=True, facts=H100):
+    return Device("cuda", 1, devices.gpu_rates(facts, dtype, channels_last, tf32), *facts)
+
+
+# What of ours stands for each problem on an H100 in bf16 channels_last, and whether it is expected to beat cuDNN.
+ON_A_GPU = {
+    "aspp, d=18: most taps are dead": (conv(2048, 256, 33, 3, 18, n=16), "mma", True),
+    "small rate": (conv(512, 512, 65, 3, 2, n=8), "mma", False),
+    "3 channels": (conv(3, 64, 224, 7, 1, stride=2), "simt", False),
+    "depthwise": (conv(728, 728, 33, 3, 2, groups=728, n=8), "depthwise", True),
+    "groups of 3 channels": (conv(96, 96, 65, 3, 2, groups=32, n=8), "grouped", False),
+    "bilinear": (transposed(21, 21, 64, 16, 8, 4, groups=21), "depthwise", True),
+    "k16 s8": (transposed(21, 21, 64, 16, 8, 4), "mma", None),
+}
+
+
+@pytest.mark.parametrize("case", ON_A_GPU)
+def test_candidates_on_a_gpu(case):
+    problem, ours, wins = ON_A_GPU[case]
+    plan = planner.plan(problem, gpu(HALF, True), 2)
+    assert [c.kernel for c in plan.candidates] == list(_plan_cuda.KERNELS)
+    assert [c.kernel for c in plan.candidates[1:] if c.seconds < math.inf] == [ours], "the one that C++ would run"
+    assert wins is None or plan.kernel == (ours if wins else "aten")
+    assert plan.reason.startswith(plan.kernel + ": ")
+
+
+def test_a_gpu_without_tensor_cores_for_it():
+    for device, itemsize in ((gpu(torch.double, True), 8), (gpu(HALF, True, facts=(80, 96 << 10, 70)), 2)):
+        reasons = {c.kernel: c.reason for c in planner.plan(ASPP, device, itemsize).candidates}
+        assert reasons["mma"] == "no tensor cores for the dtype on the device"
+    assert planner.plan(ASPP, gpu(FLOAT, True, tf32=False), 4).candidates[3].seconds < math.inf
 
 
 @needs_native
 def test_native_plans_are_equal():
     rng = random.Random(0)
-    shown = set()
-    for _ in range(400):
+    shown, legal = set(), set()
+    for _ in range(800):
         groups = rng.choice((1, 1, 1, 2, 8, 21))
         c, k = groups * rng.choice((1, 1, 3, 16, 64)), groups * rng.choice((1, 1, 3, 16, 64))
         one = lambda *choices: (rng.choice(choices), rng.choice(choices))  # noqa: E731
@@ -190,6 +219,8 @@ def test_native_plans_are_equal():
         problem = planner.call_problem(kind, (rng.randint(0, 4), c, *size), weight, stride, (1, 0), dilation, groups)
         isa, dtype = rng.choice(("avx512", "avx2", "plain")), rng.choice((torch.double, FLOAT, HALF))
         device = machine(isa, dtype, rng.random() < 0.5, amx=rng.random() < 0.5)
+        if rng.random() < 0.4:
+            device = gpu(dtype, rng.random() < 0.5, rng.random() < 0.5)
         needs_grad = kind in ("forward", "transposed") and rng.random() < 0.5
         args = (problem, device, dtype.itemsize, needs_grad, rng.choice((1 << 31, 11 << 20)))
         python, compiled = planner.python_plan(*args), planner.compiled_plan(*args)
@@ -203,7 +234,9 @@ def test_native_plans_are_equal():
             assert (a.kernel, a.reason) == (b.kernel, b.reason)
             assert a.seconds == pytest.approx(b.seconds, rel=1e-12)
         shown.add(python.kernel)
-    assert shown == set(planner.KERNELS), "the sample must reach every kernel"
+        legal |= {c.kernel for c in python.candidates if c.seconds < math.inf}
+    assert shown >= set(planner.KERNELS), "the sample must reach every kernel"
+    assert legal == {*planner.KERNELS, *_plan_cuda.KERNELS}
 
 
 CALL = ("forward", (1, 64, 33, 33), (64, 64, 3, 3), (1, 1), (12, 12), (12, 12), 1, FLOAT, True)
@@ -225,9 +258,23 @@ def test_choose_depends_on_every_argument():
     planner.choose(*CALL[:-2], HALF, True)
     planner.choose("transposed", *CALL[1:])
     planner.choose("transposed", *CALL[1:], False, (1, 1))
-    assert len(planner._chosen) == 6
+    planner.choose(*CALL, False, (), "cuda")
+    assert len(planner._chosen) == 7
     planner.choose(*CALL)
-    assert len(planner._chosen) == 6
+    assert len(planner._chosen) == 7
+
+
+def test_whether_tf32_is_allowed_counts_on_a_gpu():
+    call = ("forward", (4, 256, 33, 33), (256, 256, 3, 3), (1, 1), (6, 6), (6, 6), 1, FLOAT, True, False, (), "cuda")
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        plans = []
+        for torch.backends.cudnn.allow_tf32 in (True, False):
+            plans.append(planner.plan_call(*call))
+            assert planner.choose(*call) == plans[-1].kernel
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    assert plans[0].candidates[3].seconds < plans[1].candidates[3].seconds
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -266,4 +313,4 @@ def test_rates_are_finite_and_positive():
             for flags in ((False, False), (False, True), (True, True)):
                 rates = devices.default_rates(isa, flags[0], dtype, flags[1])
                 assert isinstance(rates, Rates)
-                assert all(r > 0 for r in rates._replace(skips_rows=1.0))
+                assert all(r > 0 for r in rates._replace(skips_rows=1.0, tensor=1.0))

@@ -1,0 +1,76 @@
+"""The planner's candidates on a GPU; equal to csrc/core/plan_cuda.cpp.
+
+They are tried in the order in which csrc/cuda/conv.cu tries its kernels: whichever of ours is legal would run there.
+"""
+
+from __future__ import annotations
+
+from atrousops import geometry
+from atrousops.devices import Device
+from atrousops.geometry import Problem, product
+
+# aten       PyTorch's own kernel (cuDNN)
+# depthwise  a loop over taps, vectorised along channels
+# grouped    the same for groups of few channels
+# mma        a GEMM over the live taps of each region, on tensor cores
+# simt       the same without tensor cores
+KERNELS = ("aten", "depthwise", "grouped", "mma", "simt")
+# Of a sum among blocks, where tensor cores have too few tiles.
+SPLITS = 4
+
+
+def illegal(kernel: str, problem: Problem, device: Device, itemsize: int) -> str:
+    """Why a kernel of ours does not run a problem; empty if it does."""
+    depthwise = problem.groups > 1 and problem.groups == problem.c == problem.k
+    if kernel == "depthwise":
+        return "" if depthwise else "not one channel in and out a group"
+    looped = _looped(problem)
+    if kernel == "grouped":
+        if depthwise:
+            return "one channel in and out a group is a case for depthwise"
+        return "" if looped else "too many channels a group for a loop"
+    if kernel == "mma" and device.rates.tensor <= 0:
+        return "no tensor cores for the dtype on the device"
+    if looped:
+        return "few channels a group are a case for a loop"
+    depth = 16 if itemsize == 4 else 32
+    shallow = problem.kind != "weight_grad" and 4 * (_width_and_depth(problem)[1] // problem.groups) < depth
+    if kernel == "mma":
+        return "too few channels for the depth of a step" if shallow else ""
+    return "" if shallow or device.rates.tensor <= 0 else "tensor cores can run it"
+
+
+def predict(kernel: str, problem: Problem, device: Device, moved: float) -> float:
+    """Seconds of a kernel of ours on a problem that is legal for it."""
+    rates = device.rates
+    axes = [geometry.axis_phases(problem.kind, a) for a in problem.axes]
+    flops = problem.dense_flops * product(
+        [geometry.live_pairs(x) / (float(a.output) * a.kernel) for x, a in zip(axes, problem.axes)]
+    )
+    if kernel in ("depthwise", "grouped"):
+        rate = rates.depthwise if kernel == "depthwise" else rates.grouped
+        return rates.our_call + flops / (rate * device.threads) + moved / rates.copy
+    width = _width_and_depth(problem)[0] // problem.groups
+    columns, rows = (32, 128) if width <= 32 else (64, 64)
+    blocks = -(-width // columns)
+    written = [a.input if problem.kind == "input_grad" else a.output for a in problem.axes]
+    positions = max(float(problem.n) * product(written), 1.0)
+    # Half a tile is lost in each region.
+    tiles = positions / rows + 0.5 * geometry.region_count(problem)
+    flops *= float(blocks * columns) / max(width, 1) * (tiles * rows / positions)
+    rate, splits = (rates.tensor, SPLITS) if kernel == "mma" else (rates.gemm, 1)
+    used = 1.0
+    if problem.kind != "weight_grad":
+        used = min(1.0, tiles * float(blocks * problem.groups * splits) / max(device.multiprocessors, 1))
+    return rates.our_call + flops / (rate * used) + moved / rates.copy
+
+
+def _looped(problem: Problem) -> bool:
+    # Too few channels a group for a GEMM's tile.
+    few = (problem.c // problem.groups) * (problem.k // problem.groups) <= (64 if problem.groups > 1 else 4)
+    return few and (problem.groups > 1 or problem.kind != "weight_grad")
+
+
+def _width_and_depth(problem: Problem) -> tuple[int, int]:
+    # Channels that a result and a sum have, of all groups.
+    return (problem.c, problem.k) if problem.kind == "input_grad" else (problem.k, problem.c)

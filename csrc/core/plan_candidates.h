@@ -1,0 +1,64 @@
+// Inside of the planner: the candidates of each kind of device, with the rules and predictions that they share.
+#pragma once
+
+#include <algorithm>
+#include <span>
+
+#include "core/plan.h"
+
+namespace atrousops::core {
+
+// What predictions need of a problem, computed once for all candidates.
+struct Facts {
+  const Problem& problem;
+  int64_t itemsize, regions = 1;
+  std::array<double, kAxes> live;  // live share of each axis
+  double pairs = 1;                // live (position, tap) pairs
+  double bytes_floor;
+
+  Facts(const Problem& p, int64_t itemsize) : problem(p), itemsize(itemsize) {
+    for (int i = 0; i < kAxes; ++i) {
+      int64_t live_pairs = 0, segments = 0;
+      for (const AxisPhase& phase : axis_phases(p.kind, p.axis[i])) {
+        live_pairs += phase.live_pairs();
+        segments += static_cast<int64_t>(phase.segments.size());
+      }
+      live[i] = static_cast<double>(live_pairs) / (static_cast<double>(p.axis[i].out) * p.axis[i].kernel);
+      pairs *= static_cast<double>(live_pairs);
+      regions *= segments;
+    }
+    bytes_floor = static_cast<double>(p.input_elements() + p.output_elements() + p.weight_elements()) * itemsize;
+  }
+};
+
+inline bool strided(const Problem& p) {
+  return p.kind == Kind::input_grad &&
+         std::any_of(p.axis.begin(), p.axis.end(), [](const Axis& a) { return a.stride > 1; });
+}
+
+inline bool one_channel(const Problem& p) { return p.groups > 1 && p.groups == p.c; }
+
+// Channels that a result and a sum have: (width, depth), of all groups.
+inline std::pair<int64_t, int64_t> width_and_depth(const Problem& p) {
+  return p.kind == Kind::input_grad ? std::pair{p.c, p.k} : std::pair{p.k, p.c};
+}
+
+struct Entry {
+  const char* kernel;
+  const char* (*rule)(const Problem&, const Device&, int64_t itemsize);  // why it cannot run the problem, or null
+  double (*seconds)(const Facts&, const Device&);
+  int64_t (*workspace)(const Facts&, const Device&);
+};
+// PyTorch's own kernel first.
+std::span<const Entry> cpu_entries();
+std::span<const Entry> cuda_entries();
+
+// Shared by both.
+const char* no_rule(const Problem&, const Device&, int64_t);
+double aten_seconds(const Facts& f, const Device& d);
+double depthwise_seconds(const Facts& f, const Device& d);
+double grouped_seconds(const Facts& f, const Device& d);
+int64_t no_workspace(const Facts&, const Device&);
+int64_t packed_weights(const Facts& f, const Device&);
+
+}  // namespace atrousops::core
