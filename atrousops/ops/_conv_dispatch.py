@@ -115,6 +115,16 @@ def _run_route(call: Call, route: Route, input: Tensor, weight: Tensor, bias: Te
     return body(input.unsqueeze(0), weight, bias, route.arguments).squeeze(0)
 
 
+@torch.compiler.assume_constant_result
+def _cudnn_allows_tf32() -> bool:
+    return torch.backends.cudnn.allow_tf32
+
+
+def allow_tf32(t: Tensor) -> bool:
+    """Whether fp32 may be multiplied as TF32: on a GPU, where PyTorch's own convolutions would do so."""
+    return t.is_cuda and _cudnn_allows_tf32()
+
+
 def _needs_pytorch(input: Tensor, weight: Tensor) -> bool:
     # Function transforms and forward-mode derivatives are PyTorch's own there; subclasses bring their own operators.
     if torch.compiler.is_compiling():

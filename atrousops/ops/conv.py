@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atrousops import reference
 from atrousops.ops._conv_arguments import Arguments, check_conv
-from atrousops.ops._conv_dispatch import Call, gradient_is_ours, run
+from atrousops.ops._conv_dispatch import Call, allow_tf32, gradient_is_ours, run
 from atrousops.ops._layout import empty_as_kernel
 from atrousops.ops._register import register
 
@@ -106,7 +106,8 @@ def conv3d(
 
 
 def _ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments) -> Tensor:
-    return torch.ops.atrousops.conv(input, weight, bias, a.stride, a.padding, a.dilation, a.groups)
+    rest = (a.stride, a.padding, a.dilation, a.groups, allow_tf32(input))
+    return torch.ops.atrousops.conv(input, weight, bias, *rest)
 
 
 def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments) -> Tensor:
@@ -140,7 +141,8 @@ def convolve(input: Tensor, weight: Tensor, a: Arguments, size: Sequence[int]) -
 def grad_input(grad: Tensor, weight: Tensor, size: Sequence[int], a: Arguments) -> Tensor:
     """dx (N, C, *) of size `size` from dy (N, K, *)."""
     if gradient_is_ours("input_grad", size, weight.shape, a, grad):
-        return torch.ops.atrousops.conv_grad_input(grad, weight, size, a.stride, a.padding, a.dilation, a.groups)
+        rest = (a.stride, a.padding, a.dilation, a.groups, allow_tf32(grad))
+        return torch.ops.atrousops.conv_grad_input(grad, weight, size, *rest)
     # Only its size counts.
     input = grad.new_empty(1).expand(size)
     return _aten_backward(grad, input, weight, a, (True, False, False))[0]
@@ -150,7 +152,8 @@ def grad_weight(grad: Tensor, input: Tensor, kernel_size: Sequence[int], a: Argu
     """dw (K, C / groups, *kernel_size) from dy (N, K, *) and x (N, C, *)."""
     size = (grad.shape[1], input.shape[1] // a.groups, *kernel_size)
     if gradient_is_ours("weight_grad", input.shape, size, a, grad):
-        return torch.ops.atrousops.conv_grad_weight(grad, input, kernel_size, a.stride, a.padding, a.dilation, a.groups)
+        rest = (a.stride, a.padding, a.dilation, a.groups, allow_tf32(grad))
+        return torch.ops.atrousops.conv_grad_weight(grad, input, kernel_size, *rest)
     weight = grad.new_empty(1).expand(size)
     return _aten_backward(grad, input, weight, a, (False, True, False))[1]
 
@@ -168,7 +171,7 @@ def grad_bias(grad: Tensor) -> Tensor:
     return grad.sum((0, *range(2, grad.dim())))
 
 
-def _fake(input, weight, bias, stride, padding, dilation, groups) -> Tensor:
+def _fake(input, weight, bias, stride, padding, dilation, groups, allow_tf32=False) -> Tensor:
     rank = len(stride)
     sizes = [
         (i + lo + hi - d * (k - 1) - 1) // s + 1
@@ -196,16 +199,16 @@ def _backward(ctx, grad: Tensor):
         grad_input(grad, weight, input_size, a) if needs[0] else None,
         grad_weight(grad, input, weight_size[2:], a) if needs[1] else None,
         grad_bias(grad) if needs[2] else None,
-        *(None,) * 4,
+        *(None,) * 5,
     )
 
 
-def _grad_input_fake(grad, weight, input_size, stride, padding, dilation, groups) -> Tensor:
+def _grad_input_fake(grad, weight, input_size, stride, padding, dilation, groups, allow_tf32=False) -> Tensor:
     return empty_as_kernel(tuple(input_size), grad)
 
 
 def _grad_input_setup(ctx, inputs, output) -> None:
-    grad, weight, _, stride, padding, dilation, groups = inputs
+    grad, weight, _, stride, padding, dilation, groups, _ = inputs
     needs = ctx.needs_input_grad
     ctx.save_for_backward(grad if needs[1] else None, weight if needs[0] else None)
     ctx.sizes = tuple(grad.shape), tuple(weight.shape)
@@ -219,16 +222,16 @@ def _grad_input_backward(ctx, grad2: Tensor):
     return (
         convolve(grad2, weight, a, grad_size) if needs[0] else None,
         grad_weight(grad, grad2, weight_size[2:], a) if needs[1] else None,
-        *(None,) * 5,
+        *(None,) * 6,
     )
 
 
-def _grad_weight_fake(grad, input, kernel_size, stride, padding, dilation, groups) -> Tensor:
+def _grad_weight_fake(grad, input, kernel_size, stride, padding, dilation, groups, allow_tf32=False) -> Tensor:
     return input.new_empty((grad.shape[1], input.shape[1] // groups, *kernel_size))
 
 
 def _grad_weight_setup(ctx, inputs, output) -> None:
-    grad, input, _, stride, padding, dilation, groups = inputs
+    grad, input, _, stride, padding, dilation, groups, _ = inputs
     needs = ctx.needs_input_grad
     ctx.save_for_backward(grad if needs[1] else None, input if needs[0] else None)
     ctx.sizes = tuple(grad.shape), tuple(input.shape)
@@ -242,7 +245,7 @@ def _grad_weight_backward(ctx, grad2: Tensor):
     return (
         convolve(input, grad2, a, grad_size) if needs[0] else None,
         grad_input(grad, grad2, input_size, a) if needs[1] else None,
-        *(None,) * 5,
+        *(None,) * 6,
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atrousops import reference
 from atrousops.ops._conv_arguments import Arguments, check_conv_transpose
-from atrousops.ops._conv_dispatch import Call, run
+from atrousops.ops._conv_dispatch import Call, allow_tf32, run
 from atrousops.ops._layout import empty_as_kernel
 from atrousops.ops._register import register
 from atrousops.ops.conv import convolve, grad_bias, grad_weight
@@ -111,7 +111,7 @@ def conv_transpose3d(
 
 def _ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments) -> Tensor:
     return torch.ops.atrousops.conv_transpose(
-        input, weight, bias, a.stride, a.padding, a.output_padding, a.dilation, a.groups
+        input, weight, bias, a.stride, a.padding, a.output_padding, a.dilation, a.groups, allow_tf32(input)
     )
 
 
@@ -128,7 +128,7 @@ _CONV_TRANSPOSE2D = _call(2, F.conv_transpose2d)
 _CONV_TRANSPOSE3D = _call(3, F.conv_transpose3d)
 
 
-def _fake(input, weight, bias, stride, padding, output_padding, dilation, groups) -> Tensor:
+def _fake(input, weight, bias, stride, padding, output_padding, dilation, groups, allow_tf32=False) -> Tensor:
     sizes = [
         (i - 1) * s - 2 * p + d * (k - 1) + e + 1
         for i, s, p, d, k, e in zip(input.shape[2:], stride, padding, dilation, weight.shape[2:], output_padding)
@@ -137,7 +137,7 @@ def _fake(input, weight, bias, stride, padding, output_padding, dilation, groups
 
 
 def _setup(ctx, inputs, output) -> None:
-    input, weight, _, stride, padding, _, dilation, groups = inputs
+    input, weight, _, stride, padding, _, dilation, groups, _ = inputs
     needs = ctx.needs_input_grad
     ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None)
     ctx.sizes = tuple(input.shape), tuple(weight.shape)
@@ -153,7 +153,7 @@ def _backward(ctx, grad: Tensor):
         convolve(grad, weight, a, input_size) if needs[0] else None,
         grad_weight(input, grad, weight_size[2:], a) if needs[1] else None,
         grad_bias(grad) if needs[2] else None,
-        *(None,) * 5,
+        *(None,) * 6,
     )
 
 
