@@ -1,9 +1,17 @@
 """Boxes and shapes that the tests of roi_align and roi_pool share."""
 
+import itertools
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import host_cuda
 import torch
 from hypothesis import strategies as st
 from oracle import assert_close
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+_T = TypeVar("_T")
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -11,7 +19,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SHAPES = [
     ((2, 3, 11, 13), 5, (3, 4), 1.0),  # fewer channels than a vector has lanes, bins not square
     ((1, 16, 9, 9), 60, (5, 5), 0.5),  # exactly one block of channels; boxes overlap, so that a tile pays
-    ((3, 37, 20, 17), 40, (7, 7), 0.25),  # two blocks and a ragged third; images with few boxes
+    ((3, 37, 12, 11), 30, (7, 7), 0.25),  # two blocks and a ragged third; images with few boxes
     ((1, 5, 1, 30), 4, (2, 3), 1.0),  # one row: every sample sits on the last row
     ((2, 1, 6, 1), 4, (1, 1), 1.0),  # one column and one channel: both memory formats are the same memory
 ]
@@ -30,7 +38,7 @@ def random_boxes(count: int, shape: tuple[int, ...], scale: float, dtype: torch.
     extent = torch.tensor([w, h], dtype=torch.float64) / scale
     centre = (torch.rand(count, 2, dtype=torch.float64) * 1.4 - 0.2) * extent
     half = torch.rand(count, 2, dtype=torch.float64) * extent / 2
-    half[:1] = 0
+    half[:1] = 0  # a point
     image = torch.randint(n, (count, 1)).double()
     return torch.cat([image, centre - half, centre + half], 1).float().to(dtype)
 
@@ -47,6 +55,17 @@ def with_gradient(op, x: Tensor, boxes: Tensor, *args: object, upstream: Tensor 
     y = op(leaf, boxes, *args)
     y.backward(torch.ones_like(y) if upstream is None else upstream.to(y.dtype))
     return y.detach(), leaf.grad
+
+
+def repeated(run: Callable[[], _T], backend: str) -> Iterator[_T]:
+    """The run's results with one thread and two, or with the threads of a block in three orders."""
+    for i in (1, 2, 2):
+        if backend == "host_cuda":
+            with host_cuda.order(i - 1):
+                yield run()
+        else:
+            torch.set_num_threads(i)
+            yield run()
 
 
 def assert_agree(ours: tuple[Tensor, ...], exact: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> None:
@@ -70,13 +89,6 @@ BAD_CALLS = [
     ({"boxes": [torch.zeros(2, 5)]}, ValueError, r"boxes\[0\] must have shape \(L, 4\)"),
     ({"boxes": [torch.zeros(2, 4)] * 3}, ValueError, "boxes must have at most one tensor for each of the 2 images"),
     ({"boxes": "boxes"}, TypeError, "boxes must be a .K, 5. tensor or a list"),
-    ({"boxes": torch.tensor([[0, 1, 1, float("nan"), 3]])}, ValueError, "boxes must be finite; got box 0"),
-    ({"boxes": torch.tensor([[0, 1, 1, float("inf"), 3]])}, ValueError, "boxes must be finite"),
-    ({"boxes": torch.tensor([[0.0, 1, 1, 2, 2], [0, 3, 1, 2, 2]])}, ValueError, "x1 <= x2 and y1 <= y2; got box 1"),
-    ({"boxes": torch.tensor([[0.0, 1, 4, 2, 2]])}, ValueError, "x1 <= x2 and y1 <= y2"),
-    ({"boxes": torch.tensor([[2.0, 1, 1, 2, 2]])}, ValueError, r"image index among 0 \.\. 1"),
-    ({"boxes": torch.tensor([[-1.0, 1, 1, 2, 2]])}, ValueError, "image index among"),
-    ({"boxes": torch.tensor([[0.5, 1, 1, 2, 2]])}, ValueError, "image index among"),
     ({"output_size": 0}, ValueError, "output_size must be positive"),
     ({"output_size": (2, 2, 2)}, ValueError, "output_size must be one integer or"),
     ({"spatial_scale": 0.0}, ValueError, "spatial_scale must be positive and finite"),
@@ -84,11 +96,36 @@ BAD_CALLS = [
     ({"spatial_scale": "1"}, TypeError, "spatial_scale must be a number"),
 ]
 
+# The same of what boxes hold, which only the host may refuse.
+BAD_BOXES = [
+    ({"boxes": torch.tensor([[0, 1, 1, float("nan"), 3]])}, ValueError, "boxes must be finite; got box 0"),
+    ({"boxes": torch.tensor([[0, 1, 1, float("inf"), 3]])}, ValueError, "boxes must be finite"),
+    ({"boxes": torch.tensor([[0.0, 1, 1, 2, 2], [0, 3, 1, 2, 2]])}, ValueError, "x1 <= x2 and y1 <= y2; got box 1"),
+    ({"boxes": torch.tensor([[0.0, 1, 4, 2, 2]])}, ValueError, "x1 <= x2 and y1 <= y2"),
+    ({"boxes": torch.tensor([[2.0, 1, 1, 2, 2]])}, ValueError, r"image index among 0 \.\. 1"),
+    ({"boxes": torch.tensor([[-1.0, 1, 1, 2, 2]])}, ValueError, "image index among"),
+    ({"boxes": torch.tensor([[0.5, 1, 1, 2, 2]])}, ValueError, "image index among"),
+]
+
+
+def check_bad_boxes_on_a_device(op) -> None:
+    """What a GPU makes of them: NaN for each, nothing sent, and their neighbours as if they were not there."""
+    good = torch.tensor([[1.0, 0, 2, 5, 6], [0, 1, 1, 5, 5]])
+    bad = [changes["boxes"][-1:].to(good.device) for changes, _, _ in BAD_BOXES]
+    boxes = torch.cat([good[:1], *bad, good[1:]])
+    for dtype, channels_last in itertools.product((torch.float64, torch.bfloat16), (False, True)):
+        x = features((2, 8, 8, 8), dtype, channels_last)
+        y, grad = with_gradient(op, x, boxes, (2, 3))
+        expected, expected_grad = with_gradient(op, x, good, (2, 3))
+        assert y[1:-1].isnan().all()
+        assert torch.equal(y[[0, -1]], expected)
+        assert torch.equal(grad, expected_grad)
+
 
 def bad_call(changes: dict) -> dict:
     """A good call's arguments with these changed."""
     good = {"input": torch.zeros(2, 3, 8, 8), "boxes": torch.tensor([[0.0, 1, 1, 5, 5]]), **GOOD}
-    return good | changes
+    return good | tree_map_only(Tensor, lambda t: t.to(torch.get_default_device()), changes)
 
 
 @st.composite

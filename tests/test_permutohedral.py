@@ -6,9 +6,10 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import assert_close
+from roi_cases import repeated
 from torch.autograd import gradcheck, gradgradcheck
 
 import atrousops as ao
@@ -19,7 +20,9 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def random(*size, dtype=torch.float64, seed=0, scale=1.0):
-    return torch.randn(*size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).mul(scale).to(dtype)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    x = torch.randn(*size, dtype=torch.float64, generator=generator, device="cpu")
+    return x.mul(scale).to(torch.get_default_device(), dtype)
 
 
 def reference_filter(values, features, normalize=None):
@@ -37,7 +40,7 @@ def brute_force(values, features):
 
 @pytest.mark.parametrize("d", range(1, 8))
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
-def test_equals_reference(d, normalize):
+def test_equals_reference(d, normalize, backend):
     # Two images, spread so that most simplices are shared, and an odd number of channels.
     values, features = random(2, 5, 17, 11), random(2, d, 17, 11, seed=1)
     y = A.permutohedral_filter(values, features, normalize)
@@ -47,7 +50,7 @@ def test_equals_reference(d, normalize):
 # One lane, a vector of 8, a block of 32 and one more, and a long row.
 @pytest.mark.parametrize("channels", [1, 3, 8, 21, 32, 33, 100])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_channels_and_dtypes(channels, dtype):
+def test_channels_and_dtypes(channels, dtype, backend):
     # In the 16-bit types the rounding of the result is all there is: theirs is the exact answer, rounded once.
     values, features = random(1, channels, 300, dtype=dtype), random(1, 3, 300, seed=1)
     exact = reference_filter(values.double(), features, "after")
@@ -60,7 +63,7 @@ def test_channels_and_dtypes(channels, dtype):
         assert_close(y, exact, theirs)
 
 
-def test_shares_and_isolates():
+def test_shares_and_isolates(backend):
     """By hand: a value at distance 0 is shared, one at distance 50 is not seen; "after" gives means."""
     values = torch.tensor([[[1.0, 3.0, 10.0]]])
     features = torch.tensor([[[0.0, 0.0, 50.0], [0.0, 0.0, 50.0]]])
@@ -68,7 +71,7 @@ def test_shares_and_isolates():
     torch.testing.assert_close(y, torch.tensor([[[2.0, 2.0, 10.0]]]))
 
 
-def test_raw_gain_is_pydensecrfs():
+def test_raw_gain_is_pydensecrfs(backend):
     """By hand, one pixel at f = 0, D = 1: weight 1 on (0, 0), 0 on (1, -1), which is its neighbour on both axes.
 
     The first axis gives (1, 1/2), the second 1 + 1/4 at (0, 0); pydensecrf's constant is 1 / (1 + 2^-1) = 2/3.
@@ -88,8 +91,10 @@ def photograph(real_data):
     return image, torch.cat([torch.stack([x, y])[None] / 20, image / 13], 1)
 
 
-def test_brute_force_on_a_photograph(real_data):
+def test_brute_force_on_a_photograph(real_data, backend):
     image, features = photograph(real_data)
+    if backend == "host_cuda":
+        image, features = image[..., ::3, ::3], features[..., ::3, ::3]
     values = image / 255
     y = A.permutohedral_filter(values, features, "after")
     # Another lattice agrees to rounding; the lattice itself is an approximation of the Gaussian.
@@ -100,7 +105,7 @@ def test_brute_force_on_a_photograph(real_data):
 
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
-def test_gradients(normalize):
+def test_gradients(normalize, backend):
     values, features = random(2, 2, 2, 3).requires_grad_(), random(2, 3, 2, 3, seed=1)
     lattice = A.permutohedral_lattice(features)
     torch.set_num_threads(1)
@@ -111,7 +116,7 @@ def test_gradients(normalize):
         torch.set_num_threads(2)
 
 
-def test_features_are_detached():
+def test_features_are_detached(backend):
     features = random(1, 2, 9).requires_grad_()
     values = random(1, 1, 9, seed=1).requires_grad_()
     A.permutohedral_filter(values, features).sum().backward()
@@ -119,7 +124,7 @@ def test_features_are_detached():
     assert values.grad is not None
 
 
-def test_lattice_is_reused():
+def test_lattice_is_reused(backend):
     values, features = random(2, 3, 8, 9), random(2, 4, 8, 9, seed=1)
     lattice = A.permutohedral_lattice(features)
     n, p, corners = lattice.offsets.shape
@@ -129,13 +134,13 @@ def test_lattice_is_reused():
     assert torch.equal(A.permutohedral_filter(values, lattice), A.permutohedral_filter(values, features))
 
 
-def test_one_lattice_serves_all_images():
+def test_one_lattice_serves_all_images(backend):
     values, features = random(3, 4, 30), random(1, 2, 30, seed=1)
     y = A.permutohedral_filter(values, features, "symmetric")
     torch.testing.assert_close(y, A.permutohedral_filter(values, features.expand(3, -1, -1), "symmetric"))
 
 
-def test_neighbours_point_at_each_other():
+def test_neighbours_point_at_each_other(backend):
     lattice = A.permutohedral_lattice(random(1, 5, 500, scale=2.0))
     vertices = torch.arange(lattice.neighbours.shape[1], dtype=torch.int32)
     for forth, back in ((0, 1), (1, 0)):
@@ -145,7 +150,7 @@ def test_neighbours_point_at_each_other():
             assert torch.equal(axis[axis[linked, forth].long(), back], vertices[linked])
 
 
-def test_memory_formats_views_and_inputs_untouched():
+def test_memory_formats_views_and_inputs_untouched(backend):
     values, features = random(2, 6, 9, 8), random(2, 3, 9, 8, seed=1)
     expected = A.permutohedral_filter(values, features)
     last = values.to(memory_format=torch.channels_last)
@@ -165,34 +170,38 @@ def test_memory_formats_views_and_inputs_untouched():
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4)])
-def test_empty(shape):
+def test_empty(shape, backend):
     features = torch.zeros(shape[0], 2, *shape[2:])
     assert A.permutohedral_filter(torch.zeros(shape), features).shape == shape
 
 
-def test_repeats_bitwise_with_any_thread_count():
-    # Large enough for several chunks and workers.
-    values, features = random(1, 5, 40000, dtype=torch.float32), random(1, 3, 40000, seed=1, scale=3.0).float()
+def test_repeats_bitwise(backend):
+    # Large enough for several chunks and workers; under host_cuda for several blocks.
+    pixels, spread = (1500, 1.0) if backend == "host_cuda" else (40000, 3.0)
+    values = random(1, 5, pixels, dtype=torch.float32)
+    features = random(1, 3, pixels, seed=1, scale=spread).float()
 
     def run():
         lattice = A.permutohedral_lattice(features)
         return [*lattice, A.permutohedral_filter(values, lattice, "symmetric")]
 
-    expected = run()
-    assert len(expected[5]) > 2
-    again = run()
-    torch.set_num_threads(1)
-    try:
-        single = run()
-    finally:
-        torch.set_num_threads(2)
-    for a, b, c in zip(expected, again, single):
-        assert torch.equal(a, b)
-        assert torch.equal(a, c)
+    expected, *others = repeated(run, backend)
+    if backend == "cpu":
+        assert len(expected[5]) > 2
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(expected, other))
     torch.testing.assert_close(expected[-1], reference_filter(values, features, "symmetric"), rtol=0, atol=1e-5)
 
 
-def test_opcheck():
+def test_vertices_of_many_pixels(backend):
+    """A uniform area puts all its pixels on the same vertices: long lists, cut into segments on a GPU."""
+    values, features = random(2, 5, 700), random(2, 2, 700, seed=1)
+    features[..., 100:600] = features[..., :1]
+    y = A.permutohedral_filter(values, features, "symmetric")
+    torch.testing.assert_close(y, reference_filter(values, features, "symmetric"), rtol=1e-9, atol=1e-11)
+
+
+def test_opcheck(backend):
     values, features = random(1, 3, 20).requires_grad_(), random(1, 2, 20, seed=1)
     torch.library.opcheck(torch.ops.atrousops.permutohedral_lattice.default, (features,))
     lattice = A.permutohedral_lattice(features)
@@ -202,7 +211,7 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.atrousops.mean_field.default, (values.detach(), list(tensors), mu, 2))
 
 
-def test_compiles():
+def test_compiles(backend):
     values, features = random(1, 3, 6, 7).requires_grad_(), random(1, 4, 6, 7, seed=1)
     compiled = torch.compile(lambda v, f: A.permutohedral_filter(v, f, "after"), fullgraph=True, backend="aot_eager")
     y = compiled(values, features)
@@ -212,14 +221,14 @@ def test_compiles():
     torch.testing.assert_close(grad, expected)
 
 
-def test_autocast_is_float32():
+def test_autocast_is_float32(backend):
     values, features = random(1, 3, 20, dtype=torch.bfloat16), random(1, 2, 20, seed=1).float()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(values.device.type, torch.bfloat16):
         y = A.permutohedral_filter(values, features)
     assert torch.equal(y, A.permutohedral_filter(values.float(), features))
 
 
-def test_module():
+def test_module(backend):
     values, features = random(1, 3, 20), random(1, 2, 20, seed=1)
     layer = ao.nn.PermutohedralFilter("after")
     assert torch.equal(layer(values, features), A.permutohedral_filter(values, features, "after"))
@@ -245,12 +254,15 @@ def test_module():
         (torch.zeros(1, 3, 4), torch.full((1, 5, 4), 1e6), ValueError, "features must fit 64-bit keys"),
     ],
 )
-def test_rejects_bad_input(values, features, error, message):
+def test_rejects_bad_input(values, features, error, message, backend):
+    values, features = (
+        x.to(torch.get_default_device()) if x is not None and x.device.type == "cpu" else x for x in (values, features)
+    )
     with pytest.raises(error, match=message):
         A.permutohedral_filter(values, features)
 
 
-def test_rejects_bad_lattices_and_normalizations():
+def test_rejects_bad_lattices_and_normalizations(backend):
     lattice = A.permutohedral_lattice(torch.zeros(2, 2, 9))
     with pytest.raises(ValueError, match="values must be of 2 images and 9 pixels"):
         A.permutohedral_filter(torch.zeros(2, 1, 8), lattice)
@@ -258,7 +270,7 @@ def test_rejects_bad_lattices_and_normalizations():
         A.permutohedral_filter(torch.zeros(2, 1, 9), lattice, "both")
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     n=st.integers(0, 3),
     channels=st.integers(1, 9),
@@ -267,7 +279,7 @@ def test_rejects_bad_lattices_and_normalizations():
     spread=st.sampled_from([0.0, 0.3, 3.0, 30.0]),
     normalize=st.sampled_from(NORMALIZATIONS),
 )
-def test_any_size_equals_reference(n, channels, d, size, spread, normalize):
+def test_any_size_equals_reference(n, channels, d, size, spread, normalize, backend):
     values, features = random(n, channels, *size), random(n, d, *size, seed=1, scale=spread)
     y = A.permutohedral_filter(values, features, normalize)
     torch.testing.assert_close(y, reference_filter(values, features, normalize), rtol=1e-8, atol=1e-10)

@@ -1,22 +1,26 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from roi_cases import (
+    BAD_BOXES,
     BAD_CALLS,
     DTYPES,
     SHAPES,
     assert_agree,
     bad_call,
+    check_bad_boxes_on_a_device,
     features,
     peer,
     problems,
     random_boxes,
+    repeated,
     with_gradient,
 )
 
+import atrousops as ao
 import atrousops.functional as A
-from atrousops import backend, reference
+from atrousops import reference
 
 OPTIONS = [(2, False), (-1, True), (3, True), (0, False)]  # sampling_ratio, aligned
 
@@ -36,7 +40,7 @@ def torchvision_at(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("sampling_ratio", "aligned"), OPTIONS[:2])
 @pytest.mark.parametrize(("shape", "count", "size", "scale"), SHAPES)
-def test_matches_torchvision(shape, count, size, scale, sampling_ratio, aligned, dtype, channels_last):
+def test_matches_torchvision(shape, count, size, scale, sampling_ratio, aligned, dtype, channels_last, backend):
     boxes = random_boxes(count, shape, scale)
     x = features(shape, dtype, channels_last)
     upstream = features((count, shape[1], *size), torch.float64)
@@ -79,7 +83,7 @@ def naive(x, boxes, size, scale, sampling_ratio, aligned):
 
 
 @pytest.mark.parametrize(("sampling_ratio", "aligned"), OPTIONS)
-def test_matches_the_definition(sampling_ratio, aligned):
+def test_matches_the_definition(sampling_ratio, aligned, backend):
     shape = (2, 3, 9, 10)
     x, boxes = features(shape, torch.float64), random_boxes(12, shape, 0.5)
     expected = naive(x, boxes, (3, 2), 0.5, sampling_ratio, aligned)
@@ -87,7 +91,7 @@ def test_matches_the_definition(sampling_ratio, aligned):
         torch.testing.assert_close(run(x, boxes, (3, 2), 0.5, sampling_ratio, aligned), expected, rtol=0, atol=1e-12)
 
 
-def test_worked_by_hand():
+def test_worked_by_hand(backend):
     # A ramp of slope 1 across and 10 down: the mean over a bin is the ramp at the bin's centre. The box spans rows 1..3
     # and columns 2..6, so that bins are 1 x 2 pixels and their centres are rows 1.5, 2.5 and columns 3, 5.
     ramp = 10 * torch.arange(8.0)[:, None] + torch.arange(8.0)
@@ -96,9 +100,14 @@ def test_worked_by_hand():
 
 
 @pytest.mark.torchvision
-@settings(deadline=None, derandomize=True, max_examples=40)
-@given(problems(), st.sampled_from([-1, 1, 2, 5]), st.booleans(), st.booleans())
-def test_random_arguments(problem, sampling_ratio, aligned, channels_last):
+@settings(deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    problem=problems(),
+    sampling_ratio=st.sampled_from([-1, 1, 2, 5]),
+    aligned=st.booleans(),
+    channels_last=st.booleans(),
+)
+def test_random_arguments(problem, sampling_ratio, aligned, channels_last, backend):
     shape, boxes, size, scale = problem
     x = features(shape, torch.float32, channels_last)
     upstream = features((len(boxes), shape[1], *size), torch.float64)
@@ -109,11 +118,22 @@ def test_random_arguments(problem, sampling_ratio, aligned, channels_last):
     assert_agree(ours, exact, theirs)
 
 
-@pytest.mark.parametrize(("changes", "error", "message"), BAD_CALLS)
-@pytest.mark.parametrize("name", [None, "aten", "reference"])
+@pytest.mark.parametrize(("changes", "error", "message"), BAD_CALLS + BAD_BOXES)
+@pytest.mark.parametrize("name", ["cpu", "aten", "reference"])
 def test_bad_calls(changes, error, message, name):
-    with backend(name), pytest.raises(error, match=message):
+    with ao.backend(name), pytest.raises(error, match=message):
         A.roi_align(**bad_call(changes))
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), BAD_CALLS)
+def test_bad_calls_on_every_backend(changes, error, message, backend):
+    with pytest.raises(error, match=message):
+        A.roi_align(**bad_call(changes))
+
+
+def test_bad_boxes_on_a_device(backend):
+    if backend != "cpu":
+        check_bad_boxes_on_a_device(A.roi_align)
 
 
 def test_bad_sampling_ratio():
@@ -121,7 +141,7 @@ def test_bad_sampling_ratio():
         A.roi_align(**bad_call({"sampling_ratio": 1.5}))
 
 
-def test_gradcheck():
+def test_gradcheck(backend):
     shape = (2, 3, 6, 7)
     x, boxes = features(shape, torch.float64).requires_grad_(), random_boxes(4, shape, 1.0)
 
@@ -133,22 +153,20 @@ def test_gradcheck():
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_same_bits_for_any_number_of_threads(channels_last):
-    shape = (2, 40, 30, 30)
+def test_same_bits_every_time(channels_last, backend):
+    small = backend == "host_cuda"
+    shape = (2, 12, 12, 12) if small else (2, 40, 30, 30)
     x, boxes = features(shape, torch.float32, channels_last), random_boxes(100, shape, 1.0).float()
-    results = []
-    for threads in (1, 2, 2):
-        torch.set_num_threads(threads)
-        results.append(with_gradient(A.roi_align, x, boxes, 7, 1.0, 2))
+    results = list(repeated(lambda: with_gradient(A.roi_align, x, boxes, 3 if small else 7, 1.0, 2), backend))
     for other in results[1:]:
         assert torch.equal(results[0][0], other[0])
         assert torch.equal(results[0][1], other[1])
 
 
 @pytest.mark.torchvision
-def test_gradient_in_several_bands():
-    # 260 rows of 80 columns exceed one tile of a gradient, and boxes cross from tile to tile.
-    shape = (1, 3, 260, 80)
+def test_gradient_in_several_tiles(backend):
+    # 260 rows of 80 columns exceed one tile of a gradient, and boxes cross from tile to tile; CUDA's are smaller.
+    shape = (1, 3, 40 if backend == "host_cuda" else 260, 80)
     x, boxes = features(shape, torch.float64), random_boxes(20, shape, 1.0)
     ours = with_gradient(A.roi_align, x, boxes, 3, 1.0, 2)
     exact = with_gradient(peer("roi_align"), x, boxes, 3, 1.0, 2)
@@ -156,7 +174,32 @@ def test_gradient_in_several_bands():
 
 
 @pytest.mark.torchvision
-def test_boxes_are_never_rounded():
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_more_boxes_than_threads_in_a_block(channels_last, backend):
+    # 600 boxes of three images in no order: a CUDA block lists them 256 at a time.
+    shape = (3, 2, 5, 6)
+    x, boxes = features(shape, torch.float64, channels_last), random_boxes(600, shape, 1.0)
+    ours = with_gradient(A.roi_align, x, boxes, (1, 2), 1.0, 1)
+    exact = with_gradient(peer("roi_align"), x, boxes, (1, 2), 1.0, 1)
+    torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.torchvision
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_double_boxes_for_any_features(dtype, channels_last, backend):
+    # 1/3 is another number in fp32; 24 channels are whole packs of every dtype.
+    shape = (1, 24, 7, 9)
+    x, boxes = features(shape, dtype, channels_last), random_boxes(6, shape, 1.0) / 3
+    boxes[:, 0] = 0
+    ours = with_gradient(A.roi_align, x, boxes, 2, 1.0, 2)
+    exact = with_gradient(peer("roi_align"), x.double(), boxes, 2, 1.0, 2)
+    theirs = with_gradient(torchvision_at(dtype), x, boxes, 2, 1.0, 2)
+    assert_agree(ours, exact, theirs)
+
+
+@pytest.mark.torchvision
+def test_boxes_are_never_rounded(backend):
     # 1001.3 is 1000 in bfloat16: the box would move by more than a pixel.
     x = torch.arange(1100.0).expand(1, 1, 4, 1100).bfloat16() / 1024
     boxes = torch.tensor([[0, 1001.3, 0, 1011.3, 3]])
@@ -166,7 +209,7 @@ def test_boxes_are_never_rounded():
 
 
 @pytest.mark.torchvision
-def test_list_of_boxes():
+def test_list_of_boxes(backend):
     shape = (2, 4, 8, 8)
     x = features(shape, torch.float32)
     lists = [torch.tensor([[1.0, 1, 5, 6], [0, 0, 7, 7]]), torch.tensor([[2.0, 3, 4, 5]])]
@@ -175,7 +218,7 @@ def test_list_of_boxes():
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_no_boxes_and_no_channels(channels_last):
+def test_no_boxes_and_no_channels(channels_last, backend):
     x = features((2, 4, 8, 8), torch.float32, channels_last)
     y, grad = with_gradient(A.roi_align, x, torch.zeros(0, 5), (3, 2))
     assert y.shape == (0, 4, 3, 2)
@@ -185,7 +228,7 @@ def test_no_boxes_and_no_channels(channels_last):
 
 
 @pytest.mark.torchvision
-def test_views_and_expanded_gradients():
+def test_views_and_expanded_gradients(backend):
     # A sliced, transposed view of a larger buffer, boxes with a stride, and the gradient of a sum (all strides 0).
     x = features((2, 9, 12, 11), torch.float64).transpose(2, 3)[:, 2:7, 1:, 3:]
     boxes = random_boxes(6, tuple(x.shape), 1.0).t().contiguous().t()
@@ -197,7 +240,7 @@ def test_views_and_expanded_gradients():
     torch.testing.assert_close(leaves[0].grad, leaves[1].grad)
 
 
-def test_nan_reaches_only_the_bins_that_read_it():
+def test_nan_reaches_only_the_bins_that_read_it(backend):
     x = features((1, 2, 10, 10), torch.float32)
     x[0, 0, 0, 0] = torch.nan
     # Far from the NaN; on it; and wholly off the map, where torchvision would multiply pixel (0, 0) by zero.
@@ -208,12 +251,12 @@ def test_nan_reaches_only_the_bins_that_read_it():
     torch.testing.assert_close(reference.roi_align(x, boxes, (1, 1), 1.0, 2), y, equal_nan=True)
 
 
-def test_a_box_far_larger_than_the_map_is_finite_work():
+def test_a_box_far_larger_than_the_map_is_finite_work(backend):
     y = A.roi_align(torch.ones(1, 1, 8, 8), torch.tensor([[0, -1e9, -1e9, 1e9, 1e9]]), 1)
     assert 0 <= y.item() < 1e-6
 
 
-def test_opcheck():
+def test_opcheck(backend):
     shape = (2, 3, 8, 9)
     boxes = random_boxes(5, shape, 1.0).float()
     for channels_last in (False, True):
@@ -224,21 +267,22 @@ def test_opcheck():
         torch.library.opcheck(torch.ops.atrousops.roi_align_backward.default, args)
 
 
-def test_compiles_to_one_graph():
+def test_compiles_to_one_graph(backend):
     shape = (2, 3, 8, 9)
     x, boxes = features(shape, torch.float32), random_boxes(5, shape, 1.0).float()
     compiled = torch.compile(A.roi_align, fullgraph=True, backend="aot_eager")
     ours, eager = (with_gradient(run, x, boxes, 3, 1.0, 2) for run in (compiled, A.roi_align))
     for one, other in zip(ours, eager):
         assert torch.equal(one, other)
-    with pytest.raises(Exception, match="boxes must be finite"):
-        compiled(x, torch.full((1, 5), torch.nan), 3, 1.0, 2)
+    if backend == "cpu":
+        with pytest.raises(Exception, match="boxes must be finite"):
+            compiled(x, torch.full((1, 5), torch.nan), 3, 1.0, 2)
 
 
-def test_autocast_gives_the_input_dtype():
+def test_autocast_gives_the_input_dtype(backend):
     shape = (1, 4, 8, 8)
     x, boxes = features(shape, torch.bfloat16), random_boxes(5, shape, 1.0).float()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         y = A.roi_align(x, boxes, 3)
     assert y.dtype == torch.bfloat16
     assert torch.equal(y, A.roi_align(x.float(), boxes, 3).bfloat16())
@@ -252,6 +296,6 @@ def test_other_backends(name, dtype):
     x, boxes = features(shape, dtype), random_boxes(9, shape, 1.0).float()
     ours = with_gradient(A.roi_align, x, boxes, (3, 2), 1.0, -1)
     exact = with_gradient(peer("roi_align"), x.double(), boxes.double(), (3, 2), 1.0, -1)
-    with backend(name):
+    with ao.backend(name):
         other = with_gradient(A.roi_align, x, boxes, (3, 2), 1.0, -1)
     assert_agree(ours, exact, other)

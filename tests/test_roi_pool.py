@@ -1,22 +1,26 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from roi_cases import (
+    BAD_BOXES,
     BAD_CALLS,
     DTYPES,
     SHAPES,
     assert_agree,
     bad_call,
+    check_bad_boxes_on_a_device,
     features,
     peer,
     problems,
     random_boxes,
+    repeated,
     with_gradient,
 )
 
+import atrousops as ao
 import atrousops.functional as A
-from atrousops import backend, reference
+from atrousops import reference
 
 
 def exactly(ours, theirs, dtype):
@@ -29,7 +33,7 @@ def exactly(ours, theirs, dtype):
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "count", "size", "scale"), SHAPES)
-def test_matches_torchvision(shape, count, size, scale, dtype, channels_last):
+def test_matches_torchvision(shape, count, size, scale, dtype, channels_last, backend):
     # Boxes rounded to quarters, so that rounding to pixels falls the same way in fp32 and fp64.
     boxes = (random_boxes(count, shape, scale) * 4).round() / 4
     x = features(shape, dtype, channels_last)
@@ -42,7 +46,7 @@ def test_matches_torchvision(shape, count, size, scale, dtype, channels_last):
     assert torch.equal(boxes, before[1])
 
 
-def test_worked_by_hand():
+def test_worked_by_hand(backend):
     # The box covers rows 1..3 and columns 0..4 (its corners included): bins of 1.5 rows and 2.5 columns overlap.
     x = torch.arange(36.0).view(1, 1, 6, 6)
     boxes = torch.tensor([[0.0, 0, 1, 4, 3]])
@@ -52,7 +56,7 @@ def test_worked_by_hand():
 
 
 @pytest.mark.parametrize(("shape", "count", "size", "scale"), SHAPES)
-def test_matches_the_definition(shape, count, size, scale):
+def test_matches_the_definition(shape, count, size, scale, backend):
     x, boxes = features(shape, torch.float32), random_boxes(min(count, 8), shape, scale).float()
     torch.testing.assert_close(
         A.roi_pool(x, boxes, size, scale), reference.roi_pool(x, boxes, size, scale), rtol=0, atol=0
@@ -60,9 +64,9 @@ def test_matches_the_definition(shape, count, size, scale):
 
 
 @pytest.mark.torchvision
-@settings(deadline=None, derandomize=True, max_examples=40)
-@given(problems(), st.booleans())
-def test_random_arguments(problem, channels_last):
+@settings(deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(problem=problems(), channels_last=st.booleans())
+def test_random_arguments(problem, channels_last, backend):
     shape, boxes, size, scale = problem
     x = features(shape, torch.float32, channels_last)
     upstream = features((len(boxes), shape[1], *size), torch.float64)
@@ -73,14 +77,25 @@ def test_random_arguments(problem, channels_last):
     torch.testing.assert_close(ours[1], theirs[1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("changes", "error", "message"), BAD_CALLS)
-@pytest.mark.parametrize("name", [None, "aten", "reference"])
+@pytest.mark.parametrize(("changes", "error", "message"), BAD_CALLS + BAD_BOXES)
+@pytest.mark.parametrize("name", ["cpu", "aten", "reference"])
 def test_bad_calls(changes, error, message, name):
-    with backend(name), pytest.raises(error, match=message):
+    with ao.backend(name), pytest.raises(error, match=message):
         A.roi_pool(**bad_call(changes))
 
 
-def test_gradcheck_and_no_second_derivative():
+@pytest.mark.parametrize(("changes", "error", "message"), BAD_CALLS)
+def test_bad_calls_on_every_backend(changes, error, message, backend):
+    with pytest.raises(error, match=message):
+        A.roi_pool(**bad_call(changes))
+
+
+def test_bad_boxes_on_a_device(backend):
+    if backend != "cpu":
+        check_bad_boxes_on_a_device(A.roi_pool)
+
+
+def test_gradcheck_and_no_second_derivative(backend):
     shape = (2, 3, 6, 7)
     # All values differ by more than gradcheck's step, so that no maximum changes hands.
     x = torch.randperm(2 * 3 * 6 * 7).double().view(shape).div(10).requires_grad_()
@@ -92,30 +107,39 @@ def test_gradcheck_and_no_second_derivative():
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_same_bits_for_any_number_of_threads(channels_last):
-    shape = (2, 40, 30, 30)
+def test_same_bits_every_time(channels_last, backend):
+    small = backend == "host_cuda"
+    shape = (2, 12, 12, 12) if small else (2, 40, 30, 30)
     x, boxes = features(shape, torch.float32, channels_last), random_boxes(100, shape, 1.0).float()
-    upstream = torch.randn(100, 40, 7, 7)
-    results = []
-    for threads in (1, 2, 2):
-        torch.set_num_threads(threads)
-        results.append(with_gradient(A.roi_pool, x, boxes, 7, 1.0, upstream=upstream))
+    size = 3 if small else 7
+    upstream = torch.randn(100, shape[1], size, size)
+    results = list(repeated(lambda: with_gradient(A.roi_pool, x, boxes, size, 1.0, upstream=upstream), backend))
     for other in results[1:]:
         assert torch.equal(results[0][0], other[0])
         assert torch.equal(results[0][1], other[1])
 
 
 @pytest.mark.torchvision
-def test_gradient_in_several_bands():
-    # 260 rows of 80 columns exceed one tile of a gradient, and boxes cross from tile to tile.
-    shape = (1, 3, 260, 80)
+def test_gradient_in_several_tiles(backend):
+    # 260 rows of 80 columns exceed one tile of a gradient, and boxes cross from tile to tile; CUDA's are smaller.
+    shape = (1, 3, 40 if backend == "host_cuda" else 260, 80)
     x, boxes = features(shape, torch.float64), random_boxes(20, shape, 1.0)
     ours = with_gradient(A.roi_pool, x, boxes, 3)
     exactly(ours, with_gradient(peer("roi_pool"), x, boxes, 3), torch.float64)
 
 
 @pytest.mark.torchvision
-def test_list_of_boxes_and_none_at_all():
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_double_boxes_for_any_features(dtype, channels_last, backend):
+    # 24 channels are whole packs of every dtype.
+    shape = (1, 24, 7, 9)
+    x, boxes = features(shape, dtype, channels_last), random_boxes(6, shape, 1.0)
+    exactly(with_gradient(A.roi_pool, x, boxes, 2), with_gradient(peer("roi_pool"), x.double(), boxes, 2), dtype)
+
+
+@pytest.mark.torchvision
+def test_list_of_boxes_and_none_at_all(backend):
     x = features((2, 4, 8, 8), torch.float32)
     lists = [torch.tensor([[1.0, 1, 5, 6], [0, 0, 7, 7]]), torch.tensor([[2.0, 3, 4, 5]])]
     torch.testing.assert_close(A.roi_pool(x, lists, 3), peer("roi_pool")(x, lists, 3))
@@ -125,30 +149,29 @@ def test_list_of_boxes_and_none_at_all():
 
 
 @pytest.mark.torchvision
-def test_views():
+def test_views(backend):
     # A sliced, transposed view of a larger buffer, and boxes with a stride.
     x = features((2, 9, 12, 11), torch.float64).transpose(2, 3)[:, 2:7, 1:, 3:]
     boxes = random_boxes(6, tuple(x.shape), 1.0).t().contiguous().t()
     torch.testing.assert_close(A.roi_pool(x, boxes, 3), peer("roi_pool")(x, boxes, 3))
 
 
-@pytest.mark.parametrize("name", [None, "reference"])
-def test_nan_and_infinities(name):
+def test_nan_and_infinities(backend):
     # Columns: a NaN beside a number; -inf beside a number; +inf; nothing but -inf.
     x = torch.tensor([[torch.nan, 1, -torch.inf, 2, torch.inf, 3, -torch.inf, -torch.inf]]).view(1, 1, 1, 8)
-    with backend(name):
-        y = A.roi_pool(x, torch.tensor([[0.0, 0, 0, 7, 0]]), (1, 4))
-    assert y.flatten().tolist() == [1, 2, torch.inf, -torch.inf]
+    for run in (A.roi_pool, reference.roi_pool):
+        y = run(x, torch.tensor([[0.0, 0, 0, 7, 0]]), (1, 4), 1.0)
+        assert y.flatten().tolist() == [1, 2, torch.inf, -torch.inf]
 
 
-def test_boxes_off_the_map_give_zero():
+def test_boxes_off_the_map_give_zero(backend):
     x = -torch.ones(1, 2, 5, 5)
     y, grad = with_gradient(A.roi_pool, x, torch.tensor([[0.0, 20, 20, 30, 30]]), 2)
     assert torch.equal(y, torch.zeros(1, 2, 2, 2))
     assert torch.equal(grad, torch.zeros_like(x))
 
 
-def test_opcheck():
+def test_opcheck(backend):
     shape = (2, 3, 8, 9)
     boxes = random_boxes(5, shape, 1.0).float()
     for channels_last in (False, True):
@@ -159,7 +182,7 @@ def test_opcheck():
         torch.library.opcheck(torch.ops.atrousops.roi_pool_backward.default, args)
 
 
-def test_compiles_to_one_graph():
+def test_compiles_to_one_graph(backend):
     shape = (2, 3, 8, 9)
     x, boxes = features(shape, torch.float32), random_boxes(5, shape, 1.0).float()
     compiled = torch.compile(A.roi_pool, fullgraph=True, backend="aot_eager")
@@ -168,10 +191,10 @@ def test_compiles_to_one_graph():
         assert torch.equal(one, other)
 
 
-def test_autocast_gives_the_input_dtype():
+def test_autocast_gives_the_input_dtype(backend):
     shape = (1, 4, 8, 8)
     x, boxes = features(shape, torch.bfloat16), random_boxes(5, shape, 1.0).float()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         y = A.roi_pool(x, boxes, 3)
     assert y.dtype == torch.bfloat16
     assert torch.equal(y, A.roi_pool(x.float(), boxes, 3).bfloat16())
@@ -185,7 +208,7 @@ def test_other_backends(name, dtype):
     x, boxes = features(shape, dtype), random_boxes(9, shape, 1.0).float()
     exact = with_gradient(A.roi_pool, x.double(), boxes, (3, 2))
     ours = with_gradient(A.roi_pool, x, boxes, (3, 2))
-    with backend(name):
+    with ao.backend(name):
         other = with_gradient(A.roi_pool, x, boxes, (3, 2))
     assert torch.equal(ours[0], other[0])
     # Equal features share a maximum's gradient differently in the reference.

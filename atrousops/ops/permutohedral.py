@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,8 @@ def permutohedral_lattice(features: Tensor) -> Lattice:
 
     Raises:
         ArgumentError: the rank, D or number of pixels is out of range, or features are not finite, or span more than
-            64-bit keys hold (for D = 5: 12 000 lattice units, about 1 000 standard deviations).
+            64-bit keys hold (for D = 5: 12 000 lattice units, about 1 000 standard deviations). Under torch.compile on
+            a GPU pixels with such features share the vertices around the origin instead.
         ArgumentTypeError: features are not floating.
     """
     _check_features("permutohedral_lattice", features)
@@ -120,20 +123,28 @@ def _build(features: Tensor) -> tuple[Tensor, ...]:
     try:
         offsets, weights, neighbours, starts, rows, bounds, counts = torch.ops.atrousops.permutohedral_lattice(features)
     except RuntimeError as error:
-        _check_finite(features)
         if "lattice units" not in str(error):
+            _check_finite(features)
             raise
-        bad_value(
-            "permutohedral_lattice",
-            "features",
-            "fit 64-bit keys",
-            f"values up to {features.abs().max():g}",
-            "Divide them by larger standard deviations.",
-        )
+        _refuse_span(features)
     # The operator's outputs have a static upper bound as their size, so that it compiles without data-dependent shapes;
-    # only what is in use was ever touched. Copies let the bound go.
-    m, r = int(counts.sum()), int(bounds[-1])
+    # only what is in use was ever touched. Copies let the bound go. This is the one place that waits for a GPU, whose
+    # kernels say by a negative bound that they could not place the features.
+    m, r = torch.stack([counts.sum(), bounds[-1]]).tolist()
+    if r < 0:
+        _refuse_span(features)
     return offsets, weights, neighbours[:, :m].clone(), starts[: m + 1].clone(), rows[:r].clone(), bounds, counts
+
+
+def _refuse_span(features: Tensor) -> NoReturn:
+    _check_finite(features)
+    bad_value(
+        "permutohedral_lattice",
+        "features",
+        "fit 64-bit keys",
+        f"values up to {features.abs().max():g}",
+        "Divide them by larger standard deviations.",
+    )
 
 
 def _check_finite(features: Tensor) -> None:

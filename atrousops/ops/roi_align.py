@@ -40,7 +40,9 @@ def roi_align(
         (K, C, *output_size) in the features' dtype and memory format. The gradient reaches the features, not the boxes.
 
     Raises:
-        ArgumentError: a wrong shape, or a box with corners that are not finite or are inverted, or without an image.
+        ArgumentError: a wrong shape, or a box with corners that are not finite or are inverted, or without an image. On
+            a GPU, where a look at the boxes would make the host wait, such a box is not refused: its output is NaN, and
+            it sends no gradient.
         ArgumentTypeError: a dtype that is not floating, or an argument of the wrong type.
 
     Source:

@@ -13,8 +13,10 @@ class Lattice(NamedTuple):
     """Which lattice vertices enclose each pixel, and how vertices are linked; a pytree of tensors.
 
     Vertices of all N images are numbered together, M in all. Each image's pixels are cut into chunks, and every chunk
-    has a row of its own for each vertex that it touches, so that chunks can be splatted in parallel without atomics;
-    the R rows of all chunks are numbered together.
+    has rows of its own for the vertices that it touches, so that chunks can be splatted in parallel without atomics;
+    the R rows of all chunks are numbered together. The CPU has one row for each vertex of a chunk; a GPU has one for
+    each pixel and corner, which makes `rows` the list of pixels that a vertex gathers from. A lattice therefore serves
+    only the kind of device that it was built on.
 
     Attributes:
         offsets: (N, P, D + 1) int32, the rows of the vertices around a pixel.

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydensecrf_cases import CASES, live_q
+from roi_cases import repeated
 
 import atrousops as ao
+import atrousops.functional as A
 
 STORED = Path(__file__).resolve().parents[1] / "data" / "pydensecrf.npz"
 BOUND = 1e-4
@@ -23,10 +25,11 @@ def stored():
         return dict(file)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def example(stored):
+    """Scores and image; behind `backend` in a test's arguments, they are where that wants them."""
     image = torch.from_numpy(stored["image"]).permute(2, 0, 1)[None]
-    return -torch.from_numpy(stored["unary"])[None], image
+    return tuple(x.to(torch.get_default_device()) for x in (-torch.from_numpy(stored["unary"])[None], image))
 
 
 @pytest.fixture
@@ -42,9 +45,9 @@ def crf(iterations=5, **settings):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_equals_stored_pydensecrf(case, stored, example):
+def test_equals_stored_pydensecrf(backend, case, stored, example):
     q = crf(**CASES[case])(*example)
-    assert (q[0] - torch.from_numpy(stored[case])).abs().max() <= BOUND
+    assert (q[0].cpu() - torch.from_numpy(stored[case])).abs().max() <= BOUND
     # The answer is not the question: the case does move Q.
     assert (q - example[0].softmax(1)).abs().max() > 0.05
 
@@ -82,30 +85,26 @@ def test_real_photograph(real_data):
     assert torch.equal(scores, before)
 
 
-def test_batch_equals_single_images(example):
+def test_batch_equals_single_images(backend, example):
     scores, image = example
     other = (scores.flip(3), image.flip(2))
     both = crf()(torch.cat([scores, other[0]]), torch.cat([image, other[1]]))
     assert torch.equal(both, torch.cat([crf()(scores, image), crf()(*other)]))
 
 
-def test_repeats_bitwise_with_any_thread_count(example):
-    scores, image = (x.repeat(1, 1, 8, 8) for x in example)
-    expected = crf()(scores, image)
-    assert torch.equal(crf()(scores, image), expected)
-    torch.set_num_threads(1)
-    try:
-        assert torch.equal(crf()(scores, image), expected)
-    finally:
-        torch.set_num_threads(2)
+def test_repeats_bitwise(backend, example):
+    scale = 1 if backend == "host_cuda" else 8
+    scores, image = (x.repeat(1, 1, scale, scale) for x in example)
+    expected, *others = repeated(lambda: crf()(scores, image), backend)
+    assert all(torch.equal(other, expected) for other in others)
 
 
-def test_empty_batch():
+def test_empty_batch(backend):
     q = crf()(torch.zeros(0, 3, 8, 8), torch.zeros(0, 3, 8, 8))
     assert q.shape == (0, 3, 8, 8)
 
 
-def test_gradients_and_inference_take_different_paths_to_one_answer(example):
+def test_gradients_and_inference_take_different_paths_to_one_answer(backend, example):
     scores, image = example
     q = crf()(scores, image)
     differentiable = crf()(scores.clone().requires_grad_(), image)
@@ -115,8 +114,8 @@ def test_gradients_and_inference_take_different_paths_to_one_answer(example):
 
 # One vector, a block of four, and more than the registers take.
 @pytest.mark.parametrize("labels", [1, 8, 21, 32, 33, 70])
-def test_label_counts(labels):
-    generator = torch.Generator().manual_seed(2)
+def test_label_counts(backend, labels):
+    generator = torch.Generator(torch.get_default_device()).manual_seed(2)
     scores = torch.randn(1, labels, 6, 7, dtype=torch.float64, generator=generator)
     image = torch.rand(1, 3, 6, 7, dtype=torch.float64, generator=generator) * 255
     matrix = torch.randn(labels, labels, dtype=torch.float64, generator=generator)
@@ -128,12 +127,28 @@ def test_label_counts(labels):
     torch.testing.assert_close(layer(scores.float(), image), expected.float(), rtol=0, atol=1e-5)
 
 
-def test_zero_iterations_is_softmax(example):
+def test_many_kernels_in_one_step(backend):
+    # More lattices than a CUDA pass reads at once, one of them for both images, in registers and out of them.
+    for labels, dtype in ((3, torch.float64), (140, torch.float32)):
+        generator = torch.Generator(torch.get_default_device()).manual_seed(3)
+
+        def noise(*size, generator=generator, dtype=dtype):
+            return torch.randn(*size, dtype=dtype, generator=generator)
+
+        scores = noise(2, labels, 30)
+        lattices = [A.permutohedral_lattice(noise(1 if k == 1 else 2, 2, 30)) for k in range(6)]
+        mus = [noise(labels) for _ in lattices]
+        q = A.mean_field(scores, lattices, mus, 2)
+        one_by_one = A.mean_field(scores.clone().requires_grad_(), lattices, mus, 2)
+        torch.testing.assert_close(q, one_by_one.detach())
+
+
+def test_zero_iterations_is_softmax(backend, example):
     torch.testing.assert_close(crf(0)(*example), example[0].softmax(1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_dtypes(dtype, example):
+def test_dtypes(backend, dtype, example):
     scores, image = example
     q = crf()(scores.to(dtype), image)
     assert q.dtype == dtype
@@ -142,23 +157,23 @@ def test_dtypes(dtype, example):
     assert (q.double() - exact).abs().max() <= max(torch.finfo(dtype).eps, 1e-5)
 
 
-def test_autocast_computes_in_float32(example):
+def test_autocast_computes_in_float32(backend, example):
     scores, image = example
     expected = crf()(scores.bfloat16().float(), image)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(scores.device.type, torch.bfloat16):
         q = crf()(scores.bfloat16(), image.float())
     assert q.dtype == torch.float32
     assert torch.equal(q, expected)
 
 
-def test_memory_formats(example):
+def test_memory_formats(backend, example):
     scores, image = example
     last = crf()(scores.to(memory_format=torch.channels_last), image.to(memory_format=torch.channels_last))
     assert last.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(last, crf()(scores, image), rtol=0, atol=1e-6)
 
 
-def test_pixels_unlike_all_others_keep_their_label():
+def test_pixels_unlike_all_others_keep_their_label(backend):
     """One white pixel on black, whose scores lean to another label: the bilateral kernel does not smooth it away."""
     image = torch.zeros(1, 3, 12, 12)
     image[..., 6, 6] = 255
@@ -173,21 +188,21 @@ def test_pixels_unlike_all_others_keep_their_label():
 
 
 def small(labels=2, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(1)
     scores = torch.randn(2, labels, 2, 3, dtype=dtype, generator=generator)
     return scores, torch.rand(2, 3, 2, 3, dtype=dtype, generator=generator) * 60
 
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("normalization", ["none", "symmetric", "before", "after"])
-def test_gradcheck_scores(normalization):
+def test_gradcheck_scores(backend, normalization):
     scores, image = small()
     layer = ao.DenseCRF(2, 2.0, 0.3, 10.0, 20.0, 0.5, normalization)
     assert torch.autograd.gradcheck(lambda s: layer(s, image), scores.requires_grad_())
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_gradcheck_crf_as_rnn():
+def test_gradcheck_crf_as_rnn(backend):
     scores, image = small()
     layer = ao.CRFasRNN(2, 2, bilateral_sxy=10.0, bilateral_srgb=20.0, dtype=torch.float64)
     with torch.no_grad():
@@ -203,14 +218,14 @@ def test_gradcheck_crf_as_rnn():
     assert torch.autograd.gradcheck(run, inputs)
 
 
-def test_crf_as_rnn_starts_as_a_dense_crf():
+def test_crf_as_rnn_starts_as_a_dense_crf(backend):
     scores, image = small(dtype=torch.float32)
     shared = {"gaussian_sxy": 3.0, "bilateral_sxy": 160.0, "bilateral_srgb": 3.0, "normalization": "after"}
     dense = ao.DenseCRF(5, gaussian_compat=3.0, bilateral_compat=5.0, **shared)
     torch.testing.assert_close(ao.CRFasRNN(2)(scores, image), dense(scores, image))
 
 
-def test_crf_as_rnn_learns(example):
+def test_crf_as_rnn_learns(backend, example):
     scores, image = example
     target = ao.DenseCRF(3, 2.0, 2.0, 20.0, 20.0, 4.0, "after")(scores, image).argmax(1)
     layer = ao.CRFasRNN(3, 3, 2.0, 0.0, 20.0, 20.0, 0.0)
@@ -234,7 +249,8 @@ def test_state_dict_round_trip():
 
 
 @pytest.mark.parametrize("layer", [ao.DenseCRF(2), ao.CRFasRNN(3, 2)])
-def test_compiles(layer, example):
+def test_compiles(backend, layer, example):
+    layer = layer.to(torch.get_default_device())
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*example), layer(*example))
 
@@ -285,7 +301,7 @@ def test_rejects_bad_input(scores, image, error, message):
         ao.DenseCRF(1)(scores, image)
 
 
-def test_rejects_wrong_label_counts():
+def test_rejects_wrong_label_counts(backend):
     scores, image = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)
     with pytest.raises(ValueError, match="scores must have 4 labels; got 3"):
         ao.CRFasRNN(4)(scores, image)
@@ -296,7 +312,7 @@ def test_rejects_wrong_label_counts():
 
 
 @pytest.mark.usefixtures("one_thread")
-@settings(deadline=None, derandomize=True, max_examples=25)
+@settings(deadline=None, derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     n=st.integers(1, 2),
     labels=st.integers(1, 6),
@@ -305,8 +321,8 @@ def test_rejects_wrong_label_counts():
     normalization=st.sampled_from(["none", "symmetric", "before", "after"]),
     seed=st.integers(0, 99),
 )
-def test_any_size_equals_reference(n, labels, h, w, normalization, seed):
-    generator = torch.Generator().manual_seed(seed)
+def test_any_size_equals_reference(backend, n, labels, h, w, normalization, seed):
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     scores = torch.randn(n, labels, h, w, dtype=torch.float64, generator=generator)
     image = torch.rand(n, 3, h, w, dtype=torch.float64, generator=generator) * 255
     layer = ao.DenseCRF(2, 2.0, 0.2, 5.0, 40.0, 0.3, normalization)
