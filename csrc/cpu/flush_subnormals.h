@@ -1,8 +1,8 @@
 #pragma once
 #include <cstdint>
 
-#include "stable/dispatch.h"
 #include "cpu/isa.h"
+#include "stable/dispatch.h"
 
 namespace atrousops::cpu {
 

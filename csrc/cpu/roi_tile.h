@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "stable/dispatch.h"
 #include "cpu/isa.h"
+#include "stable/dispatch.h"
 
 namespace atrousops::cpu {
 
