@@ -44,9 +44,9 @@ def predict(kernel: str, problem: Problem, device: Device, moved: float) -> floa
     """Seconds of a kernel of ours on a problem that is legal for it."""
     rates = device.rates
     axes = [geometry.axis_phases(problem.kind, a) for a in problem.axes]
-    flops = problem.dense_flops * product(
-        [geometry.live_pairs(x) / (float(a.output) * a.kernel) for x, a in zip(axes, problem.axes)]
-    )
+    flops = float(problem.dense_flops)
+    for phases, axis in zip(axes, problem.axes):
+        flops *= geometry.live_pairs(phases) / (float(axis.output) * axis.kernel)
     if kernel in ("depthwise", "grouped"):
         rate = rates.depthwise if kernel == "depthwise" else rates.grouped
         return rates.our_call + flops / (rate * device.threads) + moved / rates.copy

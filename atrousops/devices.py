@@ -76,9 +76,10 @@ def device_of(kind: str, dtype: torch.dtype, channels_last: bool) -> Device:
     return gpu_device(dtype, channels_last) if kind == "cuda" else cpu_device(dtype, channels_last)
 
 
+@torch.compiler.assume_constant_result
 def tf32_allowed() -> bool:
-    """torch.backends.cudnn.allow_tf32."""
-    return torch._C._get_cudnn_allow_tf32()
+    """torch.backends.cudnn.allow_tf32, or what the newer fp32_precision settings say for convolutions."""
+    return torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32"
 
 
 # Multiprocessors, bytes of shared memory of a block, capability.
@@ -88,7 +89,8 @@ _H100 = (132, 227 << 10, 90)
 @cache
 def _gpu() -> tuple[int, int, int]:
     gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return gpu.multi_processor_count, gpu.shared_memory_per_block_optin, 10 * gpu.major + gpu.minor
+    shared = gpu.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stubs lack it
+    return gpu.multi_processor_count, shared, 10 * gpu.major + gpu.minor
 
 
 @cache

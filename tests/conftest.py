@@ -1,4 +1,4 @@
-"""NaN-poisoned outputs for every test, the backends that operators are tested on, and the shared data if it is there."""
+"""NaN-poisoned outputs for every test, the backends of operator tests, and the shared data if it is there."""
 
 import os
 from collections.abc import Iterator

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from atrousops import _library, backends, planner
+from atrousops.devices import tf32_allowed
 from atrousops.ops import _subnormals
 from atrousops.ops._conv_arguments import Arguments
 
@@ -48,8 +49,7 @@ _SMALL = Route("aten", Arguments((), (), (), 1, ()), scan_weight=True)
 def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Tensor:
     """Runs a call whose further arguments, in the order of PyTorch's function, are `args`."""
     if torch.compiler.is_compiling():
-        route = _find_route(call, input, weight, bias, args)
-        return _run_route(call, route, input, weight, bias, args)
+        return _run_route(call, _find_route(call, input, weight, bias, args), input, weight, bias, args)
     try:
         # The planner's rule for small calls, at the price that a small call can afford.
         on_cpu = input.is_cpu and weight.is_cpu
@@ -66,7 +66,7 @@ def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tu
                 input.dtype,
                 input.is_contiguous(),
                 on_cpu,
-                input.is_cuda and 1 + torch._C._get_cudnn_allow_tf32(),
+                input.is_cuda and 1 + tf32_allowed(),
                 (input.requires_grad or weight.requires_grad) and torch.is_grad_enabled(),
                 torch._C._is_any_autocast_enabled(),
                 backends._forced[0],
@@ -115,14 +115,9 @@ def _run_route(call: Call, route: Route, input: Tensor, weight: Tensor, bias: Te
     return body(input.unsqueeze(0), weight, bias, route.arguments).squeeze(0)
 
 
-@torch.compiler.assume_constant_result
-def _cudnn_allows_tf32() -> bool:
-    return torch.backends.cudnn.allow_tf32
-
-
 def allow_tf32(t: Tensor) -> bool:
     """Whether fp32 may be multiplied as TF32: on a GPU, where PyTorch's own convolutions would do so."""
-    return t.is_cuda and _cudnn_allows_tf32()
+    return t.is_cuda and tf32_allowed()
 
 
 def _needs_pytorch(input: Tensor, weight: Tensor) -> bool:

@@ -62,7 +62,8 @@ Tensor run(const ConvArguments& a, const Tensor& src, const Tensor& weight, cons
 
 Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
             const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32) {
-  return run(conv_arguments::of_conv(input, weight, bias, stride, padding, dilation, groups), input, weight, bias, allow_tf32);
+  return run(conv_arguments::of_conv(input, weight, bias, stride, padding, dilation, groups), input, weight, bias,
+             allow_tf32);
 }
 
 Tensor conv_grad_input(const Tensor& grad, const Tensor& weight, const Ints& input_size, const Ints& stride,
@@ -82,7 +83,8 @@ Tensor conv_grad_weight(const Tensor& grad, const Tensor& input, const Ints& ker
 }
 
 Tensor conv_transpose(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
-                      const Ints& padding, const Ints& output_padding, const Ints& dilation, int64_t groups, bool allow_tf32) {
+                      const Ints& padding, const Ints& output_padding, const Ints& dilation, int64_t groups,
+                      bool allow_tf32) {
   const auto a =
       conv_arguments::of_conv_transpose(input, weight, bias, stride, padding, output_padding, dilation, groups);
   return run(a, input, weight, bias, allow_tf32);

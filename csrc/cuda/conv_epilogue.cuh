@@ -8,8 +8,8 @@
 
 namespace atrousops::cuda {
 
-// dst and residual hold one row of channels a position, `dst_pitch` and `residual_pitch` elements apart, so that dst may
-// be a slice of the channels of a larger tensor. scale, bias, residual may be null.
+// dst and residual hold one row of channels a position, `dst_pitch` and `residual_pitch` elements apart, so that dst
+// may be a slice of the channels of a larger tensor. scale, bias, residual may be null.
 struct ConvEpilogue {
   void* dst = nullptr;
   const void *scale = nullptr, *bias = nullptr, *residual = nullptr;

@@ -1,10 +1,9 @@
 // Forward, input gradient and transposed convolution on tensor cores: when, with which tile, and how.
-#include "cuda/conv_mma.h"
-
 #include <algorithm>
 #include <cmath>
 
 #include "core/phases.h"
+#include "cuda/conv_mma.h"
 
 namespace atrousops::cuda {
 namespace {
@@ -41,7 +40,8 @@ Choice choose(const core::Problem& p, const ConvPlan (&plans)[2], ScalarType dty
   double least = INFINITY;
   for (int i = 0; i < kTileCount; ++i) {
     const Tile& tile = kTiles[i];
-    if (tile.wide != wide || (i == kLargest && dtype == ScalarType::Float && precision == MmaPrecision::split)) continue;
+    if (tile.wide != wide || (i == kLargest && dtype == ScalarType::Float && precision == MmaPrecision::split))
+      continue;
     const int64_t tiles = plans[tile.rows == 64].table.tiles;
     const int64_t blocks = tiles * ceil_div(t.dst_channels, tile.columns) * t.groups;
     const double work = 2.0 * tile.rows * tile.columns * mma_depth(dtype) * steps / (rate * tile.rate);
@@ -113,8 +113,8 @@ void run(const ConvCall& call, const ConvFuse& fuse, const ConvMmaForced& forced
   const int64_t column_blocks = ceil_div(t.dst_channels, tile.columns);
   const int64_t blocks = column_blocks * t.tiles * t.groups * choice.splits;
   STD_TORCH_CHECK(blocks <= INT32_MAX, "conv: tensor cores take up to 2^31 tiles; got ", blocks);
-  ConvMmaArgs args{src.data_ptr(), weights.tensor.data_ptr(), nullptr, positions * channels, weights.columns,
-                   static_cast<int32_t>(column_blocks), choice.splits, epilogue_of(call, fuse, dst)};
+  ConvMmaArgs args{src.data_ptr(),  weights.tensor.data_ptr(),           nullptr,       positions * channels,
+                   weights.columns, static_cast<int32_t>(column_blocks), choice.splits, epilogue_of(call, fuse, dst)};
   if (t.groups > 1 && t.dst_channels % conv_vector(dtype) != 0)
     args.epilogue.vector_dst = args.epilogue.vector_residual = false;
   std::optional<Tensor> part;

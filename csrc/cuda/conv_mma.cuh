@@ -1,9 +1,9 @@
 // The tap-list GEMM on tensor cores: forward, input gradient, transposed.
 //
-// A block computes rows x columns of one tile: rows are positions of a live region, columns channels of dst, and the sum
-// runs over taps and, inside, over channels of src. A pipeline of cp.async brings the rows, displaced by the tap, and
-// the weights; no tap of a tile is dead for any of its rows, so that rows beyond the region's last are all that is left
-// out. A tile's sum may be split among blocks, which then leave partial sums.
+// A block computes rows x columns of one tile: rows are positions of a live region, columns channels of dst, and the
+// sum runs over taps and, inside, over channels of src. A pipeline of cp.async brings the rows, displaced by the tap,
+// and the weights; no tap of a tile is dead for any of its rows, so that rows beyond the region's last are all that is
+// left out. A tile's sum may be split among blocks, which then leave partial sums.
 #pragma once
 
 #include "cuda/arch/cp_async.h"
@@ -19,7 +19,7 @@ template <int kDepth>
 struct MmaCursor {
   const ConvTable& t;
   const ConvTile& tile;
-  int32_t i[kAxes];      // of the tap
+  int32_t i[kAxes];  // of the tap
   int64_t channel;
   int64_t src, weight;  // offsets of the tap
 
@@ -129,20 +129,19 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   const T* weight = static_cast<const T*>(args.weight) + place.group * t.weights.group;
   CopyOperand<T, typename Mma::A, Tile::kThreads, kWide> copy_a;
   CopyOperand<T, typename Mma::B, Tile::kThreads, true> copy_b;
-  copy_a.set_lines([&](int line) {
-    return shared.src[line] < 0 ? CopyLine{0, false} : CopyLine{shared.src[line], true};
-  });
+  copy_a.set_lines(
+      [&](int line) { return shared.src[line] < 0 ? CopyLine{0, false} : CopyLine{shared.src[line], true}; });
   if constexpr (kAlong)
-    copy_b.set_lines([&](int line) {
-      return CopyLine{(column + line) * t.weights.dst, column + line < t.dst_channels};
-    });
+    copy_b.set_lines(
+        [&](int line) { return CopyLine{(column + line) * t.weights.dst, column + line < t.dst_channels}; });
   MmaCursor<Mma::kDepth> cursor(t, tile, first);
   const auto copy = [&](int step) {
     if (step < steps) {
       char* stage = shared.stages + step % Tile::kStages * Mma::kStageBytes;
       copy_a.copy(stage, src, cursor.src + cursor.channel, t.src_channels - cursor.channel);
       if constexpr (kAlong) {
-        copy_b.copy(stage + Mma::A::kBytes, weight, cursor.weight + cursor.channel, args.weight_columns - cursor.channel);
+        copy_b.copy(stage + Mma::A::kBytes, weight, cursor.weight + cursor.channel,
+                    args.weight_columns - cursor.channel);
       } else {
         copy_b.copy_lines(stage + Mma::A::kBytes, weight, cursor.weight + cursor.channel * t.weights.src + column,
                           t.weights.src, t.src_channels - cursor.channel, args.weight_columns - column);

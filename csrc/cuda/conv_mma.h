@@ -43,8 +43,8 @@ const char* conv_mma_cannot(const core::Problem& problem, const Tensor& src);
 // One partial sum, or one sum that is finished at once.
 struct ConvMmaArgs {
   const void *src, *weight;
-  float* part;          // (splits, positions, channels), or null
-  int64_t part_size;    // elements of a split
+  float* part;             // (splits, positions, channels), or null
+  int64_t part_size;       // elements of a split
   int64_t weight_columns;  // of a line that is not along the reduction, padding included
   int32_t column_blocks, splits;
   ConvEpilogue epilogue;

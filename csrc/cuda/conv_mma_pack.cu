@@ -63,15 +63,21 @@ ConvMmaWeights conv_mma_weights(const core::Problem& p, const Tensor& weight) {
   const bool last = prefers_channels_last(weight);
   const Tensor in = dense(weight, last);
   const ConvWeights from = conv_weight_strides(p, in);
-  const PackArgs args{p.groups * lines * taps * pitch, lines, taps, columns, pitch,
-                      from.group,                      along ? from.dst : from.src,
-                      last ? in.size(1) : 1,           along ? from.src : from.dst};
+  const PackArgs args{p.groups * lines * taps * pitch,
+                      lines,
+                      taps,
+                      columns,
+                      pitch,
+                      from.group,
+                      along ? from.dst : from.src,
+                      last ? in.size(1) : 1,
+                      along ? from.src : from.dst};
   STD_TORCH_CHECK(lines <= INT32_MAX && taps <= INT32_MAX && pitch <= INT32_MAX, "conv: weights beyond 2^31 lines");
   w.tensor = torch::stable::empty({args.count}, in.scalar_type(), std::nullopt, in.device());
   dispatch_floating(in.scalar_type(), "conv", [&]<class T>() {
     if constexpr (sizeof(T) <= 4)
-      launch<conv_mma_pack_kernel<T>>(Launch{blocks_for(args.count, kThreads), kThreads}, current_stream(in), data<T>(in),
-                                      mutable_data<T>(w.tensor), args);
+      launch<conv_mma_pack_kernel<T>>(Launch{blocks_for(args.count, kThreads), kThreads}, current_stream(in),
+                                      data<T>(in), mutable_data<T>(w.tensor), args);
   });
   return w;
 }

@@ -2,9 +2,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cuda/conv_mma.h"
-
 #include "core/phases.h"
+#include "cuda/conv_mma.h"
 
 namespace atrousops::cuda {
 namespace {
@@ -39,7 +38,8 @@ Choice choose(const core::Problem& p, ScalarType dtype, MmaPrecision precision, 
   double least = INFINITY;
   for (int i = 0; i < kTileCount; ++i) {
     const Tile& tile = kTiles[i];
-    if (tile.wide != wide || (i == kLargest && dtype == ScalarType::Float && precision == MmaPrecision::split)) continue;
+    if (tile.wide != wide || (i == kLargest && dtype == ScalarType::Float && precision == MmaPrecision::split))
+      continue;
     const int64_t blocks = ceil_div(k, tile.size) * ceil_div(c, tile.size) * taps * p.groups;
     const double work = 2.0 * tile.size * tile.size * mma_depth(dtype) * steps / (rate * tile.rate);
     for (int splits = 1; splits <= kMostSplits && (splits == 1 || steps >= 8 * splits); splits *= 2) {
@@ -58,7 +58,8 @@ void start(const ConvMmaWeightLaunch& l, ScalarType dtype, MmaPrecision precisio
   switch (dtype) {
     case ScalarType::BFloat16: return conv_mma_weight_bf16(l, stream);
     case ScalarType::Half: return conv_mma_weight_f16(l, stream);
-    default: return precision == MmaPrecision::tf32 ? conv_mma_weight_tf32(l, stream) : conv_mma_weight_split(l, stream);
+    default:
+      return precision == MmaPrecision::tf32 ? conv_mma_weight_tf32(l, stream) : conv_mma_weight_split(l, stream);
   }
 }
 
@@ -95,8 +96,7 @@ void conv_mma_weight(const ConvWeightCall& call, const ConvMmaForced& forced) {
   const int64_t row_blocks = ceil_div(k, tile.size), column_blocks = ceil_div(c, tile.size);
   const int64_t blocks = row_blocks * column_blocks * taps * p.groups * choice.splits, elements = p.weight_elements();
   STD_TORCH_CHECK(blocks <= INT32_MAX, "conv_grad_weight: tensor cores take up to 2^31 tiles; got ", blocks);
-  Tensor part =
-      torch::stable::empty({choice.splits, elements}, ScalarType::Float, std::nullopt, input.device());
+  Tensor part = torch::stable::empty({choice.splits, elements}, ScalarType::Float, std::nullopt, input.device());
   const ConvMmaWeightArgs args{grad.data_ptr(),
                                input.data_ptr(),
                                mutable_data<float>(part),

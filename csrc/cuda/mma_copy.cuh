@@ -39,9 +39,8 @@ struct CopyOperand {
 
   // Lines set before, each from `shift` elements on, of which `left` exist.
   __device__ __forceinline__ void copy(char* to, const T* from, int64_t shift, int64_t left) const {
-    copy_each(to, from, left - chunk() * kChunkOf<T>, [&](int i) {
-      return CopyLine{line[i] + shift, (exists >> i & 1) != 0};
-    });
+    copy_each(to, from, left - chunk() * kChunkOf<T>,
+              [&](int i) { return CopyLine{line[i] + shift, (exists >> i & 1) != 0}; });
   }
 
   // Lines `pitch` elements apart of which `lines` exist, with `left` elements each.

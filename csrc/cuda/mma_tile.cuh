@@ -9,8 +9,8 @@
 
 namespace atrousops::cuda {
 
-inline constexpr int kChunk = 16;       // bytes that move at once
-inline constexpr int kStepBytes = 32;   // of the reduction in one mma, for every element type
+inline constexpr int kChunk = 16;      // bytes that move at once
+inline constexpr int kStepBytes = 32;  // of the reduction in one mma, for every element type
 inline constexpr int kMmaRows = 16, kMmaColumns = 8;
 
 template <class T>

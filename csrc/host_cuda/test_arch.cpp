@@ -100,7 +100,9 @@ void test_cp_async(const Tensor& from, Tensor seen, int64_t bytes, int64_t group
   const auto sized = [&]<int kBytes>() {
     pending == 0 ? go.template operator()<kBytes, 0>() : go.template operator()<kBytes, 1>();
   };
-  bytes == 4 ? sized.template operator()<4>() : bytes == 8 ? sized.template operator()<8>() : sized.template operator()<16>();
+  bytes == 4   ? sized.template operator()<4>()
+  : bytes == 8 ? sized.template operator()<8>()
+               : sized.template operator()<16>();
 }
 
 }  // namespace atrousops::cuda

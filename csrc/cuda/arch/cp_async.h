@@ -27,7 +27,8 @@ namespace host {
 class CpAsync {
  public:
   void copy(void* shared, const void* global, int bytes, int valid) {
-    const bool aligned = host_cuda::shared_address(shared) % bytes == 0 && reinterpret_cast<uintptr_t>(global) % bytes == 0;
+    const bool aligned =
+        host_cuda::shared_address(shared) % bytes == 0 && reinterpret_cast<uintptr_t>(global) % bytes == 0;
     if (!aligned) host_cuda::fail("cp.async: an address is not aligned to the size of the copy");
     if (valid < 0 || valid > bytes) host_cuda::fail("cp.async: more to read than to write");
     std::memset(shared, 0xff, bytes);

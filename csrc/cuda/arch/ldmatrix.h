@@ -30,7 +30,7 @@ inline void ldmatrix_x4(uint32_t (&registers)[4], const void* row, bool transpos
   host_cuda::require_full_warp("ldmatrix");
   if (host_cuda::shared_address(row) % 16) host_cuda::fail("ldmatrix: a row is not aligned to 16 bytes");
   LdMatrix mine{registers, static_cast<const char*>(row)};
-  host_cuda::warp_together("ldmatrix", ~0u, mine, [transposed](LdMatrix* const (&lanes)[32]) {
+  host_cuda::warp_together("ldmatrix", ~0u, mine, [transposed](LdMatrix* const(&lanes)[32]) {
     for (int lane = 0; lane < 32; ++lane)
       for (int j = 0; j < 4; ++j) {
         uint16_t pair[2];

@@ -1,9 +1,9 @@
 // mma.sync (sm_80): C += A B of one warp, with the operands spread over its lanes' registers.
 //
 // With g = lane / 4, t = lane % 4, and element i of a lane (two 16-bit elements a register, the low half first):
-//   A 16 x 16, 16-bit: row g + 8 ((i / 2) % 2), column 2 t + i % 2 + 8 (i / 4);   B 16 x 8: row 2 t + i % 2 + 8 (i / 2), column g
-//   A 16 x 8, tf32:    row g + 8 (i % 2), column t + 4 (i / 2);                   B 8 x 8:  row t + 4 i, column g
-//   C 16 x 8, fp32:    row g + 8 (i / 2), column 2 t + i % 2
+//   A 16 x 16, 16-bit: row g + 8 ((i / 2) % 2), column 2 t + i % 2 + 8 (i / 4);   B 16 x 8: row 2 t + i % 2 + 8 (i /
+//   2), column g A 16 x 8, tf32:    row g + 8 (i % 2), column t + 4 (i / 2);                   B 8 x 8:  row t + 4 i,
+//   column g C 16 x 8, fp32:    row g + 8 (i / 2), column 2 t + i % 2
 #pragma once
 
 #include <cstdint>
@@ -56,12 +56,13 @@ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const uint32_t b[2] = {b0, b1};
   host_cuda::require_full_warp("mma");
   Mma mine{c, a, b};
-  host_cuda::warp_together("mma", ~0u, mine, [](Mma* const (&lanes)[32]) {
+  host_cuda::warp_together("mma", ~0u, mine, [](Mma* const(&lanes)[32]) {
     double a[16][16], b[16][8];
     for (int lane = 0; lane < 32; ++lane) {
       const int g = lane / 4, t = lane % 4;
       for (int i = 0; i < (kWide ? 8 : 4); ++i) {
-        const int row = g + 8 * (kWide ? i / 2 % 2 : i % 2), column = kWide ? 2 * t + i % 2 + 8 * (i / 4) : t + 4 * (i / 2);
+        const int row = g + 8 * (kWide ? i / 2 % 2 : i % 2),
+                  column = kWide ? 2 * t + i % 2 + 8 * (i / 4) : t + 4 * (i / 2);
         a[row][column] = value_of<T>(lanes[lane]->a, i);
       }
       for (int i = 0; i < (kWide ? 4 : 2); ++i)
