@@ -48,8 +48,7 @@ _SMALL = Route("aten", Arguments((), (), (), 1, ()), scan_weight=True)
 def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Tensor:
     """Runs a call whose further arguments, in the order of PyTorch's function, are `args`."""
     if torch.compiler.is_compiling():
-        route = _find_route(call, input, weight, bias, args)
-        return _run_route(call, route, input, weight, bias, args)
+        return _run_route(call, _find_route(call, input, weight, bias, args), input, weight, bias, args)
     try:
         # The planner's rule for small calls, at the price that a small call can afford.
         on_cpu = input.is_cpu and weight.is_cpu
