@@ -150,9 +150,8 @@ const char* conv_mma_rule(const ConvCall& call) {
   const int64_t src_channels = (p.kind == core::Kind::input_grad ? p.k : p.c) / p.groups;
   if (4 * src_channels < depth) return "too few channels for the depth of a step";
   const double products = average_taps(p, core::phases(p)) * static_cast<double>(src_channels);
-  // Their error is some 2^-22 of a product, where a short sum in fp32 has hardly any.
   const bool split = call.src.scalar_type() == ScalarType::Float && !call.allow_tf32;
-  return split && products < 64 ? "sums too short to hide the error of three tf32 products" : nullptr;
+  return split && products < kShortSum ? "sums too short to hide the error of three tf32 products" : nullptr;
 }
 
 void conv_mma(const ConvCall& call) { conv_mma(call, {}, {}); }

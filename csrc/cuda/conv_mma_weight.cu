@@ -72,7 +72,7 @@ const char* conv_mma_weight_rule(const ConvWeightCall& call) {
   // As conv_mma_rule has it; the shortest sums are those of a corner tap.
   int64_t products = p.n;
   for (const core::Axis& a : p.axis) products *= shortest(a);
-  return products < 64 ? "sums too short to hide the error of three tf32 products" : nullptr;
+  return products < kShortSum ? "sums too short to hide the error of three tf32 products" : nullptr;
 }
 
 void conv_mma_weight(const ConvWeightCall& call) { conv_mma_weight(call, {}); }

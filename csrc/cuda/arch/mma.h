@@ -1,9 +1,11 @@
 // mma.sync (sm_80): C += A B of one warp, with the operands spread over its lanes' registers.
 //
 // With g = lane / 4, t = lane % 4, and element i of a lane (two 16-bit elements a register, the low half first):
-//   A 16 x 16, 16-bit: row g + 8 ((i / 2) % 2), column 2 t + i % 2 + 8 (i / 4);   B 16 x 8: row 2 t + i % 2 + 8 (i /
-//   2), column g A 16 x 8, tf32:    row g + 8 (i % 2), column t + 4 (i / 2);                   B 8 x 8:  row t + 4 i,
-//   column g C 16 x 8, fp32:    row g + 8 (i / 2), column 2 t + i % 2
+//   16-bit, A 16 x 16: row g + 8 ((i / 2) % 2), column 2 t + i % 2 + 8 (i / 4)
+//   16-bit, B 16 x 8:  row 2 t + i % 2 + 8 (i / 2), column g
+//   tf32, A 16 x 8:    row g + 8 (i % 2), column t + 4 (i / 2)
+//   tf32, B 8 x 8:     row t + 4 i, column g
+//   fp32, C 16 x 8:    row g + 8 (i / 2), column 2 t + i % 2
 #pragma once
 
 #include <cstdint>
