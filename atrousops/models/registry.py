@@ -44,8 +44,8 @@ class Shipped:
 
 SHIPPED: dict[str, Shipped] = {
     "deeplabv3plus_vgg16_lowrank_voc_person": Shipped(
-        "1d3082535a23d64cbe79c02a733f23958e1ee312040ac4791456b7dc5e7483ee",
-        crf={"bilateral_compat": 4.0, "bilateral_sxy": 40.0, "bilateral_srgb": 5.0},
+        "d5e40cc67c5c861978a7e1a9f59a70310d058f2fc597406e8866a8c6e275664a",
+        crf={"bilateral_compat": 6.0, "bilateral_sxy": 40.0, "bilateral_srgb": 5.0},
     ),
 }
 
