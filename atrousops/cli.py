@@ -99,6 +99,16 @@ def _count(least: int) -> Callable[[str], int]:
     return parse
 
 
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number; got {text!r}")
+    return value
+
+
 def _add_segment(commands: Commands, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "segment",
@@ -120,7 +130,7 @@ def _add_segment(commands: Commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)"
     )
-    parser.add_argument("--crf", action="store_true", help="refine the contours with the dense CRF")
+    _add_inference(parser)
     network = parser.add_mutually_exclusive_group()
     network.add_argument(
         "--model", metavar="NAME", help="weights that come with the package (default: those for people)"
@@ -188,7 +198,22 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     overlap = args.tile // 4 if args.overlap is None else args.overlap
     options = {"size": args.size or None} if args.size is not None else {}
     name = args.weights or args.model or predict.DEFAULT_MODEL
-    return predict.load_predictor(name, tile=args.tile, overlap=overlap, crf=args.crf, **options)
+    return predict.load_predictor(
+        name, tile=args.tile, overlap=overlap, crf=args.crf, scales=args.scales, flip=args.flip, **options
+    )
+
+
+def _add_inference(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--crf", action="store_true", help="refine the contours with the dense CRF")
+    parser.add_argument(
+        "--scales",
+        nargs="+",
+        type=_positive,
+        default=(1.0,),
+        metavar="R",
+        help="average the scores over these sizes of a photo, such as 0.75 1 1.25 (default: 1)",
+    )
+    parser.add_argument("--flip", action="store_true", help="average the scores with those of the mirror image")
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -243,7 +268,7 @@ def _add_evaluate(commands: Commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", required=True, metavar="FILE", help="trained weights (.safetensors) or a shipped name"
     )
-    parser.add_argument("--crf", action="store_true", help="refine with the dense CRF first")
+    _add_inference(parser)
     parser.set_defaults(run=_evaluate)
 
 
@@ -253,7 +278,8 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     info = cast(models.Info, models.load(args.weights).info)
     crf = info.dense_crf() if args.crf else None
-    matrix = evaluate.main(args.config, args.weights, crf=crf, data_root=args.data, overrides=tuple(args.overrides))
+    options = {"crf": crf, "scales": args.scales, "flip": args.flip}
+    matrix = evaluate.main(args.config, args.weights, data_root=args.data, overrides=tuple(args.overrides), **options)
     print(evaluate.report(matrix, info.classes))
     return 0
 

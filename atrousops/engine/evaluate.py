@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from atrousops import models
 from atrousops.data import SETS, SegmentationSet, transforms
 from atrousops.engine import config as configs
+from atrousops.engine.multiscale import MultiScale
 from atrousops.metrics import ConfusionMatrix
 
 Refine = Callable[[Tensor, Tensor], Tensor]
@@ -22,6 +23,8 @@ def main(
     weights: str | os.PathLike[str],
     *,
     crf: Refine | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
     data_root: str | None = None,
     split: str | None = None,
     overrides: tuple[str, ...] = (),
@@ -33,6 +36,7 @@ def main(
         config_path: the recipe, YAML.
         weights: a file written by `atrousops train`, or one of `atrousops.models.list()`.
         crf: (scores (1, L, H, W), image (1, 3, H, W) in 0..255) -> Q (1, L, H, W), such as `atrousops.DenseCRF()`.
+        scales, flip: of MultiScale, the scores being averaged over sizes and mirror images.
         data_root: folder of the data, instead of the recipe's.
         split: instead of the recipe's validation split.
         overrides: "part.key=value" entries that replace the recipe's; those of model.arguments rebuild the network.
@@ -50,7 +54,10 @@ def main(
     data = SETS[recipe.data.name](root, split or recipe.data.val, transforms.evaluation())
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    return score(models.load(weights, **recipe.model.arguments), data, crf=crf, progress=progress)
+    model = models.load(weights, **recipe.model.arguments)
+    if flip or tuple(scales) != (1,):
+        model = MultiScale(model, scales, flip)
+    return score(model, data, crf=crf, progress=progress)
 
 
 @torch.inference_mode()

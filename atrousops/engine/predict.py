@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from atrousops import models
 from atrousops._checks import bad_type, bad_value
 from atrousops.engine import tiles
+from atrousops.engine.multiscale import MultiScale, resize
 
 # People in photographs: the weights that come with the package.
 DEFAULT_MODEL = "deeplabv3plus_vgg16_lowrank_voc_person"
@@ -35,9 +36,11 @@ class Predictor:
         size: the longest side at which the network sees a picture: a larger one is scaled down for it, and the scores
             up again. None: every picture as it is. A network finds objects of the size it was trained on.
         crf: a callable (scores (1, L, H, W), image (1, 3, H, W) in 0..255) -> Q (1, L, H, W), such as `ao.DenseCRF()`.
+        scales, flip: of MultiScale, whose mean the scores are then: better, for as much more time.
 
     Raises:
-        ArgumentError: no classes or more than 256, a std that is not positive, or an overlap that leaves no step.
+        ArgumentError: no classes or more than 256, a std or scale that is not positive, or an overlap that leaves no
+            step.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class Predictor:
         overlap: int = 256,
         size: int | None = None,
         crf: Callable[[Tensor, Tensor], Tensor] | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
     ) -> None:
         if not 1 <= len(classes) <= 256:
             bad_value("Predictor", "classes", "hold 1 to 256 names", f"{len(classes)}")
@@ -58,6 +63,7 @@ class Predictor:
         if size is not None and size < 1:
             bad_value("Predictor", "size", "be at least 1 pixel, or None", size)
         self.model = model.eval().to(memory_format=torch.channels_last)
+        self.inference = MultiScale(self.model, scales, flip) if flip or tuple(scales) != (1,) else self.model
         self.classes = list(classes)
         self.mean = torch.tensor(list(mean), dtype=torch.float32).view(1, 3, 1, 1)
         self.std = torch.tensor(list(std), dtype=torch.float32).view(1, 3, 1, 1)
@@ -102,14 +108,14 @@ class Predictor:
         blended = blended[:, :height, :width]
         if not bool(blended.isfinite().all()):
             bad_value("Predictor", "model", "give finite scores", "NaN or infinity", "Are its weights damaged?")
-        return _resize(blended[None], picture.shape[:2])[0]
+        return resize(blended[None], picture.shape[:2])[0]
 
     def normalise(self, picture: np.ndarray) -> Tensor:
         """What the network sees of a picture: (rgb / 255 - mean) / std, float32 (1, 3, h, w), no side above `size`."""
         image = _tensor(picture) / 255
         height, width = image.shape[-2:]
         scale = min(1.0, self.size / max(height, width)) if self.size is not None else 1.0
-        image = _resize(image, (max(1, round(height * scale)), max(1, round(width * scale))))
+        image = resize(image, (max(1, round(height * scale)), max(1, round(width * scale))))
         return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -120,12 +126,12 @@ class Predictor:
         return self.crf(scores[None], _tensor(picture))[0]
 
     def _network(self, image: Tensor) -> Tensor:
-        output: Any = self.model(image)
+        output: Any = self.inference(image)
         scores = output if isinstance(output, Tensor) else output["out"]
         if scores.dim() != 4 or scores.shape[:2] != (1, len(self.classes)):
             rule = f"give scores (1, {len(self.classes)}, h, w), one for each of its classes"
             bad_value("Predictor", "model", rule, tuple(scores.shape))
-        return _resize(scores.float(), image.shape[2:])[0]
+        return resize(scores.float(), image.shape[2:])[0]
 
 
 def load_predictor(name: str | os.PathLike[str] = DEFAULT_MODEL, *, crf: bool = False, **options: Any) -> Predictor:
@@ -134,7 +140,7 @@ def load_predictor(name: str | os.PathLike[str] = DEFAULT_MODEL, *, crf: bool = 
     Args:
         name: one of `atrousops.models.list()`, or a path.
         crf: refine with the dense CRF that suits the network.
-        options: `tile`, `overlap` and `size` of Predictor; `size` is by default that of the training.
+        options: `tile`, `overlap`, `size`, `scales` and `flip` of Predictor; `size` is by default that of the training.
 
     Raises:
         FileNotFoundError, ArgumentError: as `atrousops.models.load`.
@@ -148,13 +154,6 @@ def load_predictor(name: str | os.PathLike[str] = DEFAULT_MODEL, *, crf: bool = 
 def labels(scores: Tensor) -> np.ndarray:
     """The class id of the largest score at each pixel: (L, H, W) -> uint8 (H, W); the first of equal ones."""
     return scores.argmax(dim=0).to(torch.uint8).numpy()
-
-
-def _resize(image: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(image.shape[2:]) == tuple(size):
-        return image
-    # Antialiasing changes nothing when enlarging.
-    return F.interpolate(image, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def _tensor(picture: np.ndarray) -> Tensor:

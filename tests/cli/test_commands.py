@@ -82,9 +82,11 @@ def test_evaluate_passes_its_options_on(weights, monkeypatch, capsys):
     seen = {}
     monkeypatch.setattr(evaluate, "main", lambda config, weights, **options: seen.update(options, weights=weights))
     monkeypatch.setattr(evaluate, "report", lambda matrix, classes: ", ".join(classes))
-    assert run("evaluate", "recipe.yaml", "--weights", weights, "--crf") == 0
+    assert run("evaluate", "recipe.yaml", "--weights", weights, "--crf", "--scales", "0.5", "1", "--flip") == 0
     assert type(seen.pop("crf")).__name__ == "DenseCRF"
-    assert seen == {"weights": str(weights), "data_root": None, "overrides": ()}
+    assert seen == {
+        "weights": str(weights), "data_root": None, "overrides": (), "scales": [0.5, 1.0], "flip": True,
+    }  # fmt: skip
     assert capsys.readouterr().out == "background, cat, dog\n"
 
 

@@ -1,0 +1,71 @@
+"""Multi-scale and flip inference: the scores of an image, averaged over sizes and mirror images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atrousops._checks import bad_value
+from atrousops.engine.tiles import GRID
+
+
+class MultiScale(nn.Module):
+    """A network whose scores are averaged over scaled and mirrored copies of its input.
+
+    score(x) = mean over r in scales, m in mirrors of  m^-1 resize(network(m resize(x, r)), size of x)
+
+    As in Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation" (2017), table 6, "MS" and "Flip",
+    but for the mean, which is over scores and not over probabilities, so that a CRF can refine it.
+
+    Args:
+        network: images (N, 3, H, W) -> scores (N, L, h, w), or a mapping with them under "out"; h and w may be smaller.
+        scales: of the image's sides, each brought to a multiple of 32 pixels; 1 leaves the image as it is.
+        flip: add the mirror image of each.
+
+    Forward: (N, 3, H, W) -> {"out": (N, L, H, W)}, in the dtype of the network's scores.
+
+    Raises:
+        ArgumentError: no scale, or one that is not positive.
+    """
+
+    def __init__(self, network: nn.Module, scales: Sequence[float] = (0.75, 1.0, 1.25), flip: bool = True) -> None:
+        super().__init__()
+        if not scales or not all(isfinite(scale) and scale > 0 for scale in scales):
+            bad_value("MultiScale", "scales", "be positive numbers, at least one", tuple(scales))
+        self.network = network
+        self.scales = tuple(scales)
+        self.flip = flip
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        total: Tensor | None = None
+        for scale in self.scales:
+            scaled = image if scale == 1 else resize(image, [_side(length, scale) for length in image.shape[2:]])
+            for mirror in (False, True) if self.flip else (False,):
+                seen = scaled.flip(-1) if mirror else scaled
+                scores = resize(_scores(self.network(seen)), image.shape[2:])
+                scores = scores.flip(-1) if mirror else scores
+                total = scores if total is None else total + scores
+        assert total is not None
+        return {"out": total / (len(self.scales) * (2 if self.flip else 1))}
+
+    def extra_repr(self) -> str:
+        return f"scales={self.scales}, flip={self.flip}"
+
+
+def resize(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, (N, C, H, W) to (N, C, *size); antialiased, which changes nothing when enlarging."""
+    if tuple(image.shape[2:]) == tuple(size):
+        return image
+    return F.interpolate(image, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def _side(length: int, scale: float) -> int:
+    return max(1, int(length * scale / GRID + 0.5)) * GRID
+
+
+def _scores(output: Tensor | dict[str, Tensor]) -> Tensor:
+    return output if isinstance(output, torch.Tensor) else output["out"]
