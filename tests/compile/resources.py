@@ -44,16 +44,16 @@ def problem() -> str | None:
     return None
 
 
-def _dump(option: str) -> Iterator[str]:
+def _dump(*options: str) -> Iterator[str]:
     tool = cuobjdump()
     assert tool is not None
     # It calls nvdisasm, its neighbour.
     env = dict(os.environ, PATH=os.pathsep.join([str(tool.parent), os.environ.get("PATH", "")]))
-    with subprocess.Popen([tool, option, LIBRARY], stdout=subprocess.PIPE, text=True, env=env) as process:
+    with subprocess.Popen([tool, *options, LIBRARY], stdout=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout is not None
         yield from process.stdout
     if process.returncode != 0:
-        raise RuntimeError(f"{tool} {option} failed with status {process.returncode}")
+        raise RuntimeError(f"{tool} {options} failed with status {process.returncode}")
 
 
 def _demangle(symbol: str) -> str:
@@ -130,6 +130,19 @@ def instructions() -> dict[str, dict[str, Counter[str]]]:
             arch = match[1]
         elif match := re.match(r"\s*Function : (\S+)", line):
             counter = found.setdefault(kernel_name(match[1]), {}).setdefault(arch, Counter())
+    return found
+
+
+def most_threads(arch: str) -> dict[str, int]:
+    """By kernel, the threads that its launch bounds let a block have."""
+    found: dict[str, int] = {}
+    kernel, asked = "", False
+    for line in _dump("-elf", "-arch", arch):
+        if match := re.match(r"\.nv\.info\.(\S+)", line):
+            kernel = kernel_name(match[1])
+        elif asked and (match := re.match(r"\s*Value:\s+(0x\w+) (0x\w+) (0x\w+)", line)):
+            found[kernel] = int(match[1], 16) * int(match[2], 16) * int(match[3], 16)
+        asked = "EIATTR_MAX_THREADS" in line or (asked and "Format:" in line)
     return found
 
 
