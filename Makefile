@@ -5,18 +5,29 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 SOURCES := CMakeLists.txt setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 ABI_TORCH ?= 2.13.0
+# nvcc takes minutes: unasked only where there is a GPU to run the kernels. `make cuda` or CUDA=ON asks.
+CUDA ?= $(if $(shell command -v nvidia-smi),AUTO,OFF)
 # Whole operator tests, but for those that need torchvision; RoIAlign and RoIPool run in the house test.
 ABI_TESTS := tests/test_conv.py $(wildcard tests/test_conv_*.py tests/test_max_*.py) tests/test_flush_subnormals.py \
   tests/test_permutohedral.py tests/nn/test_crf.py tests/house/test_threads.py
 
-.PHONY: demo test lint typecheck unit abi wheel clean
+.PHONY: demo test cuda lint typecheck unit abi wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m atrousops.demo --output out/demo.png
 
 test: $(VENV)/.built $(VENV)/.tested
+	$(if $(shell command -v nvcc),$(MAKE) cuda)
 	$(MAKE) lint typecheck
 	$(BIN)/python -m pytest -q
+
+# The CUDA library beside the others; it needs nvcc and no GPU.
+cuda: $(VENV)/.built
+ifeq ($(CUDA),OFF)
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/cuda -G Ninja -DATROUSOPS_CUDA=ON \
+	  -DPython3_EXECUTABLE="$(abspath $(BIN))/python"
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/cuda --target atrousops_cuda
+endif
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .
@@ -44,9 +55,9 @@ $(VENV)/bin/python:
 
 $(VENV)/.built: $(VENV)/bin/python $(SOURCES)
 	$(PIP) torch torchvision "setuptools>=77" wheel pybind11 ninja cmake
-	$(PIP) --no-build-isolation -e ".[demo]"
+	ATROUSOPS_CUDA=$(CUDA) $(PIP) --no-build-isolation -e ".[demo]"
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.built
-	$(PIP) --no-build-isolation -e ".[demo,test]"
+	ATROUSOPS_CUDA=$(CUDA) $(PIP) --no-build-isolation -e ".[demo,test]"
 	touch $@

@@ -30,6 +30,8 @@ class CMakeBuild(build_ext):
         env = dict(os.environ, PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
         configure = ["cmake", "-S", ROOT, "-B", work, "-G", "Ninja"]
         configure += [f"-DPython3_EXECUTABLE={sys.executable}", f"-DATROUSOPS_OUTPUT_DIR={package}"]
+        # Named each time, or CMake would remember an earlier build's.
+        configure += [f"-DATROUSOPS_CUDA={os.environ.get('ATROUSOPS_CUDA', 'AUTO')}"]
         configure += os.environ.get("ATROUSOPS_CMAKE_ARGS", "").split()
         subprocess.run(configure, check=True, env=env)
         subprocess.run(["cmake", "--build", work, *(["-v"] if self.verbose > 1 else [])], check=True, env=env)

@@ -65,14 +65,16 @@ __global__ void __launch_bounds__(kThreads)
     int64_t written = 0;
 #pragma unroll
     for (int axis = 0; axis < 2; ++axis) written += (residue[axis] + int64_t{o[axis]} * t.p[axis]) * t.dst.axis[axis];
+    A add[kChannels];
+#pragma unroll
+    for (int v = 0; v < kChannels; ++v) add[v] = bias ? static_cast<A>(bias[channel + v]) : A{0};
 #pragma unroll
     for (int pixel = 0; pixel < kPixels; ++pixel) {
       const int64_t position = residue[2] + int64_t{o[2] + pixel} * t.p[2];
-      if (position >= t.dst_size[2]) break;
+      if (position >= t.dst_size[2]) continue;
       Channels y;
 #pragma unroll
-      for (int v = 0; v < kChannels; ++v)
-        y[v] = static_cast<T>(bias ? sum[pixel][v] + static_cast<A>(bias[channel + v]) : sum[pixel][v]);
+      for (int v = 0; v < kChannels; ++v) y[v] = static_cast<T>(sum[pixel][v] + add[v]);
       store_pack(to + written + position * t.dst.axis[2], y);
     }
   }

@@ -1,8 +1,7 @@
 // What becomes of a convolution's sums: y = relu(scale[k] * sum + bias[k] + residual), rounded once.
 #pragma once
 
-#include <cstring>
-
+#include "cuda/pack.h"
 #include "cuda/platform.h"
 #include "stable/dispatch.h"
 
@@ -28,10 +27,7 @@ __device__ __forceinline__ float conv_parameter(const void* values, int64_t i, b
 template <class T, int kCount>
 __device__ __forceinline__ void conv_finish(const ConvEpilogue& e, float (&v)[kCount], int64_t position,
                                             int64_t channel, int count) {
-  constexpr bool kFits = kCount * sizeof(T) % 16 == 0;
-  struct alignas(kFits ? 16 : sizeof(T)) Values {
-    T v[kCount];
-  };
+  static_assert(kCount * sizeof(T) % 16 == 0);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     if (i >= count) continue;
@@ -40,26 +36,26 @@ __device__ __forceinline__ void conv_finish(const ConvEpilogue& e, float (&v)[kC
   }
   if (e.residual) {
     const T* from = static_cast<const T*>(e.residual) + position * e.residual_pitch + channel;
-    if (kFits && count == kCount && e.vector_residual) {
-      const Values r = *reinterpret_cast<const Values*>(from);
+    if (count == kCount && e.vector_residual) {
+      const Packs<T, kCount> r = load_packs<T, kCount>(from);
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) v[i] += static_cast<float>(r.v[i]);
+      for (int i = 0; i < kCount; ++i) v[i] += static_cast<float>(r[i]);
     } else {
 #pragma unroll
       for (int i = 0; i < kCount; ++i)
         if (i < count) v[i] += static_cast<float>(from[i]);
     }
   }
-  Values out;
+  Packs<T, kCount> out;
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) out.v[i] = static_cast<T>(e.relu && v[i] < 0 ? 0.0f : v[i]);  // NaN stays
+  for (int i = 0; i < kCount; ++i) out[i] = static_cast<T>(e.relu && v[i] < 0 ? 0.0f : v[i]);  // NaN stays
   T* to = static_cast<T*>(e.dst) + position * e.dst_pitch + channel;
-  if (kFits && count == kCount && e.vector_dst) {
-    *reinterpret_cast<Values*>(to) = out;
+  if (count == kCount && e.vector_dst) {
+    store_packs(to, out);
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
-      if (i < count) to[i] = out.v[i];
+      if (i < count) to[i] = out[i];
   }
 }
 

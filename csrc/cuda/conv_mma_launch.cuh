@@ -1,12 +1,16 @@
 // The tiles that exist, and a launch to the kernel it names.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/conv_mma.cuh"
 
 namespace atrousops::cuda {
 
 using MmaLarge = MmaTile<128, 128, 64, 64, 4, 2>;
 using MmaTall = MmaTile<128, 64, 64, 32, 4, 2>;
+// Two sums a product leave no registers for that: the same block by twice the warps.
+using MmaTallSums = MmaTile<128, 64, 32, 32, 4, 1>;
 using MmaSmall = MmaTile<64, 64, 32, 32, 4, 3>;
 using MmaNarrow = MmaTile<128, 32, 32, 32, 4, 2>;
 
@@ -24,7 +28,8 @@ void conv_mma_start(const ConvMmaLaunch& l, Stream stream) {
     case 0:
       if constexpr (!Math::kSumsStages) return conv_mma_start<Math, MmaLarge, kAlong, true>(l, stream);
       break;
-    case 1: return conv_mma_start<Math, MmaTall, kAlong, true>(l, stream);
+    case 1:
+      return conv_mma_start<Math, std::conditional_t<Math::kSumsStages, MmaTallSums, MmaTall>, kAlong, true>(l, stream);
     case 2: return conv_mma_start<Math, MmaSmall, kAlong, true>(l, stream);
     case 3: return conv_mma_start<Math, MmaNarrow, kAlong, false>(l, stream);
     default: break;

@@ -132,8 +132,9 @@ __host__ __device__ inline int64_t split(int64_t v, int32_t d, int32_t& remainde
     remainder = static_cast<int32_t>(static_cast<uint32_t>(v) - quotient * static_cast<uint32_t>(d));
     return quotient;
   }
-  remainder = static_cast<int32_t>(v % d);
-  return v / d;
+  const int64_t quotient = v / d;
+  remainder = static_cast<int32_t>(v - quotient * d);
+  return quotient;
 }
 
 // Where a row of a tile reads (without its taps' displacements) and writes, in elements from the tensors' starts.

@@ -14,6 +14,8 @@
 namespace atrousops::cuda {
 
 constexpr int kThreads = 256;
+// Blocks of a multiprocessor. Left to itself, ptxas squeezes some types into the registers for more, and spills.
+constexpr int kResident = 4;
 
 // M: int64_t for indices, uint8_t for codes, void for none.
 template <class M>
@@ -28,7 +30,7 @@ struct MarkOf<void> {
 // A thread a window, of kN channels in channels_last. Taps come in the order of the map, so that the first of equal
 // values wins, and a NaN replaces all but a later NaN, as in PyTorch.
 template <class T, class M, int kN>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResident)
     max_pool_kernel(const PoolWindows g, const PoolIndex index, const T* input, T* values, M* marks, int64_t n) {
   using A = accumulate_t<T>;
   for (int64_t i = first_index(); i < n; i += index_step()) {

@@ -15,6 +15,8 @@
 namespace atrousops::cuda {
 
 constexpr int kThreads = 256;
+// Blocks of a multiprocessor. Left to itself, ptxas squeezes some types into the registers for more, and spills.
+constexpr int kResident = 4;
 
 template <class T>
 __device__ __forceinline__ void meet(Meeting meeting, accumulate_t<T>& sum, T value) {
@@ -24,7 +26,7 @@ __device__ __forceinline__ void meet(Meeting meeting, accumulate_t<T>& sum, T va
 // Each element of the large map looks at the windows around it, in the order of the small map: one pass, no scatter.
 // Adds to *matched the number of indices found in their own window.
 template <class T, class M, int kN>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResident)
     place_windows_kernel(const PoolWindows g, const PoolIndex index, const T* small, const M* marks, T* large,
                          Meeting meeting, int64_t n, unsigned long long* matched) {
   constexpr bool kIndices = sizeof(M) == 8;
@@ -71,7 +73,7 @@ __global__ void clear_kernel(unsigned long long* count) { *count = 0; }
 // The same for indices that point out of their own window: every element looks at all indices of its plane. Slow, and
 // the bits are still those of a sequential scatter. Ends at once where `expected` indices have matched.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResident)
     place_anywhere_kernel(const PoolWindows g, const T* small, const int64_t* marks, T* large, Meeting meeting,
                           const Divisor tiles, const Divisor step, const unsigned long long* matched,
                           unsigned long long expected) {

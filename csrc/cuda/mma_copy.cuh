@@ -129,7 +129,7 @@ __device__ __forceinline__ void each_row_of_sums(const WarpSums<Math, Tile>& sum
         *reinterpret_cast<float2*>(mine + (lane / 4 + 8 * half) * kPitch + kMmaColumns * j + lane % 4 * 2) =
             make_float2(sums.c[i][j][2 * half], sums.c[i][j][2 * half + 1]);
     __syncwarp();
-#pragma unroll
+#pragma unroll 1  // a block does this once: longer code would only have to be fetched
     for (int row = lane / kAcross; row < kMmaRows; row += 32 / kAcross) {
       const int column = lane % kAcross * kRun;
       float values[kRun];

@@ -1,6 +1,9 @@
 // N elements that travel in one load or store of up to 16 bytes.
 #pragma once
 
+#include <cstring>
+
+#include "cuda/arch/store.h"
 #include "cuda/platform.h"
 
 namespace atrousops::cuda {
@@ -24,7 +27,13 @@ __device__ __forceinline__ Pack<T, N> load_pack(const T* p) {
 }
 template <class T, int N>
 __device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& v) {
-  *reinterpret_cast<Pack<T, N>*>(p) = v;
+  if constexpr (sizeof(v) == sizeof(uint4)) {
+    uint4 bits;
+    memcpy(&bits, &v, sizeof(bits));
+    arch::store_16(p, bits);
+  } else {
+    *reinterpret_cast<Pack<T, N>*>(p) = v;
+  }
 }
 
 // N elements in as many packs as 16 bytes demand.
@@ -42,7 +51,8 @@ __device__ __forceinline__ Packs<T, N> load_packs(const T* p) {
 }
 template <class T, int N>
 __device__ __forceinline__ void store_packs(T* p, const Packs<T, N>& v) {
-  *reinterpret_cast<Packs<T, N>*>(p) = v;
+#pragma unroll
+  for (int i = 0; i < N / Packs<T, N>::kEach; ++i) store_pack(p + i * Packs<T, N>::kEach, v.pack[i]);
 }
 
 // Whether a pointer lets packs of N elements through.

@@ -19,7 +19,7 @@ struct RoiAlignForward {
 
 // A thread for each bin and pack of N channels (NHWC), or for each bin and channel (NCHW); a block stays in one RoI.
 template <class T, int N, bool kNhwc>
-__global__ void __launch_bounds__(kRoiThreads, 4)
+__global__ void __launch_bounds__(kRoiThreads, sizeof(T) == 8 ? 3 : 4)
     roi_align_forward(RoiAlignForward<accumulate_t<T>> a, const T* __restrict__ features, T* __restrict__ out) {
   using C = accumulate_t<T>;
   const int32_t channels = static_cast<int32_t>(a.channels), packs = channels / N;
@@ -76,9 +76,12 @@ struct RoiAlignGather {
                                       C (&sum)[N]) const {
     const int64_t bins = rows.bins * columns.bins;
     const T* from = grad + k * bins * channels + (kNhwc ? channel : channel * bins);
+    // Few bins meet in a pixel: unrolled, these loops would only take registers.
+#pragma unroll 1
     for (int32_t i = p.first; i < p.last; ++i) {
       const C row_weight = weight(rows, k, i, y);
       if (row_weight < C(0)) continue;
+#pragma unroll 1
       for (int32_t j = q.first; j < q.last; ++j) {
         const C column_weight = weight(columns, k, j, x);
         if (column_weight < C(0)) continue;

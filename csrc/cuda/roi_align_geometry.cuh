@@ -175,7 +175,7 @@ __device__ void fill_axis(const RoiSamples<G>& s, const RoiAxis<W>& axis, int64_
 
 // A block for each RoI.
 template <class G, class W, bool kBands>
-__global__ void __launch_bounds__(kRoiGeometryThreads)
+__global__ void __launch_bounds__(kRoiGeometryThreads, 8)
     roi_align_geometry(BoxRows boxes, RoiAlignShape shape, RoiAxis<W> rows, RoiAxis<W> columns, RoiBounds* bounds,
                        int32_t* image_range) {
   ATROUSOPS_SHARED(int32_t, extent, 4);

@@ -168,7 +168,10 @@ struct RoiPoolGather {
                                       C (&sum)[N]) const {
     const int64_t bins = static_cast<int64_t>(pooled_height) * pooled_width;
     const int32_t pixel = y * width + x;
+    // Few bins meet in a pixel: unrolled, these loops would only take registers.
+#pragma unroll 1
     for (int32_t i = p.first; i < p.last; ++i)
+#pragma unroll 1
       for (int32_t j = q.first; j < q.last; ++j) {
         const int32_t bin = i * pooled_width + j;
         const int64_t at = k * bins * channels + (kNhwc ? bin * channels + channel : channel * bins + bin);

@@ -79,6 +79,7 @@ __device__ __forceinline__ void for_each_roi(const RoiTiles& a, int32_t image, i
     }
     if (hit) list[before + __popc(hits & ((1u << lane) - 1))] = static_cast<int32_t>(k);
     __syncthreads();
+#pragma unroll 1
     for (int i = 0; i < total; ++i) f(list[i]);
     __syncthreads();
   }

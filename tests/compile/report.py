@@ -1,0 +1,140 @@
+"""What the kernels need on an H100, and what the planner predicts of three DeepLab layers there, as Markdown tables.
+
+python tests/compile/report.py, with the CUDA library built; no GPU takes part and nothing is measured.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import NamedTuple
+
+import resources
+import torch
+
+from atrousops import devices, geometry, planner
+
+ARCH = "sm_90a"
+# Of a multiprocessor of compute capability 9.0; registers are given to a warp 256 at a time, and a block takes 1 KiB of
+# shared memory beside its own, which cuobjdump counts in.
+REGISTERS, REGISTER_UNIT, WARPS, BLOCKS = 65536, 256, 64, 32
+SHARED, SHARED_UNIT, RESERVED = 228 << 10, 128, 1 << 10
+# Multiprocessors, shared memory of a block, capability; bytes a second of a copy, bf16 operations of the data sheet.
+H100 = (132, 227 << 10, 90)
+BANDWIDTH, PEAK = 3.0e12, 989e12
+
+# n, c, k, size, kernel, dilation, groups.
+LAYERS = {
+    "ASPP 3x3 d=12, 2048 to 256, 33x33, batch 8": (8, 2048, 256, 33, 3, 12, 1),
+    "layer4 3x3 d=2, 512 to 512, 65x65, batch 2": (2, 512, 512, 65, 3, 2, 1),
+    "context 3x3 d=8, 21 to 21, 64x64, batch 8": (8, 21, 21, 64, 3, 8, 1),
+    "decoder depthwise 3x3 d=1, 256, 129x129, batch 8": (8, 256, 256, 129, 3, 1, 256),
+}
+
+
+class Kernel(NamedTuple):
+    """Threads and bytes of a block, registers of a thread; blocks of a multiprocessor, and the share of its warps."""
+
+    name: str
+    threads: int
+    registers: int
+    static: int
+    dynamic: int
+    blocks: int
+    occupancy: float
+
+
+def dynamic_shared(name: str) -> int:
+    """What csrc/cuda asks for at launch: the pipeline's stages and the rows' offsets (conv_mma*.cuh, shared_bytes)."""
+    match = re.match(r"conv_mma(_weight)?_kernel<(\S+), MmaTile<(\d+), (\d+), \d+, \d+, (\d+), \d+>", name)
+    if not match:
+        return 0
+    rows, columns, stages = (int(match[i]) for i in (3, 4, 5))
+    depth = 32 if match[2].startswith("Mma16") else 16
+    offsets = stages * depth if match[1] else rows
+    return stages * 64 * (rows + columns) + 2 * 8 * offsets
+
+
+def resident_blocks(threads: int, registers: int, shared: int) -> int:
+    """Blocks that a multiprocessor holds at a time, with `shared` as cuobjdump and the launch have it, in sum."""
+    warps = -(-threads // 32)
+    of_warp = -(-registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
+    # Warps are spread over four schedulers, each with a quarter of the registers.
+    by_registers = 4 * (REGISTERS // 4 // of_warp) // warps
+    by_shared = SHARED // (-(-max(shared, RESERVED) // SHARED_UNIT) * SHARED_UNIT)
+    return min(BLOCKS, WARPS // warps, by_registers, by_shared)
+
+
+def kernels() -> list[Kernel]:
+    """Every kernel of ours."""
+    threads = resources.most_threads(ARCH)
+    found = []
+    for name, each in resources.resources().items():
+        if not resources.is_ours(name):
+            continue
+        needs, dynamic = each[ARCH], dynamic_shared(name)
+        blocks = resident_blocks(threads[name], needs.registers, needs.shared + dynamic)
+        occupancy = blocks * -(-threads[name] // 32) / WARPS
+        static = max(0, needs.shared - RESERVED)
+        found.append(Kernel(name, threads[name], needs.registers, static, dynamic, blocks, occupancy))
+    return found
+
+
+class Prediction(NamedTuple):
+    """Predicted seconds of our kernel for a pass, and its floors by bytes and by live operations."""
+
+    layer: str
+    kind: str
+    kernel: str
+    seconds: float
+    by_bytes: float
+    by_operations: float
+
+
+def predictions() -> list[Prediction]:
+    """Of bf16 in channels_last; passes of which the planner predicts the same share a row."""
+    device = devices.Device("cuda", 1, devices.gpu_rates(H100, torch.bfloat16, True, False), *H100)
+    rows: list[Prediction] = []
+    for layer, (n, c, k, size, kernel, dilation, groups) in LAYERS.items():
+        pad = (dilation * (kernel - 1) // 2,) * 2
+        kinds: dict[tuple, list[str]] = {}
+        for kind in ("forward", "input_grad", "weight_grad"):
+            problem = geometry.convolution(
+                n, c, k, (size,) * 2, (kernel,) * 2, (1, 1), (dilation,) * 2, pad, pad, groups, kind
+            )
+            ours = [x for x in planner.plan(problem, device, 2).candidates if x.kernel != "aten"]
+            best = min(ours, key=lambda x: x.seconds)
+            moved = 2 * (problem.input_elements + problem.output_elements + problem.weight_elements)
+            live = problem.dense_flops * geometry.live_share(problem)
+            kinds.setdefault((best.kernel, best.seconds, moved / BANDWIDTH, live / PEAK), []).append(kind)
+        rows += [Prediction(layer, ", ".join(names), *figures) for figures, names in kinds.items()]
+    return rows
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def main() -> int:
+    """Both tables."""
+    why = resources.problem()
+    if why:
+        print(why)
+        return 1
+    head = ["kernel", "threads", "registers", "static shared", "dynamic shared", "blocks", "occupancy"]
+    print(f"Kernels on {ARCH} (nvcc {resources.compiler()}); bytes of shared memory, blocks of a multiprocessor\n")
+    rows = [[f"`{k.name}`", *map(str, k[1:6]), f"{k.occupancy:.0%}"] for k in kernels()]
+    print(table(head, rows))
+    print("\nPredicted on an H100, bf16 channels_last, our kernel alone; no kernel has been timed. Microseconds.\n")
+    head = ["layer", "pass", "kernel", "predicted", "floor: bytes", "floor: live operations", "predicted / floor"]
+    rows = [
+        [*p[:3], *(f"{1e6 * x:.1f}" for x in p[3:]), f"{p.seconds / max(p.by_bytes, p.by_operations):.1f}"]
+        for p in predictions()
+    ]
+    print(table(head, rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

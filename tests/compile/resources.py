@@ -1,0 +1,214 @@
+"""What the CUDA library's machine code needs and holds, kernel by kernel, read with cuobjdump; no GPU takes part.
+
+python tests/compile/resources.py prints the table; with --write it becomes budget.json.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = ROOT / "atrousops" / "lib" / "libatrousops_cuda.so"
+BUDGET = Path(__file__).with_name("budget.json")
+REGENERATE = "python tests/compile/resources.py --write"
+
+
+def cuobjdump() -> Path | None:
+    """The CUDA toolkit's, or the one that comes with triton, and so with torch."""
+    folders = [Path(os.environ[name]) / "bin" for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    folders += [Path(found).resolve().parent for tool in ("cuobjdump", "nvcc") if (found := shutil.which(tool))]
+    triton = importlib.util.find_spec("triton")
+    if triton is not None and triton.origin is not None:
+        folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
+    return next((f / "cuobjdump" for f in folders if (f / "cuobjdump").exists()), None)
+
+
+def problem() -> str | None:
+    """Why nothing can be read here, or None."""
+    if not LIBRARY.exists():
+        return f"{LIBRARY.relative_to(ROOT)} is not built (make cuda; it needs nvcc)"
+    if cuobjdump() is None:
+        return "no cuobjdump: neither in a CUDA toolkit nor in the triton package"
+    return None
+
+
+def _dump(*options: str) -> Iterator[str]:
+    tool = cuobjdump()
+    assert tool is not None
+    # It calls nvdisasm, its neighbour.
+    env = dict(os.environ, PATH=os.pathsep.join([str(tool.parent), os.environ.get("PATH", "")]))
+    with subprocess.Popen([tool, *options, LIBRARY], stdout=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout is not None
+        yield from process.stdout
+    if process.returncode != 0:
+        raise RuntimeError(f"{tool} {options} failed with status {process.returncode}")
+
+
+def _demangle(symbol: str) -> str:
+    library = ctypes.CDLL("libstdc++.so.6")
+    library.__cxa_demangle.restype = ctypes.c_void_p
+    status = ctypes.c_int()
+    text = library.__cxa_demangle(symbol.encode(), None, None, ctypes.byref(status))
+    return ctypes.string_at(text).decode() if status.value == 0 else symbol
+
+
+@functools.cache
+def kernel_name(symbol: str) -> str:
+    """A kernel's name with its template arguments, without what changes from build to build."""
+    name = _demangle(symbol).removeprefix("void ")
+    name = re.sub(r"\(anonymous namespace\)::|_GLOBAL__N__\w+::|CUB_\w+::", "", name)
+    depth = 0
+    for i, c in enumerate(name):
+        depth += {"<": 1, ">": -1}.get(c, 0)
+        if c == "(" and depth == 0:
+            name = name[:i]
+            break
+    name = re.sub(r"\((?:bool|int|unsigned char|unsigned int)\)", "", name).replace("atrousops::cuda::", "")
+    return name.replace("c10::Half", "half").replace("c10::BFloat16", "bfloat16").replace("> >", ">>")
+
+
+def is_ours(kernel: str) -> bool:
+    """CUB's kernels are the toolkit's, and change with it."""
+    return "cub::" not in kernel
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Registers of a thread; static shared memory of a block, and stack and local memory of a thread, in bytes."""
+
+    registers: int
+    shared: int
+    stack: int
+    local: int
+
+
+@functools.cache
+def resources() -> dict[str, dict[str, Needs]]:
+    """By kernel and architecture."""
+    found: dict[str, dict[str, Needs]] = {}
+    arch = kernel = ""
+    for line in _dump("-res-usage"):
+        if match := re.match(r"arch = (\w+)", line):
+            arch = match[1]
+        elif match := re.match(r"\s*Function (\S+):", line):
+            kernel = kernel_name(match[1])
+        elif match := re.match(r"\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
+            registers, stack, shared, local = map(int, match.groups())
+            each = found.setdefault(kernel, {})
+            # The same instance may be in several files.
+            each[arch] = max(each.get(arch, Needs(0, 0, 0, 0)), Needs(registers, shared, stack, local), key=repr_key)
+    return {name: found[name] for name in sorted(found)}
+
+
+def repr_key(needs: Needs) -> tuple[int, ...]:
+    """The order in which one need is worse than another."""
+    return needs.local, needs.stack, needs.registers, needs.shared
+
+
+@functools.cache
+def instructions() -> dict[str, dict[str, Counter[str]]]:
+    """By kernel and architecture, how often each instruction stands in the machine code, with its modifiers."""
+    found: dict[str, dict[str, Counter[str]]] = {}
+    arch, counter = "", Counter[str]()
+    instruction = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?([A-Z][\w.]*)")
+    for line in _dump("-sass"):
+        if match := instruction.match(line):
+            counter[match[1]] += 1
+        elif match := re.match(r"arch = (\w+)", line):
+            arch = match[1]
+        elif match := re.match(r"\s*Function : (\S+)", line):
+            counter = found.setdefault(kernel_name(match[1]), {}).setdefault(arch, Counter())
+    return found
+
+
+def most_threads(arch: str) -> dict[str, int]:
+    """By kernel, the threads that its launch bounds let a block have."""
+    found: dict[str, int] = {}
+    kernel, asked = "", False
+    for line in _dump("-elf", "-arch", arch):
+        if match := re.match(r"\.nv\.info\.(\S+)", line):
+            kernel = kernel_name(match[1])
+        elif asked and (match := re.match(r"\s*Value:\s+(0x\w+) (0x\w+) (0x\w+)", line)):
+            found[kernel] = int(match[1], 16) * int(match[2], 16) * int(match[3], 16)
+        asked = "EIATTR_MAX_THREADS" in line or (asked and "Format:" in line)
+    return found
+
+
+def compiler() -> str:
+    """The release of the toolkit that made the machine code, as "13.0"; empty if it does not say."""
+    match = re.search(rb"Cuda compilation tools, release (\d+\.\d+)", LIBRARY.read_bytes())
+    return match[1].decode() if match else ""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What budget.json holds: registers in the order of architectures, and the most shared memory of them."""
+
+    compiler: str
+    architectures: list[str]
+    registers: dict[str, list[int]]
+    shared: dict[str, int]
+
+
+def measured() -> Budget:
+    """The budget that the built library would just keep."""
+    ours = {name: each for name, each in resources().items() if is_ours(name)}
+    architectures = sorted({arch for each in ours.values() for arch in each}, key=lambda a: int(re.sub(r"\D", "", a)))
+    registers = {name: [each[a].registers if a in each else 0 for a in architectures] for name, each in ours.items()}
+    shared = {name: max(n.shared for n in each.values()) for name, each in ours.items()}
+    return Budget(compiler(), architectures, registers, shared)
+
+
+def read_budget() -> Budget:
+    """budget.json."""
+    file = json.loads(BUDGET.read_text())
+    kernels = file["kernels"]
+    return Budget(
+        file["compiler"],
+        file["architectures"],
+        {name: row["registers"] for name, row in kernels.items()},
+        {name: row["shared"] for name, row in kernels.items()},
+    )
+
+
+def write_budget(budget: Budget) -> None:
+    """One line a kernel, so that a change shows as one."""
+    rows = [
+        f"    {json.dumps(name)}: " + json.dumps({"registers": registers, "shared": budget.shared[name]})
+        for name, registers in sorted(budget.registers.items())
+    ]
+    head = [f'  "{key}": {json.dumps(getattr(budget, key))},' for key in ("compiler", "architectures")]
+    BUDGET.write_text("\n".join(["{", *head, '  "kernels": {', ",\n".join(rows), "  }", "}"]) + "\n")
+
+
+def main(arguments: list[str]) -> int:
+    """Prints or writes what the built library needs."""
+    why = problem()
+    if why:
+        print(why)
+        return 1
+    budget = measured()
+    if "--write" in arguments:
+        write_budget(budget)
+        print(f"{len(budget.registers)} kernels in {BUDGET.relative_to(ROOT)}")
+        return 0
+    print("registers on", ", ".join(budget.architectures), "; static shared bytes; kernel")
+    for name, registers in sorted(budget.registers.items(), key=lambda row: -max(row[1])):
+        print(*(f"{r:4}" for r in registers), f"{budget.shared[name]:6}", name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

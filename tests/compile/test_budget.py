@@ -1,0 +1,63 @@
+"""Every kernel keeps the checked-in budget of registers and shared memory on every architecture, and spills nothing."""
+
+import re
+
+import pytest
+import resources
+
+BUDGET = resources.read_budget()
+AGAIN = f"if that is meant, `{resources.REGENERATE}` writes the budget again"
+
+
+@pytest.fixture(scope="module")
+def built() -> resources.Budget:
+    return resources.measured()
+
+
+def test_names_do_not_change_from_build_to_build():
+    symbol = (
+        "_ZN9atrousops4cuda50_GLOBAL__N__d567ffd8_17_conv_depthwise_cu_e4dd310021conv_depthwise_kernelIN3c104HalfELi8EEE"
+        "vNS0_9ConvTableEPKT_S8_S8_PS6_il"
+    )
+    assert resources.kernel_name(symbol) == "conv_depthwise_kernel<half, 8>"
+
+
+def test_the_budget_covers_what_is_built_by_default():
+    cmake = (resources.ROOT / "CMakeLists.txt").read_text()
+    archs = re.search(r'set\(ATROUSOPS_CUDA_ARCHS "([^"]+)"', cmake)[1].split(";")
+    assert [f"sm_{arch}" for arch in archs] == BUDGET.architectures
+
+
+def test_every_kernel_is_there_for_every_architecture(built):
+    assert set(built.architectures) <= set(BUDGET.architectures)
+    assert [name for name, registers in built.registers.items() if 0 in registers] == []
+
+
+def test_no_kernel_is_missing_or_new(built):
+    missing, new = BUDGET.registers.keys() - built.registers.keys(), built.registers.keys() - BUDGET.registers.keys()
+    assert not missing, f"in the budget, not in the library: {sorted(missing)}; {AGAIN}"
+    assert not new, f"in the library, not in the budget: {sorted(new)}; {AGAIN}"
+
+
+def test_nothing_spills():
+    spills = [
+        f"{name} on {arch}: {needs.stack} bytes of stack, {needs.local} of local memory"
+        for name, each in resources.resources().items()
+        for arch, needs in each.items()
+        if resources.is_ours(name) and (needs.stack or needs.local)
+    ]
+    assert not spills, "smaller tiles, other launch bounds or less unrolling would keep these in registers"
+
+
+def test_no_kernel_exceeds_its_budget(built):
+    if built.compiler != BUDGET.compiler:
+        pytest.skip(f"the budget is one of nvcc {BUDGET.compiler}, the library was built with {built.compiler}")
+    over = []
+    for name, registers in built.registers.items():
+        allowed = dict(zip(BUDGET.architectures, BUDGET.registers.get(name, [])))
+        for arch, used in zip(built.architectures, registers):
+            if used > allowed.get(arch, 0):
+                over.append(f"{name} on {arch}: {used} registers, {allowed.get(arch, 0)} allowed")
+        if built.shared[name] > BUDGET.shared.get(name, 0):
+            over.append(f"{name}: {built.shared[name]} bytes of shared memory, {BUDGET.shared.get(name, 0)} allowed")
+    assert not over, AGAIN

@@ -1,0 +1,82 @@
+"""The machine code of each family of kernels holds the instructions that its speed rests on, on every architecture."""
+
+import re
+
+import pytest
+import resources
+
+# A kernel's name, and instructions it must hold. Names are taken whole, instructions from their beginning.
+TENSOR = r"Mma16<half>|Mma16<bfloat16>|MmaTf32|MmaSplit"
+HALF = r"Mma16<\w+>"
+COPY_16, COPY_4 = r"LDGSTS\.E\.BYPASS\S*\.128$", r"LDGSTS\.E$"
+LOAD_16, STORE_16 = r"LDG\.E\S*\.128", r"STG\.E\.128"
+FRAGMENT, FRAGMENT_TURNED = r"LDSM\.16\.M88\.4", r"LDSM\.16\.MT88\.4"
+EXPECTED = {
+    # Both operands along the reduction; B across it, where weights are laid out so.
+    rf"conv_mma_kernel<({TENSOR}), \S.*, true, \w+>": [FRAGMENT, COPY_16, STORE_16],
+    rf"conv_mma_kernel<({TENSOR}), \S.*, false, \w+>": [FRAGMENT, FRAGMENT_TURNED, COPY_16, STORE_16],
+    r"conv_mma_kernel<(MmaTf32|MmaSplit), .*, false>": [COPY_4],
+    rf"conv_mma_weight_kernel<{HALF}, .*, true>": [FRAGMENT_TURNED, COPY_16, STORE_16],
+    rf"conv_mma_weight_kernel<{HALF}, .*, false>": [FRAGMENT_TURNED, STORE_16],
+    # 32-bit words across the reduction are loaded word by word.
+    r"conv_mma_weight_kernel<(MmaTf32|MmaSplit), .*, true>": ["LDS$", COPY_16, STORE_16],
+    r"conv_mma_weight_kernel<(MmaTf32|MmaSplit), .*, false>": ["LDS$", COPY_4, STORE_16],
+    r"conv_mma_sum_kernel<.*>": [LOAD_16, STORE_16],
+    r"conv_depthwise_kernel<.*>": [LOAD_16, STORE_16],
+    r"conv_grouped_weight_kernel<(half, 8|bfloat16, 8|float, 4|double, 2)>": [LOAD_16],
+    r"conv_simt_kernel<(float|half|bfloat16), .*>": [r"LDS\.128", "FFMA"],
+    r"conv_simt_kernel<double, .*>": ["DFMA"],
+    r"conv_simt_weight_kernel<(float|half|bfloat16)>": [r"LDS\.128", "FFMA"],
+}
+MMA = {
+    "Mma16<half>": r"HMMA\.16816\.F32$",
+    "Mma16<bfloat16>": r"HMMA\.16816\.F32\.BF16$",
+    "MmaTf32": r"HMMA\.1688\.F32\.TF32$",
+    "MmaSplit": r"HMMA\.1688\.F32\.TF32$",
+}
+
+
+def each_kernel():
+    for name, architectures in resources.instructions().items():
+        for arch, counter in architectures.items():
+            yield name, arch, counter
+
+
+@pytest.mark.parametrize("family", EXPECTED)
+def test_expected_instructions(family):
+    kernels = [(name, arch, counter) for name, arch, counter in each_kernel() if re.fullmatch(family, name)]
+    assert kernels, "the library has no such kernel"
+    without = [
+        f"{name} on {arch}: no {wanted}"
+        for name, arch, counter in kernels
+        for wanted in EXPECTED[family]
+        if not any(re.match(wanted, instruction) for instruction in counter)
+    ]
+    assert not without
+
+
+def test_a_stage_is_its_products_and_no_more():
+    """The main loop stands in the code once, with every product of a warp's tile."""
+    seen = 0
+    for name, arch, counter in each_kernel():
+        match = re.match(r"conv_mma(?:_weight)?_kernel<(\S+), MmaTile<\d+, \d+, (\d+), (\d+)", name)
+        if not match:
+            continue
+        math, rows, columns = match[1], int(match[2]), int(match[3])
+        # A stage holds 64 bytes of the reduction, an instruction takes 32 of them.
+        products = rows // 16 * (columns // 8) * 2 * (3 if math == "MmaSplit" else 1)
+        found = {i: n for i, n in counter.items() if i.startswith("HMMA")}
+        assert sum(found.values()) == products, f"{name} on {arch}: {found}"
+        assert all(re.match(MMA[math], i) for i in found), f"{name} on {arch}: {found}"
+        seen += 1
+    assert seen
+
+
+def test_nothing_in_local_memory():
+    local = [
+        f"{name} on {arch}: {instruction}"
+        for name, arch, counter in each_kernel()
+        for instruction in counter
+        if resources.is_ours(name) and re.match(r"(LDL|STL)\b", instruction)
+    ]
+    assert not local

@@ -1,0 +1,26 @@
+"""The operator libraries ask torch for nothing but its stable C functions, so that one build serves many versions."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+LIBRARIES = Path(__file__).resolve().parents[2] / "atrousops" / "lib"
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_no_torch_symbol_but_the_stable_ones(name):
+    library = LIBRARIES / f"libatrousops_{name}.so"
+    if not library.exists():
+        pytest.skip(f"{library.name} is not built")
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("no nm (binutils)")
+    listing = subprocess.run([nm, "-DC", "--undefined-only", library], check=True, capture_output=True, text=True)
+    symbols = [line.split(None, 1)[1].split("@")[0] for line in listing.stdout.splitlines()]
+    assert any(s.startswith("aoti_torch_") for s in symbols)
+    # In C++ a namespace would be part of the symbol; what the stable ABI has begins with aoti_torch_ or torch_.
+    assert not [s for s in symbols if re.search(r"\b(at|c10|torch|caffe2|torch_aoti|aoti)::", s)]
+    assert not [s for s in symbols if re.match(r"(at|c10|caffe2|THP)[A-Z_]", s)]
