@@ -17,6 +17,11 @@ torch.set_num_threads(2)
 GPU_TESTS = pytest.StashKey[int]()
 
 
+def pytest_make_parametrize_id(val):
+    """float32 rather than dtype1."""
+    return str(val).removeprefix("torch.") if isinstance(val, torch.dtype) else None
+
+
 @pytest.hookimpl(trylast=True)  # after -k and -m
 def pytest_collection_modifyitems(config, items):
     """Tests that need a GPU are left out where there is none; where there is one, they must run."""
@@ -25,7 +30,7 @@ def pytest_collection_modifyitems(config, items):
     if gpu and torch.cuda.is_available():
         if _library.cuda.problem:
             raise pytest.UsageError(
-                f"{len(gpu)} tests need a GPU and one is here, but the CUDA library is missing: {_library.cuda.problem}. "
+                f"{len(gpu)} tests need a GPU, and one is here, but not the CUDA library: {_library.cuda.problem}. "
                 "Build it, or leave them out with -m 'not gpu'"
             )
     elif gpu:

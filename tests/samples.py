@@ -10,10 +10,14 @@ from atrousops import nn
 
 
 def _rand(*shape: int) -> torch.Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(len(shape) + shape[-1]))
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(len(shape) + shape[-1]), device="cpu")
+    return x.to(torch.get_default_device())
 
 
-_BOXES = torch.tensor([[0.0, 1, 1, 6, 5], [1, 0, 2, 3, 7]])
+def _boxes() -> torch.Tensor:
+    return torch.tensor([[0.0, 1, 1, 6, 5], [1, 0, 2, 3, 7]])
+
+
 _AXES = {"1d": (9,), "2d": (8, 9), "3d": (4, 6, 5)}
 
 
@@ -45,8 +49,8 @@ FUNCTIONS: dict[str, Callable[[], tuple[tuple, dict]]] = {
     "mean_field": _mean_field,
     "permutohedral_filter": lambda: ((_rand(1, 4, 5, 6), _rand(1, 3, 5, 6)), {"normalize": "symmetric"}),
     "permutohedral_lattice": lambda: ((_rand(1, 3, 5, 6),), {}),
-    "roi_align": lambda: ((_rand(2, 5, 8, 9), _BOXES, (2, 3)), {"sampling_ratio": 2}),
-    "roi_pool": lambda: ((_rand(2, 5, 8, 9), _BOXES, (2, 3)), {}),
+    "roi_align": lambda: ((_rand(2, 5, 8, 9), _boxes(), (2, 3)), {"sampling_ratio": 2}),
+    "roi_pool": lambda: ((_rand(2, 5, 8, 9), _boxes(), (2, 3)), {}),
 }
 for _axes in _AXES:
     FUNCTIONS[f"conv{_axes}"] = lambda axes=_axes: _conv(axes)
@@ -61,8 +65,8 @@ LAYERS: dict[str, Callable[[], tuple[torch.nn.Module, tuple]]] = {
     "MaxUnpool2d": lambda: (nn.MaxUnpool2d(2), (*_unpool("2d")[0][:2], _AXES["2d"])),
     "DenseCRF": lambda: (nn.DenseCRF(iterations=2), (_rand(1, 4, 8, 9), _rand(1, 3, 8, 9) * 255)),
     "PermutohedralFilter": lambda: (nn.PermutohedralFilter(), (_rand(1, 4, 5, 6), _rand(1, 3, 5, 6))),
-    "RoIAlign": lambda: (nn.RoIAlign(2, 1.0, 2), (_rand(2, 5, 8, 9), _BOXES)),
-    "RoIPool": lambda: (nn.RoIPool(2, 1.0), (_rand(2, 5, 8, 9), _BOXES)),
+    "RoIAlign": lambda: (nn.RoIAlign(2, 1.0, 2), (_rand(2, 5, 8, 9), _boxes())),
+    "RoIPool": lambda: (nn.RoIPool(2, 1.0), (_rand(2, 5, 8, 9), _boxes())),
 }
 
 
