@@ -6,6 +6,7 @@ python tests/every_operator.py runs them all on the GPU: the small set that comp
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import samples
@@ -34,6 +35,24 @@ CASES: dict[str, tuple[str, Callable[[], tuple[tuple, dict]]]] = {
     "conv2d depthwise": ("conv2d", lambda: _wide(32)),
     "permutohedral_filter over a lattice": ("permutohedral_filter", _filter),
 }
+# Many blocks: what a small sample cannot show.
+LARGE: dict[str, tuple[str, Callable[[], tuple[tuple, dict]]]] = {
+    "conv2d": (
+        "conv2d",
+        lambda: ((samples.rand(2, 64, 65, 63), samples.rand(96, 64, 3, 3)), {"padding": 6, "dilation": 6}),
+    ),
+    "conv_transpose2d": (
+        "conv_transpose2d",
+        lambda: ((samples.rand(2, 21, 17, 19), samples.rand(21, 21, 16, 16)), {"stride": 8, "padding": 4}),
+    ),
+    "max_pool2d": ("max_pool2d", lambda: ((samples.rand(2, 40, 129, 131), 3, 2, 1), {})),
+    "roi_align": ("roi_align", lambda: ((samples.rand(2, 70, 60, 70), samples.boxes(300, 60.0), (7, 7)), {})),
+    "roi_pool": ("roi_pool", lambda: ((samples.rand(2, 70, 60, 70), samples.boxes(300, 60.0), (7, 7)), {})),
+    "permutohedral_filter": (
+        "permutohedral_filter",
+        lambda: ((samples.rand(1, 21, 60, 80), samples.rand(1, 5, 60, 80) * 20), {"normalize": "symmetric"}),
+    ),
+}
 DTYPES = (torch.float32, torch.bfloat16)
 WITHOUT_GRADIENT = ("permutohedral_lattice",)
 # Building a lattice waits for the GPU once, for its size.
@@ -53,9 +72,26 @@ def _prepared(value: Any, dtype: torch.dtype, channels_last: bool, leaves: list[
     return leaves[-1]
 
 
-def prepared(case: str, dtype: torch.dtype, channels_last: bool) -> Callable[[], tuple[list, list]]:
-    """A function that runs the case: its outputs, with gradients wanted and without, and the gradients."""
-    name, sample = CASES[case]
+@dataclass
+class Prepared:
+    """A call with its arguments."""
+
+    leaves: list[torch.Tensor]
+    run: Callable[[], tuple[list[torch.Tensor], list[torch.Tensor]]]
+
+    def flip(self) -> None:
+        """Other arguments, in the same place."""
+        for leaf in self.leaves:
+            leaf.data.copy_(leaf.data.flip(-1))
+
+    def bits(self) -> list[torch.Tensor]:
+        """Outputs and gradients, kept."""
+        return [t.clone() for part in self.run() for t in part]
+
+
+def prepared(case: tuple[str, Callable], dtype: torch.dtype, channels_last: bool) -> Prepared:
+    """`run` gives the outputs, with gradients wanted and without, and the gradients."""
+    name, sample = case
     args, kwargs = sample()
     leaves: list[torch.Tensor] = []
     args = _prepared(args, dtype, channels_last, leaves)
@@ -73,7 +109,7 @@ def prepared(case: str, dtype: torch.dtype, channels_last: bool) -> Callable[[],
         gradients = torch.autograd.grad(ends, leaves, seeds, allow_unused=True) if ends else ()
         return [y.detach() for y in (*outputs, *alone)], [g for g in gradients if g is not None]
 
-    return run
+    return Prepared(leaves, run)
 
 
 def main() -> None:
@@ -81,7 +117,7 @@ def main() -> None:
         for case in CASES:
             for dtype in (torch.float64, *DTYPES):
                 for channels_last in (False, True):
-                    prepared(case, dtype, channels_last)()
+                    prepared(CASES[case], dtype, channels_last).run()
     torch.cuda.synchronize()
     print(f"{len(CASES)} cases on {torch.cuda.get_device_name()}")
 

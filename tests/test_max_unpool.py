@@ -42,9 +42,11 @@ def nondeterminism_allowed():
         torch.use_deterministic_algorithms(True)
 
 
-def theirs(axes, *arguments, **keywords):
+def theirs(axes, x, indices, *arguments, **keywords):
+    """On the CPU: the order in which a GPU of PyTorch writes is nobody's."""
     with nondeterminism_allowed():
-        return (None, F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)[axes](*arguments, **keywords)
+        unpool = (None, F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)[axes]
+        return unpool(x.cpu(), indices.cpu(), *arguments, **keywords).to(x.device)
 
 
 def pooled(case, dtype=torch.float32, channels=5, channels_last=False, batch=2):

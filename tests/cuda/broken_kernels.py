@@ -62,18 +62,22 @@ def build(fault: Fault, to: Path) -> Path:
     for name, text in fault.sources().items():
         (to / "cuda" / name).write_text(text)
     folder, entries = commands()
-    objects = []
-    for entry in entries:
-        command = shlex.split(entry["command"])
-        at = command.index("-o") + 1
-        if Path(entry["file"]).name == f"{fault.compiled}.cpp":
-            command[at] = str(to / "changed.o")
-            # The last -O counts; its own folder comes first among those that are searched.
-            command[1:1] = ["-I", str(to)]
-            subprocess.run([*command, "-O1", "-g0"], cwd=entry["directory"], check=True, capture_output=True, text=True)
-        objects.append(command[at])
-    assert str(to / "changed.o") in objects, f"{fault.compiled} is not in the host_cuda library"
-    return link(folder, shlex.split(entries[0]["command"])[0], objects, to / "changed.so")
+    objects = {Path(entry["file"]).name: compiled(entry["command"]) for entry in entries}
+    (entry,) = (entry for entry in entries if Path(entry["file"]).name == f"{fault.compiled}.cpp")
+    compiler, *rest = shlex.split(entry["command"])
+    changed = str(to / "changed.o")
+    rest[rest.index("-o") + 1] = changed
+    # Its own folder comes first among those that are searched, and the last -O counts.
+    command = [compiler, "-I", str(to), *rest, "-O1", "-g0"]
+    subprocess.run(command, cwd=entry["directory"], check=True, capture_output=True, text=True)
+    objects[Path(entry["file"]).name] = changed
+    return link(folder, compiler, list(objects.values()), to / "changed.so")
+
+
+def compiled(command: str) -> str:
+    """The object that a compiler command writes."""
+    words = shlex.split(command)
+    return words[words.index("-o") + 1]
 
 
 def link(folder: Path, compiler: str, objects: list[str], library: Path) -> Path:

@@ -15,7 +15,7 @@ SEEDS = (1, 2)  # against ascending order
 
 def results(case: str, dtype: torch.dtype, channels_last: bool, seed: int) -> tuple[list, list]:
     with host_cuda.host_cuda(), host_cuda.order(seed):
-        return prepared(case, dtype, channels_last)()
+        return prepared(CASES[case], dtype, channels_last).run()
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
