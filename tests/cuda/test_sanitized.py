@@ -37,10 +37,12 @@ pytestmark = pytest.mark.skipif(problem() is not None, reason=str(problem()))
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs Python with the sanitizer loaded first, as it must be where the program itself was built without."""
-    runtime = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    # libstdc++ with it: it looks for the C++ runtime's functions when it starts, and Python has none.
+    ask = [["gcc", f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so.6")]
+    runtimes = [subprocess.run(command, capture_output=True, text=True).stdout.strip() for command in ask]
     # Python and torch leak on purpose, and torch's own libraries define symbols twice.
     options = {
-        "LD_PRELOAD": runtime,
+        "LD_PRELOAD": " ".join(runtimes),
         "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "ATROUSOPS_HOST_CUDA": str(LIBRARY),
