@@ -11,7 +11,7 @@ CUDA ?= $(if $(shell command -v nvidia-smi),AUTO,OFF)
 ABI_TESTS := tests/test_conv.py $(wildcard tests/test_conv_*.py tests/test_max_*.py) tests/test_flush_subnormals.py \
   tests/test_permutohedral.py tests/nn/test_crf.py tests/house/test_threads.py
 
-.PHONY: demo test cuda lint typecheck unit abi wheel clean
+.PHONY: demo test cuda lint typecheck unit abi sanitize gpu-check wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m atrousops.demo --output out/demo.png
@@ -44,6 +44,19 @@ abi: $(VENV)/.built
 	$(VENV)-abi/bin/python -c "import torch; print('operator tests under torch', torch.__version__)"
 	$(VENV)-abi/bin/python -m pytest -q $(ABI_TESTS)
 
+# The CUDA kernels on the CPU, under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: export PATH := $(abspath $(BIN)):$(PATH)
+sanitize: $(VENV)/.tested
+	cmake -S . -B build/sanitized -G Ninja -DPython3_EXECUTABLE=$(abspath $(BIN))/python -DATROUSOPS_CUDA=OFF \
+	  -DATROUSOPS_HOST_CUDA=ON -DATROUSOPS_SANITIZE=ON -DATROUSOPS_OUTPUT_DIR=$(abspath build/sanitized)
+	cmake --build build/sanitized --target atrousops_host_cuda
+	$(BIN)/python -m pytest -q tests/cuda/test_sanitized.py
+
+# Everything that needs a GPU: tests, compute-sanitizer, benchmarks. It goes on where it stopped, and leaves
+# benchmarks/results/<gpu>. Without .venv, with libraries in atrousops/lib or nvcc: python3 tests/gpu_check.py
+gpu-check: $(VENV)/.tested
+	$(BIN)/python tests/gpu_check.py
+
 wheel: $(VENV)/.built
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w dist .
 
@@ -58,6 +71,8 @@ $(VENV)/.built: $(VENV)/bin/python $(SOURCES)
 	ATROUSOPS_CUDA=$(CUDA) $(PIP) --no-build-isolation -e ".[demo]"
 	touch $@
 
+# Tests execute the CUDA kernels on the CPU.
+$(VENV)/.tested: export ATROUSOPS_CMAKE_ARGS += -DATROUSOPS_HOST_CUDA=ON
 $(VENV)/.tested: $(VENV)/.built
 	ATROUSOPS_CUDA=$(CUDA) $(PIP) --no-build-isolation -e ".[demo,test]"
 	touch $@

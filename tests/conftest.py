@@ -1,9 +1,11 @@
-"""NaN-poisoned outputs for every test, the backends of operator tests, and the shared data if it is there."""
+"""NaN-poisoned outputs for every test, the backends of operator tests, the shared data if it is there, and what a run
+left out."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import coverage_of_kernels
 import host_cuda
 import pytest
 import torch
@@ -12,12 +14,56 @@ import atrousops as ao
 from atrousops import _library
 
 torch.set_num_threads(2)
+# cuBLAS asks for it where algorithms are to be deterministic.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+GPU_TESTS = pytest.StashKey[int]()
+
+
+def pytest_make_parametrize_id(val):
+    """float32 rather than dtype1."""
+    return str(val).removeprefix("torch.") if isinstance(val, torch.dtype) else None
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m
+def pytest_collection_modifyitems(config, items):
+    """Tests that need a GPU are left out where there is none; where there is one, they must run."""
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    config.stash[GPU_TESTS] = 0
+    if gpu and torch.cuda.is_available():
+        if _library.cuda.problem:
+            raise pytest.UsageError(
+                f"{len(gpu)} tests need a GPU, and one is here, but not the CUDA library: {_library.cuda.problem}. "
+                "Build it, or leave them out with -m 'not gpu'"
+            )
+    elif gpu:
+        config.stash[GPU_TESTS] = len(gpu)
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=gpu)
+
+
+def pytest_sessionfinish(session):
+    """A run of everything fails if it never executed some CUDA kernel."""
+    if coverage_of_kernels.is_whole(session) and host_cuda.was_used() and coverage_of_kernels.never_executed():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    write = terminalreporter.write_line
+    if left_out := terminalreporter.config.stash.get(GPU_TESTS, 0):
+        write(f"gpu: {left_out} tests need a GPU, and were left out: no CUDA kernel ran on hardware")
+    if host_cuda.problem():
+        write(f"host_cuda: no CUDA kernel was executed: {host_cuda.problem()}", red=True)
+    elif host_cuda.was_used():
+        whole = coverage_of_kernels.is_whole(terminalreporter._session)
+        for line in coverage_of_kernels.report(whole):
+            write(line)
 
 
 @pytest.fixture(autouse=True)
 def poison():
     """Uninitialised memory is NaN (or the largest integer), so that an element no kernel wrote shows."""
-    torch.use_deterministic_algorithms(True)
+    # On a GPU some of PyTorch's own, which stand for the oracle, have no deterministic algorithm.
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
@@ -41,12 +87,9 @@ def backend(request) -> Iterator[str]:
         with host_cuda.host_cuda(), host_cuda.order(host_cuda.default_seed()):
             yield name
         return
-    part = _library.cuda if name == "cuda" else _library.cpu
-    if part.problem:
-        pytest.skip(f"no {name} library: {part.problem}")
-    if name == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU")
-    with torch.device(name), ao.backend(name):
+    if name == "cpu" and _library.cpu.problem:
+        pytest.skip(f"no cpu library: {_library.cpu.problem}")
+    with torch.device(name), ao.backend(name), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield name
 
 

@@ -47,6 +47,11 @@ def load() -> ctypes.CDLL:
     return library
 
 
+def was_used() -> bool:
+    """Whether a test of this process asked for the library."""
+    return load.cache_info().currsize > 0
+
+
 def has(name: str) -> bool:
     """Whether a CUDA kernel is registered for this operator."""
     load()

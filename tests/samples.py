@@ -9,44 +9,53 @@ import atrousops.functional as A
 from atrousops import nn
 
 
-def _rand(*shape: int) -> torch.Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(len(shape) + shape[-1]))
+def rand(*shape: int) -> torch.Tensor:
+    """Of shape `shape`, the same every time and on every device."""
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(len(shape) + shape[-1]), device="cpu")
+    return x.to(torch.get_default_device())
 
 
-_BOXES = torch.tensor([[0.0, 1, 1, 6, 5], [1, 0, 2, 3, 7]])
+def boxes(count: int = 0, extent: float = 0.0) -> torch.Tensor:
+    """(K, 5) boxes on two images: two by hand, or `count` of any size within `extent`."""
+    if not count:
+        return torch.tensor([[0.0, 1, 1, 6, 5], [1, 0, 2, 3, 7]])
+    corners = (rand(count, 4) * extent).view(count, 2, 2).sort(1).values.flatten(1)
+    return torch.cat([(rand(count, 1) * 2).floor(), corners], 1)
+
+
 _AXES = {"1d": (9,), "2d": (8, 9), "3d": (4, 6, 5)}
 
 
 def _conv(axes: str) -> tuple[tuple, dict]:
-    return (_rand(2, 4, *_AXES[axes]), _rand(6, 4, *[3] * len(_AXES[axes]))), {"padding": 2, "dilation": 2}
+    return (rand(2, 4, *_AXES[axes]), rand(6, 4, *[3] * len(_AXES[axes]))), {"padding": 2, "dilation": 2}
 
 
 def _conv_transpose(axes: str) -> tuple[tuple, dict]:
-    return (_rand(2, 4, *_AXES[axes]), _rand(4, 5, *[3] * len(_AXES[axes]))), {"stride": 2, "padding": 1}
+    return (rand(2, 4, *_AXES[axes]), rand(4, 5, *[3] * len(_AXES[axes]))), {"stride": 2, "padding": 1}
 
 
 def _pool(axes: str) -> tuple[tuple, dict]:
-    return (_rand(2, 4, *_AXES[axes]), 2), {}
+    return (rand(2, 4, *_AXES[axes]), 2), {}
 
 
 def _unpool(axes: str) -> tuple[tuple, dict]:
     pool = getattr(torch.nn.functional, f"max_pool{axes}")
-    values, indices = pool(_rand(2, 4, *_AXES[axes]), 2, return_indices=True)
+    values, indices = pool(rand(2, 4, *_AXES[axes]), 2, return_indices=True)
     return (values, indices, 2), {"output_size": _AXES[axes]}
 
 
 def _mean_field() -> tuple[tuple, dict]:
-    lattice = A.permutohedral_lattice(_rand(1, 3, 5, 6))
-    return (_rand(1, 4, 5, 6), [lattice], [-torch.ones(4)], 2), {}
+    lattice = A.permutohedral_lattice(rand(1, 3, 5, 6))
+    return (rand(1, 4, 5, 6), [lattice], [-torch.ones(4)], 2), {}
 
 
 FUNCTIONS: dict[str, Callable[[], tuple[tuple, dict]]] = {
-    "flush_subnormals": lambda: ((_rand(2, 3, 4, 5) * torch.tensor([1.0, 1e-39, 1, 1, 1]),), {}),
+    "flush_subnormals": lambda: ((rand(2, 3, 4, 5) * torch.tensor([1.0, 1e-39, 1, 1, 1]),), {}),
     "mean_field": _mean_field,
-    "permutohedral_filter": lambda: ((_rand(1, 4, 5, 6), _rand(1, 3, 5, 6)), {"normalize": "symmetric"}),
-    "permutohedral_lattice": lambda: ((_rand(1, 3, 5, 6),), {}),
-    "roi_align": lambda: ((_rand(2, 5, 8, 9), _BOXES, (2, 3)), {"sampling_ratio": 2}),
-    "roi_pool": lambda: ((_rand(2, 5, 8, 9), _BOXES, (2, 3)), {}),
+    "permutohedral_filter": lambda: ((rand(1, 4, 5, 6), rand(1, 3, 5, 6)), {"normalize": "symmetric"}),
+    "permutohedral_lattice": lambda: ((rand(1, 3, 5, 6),), {}),
+    "roi_align": lambda: ((rand(2, 5, 8, 9), boxes(), (2, 3)), {"sampling_ratio": 2}),
+    "roi_pool": lambda: ((rand(2, 5, 8, 9), boxes(), (2, 3)), {}),
 }
 for _axes in _AXES:
     FUNCTIONS[f"conv{_axes}"] = lambda axes=_axes: _conv(axes)
@@ -55,14 +64,14 @@ for _axes in _AXES:
     FUNCTIONS[f"max_unpool{_axes}"] = lambda axes=_axes: _unpool(axes)
 
 LAYERS: dict[str, Callable[[], tuple[torch.nn.Module, tuple]]] = {
-    "AtrousConv2d": lambda: (nn.AtrousConv2d(4, 6, 3, padding=2, dilation=2), (_rand(2, 4, 8, 9),)),
-    "AtrousConvTranspose2d": lambda: (nn.AtrousConvTranspose2d(4, 6, 3, stride=2), (_rand(2, 4, 8, 9),)),
-    "MaxPool2d": lambda: (nn.MaxPool2d(3, 2, 1, return_indices=True), (_rand(2, 4, 8, 9),)),
+    "AtrousConv2d": lambda: (nn.AtrousConv2d(4, 6, 3, padding=2, dilation=2), (rand(2, 4, 8, 9),)),
+    "AtrousConvTranspose2d": lambda: (nn.AtrousConvTranspose2d(4, 6, 3, stride=2), (rand(2, 4, 8, 9),)),
+    "MaxPool2d": lambda: (nn.MaxPool2d(3, 2, 1, return_indices=True), (rand(2, 4, 8, 9),)),
     "MaxUnpool2d": lambda: (nn.MaxUnpool2d(2), (*_unpool("2d")[0][:2], _AXES["2d"])),
-    "DenseCRF": lambda: (nn.DenseCRF(iterations=2), (_rand(1, 4, 8, 9), _rand(1, 3, 8, 9) * 255)),
-    "PermutohedralFilter": lambda: (nn.PermutohedralFilter(), (_rand(1, 4, 5, 6), _rand(1, 3, 5, 6))),
-    "RoIAlign": lambda: (nn.RoIAlign(2, 1.0, 2), (_rand(2, 5, 8, 9), _BOXES)),
-    "RoIPool": lambda: (nn.RoIPool(2, 1.0), (_rand(2, 5, 8, 9), _BOXES)),
+    "DenseCRF": lambda: (nn.DenseCRF(iterations=2), (rand(1, 4, 8, 9), rand(1, 3, 8, 9) * 255)),
+    "PermutohedralFilter": lambda: (nn.PermutohedralFilter(), (rand(1, 4, 5, 6), rand(1, 3, 5, 6))),
+    "RoIAlign": lambda: (nn.RoIAlign(2, 1.0, 2), (rand(2, 5, 8, 9), boxes())),
+    "RoIPool": lambda: (nn.RoIPool(2, 1.0), (rand(2, 5, 8, 9), boxes())),
 }
 
 

@@ -44,7 +44,11 @@ def test_equals_reference(d, normalize, backend):
     # Two images, spread so that most simplices are shared, and an odd number of channels.
     values, features = random(2, 5, 17, 11), random(2, d, 17, 11, seed=1)
     y = A.permutohedral_filter(values, features, normalize)
-    torch.testing.assert_close(y, reference_filter(values, features, normalize), rtol=1e-10, atol=1e-12)
+    expected = reference_filter(values, features, normalize)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
+    # In fp32 a lattice is placed by another kernel; a feature that rounds across a simplex's face moves little.
+    single = A.permutohedral_filter(values.float(), features.float(), normalize)
+    torch.testing.assert_close(single, expected.float(), rtol=1e-4, atol=1e-4)
 
 
 # One lane, a vector of 8, a block of 32 and one more, and a long row.

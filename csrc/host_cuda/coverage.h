@@ -27,15 +27,16 @@ struct Name {
   constexpr Name(const char (&s)[N]) { std::copy_n(s, N, text); }
 };
 
-template <Name kName>
+template <Name kName, int... kVariant>
 struct Wrapper {
-  static inline Counter counter{Counter::Kind::wrapper, kName.text};
+  static inline Counter counter{Counter::Kind::wrapper,
+                                (std::string(kName.text) + ... + (" " + std::to_string(kVariant)))};
 };
 
-// To be called by the host body of an instruction wrapper: executed<"ldmatrix.x4">().
-template <Name kName>
+// To be called by the host body of an instruction wrapper: executed<"cp.async", kBytes>().
+template <Name kName, int... kVariant>
 inline void executed() {
-  ++Wrapper<kName>::counter.runs;
+  ++Wrapper<kName, kVariant...>::counter.runs;
 }
 
 // "void f() [with auto Kernel = atrousops::cuda::k<float, 4>]" -> "atrousops::cuda::k<float, 4>".

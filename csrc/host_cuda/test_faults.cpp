@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kThreads = 64;
 
-// Numbers as tests/host/test_faults.py calls them.
+// Numbers as tests/cuda/test_faults.py calls them.
 enum class Fault {
   none,
   no_barrier_after_write,
@@ -84,17 +84,24 @@ __global__ void shuffle_kernel(const float* in, float* out) {
   out[lane] = v;
 }
 
+// The fault, if the kernel is one of those with a switch for it.
+template <Fault kFault, Fault... kSwitches>
+constexpr Fault kIn = ((kFault == kSwitches) || ...) ? kFault : Fault::none;
+
 template <Fault kFault>
 void run(const Tensor& in, Tensor& out) {
+  using enum Fault;
+  constexpr Fault kTurn = kIn<kFault, no_barrier_after_write, no_barrier_before_overwrite, tile_one_too_long,
+                              tile_read_one_too_far, barrier_in_a_branch>;
   const float* from = data<float>(in);
   float* to = mutable_data<float>(out);
   const Stream stream = current_stream(in);
-  launch<turn_kernel<kFault>>({1, kThreads}, stream, from, to, 3);
+  launch<turn_kernel<kTurn>>({1, kThreads}, stream, from, to, 3);
   SharedSize size;
   size.take<float>(3 * kThreads - (kFault == Fault::arena_too_small ? 1 : 0));
-  launch<copy_kernel<kFault>>({1, kThreads, size.bytes()}, stream, from, to + 192);
-  launch<product_kernel<kFault>>({1, 32}, stream, from, to + 384);
-  launch<shuffle_kernel<kFault>>({1, 32}, stream, from, to + 512);
+  launch<copy_kernel<kIn<kFault, no_wait, waits_for_too_few>>>({1, kThreads, size.bytes()}, stream, from, to + 192);
+  launch<product_kernel<kIn<kFault, wrong_fragment>>>({1, 32}, stream, from, to + 384);
+  launch<shuffle_kernel<kIn<kFault, shuffle_in_a_branch>>>({1, 32}, stream, from, to + 512);
 }
 
 // in: 192 floats; out: 192 turned by tiles, 192 likewise, 128 turned by rows of 8, 32 with neighbours exchanged.

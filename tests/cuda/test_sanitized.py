@@ -9,21 +9,40 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "build" / "sanitized" / "libatrousops_host_cuda_sanitized.so"
-# One test file an operator; whole files would take minutes.
+# Every operator forward and backward by the first; from the others those that reach furthest into shapes.
 TESTS = {
+    "tests/cuda/test_orders.py": "float32",
+    "tests/cuda/test_conv_mma.py": "forward and (beyond or channels) or gradient and (beyond or 21) or narrow_tile",
+    "tests/test_conv.py": "host_cuda and (match_pytorch and float32 and (prime or 41 or 33 or phases or few) or views)",
     "tests/test_flush_subnormals.py": "host_cuda",
     "tests/test_max_pool.py": "host_cuda and (values_and or views or codes) and not 300",
-    "tests/test_max_unpool.py": "host_cuda and (last_in_order or views or outside)",
+    "tests/test_max_unpool.py": "host_cuda and (last_in_order or views or outside or anywhere)",
+    "tests/test_permutohedral.py": "host_cuda and (dtypes and (21 or 33) or equals_reference and symmetric or pixels)",
+    "tests/test_roi_align.py": "host_cuda and (tiles or hand or nan or expanded or bad_boxes)",
+    "tests/test_roi_pool.py": "host_cuda and (tiles or hand or nan or views or bad_boxes)",
+    "tests/nn/test_crf.py": "host_cuda and many_kernels",
 }
-pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="no sanitized library: make sanitize")
+
+
+def problem() -> str | None:
+    """Why the sanitized kernels cannot be run, or None."""
+    if not LIBRARY.exists():
+        return "no sanitized library: make sanitize"
+    newest = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*") if path.is_file())
+    return "the sanitized library is older than csrc: make sanitize" if LIBRARY.stat().st_mtime < newest else None
+
+
+pytestmark = pytest.mark.skipif(problem() is not None, reason=str(problem()))
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs Python with the sanitizer loaded first, as it must be where the program itself was built without."""
-    runtime = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    # libstdc++ with it: it looks for the C++ runtime's functions when it starts, and Python has none.
+    ask = [["gcc", f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so.6")]
+    runtimes = [subprocess.run(command, capture_output=True, text=True).stdout.strip() for command in ask]
     # Python and torch leak on purpose, and torch's own libraries define symbols twice.
     options = {
-        "LD_PRELOAD": runtime,
+        "LD_PRELOAD": " ".join(runtimes),
         "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "ATROUSOPS_HOST_CUDA": str(LIBRARY),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import samples
 import torch
+from host_cuda import CPU_ONLY
 
 import atrousops.functional as A
 from atrousops import _library, reference
@@ -39,6 +40,7 @@ def test_the_list_is_the_one_held_here():
     assert places() == [
         "csrc/library.cpp",
         "csrc/cpu/<op>.cpp",
+        "csrc/cuda/<op>.cu",
         "atrousops/ops/<op>.py",
         "atrousops/reference/<op>.py",
         "tests/test_<op>.py",
@@ -54,8 +56,11 @@ def test_every_schema_is_complete(schema):
     op = operator_of(schema)
     assert op, f"{schema}: no file in atrousops/ops bears its name"
     # A variant such as conv_transpose may share a C++ file, and a large operator may have several.
-    sources = [p for p in (ROOT / "csrc" / "cpu").glob("*.cpp") if related(op, p.stem)]
-    assert any(f'm.impl("{schema}"' in p.read_text() for p in sources), f"not registered in csrc/cpu/{op}.cpp"
+    for place in ("csrc/cpu/*.cpp", "csrc/cuda/*.cu"):
+        if place.startswith("csrc/cuda") and schema in CPU_ONLY:
+            continue
+        sources = [p for p in ROOT.glob(place) if related(op, p.stem)]
+        assert any(f'm.impl("{schema}"' in p.read_text() for p in sources), f"{op}: not registered in {place}"
     for place in ("atrousops/ops", "atrousops/reference"):
         assert (ROOT / place / f"{op}.py").exists()
     called = re.compile(rf"(atrousops|ops)\.{schema}\b")

@@ -129,7 +129,8 @@ def test_label_counts(backend, labels):
 
 def test_many_kernels_in_one_step(backend):
     # More lattices than a CUDA pass reads at once, one of them for both images, in registers and out of them.
-    for labels, dtype in ((3, torch.float64), (140, torch.float32)):
+    many = ((3, torch.float64), (3, torch.float32), (140, torch.float64), (140, torch.float32))
+    for labels, dtype in many:
         generator = torch.Generator(torch.get_default_device()).manual_seed(3)
 
         def noise(*size, generator=generator, dtype=dtype):

@@ -13,6 +13,7 @@
 #include <deque>
 #include <vector>
 
+#include "host_cuda/coverage.h"
 #include "host_cuda/engine.h"
 #include "host_cuda/shared_memory.h"
 #endif
@@ -61,6 +62,7 @@ template <int kBytes>
 __device__ __forceinline__ void cp_async(void* shared, const void* global, int valid) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
 #ifdef ATROUSOPS_HOST_CUDA
+  host_cuda::executed<"cp.async", kBytes>();
   host_cuda::attached<host::CpAsync>().copy(shared, global, kBytes, valid);
 #else
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
@@ -76,6 +78,7 @@ __device__ __forceinline__ void cp_async(void* shared, const void* global, int v
 
 __device__ __forceinline__ void cp_async_commit() {
 #ifdef ATROUSOPS_HOST_CUDA
+  host_cuda::executed<"cp.async.commit_group">();
   host_cuda::attached<host::CpAsync>().commit();
 #else
   asm volatile("cp.async.commit_group;" ::: "memory");
@@ -85,6 +88,7 @@ __device__ __forceinline__ void cp_async_commit() {
 template <int kPending>
 __device__ __forceinline__ void cp_async_wait() {
 #ifdef ATROUSOPS_HOST_CUDA
+  host_cuda::executed<"cp.async.wait_group", kPending>();
   host_cuda::attached<host::CpAsync>().wait(kPending);
 #else
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");

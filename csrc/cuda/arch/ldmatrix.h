@@ -12,6 +12,7 @@
 #ifdef ATROUSOPS_HOST_CUDA
 #include <cstring>
 
+#include "host_cuda/coverage.h"
 #include "host_cuda/engine.h"
 #include "host_cuda/shared_memory.h"
 #endif
@@ -49,6 +50,7 @@ inline void ldmatrix_x4(uint32_t (&registers)[4], const void* row, bool transpos
 
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
 #ifdef ATROUSOPS_HOST_CUDA
+  host_cuda::executed<"ldmatrix.x4">();
   host::ldmatrix_x4(r, row, false);
 #else
   const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
@@ -61,6 +63,7 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
 
 __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
 #ifdef ATROUSOPS_HOST_CUDA
+  host_cuda::executed<"ldmatrix.x4.trans">();
   host::ldmatrix_x4(r, row, true);
 #else
   const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));

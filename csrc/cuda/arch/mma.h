@@ -18,6 +18,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "host_cuda/coverage.h"
 #include "host_cuda/engine.h"
 #endif
 
@@ -86,6 +87,11 @@ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 template <class T>
 __device__ __forceinline__ void mma_16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #ifdef ATROUSOPS_HOST_CUDA
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    host_cuda::executed<"mma.m16n8k16.bf16">();
+  } else {
+    host_cuda::executed<"mma.m16n8k16.f16">();
+  }
   host::mma<T>(c, a, b0, b1);
 #else
   if constexpr (std::is_same_v<T, BFloat16>) {
@@ -108,6 +114,7 @@ __device__ __forceinline__ void mma_16(float (&c)[4], const uint32_t (&a)[4], ui
 // Registers hold fp32 words of which the low 13 bits are ignored, 8 deep.
 __device__ __forceinline__ void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #ifdef ATROUSOPS_HOST_CUDA
+  host_cuda::executed<"mma.m16n8k8.tf32">();
   host::mma<float>(c, a, b0, b1);
 #else
   asm volatile(
@@ -121,6 +128,7 @@ __device__ __forceinline__ void mma_tf32(float (&c)[4], const uint32_t (&a)[4], 
 // An fp32 word rounded to tf32 (10 bits of fraction), to nearest, ties away from zero.
 __device__ __forceinline__ uint32_t to_tf32(uint32_t word) {
 #ifdef ATROUSOPS_HOST_CUDA
+  host_cuda::executed<"cvt.rna.tf32">();
   return (word & 0x7f800000u) == 0x7f800000u ? word : (word + 0x1000u) & 0xffffe000u;
 #else
   uint32_t rounded;

@@ -1,0 +1,289 @@
+"""Everything that needs a GPU, in one resumable run: libraries, tests, compute-sanitizer, benchmarks.
+
+python tests/gpu_check.py leaves benchmarks/results/<gpu>/: environment.json, summary.json and a log of each step.
+A step that passed is not repeated until a source changes (--keep: not even then); one that failed is. Libraries that
+are in atrousops/lib already, built elsewhere, are taken as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parents[1]
+NEEDED = ("torch", "torchvision", "numpy", "pytest", "hypothesis", "expecttest")
+# Architecture by compute capability's major number; those of CMakeLists.txt.
+ARCHITECTURES = {8: "80", 9: "90a", 10: "100", 12: "120"}
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+FOUND = 9  # compute-sanitizer's exit status for an error
+NO_TESTS = 5  # pytest's
+GPU_NAME = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+LIBRARIES = """
+from atrousops import _library as l
+print(" ".join(f"{p.name}: {p.problem}." for p in l.parts if p.problem))
+raise SystemExit(bool(l.cpu.problem or l.cuda.problem))
+"""
+ENVIRONMENT = """
+import json, platform, torch, torchvision, atrousops
+p = torch.cuda.get_device_properties(0)
+facts = {"gpu": p.name, "capability": [p.major, p.minor], "memory": p.total_memory,
+  "multiprocessors": p.multi_processor_count, "torch": torch.__version__, "cuda": torch.version.cuda,
+  "cudnn": torch.backends.cudnn.version(), "torchvision": torchvision.__version__,
+  "python": platform.python_version(), "system": platform.platform()}
+print(json.dumps(facts, indent=2))
+print(atrousops.info())
+"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, what it may cost, and the exit statuses that count as passed."""
+
+    name: str
+    command: Sequence[str]
+    seconds: float
+    environment: dict[str, str] = field(default_factory=dict)
+    passes: tuple[int, ...] = (0,)
+    # Steps of one stage run side by side.
+    stage: int = 0
+
+
+@dataclass
+class Result:
+    """How a step went; `figures` are its counts of tests, or compute-sanitizer's last line."""
+
+    name: str
+    passed: bool
+    status: int
+    seconds: float
+    figures: str
+    sources: str
+
+
+def python(*arguments: str) -> list[str]:
+    return [sys.executable, *arguments]
+
+
+def gpu_name() -> str:
+    done = subprocess.run(python("-c", GPU_NAME), cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def fingerprint() -> str:
+    """Of every source that a result depends on."""
+    digest = hashlib.sha256()
+    for folder in ("csrc", "atrousops", "tests"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh"):
+                digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def architecture() -> str:
+    code = "import torch; print(torch.cuda.get_device_capability()[0])"
+    done = subprocess.run(python("-c", code), capture_output=True, text=True)
+    return ARCHITECTURES.get(int(done.stdout.strip() or 9), "90a")
+
+
+def library_steps() -> list[Step]:
+    """Nothing to build where libraries load; otherwise for this GPU alone, which takes a quarter of the time."""
+    if subprocess.run(python("-c", LIBRARIES), cwd=ROOT, capture_output=True).returncode == 0:
+        return [Step("libraries", python("-c", LIBRARIES), 60)]
+    flags = f"-DATROUSOPS_CUDA=ON -DATROUSOPS_CUDA_ARCHS={architecture()} {os.environ.get('ATROUSOPS_CMAKE_ARGS', '')}"
+    build = python("setup.py", "build_ext", "--inplace")
+    return [
+        Step("build", build, 900, {"ATROUSOPS_CMAKE_ARGS": flags.strip()}),
+        Step("libraries", python("-c", LIBRARIES), 60, stage=1),
+    ]
+
+
+def gpu_files() -> list[Path]:
+    """Test files with a test that may need a GPU."""
+    tests = sorted((ROOT / "tests").rglob("test_*.py"))
+    wanted = re.compile(r"\bbackend\)|\bbackend,|, backend\b|mark\.gpu")
+    return [path for path in tests if wanted.search(path.read_text())]
+
+
+def test_steps(folder: Path) -> list[Step]:
+    steps = []
+    for path in gpu_files():
+        name = str(path.relative_to(ROOT / "tests")).removesuffix(".py").replace("/", "-")
+        report = f"--junitxml={folder / name}.xml"
+        # No test is to hang a run that has ten minutes; CUDA loads only the kernels that are called.
+        command = python("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", report, str(path))
+        steps.append(Step(name, command, 420, {"CUDA_MODULE_LOADING": "LAZY"}, (0, NO_TESTS), stage=2))
+    return steps
+
+
+def sanitizer() -> str | None:
+    beside = Path("/usr/local/cuda/bin/compute-sanitizer")
+    return shutil.which("compute-sanitizer") or (str(beside) if beside.exists() else None)
+
+
+def sanitizer_steps() -> list[Step]:
+    tool = sanitizer()
+    if tool is None:
+        return []
+    offers = subprocess.run([tool, "--help"], capture_output=True, text=True).stdout
+    steps = []
+    for check in TOOLS:
+        command = [tool, "--tool", check, "--error-exitcode", str(FOUND)]
+        # initcheck has to see PyTorch's kernels write what ours read.
+        if check != "initcheck" and "--kernel-regex" in offers:
+            command += ["--kernel-regex", "kns=atrousops"]
+        # Every tensor gets memory of its own, so that a step outside it shows.
+        own = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        steps.append(Step(check, [*command, *python("tests/every_operator.py")], 400, own, stage=3))
+    return steps
+
+
+def benchmark_steps() -> list[Step]:
+    """The suite, where this version has one."""
+    command = python("-m", "atrousops", "bench")
+    there = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True).returncode == 0
+    return [Step("bench", command, 600, stage=4)] if there else []
+
+
+def counts(report: Path) -> str:
+    """What pytest's own report says; the report is gone afterwards."""
+    suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
+    report.unlink()
+    names = ("tests", "failures", "errors", "skipped")
+    return ", ".join(f"{suite.get(name)} {name}" for name in names)
+
+
+def perform(step: Step, folder: Path, limit: float, sources: str) -> Result:
+    """Runs a step to its end, or to the end of its time; the log has everything it said."""
+    start, log = time.monotonic(), folder / f"{step.name}.log"
+    paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | step.environment
+    with log.open("w") as out:
+        print(*step.command, file=out, flush=True)
+        try:
+            done = subprocess.run(
+                step.command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, timeout=limit
+            )
+            status = done.returncode
+        except subprocess.TimeoutExpired:
+            status = 124
+        except OSError as error:
+            print(error, file=out)
+            status = 127
+    report = folder / f"{step.name}.xml"
+    last = (log.read_text().strip().splitlines() or [""])[-1]
+    figures = counts(report) if status != 124 and report.exists() else last[:200]
+    return Result(step.name, status in step.passes, status, round(time.monotonic() - start, 1), figures, sources)
+
+
+class Run:
+    """The folder of a device, and what has passed there."""
+
+    def __init__(self, folder: Path, seconds: float, keep: bool) -> None:
+        self.folder, self.keep, self.sources = folder, keep, fingerprint()
+        self.end = time.monotonic() + seconds
+        self.results: list[Result] = []
+        self.left: list[str] = []
+
+    def marker(self, step: Step) -> Path:
+        return self.folder / "passed" / f"{step.name}.json"
+
+    def earlier(self, step: Step) -> Result | None:
+        """How the step passed before, if that still holds."""
+        marker = self.marker(step)
+        if not marker.exists():
+            return None
+        result = Result(**json.loads(marker.read_text()))
+        return result if self.keep or result.sources == self.sources else None
+
+    def step(self, step: Step) -> None:
+        result = self.earlier(step)
+        if result is None:
+            left = self.end - time.monotonic()
+            if left < 5:
+                self.left.append(step.name)
+                return
+            result = perform(step, self.folder, min(step.seconds, left), self.sources)
+            if result.passed:
+                self.marker(step).parent.mkdir(parents=True, exist_ok=True)
+                self.marker(step).write_text(json.dumps(asdict(result)))
+        self.results.append(result)
+        print(
+            f"{'passed' if result.passed else 'FAILED'} {result.name} {result.seconds} s: {result.figures}", flush=True
+        )
+        self.save()
+
+    def stages(self, steps: Sequence[Step], jobs: int) -> bool:
+        """Whether all of these passed, each stage after the one before."""
+        for stage in sorted({step.stage for step in steps}):
+            with ThreadPoolExecutor(jobs) as pool:
+                list(pool.map(self.step, [step for step in steps if step.stage == stage]))
+        return not self.left and all(result.passed for result in self.results)
+
+    def save(self) -> None:
+        summary = {"sources": self.sources, "left_for_want_of_time": self.left}
+        summary["steps"] = [asdict(result) for result in sorted(self.results, key=lambda r: r.name)]  # type: ignore[assignment]
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    results = ROOT / "benchmarks" / "results"
+    parser.add_argument(
+        "--output", type=Path, default=results, metavar="DIR", help=f"default: {results.relative_to(ROOT)}"
+    )
+    parser.add_argument("--seconds", type=float, default=3600, help="begin no step after this long (default: an hour)")
+    parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="test files side by side")
+    parser.add_argument("--keep", action="store_true", help="what passed stays passed though sources have changed")
+    parser.add_argument("--only", nargs="*", metavar="STEP", help="these steps, after the libraries")
+    parser.add_argument("--dry-run", action="store_true", help="list the steps; needs no GPU")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = arguments()
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"this Python lacks {', '.join(missing)}: pip install {' '.join(missing)}")
+        return 2
+    name = gpu_name()
+    if not name and not args.dry_run:
+        print("no GPU: torch.cuda.is_available() is False")
+        return 2
+    folder = args.output.resolve() / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "no-gpu")
+    later = [*test_steps(folder), *sanitizer_steps(), *benchmark_steps()]
+    if args.only:
+        later = [step for step in later if step.name in args.only]
+    for what, there in (("compute-sanitizer", sanitizer_steps()), ("atrousops bench", benchmark_steps())):
+        if not there:
+            print(f"{what} is missing here: its steps are left out")
+    if args.dry_run:
+        for step in [*library_steps(), *later]:
+            print(step.stage, step.name, " ".join(map(str, step.command[:12])))
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(folder, args.seconds, args.keep)
+    if not run.stages(library_steps(), 1):
+        return 1
+    facts = subprocess.run(python("-c", ENVIRONMENT), cwd=ROOT, capture_output=True, text=True)
+    (folder / "environment.txt").write_text(facts.stdout + facts.stderr)
+    passed = run.stages(later, args.jobs)
+    run.save()
+    print(f"{sum(r.passed for r in run.results)} of {len(run.results)} steps passed, {len(run.left)} left -> {folder}")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The script for a GPU machine, with steps that need none: it has to be right the first time it meets one."""
+
+import json
+import subprocess
+import sys
+
+import gpu_check
+import pytest
+from gpu_check import ROOT, Run, Step
+
+
+def step(name: str, code: str, seconds: float = 60, stage: int = 0, **more) -> Step:
+    return Step(name, [sys.executable, "-c", code], seconds, stage=stage, **more)
+
+
+def summary(folder) -> dict[str, bool]:
+    return {s["name"]: s["passed"] for s in json.loads((folder / "summary.json").read_text())["steps"]}
+
+
+def test_a_rerun_goes_on_where_it_failed(tmp_path, monkeypatch):
+    count = f"open({str(tmp_path / 'count')!r}, 'a').write('x')"
+    steps = [
+        step("good", count),
+        step("bad", f"import os; raise SystemExit(not os.path.exists({str(tmp_path / 'ok')!r}))"),
+    ]
+    assert not Run(tmp_path, 60, False).stages(steps, 2)
+    assert summary(tmp_path) == {"bad": False, "good": True}
+    (tmp_path / "ok").touch()
+    assert Run(tmp_path, 60, False).stages(steps, 2)
+    assert summary(tmp_path) == {"bad": True, "good": True}
+    assert (tmp_path / "count").read_text() == "x"
+    # Other sources: what passed is of yesterday, unless the caller knows better.
+    monkeypatch.setattr(gpu_check, "fingerprint", lambda: "other")
+    assert Run(tmp_path, 60, True).stages(steps, 1)
+    assert (tmp_path / "count").read_text() == "x"
+    assert Run(tmp_path, 60, False).stages(steps, 1)
+    assert (tmp_path / "count").read_text() == "xx"
+
+
+def test_a_later_stage_waits_and_a_slow_step_is_stopped(tmp_path):
+    here = str(tmp_path / "here")
+    steps = [
+        step("second", f"open({here!r})", stage=1),
+        step("first", f"import time; time.sleep(0.5); open({here!r}, 'w')"),
+        step("slow", "import time; print('so far', flush=True); time.sleep(60)", 1),
+    ]
+    assert not Run(tmp_path, 60, False).stages(steps, 2)
+    assert summary(tmp_path) == {"first": True, "second": True, "slow": False}
+    assert "so far" in (tmp_path / "slow.log").read_text()
+
+
+def test_what_there_was_no_time_for_is_said(tmp_path):
+    assert not Run(tmp_path, 0, False).stages([step("late", "")], 1)
+    assert not (tmp_path / "passed").exists()
+
+
+def test_counts_of_pytest_and_a_file_without_gpu_tests(tmp_path):
+    (tmp_path / "test_it.py").write_text("def test_one(): pass\ndef test_two(): assert 0\n")
+
+    def run(name: str, *options: str) -> Step:
+        report = f"--junitxml={tmp_path / name}.xml"
+        command = [sys.executable, "-m", "pytest", "-q", *options, report, str(tmp_path / "test_it.py")]
+        return Step(name, command, 60, passes=(0, gpu_check.NO_TESTS))
+
+    done = Run(tmp_path, 60, False)
+    assert not done.stages([run("all"), run("none", "-k", "three")], 1)
+    assert done.results[0].figures == "2 tests, 1 failures, 0 errors, 0 skipped"
+    assert [r.passed for r in done.results] == [False, True]
+
+
+def test_compute_sanitizer_sees_every_operator(monkeypatch, tmp_path):
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text("#!/bin/sh\necho --kernel-regex\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(gpu_check, "sanitizer", lambda: str(tool))
+    commands = {s.name: s.command for s in gpu_check.sanitizer_steps()}
+    assert list(commands) == ["memcheck", "racecheck", "initcheck", "synccheck"]
+    assert all(command[-1] == "tests/every_operator.py" for command in commands.values())
+    assert [name for name, command in commands.items() if "kns=atrousops" not in command] == ["initcheck"]
+
+
+def test_every_file_with_a_gpu_test_is_among_the_steps(request):
+    """As far as tests were collected here; those that need a GPU may have been left out, their like on the CPU not."""
+    files = {path.relative_to(ROOT) for path in gpu_check.gpu_files()}
+    like = [item for item in request.session.items if getattr(item, "callspec", None)]
+    wanted = {item.path for item in like if item.callspec.params.get("backend") == "host_cuda"}
+    assert {path.relative_to(ROOT) for path in wanted} <= files
+    assert {"test_gpu", "test_conv", "test_roi_pool", "test_permutohedral"} <= {path.stem for path in files}
+
+
+def test_dry_run_needs_no_gpu():
+    done = subprocess.run([sys.executable, "tests/gpu_check.py", "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 cuda-test_gpu" in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["expecttest", "torchvision"])
+def test_missing_packages_are_named_at_once(missing, monkeypatch, capsys):
+    find = gpu_check.importlib.util.find_spec
+    monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: None if name == missing else find(name))
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
+    assert gpu_check.main() == 2
+    assert f"pip install {missing}" in capsys.readouterr().out
