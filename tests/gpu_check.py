@@ -1,6 +1,6 @@
 """Everything that needs a GPU, in one resumable run: libraries, tests, compute-sanitizer, benchmarks.
 
-python tests/gpu_check.py leaves benchmarks/results/<gpu>/: environment.json, summary.json and a log of each step.
+python tests/gpu_check.py leaves benchmarks/results/<gpu>/: environment.txt, summary.json and a log of each step.
 A step that passed is not repeated until a source changes (--keep: not even then); one that failed is. Libraries that
 are in atrousops/lib already, built elsewhere, are taken as they are.
 """
@@ -169,12 +169,12 @@ def perform(step: Step, folder: Path, limit: float, sources: str) -> Result:
     """Runs a step to its end, or to the end of its time; the log has everything it said."""
     start, log = time.monotonic(), folder / f"{step.name}.log"
     paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | step.environment
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | step.environment
     with log.open("w") as out:
         print(*step.command, file=out, flush=True)
         try:
             done = subprocess.run(
-                step.command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, timeout=limit
+                step.command, cwd=ROOT, env=variables, stdout=out, stderr=subprocess.STDOUT, timeout=limit
             )
             status = done.returncode
         except subprocess.TimeoutExpired:
@@ -238,6 +238,20 @@ class Run:
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
+def environment() -> str:
+    """What the results hold for."""
+    asked = [["git", "rev-parse", "HEAD"], ["git", "status", "--short"], ["nvidia-smi"], ["nvcc", "--version"]]
+    asked += [[sanitizer() or "compute-sanitizer", "--version"], python("-c", ENVIRONMENT)]
+    told = []
+    for command in asked:
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+            told.append(f"$ {Path(command[0]).name} {' '.join(command[1:])[:60].strip()}\n{done.stdout}{done.stderr}")
+        except (OSError, subprocess.TimeoutExpired) as error:
+            told.append(f"{command[0]}: {error}")
+    return "\n".join(told)
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     results = ROOT / "benchmarks" / "results"
@@ -277,8 +291,7 @@ def main() -> int:
     run = Run(folder, args.seconds, args.keep)
     if not run.stages(library_steps(), 1):
         return 1
-    facts = subprocess.run(python("-c", ENVIRONMENT), cwd=ROOT, capture_output=True, text=True)
-    (folder / "environment.txt").write_text(facts.stdout + facts.stderr)
+    (folder / "environment.txt").write_text(environment())
     passed = run.stages(later, args.jobs)
     run.save()
     print(f"{sum(r.passed for r in run.results)} of {len(run.results)} steps passed, {len(run.left)} left -> {folder}")

@@ -101,3 +101,19 @@ def test_missing_packages_are_named_at_once(missing, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
     assert gpu_check.main() == 2
     assert f"pip install {missing}" in capsys.readouterr().out
+
+
+def test_a_whole_run_on_a_pretended_gpu(tmp_path, monkeypatch, capsys):
+    steps = [step("test_one", "print('fine')", stage=2), step("memcheck", "raise SystemExit(9)", stage=3)]
+    monkeypatch.setattr(gpu_check, "gpu_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(gpu_check, "library_steps", lambda: [step("libraries", "")])
+    monkeypatch.setattr(gpu_check, "test_steps", lambda folder: steps)
+    monkeypatch.setattr(gpu_check, "sanitizer_steps", list)
+    monkeypatch.setattr(gpu_check, "benchmark_steps", list)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--output", str(tmp_path)])
+    assert gpu_check.main() == 1
+    folder = tmp_path / "nvidia-h100-80gb-hbm3"
+    assert summary(folder) == {"libraries": True, "test_one": True, "memcheck": False}
+    assert "git rev-parse HEAD" in (folder / "environment.txt").read_text()
+    assert "fine" in (folder / "test_one.log").read_text()
+    assert "2 of 3 steps passed" in capsys.readouterr().out
