@@ -19,7 +19,7 @@ demo: $(VENV)/.built
 test: $(VENV)/.built $(VENV)/.tested
 	$(if $(shell command -v nvcc),$(MAKE) cuda)
 	$(MAKE) lint typecheck
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n logical --dist worksteal
 
 # The CUDA library beside the others; it needs nvcc and no GPU.
 cuda: $(VENV)/.built

@@ -13,7 +13,8 @@ import torch
 import atrousops as ao
 from atrousops import _library
 
-torch.set_num_threads(2)
+# Workers of pytest-xdist share the cores.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 # cuBLAS asks for it where algorithms are to be deterministic.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 GPU_TESTS = pytest.StashKey[int]()
@@ -43,8 +44,22 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_sessionfinish(session):
     """A run of everything fails if it never executed some CUDA kernel."""
-    if coverage_of_kernels.is_whole(session) and host_cuda.was_used() and coverage_of_kernels.never_executed():
+    if hasattr(session.config, "workeroutput"):
+        coverage_of_kernels.send(session.config)
+        session.config.workeroutput["gpu"] = session.config.stash.get(GPU_TESTS, 0)
+    elif (
+        coverage_of_kernels.is_whole(session)
+        and coverage_of_kernels.was_used()
+        and coverage_of_kernels.never_executed()
+    ):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_testnodedown(node):
+    output = getattr(node, "workeroutput", {})
+    coverage_of_kernels.receive(output)
+    node.config.stash[GPU_TESTS] = output.get("gpu", 0)
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -53,7 +68,7 @@ def pytest_terminal_summary(terminalreporter):
         write(f"gpu: {left_out} tests need a GPU, and were left out: no CUDA kernel ran on hardware")
     if host_cuda.problem():
         write(f"host_cuda: no CUDA kernel was executed: {host_cuda.problem()}", red=True)
-    elif host_cuda.was_used():
+    elif coverage_of_kernels.was_used():
         whole = coverage_of_kernels.is_whole(terminalreporter._session)
         for line in coverage_of_kernels.report(whole):
             write(line)
