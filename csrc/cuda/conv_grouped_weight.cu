@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kWarp = 32, kMaxWarps = 16;
 constexpr int kChunk = 512;  // positions whose addresses are worked out together
+constexpr int kStrands = 4;  // sums side by side: loads do not wait for each other, and short sums round less
 
 struct Work {
   int64_t blocks, parts, items;  // blocks of groups
@@ -76,15 +77,23 @@ __device__ void sum_groups(const ConvTable& t, const T* grad, const T* input, ac
   if (group >= t.groups) return;
   const T* g = grad + output.grad + group * t.dst_channels * t.dst.channel;
   const T* x = input + output.input + group * t.src_channels * t.src.channel;
-  A sum[kGroups] = {};
-  for (int i = 0; i < count; ++i) {
-    if (!output.live(positions, i)) continue;
-    const auto a = load_pack<T, kGroups>(g + positions.row[i].dst), b = load_pack<T, kGroups>(x + positions.row[i].src);
+  A sum[kStrands][kGroups] = {};
+  for (int start = 0; start < count; start += kStrands) {
 #pragma unroll
-    for (int v = 0; v < kGroups; ++v) sum[v] += static_cast<A>(a[v]) * static_cast<A>(b[v]);
+    for (int s = 0; s < kStrands; ++s) {
+      const int i = start + s;
+      if (i >= count || !output.live(positions, i)) continue;
+      const auto a = load_pack<T, kGroups>(g + positions.row[i].dst);
+      const auto b = load_pack<T, kGroups>(x + positions.row[i].src);
+#pragma unroll
+      for (int v = 0; v < kGroups; ++v) sum[s][v] += static_cast<A>(a[v]) * static_cast<A>(b[v]);
+    }
   }
 #pragma unroll
-  for (int v = 0; v < kGroups; ++v) to[group + v] = first ? sum[v] : to[group + v] + sum[v];
+  for (int v = 0; v < kGroups; ++v) {
+    const A all = (sum[0][v] + sum[1][v]) + (sum[2][v] + sum[3][v]);
+    to[group + v] = first ? all : to[group + v] + all;
+  }
 }
 
 // Lanes are positions; `block` is the group.

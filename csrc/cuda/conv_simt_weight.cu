@@ -200,9 +200,12 @@ void conv_simt_weight(const ConvWeightCall& call) {
   Tensor part =
       torch::stable::empty({work.parts, map.count()}, compute_dtype(dtype), std::nullopt, call.input.device());
   dispatch_floating(dtype, "conv_grad_weight", [&]<class T>() {
-    launch<conv_simt_weight_kernel<T>>(Launch{blocks_for(work.items, 1), kThreads}, current_stream(call.input), t,
-                                       data<T>(call.grad), data<T>(call.input), mutable_data<accumulate_t<T>>(part),
-                                       work);
+    if constexpr (sizeof(T) == 2) {
+      STD_TORCH_CHECK(false, "conv_grad_weight: 16-bit floats need tensor cores of compute capability 8.0");
+    } else {
+      launch<conv_simt_weight_kernel<T>>(Launch{blocks_for(work.items, 1), kThreads}, current_stream(call.input), t,
+                                         data<T>(call.grad), data<T>(call.input), mutable_data<T>(part), work);
+    }
   });
   conv_sum_parts(part, work.parts, map, call.out);
 }

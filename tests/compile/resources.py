@@ -141,7 +141,7 @@ def _instructions(arch: str) -> dict[str, Counter[str]]:
 
 
 def most_threads(arch: str) -> dict[str, int]:
-    """By kernel, the threads that its launch bounds let a block have."""
+    """By kernel, the threads that its launch bounds let a block have, if it has any."""
     found: dict[str, int] = {}
     kernel, asked = "", False
     for line in _dump("-elf", "-arch", arch):
