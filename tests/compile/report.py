@@ -73,10 +73,11 @@ def kernels() -> list[Kernel]:
         if not resources.is_ours(name):
             continue
         needs, dynamic = each[ARCH], dynamic_shared(name)
-        blocks = resident_blocks(threads[name], needs.registers, needs.shared + dynamic)
-        occupancy = blocks * -(-threads[name] // 32) / WARPS
+        most = threads.get(name, 1024)
+        blocks = resident_blocks(most, needs.registers, needs.shared + dynamic)
+        occupancy = blocks * -(-most // 32) / WARPS
         static = max(0, needs.shared - RESERVED)
-        found.append(Kernel(name, threads[name], needs.registers, static, dynamic, blocks, occupancy))
+        found.append(Kernel(name, most, needs.registers, static, dynamic, blocks, occupancy))
     return found
 
 

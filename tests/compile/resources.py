@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,33 +109,39 @@ def resources() -> dict[str, dict[str, Needs]]:
             registers, stack, shared, local = map(int, match.groups())
             each = found.setdefault(kernel, {})
             # The same instance may be in several files.
-            each[arch] = max(each.get(arch, Needs(0, 0, 0, 0)), Needs(registers, shared, stack, local), key=repr_key)
+            each[arch] = max(each.get(arch, Needs(0, 0, 0, 0)), Needs(registers, shared, stack, local), key=_weight)
     return {name: found[name] for name in sorted(found)}
 
 
-def repr_key(needs: Needs) -> tuple[int, ...]:
-    """The order in which one need is worse than another."""
+def _weight(needs: Needs) -> tuple[int, ...]:
+    # The order in which one need is worse than another.
     return needs.local, needs.stack, needs.registers, needs.shared
 
 
 @functools.cache
 def instructions() -> dict[str, dict[str, Counter[str]]]:
     """By kernel and architecture, how often each instruction stands in the machine code, with its modifiers."""
-    found: dict[str, dict[str, Counter[str]]] = {}
-    arch, counter = "", Counter[str]()
+    architectures = measured().architectures
+    # Disassembly takes its time, in processes of its own.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = dict(zip(architectures, pool.map(_instructions, architectures)))
+    return {name: {arch: found[arch][name] for arch in architectures} for name in found[architectures[0]]}
+
+
+def _instructions(arch: str) -> dict[str, Counter[str]]:
+    found: dict[str, Counter[str]] = {}
+    counter = Counter[str]()
     instruction = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?([A-Z][\w.]*)")
-    for line in _dump("-sass"):
+    for line in _dump("-sass", "-arch", arch):
         if match := instruction.match(line):
             counter[match[1]] += 1
-        elif match := re.match(r"arch = (\w+)", line):
-            arch = match[1]
         elif match := re.match(r"\s*Function : (\S+)", line):
-            counter = found.setdefault(kernel_name(match[1]), {}).setdefault(arch, Counter())
+            counter = found.setdefault(kernel_name(match[1]), Counter())
     return found
 
 
 def most_threads(arch: str) -> dict[str, int]:
-    """By kernel, the threads that its launch bounds let a block have."""
+    """By kernel, the threads that its launch bounds let a block have, if it has any."""
     found: dict[str, int] = {}
     kernel, asked = "", False
     for line in _dump("-elf", "-arch", arch):
