@@ -152,9 +152,8 @@ def sanitizer_steps() -> list[Step]:
 
 def benchmark_steps() -> list[Step]:
     """The suite, where this version has one."""
-    command = python("-m", "atrousops", "bench")
-    there = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True).returncode == 0
-    return [Step("bench", command, 600, stage=4)] if there else []
+    there = '"bench"' in (ROOT / "atrousops" / "cli.py").read_text()
+    return [Step("bench", python("-m", "atrousops", "bench"), 600, stage=4)] if there else []
 
 
 def counts(report: Path) -> str:
@@ -272,17 +271,17 @@ def main() -> int:
     if missing:
         print(f"this Python lacks {', '.join(missing)}: pip install {' '.join(missing)}")
         return 2
-    name = gpu_name()
+    name = "" if args.dry_run else gpu_name()
     if not name and not args.dry_run:
         print("no GPU: torch.cuda.is_available() is False")
         return 2
     folder = args.output.resolve() / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "no-gpu")
-    later = [*test_steps(folder), *sanitizer_steps(), *benchmark_steps()]
+    tools = {"compute-sanitizer": sanitizer_steps(), "atrousops bench": benchmark_steps()}
+    for tool in (tool for tool, steps in tools.items() if not steps):
+        print(f"{tool} is missing here: its steps are left out")
+    later = [*test_steps(folder), *(step for steps in tools.values() for step in steps)]
     if args.only:
         later = [step for step in later if step.name in args.only]
-    for what, there in (("compute-sanitizer", sanitizer_steps()), ("atrousops bench", benchmark_steps())):
-        if not there:
-            print(f"{what} is missing here: its steps are left out")
     if args.dry_run:
         for step in [*library_steps(), *later]:
             print(step.stage, step.name, " ".join(map(str, step.command[:12])))
