@@ -214,4 +214,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done[0] + ("+" if done[1] else "")
-

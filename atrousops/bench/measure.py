@@ -72,7 +72,9 @@ def _measure(result: Result, row: Row, device: torch.device, best: Ceilings, opt
             result.memory |= {} if peak is None else {name: peak}
 
 
-def _contenders(prepared: Prepared, device: torch.device, options: Options) -> tuple[dict[str, Ready], dict[str, Ready]]:
+def _contenders(
+    prepared: Prepared, device: torch.device, options: Options
+) -> tuple[dict[str, Ready], dict[str, Ready]]:
     ours = {DISPATCHED: prepared.ours}
     library = _library.cuda if device.type == "cuda" else _library.cpu
     if library.problem is None:

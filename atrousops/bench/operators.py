@@ -45,7 +45,12 @@ TORCHVISION = ("roi_align", "roi_pool", "torchvision")
 
 
 def start(
-    function: Function, inputs: Sequence[Tensor], direction: str, wanted: Sequence[int], grad: Tensor | None, calls: int = 1
+    function: Function,
+    inputs: Sequence[Tensor],
+    direction: str,
+    wanted: Sequence[int],
+    grad: Tensor | None,
+    calls: int = 1,
 ) -> Run:
     """Gets a call ready: everything that is not to be timed is done here.
 

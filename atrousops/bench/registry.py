@@ -160,7 +160,9 @@ class Selection:
             bad_value("bench", "match", "be a regular expression", f"{self.match!r} ({error})")
         rows = [row for suite in self.suites or SUITES for row in suite_rows(suite) if self._has(row, pattern)]
         if not rows:
-            bad_value("bench", "selection", "leave at least one row", "none", "`atrousops bench --list` shows all rows.")
+            bad_value(
+                "bench", "selection", "leave at least one row", "none", "`atrousops bench --list` shows all rows."
+            )
         return rows
 
     def _has(self, row: Row, pattern: re.Pattern[str]) -> bool:

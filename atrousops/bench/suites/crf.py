@@ -33,7 +33,11 @@ def rows() -> Iterator[Row]:
         (f"dense CRF, 10 iterations, {size}", "what a user calls", _whole),
         (f"mean field, 10 iterations, {size}", "the same with the lattices given", _iterations),
         ("both lattices, 500x375", "what is built once for an image", _lattices),
-        ("bilateral filter, 320x240, 21 channels", "one filter with its lattice: what others rebuild each step", _filter),
+        (
+            "bilateral filter, 320x240, 21 channels",
+            "one filter with its lattice: what others rebuild each step",
+            _filter,
+        ),
     ):
         quick = QUICK if prepare in (_whole, _iterations) else ()
         yield from expand("crf", name, reason, prepare, FORWARD, quick, needs=("skimage",))
@@ -169,9 +173,7 @@ def _has(package: str) -> bool:
     return True
 
 
-def _pydensecrf(
-    at: Setting, whole: bool
-) -> tuple[dict[str, Callable[[Tensor, Tensor], Ready]], dict[str, str]]:
+def _pydensecrf(at: Setting, whole: bool) -> tuple[dict[str, Callable[[Tensor, Tensor], Ready]], dict[str, str]]:
     if not _has("pydensecrf.densecrf"):
         return {}, {"pydensecrf": HOW["pydensecrf"]}
     return {"pydensecrf": lambda scores, image: partial(_ready_pydensecrf, at, scores, image, whole)}, {}
