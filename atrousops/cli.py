@@ -265,12 +265,7 @@ def _add_bench(commands: Commands, common: argparse.ArgumentParser) -> None:
         "bench",
         parents=[common],
         help="measure this package against what it replaces",
-        description=(
-            "Measures this package against PyTorch, torchvision and others on this machine. Every row is first checked "
-            "against PyTorch in float64: a wrong result is printed as WRONG and has no ratio. Rows run in turn with "
-            "their incumbents, and the file of results is whole after each, so Ctrl-C loses nothing. The exit code is "
-            "1 if a result was wrong."
-        ),
+        description=command.DESCRIPTION,
         epilog=command.EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

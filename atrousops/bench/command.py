@@ -7,13 +7,22 @@ import datetime
 from collections.abc import Callable
 from pathlib import Path
 
+DESCRIPTION = """\
+Measures this package against PyTorch, torchvision and others on this machine.
+
+Each row is first checked against PyTorch in float64: a wrong result is printed
+as WRONG and has no ratio. Ours and the incumbents then run in turn. The file of
+results is whole after every row: Ctrl-C loses nothing. The exit code is 1 if a
+result was wrong or a row failed.
+"""
 EPILOG = """examples:
   atrousops bench --quick                                   a few minutes on a CPU, every suite
   atrousops bench --list --suite roi                        the rows of a suite, and why they are there
   atrousops bench --match 'aspp OS8.*nhwc' --dtype bf16     some of them
   atrousops bench --compare old.json new.json               what changed
 
-Below 1 in a column "x" our package is slower than what it replaces; such rows are printed like the others.
+Where a column "x" is below 1 this package is slower than what it replaces;
+such rows are printed like the others.
 """
 
 

@@ -30,13 +30,18 @@ class Ceilings:
     copy: float = float("nan")
     gemm: dict[str, float] = field(default_factory=dict)
 
+    def peak(self, dtype: str) -> float:
+        """FLOP/s at which a row of this dtype can be computed: a CPU without 16-bit hardware computes it in fp32."""
+        return max(self.gemm[dtype], self.gemm["fp32"] if dtype in ("bf16", "fp16") else 0.0)
+
 
 def ceilings(device: torch.device, dtypes: Collection[str]) -> Ceilings:
     """Measures them."""
     source = torch.ones(COPY_BYTES[device.type] // 4, device=device)
     target = torch.empty_like(source)
     seconds = _fastest(lambda: target.copy_(source), device)
-    return Ceilings(2 * COPY_BYTES[device.type] / seconds, {dtype: _gemm_peak(dtype, device) for dtype in dtypes})
+    measured = dict.fromkeys(["fp32", *dtypes])
+    return Ceilings(2 * COPY_BYTES[device.type] / seconds, {dtype: _gemm_peak(dtype, device) for dtype in measured})
 
 
 def _gemm_peak(dtype: str, device: torch.device) -> float:

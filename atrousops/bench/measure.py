@@ -48,7 +48,7 @@ def measure(row: Row, device: torch.device, best: Ceilings, options: Options) ->
 def _measure(result: Result, row: Row, device: torch.device, best: Ceilings, options: Options) -> None:
     prepared = row.prepared(device)
     result.floor, result.missing = prepared.floor, prepared.missing
-    result.floor_seconds = prepared.floor.seconds(best.copy, best.gemm[row.dtype])
+    result.floor_seconds = prepared.floor.seconds(best.copy, best.peak(row.dtype))
     result.kernel, result.why = prepared.kernel()
     result.gemm = prepared.gemm
     ours, theirs = _contenders(prepared, device, options)
@@ -57,7 +57,7 @@ def _measure(result: Result, row: Row, device: torch.device, best: Ceilings, opt
         theirs,
         prepared.exact,
         yardstick=prepared.yardstick,
-        anchors=_anchors(prepared.gemm, row.dtype, device),
+        anchors=_anchors(prepared.gemm, row.dtype, device, best),
         repeats=options.repeats,
         budget=options.budget,
         clock=clock_of(device, of_host=prepared.calls > 1),
@@ -95,8 +95,11 @@ def _per_call(timing: Timing, calls: int) -> Timing:
     )  # fmt: skip
 
 
-def _anchors(shape: tuple[int, int, int] | None, dtype: str, device: torch.device) -> dict[str, Ready]:
+def _anchors(shape: tuple[int, int, int] | None, dtype: str, device: torch.device, best: Ceilings) -> dict[str, Ready]:
     if shape is None or _gemm_bytes(shape, dtype) > MOST_GEMM_BYTES:
+        return {}
+    # PyTorch multiplies 16-bit matrices a hundred times slower than fp32 ones on a CPU without hardware for them.
+    if best.gemm[dtype] < 0.5 * best.peak(dtype):
         return {}
 
     def ready() -> Run:

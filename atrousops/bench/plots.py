@@ -96,7 +96,7 @@ def _roofline(report: Report) -> Any:
     points = [(r, _live(r) / r.floor.bytes) for r in rows if r.floor is not None]
     low, high = min(x for _, x in points) / 2, max(x for _, x in points) * 2
     for color, dtype in zip(COLORS[5:], dict.fromkeys(r.dtype for r in rows)):
-        peak, copy = report.ceilings.gemm[dtype], report.ceilings.copy
+        peak, copy = report.ceilings.peak(dtype), report.ceilings.copy
         knee = peak / copy
         xs = [min(low, knee / 2), knee, max(high, knee * 2)]
         axes.plot(xs, [min(peak, copy * x) for x in xs], color=color, linewidth=1.2, label=f"ceilings, {dtype}")

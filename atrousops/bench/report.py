@@ -8,10 +8,10 @@ from atrousops.bench.results import DISPATCHED, OWN, Report, Result, geometric_m
 from atrousops.testing import Timing
 
 LEGEND = (
-    "Each result is held to PyTorch's in float64 first; a wrong one has no ratio. All run in turn: medians, +- half of the\n"
-    "range between quartiles. x: the fastest incumbent's time over ours, below 1 is a loss. floor: the time that bytes and\n"
-    "live FLOPs need at this machine's measured ceilings, over ours. gemm: the time of one matrix product of the same\n"
-    "dense work, dead taps included, over ours."
+    "Each result is held to PyTorch's in float64 first; a wrong one has no ratio. All run in turn: medians, +- half of\n"
+    "the range between quartiles. x: the fastest incumbent's time over ours, below 1 is a loss. floor: the time that\n"
+    "bytes and live FLOPs need at this machine's measured ceilings, over ours. gemm: the time of one matrix product of\n"
+    "the same dense work, dead taps included, over ours."
 )
 _WIDTHS = {"case": 52, "dtype": 4, "layout": 4, "pass": 11}
 HEADER = (
@@ -57,9 +57,7 @@ def _notes(result: Result) -> Iterator[str]:
 def _time(timing: Timing | None) -> str:
     if timing is None:
         return "-"
-    unit, factor = next(
-        u for u in (("s", 1.0), ("ms", 1e3), ("us", 1e6)) if timing.median * u[1] >= 0.1 or u[0] == "us"
-    )
+    unit, factor = ("s", 1.0) if timing.median >= 1 else ("ms", 1e3) if timing.median >= 1e-4 else ("us", 1e6)
     spread = (timing.upper - timing.lower) / 2 / timing.median if timing.median else 0.0
     return f"{timing.median * factor:.3g} {unit} +-{spread:.0%}"
 

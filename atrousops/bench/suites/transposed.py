@@ -69,5 +69,4 @@ def _prepare(layer: Layer) -> Callable:
         weight = torch.randn(layer.c, layer.k, layer.kernel, layer.kernel)
         return x, weight / (layer.c * (layer.kernel / layer.stride) ** 2) ** 0.5
 
-    options = {"stride": layer.stride, "padding": layer.padding, "groups": layer.groups}
-    return operator("conv_transpose2d", make, **options)
+    return operator("conv_transpose2d", make, stride=layer.stride, padding=layer.padding, groups=layer.groups)

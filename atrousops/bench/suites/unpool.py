@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +31,13 @@ def rows() -> Iterator[Row]:
     """Pooling and unpooling of 2x2 windows; with int64 indices, and with ours of one byte."""
     for shape, reason in MAPS:
         case = "x".join(map(str, shape))
-        options = {"kernel_size": 2, "stride": 2}
-        pool = operator("max_pool2d", _map(shape), gradients=(0,), return_indices=True, **options)
-        codes = operator("max_pool2d", _map(shape), functions=(_pool_codes, _pool), gradients=(0,), **options)
-        unpool = operator("max_unpool2d", _pooled(shape), gradients=(0,), **options)
+        options: dict[str, Any] = {"kernel_size": 2, "stride": 2, "gradients": (0,)}
+        pool = operator("max_pool2d", _map(shape), return_indices=True, **options)
+        codes = operator("max_pool2d", _map(shape), functions=(_pool_codes, _pool), **options)
+        unpool = operator("max_unpool2d", _pooled(shape), **options)
         unpool_codes = operator(
-            "max_unpool2d", _with_codes(shape), functions=(_unpool_codes, _unpool), gradients=(0,), untouched=(1,), **options
-        )  # fmt: skip
+            "max_unpool2d", _with_codes(shape), functions=(_unpool_codes, _unpool), untouched=(1,), **options
+        )
         for name, prepare in {
             "max_pool with indices": pool,
             "max_pool with codes": codes,
@@ -66,17 +67,17 @@ def _with_codes(shape: tuple[int, ...]) -> Callable[[], tuple[Tensor, ...]]:
 # What is compared is the values: codes are not indices.
 
 
-def _pool_codes(x: Tensor, **options: int) -> Tensor:
+def _pool_codes(x: Tensor, **options: Any) -> Tensor:
     return functional.max_pool2d(x, return_indices="codes", **options)[0]
 
 
-def _pool(x: Tensor, **options: int) -> Tensor:
+def _pool(x: Tensor, **options: Any) -> Tensor:
     return PYTORCH.max_pool2d(x, return_indices=True, **options)[0]
 
 
-def _unpool_codes(values: Tensor, indices: Tensor, codes: Tensor, **options: int) -> Tensor:
+def _unpool_codes(values: Tensor, indices: Tensor, codes: Tensor, **options: Any) -> Tensor:
     return functional.max_unpool2d(values, codes, **options)
 
 
-def _unpool(values: Tensor, indices: Tensor, codes: Tensor, **options: int) -> Tensor:
+def _unpool(values: Tensor, indices: Tensor, codes: Tensor, **options: Any) -> Tensor:
     return PYTORCH.max_unpool2d(values, indices, **options)
