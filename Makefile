@@ -9,7 +9,7 @@ ABI_TORCH ?= 2.13.0
 ABI_TESTS := tests/test_conv.py $(wildcard tests/test_conv_*.py tests/test_max_*.py) tests/test_flush_subnormals.py \
   tests/test_permutohedral.py tests/nn/test_crf.py tests/house/test_threads.py
 
-.PHONY: demo test lint typecheck unit abi wheel clean
+.PHONY: demo test bench lint typecheck unit abi wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m atrousops.demo --output out/demo.png
@@ -17,6 +17,11 @@ demo: $(VENV)/.built
 test: $(VENV)/.built $(VENV)/.tested
 	$(MAKE) lint typecheck
 	$(BIN)/python -m pytest -q
+
+# A selection of every suite in at most five minutes; the table, and a file of results with plots in out/bench.
+bench: $(VENV)/.built
+	$(PIP) --no-build-isolation -e ".[bench]"
+	$(BIN)/python -m atrousops bench --quick --device cpu
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

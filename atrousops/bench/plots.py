@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from atrousops._checks import ArgumentError
-from atrousops.bench.results import DISPATCHED, GEMM, OWN, Report, Result
+from atrousops.bench.results import DISPATCHED, OWN, Report, Result
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000", "#999999")
@@ -71,7 +71,8 @@ def _ratios(report: Report) -> Any:
     axes.grid(axis="x", which="both", color="0.9")
     axes.set_axisbelow(True)
     axes.set_xlabel("time of the fastest incumbent over ours: right of 1 ours is faster, left of 1 it loses")
-    axes.set_title(f"{_title(report)}\n", fontsize=10)
+    axes.set_title(_title(report), fontsize=10, pad=24)
+    axes.margins(x=0.08)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False, fontsize=8)
     return figure
 
@@ -95,17 +96,18 @@ def _roofline(report: Report) -> Any:
     figure, axes = _new_figure(9, 6)
     points = [(r, _live(r) / r.floor.bytes) for r in rows if r.floor is not None]
     low, high = min(x for _, x in points) / 2, max(x for _, x in points) * 2
-    for color, dtype in zip(COLORS[5:], dict.fromkeys(r.dtype for r in rows)):
+    for style, dtype in zip(("-", "--", ":"), dict.fromkeys(r.dtype for r in rows)):
         peak, copy = report.ceilings.peak(dtype), report.ceilings.copy
         knee = peak / copy
         xs = [min(low, knee / 2), knee, max(high, knee * 2)]
-        axes.plot(xs, [min(peak, copy * x) for x in xs], color=color, linewidth=1.2, label=f"ceilings, {dtype}")
-    names = list(dict.fromkeys(r.suite for r in rows))
-    for color, suite in zip(COLORS, names):
-        for name, marker, face in ((DISPATCHED, "o", color), ("incumbent", "x", color), (GEMM, "+", "0.6")):
+        ys = [min(peak, copy * x) for x in xs]
+        axes.plot(xs, ys, style, color="black", linewidth=1, label=f"ceilings measured, {dtype}")
+    for color, suite in zip(COLORS, dict.fromkeys(r.suite for r in rows)):
+        for name, marker in ((DISPATCHED, "o"), ("incumbent", "x")):
             chosen = [(x, _live(r) / t) for r, x in points if r.suite == suite and (t := _seconds(r, name)) is not None]
-            label = f"{suite}, {'ours' if name == DISPATCHED else name}" if chosen and name != GEMM else None
-            axes.scatter(*zip(*chosen), marker=marker, color=face, s=26, label=label, alpha=0.8) if chosen else None
+            if chosen:
+                label = f"{suite}, {'ours' if name == DISPATCHED else name}"
+                axes.scatter(*zip(*chosen), marker=marker, color=color, s=26, label=label, alpha=0.8)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("live FLOP per byte, every tensor touched once")

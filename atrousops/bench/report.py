@@ -7,22 +7,20 @@ from collections.abc import Iterator, Sequence
 from atrousops.bench.results import DISPATCHED, OWN, Report, Result, geometric_mean
 from atrousops.testing import Timing
 
-LEGEND = (
-    "Each result is held to PyTorch's in float64 first; a wrong one has no ratio. All run in turn: medians, +- half of\n"
-    "the range between quartiles. x: the fastest incumbent's time over ours, below 1 is a loss. floor: the time that\n"
-    "bytes and live FLOPs need at this machine's measured ceilings, over ours. gemm: the time of one matrix product of\n"
-    "the same dense work, dead taps included, over ours."
-)
-_WIDTHS = {"case": 52, "dtype": 4, "layout": 4, "pass": 11}
+LEGEND = """\
+Each result is held to PyTorch's in float64 first; a wrong one has no ratio. All run in turn: medians, +- half of the
+range between quartiles. x: the fastest incumbent's time over ours, below 1 is a loss. floor: the time that bytes and
+live FLOPs need at this machine's measured ceilings, over ours. gemm: the time of one matrix product of the same dense
+work, dead taps included, over ours."""
 HEADER = (
-    f"{'case':<{_WIDTHS['case']}} {'type':<4} {'form':<4} {'pass':<11} {'incumbent':<24} {'dispatched':<14} {'x':>6}"
+    f"{'case':<52} {'type':<4} {'form':<4} {'pass':<11} {'incumbent':<24} {'dispatched':<14} {'x':>6}"
     f" {'own kernel':<14} {'x':>6} {'floor':>5} {'gemm':>5} kernel"
 )
 
 
 def line(result: Result) -> str:
     """One row; what else is to be said about it stands indented below."""
-    start = f"{result.case:<{_WIDTHS['case']}} {result.dtype:<4} {result.layout:<4} {result.direction:<11}"
+    start = f"{result.case:<52} {result.dtype:<4} {result.layout:<4} {result.direction:<11}"
     if result.error:
         return f"{start} FAILED: {result.error}"
     if result.is_wrong:

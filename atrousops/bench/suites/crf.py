@@ -16,6 +16,8 @@ from atrousops.bench.registry import Prepared, Row, Setting, expand
 from atrousops.testing import Outputs, Ready, Run
 
 LABELS, ITERATIONS = 21, 10
+# Rows and columns of the part that the oracle is checked on.
+PART = (slice(100, 196), slice(100, 228))
 FORWARD = {"fp32 nchw": ("forward",)}
 QUICK = ("fp32 nchw forward",)
 HOW = {
@@ -143,7 +145,7 @@ class _Oracle:
 
     def __init__(self, run: Function, scores: Tensor, image: Tensor) -> None:
         self.run, self.inputs = run, (scores, image)
-        self.part = tuple(x[..., 100:196, 100:228].contiguous() for x in self.inputs)
+        self.part = tuple(x[..., PART[0], PART[1]].contiguous() for x in self.inputs)
         self.found: list[Tensor] = []
 
     def exact(self) -> Outputs:

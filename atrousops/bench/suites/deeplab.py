@@ -58,9 +58,9 @@ LAYERS = (
     Layer("context large, rate 16", 336, 672, 16, "most work of the large module, many channels out", 66, 66, 8),
 )
 
-INFERENCE: dict[str, tuple[str, ...]] = {
-    way: ("forward",) for way in ("fp32 nchw", "fp32 nhwc", "bf16 nchw", "bf16 nhwc", "tf32 nhwc")
-}
+INFERENCE: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("fp32 nchw", "fp32 nhwc", "bf16 nchw", "bf16 nhwc", "tf32 nhwc"), ("forward",)
+)
 TRAINING = {way: ("forward", "input_grad", "weight_grad") for way in ("fp32 nchw", "fp32 nhwc", "bf16 nhwc")}
 QUICK = {
     "aspp OS16, rate 12": ("fp32 nhwc forward",),
