@@ -42,7 +42,7 @@ def test_the_same_values_in_every_layout():
         Selection(match="^overhead/conv2d 32->32.*/forward", layouts=(layout,)).rows()[0] for layout in LAYOUTS
     )
     a, b = (row.prepared(torch.device("cpu")).ours()() for row in (nchw, nhwc))
-    torch.testing.assert_close(a, b)
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-3)
     assert b.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -62,7 +62,7 @@ def test_table_and_file(tmp_path):
 def test_interruption_keeps_rows(tmp_path, monkeypatch):
     lines, path = [], tmp_path / "a.json"
 
-    def interrupted(*args):
+    def interrupted(*args, **options):
         raise KeyboardInterrupt
 
     rows = [row("one"), row("two"), row("three", functions=(interrupted, interrupted))]

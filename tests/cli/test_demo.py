@@ -9,12 +9,15 @@ from PIL import Image
 from atrousops import demo
 from atrousops.bench import registry
 from atrousops.engine.predict import Predictor
-from atrousops.nn import AtrousConv2d
+from atrousops.nn import AtrousConv2d, DenseCRF
 
 
 def test_writes_the_picture_and_prints_what_ran(tmp_path, monkeypatch, capsys):
-    def stand_in(**options):
-        return Predictor(AtrousConv2d(3, 2, 1), ("background", "person"), (0.5,) * 3, (0.2,) * 3, size=64, **options)
+    def stand_in(crf):
+        classes = ("background", "person")
+        return Predictor(
+            AtrousConv2d(3, 2, 1), classes, (0.5,) * 3, (0.2,) * 3, size=64, crf=DenseCRF() if crf else None
+        )
 
     monkeypatch.setattr(demo, "load_predictor", stand_in)
     monkeypatch.setattr(demo, "ROWS", ())
