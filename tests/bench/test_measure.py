@@ -9,21 +9,10 @@ from atrousops.bench import machine, report
 from atrousops.bench.machine import Ceilings
 from atrousops.bench.measure import Options, measure
 from atrousops.bench.registry import Selection
-from atrousops.bench.suites import overhead
 
 CPU = torch.device("cpu")
 CEILINGS = Ceilings(copy=1e10, gemm={"fp32": 1e11, "bf16": 1e9})
 FAST = Options(repeats=2, budget=0)
-
-
-@pytest.fixture(autouse=True)
-def as_in_use():
-    # PyTorch's max_unpool refuses under deterministic algorithms, which the tests ask for elsewhere.
-    torch.use_deterministic_algorithms(False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad", "backward", "training"])
@@ -71,8 +60,7 @@ def test_only_ours_may_be_wrong():
     assert result.ratio() is None
 
 
-def test_every_operator_of_the_smallest_suite(monkeypatch):
-    monkeypatch.setattr(overhead, "CALLS", 2)
+def test_every_operator_of_the_smallest_suite():
     for case in Selection(suites=("overhead",)).rows():
         result = measure(case, CPU, CEILINGS, Options(repeats=1, budget=0))
         assert (result.error, result.wrong, result.failed) == ("", {}, {}), case.key
