@@ -11,7 +11,7 @@ CUDA ?= $(if $(shell command -v nvidia-smi),AUTO,OFF)
 ABI_TESTS := tests/test_conv.py $(wildcard tests/test_conv_*.py tests/test_max_*.py) tests/test_flush_subnormals.py \
   tests/test_permutohedral.py tests/nn/test_crf.py tests/house/test_threads.py
 
-.PHONY: demo test cuda lint typecheck unit abi sanitize gpu-check wheel clean
+.PHONY: demo test bench cuda lint typecheck unit abi sanitize gpu-check wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m atrousops.demo --output out/demo.png
@@ -28,6 +28,11 @@ ifeq ($(CUDA),OFF)
 	  -DPython3_EXECUTABLE="$(abspath $(BIN))/python"
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/cuda --target atrousops_cuda
 endif
+
+# A selection of every suite in at most five minutes; the table, and a file of results with plots in out/bench.
+bench: $(VENV)/.built
+	$(PIP) --no-build-isolation -e ".[bench]"
+	$(BIN)/python -m atrousops bench --quick --device cpu
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

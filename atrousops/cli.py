@@ -1,4 +1,4 @@
-"""The command line: `atrousops segment | train | evaluate | info`."""
+"""The command line: `atrousops segment | train | evaluate | bench | info`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _complain(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="atrousops",
-        description="Dense prediction: segment photographs, train and evaluate networks, see what this build can do.",
+        description="Dense prediction: segment photographs, train, evaluate and measure, see what this build can do.",
         epilog="Exit code: 0 done, 1 something failed, 2 wrong usage.",
     )
     parser.add_argument("--version", action="version", version=f"atrousops {ao.__version__}")
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "--backend", choices=backends.NAMES, help="run every operator on this backend (default: the best)"
     )
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    for add in (_add_segment, _add_train, _add_evaluate, _add_info):
+    for add in (_add_segment, _add_train, _add_evaluate, _add_bench, _add_info):
         add(commands, common)
     return parser
 
@@ -282,6 +282,21 @@ def _evaluate(args: argparse.Namespace) -> int:
     matrix = evaluate.main(args.config, args.weights, data_root=args.data, overrides=tuple(args.overrides), **options)
     print(evaluate.report(matrix, info.classes))
     return 0
+
+
+def _add_bench(commands: Commands, common: argparse.ArgumentParser) -> None:
+    from atrousops.bench import command
+
+    parser = commands.add_parser(
+        "bench",
+        parents=[common],
+        help="measure this package against what it replaces",
+        description=command.DESCRIPTION,
+        epilog=command.EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(parser, _count)
+    parser.set_defaults(run=command.main)
 
 
 def _add_info(commands: Commands, common: argparse.ArgumentParser) -> None:

@@ -1,16 +1,19 @@
-"""How a result is held to an oracle, and how two ways to compute it are timed: for tests, demo and benchmarks."""
+"""How a result is held to an oracle, and how several ways to compute it are timed: for tests, demo and benchmarks."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 Outputs = Tensor | Sequence[Tensor]
+Run = Callable[[], Outputs]
+Ready = Callable[[], Run]
+Clock = Callable[[Callable[[], object]], float]
 
 
 def disagreement(ours: Tensor, exact: Tensor, theirs: Tensor) -> str | None:
@@ -63,77 +66,139 @@ class Timing:
         return cls(median, lower, upper, len(seconds))
 
 
+def host_seconds(function: Callable[[], object]) -> float:
+    """Seconds that one call takes, for functions that finish their work before they return."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
 def interleaved(
-    a: Callable[[], object], b: Callable[[], object], repeats: int = 15, budget: float = float("inf")
-) -> tuple[Timing, Timing]:
-    """Times a, b, a, b, ... after one unmeasured call of each, so that a slow moment of the machine meets both.
+    *functions: Callable[[], object],
+    repeats: int = 15,
+    budget: float = float("inf"),
+    clock: Clock = host_seconds,
+    warm_up: bool = True,
+) -> tuple[Timing, ...]:
+    """Times a, b, ..., a, b, ... after one unmeasured call of each, so that a slow moment of the machine meets all.
 
     Args:
-        a, b: functions of no arguments that finish their work before they return.
-        repeats: the number of measured pairs.
-        budget: seconds after which no further pair begins; at least three pairs are measured.
+        functions: of no arguments.
+        repeats: the number of measured rounds.
+        budget: seconds after which no further round begins; at least three rounds are measured.
+        clock: calls a function and returns the seconds it took.
+        warm_up: False if every function has just been called.
     """
-    a()
-    b()
-    times: tuple[list[float], list[float]] = ([], [])
-    end = time.perf_counter() + budget
-    while len(times[0]) < repeats and (len(times[0]) < 3 or time.perf_counter() < end):
-        for function, seconds in zip((a, b), times):
-            start = time.perf_counter()
+    if warm_up:
+        for function in functions:
             function()
-            seconds.append(time.perf_counter() - start)
-    return Timing.of(times[0]), Timing.of(times[1])
+    times: list[list[float]] = [[] for _ in functions]
+    end = time.perf_counter() + budget
+    for done in range(repeats):
+        if done >= 3 and time.perf_counter() >= end:
+            break
+        for function, seconds in zip(functions, times):
+            seconds.append(clock(function))
+    return tuple(map(Timing.of, times))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Comparison:
-    """One case, ours against theirs: either both timings, or what is wrong with our result."""
+    """Several ways to compute one thing: what is wrong with some, why some cannot run, the timings of the others.
 
-    name: str
-    wrong: str | None = None
-    ours: Timing | None = None
-    theirs: Timing | None = None
+    There are no timings at all where a result of ours is wrong.
+    """
 
-    @property
-    def ratio(self) -> float | None:
-        """theirs / ours: above 1 we are faster. None if our result is wrong."""
-        return self.theirs.median / self.ours.median if self.ours and self.theirs else None
-
-    def row(self) -> str:
-        """The case in one line: name, ours and theirs in milliseconds with quartiles, ratio; or WRONG and why."""
-        if self.ours is None or self.theirs is None:
-            return f"{self.name:<46} WRONG: {self.wrong}"
-        cells = [
-            f"{1e3 * t.median:8.2f} [{1e3 * t.lower:7.2f}, {1e3 * t.upper:7.2f}]" for t in (self.ours, self.theirs)
-        ]
-        return f"{self.name:<46} {cells[0]}  {cells[1]}  {self.ratio:6.2f}x"
-
-
-HEADER = f"{'case':<46} {'ours, ms [quartiles]':>27}  {'PyTorch, ms [quartiles]':>27}  {'ratio':>7}"
+    timings: dict[str, Timing] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 def compare(
-    name: str,
-    ours: Callable[[], Outputs],
-    theirs: Callable[[], Outputs],
-    exact: Callable[[], Outputs],
+    ours: Mapping[str, Ready],
+    theirs: Mapping[str, Ready],
+    exact: Run,
+    *,
+    yardstick: Run | None = None,
+    anchors: Mapping[str, Ready] | None = None,
     repeats: int = 15,
     budget: float = float("inf"),
+    clock: Clock = host_seconds,
 ) -> Comparison:
-    """Holds our outputs to the oracle (`disagreement`), and times the two only if every one of them is right.
+    """Holds every result to the oracle; if all of ours are right, times all that are right in turn.
+
+    Each entry is a function that gets ready and returns the function to time, so that the forward pass before a
+    backward pass is not timed.
 
     Args:
-        name: what the row is called.
-        ours, theirs: the same computation at the same dtype; a tensor or several.
-        exact: that computation by PyTorch in fp64.
-        repeats, budget: as in `interleaved`.
+        ours: held to `disagreement`.
+        theirs: held to a bound that only shows that they compute the same thing (`differs`).
+        exact: the oracle's result in fp64.
+        yardstick: PyTorch's result at the dtype under test, whose error sets the bound for ours. By default the first
+            of theirs; the exact result rounded to that dtype if that one cannot run.
+        anchors: timed too, but compute something else.
+        repeats, budget, clock: as in `interleaved`.
     """
-    for index, (mine, true, other) in enumerate(zip(*map(_tensors, (ours(), exact(), theirs())), strict=True)):
-        wrong = disagreement(mine, true, other)
+    result = Comparison()
+    runs = _right_ones(result, ours, theirs, exact, yardstick)
+    if not any(name in ours for name in result.wrong):
+        for name, ready in (anchors or {}).items():
+            runs[name] = ready()
+            runs[name]()
+        timings = interleaved(*runs.values(), repeats=repeats, budget=budget, clock=clock, warm_up=False)
+        result.timings = dict(zip(runs, timings))
+    return result
+
+
+def _right_ones(
+    result: Comparison, ours: Mapping[str, Ready], theirs: Mapping[str, Ready], exact: Run, yardstick: Run | None
+) -> dict[str, Run]:
+    """Those to be timed, ours first; the others go to `result`."""
+    true = _tensors(exact())
+    known = None if yardstick is None else _tensors(yardstick())
+    runs: dict[str, Run] = {}
+    for position, (name, ready) in enumerate([*theirs.items(), *ours.items()]):
+        try:
+            run = ready()
+            outputs = _tensors(run())
+        except Exception as error:
+            result.failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            continue
+        if position == 0 and known is None and theirs:
+            known = outputs
+        verdict = _verdict(outputs, true, known, strict=name in ours)
+        if verdict is None:
+            runs[name] = run
+        else:
+            result.wrong[name] = verdict
+    return {name: runs[name] for name in (*ours, *theirs) if name in runs}
+
+
+def _verdict(
+    outputs: Sequence[Tensor], exact: Sequence[Tensor], known: Sequence[Tensor] | None, strict: bool
+) -> str | None:
+    if len(outputs) != len(exact):
+        return f"{len(outputs)} outputs, expected {len(exact)}"
+    for index, (output, true) in enumerate(zip(outputs, exact)):
+        other = known[index] if known is not None else true.to(output.dtype)
+        wrong = disagreement(output, true, other) if strict else differs(output, true)
         if wrong is not None:
-            return Comparison(name, wrong=f"output {index}: {wrong}")
-    a, b = interleaved(ours, theirs, repeats, budget)
-    return Comparison(name, ours=a, theirs=b)
+            return f"output {index}: {wrong}"
+    return None
+
+
+def differs(theirs: Tensor, exact: Tensor) -> str | None:
+    """Why two results cannot be of the same computation, or None: |theirs - exact| <= 4 sqrt(eps) max |exact|."""
+    if theirs.shape != exact.shape:
+        return f"shape {tuple(theirs.shape)}, expected {tuple(exact.shape)}"
+    if exact.numel() == 0:
+        return None
+    if not theirs.is_floating_point():
+        wrong = int((theirs != exact).sum())
+        return f"{wrong} of {theirs.numel()} integers differ" if wrong else None
+    error = (theirs.double() - exact).abs().max()
+    bound = 4 * torch.finfo(theirs.dtype).eps ** 0.5 * exact.abs().max()
+    return None if bool(error <= bound) else f"another result: differs by {error:.3e}, bound {bound:.3e}"
 
 
 def _tensors(outputs: Outputs) -> Sequence[Tensor]:

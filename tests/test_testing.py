@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from atrousops.testing import Comparison, Timing, compare, disagreement, interleaved
+from atrousops.testing import Timing, compare, differs, disagreement, interleaved
 
 EXACT = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
 THEIRS = EXACT.float() + torch.tensor([0.0, 1e-5, 0.0])
@@ -61,26 +61,50 @@ def test_budget_leaves_three_pairs(monkeypatch):
     assert a == b == Timing(1, 1, 1, 3)
 
 
-def test_wrong_results_are_not_timed():
-    timed = []
-
-    def theirs():
-        timed.append(1)
-        return THEIRS
-
-    row = compare("case", lambda: (THEIRS + 1,), theirs, lambda: EXACT)
-    assert len(timed) == 1
-    assert row.ratio is None
-    assert row.row().startswith("case")
-    assert "WRONG: output 0: error" in row.row()
-    right = compare("case", lambda: (THEIRS,), theirs, lambda: EXACT, repeats=2)
-    assert right.wrong is None
-    assert right.ratio is not None
-    with pytest.raises(ValueError, match="argument"):
-        compare("case", lambda: (THEIRS, THEIRS), theirs, lambda: EXACT)
+def test_clock_and_warm_up():
+    calls = []
+    (timing,) = interleaved(lambda: calls.append(1), repeats=3, warm_up=False, clock=lambda f: f() or 2.0)
+    assert timing == Timing(2.0, 2.0, 2.0, 3)
+    assert len(calls) == 3
 
 
-def test_ratio_is_theirs_over_ours():
-    row = Comparison("case", ours=Timing(0.002, 0.001, 0.003, 5), theirs=Timing(0.001, 0.001, 0.001, 5))
-    assert row.ratio == 0.5
-    assert row.row().endswith("0.50x"), "a loss is printed like a win"
+def returns(value):
+    return lambda: lambda: value
+
+
+def test_nothing_is_timed_if_ours_is_wrong():
+    result = compare(
+        {"ours": returns((THEIRS + 1,)), "other": returns(THEIRS)}, {"theirs": returns(THEIRS)}, lambda: EXACT
+    )
+    assert not result.timings
+    assert "output 0: error" in result.wrong["ours"]
+    assert "other" not in result.wrong
+    result = compare({"ours": returns((THEIRS, THEIRS))}, {"theirs": returns(THEIRS)}, lambda: EXACT)
+    assert result.wrong == {"ours": "2 outputs, expected 1"}
+
+
+def test_what_is_right_is_timed_in_turn():
+    def cannot():
+        raise NotImplementedError("not at\nthis dtype")
+
+    theirs = {"theirs": returns(THEIRS), "another": returns(THEIRS + 1), "broken": cannot}
+    result = compare({"ours": returns(THEIRS)}, theirs, lambda: EXACT, anchors={"gemm": returns(EXACT)}, repeats=2)
+    assert list(result.timings) == ["ours", "theirs", "gemm"]
+    assert "output 0: another result" in result.wrong["another"]
+    assert result.failed == {"broken": "NotImplementedError: not at this dtype"}
+
+
+def test_yardstick():
+    ours = {"ours": returns(EXACT.float() + torch.tensor([0.0, 0.0, 1.9e-5]))}
+    # Without one to measure by, ours may be one rounding off twice; by the first of theirs, twice its error.
+    assert "ours" in compare(ours, {}, lambda: EXACT).wrong
+    assert not compare(ours, {}, lambda: EXACT, yardstick=lambda: THEIRS, repeats=1).wrong
+    assert not compare(ours, {"theirs": returns(THEIRS)}, lambda: EXACT, repeats=1).wrong
+
+
+def test_differs():
+    assert differs(THEIRS, EXACT) is None
+    assert "another result" in differs(THEIRS * 1.01, EXACT)
+    assert "shape" in differs(THEIRS[:1], EXACT)
+    assert differs(torch.tensor([1, 2]), torch.tensor([1, 3])) == "1 of 2 integers differ"
+    assert differs(torch.empty(0), torch.empty(0).double()) is None

@@ -1,0 +1,1 @@
+"""`atrousops bench`: ours against what it replaces, row by row, each result checked before it is timed."""

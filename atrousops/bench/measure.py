@@ -1,0 +1,115 @@
+"""One row measured: checked first, then ours, the incumbents and the matrix product of equal work in turn."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from atrousops import _library
+from atrousops.bench.machine import Ceilings, clock_of, peak_memory, tf32
+from atrousops.bench.operators import under
+from atrousops.bench.registry import DTYPES, Prepared, Row
+from atrousops.bench.results import DISPATCHED, GEMM, OWN, Result
+from atrousops.testing import Ready, Run, Timing, compare
+
+# A matrix product of equal work is left out if its operands need more than this.
+MOST_GEMM_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Options:
+    """repeats and budget (seconds) of each row; compile: also time what torch.compile makes of PyTorch's way."""
+
+    repeats: int = 15
+    budget: float = 3.0
+    compile: bool = False
+
+
+def measure(row: Row, device: torch.device, best: Ceilings, options: Options) -> Result:
+    """Everything about one row. What goes wrong is in the result; only an interruption passes through."""
+    result = Result(row.suite, row.case, row.reason, row.dtype, row.layout, row.direction)
+    try:
+        with tf32(row.dtype):
+            _measure(result, row, device, best, options)
+    except Exception as error:
+        result.error = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    finally:
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return result
+
+
+def _measure(result: Result, row: Row, device: torch.device, best: Ceilings, options: Options) -> None:
+    prepared = row.prepared(device)
+    result.floor, result.missing = prepared.floor, prepared.missing
+    result.floor_seconds = prepared.floor.seconds(best.copy, best.peak(row.dtype))
+    result.kernel, result.why = prepared.kernel()
+    result.gemm = prepared.gemm
+    ours, theirs = _contenders(prepared, device, options)
+    comparison = compare(
+        ours,
+        theirs,
+        prepared.exact,
+        yardstick=prepared.yardstick,
+        anchors=_anchors(prepared.gemm, row.dtype, device, best),
+        repeats=options.repeats,
+        budget=options.budget,
+        clock=clock_of(device, of_host=prepared.calls > 1),
+    )
+    result.timings = {
+        name: t if name == GEMM else _per_call(t, prepared.calls) for name, t in comparison.timings.items()
+    }
+    result.wrong, result.failed = comparison.wrong, comparison.failed
+    for name in (DISPATCHED, result.incumbent):
+        if name is not None and name in result.timings:
+            peak = peak_memory((ours | theirs)[name](), device)
+            result.memory |= {} if peak is None else {name: peak}
+
+
+def _contenders(
+    prepared: Prepared, device: torch.device, options: Options
+) -> tuple[dict[str, Ready], dict[str, Ready]]:
+    ours = {DISPATCHED: prepared.ours}
+    library = _library.cuda if device.type == "cuda" else _library.cpu
+    if library.problem is None:
+        ours[OWN] = under(device.type, prepared.ours)
+    theirs = dict(prepared.theirs)
+    if options.compile and prepared.compiled is not None:
+        theirs["torch.compile"] = prepared.compiled(_compile)
+    return ours, theirs
+
+
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=False)
+
+
+def _per_call(timing: Timing, calls: int) -> Timing:
+    return replace(
+        timing, median=timing.median / calls, lower=timing.lower / calls, upper=timing.upper / calls
+    )  # fmt: skip
+
+
+def _anchors(shape: tuple[int, int, int] | None, dtype: str, device: torch.device, best: Ceilings) -> dict[str, Ready]:
+    if shape is None or _gemm_bytes(shape, dtype) > MOST_GEMM_BYTES:
+        return {}
+    # PyTorch multiplies 16-bit matrices a hundred times slower than fp32 ones on a CPU without hardware for them.
+    if best.gemm[dtype] < 0.5 * best.peak(dtype):
+        return {}
+
+    def ready() -> Run:
+        m, n, k = shape
+        a, b = torch.randn(m, k, device=device), torch.randn(k, n, device=device)
+        return partial(torch.matmul, a.to(DTYPES[dtype]), b.to(DTYPES[dtype]))
+
+    return {GEMM: ready}
+
+
+def _gemm_bytes(shape: Sequence[int], dtype: str) -> int:
+    m, n, k = shape
+    return (m * k + k * n + m * n) * DTYPES[dtype].itemsize

@@ -1,0 +1,115 @@
+"""Rows made of a whole module: ours against torchvision's with the same weights."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import atrousops as ao
+from atrousops.bench.floors import PROBLEMS, Floor
+from atrousops.bench.operators import incumbents, under
+from atrousops.bench.registry import DTYPES, LAYOUTS, Prepared, Setting
+from atrousops.explain import Explanation
+from atrousops.testing import Outputs, Run
+
+
+def module(
+    ours: Callable[[], nn.Module],
+    stock: Callable[[], nn.Module] | None,
+    input: Callable[[], Tensor],
+    *,
+    output: Callable[[Any], Tensor] = lambda y: y,
+) -> Callable[[Setting], Prepared]:
+    """How to prepare a module, in evaluation mode for "forward" and in training mode for "training".
+
+    Args:
+        ours, stock: make the modules, ours and torchvision's, whose state dicts are the same. Where torchvision has
+            none, ours on PyTorch's kernels is the incumbent.
+        input: (N, C, H, W) in fp32 and NCHW.
+        output: from what the module returns to the tensor that is compared; timed too.
+    """
+
+    def prepare(at: Setting) -> Prepared:
+        training = at.direction == "training"
+        mine = _placed(ours().train(training), at)
+        theirs = mine
+        if stock is not None:
+            theirs = stock().train(training)
+            theirs.load_state_dict(mine.state_dict())
+            theirs = _placed(theirs, at)
+        x = at.tensor(input())
+        probe = _Probe(mine, output)
+        with FakeTensorMode() as mode, torch.set_grad_enabled(training):
+            explanation = ao.explain(probe, mode.from_tensor(x))
+        dy = at.tensor(torch.randn(probe.shape)) if training else None
+
+        def ready(model: nn.Module, where: Setting) -> Run:
+            placed = _placed(model, where)
+            return _start(placed, output, where.tensor(x), where.tensor(dy) if dy is not None else None)
+
+        def ready_stock(where: Setting) -> Run:
+            start = partial(ready, theirs, where)
+            return start() if stock is not None else under("aten", start)()
+
+        elements = sum(p.numel() for p in mine.parameters()) + x.numel() + probe.shape.numel()
+        scale = len(PROBLEMS[at.direction])
+        live = explanation.live_flops / explanation.flops if explanation.flops else 1.0
+        return Prepared(
+            ours=partial(ready, mine, at),
+            theirs=incumbents("torchvision" if stock is not None else "", ready_stock, at),
+            exact=lambda: ready_stock(at.exact())(),
+            floor=Floor(scale * float(elements * at.element_bytes), scale * explanation.flops, live),
+            kernel=lambda: (_kernels(explanation), "calls of the module by kernel"),
+            compiled=lambda compiler: partial(ready, compiler(theirs), at),
+        )
+
+    return prepare
+
+
+class _Probe(nn.Module):
+    """Remembers the shape of the output."""
+
+    def __init__(self, model: nn.Module, output: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.model, self.output = model, output
+        self.shape = torch.Size()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.output(self.model(x))
+        self.shape = y.shape
+        return y
+
+
+def _placed(model: nn.Module, at: Setting) -> nn.Module:
+    placed = copy.deepcopy(model).to(at.device, DTYPES[at.dtype])
+    return placed.to(memory_format=LAYOUTS[at.layout])  # type: ignore[call-overload]
+
+
+def _start(model: nn.Module, output: Callable[[Any], Tensor], x: Tensor, dy: Tensor | None) -> Run:
+    if dy is None:
+
+        def forward() -> Outputs:
+            with torch.no_grad():
+                return output(model(x))
+
+        return forward
+    leaf = x.detach().requires_grad_()
+    sources = [leaf, *model.parameters()]
+
+    def training() -> Outputs:
+        y = output(model(leaf))
+        return (y.detach(), *torch.autograd.grad(y, sources, dy))
+
+    return training
+
+
+def _kernels(explanation: Explanation) -> str:
+    counts = Counter(row.kernel for row in explanation.rows)
+    return ", ".join(f"{count} {kernel}" for kernel, count in counts.most_common())

@@ -1,0 +1,56 @@
+"""Whole networks with fresh weights, from a normalised image to labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atrousops import models
+from atrousops.bench.modules import module
+from atrousops.bench.registry import Row, expand
+
+WAYS = {way: ("forward",) for way in ("fp32 nchw", "fp32 nhwc", "bf16 nhwc", "tf32 nhwc")}
+# network, height, width, whether torchvision has it, reason
+CASES = (
+    ("deeplabv3_resnet50", 513, 513, True, "the network that most people start with"),
+    ("deeplabv3_resnet101", 513, 513, True, "the paper's backbone"),
+    ("deeplabv3_mobilenet_v3_large", 513, 513, True, "depthwise filters, dilated 5x5 among them"),
+    ("deeplabv3plus_resnet50", 513, 513, False, "separable ASPP and decoder"),
+    ("deeplabv3plus_vgg16_lowrank", 500, 375, False, "the weights that come with the package"),
+    ("enet", 360, 480, False, "max-unpooling, transposed, dilated and asymmetric filters; overhead counts"),
+)
+QUICK = {
+    "deeplabv3_resnet50": ("fp32 nhwc forward",),
+    "deeplabv3_mobilenet_v3_large": ("fp32 nhwc forward",),
+    "enet": ("fp32 nchw forward",),
+}
+
+
+def rows() -> Iterator[Row]:
+    """One image each. Against torchvision's network, or against ours on PyTorch's kernels where it has none."""
+    for name, height, width, known, reason in CASES:
+        stock = partial(_stock, name) if known else None
+        prepare = module(partial(_ours, name), stock, partial(torch.randn, 1, 3, height, width), output=_to_labels)
+        yield from expand("networks", f"{name}, {height}x{width}", reason, prepare, WAYS, QUICK.get(name, ()))
+
+
+def _ours(name: str) -> nn.Module:
+    return models.build(name, num_classes=21)
+
+
+def _stock(name: str) -> nn.Module:
+    from torchvision.models import segmentation
+
+    factory: Callable[..., nn.Module] = getattr(segmentation, name)
+    return factory(weights=None, weights_backbone=None, num_classes=21, aux_loss=False)
+
+
+def _to_labels(outputs: dict[str, Any]) -> Tensor:
+    # Labels are what users want; scores are what can be held to a tolerance.
+    scores = outputs["out"]
+    scores.argmax(1)
+    return scores

@@ -1,0 +1,77 @@
+"""Rows of whole modules and of the CRF, at sizes of a test."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import segmentation
+
+from atrousops import models
+from atrousops.bench.machine import Ceilings
+from atrousops.bench.measure import Options, measure
+from atrousops.bench.modules import module
+from atrousops.bench.registry import Row
+from atrousops.bench.suites import crf, networks
+from atrousops.nn import AtrousConv2d
+
+CPU = torch.device("cpu")
+CEILINGS = Ceilings(copy=1e10, gemm={"fp32": 1e11})
+
+
+def measured(prepare, direction="forward"):
+    row = Row("small", "case", "for a test", "fp32", "nhwc", direction, prepare)
+    return measure(row, CPU, CEILINGS, Options(repeats=1, budget=0))
+
+
+def net(kind):
+    # A bias before the normalisation would have a gradient of rounding errors only.
+    return lambda: nn.Sequential(
+        kind(3, 4, 3, padding=2, dilation=2, bias=False), nn.BatchNorm2d(4), nn.ReLU(), kind(4, 2, 1)
+    )
+
+
+@pytest.mark.parametrize("direction", ["forward", "training"])
+def test_module(direction):
+    prepare = module(net(AtrousConv2d), net(nn.Conv2d), lambda: torch.randn(2, 3, 7, 7))
+    result = measured(prepare, direction)
+    assert (result.error, result.wrong, result.failed) == ("", {}, {})
+    assert result.incumbent == "torchvision"
+    # Two convolutions of 2 x 49 positions; three products when it trains.
+    assert result.floor.flops == 2 * 98 * (3 * 4 * 9 + 4 * 2) * (3 if direction == "training" else 1)
+    assert result.kernel == "2 aten"
+
+
+def test_module_without_a_stock_one():
+    result = measured(module(net(AtrousConv2d), None, lambda: torch.randn(2, 3, 7, 7)))
+    assert (result.error, result.wrong, result.failed) == ("", {}, {})
+    assert result.incumbent == "aten"
+
+
+def test_module_that_is_wrong():
+    class Wrong(AtrousConv2d):
+        def forward(self, input):
+            return super().forward(input) + 0.01
+
+    result = measured(module(net(Wrong), net(nn.Conv2d), lambda: torch.randn(2, 3, 7, 7)))
+    assert result.is_wrong
+    assert not result.timings
+
+
+def test_networks_exist():
+    for name, _, _, known, _ in networks.CASES:
+        assert name in models.registry.NETWORKS
+        assert hasattr(segmentation, name) == known
+
+
+@pytest.mark.parametrize("prepare", [crf._whole, crf._iterations, crf._lattices, crf._filter])
+def test_crf(monkeypatch, prepare):
+    pytest.importorskip("skimage")
+    monkeypatch.setattr(crf, "ITERATIONS", 2)
+    # The oracle's part of the picture, and room around it.
+    whole = crf._photograph
+    monkeypatch.setattr(crf, "_photograph", lambda h, w: whole(60, 70))
+    monkeypatch.setattr(crf, "_scores", lambda h, w: torch.randn(1, crf.LABELS, 60, 70))
+    monkeypatch.setattr(crf, "PART", (slice(10, 40), slice(20, 50)))
+    result = measured(prepare)
+    assert (result.error, result.wrong, result.failed) == ("", {}, {})
+    assert "dispatched" in result.timings
+    assert bool(result.missing) == (result.incumbent is None)
