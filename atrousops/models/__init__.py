@@ -15,9 +15,11 @@ from atrousops.models.deeplab import (
     deeplabv3plus_vgg16_lowrank,
 )
 from atrousops.models.enet import ENet, enet
+from atrousops.models.fcn import FCN, fcn8s, fcn16s, fcn32s
 from atrousops.models.registry import Info, WeightsError, build, list, load, load_weights, save
 
 __all__ = [
+    "FCN",
     "ENet",
     "Info",
     "SegmentationModel",
@@ -31,6 +33,9 @@ __all__ = [
     "deeplabv3plus_resnet101",
     "deeplabv3plus_vgg16_lowrank",
     "enet",
+    "fcn8s",
+    "fcn16s",
+    "fcn32s",
     "list",
     "load",
     "load_weights",

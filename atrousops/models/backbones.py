@@ -35,6 +35,23 @@ class Backbone(nn.ModuleDict):
         return features
 
 
+def load_backbone(backbone: Backbone, weights: Mapping[str, Tensor] | None) -> None:
+    """Loads a torchvision classifier's state dict into a backbone; the classifier's own layers are left out.
+
+    Raises:
+        ArgumentError: a weight of the backbone is missing.
+    """
+    if weights is None:
+        return
+    # MobileNet keeps its trunk in `features.`, ResNet at the top.
+    trunk = {name.removeprefix("features."): value for name, value in weights.items()}
+    wanted = backbone.state_dict()
+    missing = [name for name in wanted if name not in trunk]
+    if missing:
+        bad_value("load_backbone", "weights", "hold every weight of the backbone", f"none for {missing[0]}")
+    backbone.load_state_dict({name: trunk[name] for name in wanted})
+
+
 def resnet(depth: int, output_stride: int) -> Backbone:
     """ResNet-50 or -101 with atrous last stages.
 

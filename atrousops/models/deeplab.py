@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from atrousops._checks import bad_value
-from atrousops.models.backbones import Backbone, mobilenet_v3_large, resnet
+from atrousops.models.backbones import Backbone, load_backbone, mobilenet_v3_large, resnet
 from atrousops.models.base import Features, SegmentationModel, resize
 from atrousops.models.vgg16_lowrank import VGG16LowRank
 from atrousops.nn import ASPP, AtrousConv2d, conv_norm_relu
@@ -94,23 +93,6 @@ def _v3plus(
     rates = _rates(6, output_stride, reference=16)
     head = DeepLabV3PlusHead(channels["out"], channels["low"], num_classes, rates)
     return SegmentationModel(backbone, head)
-
-
-def load_backbone(backbone: Backbone, weights: Mapping[str, Tensor] | None) -> None:
-    """Loads a torchvision classifier's state dict into a backbone; the classifier's own layers are left out.
-
-    Raises:
-        ArgumentError: a weight of the backbone is missing.
-    """
-    if weights is None:
-        return
-    # MobileNet keeps its trunk in `features.`, ResNet at the top.
-    trunk = {name.removeprefix("features."): value for name, value in weights.items()}
-    wanted = backbone.state_dict()
-    missing = [name for name in wanted if name not in trunk]
-    if missing:
-        bad_value("load_backbone", "weights", "hold every weight of the backbone", f"none for {missing[0]}")
-    backbone.load_state_dict({name: trunk[name] for name in wanted})
 
 
 def deeplabv3_resnet50(
