@@ -19,10 +19,13 @@ from torch import Tensor, nn
 from atrousops._checks import ArgumentError, bad_value
 from atrousops._files import write_atomically
 from atrousops.models import deeplab, fcn
+from atrousops.models.crf import crfrnn
+from atrousops.models.dilated_vgg import dilated_vgg16
 from atrousops.models.enet import enet
 from atrousops.nn import DenseCRF
 
 _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
+    crfrnn,
     deeplab.deeplabv3_mobilenet_v3_large,
     deeplab.deeplabv3_resnet101,
     deeplab.deeplabv3_resnet50,
@@ -30,6 +33,7 @@ _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     deeplab.deeplabv3plus_resnet101,
     deeplab.deeplabv3plus_resnet50,
     deeplab.deeplabv3plus_vgg16_lowrank,
+    dilated_vgg16,
     enet,
     fcn.fcn16s,
     fcn.fcn32s,

@@ -21,6 +21,7 @@ class NetworkTests:
     odd: ClassVar[tuple[int, int]] = (49, 67)
     # H, W of the images it learns from.
     training: ClassVar[tuple[int, int]] = (64, 64)
+    steps: ClassVar[int] = 4
 
     def build(self, **arguments: Any) -> torch.nn.Module:
         torch.manual_seed(0)
@@ -46,7 +47,7 @@ class NetworkTests:
         images = torch.rand(2, 3, *self.training)
         labels = (images[:, 0] > 0.5).long()
         losses = []
-        for _ in range(4):
+        for _ in range(self.steps):
             loss = F.cross_entropy(network(images)["out"], labels)
             optimiser.zero_grad()
             loss.backward()
