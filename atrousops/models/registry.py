@@ -20,12 +20,17 @@ from atrousops._checks import ArgumentError, bad_value
 from atrousops._files import write_atomically
 from atrousops.models import deeplab, fcn
 from atrousops.models.crf import crfrnn
+from atrousops.models.deeplab_v1 import deeplabv1
+from atrousops.models.deeplab_v2 import deeplabv2
 from atrousops.models.dilated_vgg import dilated_vgg16
 from atrousops.models.enet import enet
 from atrousops.nn import DenseCRF
 
 _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     crfrnn,
+    deeplabv1,
+    deeplabv2,
+    deeplab.deeplabv3_cascade,
     deeplab.deeplabv3_mobilenet_v3_large,
     deeplab.deeplabv3_resnet101,
     deeplab.deeplabv3_resnet50,
@@ -33,6 +38,7 @@ _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     deeplab.deeplabv3plus_resnet101,
     deeplab.deeplabv3plus_resnet50,
     deeplab.deeplabv3plus_vgg16_lowrank,
+    deeplab.deeplabv3plus_xception65,
     dilated_vgg16,
     enet,
     fcn.fcn16s,
