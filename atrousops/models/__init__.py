@@ -4,8 +4,11 @@ Every network maps normalised images (N, 3, H, W) of any size to a dict: "out" (
 same shape where it has an auxiliary classifier.
 """
 
+from atrousops.models.backbones import encoder
 from atrousops.models.base import SegmentationModel
+from atrousops.models.crf import WithCRF, crfrnn
 from atrousops.models.deeplab import (
+    deeplabv3_cascade,
     deeplabv3_mobilenet_v3_large,
     deeplabv3_resnet50,
     deeplabv3_resnet101,
@@ -13,16 +16,29 @@ from atrousops.models.deeplab import (
     deeplabv3plus_resnet50,
     deeplabv3plus_resnet101,
     deeplabv3plus_vgg16_lowrank,
+    deeplabv3plus_xception65,
 )
+from atrousops.models.deeplab_v1 import deeplabv1
+from atrousops.models.deeplab_v2 import MultiScale, deeplabv2
+from atrousops.models.dilated_vgg import DilatedVGG16, dilated_vgg16
 from atrousops.models.enet import ENet, enet
+from atrousops.models.fcn import FCN, fcn8s, fcn16s, fcn32s
 from atrousops.models.registry import Info, WeightsError, build, list, load, load_weights, save
 
 __all__ = [
+    "FCN",
+    "DilatedVGG16",
     "ENet",
     "Info",
+    "MultiScale",
     "SegmentationModel",
     "WeightsError",
+    "WithCRF",
     "build",
+    "crfrnn",
+    "deeplabv1",
+    "deeplabv2",
+    "deeplabv3_cascade",
     "deeplabv3_mobilenet_v3_large",
     "deeplabv3_resnet50",
     "deeplabv3_resnet101",
@@ -30,7 +46,13 @@ __all__ = [
     "deeplabv3plus_resnet50",
     "deeplabv3plus_resnet101",
     "deeplabv3plus_vgg16_lowrank",
+    "deeplabv3plus_xception65",
+    "dilated_vgg16",
+    "encoder",
     "enet",
+    "fcn8s",
+    "fcn16s",
+    "fcn32s",
     "list",
     "load",
     "load_weights",

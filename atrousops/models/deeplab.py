@@ -6,11 +6,14 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
 
 from atrousops._checks import bad_value
-from atrousops.models.backbones import Backbone, mobilenet_v3_large, resnet
+from atrousops.convert import convert
+from atrousops.models.backbones import Backbone, load_backbone, mobilenet_v3_large, resnet, set_rates
 from atrousops.models.base import Features, SegmentationModel, resize
 from atrousops.models.vgg16_lowrank import VGG16LowRank
+from atrousops.models.xception import Xception65
 from atrousops.nn import ASPP, AtrousConv2d, conv_norm_relu
 
 
@@ -87,7 +90,7 @@ def _v3(
 
 
 def _v3plus(
-    backbone: Backbone, num_classes: int, output_stride: int, weights: Mapping[str, Tensor] | None
+    backbone: Backbone | Xception65, num_classes: int, output_stride: int, weights: Mapping[str, Tensor] | None
 ) -> SegmentationModel:
     load_backbone(backbone, weights)
     channels = backbone.channels
@@ -96,27 +99,11 @@ def _v3plus(
     return SegmentationModel(backbone, head)
 
 
-def load_backbone(backbone: Backbone, weights: Mapping[str, Tensor] | None) -> None:
-    """Loads a torchvision classifier's state dict into a backbone; the classifier's own layers are left out.
-
-    Raises:
-        ArgumentError: a weight of the backbone is missing.
-    """
-    if weights is None:
-        return
-    # MobileNet keeps its trunk in `features.`, ResNet at the top.
-    trunk = {name.removeprefix("features."): value for name, value in weights.items()}
-    wanted = backbone.state_dict()
-    missing = [name for name in wanted if name not in trunk]
-    if missing:
-        bad_value("load_backbone", "weights", "hold every weight of the backbone", f"none for {missing[0]}")
-    backbone.load_state_dict({name: trunk[name] for name in wanted})
-
-
 def deeplabv3_resnet50(
     num_classes: int = 21,
     output_stride: int = 8,
     aux: bool = False,
+    multi_grid: tuple[int, ...] | None = None,
     backbone_weights: Mapping[str, Tensor] | None = None,
 ) -> SegmentationModel:
     """DeepLab v3 on ResNet-50; torchvision's `deeplabv3_resnet50` weights load by `load_state_dict`.
@@ -134,6 +121,7 @@ def deeplabv3_resnet50(
         num_classes: K.
         output_stride: 8 or 16.
         aux: an auxiliary classifier on layer3, whose scores are "aux".
+        multi_grid: factors of the rate of layer4's three blocks, (1, 2, 4) in the paper; without, as in torchvision.
         backbone_weights: state dict of torchvision's classifier to start from.
 
     Returns:
@@ -145,18 +133,88 @@ def deeplabv3_resnet50(
     Source: Chen et al., Rethinking atrous convolution for semantic image segmentation (2017).
     """
     rates = _rates(12, output_stride, reference=8)
-    return _v3(resnet(50, output_stride), num_classes, rates, aux, backbone_weights)
+    return _v3(resnet(50, output_stride, multi_grid), num_classes, rates, aux, backbone_weights)
+
+
+class CascadeHead(nn.Sequential):
+    """Copies of the last block of a ResNet, each at twice the rate of the one before, then scores.
+
+    Features "out" (N, C, h, w) -> (N, num_classes, h, w).
+    """
+
+    def __init__(
+        self, channels: int, num_classes: int, blocks: int, output_stride: int, multi_grid: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        for number in range(5, blocks + 1):
+            # Input and output are alike, so that no shortcut needs a convolution.
+            stage = nn.Sequential(*(Bottleneck(channels, channels // 4) for _ in multi_grid))
+            set_rates(stage, 32 // output_stride * 2 ** (number - 4), multi_grid)
+            self.add_module(f"block{number}", stage)
+        self.scores = AtrousConv2d(channels, num_classes, 1)
+        convert(self)
+
+    def forward(self, features: Features) -> Tensor:
+        return super().forward(features["out"])
+
+
+def deeplabv3_cascade(
+    num_classes: int = 21,
+    backbone: str = "resnet101",
+    output_stride: int = 16,
+    blocks: int = 7,
+    multi_grid: tuple[int, ...] = (1, 2, 1),
+    aux: bool = False,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+) -> SegmentationModel:
+    """DeepLab v3 with atrous blocks in cascade instead of ASPP: blocks 5 to 7 are copies of a ResNet's block 4.
+
+    | part | channels | stride at output_stride 16 (8) | rates of its three blocks |
+    |---|---|---|---|
+    | conv1 to layer3 | 64 to 1024 | 16 (8, rate 2) | |
+    | layer4 ("block4") | 2048 | 16 (8) | 2 (4) x multi_grid |
+    | block5, block6, block7 | 2048 | 16 (8) | 4, 8, 16 (8, 16, 32) x multi_grid |
+    | 1x1, bilinear to the input's size | num_classes | 1 | |
+
+    Args:
+        num_classes: K.
+        backbone: "resnet50", "resnet101" or "resnet152".
+        output_stride: 8 or 16.
+        blocks: number of the last one, 4 to 7.
+        multi_grid: factors of the rates within each block; (1, 2, 1) is the paper's best here.
+        aux: an auxiliary classifier on layer3, whose scores are "aux".
+        backbone_weights: state dict of torchvision's classifier to start from; blocks 5 to 7 start afresh.
+
+    Returns:
+        (N, 3, H, W) -> {"out": (N, K, H, W)}, and "aux".
+
+    Raises:
+        ArgumentError: backbone, output_stride, blocks or multi_grid is out of range, or a weight is missing.
+
+    Source: Chen et al., Rethinking atrous convolution (2017), sections 3.2, 4.1, tables 2 to 4.
+    """
+    if backbone not in ("resnet50", "resnet101", "resnet152"):
+        bad_value("deeplabv3_cascade", "backbone", 'be "resnet50", "resnet101" or "resnet152"', repr(backbone))
+    if output_stride not in (8, 16):
+        bad_value("deeplabv3_cascade", "output_stride", "be 8 or 16", output_stride)
+    if not 4 <= blocks <= 7:
+        bad_value("deeplabv3_cascade", "blocks", "be 4 to 7", blocks)
+    trunk = resnet(int(backbone.removeprefix("resnet")), output_stride, multi_grid)
+    load_backbone(trunk, backbone_weights)
+    head = CascadeHead(trunk.channels["out"], num_classes, blocks, output_stride, multi_grid)
+    return SegmentationModel(trunk, head, FCNHead(trunk.channels["aux"], num_classes) if aux else None)
 
 
 def deeplabv3_resnet101(
     num_classes: int = 21,
     output_stride: int = 8,
     aux: bool = False,
+    multi_grid: tuple[int, ...] | None = None,
     backbone_weights: Mapping[str, Tensor] | None = None,
 ) -> SegmentationModel:
     """DeepLab v3 on ResNet-101; stages, arguments and result as `deeplabv3_resnet50`, with 23 blocks in layer3."""
     rates = _rates(12, output_stride, reference=8)
-    return _v3(resnet(101, output_stride), num_classes, rates, aux, backbone_weights)
+    return _v3(resnet(101, output_stride, multi_grid), num_classes, rates, aux, backbone_weights)
 
 
 def deeplabv3_mobilenet_v3_large(
@@ -228,6 +286,20 @@ def deeplabv3plus_mobilenet_v3_large(
     Stages of the backbone as `deeplabv3_mobilenet_v3_large`, decoder, arguments and result as `deeplabv3plus_resnet50`.
     """
     return _v3plus(mobilenet_v3_large(output_stride), num_classes, output_stride, backbone_weights)
+
+
+def deeplabv3plus_xception65(
+    num_classes: int = 21,
+    output_stride: int = 16,
+    width: int = 32,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+) -> SegmentationModel:
+    """DeepLab v3+ on aligned Xception-65: low-level features of 256 channels, 2048 at the end; see `Xception65`.
+
+    Decoder, arguments and result as `deeplabv3plus_resnet50`; width is the channels of the first layer, a multiple of
+    4, to which the backbone's others are in proportion; backbone_weights is a state dict of timm's xception65.
+    """
+    return _v3plus(Xception65(output_stride, width), num_classes, output_stride, backbone_weights)
 
 
 def deeplabv3plus_vgg16_lowrank(num_classes: int = 2, output_stride: int = 16) -> SegmentationModel:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atrousops._checks import bad_value
+from atrousops.models.base import check_images
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d, MaxPool2d, MaxUnpool2d
 
 # Stages 2 and 3 share this middle: kind of the bottleneck, and its dilation.
@@ -136,8 +136,7 @@ class ENet(nn.Module):
         Returns:
             {"out": (N, num_classes, H, W)}.
         """
-        if input.dim() != 4 or input.shape[1] != 3:
-            bad_value("ENet", "input", "have shape (N, 3, H, W)", tuple(input.shape))
+        check_images(self, input)
         height, width = input.shape[-2:]
         x = F.pad(input, (0, -width % 8, 0, -height % 8))
         indices: dict[str, Tensor] = {}

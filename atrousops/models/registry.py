@@ -18,20 +18,34 @@ from torch import Tensor, nn
 
 from atrousops._checks import ArgumentError, bad_value
 from atrousops._files import write_atomically
-from atrousops.models import deeplab
+from atrousops.models import deeplab, fcn
+from atrousops.models.crf import crfrnn
+from atrousops.models.deeplab_v1 import deeplabv1
+from atrousops.models.deeplab_v2 import deeplabv2
+from atrousops.models.dilated_vgg import dilated_vgg16
 from atrousops.models.enet import enet
 from atrousops.nn import DenseCRF
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "deeplabv3_mobilenet_v3_large": deeplab.deeplabv3_mobilenet_v3_large,
-    "deeplabv3_resnet101": deeplab.deeplabv3_resnet101,
-    "deeplabv3_resnet50": deeplab.deeplabv3_resnet50,
-    "deeplabv3plus_mobilenet_v3_large": deeplab.deeplabv3plus_mobilenet_v3_large,
-    "deeplabv3plus_resnet101": deeplab.deeplabv3plus_resnet101,
-    "deeplabv3plus_resnet50": deeplab.deeplabv3plus_resnet50,
-    "deeplabv3plus_vgg16_lowrank": deeplab.deeplabv3plus_vgg16_lowrank,
-    "enet": enet,
-}
+_FACTORIES: tuple[Callable[..., nn.Module], ...] = (
+    crfrnn,
+    deeplabv1,
+    deeplabv2,
+    deeplab.deeplabv3_cascade,
+    deeplab.deeplabv3_mobilenet_v3_large,
+    deeplab.deeplabv3_resnet101,
+    deeplab.deeplabv3_resnet50,
+    deeplab.deeplabv3plus_mobilenet_v3_large,
+    deeplab.deeplabv3plus_resnet101,
+    deeplab.deeplabv3plus_resnet50,
+    deeplab.deeplabv3plus_vgg16_lowrank,
+    deeplab.deeplabv3plus_xception65,
+    dilated_vgg16,
+    enet,
+    fcn.fcn16s,
+    fcn.fcn32s,
+    fcn.fcn8s,
+)
+NETWORKS = {factory.__name__: factory for factory in _FACTORIES}
 
 
 @dataclass(frozen=True)

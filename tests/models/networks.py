@@ -19,6 +19,9 @@ class NetworkTests:
     outputs: ClassVar[tuple[str, ...]] = ("out",)
     # H, W: odd in both axes, so that no pooling divides evenly.
     odd: ClassVar[tuple[int, int]] = (49, 67)
+    # H, W of the images it learns from.
+    training: ClassVar[tuple[int, int]] = (64, 64)
+    steps: ClassVar[int] = 4
 
     def build(self, **arguments: Any) -> torch.nn.Module:
         torch.manual_seed(0)
@@ -41,10 +44,10 @@ class NetworkTests:
     def test_learns(self):
         network = self.build().train()
         optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
-        images = torch.rand(2, 3, 64, 64)
+        images = torch.rand(2, 3, *self.training)
         labels = (images[:, 0] > 0.5).long()
         losses = []
-        for _ in range(4):
+        for _ in range(self.steps):
             loss = F.cross_entropy(network(images)["out"], labels)
             optimiser.zero_grad()
             loss.backward()
@@ -77,3 +80,19 @@ class AtrousTests(NetworkTests):
     def test_bad_output_stride(self):
         with pytest.raises(ArgumentError, match="output_stride"):
             self.build(output_stride=12)
+
+
+def parameters(name: str, **arguments: Any) -> int:
+    """How many numbers a network learns, without making any."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in models.build(name, **arguments).parameters())
+
+
+def vgg16_weights(width: int = 64, batch_norm: bool = False) -> dict[str, torch.Tensor]:
+    """What torchvision's vgg16 would have for a state dict, at any width."""
+    trunk = models.vgg.vgg16(width, batch_norm=batch_norm)
+    weights = {f"features.{name}": torch.rand_like(v) if v.dim() else v for name, v in trunk.state_dict().items()}
+    fc, inputs = 64 * width, 8 * width * 49
+    weights["classifier.0.weight"], weights["classifier.0.bias"] = torch.randn(fc, inputs), torch.randn(fc)
+    weights["classifier.3.weight"], weights["classifier.3.bias"] = torch.randn(fc, fc), torch.randn(fc)
+    return weights

@@ -1,5 +1,7 @@
 """DeepLab v3 against torchvision's, v3+ by what it must do."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 import torchvision
@@ -47,6 +49,35 @@ class TestV3PlusMobileNet(AtrousTests):
         images = torch.rand(3, 3, 64, 64)
         with torch.no_grad():
             torch.testing.assert_close(program.module()(images)["out"], network(images)["out"])
+
+
+class TestV3PlusXception(AtrousTests):
+    name = "deeplabv3plus_xception65"
+    arguments: ClassVar = {"num_classes": 3, "width": 4}
+
+
+class TestCascade(AtrousTests):
+    name = "deeplabv3_cascade"
+    arguments: ClassVar = {"num_classes": 3, "backbone": "resnet50", "blocks": 5}
+    training = (32, 32)
+
+
+@pytest.mark.parametrize(("output_stride", "first"), [(16, 2), (8, 4)])
+def test_cascade_doubles_its_rates(output_stride, first):
+    """Blocks 4 to 7, each with multi-grid (1, 2, 1); three copies of three blocks without shortcuts."""
+    with torch.device("meta"):
+        network = models.deeplabv3_cascade(3, output_stride=output_stride)
+    blocks = [network.backbone["layer4"], *(network.classifier.get_submodule(f"block{i}") for i in (5, 6, 7))]
+    for block, rate in zip(blocks, (first, 2 * first, 4 * first, 8 * first), strict=True):
+        assert [b.conv2.dilation[0] for b in block] == [rate, 2 * rate, rate]
+    copy = 2048 * 512 * 2 + 512 * 512 * 9 + 2 * (512 + 512 + 2048)
+    assert sum(p.numel() for p in network.classifier.parameters()) == 9 * copy + 3 * 2049
+
+
+def test_cascade_arguments():
+    for wrong in ({"blocks": 8}, {"backbone": "resnet18"}, {"output_stride": 32}):
+        with pytest.raises(ArgumentError, match=next(iter(wrong))):
+            models.deeplabv3_cascade(2, **{"backbone": "resnet50", **wrong})
 
 
 class TestV3PlusVGG16LowRank(AtrousTests):

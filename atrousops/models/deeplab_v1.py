@@ -1,0 +1,99 @@
+"""DeepLab v1: VGG-16 at output stride 8, fc6 with holes, and the dense CRF."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from atrousops._checks import bad_value
+from atrousops.models.backbones import Backbone
+from atrousops.models.base import Features, SegmentationModel
+from atrousops.models.crf import with_crf
+from atrousops.models.vgg import fully_convolutional, load_vgg16, pool_2x2, vgg16
+from atrousops.nn import AtrousConv2d, MaxPool2d
+
+# Kernel and rate of fc6 -> its channels at width 64.
+VARIANTS = {(7, 4): 4096, (4, 4): 4096, (4, 8): 4096, (3, 12): 1024}
+
+
+def atrous_vgg16(width: int) -> Backbone:
+    """VGG-16 whose last two poolings keep the size, 3x3 with stride 1, with conv5 at rate 2: output stride 8."""
+    return vgg16(width, lambda stage: pool_2x2(stage) if stage <= 3 else MaxPool2d(3, 1, 1), dilations=(1, 1, 1, 1, 2))
+
+
+def scores(in_channels: int, num_classes: int, kernel_size: int = 1, rate: int = 1) -> AtrousConv2d:
+    """The layer that gives scores, with the authors' initial weights: normal noise of 0.01."""
+    layer = AtrousConv2d(in_channels, num_classes, kernel_size, padding=rate * (kernel_size // 2), dilation=rate)
+    nn.init.normal_(layer.weight, std=0.01)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class LargeFOVHead(nn.Module):
+    """fc6 with holes, fc7, scores: features "out" (N, C, h, w) -> (N, num_classes, h, w)."""
+
+    def __init__(self, in_channels: int, channels: int, num_classes: int, kernel_size: int, rate: int) -> None:
+        super().__init__()
+        # Even a 4x4 filter keeps the size, as its rate is even.
+        self.fc = fully_convolutional(in_channels, channels, kernel_size, rate, rate * (kernel_size - 1) // 2)
+        self.scores = scores(channels, num_classes)
+
+    def forward(self, features: Features) -> Tensor:
+        return self.scores(self.fc(features["out"]))
+
+
+def deeplabv1(
+    num_classes: int = 21,
+    kernel_size: int = 3,
+    rate: int = 12,
+    crf: str | None = None,
+    width: int = 64,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
+    """DeepLab v1 (DeepLab-LargeFOV): VGG-16 at output stride 8 whose fc6 sees far by a large rate.
+
+    | part | channels | stride |
+    |---|---|---|
+    | conv1, conv2, conv3, 2x2 pooling | 64 128 256 | 2 4 8 |
+    | conv4, 3x3 pooling of stride 1 | 512 | 8 |
+    | conv5 at rate 2, 3x3 pooling of stride 1 | 512 | 8 |
+    | fc6 kernel_size^2 at `rate`, fc7 1x1, dropout | 1024 (3x3) or 4096 | 8 |
+    | scores 1x1, bilinear to the input's size | num_classes | 1 |
+    | dense CRF, or CRF-RNN | num_classes | 1 |
+
+    | fc6 | rate | field of view | parameters (21 classes) |
+    |---|---|---|---|
+    | 7x7 | 4 | 224 | 134.3 M |
+    | 4x4 | 4 | 128 | 65.1 M |
+    | 4x4 | 8 | 224 | 65.1 M |
+    | 3x3 | 12 | 224 | 20.5 M |
+
+    The poolings with stride are 2x2, as in VGG-16: bilinear interpolation then puts each score at the middle of its
+    pixels. (The authors' release has 3x3 there too.)
+
+    Args:
+        num_classes: K.
+        kernel_size, rate: of fc6, one of the four above.
+        crf: None, "dense" (not in training) or "rnn"; see `WithCRF`.
+        width: channels of the first stage; all others are in proportion.
+        backbone_weights: state dict of torchvision's vgg16 to start from; its classifier is decimated into fc6 and fc7.
+
+    Returns:
+        (N, 3, H, W) -> {"out": (N, K, H, W)}; log-probabilities where there is a CRF.
+
+    Raises:
+        ArgumentError: another kernel_size or rate, crf is none of these, width is below 1, or a weight is missing.
+
+    Source: Chen et al., Semantic image segmentation with deep convolutional nets and fully connected CRFs (2015),
+    section 3, table 2.
+    """
+    if (kernel_size, rate) not in VARIANTS:
+        known = ", ".join(f"{size} at {r}" for size, r in VARIANTS)
+        bad_value("deeplabv1", "kernel_size and rate", f"be one of {known}", f"{kernel_size} at {rate}")
+    backbone = atrous_vgg16(width)
+    channels = VARIANTS[kernel_size, rate] * width // 64
+    head = LargeFOVHead(8 * width, channels, num_classes, kernel_size, rate)
+    load_vgg16(backbone, head.fc, backbone_weights)
+    return with_crf(SegmentationModel(backbone, head), crf, num_classes)

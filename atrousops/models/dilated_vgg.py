@@ -1,0 +1,89 @@
+"""The front end of Yu and Koltun: VGG-16 that keeps 1/8 of the resolution, and the context module behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from atrousops._checks import bad_value
+from atrousops.models.base import check_images, crop, reflect, resize
+from atrousops.models.crf import with_crf
+from atrousops.models.vgg import fully_convolutional, load_vgg16, pool_2x2, vgg16
+from atrousops.nn import AtrousConv2d, ContextModule
+
+# What the convolutions without padding take away on each side: 2, 2 x 2, 3 x 4, 3 x 8, 3 x 16 and 12 x 8 pixels.
+_MARGIN = 186
+
+
+class DilatedVGG16(nn.Module):
+    """The front end, with a context module or without; see `dilated_vgg16`."""
+
+    def __init__(self, num_classes: int, context: str | None, padding: str, width: int) -> None:
+        super().__init__()
+        if padding not in ("reflect", "zeros"):
+            bad_value("dilated_vgg16", "padding", 'be "reflect" or "zeros"', repr(padding))
+        valid = padding == "reflect"
+        self.margin = _MARGIN if valid else 0
+
+        def pool(stage: int) -> nn.Module | None:
+            return pool_2x2(stage) if stage <= 3 else None
+
+        self.backbone = vgg16(width, pool, dilations=(1, 1, 1, 1, 2), valid=valid)
+        self.fc = fully_convolutional(8 * width, 64 * width, 7, dilation=4, padding=0 if valid else 12)
+        self.score = AtrousConv2d(64 * width, num_classes, 1)
+        self.context = nn.Identity() if context is None else ContextModule(num_classes, context)
+
+    def forward(self, input: Tensor) -> dict[str, Tensor]:
+        """Scores of every pixel: (N, 3, H, W), any size -> {"out": (N, num_classes, H, W)}."""
+        check_images(self, input)
+        height, width = input.shape[-2:]
+        # Rounded up to whole positions of the last map.
+        rows, columns = height + -height % 8, width + -width % 8
+        padded = reflect(input, self.margin, (self.margin + rows - height, self.margin + columns - width))
+        x = self.context(self.score(self.fc(self.backbone(padded)["out"])))
+        return {"out": crop(resize(x, (rows, columns)), 0, (height, width))}
+
+
+def dilated_vgg16(
+    num_classes: int = 21,
+    context: str | None = None,
+    crf: str | None = None,
+    padding: str = "reflect",
+    width: int = 64,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
+    """The front end of Yu and Koltun, alone or with their context module: VGG-16 without its last two poolings.
+
+    | part | channels | stride |
+    |---|---|---|
+    | conv1, conv2, conv3, each with 2x2 pooling | 64 128 256 | 2 4 8 |
+    | conv4; conv5 at dilation 2 | 512 | 8 |
+    | fc6 7x7 at dilation 4, fc7 1x1, dropout, scores 1x1 | 4096 4096 num_classes | 8 |
+    | context: 3x3 at dilation 1 1 2 4 8 16 1, then 1x1; see `ContextModule` | basic: C, large: 2C..32C | 8 |
+    | bilinear to the input's size | num_classes | 1 |
+    | dense CRF, or CRF-RNN | num_classes | 1 |
+
+    The context module starts as the identity on what is positive, so it can be put behind a trained front end.
+
+    Args:
+        num_classes: C.
+        context: None, "basic" or "large".
+        crf: None, "dense" (not in training) or "rnn"; see `WithCRF`.
+        padding: "reflect": no layer pads and the image is mirrored 186 pixels deep, as in the paper. "zeros": every
+            layer keeps the size; on a 224x224 image a fifth of the work, and the same weights serve.
+        width: channels of the first stage; all others are in proportion.
+        backbone_weights: state dict of torchvision's vgg16 to start from; the classifier becomes fc6 and fc7.
+
+    Returns:
+        (N, 3, H, W) -> {"out": (N, C, H, W)}; log-probabilities where there is a CRF.
+
+    Raises:
+        ArgumentError: context, crf or padding is none of these, width is below 1, or a weight is missing.
+
+    Source: Yu and Koltun, Multi-scale context aggregation by dilated convolutions (2016), sections 3 to 5, tables 1
+    and 3.
+    """
+    network = DilatedVGG16(num_classes, context, padding, width)
+    load_vgg16(network.backbone, network.fc, backbone_weights)
+    return with_crf(network, crf, num_classes)

@@ -1,0 +1,111 @@
+"""FCN: geometry of deconvolutions and crops by hand, sizes, and VGG's weights."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+from networks import NetworkTests, parameters, vgg16_weights
+from torch.nn import functional as F
+
+from atrousops import models
+from atrousops._checks import ArgumentError
+from atrousops.models.base import bilinear_deconvolution
+
+
+class FCNTests(NetworkTests):
+    arguments: ClassVar = {"num_classes": 3, "width": 4}
+
+
+class TestFCN32s(FCNTests):
+    name = "fcn32s"
+
+
+class TestFCN16s(FCNTests):
+    name = "fcn16s"
+
+
+class TestFCN8s(FCNTests):
+    name = "fcn8s"
+
+
+class TestFCN8sUnpadded(FCNTests):
+    name = "fcn8s"
+    arguments: ClassVar = {"num_classes": 3, "width": 4, "padding": 0}
+
+
+TRUNK = 14_714_688
+FC = 25_088 * 4096 + 4096 + 4096 * 4096 + 4096
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("fcn32s", 21 * 4097 + 21 * 21 * 64**2),
+        ("fcn16s", 21 * (4097 + 513) + 21 * 21 * (4**2 + 32**2)),
+        ("fcn8s", 21 * (4097 + 513 + 257) + 21 * 21 * (4**2 + 4**2 + 16**2)),
+    ],
+)
+def test_parameters(name, heads):
+    assert parameters(name) == TRUNK + FC + heads
+
+
+@pytest.mark.parametrize("factor", [2, 8])
+def test_deconvolution_is_bilinear(factor):
+    """Of a linear function, and inside, of anything."""
+    up = bilinear_deconvolution(2, factor, padding=factor // 2)
+    x = torch.rand(1, 2, 6, 7)
+    inner = slice(factor, -factor)
+    with torch.no_grad():
+        got = up(x)
+    wanted = F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+    assert got.shape == wanted.shape
+    torch.testing.assert_close(got[..., inner, inner], wanted[..., inner, inner])
+
+
+@pytest.mark.parametrize(("name", "stride", "size"), [("fcn32s", 32, 165), ("fcn16s", 16, 85), ("fcn8s", 8, 45)])
+def test_crops_put_scores_where_they_belong(name, stride, size):
+    """With padding 100, a position of the last map is centred on the pixels that its receptive field is centred on.
+
+    Filters that pass one pixel on leave the pooling alone: where an image grows to the right, each score is the largest
+    abscissa of its window, which is (window - 1) / 2 above the window's centre.
+    """
+    network = models.build(name, num_classes=1, width=1).eval()
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                middle = layer.kernel_size[0] // 2
+                layer.weight.zero_()[0, 0, middle, middle] = 1
+                layer.bias.zero_()
+        for skip in network.skips.values():
+            skip.weight.zero_()
+    abscissa = torch.arange(1.0, size + 1)
+    ramp = abscissa.expand(1, 3, size, size).contiguous()
+    if network.skips:
+        # Only the finest map speaks.
+        finest = list(network.skips)[-1]
+        with torch.no_grad():
+            network.score.weight.zero_()
+            network.skips[finest].weight[0, 0] = 1
+    inside = slice(3 * stride // 2, -3 * stride // 2)
+    with torch.no_grad():
+        got = network(ramp)["out"][0, 0, size // 2]
+    torch.testing.assert_close(got[inside], abscissa[inside] + (stride - 1) / 2)
+
+
+def test_vgg_weights():
+    """torchvision's fully connected layers become convolutions: on a 7x7 map they say the same."""
+    weights = vgg16_weights(width=2)
+    network = models.fcn8s(width=2, backbone_weights=weights)
+    assert torch.equal(network.backbone.state_dict()["28.weight"], weights["features.28.weight"])
+    weights = {name: value.double() for name, value in weights.items()}
+    network.double()
+    x = torch.rand(1, 16, 7, 7, dtype=torch.float64)
+    wanted = F.linear(x.flatten(), weights["classifier.0.weight"], weights["classifier.0.bias"])
+    torch.testing.assert_close(network.fc[0](x).flatten(), wanted)
+    wanted = F.linear(wanted, weights["classifier.3.weight"], weights["classifier.3.bias"])
+    torch.testing.assert_close(network.fc[3](network.fc[0](x)).flatten(), wanted)
+
+
+def test_bad_padding():
+    with pytest.raises(ArgumentError, match="padding"):
+        models.fcn8s(width=1, padding=50)
