@@ -67,7 +67,7 @@ FAULTS = {
 }
 
 
-def tests_with(fault: Fault, folder) -> subprocess.CompletedProcess[str]:
+def run_with(fault: Fault, folder) -> subprocess.CompletedProcess[str]:
     """The fault's tests, in a process that has only its library."""
     library = build(fault, folder)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", fault.path, "-k", fault.select]
@@ -80,7 +80,7 @@ def runs(tmp_path_factory, request):
     """All asked for, two at a time: most of it is the compiler's work."""
     names = {item.callspec.params["name"] for item in request.session.items if item.originalname == test_found.__name__}
     with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(tests_with, FAULTS[name], tmp_path_factory.mktemp("fault")) for name in names}
+        yield {name: pool.submit(run_with, FAULTS[name], tmp_path_factory.mktemp("fault")) for name in names}
 
 
 @pytest.mark.parametrize("name", FAULTS)
