@@ -123,15 +123,17 @@ def test_codes_place_as_indices_do(case, channels_last, backend):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_indices_may_point_anywhere(channels_last, backend):
     """Not only into their own window, and in any order: PyTorch knows no windows here."""
-    x = torch.randn(2, 20, 6, 7)
-    indices = torch.stack([torch.randperm(12 * 14)[:42].reshape(6, 7) for _ in range(40)]).reshape(2, 20, 6, 7)
-    for marks in (indices, torch.full_like(indices, 12 * 14 - 1), indices % 5):
-        if channels_last:
-            x, marks = x.to(memory_format=torch.channels_last), marks.to(memory_format=torch.channels_last)
-        torch.set_num_threads(1)
-        expected = theirs(2, x.contiguous(), marks.contiguous(), 2)
-        torch.set_num_threads(2)
-        exactly(A.max_unpool2d(x, marks, 2), expected)
+    # Many planes, and one of more windows than a block of the CUDA kernel reads at once.
+    for n, c, h, w in ((2, 20, 6, 7), (1, 2, 17, 18)):
+        x = torch.randn(n, c, h, w)
+        indices = torch.stack([torch.randperm(4 * h * w)[: h * w] for _ in range(n * c)]).reshape(x.shape)
+        for marks in (indices, torch.full_like(indices, 4 * h * w - 1), indices % 5):
+            if channels_last:
+                x, marks = x.to(memory_format=torch.channels_last), marks.to(memory_format=torch.channels_last)
+            torch.set_num_threads(1)
+            expected = theirs(2, x.contiguous(), marks.contiguous(), 2)
+            torch.set_num_threads(2)
+            exactly(A.max_unpool2d(x, marks, 2), expected)
 
 
 def test_nan_stays_where_it_is_put(backend):

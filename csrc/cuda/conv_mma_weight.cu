@@ -21,7 +21,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Positions along an axis in which the tap that reads inside least often, but does, reads inside.
 int64_t shortest(const core::Axis& a) {
   int64_t least = a.out;
-  for (const core::AxisTap& t : core::axis_phases(core::Kind::weight_grad, a)[0].taps)
+  const auto phases = core::axis_phases(core::Kind::weight_grad, a);
+  for (const core::AxisTap& t : phases[0].taps)
     if (t.begin < t.end) least = std::min(least, t.end - t.begin);
   return least;
 }

@@ -66,7 +66,7 @@ FAULTS = {
 }
 
 
-def tests_with(fault: Fault, folder) -> subprocess.CompletedProcess[str]:
+def run_with(fault: Fault, folder) -> subprocess.CompletedProcess[str]:
     """The fault's tests, in a process that has only its library."""
     library = build(fault, folder)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", fault.path, "-k", fault.select]
@@ -76,7 +76,7 @@ def tests_with(fault: Fault, folder) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_found(name, tmp_path):
-    done = tests_with(FAULTS[name], tmp_path)
+    done = run_with(FAULTS[name], tmp_path)
     words = done.stdout[-4000:] + done.stderr[-4000:]
     if name.startswith("nothing changed"):
         assert done.returncode == pytest.ExitCode.OK, words

@@ -54,7 +54,8 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("path", TESTS)
 def test_operator(path):
-    done = python("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", path, "-k", TESTS[path])
+    # Not captured by file descriptor, or what a sanitizer says as it ends the process would be lost.
+    done = python("-m", "pytest", "-q", "-x", "--capture=sys", "-p", "no:cacheprovider", path, "-k", TESTS[path])
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
