@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Rates(NamedTuple):
@@ -76,7 +79,13 @@ def device_of(kind: str, dtype: torch.dtype, channels_last: bool) -> Device:
     return gpu_device(dtype, channels_last) if kind == "cuda" else cpu_device(dtype, channels_last)
 
 
-@torch.compiler.assume_constant_result
+def constant_in_graphs(function: F) -> F:
+    """What torch.compiler.assume_constant_result does, which imports the whole compiler (as slow as importing torch)."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_in_graphs
 def tf32_allowed() -> bool:
     """torch.backends.cudnn.allow_tf32, or what the newer fp32_precision settings say for convolutions."""
     return torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32"

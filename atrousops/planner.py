@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from atrousops import _library, _plan_cuda, geometry
-from atrousops.devices import Device, Rates, device_of, tf32_allowed
+from atrousops.devices import Device, Rates, constant_in_graphs, device_of, tf32_allowed
 from atrousops.geometry import Problem, product
 
 # On a CPU, in the order in which they are considered and shown (_plan_cuda has those of a GPU):
@@ -155,6 +155,7 @@ def _state(device: str) -> tuple[str, int | bool]:
     return device, torch.get_num_threads() if device == "cpu" else tf32_allowed()
 
 
+@constant_in_graphs
 def _first_choice(args: tuple, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str) -> str:
     if len(_chosen) >= 4096:
         _chosen.clear()
@@ -162,10 +163,6 @@ def _first_choice(args: tuple, dtype: torch.dtype, channels_last: bool, needs_gr
     kernel = plan(call_problem(*args), machine, dtype.itemsize, needs_grad=needs_grad).kernel
     _chosen[args, dtype, channels_last, needs_grad, _state(device)] = kernel
     return kernel
-
-
-# What torch.compiler.assume_constant_result does, which would import the whole compiler (as slow as importing torch).
-_first_choice._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _concrete(kind, input_size, weight_size, stride, padding, dilation, groups, output_padding) -> tuple:
