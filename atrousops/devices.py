@@ -80,7 +80,7 @@ def device_of(kind: str, dtype: torch.dtype, channels_last: bool) -> Device:
 
 
 def constant_in_graphs(function: F) -> F:
-    """What torch.compiler.assume_constant_result does, which imports the whole compiler (as slow as importing torch)."""
+    """What torch.compiler.assume_constant_result does, which would import the compiler: as slow as importing torch."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
