@@ -2,7 +2,7 @@
 
 python tests/gpu_check.py leaves benchmarks/results/<gpu>/: environment.txt, summary.json and a log of each step.
 A step that passed is not repeated until a source changes (--keep: not even then); one that failed is. Libraries that
-are in atrousops/lib already, built elsewhere, are taken as they are.
+are in atrousops/lib already, built elsewhere, are taken as they are. ATROUSOPS_BIG=1 adds tensors beyond 2^31 elements.
 """
 
 from __future__ import annotations

@@ -19,15 +19,15 @@ struct RoiWindows {
 
   __device__ __forceinline__ RoiWindows(G from, G to, G scale, int32_t size, int32_t bins) : size(size) {
     start = to_pixel(rounded_product(from, scale));
-    const int32_t length = to_pixel(rounded_product(to, scale)) - start;
-    bin = static_cast<G>(length < 0 ? 1 : static_cast<int64_t>(length) + 1) / static_cast<G>(bins);
+    const int64_t length = int64_t{to_pixel(rounded_product(to, scale))} - start;
+    bin = static_cast<G>(length < 0 ? 1 : length + 1) / static_cast<G>(bins);
   }
 
-  // Clips to a range far outside any map that boxes can be told apart on.
+  // Clips to a range far outside any map that boxes can be told apart on; NaN, whose box pools nothing, too.
   __device__ __forceinline__ static int32_t to_pixel(G v) {
     const G most = static_cast<G>(1 << 30);
     const G whole = round(v);
-    return static_cast<int32_t>(whole < -most ? -most : whole > most ? most : whole);
+    return static_cast<int32_t>(whole > -most ? whole < most ? whole : most : -most);
   }
 
   __device__ __forceinline__ int32_t begin(int32_t b) const { return clip(floor(rounded_product(G(b), bin))); }
