@@ -188,7 +188,10 @@ def test_too_large_for_memory_is_one_photos_failure(photo, tmp_path, monkeypatch
         (["segment", "a.png", "--threads", "0"], "argument --threads: must be at least 1"),
         (["segment", "a.png", "--backend", "abacus"], "argument --backend: invalid choice"),
         (["segment", "a.png", "--model", "m", "--weights", "w"], "not allowed with argument"),
-        (["bench"], "invalid choice: 'bench'"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["bench", "--budget", "-1"], "must be a number of seconds"),
+        (["bench", "--repeats", "0"], "must be at least 1"),
+        (["bench", "--list", "--plot", "a.json"], "not allowed with argument"),
     ],
 )
 def test_wrong_usage(args, message, capsys):
