@@ -7,6 +7,7 @@ same shape where it has an auxiliary classifier.
 from atrousops.models.backbones import encoder
 from atrousops.models.base import SegmentationModel
 from atrousops.models.crf import WithCRF, crfrnn
+from atrousops.models.deconvnet import DeconvNet, deconvnet
 from atrousops.models.deeplab import (
     deeplabv3_cascade,
     deeplabv3_mobilenet_v3_large,
@@ -24,18 +25,24 @@ from atrousops.models.dilated_vgg import DilatedVGG16, dilated_vgg16
 from atrousops.models.enet import ENet, enet
 from atrousops.models.fcn import FCN, fcn8s, fcn16s, fcn32s
 from atrousops.models.registry import Info, WeightsError, build, list, load, load_weights, save
+from atrousops.models.segnet import SegNet, segnet
+from atrousops.models.unet import UNet, unet
 
 __all__ = [
     "FCN",
+    "DeconvNet",
     "DilatedVGG16",
     "ENet",
     "Info",
     "MultiScale",
+    "SegNet",
     "SegmentationModel",
+    "UNet",
     "WeightsError",
     "WithCRF",
     "build",
     "crfrnn",
+    "deconvnet",
     "deeplabv1",
     "deeplabv2",
     "deeplabv3_cascade",
@@ -57,4 +64,6 @@ __all__ = [
     "load",
     "load_weights",
     "save",
+    "segnet",
+    "unet",
 ]
