@@ -24,15 +24,22 @@ from atrousops.models.deeplab_v2 import MultiScale, deeplabv2
 from atrousops.models.dilated_vgg import DilatedVGG16, dilated_vgg16
 from atrousops.models.enet import ENet, enet
 from atrousops.models.fcn import FCN, fcn8s, fcn16s, fcn32s
+from atrousops.models.gcn import GCN, gcn
+from atrousops.models.hypercolumns import Hypercolumns, hypercolumns
+from atrousops.models.msd import MSD, msd
+from atrousops.models.pspnet import pspnet
 from atrousops.models.registry import Info, WeightsError, build, list, load, load_weights, save
 from atrousops.models.segnet import SegNet, segnet
 from atrousops.models.unet import UNet, unet
 
 __all__ = [
     "FCN",
+    "GCN",
+    "MSD",
     "DeconvNet",
     "DilatedVGG16",
     "ENet",
+    "Hypercolumns",
     "Info",
     "MultiScale",
     "SegNet",
@@ -60,9 +67,13 @@ __all__ = [
     "fcn8s",
     "fcn16s",
     "fcn32s",
+    "gcn",
+    "hypercolumns",
     "list",
     "load",
     "load_weights",
+    "msd",
+    "pspnet",
     "save",
     "segnet",
     "unet",

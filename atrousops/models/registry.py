@@ -25,6 +25,10 @@ from atrousops.models.deeplab_v1 import deeplabv1
 from atrousops.models.deeplab_v2 import deeplabv2
 from atrousops.models.dilated_vgg import dilated_vgg16
 from atrousops.models.enet import enet
+from atrousops.models.gcn import gcn
+from atrousops.models.hypercolumns import hypercolumns
+from atrousops.models.msd import msd
+from atrousops.models.pspnet import pspnet
 from atrousops.models.segnet import segnet
 from atrousops.models.unet import unet
 from atrousops.nn import DenseCRF
@@ -48,6 +52,10 @@ _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     fcn.fcn32s,
     fcn.fcn8s,
     deconvnet,
+    gcn,
+    hypercolumns,
+    msd,
+    pspnet,
     segnet,
     unet,
 )

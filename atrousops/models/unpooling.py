@@ -22,7 +22,7 @@ def coding_vgg16(width: int) -> Backbone:
 
 def encode(backbone: Backbone, input: Tensor) -> tuple[Tensor, list[tuple[Tensor, Sequence[int]]]]:
     """The last map of `coding_vgg16`, and for each pooling its codes and the size of what it pooled."""
-    pooled = []
+    pooled: list[tuple[Tensor, Sequence[int]]] = []
     x = input
     for layer in backbone.values():
         if isinstance(layer, MaxPool2d):
