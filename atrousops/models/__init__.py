@@ -1,7 +1,8 @@
 """Full networks, encoder -> head -> scores at the size of the input, and their weights.
 
 Every network maps normalised images (N, 3, H, W) of any size to a dict: "out" (N, num_classes, H, W), and "aux" of the
-same shape where it has an auxiliary classifier.
+same shape where it has an auxiliary classifier. Mask R-CNN, which finds objects, is torchvision's in what it takes and
+gives.
 """
 
 from atrousops.models.backbones import encoder
@@ -26,6 +27,7 @@ from atrousops.models.enet import ENet, enet
 from atrousops.models.fcn import FCN, fcn8s, fcn16s, fcn32s
 from atrousops.models.gcn import GCN, gcn
 from atrousops.models.hypercolumns import Hypercolumns, hypercolumns
+from atrousops.models.instance_embedding import Instance, MetricLearning, metric_learning
 from atrousops.models.msd import MSD, msd
 from atrousops.models.pspnet import pspnet
 from atrousops.models.registry import Info, WeightsError, build, list, load, load_weights, save
@@ -41,6 +43,8 @@ __all__ = [
     "ENet",
     "Hypercolumns",
     "Info",
+    "Instance",
+    "MetricLearning",
     "MultiScale",
     "SegNet",
     "SegmentationModel",
@@ -72,6 +76,7 @@ __all__ = [
     "list",
     "load",
     "load_weights",
+    "metric_learning",
     "msd",
     "pspnet",
     "save",

@@ -27,6 +27,7 @@ from atrousops.models.dilated_vgg import dilated_vgg16
 from atrousops.models.enet import enet
 from atrousops.models.gcn import gcn
 from atrousops.models.hypercolumns import hypercolumns
+from atrousops.models.instance_embedding import metric_learning
 from atrousops.models.msd import msd
 from atrousops.models.pspnet import pspnet
 from atrousops.models.segnet import segnet
@@ -54,6 +55,7 @@ _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     deconvnet,
     gcn,
     hypercolumns,
+    metric_learning,
     msd,
     pspnet,
     segnet,
