@@ -1,12 +1,14 @@
 """Full networks, encoder -> head -> scores at the size of the input, and their weights.
 
 Every network maps normalised images (N, 3, H, W) of any size to a dict: "out" (N, num_classes, H, W), and "aux" of the
-same shape where it has an auxiliary classifier.
+same shape where it has an auxiliary classifier. Mask R-CNN, which finds objects, is torchvision's in what it takes and
+gives.
 """
 
 from atrousops.models.backbones import encoder
 from atrousops.models.base import SegmentationModel
 from atrousops.models.crf import WithCRF, crfrnn
+from atrousops.models.deconvnet import DeconvNet, deconvnet
 from atrousops.models.deeplab import (
     deeplabv3_cascade,
     deeplabv3_mobilenet_v3_large,
@@ -23,19 +25,35 @@ from atrousops.models.deeplab_v2 import MultiScale, deeplabv2
 from atrousops.models.dilated_vgg import DilatedVGG16, dilated_vgg16
 from atrousops.models.enet import ENet, enet
 from atrousops.models.fcn import FCN, fcn8s, fcn16s, fcn32s
+from atrousops.models.gcn import GCN, gcn
+from atrousops.models.hypercolumns import Hypercolumns, hypercolumns
+from atrousops.models.instance_embedding import Instance, MetricLearning, metric_learning
+from atrousops.models.msd import MSD, msd
+from atrousops.models.pspnet import pspnet
 from atrousops.models.registry import Info, WeightsError, build, list, load, load_weights, save
+from atrousops.models.segnet import SegNet, segnet
+from atrousops.models.unet import UNet, unet
 
 __all__ = [
     "FCN",
+    "GCN",
+    "MSD",
+    "DeconvNet",
     "DilatedVGG16",
     "ENet",
+    "Hypercolumns",
     "Info",
+    "Instance",
+    "MetricLearning",
     "MultiScale",
+    "SegNet",
     "SegmentationModel",
+    "UNet",
     "WeightsError",
     "WithCRF",
     "build",
     "crfrnn",
+    "deconvnet",
     "deeplabv1",
     "deeplabv2",
     "deeplabv3_cascade",
@@ -53,8 +71,15 @@ __all__ = [
     "fcn8s",
     "fcn16s",
     "fcn32s",
+    "gcn",
+    "hypercolumns",
     "list",
     "load",
     "load_weights",
+    "metric_learning",
+    "msd",
+    "pspnet",
     "save",
+    "segnet",
+    "unet",
 ]

@@ -20,10 +20,18 @@ from atrousops._checks import ArgumentError, bad_value
 from atrousops._files import write_atomically
 from atrousops.models import deeplab, fcn
 from atrousops.models.crf import crfrnn
+from atrousops.models.deconvnet import deconvnet
 from atrousops.models.deeplab_v1 import deeplabv1
 from atrousops.models.deeplab_v2 import deeplabv2
 from atrousops.models.dilated_vgg import dilated_vgg16
 from atrousops.models.enet import enet
+from atrousops.models.gcn import gcn
+from atrousops.models.hypercolumns import hypercolumns
+from atrousops.models.instance_embedding import metric_learning
+from atrousops.models.msd import msd
+from atrousops.models.pspnet import pspnet
+from atrousops.models.segnet import segnet
+from atrousops.models.unet import unet
 from atrousops.nn import DenseCRF
 
 _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
@@ -44,6 +52,14 @@ _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     fcn.fcn16s,
     fcn.fcn32s,
     fcn.fcn8s,
+    deconvnet,
+    gcn,
+    hypercolumns,
+    metric_learning,
+    msd,
+    pspnet,
+    segnet,
+    unet,
 )
 NETWORKS = {factory.__name__: factory for factory in _FACTORIES}
 

@@ -96,20 +96,28 @@ def fully_convolutional(
 
 
 def load_vgg16(backbone: Backbone, head: nn.Sequential | None, weights: Mapping[str, Tensor] | None) -> None:
-    """Loads torchvision's state dict of vgg16 into the trunk, and of its classifier into fc6 and fc7.
+    """Loads torchvision's state dict of vgg16 into the trunk and, where there is a head, into fc6 and fc7.
+
+    Raises:
+        ArgumentError: a weight of the trunk is missing.
+    """
+    load_backbone(backbone, weights)
+    if head is not None:
+        load_fully_connected(head, weights)
+
+
+def load_fully_connected(head: nn.Sequential, weights: Mapping[str, Tensor] | None) -> None:
+    """Loads torchvision's classifier of vgg16 into fc6 and fc7, the first two convolutions of `head`.
 
     A smaller fc6 or fc7 takes every n-th output and input channel and evenly spaced taps of the 7x7 filter, the
     decimation of Chen et al., DeepLab (2015), section 4. A state dict without the classifier leaves them as they are.
 
     Raises:
-        ArgumentError: a weight of the trunk is missing.
+        ArgumentError: fc6 or fc7 is larger than the classifier's.
     """
-    if weights is None:
+    if weights is None or "classifier.0.weight" not in weights:
         return
-    load_backbone(backbone, weights)
-    if head is None or "classifier.0.weight" not in weights:
-        return
-    fc6, fc7 = (layer for layer in head if isinstance(layer, AtrousConv2d))
+    fc6, fc7 = [layer for layer in head if isinstance(layer, AtrousConv2d)][:2]
     _decimate(fc6, weights["classifier.0.weight"], weights["classifier.0.bias"], 7)
     _decimate(fc7, weights["classifier.3.weight"], weights["classifier.3.bias"], 1)
 

@@ -1,0 +1,83 @@
+"""DeconvNet: VGG-16 with its fully connected layers, and its mirror in unpoolings and deconvolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from atrousops.models.base import check_images, crop, init_relu, reflect
+from atrousops.models.unpooling import UnpoolingDecoder, coding_vgg16, encode
+from atrousops.models.vgg import load_fully_connected, load_vgg16
+from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d
+
+# The image that fc6 needs: seven positions of the last map.
+_SIDE = 224
+
+
+class DeconvNet(nn.Module):
+    """DeconvNet; see `deconvnet`."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        wide = 64 * width
+
+        def block(layer: nn.Module, channels: int) -> list[nn.Module]:
+            return [layer, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+
+        self.backbone = coding_vgg16(width)
+        self.fc = nn.Sequential(
+            *block(AtrousConv2d(8 * width, wide, 7), wide),
+            *block(AtrousConv2d(wide, wide, 1), wide),
+            *block(AtrousConvTranspose2d(wide, 8 * width, 7), 8 * width),
+        )
+        init_relu(self.fc)
+        self.decoder = UnpoolingDecoder(width, AtrousConvTranspose2d)
+        self.score = AtrousConv2d(width, num_classes, 1)
+
+    def forward(self, input: Tensor) -> dict[str, Tensor]:
+        """Scores of every pixel: (N, 3, H, W), any size -> {"out": (N, num_classes, H, W)}."""
+        check_images(self, input)
+        size = input.shape[-2:]
+        x = reflect(input, 0, [max(0, _SIDE - side) for side in size]) if min(size) < _SIDE else input
+        x, pooled = encode(self.backbone, x)
+        return {"out": crop(self.score(self.decoder(self.fc(x), pooled)), 0, size)}
+
+
+def deconvnet(
+    num_classes: int = 21, width: int = 64, backbone_weights: Mapping[str, Tensor] | None = None
+) -> DeconvNet:
+    """DeconvNet: VGG-16, its fully connected layers as convolutions, and a mirror that unpools and deconvolves.
+
+    | part | channels | stride | map of a 224x224 image |
+    |---|---|---|---|
+    | conv1 to conv5 with normalisation, 2x2 pooling with codes | 64 128 256 512 512 | 2 to 32 | 7 |
+    | fc6 7x7, fc7 1x1 | 4096 | 32 | 1 |
+    | deconvolution 7x7 | 512 | 32 | 7 |
+    | unpooling 5, three 3x3 deconvolutions | 512 512 512 | 16 | 14 |
+    | unpooling 4, three | 512 512 256 | 8 | 28 |
+    | unpooling 3, three | 256 256 128 | 4 | 56 |
+    | unpooling 2, two | 128 64 | 2 | 112 |
+    | unpooling 1, two | 64 64 | 1 | 224 |
+    | scores 1x1 | num_classes | 1 | 224 |
+
+    Every layer but the scores is normalised. An image of less than 224 pixels is mirrored up to that; a larger one
+    is seen by fc6 in every window of seven positions.
+
+    Args:
+        num_classes: K.
+        width: channels of the first stage; all others are in proportion.
+        backbone_weights: state dict of torchvision's vgg16_bn to start from; the classifier becomes fc6 and fc7.
+
+    Returns:
+        (N, 3, H, W) -> {"out": (N, K, H, W)}.
+
+    Raises:
+        ArgumentError: width is below 1, or a weight is missing.
+
+    Source: Noh, Hong, Han, Learning deconvolution network for semantic segmentation (2015), section 3, table 5.
+    """
+    network = DeconvNet(num_classes, width)
+    load_vgg16(network.backbone, None, backbone_weights)
+    load_fully_connected(network.fc, backbone_weights)
+    return network

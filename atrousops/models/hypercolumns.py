@@ -1,0 +1,81 @@
+"""Hypercolumns: a classifier on all that a network has to say above a pixel, from edges to objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from atrousops._checks import bad_value
+from atrousops.models.base import check_images, resize
+from atrousops.models.vgg import fully_convolutional, load_vgg16, vgg16
+from atrousops.nn import AtrousConv2d, MaxPool2d
+
+
+class Hypercolumns(nn.Module):
+    """A linear classifier of hypercolumns; see `hypercolumns`."""
+
+    def __init__(self, num_classes: int, grid: int, width: int) -> None:
+        super().__init__()
+        if grid < 1:
+            bad_value("hypercolumns", "grid", "be at least 1", grid)
+        self.num_classes, self.grid = num_classes, grid
+        self.backbone = vgg16(width, lambda _: MaxPool2d(2, 2, ceil_mode=True), keep=("pool2", "conv4"))
+        self.fc = fully_convolutional(8 * width, 64 * width, 7, dilation=1, padding=3)
+        channels = {**self.backbone.channels, "fc7": 64 * width}
+        self.scores = nn.ModuleDict(
+            {name: AtrousConv2d(channels[name], grid**2 * num_classes, 1) for name in ("pool2", "conv4", "fc7")}
+        )
+
+    def forward(self, input: Tensor) -> dict[str, Tensor]:
+        """Scores of every pixel: (N, 3, H, W), any size -> {"out": (N, num_classes, H, W)}."""
+        check_images(self, input)
+        features = self.backbone(input)
+        features["fc7"] = self.fc(features["out"])
+        # Scoring and interpolating are linear, so that the small maps may be scored before they are enlarged.
+        x = sum(resize(score(features[name]), input.shape[-2:]) for name, score in self.scores.items())
+        assert isinstance(x, Tensor)
+        return {"out": x if self.grid == 1 else self._blend(x)}
+
+    def _blend(self, input: Tensor) -> Tensor:
+        """Every pixel weighs the classifiers of the grid by how near their cells' centres are, bilinearly."""
+        height, width = input.shape[-2:]
+        cells = torch.eye(self.grid**2, dtype=input.dtype, device=input.device).view(1, -1, self.grid, self.grid)
+        share = F.interpolate(cells, size=(height, width), mode="bilinear", align_corners=False)
+        return (input.view(-1, self.grid**2, self.num_classes, height, width) * share[:, :, None]).sum(1)
+
+
+def hypercolumns(
+    num_classes: int = 21, grid: int = 1, width: int = 64, backbone_weights: Mapping[str, Tensor] | None = None
+) -> Hypercolumns:
+    """Hypercolumns: VGG-16's pool2, conv4 and fc7 above each pixel, interpolated bilinearly, and a linear classifier.
+
+    | part | channels | stride |
+    |---|---|---|
+    | conv1 to conv5, 2x2 pooling rounded up | 64 128 256 512 512 | 2 4 8 16 32 |
+    | fc6 7x7, fc7 1x1, dropout | 4096 | 32 |
+    | scores 1x1 of pool2, conv4 and fc7 | grid^2 num_classes | 4 8 32 |
+    | bilinear to the input's size, sum | grid^2 num_classes | 1 |
+    | bilinear blend of the grid's classifiers | num_classes | 1 |
+
+    The paper classifies pixels of a detected box, on a grid of 5x5 or 10x10 classifiers; a whole image has one.
+
+    Args:
+        num_classes: K.
+        grid: classifiers along each axis of the image, each for its part of it.
+        width: channels of the first stage; all others are in proportion.
+        backbone_weights: state dict of torchvision's vgg16 to start from; the classifier becomes fc6 and fc7.
+
+    Returns:
+        (N, 3, H, W) -> {"out": (N, K, H, W)}.
+
+    Raises:
+        ArgumentError: grid or width is below 1, or a weight is missing.
+
+    Source: Hariharan et al., Hypercolumns for object segmentation and fine-grained localization (2015), section 3.
+    """
+    network = Hypercolumns(num_classes, grid, width)
+    load_vgg16(network.backbone, network.fc, backbone_weights)
+    return network

@@ -1,0 +1,234 @@
+"""Instances by metric learning: pixels of one object have embeddings close together, and seeds say where to begin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from atrousops._checks import bad_value
+from atrousops.models.backbones import encoder
+from atrousops.models.base import check_images, resize
+from atrousops.nn import AtrousConv2d
+
+THRESHOLDS = (0.25, 0.5, 0.75, 0.9)
+
+
+class Instance(NamedTuple):
+    """An object: its class, its seed's score in 0..1, its pixels (H, W) and its seed's row and column."""
+
+    label: int
+    score: float
+    mask: Tensor
+    seed: tuple[int, int]
+
+
+class MetricLearning(nn.Module):
+    """Embeddings and seeds; see `metric_learning`."""
+
+    def __init__(self, backbone: nn.Module, channels: int, num_classes: int, dimensions: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.backbone = backbone
+        self.embedding = AtrousConv2d(channels, dimensions, 1)
+        self.seeds = AtrousConv2d(channels, len(THRESHOLDS) * num_classes, 1)
+
+    def forward(self, input: Tensor) -> dict[str, Tensor]:
+        """Class scores, embeddings and seed scores of every pixel.
+
+        Args:
+            input: normalised images (N, 3, H, W), any size.
+
+        Returns:
+            {"out": (N, K, H, W), log-probabilities at the threshold that favours each class most;
+            "embedding": (N, D, H, W); "seeds": (N, T, K, H, W), logits for each of `THRESHOLDS`}.
+        """
+        check_images(self, input)
+        size = input.shape[-2:]
+        features = self.backbone(input)["out"]
+        seeds = resize(self.seeds(features), size).unflatten(1, (len(THRESHOLDS), self.num_classes))
+        out = seeds.log_softmax(dim=2).amax(dim=1)
+        return {"out": out, "embedding": resize(self.embedding(features), size), "seeds": seeds}
+
+
+def metric_learning(
+    num_classes: int = 21,
+    backbone: str = "resnet101",
+    output_stride: int = 8,
+    dimensions: int = 64,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+) -> MetricLearning:
+    """Instance segmentation by deep metric learning: an embedding and a seed score for every pixel.
+
+    | part | channels (ResNet-50 and deeper) | stride |
+    |---|---|---|
+    | encoder, see `encoder` | 2048 | 8, rates 2 and 4 |
+    | embedding 1x1, bilinear to the input's size | dimensions | 8, 1 |
+    | seeds 1x1, bilinear to the input's size | 4 thresholds x num_classes | 8, 1 |
+
+    Train it with `similarity_loss` and `seed_loss`, and find objects with `group`.
+
+    Args:
+        num_classes: K, background (class 0) included.
+        backbone: a name for `encoder`.
+        output_stride: 8, 16 or 32.
+        dimensions: D, of the embedding.
+        backbone_weights: state dict of torchvision's classifier to start from.
+
+    Returns:
+        (N, 3, H, W) -> {"out": (N, K, H, W), "embedding": (N, D, H, W), "seeds": (N, 4, K, H, W)}.
+
+    Raises:
+        ArgumentError: a bad backbone or output_stride, dimensions below 1, or a weight is missing.
+
+    Source: Fathi et al., Semantic instance segmentation via deep metric learning (2017), sections 3.1 to 3.4.
+    """
+    if dimensions < 1:
+        bad_value("metric_learning", "dimensions", "be at least 1", dimensions)
+    trunk = encoder(backbone, output_stride, backbone_weights)
+    return MetricLearning(trunk, trunk.channels["out"], num_classes, dimensions)
+
+
+def squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    """|a_i - b_j|^2, (P, D) and (Q, D) -> (P, Q)."""
+    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0)
+
+
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """sigma = 2 / (1 + exp(|a_i - b_j|^2)): 1 for equal embeddings, 0 for far ones; (P, D) and (Q, D) -> (P, Q)."""
+    return 2 * torch.sigmoid(-squared_distance(a, b))
+
+
+def sample(instances: Tensor, count: int = 10, generator: torch.Generator | None = None) -> Tensor:
+    """Up to `count` pixels of each instance of (H, W), and as many of the rest: positions in the flattened image (S,).
+
+    Args:
+        instances: 0 for what is no object, numbers from 1 for objects, negative for what does not count.
+    """
+    flat = instances.flatten()
+    picked = []
+    for number in flat.unique().tolist():
+        if number >= 0:
+            where = (flat == number).nonzero()[:, 0]
+            order = torch.randperm(len(where), generator=generator)[:count].to(where.device)
+            picked.append(where[order])
+    return torch.cat(picked) if picked else flat.new_zeros(0, dtype=torch.long)
+
+
+def similarity_loss(embedding: Tensor, instances: Tensor, pixels: Tensor) -> Tensor:
+    """How wrong the pairs of some pixels are about being of one object.
+
+    L = -sum over pairs p, q of w_pq (1{y_p = y_q} log sigma_pq + 1{y_p != y_q} log(1 - sigma_pq)),
+
+    where w_pq is inverse to the sizes of both instances among the pixels, and the weights sum to 1.
+
+    Args:
+        embedding: (D, H, W) of one image.
+        instances: (H, W), as for `sample`.
+        pixels: (S,) positions, such as from `sample`.
+
+    Returns:
+        A number; 0 without pixels.
+
+    Source: Fathi et al. (2017), section 3.2, equations 1 and 2.
+    """
+    e = embedding.flatten(1).T[pixels]
+    number = instances.flatten()[pixels]
+    if len(e) == 0:
+        return embedding.sum() * 0
+    same = number[:, None] == number
+    weight = 1 / same.sum(1).to(e.dtype)
+    weight = weight[:, None] * weight
+    d = squared_distance(e, e)
+    # log sigma = log 2 - softplus(d). 1 - sigma = tanh(d / 2), and two equal embeddings of different objects cost 16.
+    log_same = torch.log(d.new_tensor(2.0)) - F.softplus(d)
+    log_other = torch.log(torch.tanh(d / 2).clamp_min(1e-7))
+    return -(weight * torch.where(same, log_same, log_other)).sum() / weight.sum()
+
+
+def seed_loss(seeds: Tensor, embedding: Tensor, instances: Tensor, labels: Tensor, pixels: Tensor) -> Tensor:
+    """How wrong some pixels are about the objects they would be good seeds of.
+
+    The mask of seed p at threshold t is {q: sigma_pq >= t}. p is asked for the class of its own instance where the two
+    overlap with an IoU above 1/2, and for background elsewhere: a cross entropy, averaged over pixels and thresholds.
+
+    Args:
+        seeds: (T, K, H, W) of one image; embedding: (D, H, W).
+        instances: (H, W), as for `sample`; labels: (H, W), classes, 0 for background.
+        pixels: (S,) positions, such as from `sample`.
+
+    Source: Fathi et al. (2017), section 3.3.
+    """
+    if len(pixels) == 0:
+        return seeds.sum() * 0
+    with torch.no_grad():
+        e = embedding.flatten(1).T
+        number, counted = instances.flatten(), instances.flatten() >= 0
+        near = similarity(e[pixels], e)
+        own = (number[pixels][:, None] == number) & (number[pixels] > 0)[:, None]
+        targets = []
+        for threshold in THRESHOLDS:
+            mask = (near >= threshold) & counted
+            overlap = (mask & own).sum(1) / (mask | own).sum(1).clamp_min(1)
+            targets.append(torch.where(overlap > 0.5, labels.flatten()[pixels], 0))
+    scores = seeds.flatten(2)[:, :, pixels]
+    return F.cross_entropy(scores, torch.stack(targets))
+
+
+@torch.no_grad()
+def group(
+    embedding: Tensor,
+    seeds: Tensor,
+    alpha: float = 0.3,
+    least: float = 0.5,
+    count: int = 100,
+    thresholds: Sequence[float] = THRESHOLDS,
+) -> list[Instance]:
+    """Objects of one image, seed by seed.
+
+    The next seed is the pixel with the largest  log S_p + alpha log D_p,  where S_p is its best probability of a class
+    but background, and D_p = 1 - max over seeds so far of sigma_pq. Its object is all pixels that are free yet and as
+    similar to it as the threshold asks for that gave S_p. It ends where no S_p of a free pixel reaches `least`.
+
+    Args:
+        embedding: (D, H, W).
+        seeds: (T, K, H, W), logits.
+        alpha: how much seeds keep away from each other.
+        least: probability of the last seed worth having.
+        count: of seeds at most.
+        thresholds: T similarities.
+
+    Returns:
+        The objects in the order they were found, none overlapping another.
+
+    Raises:
+        ArgumentError: shapes that do not belong together.
+
+    Source: Fathi et al. (2017), section 3.4, equations 4 to 6: alpha 0.3, 100 seeds. There masks may overlap.
+    """
+    size = embedding.shape[-2:]
+    if seeds.dim() != 4 or seeds.shape[0] != len(thresholds) or seeds.shape[-2:] != size:
+        bad_value("group", "seeds", f"have shape ({len(thresholds)}, K, {size[0]}, {size[1]})", tuple(seeds.shape))
+    e = embedding.flatten(1).T
+    probability = seeds.softmax(dim=1)[:, 1:].flatten(2)
+    # Best threshold and class of each pixel.
+    best, which = probability.flatten(0, 1).max(dim=0)
+    free = torch.ones_like(best, dtype=torch.bool)
+    nearest = torch.zeros_like(best)
+    found: list[Instance] = []
+    while len(found) < count:
+        score = best.log() + alpha * (1 - nearest).clamp_min(1e-12).log()
+        score = score.masked_fill(~free | (best < least), -torch.inf)
+        p = int(score.argmax())
+        if score[p] == -torch.inf:
+            break
+        near = similarity(e[p : p + 1], e)[0]
+        nearest = torch.maximum(nearest, near)
+        threshold, label = divmod(int(which[p]), probability.shape[1])
+        mask = (near >= thresholds[threshold]) & free
+        free &= ~mask
+        found.append(Instance(label + 1, best[p].item(), mask.view(size), divmod(p, size[1])))
+    return found

@@ -1,0 +1,66 @@
+"""VGG-16 there and back: poolings that remember where maxima were, and a mirrored decoder that puts them there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from atrousops.models.backbones import Backbone
+from atrousops.models.base import init_relu
+from atrousops.models.vgg import vgg16
+from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d, MaxPool2d, MaxUnpool2d
+
+# Widths behind each convolution of a stage, from the deepest, in units of the encoder's first stage.
+STAGES = ((8, 8, 8), (8, 8, 4), (4, 4, 2), (2, 1), (1, 1))
+
+
+def coding_vgg16(width: int) -> Backbone:
+    """VGG-16 with normalisation whose poolings return one-byte codes beside their maxima; run it by `encode`."""
+    return vgg16(width, lambda _: MaxPool2d(2, 2, return_indices="codes"), batch_norm=True)  # type: ignore[arg-type]
+
+
+def encode(backbone: Backbone, input: Tensor) -> tuple[Tensor, list[tuple[Tensor, Sequence[int]]]]:
+    """The last map of `coding_vgg16`, and for each pooling its codes and the size of what it pooled."""
+    pooled: list[tuple[Tensor, Sequence[int]]] = []
+    x = input
+    for layer in backbone.values():
+        if isinstance(layer, MaxPool2d):
+            size = x.shape[-2:]
+            x, codes = layer(x)
+            pooled.append((codes, size))
+        else:
+            x = layer(x)
+    return x, pooled
+
+
+class UnpoolingDecoder(nn.Module):
+    """Five stages of unpooling and 3x3 layers with normalisation and ReLU, the mirror of VGG-16.
+
+    (N, 8 width, h, w) and the poolings of `encode` -> (N, width, H, W).
+
+    Args:
+        width: channels of the encoder's first stage.
+        layer: the kind of the 3x3 layers.
+    """
+
+    def __init__(self, width: int, layer: type[AtrousConv2d] | type[AtrousConvTranspose2d]) -> None:
+        super().__init__()
+        self.unpool = MaxUnpool2d(2, 2)
+        self.stages = nn.ModuleList()
+        channels = 8 * width
+        for factors in STAGES:
+            stage = nn.Sequential()
+            for factor in factors:
+                stage.append(layer(channels, factor * width, 3, padding=1))
+                stage.append(nn.BatchNorm2d(factor * width))
+                stage.append(nn.ReLU(inplace=True))
+                channels = factor * width
+            self.stages.append(stage)
+        init_relu(self)
+
+    def forward(self, input: Tensor, pooled: Sequence[tuple[Tensor, Sequence[int]]]) -> Tensor:
+        x = input
+        for stage, (codes, size) in zip(self.stages, reversed(pooled), strict=True):
+            x = stage(self.unpool(x, codes, size))
+        return x

@@ -1,0 +1,149 @@
+"""SegNet, DeconvNet and U-Net: sizes of the papers, unpooling by hand, weights of VGG-16."""
+
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from networks import NetworkTests, parameters, vgg16_weights
+
+from atrousops import models
+from atrousops._checks import ArgumentError
+from atrousops.models.unpooling import UnpoolingDecoder, coding_vgg16, encode
+from atrousops.nn import AtrousConv2d
+
+
+class TestSegNet(NetworkTests):
+    name = "segnet"
+    arguments: ClassVar = {"num_classes": 3, "width": 4}
+
+    def test_smaller_than_five_poolings(self):
+        assert self.build().eval()(torch.rand(1, 3, 5, 40))["out"].shape == (1, 3, 5, 40)
+
+
+class TestDeconvNet(NetworkTests):
+    name = "deconvnet"
+    arguments: ClassVar = {"num_classes": 3, "width": 2}
+
+    def test_larger_than_its_window(self):
+        with torch.inference_mode():
+            assert self.build().eval()(torch.rand(1, 3, 290, 230))["out"].shape == (1, 3, 290, 230)
+
+
+class TestUNet(NetworkTests):
+    name = "unet"
+    arguments: ClassVar = {"num_classes": 3, "width": 4}
+    steps = 12
+
+
+class TestUNetSame(TestUNet):
+    arguments: ClassVar = {"num_classes": 3, "width": 4, "padding": "zeros", "batch_norm": True}
+
+
+VGG16_BN = 14_714_688 + 2 * 4224
+
+
+def decoder(kernel: int = 9) -> int:
+    """Weights, biases and normalisations of the mirrored layers, down to 64 channels."""
+    widths = [512] * 6 + [256] * 3 + [128] * 2 + [64] * 3
+    return sum(i * o * kernel + 3 * o for i, o in pairwise(widths))
+
+
+def unet_of_figure_1() -> int:
+    down = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512), (512, 1024)]
+    up = [(1024, 512), (512, 512), (512, 256), (256, 256), (256, 128), (128, 128), (128, 64), (64, 64)]
+    doubled = sum(2 * w * w * 4 + w for w in (512, 256, 128, 64))
+    return sum(i * o * 9 + o for i, o in (*down, (1024, 1024), *up)) + doubled + 65 * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        # SegNet's last layer gives scores of 11 classes instead of 64 maps.
+        ("segnet", VGG16_BN + decoder() - (64 * 64 * 9 + 3 * 64) + 64 * 11 * 9 + 11),
+        (
+            "deconvnet",
+            VGG16_BN
+            + (512 * 49 * 4096 + 3 * 4096) + (4096 * 4096 + 3 * 4096) + (4096 * 49 * 512 + 3 * 512)
+            + decoder() + 65 * 21,
+        ),
+        ("unet", unet_of_figure_1()),
+    ],
+)  # fmt: skip
+def test_parameters(name, count):
+    assert parameters(name) == count
+    assert round(count / 1e6) == {"segnet": 29, "deconvnet": 252, "unet": 31}[name]
+
+
+@torch.no_grad()
+def test_decoder_puts_maxima_back():
+    """With filters that pass their middle on, what comes out of pool and unpool is the image where it is largest."""
+    network = coding_vgg16(1).eval()
+    image = torch.rand(1, 3, 33, 70)
+    x, pooled = encode(network, image)
+    assert x.shape == (1, 8, 1, 2)
+    assert [tuple(size) for _, size in pooled] == [(33, 70), (16, 35), (8, 17), (4, 8), (2, 4)]
+    assert all(codes.dtype == torch.uint8 for codes, _ in pooled)
+    mirror = UnpoolingDecoder(1, AtrousConv2d).eval()
+    maps = torch.rand(1, 8, 1, 2)
+    y = mirror.unpool(maps, *pooled[-1])
+    assert y.shape == (1, 8, 2, 4)
+    # Each value once, at the place of the maximum that it came from.
+    assert sorted(y[y != 0].tolist()) == sorted(maps.flatten().tolist())
+    fed = torch.nn.functional.max_pool2d(y, 2)
+    assert torch.equal(fed, maps)
+    assert mirror(maps, pooled).shape == (1, 1, 33, 70)
+
+
+@torch.no_grad()
+def test_deconvnet_of_the_papers_image():
+    """224 pixels: seven positions, one, and seven again."""
+    network = models.deconvnet(2, width=1).eval()
+    x, _ = encode(network.backbone, torch.rand(1, 3, 224, 224))
+    assert x.shape == (1, 8, 7, 7)
+    assert network.fc[:3](x).shape == (1, 64, 1, 1)
+    assert network.fc(x).shape == (1, 8, 7, 7)
+
+
+@torch.no_grad()
+def test_unet_of_the_papers_image():
+    """388 pixels are mirrored to 572, and none is cut off at the end."""
+    network = models.unet(2, width=1).eval()
+    sides = []
+    for block in (*network.down, *network.join):
+        block.register_forward_hook(lambda _, inputs, output: sides.append((inputs[0].shape[-1], output.shape[-1])))
+    assert network(torch.rand(1, 3, 388, 388))["out"].shape[-1] == 388
+    assert sides[:5] == [(572, 568), (284, 280), (140, 136), (68, 64), (32, 28)]
+    assert sides[5:] == [(56, 52), (104, 100), (200, 196), (392, 388)]
+
+
+@torch.no_grad()
+def test_unet_paddings_share_weights():
+    """Away from the border both say the same, wherever the poolings fall alike."""
+    valid = models.unet(2, width=1).eval()
+    zeros = models.unet(2, width=1, padding="zeros").eval()
+    zeros.load_state_dict(valid.state_dict())
+    # Without padding, windows of 16 pixels start at 2 modulo 16; 14 rows and columns less let them fall alike.
+    image = torch.rand(1, 3, 276, 276)
+    got = zeros(image)["out"][..., 96:176, 96:176]
+    wanted = valid(image[..., 14:, 14:])["out"][..., 82:162, 82:162]
+    assert got.std() > 0
+    torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("name", ["segnet", "deconvnet"])
+def test_vgg_weights(name):
+    weights = vgg16_weights(width=2, batch_norm=True)
+    network = models.build(name, num_classes=2, width=2, backbone_weights=weights)
+    assert torch.equal(network.backbone["41"].running_mean, weights["features.41.running_mean"])
+    if name == "deconvnet":
+        assert torch.equal(network.fc[0].weight.flatten(1), weights["classifier.0.weight"])
+        assert torch.equal(network.fc[3].bias, weights["classifier.3.bias"])
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("unet", {"padding": "same"}), ("unet", {"width": 0}), ("segnet", {"width": 0})]
+)
+def test_bad_arguments(name: str, wrong: dict[str, Any]):
+    with pytest.raises(ArgumentError, match=next(iter(wrong))):
+        models.build(name, **wrong)
