@@ -5,6 +5,7 @@ same shape where it has an auxiliary classifier. Mask R-CNN, which finds objects
 gives.
 """
 
+from atrousops.models.auto_deeplab import Genotype, auto_deeplab
 from atrousops.models.backbones import encoder
 from atrousops.models.base import SegmentationModel
 from atrousops.models.crf import WithCRF, crfrnn
@@ -28,6 +29,7 @@ from atrousops.models.fcn import FCN, fcn8s, fcn16s, fcn32s
 from atrousops.models.gcn import GCN, gcn
 from atrousops.models.hypercolumns import Hypercolumns, hypercolumns
 from atrousops.models.instance_embedding import Instance, MetricLearning, metric_learning
+from atrousops.models.mask_rcnn import mask_rcnn
 from atrousops.models.msd import MSD, msd
 from atrousops.models.pspnet import pspnet
 from atrousops.models.registry import Info, WeightsError, build, list, load, load_weights, save
@@ -41,6 +43,7 @@ __all__ = [
     "DeconvNet",
     "DilatedVGG16",
     "ENet",
+    "Genotype",
     "Hypercolumns",
     "Info",
     "Instance",
@@ -51,6 +54,7 @@ __all__ = [
     "UNet",
     "WeightsError",
     "WithCRF",
+    "auto_deeplab",
     "build",
     "crfrnn",
     "deconvnet",
@@ -76,6 +80,7 @@ __all__ = [
     "list",
     "load",
     "load_weights",
+    "mask_rcnn",
     "metric_learning",
     "msd",
     "pspnet",

@@ -51,7 +51,7 @@ class FCNHead(nn.Sequential):
 
 
 class DeepLabV3PlusHead(nn.Module):
-    """Atrous separable ASPP on the deepest features, joined by low-level ones; two separable convolutions; scores.
+    """ASPP on the deepest features, joined by low-level ones; two convolutions, all of them separable or not; scores.
 
     Features "out" (N, out_channels, h, w) and "low" (N, low_channels, H/4, W/4) -> (N, num_classes, H/4, W/4).
     """
@@ -65,13 +65,14 @@ class DeepLabV3PlusHead(nn.Module):
         width: int = 256,
         low_width: int = 48,
         dropout: float = 0.1,
+        separable: bool = True,
     ) -> None:
         super().__init__()
-        self.aspp = ASPP(out_channels, rates, width, separable=True, dropout=dropout)
+        self.aspp = ASPP(out_channels, rates, width, separable=separable, dropout=dropout)
         self.low = conv_norm_relu(low_channels, low_width)
         self.decoder = nn.Sequential(
-            conv_norm_relu(width + low_width, width, 3, separable=True),
-            conv_norm_relu(width, width, 3, separable=True),
+            conv_norm_relu(width + low_width, width, 3, separable=separable),
+            conv_norm_relu(width, width, 3, separable=separable),
         )
         self.scores = AtrousConv2d(width, num_classes, 1)
 

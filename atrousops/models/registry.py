@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from atrousops._checks import ArgumentError, bad_value
 from atrousops._files import write_atomically
 from atrousops.models import deeplab, fcn
+from atrousops.models.auto_deeplab import auto_deeplab
 from atrousops.models.crf import crfrnn
 from atrousops.models.deconvnet import deconvnet
 from atrousops.models.deeplab_v1 import deeplabv1
@@ -28,6 +29,7 @@ from atrousops.models.enet import enet
 from atrousops.models.gcn import gcn
 from atrousops.models.hypercolumns import hypercolumns
 from atrousops.models.instance_embedding import metric_learning
+from atrousops.models.mask_rcnn import mask_rcnn
 from atrousops.models.msd import msd
 from atrousops.models.pspnet import pspnet
 from atrousops.models.segnet import segnet
@@ -35,6 +37,7 @@ from atrousops.models.unet import unet
 from atrousops.nn import DenseCRF
 
 _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
+    auto_deeplab,
     crfrnn,
     deeplabv1,
     deeplabv2,
@@ -55,6 +58,7 @@ _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     deconvnet,
     gcn,
     hypercolumns,
+    mask_rcnn,
     metric_learning,
     msd,
     pspnet,

@@ -1,0 +1,106 @@
+"""Mask R-CNN: torchvision's framework on our RoIAlign and convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+
+from atrousops._checks import bad_value
+from atrousops.convert import convert
+from atrousops.models.backbones import Backbone, load_backbone, resnet
+
+_DEPTHS = (18, 34, 50, 101, 152)
+
+
+class DilatedC5(nn.Module):
+    """The last stage of a ResNet at stride 16, atrous, as the only feature map: images -> {"0": (N, C, h, w)}."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.body = backbone
+        self.out_channels = backbone.channels["out"]
+
+    def forward(self, input: Tensor) -> dict[str, Tensor]:
+        return {"0": self.body(input)["out"]}
+
+
+def mask_rcnn(
+    num_classes: int = 91,
+    backbone: str = "resnet50",
+    features: str = "fpn",
+    frozen_norm: bool = False,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    **settings: Any,
+) -> MaskRCNN:
+    """Mask R-CNN on a ResNet with a feature pyramid, or on its last stage dilated.
+
+    | part | "fpn" | "dilated_c5" |
+    |---|---|---|
+    | features | 256 channels at strides 4 8 16 32 64 | 2048 (18 and 34: 512) at stride 16, layer4 at rate 2 |
+    | anchors, of 3 ratios | one size a level, 32 to 512 | 32 64 128 256 512 |
+    | boxes | RoIAlign 7x7, two layers of 1024 | the same |
+    | masks | RoIAlign 14x14, four 3x3 of 256, deconvolution k2 s2, 1x1 | the same |
+
+    torchvision's checkpoint of `maskrcnn_resnet50_fpn` loads by `load_state_dict` where frozen_norm is set.
+
+    Args:
+        num_classes: K, background (class 0) included.
+        backbone: "resnet" with its depth, from 18 to 152.
+        features: "fpn" or "dilated_c5".
+        frozen_norm: normalisations that do not learn, which suit pretrained weights and small batches.
+        backbone_weights: state dict of torchvision's classifier to start from.
+        settings: keyword arguments of torchvision's MaskRCNN, such as min_size, max_size or box_score_thresh.
+
+    Returns:
+        In evaluation: a list of N images (3, H, W) in 0..1 -> a list of N dicts with "boxes" (M, 4), "labels" (M,),
+        "scores" (M,) and "masks" (M, 1, H, W). In training: images and targets -> a dict of losses.
+
+    Raises:
+        ArgumentError: backbone or features is none of these, or a weight is missing.
+
+    Source: He et al., Mask R-CNN (2017), section 3, figure 4; Lin et al., Feature pyramid networks (2017); Dai et al.,
+    Deformable convolutional networks (2017), section 4.1 (dilated conv5).
+    """
+    if backbone not in [f"resnet{depth}" for depth in _DEPTHS]:
+        known = ", ".join(map(str, _DEPTHS))
+        bad_value("mask_rcnn", "backbone", f'be "resnet" with a depth of {known}', repr(backbone))
+    if features not in ("fpn", "dilated_c5"):
+        bad_value("mask_rcnn", "features", 'be "fpn" or "dilated_c5"', repr(features))
+    if features == "fpn":
+        norm = FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d
+        trunk = resnet_fpn_backbone(backbone_name=backbone, weights=None, norm_layer=norm, trainable_layers=5)
+        load_backbone(trunk.body, backbone_weights)
+    else:
+        encoder = resnet(int(backbone.removeprefix("resnet")), output_stride=16)
+        load_backbone(encoder, backbone_weights)
+        trunk = DilatedC5(encoder)
+        if frozen_norm:
+            _freeze(trunk)
+        sizes = ((32, 64, 128, 256, 512),)
+        # Those given by the caller win.
+        settings = {
+            "rpn_anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),)),
+            "box_roi_pool": MultiScaleRoIAlign(["0"], 7, 2),
+            "mask_roi_pool": MultiScaleRoIAlign(["0"], 14, 2),
+            **settings,
+        }
+    network = MaskRCNN(trunk, num_classes, **settings)
+    convert(network)
+    return network
+
+
+def _freeze(module: nn.Module) -> None:
+    """Puts normalisations with the same numbers, which do not learn, in the place of those that do."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm2d(child.num_features, child.eps)
+            frozen.load_state_dict(child.state_dict())
+            setattr(module, name, frozen)
+        else:
+            _freeze(child)

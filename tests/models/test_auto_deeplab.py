@@ -1,0 +1,66 @@
+"""Auto-DeepLab: the published network's sizes, and other genotypes."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+from networks import NetworkTests, parameters
+
+from atrousops import models
+from atrousops._checks import ArgumentError
+from atrousops.models.auto_deeplab import PUBLISHED, Genotype
+
+
+class TestAutoDeepLab(NetworkTests):
+    name = "auto_deeplab"
+    steps = 8
+    arguments: ClassVar = {"num_classes": 3, "width": 4}
+
+
+@pytest.mark.parametrize(("width", "millions"), [(20, 10.15), (32, 21.62), (48, 44.42)])
+def test_parameters(width, millions):
+    """Table 2 of the paper."""
+    assert round(parameters("auto_deeplab", width=width) / 1e6, 2) == millions
+
+
+@torch.inference_mode()
+def test_path():
+    """Each cell's channels and stride."""
+    network = models.auto_deeplab(2, width=2).backbone.eval()
+    found = []
+    for cell in network.cells:
+        cell.register_forward_hook(lambda _, inputs, output: found.append((output.shape[1], 128 // output.shape[2])))
+    features = network(torch.rand(1, 3, 128, 64))
+    assert found == [(10 * 2**level, 4 * 2**level) for level in PUBLISHED.path]
+    assert features["low"].shape[1:] == (10, 32, 16)
+    assert features["out"].shape[1:] == (20, 16, 8)
+
+
+def test_cell():
+    """A separable and an atrous edge on the same state, added."""
+    genotype = Genotype(blocks=(((0, "separable3"), (0, "atrous3")),), path=(0,))
+    network = models.auto_deeplab(2, 4, genotype).backbone.double().eval()
+    cell = network.cells[0]
+    last, older = torch.rand(1, 128, 6, 7, dtype=torch.float64), torch.rand(1, 64, 12, 13, dtype=torch.float64)
+    state = cell.last(last)
+    separable, atrous = (edge.layers for edge in cell.edges)
+    wanted = separable(state) + atrous[2](
+        torch.nn.functional.conv2d(state.relu(), atrous[1].weight, padding=2, dilation=2)
+    )
+    torch.testing.assert_close(cell(last, older), wanted)
+    assert [layer.groups for layer in separable if isinstance(layer, torch.nn.Conv2d)] == [4, 1, 4, 1]
+
+
+@pytest.mark.parametrize(
+    "genotype",
+    [
+        Genotype(blocks=(((0, "pool3"), (0, "atrous3")),), path=(0,)),
+        Genotype(blocks=(((2, "atrous3"), (0, "atrous3")),), path=(0,)),
+        Genotype(blocks=PUBLISHED.blocks, path=(0, 2)),
+        Genotype(blocks=PUBLISHED.blocks, path=()),
+        Genotype(blocks=(), path=(0,)),
+    ],
+)
+def test_bad_genotype(genotype):
+    with pytest.raises(ArgumentError, match="genotype"):
+        models.auto_deeplab(2, 4, genotype)

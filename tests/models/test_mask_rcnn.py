@@ -1,0 +1,87 @@
+"""Mask R-CNN against torchvision's, its layers, and a step of training."""
+
+import pytest
+import torch
+import torchvision
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+import atrousops as ao
+from atrousops import models
+from atrousops._checks import ArgumentError
+
+SMALL = {"min_size": 64, "max_size": 96, "box_score_thresh": 0.0, "box_detections_per_img": 6}
+
+
+def test_is_torchvisions():
+    """One state dict, one picture, the same objects."""
+    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
+    theirs = MaskRCNN(backbone, 3, **SMALL).eval()
+    ours = models.mask_rcnn(3, "resnet18", frozen_norm=True, **SMALL).eval()
+    ours.load_state_dict(theirs.state_dict())
+    with torch.inference_mode():
+        image = torch.rand(3, 61, 83)
+        wanted, got = theirs([image])[0], ours([image])[0]
+    assert len(wanted["scores"]) == 6
+    assert torch.equal(got["labels"], wanted["labels"])
+    for name in ("boxes", "scores", "masks"):
+        torch.testing.assert_close(got[name], wanted[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("features", ["fpn", "dilated_c5"])
+def test_learns(features):
+    network = models.mask_rcnn(3, "resnet18", features, **SMALL).train()
+    assert isinstance(network.roi_heads.mask_roi_pool, ao.nn.MultiScaleRoIAlign)
+    assert not [layer for layer in network.modules() if type(layer) is torch.nn.Conv2d]
+    mask = torch.zeros(1, 64, 80, dtype=torch.uint8)
+    mask[0, 10:40, 20:60] = 1
+    box = torch.tensor([[20.0, 10.0, 60.0, 40.0]])
+    target = {"boxes": box, "labels": torch.tensor([1]), "masks": mask}
+    image = torch.rand(3, 64, 80) + mask
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-4)
+    losses = []
+    for _ in range(4):
+        torch.manual_seed(0)
+        parts = network([image, image], [target, target])
+        assert "loss_mask" in parts
+        loss = sum(parts.values())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert not [name for name, p in network.named_parameters() if p.grad is None]
+
+
+def test_dilated_c5():
+    """The last stage stays at stride 16, and frozen normalisations keep its numbers."""
+    network = models.mask_rcnn(2, "resnet18", "dilated_c5", **SMALL).backbone.eval()
+    frozen = models.mask_rcnn(2, "resnet18", "dilated_c5", frozen_norm=True, **SMALL).backbone.eval()
+    frozen.load_state_dict(network.state_dict())
+    image = torch.rand(1, 3, 64, 96)
+    with torch.inference_mode():
+        assert network(image)["0"].shape == (1, 512, 4, 6)
+        torch.testing.assert_close(frozen(image)["0"], network(image)["0"])
+    assert not [layer for layer in frozen.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+
+
+def test_parameters_and_names():
+    """Those of torchvision's `maskrcnn_resnet50_fpn`: 44.4 M, its checkpoint's size."""
+    with torch.device("meta"):
+        ours = models.build("mask_rcnn", frozen_norm=True)
+        theirs = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    wanted = {name: tuple(v.shape) for name, v in theirs.state_dict().items() if "num_batches" not in name}
+    assert {name: tuple(v.shape) for name, v in ours.state_dict().items()} == wanted
+
+
+def test_backbone_weights():
+    weights = torchvision.models.resnet18(weights=None).state_dict()
+    for features in ("fpn", "dilated_c5"):
+        network = models.mask_rcnn(2, "resnet18", features, backbone_weights=weights, **SMALL)
+        assert torch.equal(network.backbone.body["layer4"][1].conv2.weight, weights["layer4.1.conv2.weight"])
+
+
+def test_bad_arguments():
+    for wrong in ({"backbone": "vgg16"}, {"features": "c4"}):
+        with pytest.raises(ArgumentError, match=next(iter(wrong))):
+            models.mask_rcnn(2, **wrong)
