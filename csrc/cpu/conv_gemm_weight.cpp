@@ -13,7 +13,7 @@ using core::kAxes;
 namespace {
 
 constexpr int64_t kColumns = 512, kOutputs = 256;  // of one task's result
-constexpr int64_t kDepth = 512;                    // rows gathered at a time
+constexpr int64_t kDepth = 256;                    // rows gathered, and summed, at a time
 constexpr int64_t kTasks = 16, kSlices = 16;
 
 struct AxisGroup {
@@ -129,8 +129,17 @@ std::vector<Task> make_tasks(const Job& job, int64_t slices) {
   return all;
 }
 
+// result += block, of as many rows and columns; block's rows follow each other.
+template <class C>
+void add(const Matrix& result, const C* block) {
+  for (int64_t i = 0; i < result.rows; ++i) {
+    C* to = static_cast<C*>(const_cast<void*>(result.data)) + i * result.stride_row;
+    for (int64_t j = 0; j < result.columns; ++j) to[j] += block[i * result.columns + j];
+  }
+}
+
 // part: (slices, groups, k, taps, c).
-void run_task(const Job& job, const Task& task, char* a, char* b, void* part) {
+void run_task(const Job& job, const Task& task, char* a, char* b, char* block, void* part) {
   const auto gather = ATROUSOPS_SELECT(conv_gather);
   const int64_t taps = task.tap_end - task.tap_begin, c = task.c_end - task.c_begin, k = task.k_end - task.k_begin;
   const int64_t place = ((task.slice * job.groups + task.group) * job.k + task.k_begin) * job.taps;
@@ -145,8 +154,18 @@ void run_task(const Job& job, const Task& task, char* a, char* b, void* part) {
     gather({job.input.data_ptr(), b, job.dtype, job.gemm_dtype, task.taps->input, job.groups * job.c,
             task.group * job.c + task.c_begin, c, taps, taps * c, task.taps->offset.data() + task.tap_begin},
            row, end);
-    gemm(job.gemm_dtype, transposed({a, end - row, k, k}), {b, end - row, taps * c, taps * c}, result,
-         row != task.row_begin);
+    const Matrix left = transposed({a, end - row, k, k}), right{b, end - row, taps * c, taps * c};
+    if (row == task.row_begin) {
+      gemm(job.gemm_dtype, left, right, result, false);
+      continue;
+    }
+    // Not by a product that adds to its result: it may go on with the sum, which then rounds more than PyTorch's.
+    gemm(job.gemm_dtype, left, right, {block, k, taps * c, taps * c}, false);
+    if (job.gemm_dtype == ScalarType::Double) {
+      add(result, reinterpret_cast<const double*>(block));
+    } else {
+      add(result, reinterpret_cast<const float*>(block));
+    }
   }
 }
 
@@ -164,15 +183,17 @@ Tensor conv_gemm_weight(const core::Problem& problem, const Tensor& grad, const 
   if (job.live < job.taps || slices > 1) torch::stable::zero_(part);
   const int64_t items = static_cast<int64_t>(tasks.size()), workers = conv_workers(items);
   const int64_t columns = conv_aligned(std::min(job.taps * job.c, kColumns));
-  const auto scratch = [&](int64_t n) {
-    return torch::stable::empty({workers, kDepth, n}, job.gemm_dtype, std::nullopt, input.device());
+  const auto scratch = [&](int64_t rows, int64_t n) {
+    return torch::stable::empty({workers, rows, n}, job.gemm_dtype, std::nullopt, input.device());
   };
   const int64_t outputs = conv_aligned(std::min(job.k, kOutputs));
-  const Tensor left = scratch(outputs), right = scratch(columns);
-  void *left_data = left.data_ptr(), *right_data = right.data_ptr(), *part_data = part.data_ptr();
+  const Tensor left = scratch(kDepth, outputs), right = scratch(kDepth, columns), block = scratch(outputs, columns);
+  void *left_data = left.data_ptr(), *right_data = right.data_ptr(), *block_data = block.data_ptr();
+  void* part_data = part.data_ptr();
   conv_each(items, [&](int64_t item, int64_t worker) {
     run_task(job, tasks[item], at(left_data, worker * kDepth * outputs, job.gemm_dtype),
-             at(right_data, worker * kDepth * columns, job.gemm_dtype), part_data);
+             at(right_data, worker * kDepth * columns, job.gemm_dtype),
+             at(block_data, worker * outputs * columns, job.gemm_dtype), part_data);
   });
   return conv_weight_from(part, slices, {problem.k, job.taps, job.c}, {job.taps * job.c, 1, job.taps}, job.tap,
                           out_size, input.scalar_type());
