@@ -23,7 +23,7 @@ class DeconvNet(nn.Module):
         wide = 64 * width
 
         def block(layer: nn.Module, channels: int) -> list[nn.Module]:
-            return [layer, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+            return [layer, nn.BatchNorm2d(channels), nn.ReLU()]
 
         self.backbone = coding_vgg16(width)
         self.fc = nn.Sequential(

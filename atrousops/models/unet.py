@@ -30,7 +30,7 @@ class UNet(nn.Module):
             for channels in (inner, outer):
                 layers.append(AtrousConv2d(channels, outer, 3, padding=0 if self.valid else 1, bias=not batch_norm))
                 layers += [nn.BatchNorm2d(outer)] if batch_norm else []
-                layers.append(nn.ReLU(inplace=True))
+                layers.append(nn.ReLU())
             return nn.Sequential(*layers)
 
         self.down = nn.ModuleList(double(i, o) for i, o in zip([3, *widths], widths, strict=False))

@@ -54,7 +54,7 @@ class UnpoolingDecoder(nn.Module):
             for factor in factors:
                 stage.append(layer(channels, factor * width, 3, padding=1))
                 stage.append(nn.BatchNorm2d(factor * width))
-                stage.append(nn.ReLU(inplace=True))
+                stage.append(nn.ReLU())
                 channels = factor * width
             self.stages.append(stage)
         init_relu(self)

@@ -62,7 +62,7 @@ def vgg16(
             padding = 0 if valid else dilation
             block = [AtrousConv2d(channels, width * factor, 3, padding=padding, dilation=dilation)]
             channels = width * factor
-            for layer in (*block, *([nn.BatchNorm2d(channels)] if batch_norm else []), nn.ReLU(inplace=True)):
+            for layer in (*block, *([nn.BatchNorm2d(channels)] if batch_norm else []), nn.ReLU()):
                 layers[str(number)] = layer
                 number += 1
         outputs[str(number - 1)] = f"conv{stage}"
@@ -85,10 +85,10 @@ def fully_convolutional(
     """fc6 and fc7 of VGG-16 as convolutions, each with ReLU and dropout: (N, C, h, w) -> (N, channels, h', w')."""
     layers = nn.Sequential(
         AtrousConv2d(in_channels, channels, kernel_size, padding=padding, dilation=dilation),
-        nn.ReLU(inplace=True),
+        nn.ReLU(),
         nn.Dropout(0.5),
         AtrousConv2d(channels, channels, 1),
-        nn.ReLU(inplace=True),
+        nn.ReLU(),
         nn.Dropout(0.5),
     )
     init_relu(layers)

@@ -1,5 +1,6 @@
-"""torch.export takes every network whole, at a tiny width, and its program says the same."""
+"""At a tiny width: torch.export takes every network whole, and channels_last, as in training, changes nothing."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -17,7 +18,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "gcn": {"backbone": "resnet18"},
     "hypercolumns": {"width": 1, "grid": 2},
     "msd": {"depth": 12},
-    "pspnet": {"backbone": "resnet18"},
     "segnet": {"width": 1},
     "unet": {"width": 1},
 }
@@ -30,3 +30,23 @@ def test_exports(name):
     program = torch.export.export(network, (image,))
     with torch.no_grad():
         torch.testing.assert_close(program.module()(image)["out"], network(image)["out"])
+
+
+@pytest.mark.parametrize("name", [name for name, arguments in SMALL.items() if "backbone" not in arguments])
+def test_channels_last(name):
+    """Scores and gradients in fp64, as the trainer runs networks."""
+    network = models.build(name, num_classes=3, **SMALL[name]).double().eval()
+    for parameter in network.parameters():
+        if not parameter.any():
+            # Scores that start at zero would hide everything.
+            torch.nn.init.normal_(parameter, std=0.1)
+    theirs = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    image = torch.rand(2, 3, 40, 40, dtype=torch.float64)
+    wanted = network(image)["out"]
+    got = theirs(image.contiguous(memory_format=torch.channels_last))["out"]
+    torch.testing.assert_close(got, wanted)
+    for out in (wanted, got):
+        out.square().sum().backward()
+    for (parameter, q), ours in zip(network.named_parameters(), theirs.parameters(), strict=True):
+        if q.grad is not None:
+            torch.testing.assert_close(ours.grad, q.grad, atol=1e-7, rtol=1e-6, msg=parameter)
