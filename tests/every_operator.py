@@ -78,6 +78,7 @@ class Prepared:
 
     leaves: list[torch.Tensor]
     run: Callable[[], tuple[list[torch.Tensor], list[torch.Tensor]]]
+    outputs: Callable[[], list[torch.Tensor]]
 
     def flip(self) -> None:
         """Other arguments, in the same place."""
@@ -97,10 +98,13 @@ def prepared(case: tuple[str, Callable], dtype: torch.dtype, channels_last: bool
     args = _prepared(args, dtype, channels_last, leaves)
     upstream: dict[torch.Size, torch.Tensor] = {}
 
+    def call() -> list[torch.Tensor]:
+        return samples.tensors(getattr(A, name)(*args, **kwargs))
+
     def run() -> tuple[list, list]:
-        outputs = samples.tensors(getattr(A, name)(*args, **kwargs))
+        outputs = call()
         with torch.no_grad():
-            alone = samples.tensors(getattr(A, name)(*args, **kwargs))
+            alone = call()
         ends = [y for y in outputs if y.requires_grad]
         for y in ends:
             if y.shape not in upstream:
@@ -109,7 +113,7 @@ def prepared(case: tuple[str, Callable], dtype: torch.dtype, channels_last: bool
         gradients = torch.autograd.grad(ends, leaves, seeds, allow_unused=True) if ends else ()
         return [y.detach() for y in (*outputs, *alone)], [g for g in gradients if g is not None]
 
-    return Prepared(leaves, run)
+    return Prepared(leaves, run, call)
 
 
 def main() -> None:

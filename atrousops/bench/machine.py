@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,19 +64,17 @@ def _fastest(function: Callable[[], object], device: torch.device) -> float:
     return min(clock(function) for _ in range(5))
 
 
-class tf32:
-    """Inside it, fp32 may be multiplied as TF32 exactly if the dtype is "tf32"."""
-
-    def __init__(self, dtype: str) -> None:
-        self.allow = dtype == "tf32"
-
-    def __enter__(self) -> None:
-        backends = torch.backends
-        self.before = (backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32)
-        backends.cudnn.allow_tf32 = backends.cuda.matmul.allow_tf32 = self.allow
-
-    def __exit__(self, *error: object) -> None:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = self.before
+@contextlib.contextmanager
+def tf32(dtype: str) -> Iterator[None]:
+    """Inside it, fp32 may be multiplied as TF32 exactly if the dtype is "tf32"; and cuDNN looks for its best kernel."""
+    cudnn, matmul, allow = torch.backends.cudnn, torch.backends.cuda.matmul, dtype == "tf32"
+    before = matmul.allow_tf32
+    with cudnn.flags(True, True, deterministic=cudnn.deterministic, allow_tf32=allow):
+        matmul.allow_tf32 = allow
+        try:
+            yield
+        finally:
+            matmul.allow_tf32 = before
 
 
 class _DeviceClock:

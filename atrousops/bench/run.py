@@ -40,7 +40,6 @@ def run(
         What was measured. An interruption passes through, after the summary of what there was.
     """
     end = time.monotonic() + seconds
-    torch.backends.cudnn.benchmark = True
     rows, left_out = _runnable(rows, device)
     dtypes = list(dict.fromkeys(row.dtype for row in rows))
     result = Report(machine.environment(device), machine.ceilings(device, dtypes), left_out=left_out)

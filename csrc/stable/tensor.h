@@ -5,7 +5,9 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <array>
+#include <optional>
 #include <vector>
 
 namespace atrousops {
@@ -46,13 +48,23 @@ inline Tensor empty(const std::vector<int64_t>& size, const Tensor& like, bool c
                     std::optional<ScalarType> dtype = std::nullopt) {
   const ScalarType type = dtype.value_or(like.scalar_type());
   if (!channels_last) return torch::stable::empty(size, type, std::nullopt, like.device());
-  std::vector<int64_t> stored = {size[0]}, order = {0, static_cast<int64_t>(size.size()) - 1};
-  for (size_t d = 2; d < size.size(); ++d) {
-    stored.push_back(size[d]);
-    order.push_back(static_cast<int64_t>(d) - 1);
+  std::vector<int64_t> strides(size.size(), 1);
+  int64_t step = std::max<int64_t>(size[1], 1);
+  for (size_t d = size.size() - 1; d > 1; --d) {
+    strides[d] = step;
+    step *= std::max<int64_t>(size[d], 1);
   }
-  stored.push_back(size[1]);
-  return torch::stable::permute(torch::stable::empty(stored, type, std::nullopt, like.device()), order);
+  strides[0] = step;
+  // Not another tensor permuted: what an operator returns must be no view, or nothing behind it may work in place.
+  const torch::headeronly::IntHeaderOnlyArrayRef sizes(size), steps(strides);
+  std::array<StableIValue, 6> stack{torch::stable::detail::from(sizes),
+                                    torch::stable::detail::from(steps),
+                                    torch::stable::detail::from(std::optional(type)),
+                                    torch::stable::detail::from(std::optional<torch::headeronly::Layout>()),
+                                    torch::stable::detail::from(std::optional(like.device())),
+                                    torch::stable::detail::from(std::optional<bool>())};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_strided", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 // The tensor itself if it is already dense in the wanted order, else a copy that is.

@@ -13,10 +13,10 @@ from atrousops.nn import AtrousConv2d, DenseCRF
 
 
 def test_writes_the_picture_and_prints_what_ran(tmp_path, monkeypatch, capsys):
-    def stand_in(crf):
+    def stand_in(crf, **options):
         classes = ("background", "person")
         return Predictor(
-            AtrousConv2d(3, 2, 1), classes, (0.5,) * 3, (0.2,) * 3, size=64, crf=DenseCRF() if crf else None
+            AtrousConv2d(3, 2, 1), classes, (0.5,) * 3, (0.2,) * 3, size=64, crf=DenseCRF() if crf else None, **options
         )
 
     monkeypatch.setattr(demo, "load_predictor", stand_in)

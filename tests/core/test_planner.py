@@ -266,14 +266,11 @@ def test_choose_depends_on_every_argument():
 
 def test_whether_tf32_is_allowed_counts_on_a_gpu():
     call = ("forward", (4, 256, 33, 33), (256, 256, 3, 3), (1, 1), (6, 6), (6, 6), 1, FLOAT, True, False, (), "cuda")
-    before = torch.backends.cudnn.allow_tf32
-    try:
-        plans = []
-        for torch.backends.cudnn.allow_tf32 in (True, False):
+    plans = []
+    for allow in (True, False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allow):
             plans.append(planner.plan_call(*call))
             assert planner.choose(*call) == plans[-1].kernel
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
     assert plans[0].candidates[3].seconds < plans[1].candidates[3].seconds
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import samples
 import torch
+from every_operator import WITHOUT_GRADIENT, prepared
 from host_cuda import CPU_ONLY
 
 import atrousops.functional as A
@@ -99,3 +100,15 @@ def test_inputs_are_never_modified(name):
     samples.tensors(getattr(A, name)(*args, **kwargs))
     assert inputs
     assert all(torch.equal(a, b) for a, b in zip(inputs, before))
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+# mean_field keeps its result for the backward pass, as softmax does.
+@pytest.mark.parametrize("name", sorted(set(samples.FUNCTIONS) - {*WITHOUT_GRADIENT, "mean_field"}))
+def test_results_can_be_changed_in_place(name, channels_last, backend):
+    """As an in-place ReLU behind a layer does; autograd forbids it where an operator returns a view."""
+    call = prepared((name, samples.FUNCTIONS[name]), torch.float32, channels_last)
+    outputs = [torch.relu_(y) for y in call.outputs() if y.requires_grad]
+    assert outputs
+    gradients = torch.autograd.grad(outputs, call.leaves, [torch.ones_like(y) for y in outputs], allow_unused=True)
+    assert any(g is not None for g in gradients)
