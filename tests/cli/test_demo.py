@@ -26,7 +26,7 @@ def test_writes_the_picture_and_prints_what_ran(tmp_path, monkeypatch, capsys):
     # Three panels of 512 with margins of 24.
     assert Image.open(tmp_path / "new" / "demo.png").width == 3 * 512 + 4 * 24
     out = capsys.readouterr().out
-    assert "Network + dense CRF: " in out
+    assert "The same + dense CRF: " in out
     assert "Of all 1 calls of the network: 1 on " in out
     assert "Ceilings measured here" in out
 
