@@ -12,12 +12,13 @@ from atrousops.convert import convert
 from atrousops.explain import explain
 from atrousops.info import info
 from atrousops.nn import *  # noqa: F403
+from atrousops.optimize import optimize
 
 if TYPE_CHECKING:
     from atrousops import engine as engine
     from atrousops import models as models
 
-__all__ = ["__version__", "backend", "convert", "explain", "functional", "info", "nn"]
+__all__ = ["__version__", "backend", "convert", "explain", "functional", "info", "nn", "optimize"]
 __all__ += nn.__all__
 
 # Imported when they are first asked for: they bring torchvision, which takes as long to import as torch.

@@ -164,7 +164,8 @@ class _Recorder(TorchFunctionMode):
                 self._frame = public
                 self.rows.append(_row(self._module(here), public.f_code.co_name, public.f_locals))
             # An operator bears one name on every floor; what else a function calls are its helpers.
-            main = stock or ours.split("_")[0] == re.sub(r"[123]d$", "", public.f_code.co_name).split("_")[0]
+            fused = getattr(func, "__name__", "").startswith("_convolution_pointwise")
+            main = stock or fused or ours.split("_")[0] == re.sub(r"[123]d$", "", public.f_code.co_name).split("_")[0]
             if main and not inside_reference:
                 _settle(self.rows[-1], ours, fake=any(isinstance(arg, FakeTensor) for arg in args))
                 _count_bytes(self.rows[-1], (args, kwargs, result))

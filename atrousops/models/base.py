@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atrousops._checks import bad_value
+from atrousops._graphs import whole
 from atrousops.nn import AtrousConvTranspose2d
 
 Features = dict[str, Tensor]
@@ -41,7 +42,7 @@ class SegmentationModel(nn.Module):
         Returns:
             {"out": (N, num_classes, H, W)}, and "aux" of the same shape if the network has an auxiliary head.
         """
-        check_images(self, input)
+        check_images(type(self).__name__, input)
         features = self.backbone(input)
         scores = {"out": self.classifier(features)}
         if self.aux_classifier is not None:
@@ -49,6 +50,7 @@ class SegmentationModel(nn.Module):
         return {name: resize(score, input.shape[-2:]) for name, score in scores.items()}
 
 
+@whole
 def resize(input: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear interpolation to `size` (H, W), corners not aligned."""
     if tuple(input.shape[-2:]) == tuple(size):
@@ -56,17 +58,20 @@ def resize(input: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(input, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def check_images(network: nn.Module, input: Tensor) -> None:
+@whole
+def check_images(network: str, input: Tensor) -> None:
     """Raises ArgumentError unless input is (N, 3, H, W)."""
     if input.dim() != 4 or input.shape[1] != 3:
-        bad_value(type(network).__name__, "input", "have shape (N, 3, H, W)", tuple(input.shape))
+        bad_value(network, "input", "have shape (N, 3, H, W)", tuple(input.shape))
 
 
+@whole
 def crop(input: Tensor, offset: int, size: Sequence[int]) -> Tensor:
     """The window of `size` (H, W) that starts `offset` rows and columns from the corner."""
     return input[..., offset : offset + size[0], offset : offset + size[1]]
 
 
+@whole
 def reflect(input: Tensor, before: int, after: Sequence[int]) -> Tensor:
     """Pads rows and columns by mirroring at the border pixel, as often as needed, so that any size will do.
 
@@ -81,6 +86,13 @@ def reflect(input: Tensor, before: int, after: Sequence[int]) -> Tensor:
         index = torch.arange(-before, size + extra, device=input.device) % period
         input = input.index_select(axis, torch.minimum(index, period - index) if size > 1 else 0 * index)
     return input
+
+
+@whole
+def at_least(input: Tensor, side: int) -> Tensor:
+    """Mirrored at the lower and right border where the image has fewer rows or columns than `side`."""
+    missing = [max(0, side - size) for size in input.shape[-2:]]
+    return reflect(input, 0, missing) if any(missing) else input
 
 
 def bilinear_deconvolution(channels: int, factor: int, padding: int = 0) -> AtrousConvTranspose2d:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from atrousops.models.base import check_images, crop, init_relu, reflect
+from atrousops.models.base import at_least, check_images, crop, init_relu
 from atrousops.models.unpooling import UnpoolingDecoder, coding_vgg16, encode
 from atrousops.models.vgg import load_fully_connected, load_vgg16
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d
@@ -37,10 +37,9 @@ class DeconvNet(nn.Module):
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         """Scores of every pixel: (N, 3, H, W), any size -> {"out": (N, num_classes, H, W)}."""
-        check_images(self, input)
+        check_images(type(self).__name__, input)
         size = input.shape[-2:]
-        x = reflect(input, 0, [max(0, _SIDE - side) for side in size]) if min(size) < _SIDE else input
-        x, pooled = encode(self.backbone, x)
+        x, pooled = encode(self.backbone, at_least(input, _SIDE))
         return {"out": crop(self.score(self.decoder(self.fc(x), pooled)), 0, size)}
 
 

@@ -62,7 +62,7 @@ class MultiScale(nn.Module):
         self.scales = tuple(scales)
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
-        check_images(self, input)
+        check_images(type(self).__name__, input)
         size = input.shape[-2:]
         best = None
         for scale in self.scales:

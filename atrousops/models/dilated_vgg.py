@@ -36,7 +36,7 @@ class DilatedVGG16(nn.Module):
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         """Scores of every pixel: (N, 3, H, W), any size -> {"out": (N, num_classes, H, W)}."""
-        check_images(self, input)
+        check_images(type(self).__name__, input)
         height, width = input.shape[-2:]
         # Rounded up to whole positions of the last map.
         rows, columns = height + -height % 8, width + -width % 8

@@ -136,7 +136,7 @@ class ENet(nn.Module):
         Returns:
             {"out": (N, num_classes, H, W)}.
         """
-        check_images(self, input)
+        check_images(type(self).__name__, input)
         height, width = input.shape[-2:]
         x = F.pad(input, (0, -width % 8, 0, -height % 8))
         indices: dict[str, Tensor] = {}

@@ -52,7 +52,7 @@ class FCN(nn.Module):
         Returns:
             {"out": (N, num_classes, H, W)}.
         """
-        check_images(self, input)
+        check_images(type(self).__name__, input)
         features = self.backbone(input)
         x = self.score(self.fc(features["out"]))
         for name, offset in self.crops.items():

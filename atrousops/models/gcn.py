@@ -74,7 +74,7 @@ class GCN(nn.Module):
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         """Scores of every pixel: (N, 3, H, W), any size -> {"out": (N, num_classes, H, W)}."""
-        check_images(self, input)
+        check_images(type(self).__name__, input)
         features = self.backbone(input)
         finer = [self.levels[name](features[name]) for name in reversed(_LEVELS[:-1])]
         x = self.levels["out"](features["out"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +32,11 @@ class Hypercolumns(nn.Module):
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         """Scores of every pixel: (N, 3, H, W), any size -> {"out": (N, num_classes, H, W)}."""
-        check_images(self, input)
+        check_images(type(self).__name__, input)
         features = self.backbone(input)
         features["fc7"] = self.fc(features["out"])
         # Scoring and interpolating are linear, so that the small maps may be scored before they are enlarged.
-        x = sum(resize(score(features[name]), input.shape[-2:]) for name, score in self.scores.items())
-        assert isinstance(x, Tensor)
+        x: Any = sum(resize(score(features[name]), input.shape[-2:]) for name, score in self.scores.items())
         return {"out": x if self.grid == 1 else self._blend(x)}
 
     def _blend(self, input: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class MetricLearning(nn.Module):
             {"out": (N, K, H, W), log-probabilities at the threshold that favours each class most;
             "embedding": (N, D, H, W); "seeds": (N, T, K, H, W), logits for each of `THRESHOLDS`}.
         """
-        check_images(self, input)
+        check_images(type(self).__name__, input)
         size = input.shape[-2:]
         features = self.backbone(input)["out"]
         seeds = resize(self.seeds(features), size).unflatten(1, (len(THRESHOLDS), self.num_classes))

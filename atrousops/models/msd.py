@@ -116,7 +116,7 @@ class MSD(nn.Module):
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         """Scores of every pixel: (N, 3, H, W), any size -> {"out": (N, num_classes, H, W)}."""
-        check_images(self, input)
+        check_images(type(self).__name__, input)
         parameters = list(self.layers.parameters())
         if torch.is_grad_enabled() and not torch.compiler.is_exporting():
             maps = _Grow.apply(input, self.dilations, self.width, *parameters)

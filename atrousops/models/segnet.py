@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from atrousops.models.base import check_images, crop, reflect
+from atrousops.models.base import at_least, check_images, crop
 from atrousops.models.unpooling import UnpoolingDecoder, coding_vgg16, encode
 from atrousops.models.vgg import load_vgg16
 from atrousops.nn import AtrousConv2d
@@ -27,10 +27,10 @@ class SegNet(nn.Module):
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         """Scores of every pixel: (N, 3, H, W), any size -> {"out": (N, num_classes, H, W)}."""
-        check_images(self, input)
+        check_images(type(self).__name__, input)
         size = input.shape[-2:]
         # Five poolings leave nothing of less than 32 pixels.
-        x = reflect(input, 0, [max(0, 32 - side) for side in size]) if min(size) < 32 else input
+        x = at_least(input, 32)
         return {"out": crop(self.score(self.decoder(*encode(self.backbone, x))), 0, size)}
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from atrousops._checks import bad_value
+from atrousops._graphs import whole
 from atrousops.models.base import check_images, crop, init_relu, reflect
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d, MaxPool2d
 
@@ -44,9 +45,9 @@ class UNet(nn.Module):
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         """Scores of every pixel: (N, 3, H, W), any size -> {"out": (N, num_classes, H, W)}."""
-        check_images(self, input)
+        check_images(type(self).__name__, input)
         size = input.shape[-2:]
-        x = self._padded(input)
+        x = _padded(input, self.valid)
         skips = []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else self.pool(x))
@@ -59,13 +60,15 @@ class UNet(nn.Module):
             x = join(torch.cat([crop(skip, (skip.shape[-1] - x.shape[-1]) // 2, x.shape[-2:]), x], dim=1))
         return {"out": crop(self.score(x), 0, size)}
 
-    def _padded(self, input: Tensor) -> Tensor:
-        """To a size that all four poolings halve evenly: 16 n + 188 without padding, 16 n with."""
-        margin = _MARGIN if self.valid else 0
-        # 16 n + 4 pixels come back of 16 n + 188, and no fewer than 20 have a middle at every level.
-        rest = 4 if self.valid else 0
-        after = [margin + max(-(side - rest) % 16, 16 + rest - side) for side in input.shape[-2:]]
-        return reflect(input, margin, after)
+
+@whole
+def _padded(input: Tensor, valid: bool) -> Tensor:
+    """To a size that all four poolings halve evenly: 16 n + 188 without padding, 16 n with."""
+    margin = _MARGIN if valid else 0
+    # 16 n + 4 pixels come back of 16 n + 188, and no fewer than 20 have a middle at every level.
+    rest = 4 if valid else 0
+    after = [margin + max(-(side - rest) % 16, 16 + rest - side) for side in input.shape[-2:]]
+    return reflect(input, margin, after)
 
 
 def unet(num_classes: int = 2, width: int = 64, padding: str = "reflect", batch_norm: bool = False) -> UNet:

@@ -10,6 +10,9 @@ from atrousops.nn.conv import (
     AtrousConvTranspose1d,
     AtrousConvTranspose2d,
     AtrousConvTranspose3d,
+    FusedConv1d,
+    FusedConv2d,
+    FusedConv3d,
 )
 from atrousops.nn.crf import CRFasRNN, DenseCRF
 from atrousops.nn.multi_scale_roi_align import MultiScaleRoIAlign
@@ -28,6 +31,9 @@ __all__ = [
     "CRFasRNN",
     "ContextModule",
     "DenseCRF",
+    "FusedConv1d",
+    "FusedConv2d",
+    "FusedConv3d",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from atrousops._checks import bad_value
+from atrousops._graphs import whole
 from atrousops.nn.blocks import conv_norm_relu
 
 
@@ -18,11 +19,16 @@ class _ImagePooling(nn.Sequential):
         super().__init__(nn.AdaptiveAvgPool2d(1), *conv_norm_relu(in_channels, out_channels, norm=norm))
 
     def forward(self, input: Tensor) -> Tensor:
-        # Bilinear upsampling of one pixel repeats it. The format is said aloud: a 1x1 map has lost it, and concat would
-        # then answer in NCHW whatever the other branches are.
-        nhwc = input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
-        pooled = super().forward(input).expand(-1, -1, *input.shape[-2:])
-        return pooled.contiguous(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
+        return spread(super().forward(input), input)
+
+
+@whole
+def spread(pooled: Tensor, like: Tensor) -> Tensor:
+    """A map of one pixel repeated to the size and memory format of another, as bilinear upsampling of it would do."""
+    # The format is said aloud: a 1x1 map has lost it, and concat would then answer in NCHW whatever the others are.
+    nhwc = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
+    repeated = pooled.expand(-1, -1, *like.shape[-2:])
+    return repeated.contiguous(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
 
 
 class ASPP(nn.Module):

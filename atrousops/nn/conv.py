@@ -44,6 +44,35 @@ class _AtrousConv(_ConvNd):
         return torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
 
 
+class _FusedConv(_AtrousConv):
+    """What the three ranks share: what `optimize` makes of a convolution and what stands behind it."""
+
+    activation: str | None = None
+    # The memory format that the input is brought into, where it has four or five axes.
+    memory_format: torch.memory_format | None = None
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.memory_format is not None and input.dim() == len(self.kernel_size) + 2:
+            input = input.contiguous(memory_format=self.memory_format)
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            input, padding = self._padded(input), 0
+        return self._function(
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            residual=residual,
+            activation=self.activation,
+        )
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
+
+
 class _AtrousConvTranspose(_ConvTransposeNd):
     """What the three ranks share."""
 
@@ -199,3 +228,23 @@ class AtrousConvTranspose3d(_AtrousConvTranspose, nn.ConvTranspose3d):
     """
 
     _function = staticmethod(functional.conv_transpose3d)
+
+
+class FusedConv1d(_FusedConv, AtrousConv1d):
+    """activation(AtrousConv1d(input) + residual); see FusedConv2d."""
+
+
+class FusedConv2d(_FusedConv, AtrousConv2d):
+    """activation(AtrousConv2d(input) + residual) in one call: what `atrousops.optimize` makes of a convolution.
+
+    The attribute `activation` is None, "relu", "relu6", "hardswish" or "silu"; `memory_format`, if not None, is what
+    the input is brought into first.
+
+    Shapes:
+        input: (N, C, H, W) or (C, H, W); residual: the output's shape, or one that broadcasts with it, or None.
+        output: as AtrousConv2d's.
+    """
+
+
+class FusedConv3d(_FusedConv, AtrousConv3d):
+    """activation(AtrousConv3d(input) + residual); see FusedConv2d."""

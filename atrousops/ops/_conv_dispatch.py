@@ -42,7 +42,7 @@ class Route(NamedTuple):
     scan_input: bool = False
 
 
-_routes: dict[tuple | None, Route] = {}
+_routes: dict[tuple, Route] = {}
 _SMALL = Route("aten", Arguments((), (), (), 1, ()), scan_weight=True)
 
 
@@ -50,36 +50,9 @@ def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tu
     """Runs a call whose further arguments, in the order of PyTorch's function, are `args`."""
     if torch.compiler.is_compiling():
         return _run_route(call, _find_route(call, input, weight, bias, args), input, weight, bias, args)
-    try:
-        # The planner's rule for small calls, at the price that a small call can afford.
-        on_cpu = input.is_cpu and weight.is_cpu
-        small = input.numel() * weight.numel() <= planner.SMALL and on_cpu and backends._forced[0] is None
-        # Everything the choice depends on, and nothing that takes long to ask for.
-        key = (
-            None
-            if small
-            else (
-                call.name,
-                input.shape,
-                weight.shape,
-                args,
-                input.dtype,
-                input.is_contiguous(),
-                on_cpu,
-                input.is_cuda and 1 + tf32_allowed(),
-                (input.requires_grad or weight.requires_grad) and torch.is_grad_enabled(),
-                torch._C._is_any_autocast_enabled(),
-                backends._forced[0],
-            )
-        )
-        route = _SMALL if small else _routes.get(key)
-    except (AttributeError, TypeError):  # not tensors, or lists where PyTorch's functions take them too
-        return _run_unhashable(call, input, weight, bias, args)
+    route = route_of(call, input, weight, bias, args)
     if route is None:
-        route = _find_route(call, input, weight, bias, args)
-        if len(_routes) >= 4096:
-            _routes.clear()
-        _routes[key] = route
+        return _run_unhashable(call, input, weight, bias, args)
     if route.backend != "aten":
         return _run_route(call, route, input, weight, bias, args)
     if route.scan_weight:
@@ -91,6 +64,38 @@ def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tu
     except (RuntimeError, TypeError, ValueError):
         call.check(call.name, call.rank, input, weight, bias, *args)
         raise
+
+
+def route_of(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Route | None:
+    """Where a call goes, looked up; None where it cannot be: no tensors, or lists as PyTorch's functions take too."""
+    try:
+        # The planner's rule for small calls, at the price that a small call can afford.
+        on_cpu = input.is_cpu and weight.is_cpu
+        if input.numel() * weight.numel() <= planner.SMALL and on_cpu and backends._forced[0] is None:
+            return _SMALL
+        # Everything the choice depends on, and nothing that takes long to ask for.
+        key = (
+            call.name,
+            input.shape,
+            weight.shape,
+            args,
+            input.dtype,
+            input.is_contiguous(),
+            on_cpu,
+            input.is_cuda and 1 + tf32_allowed(),
+            (input.requires_grad or weight.requires_grad) and torch.is_grad_enabled(),
+            torch._C._is_any_autocast_enabled(),
+            backends._forced[0],
+        )
+        route = _routes.get(key)
+    except (AttributeError, TypeError):
+        return None
+    if route is None:
+        route = _find_route(call, input, weight, bias, args)
+        if len(_routes) >= 4096:
+            _routes.clear()
+        _routes[key] = route
+    return route
 
 
 def _run_unhashable(call: Call, input: Any, weight: Any, bias: Any, args: tuple) -> Tensor:
@@ -124,8 +129,13 @@ def _needs_pytorch(input: Tensor, weight: Tensor) -> bool:
     # Function transforms and forward-mode derivatives are PyTorch's own there; subclasses bring their own operators.
     if torch.compiler.is_compiling():
         return False
+    return not plain_tensors(input, weight)
+
+
+def plain_tensors(input: Tensor, weight: Tensor) -> bool:
+    """Whether neither a subclass nor a function transform has a say in what a call does."""
     plain = type(input) in _PLAIN and type(weight) in _PLAIN
-    return not plain or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return plain and not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 
 _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)

@@ -11,6 +11,7 @@ from torch import Tensor
 from atrousops import reference
 from atrousops.ops._conv_arguments import Arguments, check_conv
 from atrousops.ops._conv_dispatch import Call, allow_tf32, gradient_is_ours, run
+from atrousops.ops._conv_epilogue import run_with_epilogue
 from atrousops.ops._layout import empty_as_kernel
 from atrousops.ops._register import register
 
@@ -25,6 +26,9 @@ def conv1d(
     padding: str | Size = 0,
     dilation: Size = 1,
     groups: int = 1,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
 ) -> Tensor:
     """Convolution over sequences; `conv2d` with one spatial axis.
 
@@ -39,7 +43,10 @@ def conv1d(
     Raises:
         ArgumentError, ArgumentTypeError: as for `conv2d`.
     """
-    return run(_CONV1D, input, weight, bias, (stride, padding, dilation, groups))
+    args = (stride, padding, dilation, groups)
+    if residual is None and activation is None:
+        return run(_CONV1D, input, weight, bias, args)
+    return run_with_epilogue(_CONV1D, input, weight, bias, args, residual, activation)
 
 
 def conv2d(
@@ -50,10 +57,14 @@ def conv2d(
     padding: str | Size = 0,
     dilation: Size = 1,
     groups: int = 1,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
 ) -> Tensor:
     """Convolution of images with gaps of `dilation` between the taps (atrous convolution).
 
     y[n, k, o] = bias[k] + sum over c, r of weight[k, c, r] * x[n, c, stride * o + dilation * r - padding]
+    result = activation(y + residual)
 
     on both axes, x being zero outside; a tap that reads only there never reaches the result, whatever its weight.
     16-bit dtypes are summed in float32 and rounded once. Complex and integer tensors are left to PyTorch.
@@ -66,6 +77,9 @@ def conv2d(
         padding: zeros on each side, in pixels; "valid" for none, "same" for an output of the input's size.
         dilation: distance between taps, in pixels.
         groups: number of groups that channels are divided into.
+        residual: of the result's shape, added to it.
+        activation: "relu", "relu6", "hardswish" or "silu", applied last. Both cost no pass over memory of their own
+            where PyTorch's oneDNN kernel runs and no gradient is wanted.
 
     Returns:
         (N, K, H_out, W_out) or (K, H_out, W_out) in input's dtype and memory format, with
@@ -77,7 +91,10 @@ def conv2d(
 
     Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), eq. (2).
     """
-    return run(_CONV2D, input, weight, bias, (stride, padding, dilation, groups))
+    args = (stride, padding, dilation, groups)
+    if residual is None and activation is None:
+        return run(_CONV2D, input, weight, bias, args)
+    return run_with_epilogue(_CONV2D, input, weight, bias, args, residual, activation)
 
 
 def conv3d(
@@ -88,6 +105,9 @@ def conv3d(
     padding: str | Size = 0,
     dilation: Size = 1,
     groups: int = 1,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
 ) -> Tensor:
     """Convolution of volumes; `conv2d` with three spatial axes.
 
@@ -102,7 +122,10 @@ def conv3d(
     Raises:
         ArgumentError, ArgumentTypeError: as for `conv2d`.
     """
-    return run(_CONV3D, input, weight, bias, (stride, padding, dilation, groups))
+    args = (stride, padding, dilation, groups)
+    if residual is None and activation is None:
+        return run(_CONV3D, input, weight, bias, args)
+    return run_with_epilogue(_CONV3D, input, weight, bias, args, residual, activation)
 
 
 def _ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments) -> Tensor:

@@ -1,0 +1,129 @@
+"""What may follow a convolution before its result is stored: activation(y + residual)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atrousops._checks import bad_type, bad_value
+from atrousops.ops import _subnormals
+from atrousops.ops._conv_arguments import Arguments
+from atrousops.ops._conv_dispatch import Call, Route, plain_tensors, route_of, run
+
+
+class Activation(NamedTuple):
+    """PyTorch's function, and what oneDNN calls it."""
+
+    function: Callable[..., Tensor]
+    onednn: str
+    scalars: tuple[float, ...] = ()
+
+
+ACTIVATIONS = {
+    "relu": Activation(F.relu, "relu"),
+    "relu6": Activation(F.relu6, "hardtanh", (0.0, 6.0)),
+    "hardswish": Activation(F.hardswish, "hardswish"),
+    "silu": Activation(F.silu, "swish"),
+}
+
+
+def run_with_epilogue(
+    call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple, residual: Any, activation: Any
+) -> Tensor:
+    """activation(convolution + residual): in oneDNN's own pass where its kernel runs, else in place behind it."""
+    if activation is not None and activation not in ACTIVATIONS:
+        bad_value(call.name, "activation", f"be one of {', '.join(ACTIVATIONS)} or None", repr(activation))
+    if residual is not None and not isinstance(residual, Tensor):
+        bad_type(call.name, "residual", "be a Tensor or None", type(residual).__name__)
+    if torch.compiler.is_compiling() or _wants_gradients(input, weight, bias, residual):
+        return _behind(call, run(call, input, weight, bias, args), residual, activation, in_place=False)
+    route = route_of(call, input, weight, bias, args)
+    if route is not None and _onednn_fuses(route, input, weight, bias, residual, activation):
+        return _onednn(route, input, weight, bias, residual, activation)
+    return _behind(call, run(call, input, weight, bias, args), residual, activation, in_place=True)
+
+
+def _behind(call: Call, y: Tensor, residual: Tensor | None, activation: str | None, in_place: bool) -> Tensor:
+    if residual is not None:
+        fits = residual.dtype == y.dtype and _broadcasts(call, residual, y) == y.shape
+        y = y.add_(residual) if in_place and fits else y + residual
+    if activation is None:
+        return y
+    function = ACTIVATIONS[activation].function
+    return function(y, inplace=True) if in_place else function(y)
+
+
+def _broadcasts(call: Call, residual: Tensor, y: Tensor) -> torch.Size:
+    try:
+        return torch.broadcast_shapes(residual.shape, y.shape)
+    except RuntimeError:
+        rule = f"have the convolution's shape {tuple(y.shape)}, or one that broadcasts with it"
+        bad_value(call.name, "residual", rule, tuple(residual.shape))
+
+
+def _wants_gradients(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors])
+
+
+def _output_size(input: Tensor, weight: Tensor, a: Arguments) -> tuple[int, ...]:
+    rank = len(a.stride)
+    axes = zip(input.shape[2:], a.padding[:rank], a.padding[-rank:], a.dilation, weight.shape[2:], a.stride)
+    sizes = [(i + lo + hi - d * (k - 1) - 1) // s + 1 for i, lo, hi, d, k, s in axes]
+    return (input.shape[0], weight.shape[0], *sizes)
+
+
+@cache
+def _onednn_dtypes() -> frozenset[torch.dtype]:
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
+        return frozenset()
+    bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return frozenset({torch.float32, torch.bfloat16} if bfloat16 else {torch.float32})
+
+
+def _onednn_fuses(
+    route: Route, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str | None
+) -> bool:
+    a = route.arguments
+    rank = len(a.stride)
+    return (
+        route.backend == "aten"
+        and rank in (2, 3)
+        and input.is_cpu
+        and input.dim() == rank + 2
+        and input.dtype in _onednn_dtypes()
+        and bool(torch.backends.mkldnn.enabled)
+        and not torch._C._is_any_autocast_enabled()
+        and a.padding[:rank] == a.padding[-rank:]
+        and plain_tensors(input, weight)
+        and weight.dtype == input.dtype
+        and input.numel() * weight.numel() > 0
+        and (bias is None or (bias.dtype == input.dtype and bias.shape == weight.shape[:1]))
+        # Behind a residual it knows ReLU only.
+        and (residual is None or (activation in (None, "relu") and _is_like_output(residual, input, weight, a)))
+    )
+
+
+def _is_like_output(residual: Tensor, input: Tensor, weight: Tensor, a: Arguments) -> bool:
+    same = residual.dtype == input.dtype and residual.device == input.device and plain_tensors(residual, weight)
+    return same and residual.shape == _output_size(input, weight, a)
+
+
+def _onednn(
+    route: Route, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str | None
+) -> Tensor:
+    a = route.arguments
+    padding = a.padding[: len(a.stride)]
+    weight = _subnormals.clean_weight(weight)
+    if route.scan_input:
+        input = _subnormals.clean_input(input)
+    name, scalars = (None, ()) if activation is None else ACTIVATIONS[activation][1:]
+    fused = torch.ops.mkldnn._convolution_pointwise
+    geometry = (padding, a.stride, a.dilation, a.groups)
+    if residual is None:
+        return fused.default(input, weight, bias, *geometry, name or "none", scalars, None)
+    return fused.binary(input, residual, weight, bias, *geometry, "add", 1.0, name, (), None)
