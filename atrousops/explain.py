@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from atrousops import _library, backends, ops, planner
+from atrousops import _library, backends, choice, ops, planner
 from atrousops._checks import bad_type
 
 # PyTorch's own form of operators that this package has, and what they are called here.
@@ -281,7 +281,7 @@ def _plan(operator: str, arguments: dict[str, Any], input: Tensor, dtype: torch.
         total = [d * (r - 1) if padding == "same" else 0 for d, r in zip(dilation, weight.shape[2:])]
         padding = [*(t // 2 for t in total), *(t - t // 2 for t in total)]
     tensors = (input, weight, arguments.get("bias"))
-    return planner.plan_call(
+    return choice.plan_call(
         "transposed" if "transpose" in operator else "forward",
         tuple(input.shape) if input.dim() == rank + 2 else (1, *input.shape),
         tuple(weight.shape),

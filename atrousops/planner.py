@@ -1,4 +1,4 @@
-"""Which kernel runs a problem, at what predicted cost, and why the others do not: `plan`, and `choose` for dispatch.
+"""Which kernel runs a problem, at what predicted cost, and why the others do not.
 
 seconds = overhead of a call + floating-point operations / rate + bytes moved / copy rate
 
@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from operator import index
 from typing import NamedTuple
 
-import torch
-
 from atrousops import _library, _plan_cuda, geometry
-from atrousops.devices import Device, Rates, constant_in_graphs, device_of, tf32_allowed
+from atrousops.devices import Device, Rates
 from atrousops.geometry import Problem, product
 
 # On a CPU, in the order in which they are considered and shown (_plan_cuda has those of a GPU):
@@ -35,8 +32,6 @@ SMALL = 1 << 14
 PANEL = 5 << 20
 # Bytes that a kernel may allocate besides its result.
 WORKSPACE_LIMIT = 1 << 31
-# Positions along an axis whose size torch.compile leaves open; its batch counts as 1.
-UNKNOWN_SIZE = 64
 
 
 class Candidate(NamedTuple):
@@ -115,102 +110,6 @@ def python_plan(problem: Problem, device: Device, itemsize: int, needs_grad: boo
         workspace=_workspace(chosen.kernel, problem, device, itemsize),
         candidates=tuple(_lost(c, chosen) for c in candidates),
     )
-
-
-_chosen: dict[tuple, str] = {}
-
-
-def choose(
-    kind: str,
-    input_size: tuple[int, ...],
-    weight_size: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-    dtype: torch.dtype,
-    channels_last: bool,
-    needs_grad: bool = False,
-    output_padding: tuple[int, ...] = (),
-    device: str = "cpu",
-) -> str:
-    """The name of the kernel that should run a call; about a microsecond once a call has been seen.
-
-    Arguments as for `plan_call`. Under torch.compile the answer is a constant of the graph, and sizes that the graph
-    leaves open count as UNKNOWN_SIZE.
-    """
-    args = (kind, input_size, weight_size, stride, padding, dilation, groups, output_padding)
-    if torch.compiler.is_compiling():
-        return _first_choice(_concrete(*args), dtype, channels_last, needs_grad, device)
-    try:
-        return _chosen[args, dtype, channels_last, needs_grad, _state(device)]
-    except KeyError:
-        return _first_choice(args, dtype, channels_last, needs_grad, device)
-    except TypeError:  # a symbolic size has no hash
-        return _first_choice(_concrete(*args), dtype, channels_last, needs_grad, device)
-
-
-def _state(device: str) -> tuple[str, int | bool]:
-    # What else of the process a plan depends on.
-    return device, torch.get_num_threads() if device == "cpu" else tf32_allowed()
-
-
-@constant_in_graphs
-def _first_choice(args: tuple, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str) -> str:
-    if len(_chosen) >= 4096:
-        _chosen.clear()
-    machine = device_of(device, dtype, channels_last)
-    kernel = plan(call_problem(*args), machine, dtype.itemsize, needs_grad=needs_grad).kernel
-    _chosen[args, dtype, channels_last, needs_grad, _state(device)] = kernel
-    return kernel
-
-
-def _concrete(kind, input_size, weight_size, stride, padding, dilation, groups, output_padding) -> tuple:
-    # Imported here because it brings the compiler with it, and only compiled calls come here.
-    from torch.fx.experimental.symbolic_shapes import has_static_value
-
-    # Batch and map may stay open, as long as the dilated kernel fits; everything else has the value it has.
-    weights, dilation, padding = _integers(weight_size), _integers(dilation), _integers(padding)
-    rank = len(dilation)
-    per_axis = zip(weights[2:], dilation, padding[:rank], padding[-rank:])
-    open_sizes = [1, 0, *[max(UNKNOWN_SIZE, d * (k - 1) + 1 - lo - hi) for k, d, lo, hi in per_axis]]
-    sizes = [s if has_static_value(s) else o for s, o in zip(input_size, open_sizes)]
-    sizes[1] = index(input_size[1])
-    rest = (_integers(stride), padding, dilation, index(groups), _integers(output_padding))
-    return (kind, tuple(sizes), weights, *rest)
-
-
-def _integers(values: Sequence[int]) -> tuple[int, ...]:
-    return tuple([index(v) for v in values])
-
-
-def plan_call(
-    kind: str,
-    input_size: tuple[int, ...],
-    weight_size: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-    dtype: torch.dtype,
-    channels_last: bool,
-    needs_grad: bool = False,
-    output_padding: tuple[int, ...] = (),
-    device: str = "cpu",
-) -> Plan:
-    """The whole plan of a call on this machine, with its reasons.
-
-    Args:
-        kind: "forward", "transposed", "input_grad" or "weight_grad".
-        input_size: (N, C, *), for the gradients too: the size of what the convolution reads.
-        weight_size: (K, C / groups, *); (C, K / groups, *) for "transposed".
-        stride, padding, dilation, output_padding: one entry per spatial axis; `padding` may have two, all the low
-            sides and then all the high ones.
-        needs_grad: weigh forward and both gradients together.
-        device: "cpu" or "cuda", also where there is no GPU; its index does not matter.
-    """
-    problem = call_problem(kind, input_size, weight_size, stride, padding, dilation, groups, output_padding)
-    return plan(problem, device_of(device, dtype, channels_last), dtype.itemsize, needs_grad=needs_grad)
 
 
 def call_problem(

@@ -73,6 +73,41 @@ def host_seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+class _DeviceClock:
+    """Seconds between two events of the GPU around a call, the L2 cache flushed before."""
+
+    def __init__(self, device: torch.device) -> None:
+        cache = torch.cuda.get_device_properties(device).L2_cache_size
+        self.flush = torch.empty(max(4 * cache, 1 << 28), dtype=torch.int8, device=device)
+
+    def __call__(self, function: Callable[[], object]) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        # Long enough that the call has been issued before it ends: the launch itself is not measured.
+        self.flush.zero_()
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3
+
+
+def clock_of(device: torch.device, of_host: bool = False) -> Clock:
+    """How a call is timed: by the GPU's events, or by the host, which waits for the GPU at the end."""
+    if device.type != "cuda":
+        return host_seconds
+    if not of_host:
+        return _DeviceClock(device)
+
+    def waiting(function: Callable[[], object]) -> float:
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        function()
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    return waiting
+
+
 def interleaved(
     *functions: Callable[[], object],
     repeats: int = 15,

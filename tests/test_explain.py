@@ -5,7 +5,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library, planner
+from atrousops import _library, choice, planner
 
 
 def model() -> nn.Sequential:
@@ -41,7 +41,7 @@ def test_converted_layers_run_what_the_planner_says():
     with torch.no_grad():
         row = ao.explain(net, x).rows[0]
     sizes = ((2, 3, 13, 13), (4, 3, 3, 3), (1, 1), (12, 12), (12, 12))
-    plan = planner.plan_call("forward", *sizes, 1, torch.float32, True)
+    plan = choice.plan_call("forward", *sizes, 1, torch.float32, True)
     assert row.plan == plan
     assert row.channels_last
     assert row.reason == plan.reason

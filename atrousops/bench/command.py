@@ -51,6 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser, count: Callable[[int], Callab
         help="after which no further round of a row begins; there are three at least (default: 3; quick: 1)",
     )  # fmt: skip
     how.add_argument("--compile", action="store_true", help="also against torch.compile of PyTorch's way")
+    how.add_argument(
+        "--autotune", action="store_true",
+        help="measure the choice between PyTorch's kernel and ours first, and keep it for later processes",
+    )  # fmt: skip
     output = parser.add_argument_group("output")
     output.add_argument(
         "-o", "--output", type=Path, default=Path("out/bench"), metavar="DIR",
@@ -113,6 +117,7 @@ def _measure(rows: list, args: argparse.Namespace) -> int:
         repeats=args.repeats or (9 if args.quick else 15),
         budget=args.budget if args.budget is not None else (1.0 if args.quick else 3.0),
         compile=args.compile,
+        autotune=args.autotune,
     )
     seconds = run.QUICK_SECONDS if args.quick else float("inf")
     result = run.run(rows, device, options, path=path, seconds=seconds)

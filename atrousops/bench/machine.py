@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import platform
 import re
 import subprocess
-import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +16,8 @@ import torch
 
 import atrousops as ao
 from atrousops.bench.registry import DTYPES
-from atrousops.testing import Clock, host_seconds
+from atrousops.measured import cpu_name
+from atrousops.testing import clock_of
 
 # Bytes of a copy from memory, larger than any cache.
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
@@ -77,41 +76,6 @@ def tf32(dtype: str) -> Iterator[None]:
             matmul.allow_tf32 = before
 
 
-class _DeviceClock:
-    """Seconds between two events of the GPU around a call, the L2 cache flushed before."""
-
-    def __init__(self, device: torch.device) -> None:
-        cache = torch.cuda.get_device_properties(device).L2_cache_size
-        self.flush = torch.empty(max(4 * cache, 1 << 28), dtype=torch.int8, device=device)
-
-    def __call__(self, function: Callable[[], object]) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # Long enough that the call has been issued before it ends: the launch itself is not measured.
-        self.flush.zero_()
-        start.record()
-        function()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1e-3
-
-
-def clock_of(device: torch.device, of_host: bool = False) -> Clock:
-    """How a call is timed: by the GPU's events, or by the host, which waits for the GPU at the end."""
-    if device.type != "cuda":
-        return host_seconds
-    if not of_host:
-        return _DeviceClock(device)
-
-    def waiting(function: Callable[[], object]) -> float:
-        torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        function()
-        torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    return waiting
-
-
 def peak_memory(function: Callable[[], object], device: torch.device) -> int | None:
     """Bytes that a call allocates on a GPU at most; None on a CPU."""
     if device.type != "cuda":
@@ -154,16 +118,6 @@ def device_name(device: torch.device) -> str:
     else:
         name = f"{cpu_name()} {ao.info()['cpu']['isa'] or 'no library'} {torch.get_num_threads()} threads"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def cpu_name() -> str:
-    """The processor's name as it tells it itself."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def load() -> float | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+import atrousops as ao
 from atrousops import _library
 from atrousops.bench.machine import Ceilings, clock_of, peak_memory, tf32
 from atrousops.bench.operators import under
@@ -23,11 +24,15 @@ MOST_GEMM_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Options:
-    """repeats and budget (seconds) of each row; compile: also time what torch.compile makes of PyTorch's way."""
+    """repeats and budget (seconds) of each row; compile: also time what torch.compile makes of PyTorch's way.
+
+    autotune: measure the convolutions of ours first, so that `dispatched` is what they say, and later processes know.
+    """
 
     repeats: int = 15
     budget: float = 3.0
     compile: bool = False
+    autotune: bool = False
 
 
 def measure(row: Row, device: torch.device, best: Ceilings, options: Options) -> Result:
@@ -47,6 +52,8 @@ def measure(row: Row, device: torch.device, best: Ceilings, options: Options) ->
 
 def _measure(result: Result, row: Row, device: torch.device, best: Ceilings, options: Options) -> None:
     prepared = row.prepared(device)
+    if options.autotune:
+        ao.autotune(lambda: prepared.ours()(), budget=options.budget)
     result.floor, result.missing = prepared.floor, prepared.missing
     result.floor_seconds = prepared.floor.seconds(best.copy, best.peak(row.dtype))
     result.kernel, result.why = prepared.kernel()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import atrousops as ao
-from atrousops import functional, planner
+from atrousops import choice, functional
 from atrousops.bench.floors import Floor, bytes_of, conv_floor, conv_problem, gemm_shape
 from atrousops.bench.registry import LAYOUTS, Prepared, Setting
 from atrousops.testing import Outputs, Ready, Run
@@ -226,9 +226,19 @@ def kernel_of(call: _Call, inputs: Sequence[Tensor], at: Setting) -> tuple[str, 
     if not call.name.startswith("conv") or not gradient or row.kernel == "aten":
         return row.kernel, row.reason
     # Behind a forward pass of ours each gradient has a plan of its own.
-    forward = conv_problem("transpose" in call.name, inputs[0].shape, inputs[1].shape, call.options)
-    other = "forward" if forward.kind == "input_grad" else "input_grad"
-    problem = forward.as_kind(other if at.direction == "input_grad" else "weight_grad")
-    machine = planner.device_of(at.device.type, inputs[0].dtype, at.layout == "nhwc")
-    plan = planner.plan(problem, machine, at.element_bytes)
+    transposed, rank = "transpose" in call.name, inputs[0].dim() - 2
+    problem = conv_problem(transposed, inputs[0].shape, inputs[1].shape, call.options)
+    axes = problem.axes[-rank:]
+    plan = choice.plan_call(
+        "forward" if transposed and at.direction == "input_grad" else at.direction,
+        (problem.n, problem.c, *(a.input for a in axes)),
+        tuple(inputs[1].shape),
+        tuple(a.stride for a in axes),
+        (*(a.pad_lo for a in axes), *(a.pad_hi for a in axes)),
+        tuple(a.dilation for a in axes),
+        problem.groups,
+        inputs[0].dtype,
+        at.layout == "nhwc",
+        device=at.device.type,
+    )
     return plan.kernel, plan.reason

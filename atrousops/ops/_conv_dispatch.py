@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from atrousops import _library, backends, planner
+from atrousops import _library, backends, choice, planner
 from atrousops.devices import tf32_allowed
 from atrousops.ops import _subnormals
 from atrousops.ops._conv_arguments import Arguments
@@ -44,6 +44,11 @@ class Route(NamedTuple):
 
 _routes: dict[tuple, Route] = {}
 _SMALL = Route("aten", Arguments((), (), (), 1, ()), scan_weight=True)
+
+
+def forget() -> None:
+    """Drops what was looked up, after the planner has learnt something."""
+    _routes.clear()
 
 
 def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Tensor:
@@ -189,7 +194,7 @@ def _ours(
     if not (_library.has_operators if device == "cpu" else _library.cuda.problem is None):
         return False
     stride, padding, dilation, groups, extra = arguments
-    kernel = planner.choose(
+    kernel = choice.choose(
         kind,
         size,
         tuple(weight_size),

@@ -8,7 +8,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
-from atrousops import _library, _plan_cuda, devices, planner
+from atrousops import _library, _plan_cuda, choice, devices, planner
 from atrousops.devices import Device, Rates
 
 native = _library.planner
@@ -244,24 +244,24 @@ CALL = ("forward", (1, 64, 33, 33), (64, 64, 3, 3), (1, 1), (12, 12), (12, 12), 
 
 def test_choose_is_what_plan_call_says():
     for needs_grad in (False, True):
-        assert planner.choose(*CALL, needs_grad) == planner.plan_call(*CALL, needs_grad).kernel
+        assert choice.choose(*CALL, needs_grad) == choice.plan_call(*CALL, needs_grad).kernel
     # Low and high padding may differ.
     wide = (*CALL[:4], (12, 12, 13, 12), *CALL[5:])
-    assert planner.choose(*wide) == planner.plan_call(*wide).kernel
+    assert choice.choose(*wide) == choice.plan_call(*wide).kernel
 
 
 def test_choose_depends_on_every_argument():
-    planner._chosen.clear()
-    planner.choose(*CALL)
-    planner.choose(*CALL, True)
-    planner.choose(*CALL[:-1], False)
-    planner.choose(*CALL[:-2], HALF, True)
-    planner.choose("transposed", *CALL[1:])
-    planner.choose("transposed", *CALL[1:], False, (1, 1))
-    planner.choose(*CALL, False, (), "cuda")
-    assert len(planner._chosen) == 7
-    planner.choose(*CALL)
-    assert len(planner._chosen) == 7
+    choice._chosen.clear()
+    choice.choose(*CALL)
+    choice.choose(*CALL, True)
+    choice.choose(*CALL[:-1], False)
+    choice.choose(*CALL[:-2], HALF, True)
+    choice.choose("transposed", *CALL[1:])
+    choice.choose("transposed", *CALL[1:], False, (1, 1))
+    choice.choose(*CALL, False, (), "cuda")
+    assert len(choice._chosen) == 7
+    choice.choose(*CALL)
+    assert len(choice._chosen) == 7
 
 
 def test_whether_tf32_is_allowed_counts_on_a_gpu():
@@ -269,8 +269,8 @@ def test_whether_tf32_is_allowed_counts_on_a_gpu():
     plans = []
     for allow in (True, False):
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=allow):
-            plans.append(planner.plan_call(*call))
-            assert planner.choose(*call) == plans[-1].kernel
+            plans.append(choice.plan_call(*call))
+            assert choice.choose(*call) == plans[-1].kernel
     assert plans[0].candidates[3].seconds < plans[1].candidates[3].seconds
 
 
@@ -280,7 +280,7 @@ def test_choose_is_a_constant_of_a_compiled_graph(dynamic):
 
     def f(x, w, rate):
         pair = (rate, rate)
-        return x.sum() * 0 + codes[planner.choose("forward", x.shape, w.shape, (1, 1), pair, pair, 1, x.dtype, False)]
+        return x.sum() * 0 + codes[choice.choose("forward", x.shape, w.shape, (1, 1), pair, pair, 1, x.dtype, False)]
 
     compiled = torch.compile(f, backend="eager", fullgraph=True, dynamic=dynamic)
     w = torch.zeros(128, 128, 3, 3)
@@ -293,11 +293,11 @@ def test_choose_is_a_constant_of_a_compiled_graph(dynamic):
 
 def test_choose_with_symbolic_sizes_outside_dynamo():
     # As when a backward formula is traced: sizes without a hash.
-    expected = planner.choose(CALL[0], (1, 64, 64, 64), *CALL[2:])
+    expected = choice.choose(CALL[0], (1, 64, 64, 64), *CALL[2:])
     seen = []
 
     def f(x):
-        seen.append((has_static_value(x.shape[2]), planner.choose(CALL[0], tuple(x.shape), *CALL[2:])))
+        seen.append((has_static_value(x.shape[2]), choice.choose(CALL[0], tuple(x.shape), *CALL[2:])))
         return x + 1
 
     make_fx(f, tracing_mode="symbolic")(torch.zeros(2, 64, 70, 71))

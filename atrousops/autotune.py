@@ -1,0 +1,189 @@
+"""autotune: measures the convolutions of a call, so that the planner knows instead of guessing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atrousops import backends, choice, measured
+from atrousops._checks import bad_type, bad_value
+from atrousops.devices import tf32_allowed
+from atrousops.measured import Key, Times
+from atrousops.ops import _conv_dispatch
+from atrousops.testing import clock_of, interleaved
+
+
+@dataclass
+class Tuning:
+    """What was measured: seconds of PyTorch's operator and of ours for each call. Prints as a table.
+
+    Attributes:
+        times: by call.
+        predicted: what the planner would have run: "aten" or one of ours.
+        files: where the times are kept.
+    """
+
+    times: dict[Key, Times]
+    predicted: dict[Key, str]
+    files: list[Any]
+
+    def __str__(self) -> str:
+        lines = [f"{'call':<72} {'aten ms':>9} {'ours ms':>9} {'x':>6}  choice"]
+        for key, times in self.times.items():
+            choice = "ours" if times.ours_wins else "aten"
+            changed = "" if (self.predicted[key] == "aten") == (choice == "aten") else "  (predicted otherwise)"
+            numbers = f"{times.aten * 1e3:9.3f} {times.ours * 1e3:9.3f} {times.aten / times.ours:6.2f}"
+            lines.append(f"{_name(key):<72} {numbers}  {choice}{changed}")
+        before = sum(t.aten if self.predicted[k] == "aten" else t.ours for k, t in self.times.items())
+        after = sum(t.ours if t.ours_wins else t.aten for t in self.times.values())
+        lines.append(f"{len(self.times)} calls: {before * 1e3:.3f} ms as predicted, {after * 1e3:.3f} ms as measured")
+        return "\n".join([*lines, *(f"-> {path}" for path in self.files)])
+
+
+def autotune(call: Callable[..., Any], *inputs: Any, budget: float = 0.5, **kwargs: Any) -> Tuning:
+    """Measures every convolution of a call on PyTorch's kernel and on ours, and keeps the faster choice on disk.
+
+    Runs `call(*inputs, **kwargs)` once and notes which convolutions it makes (with gradients enabled: those of the
+    backward pass too, if the result wants gradients). Each is then timed on random tensors, both ways in turn, once
+    per machine: what is known already is not measured again. From then on, in this process and later ones, the
+    measured choice counts: it is ours where ours took less than 0.98 of PyTorch's time. `explain` says so.
+
+    Calls of few elements go to PyTorch's operator unmeasured. Plans are kept per processor or GPU and torch version,
+    in the folder ATROUSOPS_PLANS or the user's cache; ATROUSOPS_PLANS=none keeps and reads nothing.
+
+    Args:
+        call: a module, or any function that calls `atrousops.functional`.
+        inputs, kwargs: its arguments.
+        budget: seconds a convolution, beyond three rounds.
+
+    Returns:
+        A Tuning: print it.
+
+    Raises:
+        ArgumentTypeError: `call` cannot be called.
+        ArgumentError: a backend is forced, so that there is nothing to choose.
+    """
+    if not callable(call):
+        bad_type("autotune", "call", "be a module or a function", type(call).__name__)
+    if backends.forced() is not None:
+        bad_value("autotune", "backend", "not be forced", repr(backends.forced()), "Leave backend(...) first.")
+    from tqdm import tqdm
+
+    keys = _calls_of(call, inputs, kwargs)
+    known = {key: times for key in keys if (times := measured.lookup(key)) is not None}
+    found: dict[Key, Times] = {}
+    # Gradients first, for training takes the best of them.
+    unknown = sorted((key for key in keys if key not in known and _runs(key)), key=lambda key: key.needs_grad)
+    for key in tqdm(unknown, unit="call", disable=None, leave=False):
+        found[key] = _measure(key, budget)
+        if not key.needs_grad:
+            measured.add({key: found[key]})
+            _forget_choices()
+    files = measured.add(found) if found else []
+    _forget_choices()
+    return Tuning(known | found, {key: keys[key] for key in known | found}, files)
+
+
+def _forget_choices() -> None:
+    choice.forget()
+    _conv_dispatch.forget()
+
+
+def _calls_of(call: Callable[..., Any], inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Key, str]:
+    """What the planner is asked when the call runs, and what it would answer without measurements."""
+    _forget_choices()
+    with choice.watched() as seen:
+        outputs = call(*inputs, **kwargs)
+        wanting = [t for t in torch.utils._pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.requires_grad]
+        if wanting:
+            leaves = [t for t in torch.utils._pytree.tree_leaves((inputs, kwargs)) if isinstance(t, Tensor)]
+            leaves += list(call.parameters()) if isinstance(call, torch.nn.Module) else []
+            leaves = [t for t in leaves if t.requires_grad]
+            torch.autograd.grad(wanting, leaves, [torch.ones_like(t) for t in wanting], allow_unused=True)
+    return {Key(*key): _predicted(Key(*key)) for key in seen}
+
+
+def _predicted(key: Key) -> str:
+    arguments = choice.CallArguments(*key.arguments)
+    return choice.predict_call(arguments, key.dtype, key.channels_last, key.needs_grad, key.state[0]).kernel
+
+
+def _runs(key: Key) -> bool:
+    # PyTorch's operators take one padding an axis; where a plan has no kernel of ours there is nothing to choose.
+    a = choice.CallArguments(*key.arguments)
+    rank = len(a.stride)
+    if a.padding[:rank] != a.padding[-rank:]:
+        return False
+    plan = choice.predict_call(a, key.dtype, key.channels_last, key.needs_grad, key.state[0])
+    return any(c.kernel != "aten" and c.seconds < float("inf") for c in plan.candidates)
+
+
+def _measure(key: Key, budget: float) -> Times:
+    device = torch.device(key.state[0])
+    with torch.set_grad_enabled(key.needs_grad), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        aten, ours = _contenders(key, device)
+        timings = interleaved(aten, ours, repeats=15, budget=budget, clock=clock_of(device))
+    return Times(*(timing.median for timing in timings))
+
+
+def _contenders(key: Key, device: torch.device) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    a = choice.CallArguments(*key.arguments)
+    rank, padding = len(a.stride), a.padding[: len(a.stride)]
+    tf32 = device.type == "cuda" and tf32_allowed()
+
+    def tensor(size: tuple[int, ...]) -> Tensor:
+        t = torch.randn(size, device=device).to(key.dtype)
+        if key.channels_last:
+            t = t.movedim(1, -1).contiguous().movedim(-1, 1)
+        return t.requires_grad_(key.needs_grad)
+
+    x, w = tensor(a.input_size), tensor(a.weight_size)
+    ops = torch.ops.atrousops
+    rest = (a.stride, padding, a.dilation)
+    if a.kind == "transposed":
+        stock = getattr(F, f"conv_transpose{rank}d")
+        theirs = (a.stride, padding, a.output_padding, a.groups, a.dilation)
+        return _pair(
+            key,
+            (x, w),
+            lambda: stock(x, w, None, *theirs),
+            lambda: ops.conv_transpose(x, w, None, a.stride, padding, a.output_padding, a.dilation, a.groups, tf32),
+        )
+    stock = getattr(F, f"conv{rank}d")
+    if a.kind == "forward":
+        aten, ours = (lambda: stock(x, w, None, *rest, a.groups)), (lambda: ops.conv(x, w, None, *rest, a.groups, tf32))
+        return _pair(key, (x, w), aten, ours)
+    with torch.device("meta"):
+        size = stock(torch.empty(a.input_size), torch.empty(a.weight_size), None, *rest, a.groups).shape
+    dy = tensor(tuple(size))
+    mask = (a.kind == "input_grad", a.kind == "weight_grad", False)
+    extra = (0,) * rank
+
+    def aten_gradient() -> Any:
+        return torch.ops.aten.convolution_backward(dy, x, w, None, *rest, False, extra, a.groups, mask)
+
+    if a.kind == "input_grad":
+        return aten_gradient, lambda: ops.conv_grad_input(dy, w, a.input_size, *rest, a.groups, tf32)
+    return aten_gradient, lambda: ops.conv_grad_weight(dy, x, a.weight_size[2:], *rest, a.groups, tf32)
+
+
+def _pair(key: Key, leaves: tuple[Tensor, ...], *forward: Callable[[], Tensor]) -> Any:
+    if not key.needs_grad:
+        return forward
+    dy = torch.ones_like(forward[0]().detach())
+    return tuple(lambda f=f: torch.autograd.grad(f(), leaves, dy) for f in forward)
+
+
+def _name(key: Key) -> str:
+    a = choice.CallArguments(*key.arguments)
+    sizes = " ".join("x".join(map(str, size)) for size in (a.input_size, a.weight_size))
+    steps = f"s{a.stride[-1]} d{a.dilation[-1]}" + (f" g{a.groups}" if a.groups > 1 else "")
+    layout = "channels_last" if key.channels_last else "contiguous"
+    kind = a.kind + (" training" if key.needs_grad else "")
+    return f"{kind} {sizes} {steps} {str(key.dtype).removeprefix('torch.')} {layout}"

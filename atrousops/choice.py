@@ -1,0 +1,175 @@
+"""Which kernel runs a call: as predicted, or as was measured; `choose` for dispatch, `plan_call` to be read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from math import inf
+from operator import index
+from typing import NamedTuple
+
+import torch
+
+from atrousops import measured
+from atrousops.devices import constant_in_graphs, device_of, tf32_allowed
+from atrousops.planner import Candidate, Plan, call_problem, plan
+
+# Positions along an axis whose size torch.compile leaves open; its batch counts as 1.
+UNKNOWN_SIZE = 64
+
+
+class CallArguments(NamedTuple):
+    """What a call of a convolution is; meanings as in `plan_call`."""
+
+    kind: str
+    input_size: tuple[int, ...]
+    weight_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    output_padding: tuple[int, ...]
+
+
+_chosen: dict[tuple, str] = {}
+# Lists of the calls that were asked about for the first time.
+_watchers: list[list[tuple]] = []
+
+
+def forget() -> None:
+    """Drops the answers of `choose`, after something has changed that they came from."""
+    _chosen.clear()
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[tuple]]:
+    """Gives a list of what `choose` is asked for the first time inside the `with` block."""
+    seen: list[tuple] = []
+    _watchers.append(seen)
+    try:
+        yield seen
+    finally:
+        _watchers.remove(seen)
+
+
+def choose(
+    kind: str,
+    input_size: tuple[int, ...],
+    weight_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    needs_grad: bool = False,
+    output_padding: tuple[int, ...] = (),
+    device: str = "cpu",
+) -> str:
+    """The name of the kernel that should run a call; about a microsecond once a call has been seen.
+
+    Arguments as for `plan_call`. Under torch.compile the answer is a constant of the graph, and sizes that the graph
+    leaves open count as UNKNOWN_SIZE.
+    """
+    args = (kind, input_size, weight_size, stride, padding, dilation, groups, output_padding)
+    if torch.compiler.is_compiling():
+        return _first_choice(_concrete(*args), dtype, channels_last, needs_grad, device)
+    try:
+        return _chosen[args, dtype, channels_last, needs_grad, _state(device)]
+    except KeyError:
+        return _first_choice(args, dtype, channels_last, needs_grad, device)
+    except TypeError:  # a symbolic size has no hash
+        return _first_choice(_concrete(*args), dtype, channels_last, needs_grad, device)
+
+
+def _state(device: str) -> tuple[str, int | bool]:
+    # What else of the process a plan depends on.
+    return device, torch.get_num_threads() if device == "cpu" else tf32_allowed()
+
+
+@constant_in_graphs
+def _first_choice(args: tuple, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str) -> str:
+    if len(_chosen) >= 4096:
+        _chosen.clear()
+    key = (args, dtype, channels_last, needs_grad, _state(device))
+    kernel = _as_measured(predict_call(CallArguments(*args), dtype, channels_last, needs_grad, device), key).kernel
+    _chosen[key] = kernel
+    for seen in _watchers:
+        seen.append(key)
+    return kernel
+
+
+def predict_call(
+    arguments: CallArguments, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str
+) -> Plan:
+    """`plan_call` without what was measured."""
+    machine = device_of(device, dtype, channels_last)
+    return plan(call_problem(*arguments), machine, dtype.itemsize, needs_grad=needs_grad)
+
+
+def _as_measured(predicted: Plan, key: tuple) -> Plan:
+    times = measured.lookup(key)
+    ours = [c for c in predicted.candidates if c.kernel != "aten" and c.seconds < inf]
+    if times is None or not ours:
+        return predicted
+    best = min(ours, key=lambda c: c.seconds)
+    kernel, seconds = (best.kernel, times.ours) if times.ours_wins else ("aten", times.aten)
+    reason = f"{kernel}: {best.kernel} was measured at {times.ours / times.aten:.2f} of the time of aten"
+    shown = []
+    for c in predicted.candidates:
+        if c.kernel == kernel:
+            c = Candidate(kernel, seconds, "")
+        elif c.kernel in ("aten", best.kernel):
+            other = times.aten if c.kernel == "aten" else times.ours
+            c = Candidate(c.kernel, other, f"measured at {other / seconds:.2f} of the time of {kernel}")
+        shown.append(c)
+    return predicted._replace(kernel=kernel, reason=reason, seconds=seconds, candidates=tuple(shown))
+
+
+def _concrete(kind, input_size, weight_size, stride, padding, dilation, groups, output_padding) -> tuple:
+    # Imported here because it brings the compiler with it, and only compiled calls come here.
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    # Batch and map may stay open, as long as the dilated kernel fits; everything else has the value it has.
+    weights, dilation, padding = _integers(weight_size), _integers(dilation), _integers(padding)
+    rank = len(dilation)
+    per_axis = zip(weights[2:], dilation, padding[:rank], padding[-rank:])
+    open_sizes = [1, 0, *[max(UNKNOWN_SIZE, d * (k - 1) + 1 - lo - hi) for k, d, lo, hi in per_axis]]
+    sizes = [s if has_static_value(s) else o for s, o in zip(input_size, open_sizes)]
+    sizes[1] = index(input_size[1])
+    rest = (_integers(stride), padding, dilation, index(groups), _integers(output_padding))
+    return (kind, tuple(sizes), weights, *rest)
+
+
+def _integers(values: Sequence[int]) -> tuple[int, ...]:
+    return tuple([index(v) for v in values])
+
+
+def plan_call(
+    kind: str,
+    input_size: tuple[int, ...],
+    weight_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    needs_grad: bool = False,
+    output_padding: tuple[int, ...] = (),
+    device: str = "cpu",
+) -> Plan:
+    """The whole plan of a call on this machine, with its reasons.
+
+    Args:
+        kind: "forward", "transposed", "input_grad" or "weight_grad".
+        input_size: (N, C, *), for the gradients too: the size of what the convolution reads.
+        weight_size: (K, C / groups, *); (C, K / groups, *) for "transposed".
+        stride, padding, dilation, output_padding: one entry per spatial axis; `padding` may have two, all the low
+            sides and then all the high ones.
+        needs_grad: weigh forward and both gradients together.
+        device: "cpu" or "cuda", also where there is no GPU; its index does not matter.
+    """
+    args = CallArguments(kind, input_size, weight_size, stride, padding, dilation, groups, output_padding)
+    predicted = predict_call(args, dtype, channels_last, needs_grad, device)
+    return _as_measured(predicted, (tuple(args), dtype, channels_last, needs_grad, _state(device)))
