@@ -19,6 +19,12 @@ from atrousops.bench.registry import DTYPES, LAYOUTS, Prepared, Setting
 from atrousops.explain import Explanation
 from atrousops.testing import Outputs, Run
 
+_Made = Callable[[nn.Module], nn.Module]
+
+
+def _as_it_is(model: nn.Module) -> nn.Module:
+    return model
+
 
 def module(
     ours: Callable[[], nn.Module],
@@ -26,6 +32,7 @@ def module(
     input: Callable[[], Tensor],
     *,
     output: Callable[[Any], Tensor] = lambda y: y,
+    made_ready: _Made = _as_it_is,
 ) -> Callable[[Setting], Prepared]:
     """How to prepare a module, in evaluation mode for "forward" and in training mode for "training".
 
@@ -33,6 +40,7 @@ def module(
         ours, stock: make the modules, ours and torchvision's, whose state dicts are the same. Where torchvision has
             none, ours on PyTorch's kernels is the incumbent.
         input: (N, C, H, W) in fp32 and NCHW.
+        made_ready: what is done to ours before it runs, as `optimize`.
         output: from what the module returns to the tensor that is compared; timed too.
     """
 
@@ -45,13 +53,12 @@ def module(
             theirs.load_state_dict(mine.state_dict())
             theirs = _placed(theirs, at)
         x = at.tensor(input())
-        probe = _Probe(mine, output)
-        with FakeTensorMode() as mode, torch.set_grad_enabled(training):
-            explanation = ao.explain(probe, mode.from_tensor(x))
+        probe = _Probe(made_ready(mine), output)
+        explanation = _explained(probe, x, training)
         dy = at.tensor(torch.randn(probe.shape)) if training else None
 
-        def ready(model: nn.Module, where: Setting) -> Run:
-            placed = _placed(model, where)
+        def ready(model: nn.Module, where: Setting, made_ready: _Made = _as_it_is) -> Run:
+            placed = made_ready(_placed(model, where))
             return _start(placed, output, where.tensor(x), where.tensor(dy) if dy is not None else None)
 
         def ready_stock(where: Setting) -> Run:
@@ -62,11 +69,11 @@ def module(
         scale = len(PROBLEMS[at.direction])
         live = explanation.live_flops / explanation.flops if explanation.flops else 1.0
         return Prepared(
-            ours=partial(ready, mine, at),
+            ours=partial(ready, mine, at, made_ready),
             theirs=incumbents("torchvision" if stock is not None else "", ready_stock, at),
             exact=lambda: ready_stock(at.exact())(),
             floor=Floor(scale * float(elements * at.element_bytes), scale * explanation.flops, live),
-            kernel=lambda: (_kernels(explanation), "calls of the module by kernel"),
+            kernel=lambda: (_kernels(_explained(probe, x, training)), "calls of the module by kernel"),
             compiled=lambda compiler: partial(ready, compiler(theirs), at),
         )
 
@@ -85,6 +92,11 @@ class _Probe(nn.Module):
         y = self.output(self.model(x))
         self.shape = y.shape
         return y
+
+
+def _explained(probe: _Probe, x: Tensor, training: bool) -> Explanation:
+    with FakeTensorMode() as mode, torch.set_grad_enabled(training):
+        return ao.explain(probe, mode.from_tensor(x))
 
 
 def _placed(model: nn.Module, at: Setting) -> nn.Module:

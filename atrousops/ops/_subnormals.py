@@ -11,6 +11,9 @@ from torch.autograd import forward_ad
 from atrousops import _library
 from atrousops.ops.flush_subnormals import flush_subnormals
 
+# One block of elements in so many is looked at.
+_PART = 64
+
 # id of a weight -> (weak reference, version, whether it holds subnormals). Wrong entries would only cost time. An
 # inference tensor has no version, and its entry none.
 _known: dict[int, tuple[weakref.ref, int | None, bool]] = {}
@@ -34,8 +37,8 @@ def _scan(weight: Tensor) -> tuple[weakref.ref, int | None, bool]:
 
 
 def clean_input(input: Tensor) -> Tensor:
-    """The same for a large input, judged by a sixteenth of it: what is too rare to be seen there costs nothing."""
-    if _scannable(input) and torch.ops.atrousops.has_subnormals(input.detach(), 16):
+    """The same for a large input, judged by a part of it: what is too rare to be seen there costs nothing."""
+    if _scannable(input) and torch.ops.atrousops.has_subnormals(input.detach(), _PART):
         return flush_subnormals(input)
     return input
 

@@ -1,5 +1,7 @@
 """Rows small enough for a test."""
 
+from functools import partial
+
 import torch
 
 from atrousops import functional
@@ -7,8 +9,8 @@ from atrousops.bench.operators import PYTORCH, operator
 from atrousops.bench.registry import Row
 
 
-def make():
-    return torch.randn(1, 3, 6, 6), torch.randn(4, 3, 3, 3)
+def make(size=6, channels=3):
+    return torch.randn(1, channels, size, size), torch.randn(4, channels, 3, 3)
 
 
 def broken(*inputs, **options):
@@ -19,9 +21,19 @@ def wrong(*inputs, **options):
     return functional.conv2d(*inputs, **options) + 1e-3
 
 
-def row(case="right", functions=None, direction="forward", dtype="fp32", layout="nchw", needs=(), **options):
+def row(
+    case="right",
+    functions=None,
+    direction="forward",
+    dtype="fp32",
+    layout="nchw",
+    needs=(),
+    size=6,
+    channels=3,
+    **options,
+):
     options = {"padding": 2, "dilation": 2, **options}
-    prepare = operator("conv2d", make, functions=functions, **options)
+    prepare = operator("conv2d", partial(make, size, channels), functions=functions, **options)
     return Row("small", case, "for a test", dtype, layout, direction, prepare, needs=needs)
 
 

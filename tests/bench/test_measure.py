@@ -28,6 +28,15 @@ def test_right(direction, layout):
     assert result.kernel == "aten", "too small for us"
 
 
+@pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
+def test_autotuned():
+    """The row says what was measured, not what was predicted."""
+    case = row(size=24, channels=8)
+    result = measure(case, CPU, CEILINGS, Options(repeats=2, budget=0, autotune=True))
+    assert (result.error, result.wrong, result.failed) == ("", {}, {})
+    assert "was measured" in result.why
+
+
 def test_16_bit_is_held_to_values_rounded_before():
     result = measure(row(dtype="bf16"), CPU, CEILINGS, FAST)
     assert not result.wrong

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torchvision.models import segmentation
 
+import atrousops as ao
 from atrousops import models
 from atrousops.bench.machine import Ceilings
 from atrousops.bench.measure import Options, measure
@@ -44,6 +45,21 @@ def test_module_without_a_stock_one():
     result = measured(module(net(AtrousConv2d), None, lambda: torch.randn(2, 3, 7, 7)))
     assert (result.error, result.wrong, result.failed) == ("", {}, {})
     assert result.incumbent == "aten"
+
+
+def test_module_made_ready():
+    """Ours runs optimised, in another form of fewer calls; PyTorch's does not."""
+    made = []
+
+    def made_ready(model):
+        made.append(ao.optimize(model))
+        return made[-1]
+
+    prepare = module(net(AtrousConv2d), net(nn.Conv2d), lambda: torch.randn(2, 3, 7, 7), made_ready=made_ready)
+    result = measured(prepare)
+    assert (result.error, result.wrong, result.failed) == ("", {}, {})
+    assert all(not any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) for model in made)
+    assert result.kernel == "2 aten"
 
 
 def test_module_that_is_wrong():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import atrousops as ao
 from atrousops import models
 from atrousops.bench.modules import module
 from atrousops.bench.registry import Row, expand
@@ -25,17 +26,28 @@ CASES = (
 )
 QUICK = {
     "deeplabv3_resnet50": ("fp32 nhwc forward",),
-    "deeplabv3_mobilenet_v3_large": ("fp32 nhwc forward",),
+    "deeplabv3_resnet50 optimised": ("fp32 nhwc forward",),
+    "deeplabv3_mobilenet_v3_large optimised": ("fp32 nhwc forward",),
     "enet": ("fp32 nchw forward",),
+    "enet optimised": ("fp32 nchw forward",),
 }
 
 
 def rows() -> Iterator[Row]:
     """One image each. Against torchvision's network, or against ours on PyTorch's kernels where it has none."""
     for name, height, width, known, reason in CASES:
-        stock = partial(_stock, name) if known else None
-        prepare = module(partial(_ours, name), stock, partial(torch.randn, 1, 3, height, width), output=_to_labels)
-        yield from expand("networks", f"{name}, {height}x{width}", reason, prepare, WAYS, QUICK.get(name, ()))
+        make = partial(
+            module,
+            partial(_ours, name),
+            partial(_stock, name) if known else None,
+            partial(torch.randn, 1, 3, height, width),
+            output=_to_labels,
+        )
+        size = f"{height}x{width}"
+        yield from expand("networks", f"{name}, {size}", reason, make(), WAYS, QUICK.get(name, ()))
+        fast = f"{name} optimised"
+        prepare = make(made_ready=ao.optimize)
+        yield from expand("networks", f"{fast}, {size}", f"optimize: {reason}", prepare, WAYS, QUICK.get(fast, ()))
 
 
 def _ours(name: str) -> nn.Module:
