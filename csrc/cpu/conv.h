@@ -79,8 +79,8 @@ struct ConvPiece {
   int64_t begin, step, from, from_step, count;
 };
 
-// A tensor as it is packed, in the compute type: [vector][channel of a group][axis 0][axis 1][pitch][lane]. In planes
-// there is one vector and one lane, and a kernel's vectors lie along `pitch`; in channels_last lanes are groups.
+// A tensor as it is packed, in the compute type: [channel of a group][axis 0][axis 1][pitch], and in channels_last
+// [kConvDirectBlock groups] behind that: a kernel's vectors lie along the last.
 struct ConvPacked {
   const void* data;
   int64_t count;  // channels of a group

@@ -175,7 +175,7 @@ void make_plan(Plan& plan, const core::Problem& p, const Tensor& src, bool chann
 }
 
 int64_t packed_elements(const ConvPacked& p, bool channels_last) {
-  return p.count * p.size[0] * p.rows * p.pitch * (channels_last ? kConvDirectBlock + kConvDirectLanes : 1);
+  return p.count * p.size[0] * p.rows * p.pitch * (channels_last ? kConvDirectBlock : 1);
 }
 
 // Per worker, in elements of the compute type but for the first and the last; all in one allocation.

@@ -19,11 +19,12 @@ struct Rows {
 
 constexpr int64_t kTile = 8;
 
-// V vectors at a time, so many that additions need not wait for each other. kNext: vectors lie side by side.
-template <int V, bool kNext, class C>
+// V vectors at a time, so many that additions need not wait for each other. S: the step, where it is
+// known.
+template <int V, int64_t S, class C>
 static inline void tile(const Rows<C>& r, const lanes_t<C>& start, int64_t first, int64_t back) {
   constexpr int64_t L = kLanes<C>;
-  const int64_t step = kNext ? L : r.step;
+  const int64_t step = S > 0 ? S : r.step;
   const C* src = r.src + first * step;
   C* out = r.out + first * r.out_step;
   for (int64_t i = 0; i < r.count; ++i, src += r.src_row, out += r.out_row) {
@@ -52,9 +53,11 @@ static void tile_of(int64_t vectors, const Rows<C>& r, const lanes_t<C>& start, 
   if (vectors < V) {
     if constexpr (V > 1) tile_of<V - 1>(vectors, r, start, first, back);
   } else if (r.step == kLanes<C>) {
-    tile<V, true>(r, start, first, back);
+    tile<V, kLanes<C>>(r, start, first, back);
+  } else if (r.step == kConvDirectBlock) {
+    tile<V, kConvDirectBlock>(r, start, first, back);
   } else {
-    tile<V, false>(r, start, first, back);
+    tile<V, 0>(r, start, first, back);
   }
 }
 
@@ -84,7 +87,7 @@ struct Job {
 // Offsets of the live taps of two runs and a line.
 template <class T>
 static int64_t list_offsets(const Job<T>& job, const ConvRun& r0, const ConvRun& r1, const ConvLine& line) {
-  const int64_t unit = job.a.shape.channels_last ? kLanes<compute_t<T>> : 1;
+  const int64_t unit = job.a.shape.channels_last ? kConvDirectBlock : 1;
   int64_t n = 0;
   for (int64_t i = 0; i < job.a.shape.src.count; ++i)
     for (int64_t t0 = 0; t0 < r0.taps; ++t0)
@@ -183,7 +186,7 @@ static void run_line(const Job<T>& job, const ConvRun& r0, const ConvRun& r1, co
                r1.q * job.src_row,
                r1.p * row,
                0,
-               (s.channels_last ? line.step : patterns) * L,
+               s.channels_last ? line.step * kConvDirectBlock : patterns * L,
                out_step * patterns,
                here && !s.channels_last ? back : 0,
                job.scratch.offset,
@@ -232,13 +235,12 @@ static void run_item(const ConvDirectArgs& a, const ConvDirectScratch& scratch, 
   const ConvBand& band = s.band[item % s.bands];
   const int64_t n = item / s.bands / s.blocks;
   const ConvGroups<C> groups(s, item / s.bands % s.blocks);
-  C* src = static_cast<C*>(scratch.src);
+  C* const src = static_cast<C*>(scratch.src);
   pack_band<T>(s, s.src, groups, n, band.src_begin, band.src_end, src);
-  const int64_t row = s.src.pitch * (s.channels_last ? kLanes<C> : 1), slab = s.src.rows * row;
+  const int64_t row = s.src.pitch * (s.channels_last ? kConvDirectBlock : 1), slab = s.src.rows * row;
   for (int64_t v = 0; v < groups.vectors; ++v) {
-    Job<T> job{a, scratch, band, n, groups.begin(v), groups.lanes(), 0, src, row, slab, nullptr, {}};
+    Job<T> job{a, scratch, band, n, groups.begin(v), groups.lanes(), 0, src + groups.lane(v), row, slab, nullptr, {}};
     run_vector(job);
-    src += s.src.count * s.src.size[0] * slab;
   }
 }
 

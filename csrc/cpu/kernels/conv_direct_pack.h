@@ -30,6 +30,7 @@ struct ConvGroups {
   int64_t begin(int64_t v) const {
     return whole() && (v + 1) * kLanes<C> > count ? first + count - kLanes<C> : first + v * kLanes<C>;
   }
+  int64_t lane(int64_t v) const { return begin(v) - first; }
   int64_t lanes() const { return whole() ? kLanes<C> : count; }
 };
 
@@ -60,38 +61,33 @@ static void pack_plane_rows(const ConvPacked& p, const T* src, int64_t rows, C* 
   }
 }
 
-// One row of positions into all vectors; `apart` is the distance of two vectors' planes.
+// One row of positions; i counts the channels of a group.
 template <class T, class C>
 static void pack_channels_row(const ConvPacked& p, const ConvGroups<C>& g, const T* src, int64_t channels, int64_t i,
-                              C* dst, int64_t apart) {
-  constexpr int64_t L = kLanes<C>;
+                              C* dst) {
   const ConvPiece piece = p.pieces == 0 ? ConvPiece{} : *p.piece;
   const int64_t end = piece.begin + piece.count;
-  for (int64_t v = 0; v < g.vectors; ++v) {
-    std::memset(dst + v * apart, 0, piece.begin * L * sizeof(C));
-    std::memset(dst + v * apart + end * L, 0, (p.pitch - end) * L * sizeof(C));
-  }
-  src += piece.from * channels + i;
-  dst += piece.begin * L;
-  const bool direct = p.count == 1 && g.whole();
-  for (int64_t x = 0; x < piece.count; ++x, src += channels, dst += L)
-    for (int64_t v = 0; v < g.vectors; ++v) {
-      const T* from = src + g.begin(v) * p.count;
-      if (direct) {
-        lanes_t<C> value;
-        load_lanes(from, value);
-        store_lanes(dst + v * apart, value);
-      } else {
-        for (int64_t l = 0; l < L; ++l) dst[v * apart + l] = l < g.lanes() ? load(from[l * p.count]) : 0;
-      }
+  std::memset(dst, 0, piece.begin * kConvDirectBlock * sizeof(C));
+  std::memset(dst + end * kConvDirectBlock, 0, (p.pitch - end) * kConvDirectBlock * sizeof(C));
+  src += piece.from * channels + g.first * p.count + i;
+  dst += piece.begin * kConvDirectBlock;
+  for (int64_t x = 0; x < piece.count; ++x, src += channels, dst += kConvDirectBlock) {
+    if (p.count == 1 && g.count == kConvDirectBlock) {
+      load_row(src, dst, kConvDirectBlock);
+    } else if (p.count == 1) {
+      load_row(src, dst, g.count);
+    } else {
+      for (int64_t l = 0; l < g.count; ++l) dst[l] = load(src[l * p.count]);
     }
+    for (int64_t l = g.count; l < kLanes<C>; ++l) dst[l] = 0;
+  }
 }
 
 // Positions [begin, end) of axis 1, of one image and the groups g.
 template <class T, class C>
 static void pack_band(const ConvDirectShape& s, const ConvPacked& p, const ConvGroups<C>& g, int64_t n, int64_t begin,
                       int64_t end, C* dst) {
-  const int64_t line = s.channels_last ? p.pitch * kLanes<C> : p.pitch, slab = p.rows * line;
+  const int64_t line = s.channels_last ? p.pitch * kConvDirectBlock : p.pitch, slab = p.rows * line;
   const int64_t channels = s.groups * p.count, row = p.size[2] * (s.channels_last ? channels : 1);
   const T* data = static_cast<const T*>(p.data);
   for (int64_t i = 0; i < p.count; ++i)
@@ -103,7 +99,7 @@ static void pack_band(const ConvDirectShape& s, const ConvPacked& p, const ConvG
       }
       const T* src = data + ((n * p.size[0] + x0) * p.size[1] + begin) * row;
       for (int64_t x1 = begin; x1 < end; ++x1, src += row)
-        pack_channels_row(p, g, src, channels, i, dst + (x1 - begin) * line, p.count * p.size[0] * slab);
+        pack_channels_row(p, g, src, channels, i, dst + (x1 - begin) * line);
     }
 }
 

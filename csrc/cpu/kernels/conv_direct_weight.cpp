@@ -8,7 +8,7 @@ template <class C>
 struct Dots {
   const C *grad, *input;
   int64_t count, grad_row, input_row;
-  int64_t vectors, step;  // input elements from one vector to the next
+  int64_t vectors, grad_step, step;  // elements from one vector to the next
   const int64_t* offset;
 };
 
@@ -22,7 +22,7 @@ static inline void dots(const Dots<C>& d, double* total) {
   const C *grad = d.grad, *input = d.input;
   for (int64_t i = 0; i < d.count; ++i, grad += d.grad_row, input += d.input_row)
     for (int64_t v = 0; v < d.vectors; ++v) {
-      load_lanes(grad + v * L, g);
+      load_lanes(grad + v * d.grad_step, g);
 #pragma GCC unroll 9
       for (int t = 0; t < N; ++t) {
         load_lanes(input + d.offset[t] + v * d.step, x);
@@ -76,7 +76,7 @@ struct Bands {
 template <class C>
 static void run_line(const Bands<C>& b, const ConvRun& r0, const ConvRun& r1, double* sum) {
   const ConvDirectShape& s = b.a.shape;
-  const int64_t unit = s.channels_last ? kLanes<C> : 1;
+  const int64_t unit = s.channels_last ? kConvDirectBlock : 1;
   const ConvLine& line = s.line[0];
   const int64_t begin = first_of(r1, b.band.begin), end = first_of(r1, b.band.end);
   if (begin >= end || line.taps == 0) return;
@@ -94,7 +94,7 @@ static void run_line(const Bands<C>& b, const ConvRun& r0, const ConvRun& r1, do
   for (int64_t j = r0.begin; j < r0.end; ++j)
     run_taps<C>({b.grad + j * grad_slab + (begin - b.band.begin) * grad_row,
                  b.input + r0.q * j * input_slab + r1.q * begin * input_row, end - begin, grad_row, r1.q * input_row,
-                 vectors, line.step * kLanes<C>, nullptr},
+                 vectors, s.channels_last ? unit : kLanes<C>, s.channels_last ? line.step * unit : kLanes<C>, nullptr},
                 offset, place, n, sum);
 }
 
@@ -107,15 +107,15 @@ static void add_band(const ConvDirectWeightArgs& a, const ConvDirectScratch& scr
   C *grad = static_cast<C*>(scratch.dst), *input = static_cast<C*>(scratch.src);
   pack_band<T>(s, a.grad, groups, n, band.begin, band.end, grad);
   pack_band<T>(s, s.src, groups, n, band.src_begin, band.src_end, input);
-  const int64_t unit = s.channels_last ? kLanes<C> : 1;
+  const int64_t unit = s.channels_last ? kConvDirectBlock : 1;
   const int64_t grad_plane = a.grad.size[0] * a.grad.rows * a.grad.pitch * unit;
   const int64_t input_plane = s.src.size[0] * s.src.rows * s.src.pitch * unit;
   double* sum = scratch.sum;
   for (int64_t v = 0; v < groups.vectors; ++v)
     for (int64_t k = 0; k < a.grad.count; ++k)
       for (int64_t c = 0; c < s.src.count; ++c, sum += s.kernel[0] * s.kernel[1] * s.kernel[2] * kLanes<C>) {
-        const Bands<C> b{a, scratch, band, grad + (v * a.grad.count + k) * grad_plane,
-                         input + (v * s.src.count + c) * input_plane};
+        const int64_t lane = s.channels_last ? groups.lane(v) : 0;
+        const Bands<C> b{a, scratch, band, grad + k * grad_plane + lane, input + c * input_plane + lane};
         for (int64_t i = 0; i < s.runs[0]; ++i)
           for (int64_t j = 0; j < s.runs[1]; ++j) run_line(b, s.run[0][i], s.run[1][j], sum);
       }
