@@ -217,14 +217,10 @@ Tensor pack_weight(const core::Problem& p, const Tensor& weight, bool channels_l
 
 int64_t most_taps(const Plan& plan) {
   int64_t taps = plan.shape.src.count;
-  for (const auto& runs : plan.runs) {
-    int64_t most = 0;
-    for (const ConvRun& r : runs) most = std::max(most, r.taps);
-    taps *= most;
-  }
-  int64_t most = 0;
-  for (const ConvLine& l : plan.lines) most = std::max(most, l.taps * l.period);
-  return taps * most;
+  for (const auto& runs : plan.runs)
+    taps *= std::max_element(runs.begin(), runs.end(), [](auto& a, auto& b) { return a.taps < b.taps; })->taps;
+  const auto less = [](const ConvLine& a, const ConvLine& b) { return a.taps < b.taps; };
+  return taps * std::max_element(plan.lines.begin(), plan.lines.end(), less)->taps;
 }
 
 }  // namespace
@@ -242,9 +238,11 @@ Tensor conv_direct(const core::Problem& p, const Tensor& src, const Tensor& weig
   const ConvDirectShape& s = plan.shape;
   const ConvDirectArgs args{s, out.data_ptr(), w.data_ptr(), b ? b->data_ptr() : nullptr};
   const int64_t items = s.n * s.blocks * s.bands, taps = most_taps(plan);
+  // Of all vectors that differ in their weights.
+  const int64_t lanes = channels_last ? kConvDirectBlock + kConvDirectLanes : kConvDirectLanes * plan.lines[0].period;
   const int64_t line = (s.dst_size[2] + kConvDirectLanes) * (channels_last ? kConvDirectLanes : 1);
   const Scratch scratch(conv_workers(items), compute, taps,
-                        {packed_elements(s.src, channels_last), 0, taps * kConvDirectLanes, line}, 0, src);
+                        {packed_elements(s.src, channels_last), 0, (taps + 1) * lanes, line}, 0, src);
   const auto kernel = ATROUSOPS_SELECT(conv_direct);
   const int64_t step = std::max<int64_t>(1, 16384 * items / (out.numel() * std::max<int64_t>(1, taps)));
   conv_each((items + step - 1) / step, [&](int64_t block, int64_t worker) {

@@ -72,13 +72,13 @@ static void pack_channels_row(const ConvPacked& p, const ConvGroups<C>& g, const
   src += piece.from * channels + g.first * p.count + i;
   dst += piece.begin * kConvDirectBlock;
   for (int64_t x = 0; x < piece.count; ++x, src += channels, dst += kConvDirectBlock) {
-    if (p.count == 1 && g.count == kConvDirectBlock) {
-      load_row(src, dst, kConvDirectBlock);
-    } else if (p.count == 1) {
-      load_row(src, dst, g.count);
-    } else {
-      for (int64_t l = 0; l < g.count; ++l) dst[l] = load(src[l * p.count]);
-    }
+    int64_t l = 0;
+    if (p.count == 1)
+      for (lanes_t<C> value; l + kLanes<C> <= g.count; l += kLanes<C>) {
+        load_lanes(src + l, value);
+        store_lanes(dst + l, value);
+      }
+    for (; l < g.count; ++l) dst[l] = load(src[l * p.count]);
     for (int64_t l = g.count; l < kLanes<C>; ++l) dst[l] = 0;
   }
 }
