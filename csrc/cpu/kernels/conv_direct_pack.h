@@ -40,12 +40,23 @@ static inline int64_t first_of(const ConvRun& r, int64_t at) {
   return j < r.begin ? r.begin : j < r.end ? j : r.end;
 }
 
+// A short row, for which a call of memcpy takes longer than the copy.
+template <class T, class C>
+static inline void pack_short(const T* src, C* dst, int64_t n) {
+  int64_t i = 0;
+  for (lanes_t<C> value; i + kLanes<C> <= n; i += kLanes<C>) {
+    load_lanes(src + i, value);
+    store_lanes(dst + i, value);
+  }
+  for (; i < n; ++i) dst[i] = load(src[i]);
+}
+
 template <class T, class C>
 static inline void pack_piece(const ConvPiece& p, const T* src, C* dst) {
   src += p.from;
   dst += p.begin;
   if (p.step == 1 && p.from_step == 1) {
-    load_row(src, dst, p.count);
+    pack_short(src, dst, p.count);
   } else if (p.step == 1 && p.from_step == 2) {
     for (int64_t i = 0; i < p.count; ++i) dst[i] = load(src[2 * i]);
   } else {
@@ -53,10 +64,23 @@ static inline void pack_piece(const ConvPiece& p, const T* src, C* dst) {
   }
 }
 
+template <class C>
+static inline void clear(C* dst, int64_t n) {
+  const lanes_t<C> zero{};
+  for (; n >= kLanes<C>; n -= kLanes<C>, dst += kLanes<C>) store_lanes(dst, zero);
+  for (; n > 0; --n) *dst++ = 0;
+}
+
 template <class T, class C>
 static void pack_plane_rows(const ConvPacked& p, const T* src, int64_t rows, C* dst) {
   for (int64_t row = 0; row < rows; ++row, src += p.size[2], dst += p.pitch) {
-    std::memset(dst, 0, p.pitch * sizeof(C));
+    if (p.pieces == 1) {
+      const int64_t end = p.piece->begin + p.piece->count;
+      clear(dst, p.piece->begin);
+      clear(dst + end, p.pitch - end);
+    } else {
+      clear(dst, p.pitch);
+    }
     for (int64_t i = 0; i < p.pieces; ++i) pack_piece(p.piece[i], src, dst);
   }
 }
@@ -72,13 +96,11 @@ static void pack_channels_row(const ConvPacked& p, const ConvGroups<C>& g, const
   src += piece.from * channels + g.first * p.count + i;
   dst += piece.begin * kConvDirectBlock;
   for (int64_t x = 0; x < piece.count; ++x, src += channels, dst += kConvDirectBlock) {
-    int64_t l = 0;
-    if (p.count == 1)
-      for (lanes_t<C> value; l + kLanes<C> <= g.count; l += kLanes<C>) {
-        load_lanes(src + l, value);
-        store_lanes(dst + l, value);
-      }
-    for (; l < g.count; ++l) dst[l] = load(src[l * p.count]);
+    if (p.count == 1) {
+      pack_short(src, dst, g.count);
+    } else {
+      for (int64_t l = 0; l < g.count; ++l) dst[l] = load(src[l * p.count]);
+    }
     for (int64_t l = g.count; l < kLanes<C>; ++l) dst[l] = 0;
   }
 }
