@@ -44,24 +44,26 @@ static void dots_of(int64_t taps, const Dots<C>& d, double* total) {
   }
 }
 
-// Taps as (place in the kernel, offset), and their sums in this order.
+// sum[place[t]] += what tap t, at offset[t], sums up. A sum of kTerms rounds no more than PyTorch's does.
 template <class C>
-static void run_taps(Dots<C> d, const int64_t* offset, const int64_t* place, int64_t taps, double* sum) {
-  constexpr int64_t L = kLanes<C>, kTerms = 512;
-  const int64_t rows = d.count, step = kTerms / d.vectors < 1 ? 1 : kTerms / d.vectors;
-  const C *grad = d.grad, *input = d.input;
-  for (int64_t row = 0; row < rows; row += step)
-    for (int64_t t = 0; t < taps; t += kTaps) {
-      double total[kTaps * L] = {};
-      d.grad = grad + row * d.grad_row;
-      d.input = input + row * d.input_row;
-      d.count = step < rows - row ? step : rows - row;
-      d.offset = offset + t;
-      const int64_t n = kTaps < taps - t ? kTaps : taps - t;
-      dots_of<kTaps>(n, d, total);
-      for (int64_t i = 0; i < n; ++i)
-        for (int64_t l = 0; l < L; ++l) sum[place[t + i] * L + l] += total[i * L + l];
-    }
+static void run_taps(const Dots<C>& all, const int64_t* offset, const int64_t* place, int64_t taps, double* sum) {
+  constexpr int64_t L = kLanes<C>, kTerms = 64;
+  const int64_t rows = kTerms / all.vectors < 1 ? 1 : kTerms / all.vectors;
+  Dots<C> d = all;
+  for (int64_t row = 0; row < all.count; row += rows)
+    for (int64_t v = 0; v < all.vectors; v += kTerms)
+      for (int64_t t = 0; t < taps; t += kTaps) {
+        double total[kTaps * L] = {};
+        d.grad = all.grad + row * all.grad_row + v * all.grad_step;
+        d.input = all.input + row * all.input_row + v * all.step;
+        d.count = rows < all.count - row ? rows : all.count - row;
+        d.vectors = kTerms < all.vectors - v ? kTerms : all.vectors - v;
+        d.offset = offset + t;
+        const int64_t n = kTaps < taps - t ? kTaps : taps - t;
+        dots_of<kTaps>(n, d, total);
+        for (int64_t i = 0; i < n; ++i)
+          for (int64_t l = 0; l < L; ++l) sum[place[t + i] * L + l] += total[i * L + l];
+      }
 }
 
 template <class C>
