@@ -328,7 +328,7 @@ def _predict(kernel: str, problem: Problem, device: Device, itemsize: int) -> fl
         return rates.our_call + flops / (rate * threads) + moved / rates.copy
     width, depth = (problem.c, problem.k) if problem.kind == "input_grad" else (problem.k, problem.c)
     flops *= float((width + LANES - 1) // LANES * LANES) / max(width, 1)
-    moved += float(problem.n) * depth * itemsize * product([geometry.live_pairs(x) for x in axes])
+    moved += float(problem.n) * depth * itemsize * product([geometry.gathered_pairs(x) for x in axes])
     overhead = rates.our_call + rates.our_region * geometry.region_count(problem)
     return overhead + flops / (rates.gemm * threads) + moved / rates.copy
 
