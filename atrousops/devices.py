@@ -18,9 +18,9 @@ class Rates(NamedTuple):
     aten, aten_far: PyTorch's dense convolution up to dilation `near`, and beyond
     aten_pointwise: with a kernel of one position, where it is a plain GEMM
     aten_weight_grad: its dense weight gradient
-    aten_strided, _odd, _grouped: its transposed convolution with a stride: blocks of 8 channels, others, grouped
+    aten_strided, _odd, _grouped: its transposed convolution with a stride: blocks of 8 channels, others, depthwise
     aten_grouped, _grad: groups of odd numbers of channels, forward and gradients
-    aten_depthwise, _grad, _far: forward, gradients, gradients of dilated ones
+    aten_depthwise, _grad, _far: forward, gradients; padding beyond `near`, and gradients dilated or of large filters
     gemm: our gathered GEMM; depthwise, grouped: our loops
     tensor: our GEMM on a GPU's tensor cores, 0 where there are none; all rates up to here are of a whole GPU then
     skips_rows: the part of the taps above and below the image that PyTorch leaves out
@@ -127,10 +127,10 @@ _GFLOPS = {
     ("avx512", "half", True): (80, 80, 80, 40, 20, 10, 3, 5, 3, 10, 5, 1, 120, 6, 2),
     ("amx", "half", False): (1000, 120, 1000, 500, 40, 20, 3, 5, 3, 10, 5, 1, 550, 4, 8),
     ("amx", "half", True): (1500, 120, 1500, 500, 40, 20, 3, 5, 3, 10, 5, 1, 550, 6, 2),
-    ("avx2", "float", False): (75, 75, 75, 45, 48, 19, 5.7, 7, 3.7, 18, 6, 1.5, 54, 3.2, 7.5),
-    ("avx2", "float", True): (88, 88, 88, 43, 76, 28, 8, 9, 4.6, 33, 12, 1.5, 62, 4.5, 1.5),
-    ("avx2", "half", False): (2.3, 2.3, 2.8, 9, 2, 1, 0.5, 1, 0.5, 0.5, 0.5, 0.3, 40, 2.5, 6),
-    ("avx2", "half", True): (9, 9, 6, 20, 3, 1, 0.5, 1, 0.5, 0.5, 0.5, 0.3, 45, 4, 1.5),
+    ("avx2", "float", False): (75, 75, 75, 45, 48, 19, 14, 7, 3.7, 30, 30, 0.8, 54, 20, 40),
+    ("avx2", "float", True): (88, 88, 88, 43, 76, 28, 33, 9, 4.6, 33, 33, 0.6, 62, 20, 25),
+    ("avx2", "half", False): (2.3, 2.3, 2.8, 9, 2, 1, 0.5, 1, 0.5, 0.5, 0.5, 0.3, 40, 10, 20),
+    ("avx2", "half", True): (9, 9, 6, 20, 3, 1, 0.5, 1, 0.5, 0.5, 0.5, 0.3, 45, 8, 10),
     ("plain", "float", False): (8, 8, 8, 8, 5, 3, 1, 2, 1, 2, 1, 0.5, 8, 1, 1),
     ("plain", "float", True): (8, 8, 8, 8, 5, 3, 1, 2, 1, 2, 1, 0.5, 8, 1, 1),
     ("plain", "half", False): (0.5, 0.5, 0.5, 0.5, 0.5, 0.3, 0.3, 0.3, 0.3, 0.2, 0.2, 0.2, 6, 0.8, 0.8),
@@ -140,8 +140,9 @@ _GFLOPS = {
 _SKIPS_ROWS = {("avx512", True), ("avx2", True)}
 # bytes/s of a large copy on the two machines above.
 _COPY = {"avx512": 33e9, "avx2": 12e9, "plain": 8e9}
-# With AMX, oneDNN was fast at dilation 2 and slow at 12; nothing between was measured.
-_NEAR = 8.0
+# With AMX, oneDNN was fast at dilation 2 and slow at 12; nothing between was measured. On AVX2 its depthwise kernel was
+# fast with padding 4 and slow with 5; dense ones do not care.
+_NEAR = {("amx", True): 8.0, ("avx2", False): 4.0}
 # A small call of torch.nn.functional, and of an operator of ours under no_grad; a region's set-up is an estimate.
 _OVERHEADS = (7e-6, 12e-6, 2e-6)
 
@@ -152,7 +153,7 @@ def default_rates(isa: str, amx: bool, dtype: torch.dtype, channels_last: bool) 
     half = dtype.itemsize == 2
     row = "amx" if half and amx and isa == "avx512" else isa
     gflops = _GFLOPS[row, "half" if half else "float", channels_last]
-    near = _NEAR if row == "amx" else inf
+    near = _NEAR.get((row, half), inf)
     skips = float(dtype == torch.float32 and (isa, channels_last) in _SKIPS_ROWS)
     rates = Rates._make([*(1e9 * x for x in gflops), 0.0, near, skips, _COPY[isa], *_OVERHEADS])
     return _double(rates) if dtype == torch.float64 else rates

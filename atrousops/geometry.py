@@ -244,6 +244,15 @@ def live_pairs(phases_of_axis: Sequence[AxisPhase]) -> int:
     return sum([tap.end - tap.begin for phase in phases_of_axis for tap in phase.taps])
 
 
+def gathered_pairs(phases_of_axis: Sequence[AxisPhase]) -> int:
+    """The same, but once for all phases that have the same taps at the same positions: they read one gathered row."""
+    blocks = set()
+    for phase in phases_of_axis:
+        for s in phase.segments:
+            blocks.add((s.begin, s.end, tuple([tap.delta for tap in phase.taps[s.tap_begin : s.tap_end]])))
+    return sum([(end - begin) * len(deltas) for begin, end, deltas in blocks])
+
+
 def live_share(problem: Problem) -> float:
     """Live (output, tap) pairs divided by all of them, dead ones included."""
     share = 1.0

@@ -227,7 +227,7 @@ def _predict(kernel: str, problem: Problem, device: Device, itemsize: int) -> fl
         return rates.our_call + flops / (rate * threads) + moved / rates.copy
     width, depth = (problem.c, problem.k) if problem.kind == "input_grad" else (problem.k, problem.c)
     flops *= float((width + LANES - 1) // LANES * LANES) / max(width, 1)
-    moved += float(problem.n) * depth * itemsize * product([geometry.live_pairs(x) for x in axes])
+    moved += float(problem.n) * depth * itemsize * product([geometry.gathered_pairs(x) for x in axes])
     overhead = rates.our_call + rates.our_region * geometry.region_count(problem)
     return overhead + flops / (rates.gemm * threads) + moved / rates.copy
 
@@ -237,14 +237,14 @@ def _aten_rate(problem: Problem, rates: Rates) -> float:
     forward, strided = problem.kind == "forward", _strided(problem)
     odd = bool(problem.c // problem.groups % 8 or problem.k // problem.groups % 8)
     if problem.groups > 1 and odd:
+        if problem.groups != problem.c:
+            rate = rates.aten_grouped if forward else rates.aten_grouped_grad
+            return min(rate, rates.aten_strided_grouped) if strided else rate
         if strided:
             return rates.aten_strided_grouped
-        if problem.groups != problem.c:
-            return rates.aten_grouped if forward else rates.aten_grouped_grad
-        if forward:
-            return rates.aten_depthwise
-        dilated = any([a.kernel > 1 and a.dilation > 1 for a in problem.axes])
-        return rates.aten_depthwise_far if dilated else rates.aten_depthwise_grad
+        if _far_depthwise(problem, rates):
+            return rates.aten_depthwise_far
+        return rates.aten_depthwise if forward else rates.aten_depthwise_grad
     if strided:
         return rates.aten_strided_odd if odd else rates.aten_strided
     if problem.kind == "weight_grad":
@@ -252,6 +252,14 @@ def _aten_rate(problem: Problem, rates: Rates) -> float:
     if all([a.kernel == 1 for a in problem.axes]):
         return rates.aten_pointwise
     return rates.aten_far if any([a.kernel > 1 and a.dilation > rates.near for a in problem.axes]) else rates.aten
+
+
+def _far_depthwise(problem: Problem, rates: Rates) -> bool:
+    # oneDNN keeps little padding in registers, has no dilated gradients, and weight gradients of small filters only.
+    if problem.kind == "forward":
+        return problem.axes[-1].pad_lo > rates.near
+    large = problem.kind == "weight_grad" and any([a.kernel > 3 for a in problem.axes])
+    return large or any([a.kernel > 1 and a.dilation > 1 for a in problem.axes])
 
 
 def _strided(problem: Problem) -> bool:

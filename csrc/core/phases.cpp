@@ -1,6 +1,7 @@
 #include "core/phases.h"
 
 #include <algorithm>
+#include <set>
 
 #include "core/checked.h"
 
@@ -64,6 +65,19 @@ std::vector<AxisPhase> axis_phases(Kind kind, const Axis& a) {
   }
   for (AxisPhase& p : all) finish(p);
   return all;
+}
+
+int64_t gathered_pairs(const std::vector<AxisPhase>& phases) {
+  std::set<std::vector<int64_t>> blocks;  // begin, end, displacements
+  for (const AxisPhase& phase : phases)
+    for (const AxisSegment& s : phase.segments) {
+      std::vector<int64_t> block = {s.begin, s.end};
+      for (int64_t t = s.tap_begin; t < s.tap_end; ++t) block.push_back(phase.taps[t].delta);
+      blocks.insert(std::move(block));
+    }
+  int64_t pairs = 0;
+  for (const auto& b : blocks) pairs += (b[1] - b[0]) * (static_cast<int64_t>(b.size()) - 2);
+  return pairs;
 }
 
 Phases phases(const Problem& problem) {

@@ -38,13 +38,22 @@ const char* regions_rule(const Problem& p, const Device&, int64_t) {
 
 bool any_axis(const Problem& p, const auto& f) { return std::any_of(p.axis.begin(), p.axis.end(), f); }
 
+// oneDNN keeps little padding in registers, has no dilated gradients, and weight gradients of small filters only.
+bool far_depthwise(const Problem& p, const Rates& r) {
+  if (p.kind == Kind::forward) return static_cast<double>(p.axis[kAxes - 1].pad_lo) > r.near;
+  const bool large = p.kind == Kind::weight_grad && any_axis(p, [](const Axis& a) { return a.kernel > 3; });
+  return large || any_axis(p, [](const Axis& a) { return a.kernel > 1 && a.dilation > 1; });
+}
+
 double aten_grouped_rate(const Problem& p, const Rates& r) {
   const bool forward = p.kind == Kind::forward;
+  if (p.groups != p.c) {
+    const double rate = forward ? r.aten_grouped : r.aten_grouped_grad;
+    return strided(p) ? std::min(rate, r.aten_strided_grouped) : rate;
+  }
   if (strided(p)) return r.aten_strided_grouped;
-  if (p.groups != p.c) return forward ? r.aten_grouped : r.aten_grouped_grad;
-  if (forward) return r.aten_depthwise;
-  const bool dilated = any_axis(p, [](const Axis& a) { return a.kernel > 1 && a.dilation > 1; });
-  return dilated ? r.aten_depthwise_far : r.aten_depthwise_grad;
+  if (far_depthwise(p, r)) return r.aten_depthwise_far;
+  return forward ? r.aten_depthwise : r.aten_depthwise_grad;
 }
 
 double aten_rate(const Problem& p, const Rates& r) {

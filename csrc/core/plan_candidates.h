@@ -13,18 +13,19 @@ struct Facts {
   const Problem& problem;
   int64_t itemsize, regions = 1;
   std::array<double, kAxes> live;  // live share of each axis
-  double pairs = 1;                // live (position, tap) pairs
+  double pairs = 1;                // (position, tap) pairs that a GEMM gathers
   double bytes_floor;
 
   Facts(const Problem& p, int64_t itemsize) : problem(p), itemsize(itemsize) {
     for (int i = 0; i < kAxes; ++i) {
       int64_t live_pairs = 0, segments = 0;
-      for (const AxisPhase& phase : axis_phases(p.kind, p.axis[i])) {
+      const std::vector<AxisPhase> phases = axis_phases(p.kind, p.axis[i]);
+      for (const AxisPhase& phase : phases) {
         live_pairs += phase.live_pairs();
         segments += static_cast<int64_t>(phase.segments.size());
       }
       live[i] = static_cast<double>(live_pairs) / (static_cast<double>(p.axis[i].out) * p.axis[i].kernel);
-      pairs *= static_cast<double>(live_pairs);
+      pairs *= static_cast<double>(gathered_pairs(phases));
       regions *= segments;
     }
     bytes_floor = static_cast<double>(p.input_elements() + p.output_elements() + p.weight_elements()) * itemsize;

@@ -73,52 +73,79 @@ struct ConvRun {
   const int64_t *r, *delta;
 };
 
-// What one worker needs for itself: tap lists (two numbers and one weight a tap), a row, and planes in the compute
-// type.
-struct ConvDirectScratch {
-  int64_t* taps;
-  void* values;
+// Positions along the last axis that a packed row holds: packed[begin + i * step] = tensor[from + i * from_step].
+// Elsewhere it is zero, which stands for the padding.
+struct ConvPiece {
+  int64_t begin, step, from, from_step, count;
 };
 
-// Groups of few channels, without a GEMM: one multiply-add per live tap and channel.
+// A tensor as it is packed, in the compute type: [channel of a group][axis 0][axis 1][pitch], and in channels_last
+// [kConvDirectBlock groups] behind that: a kernel's vectors lie along the last.
+struct ConvPacked {
+  const void* data;
+  int64_t count;  // channels of a group
+  int64_t size[3];
+  int64_t rows, pitch;  // most positions of axis 1 in a band; positions of the last axis
+  const ConvPiece* piece;
+  int64_t pieces;
+};
+
+// Destination positions p0 + p * j along the last axis, j < count: tap r[t] reads packed position at[t] + step * j.
+// With a period, several phases run as one, and at j the taps are r[j % period * taps + t].
+struct ConvLine {
+  int64_t p0, p, count, step, taps, period;
+  const int64_t *r, *at;
+};
+
+// Positions of axis 1 done at a time, and the source positions that they read.
+struct ConvBand {
+  int64_t begin, end, src_begin, src_end;
+};
+
+// Groups of few channels, without a GEMM: one multiply-add per live tap and channel, over packed bands that stay in the
+// cache.
+struct ConvDirectShape {
+  ScalarType dtype;
+  bool channels_last;
+  int64_t n, groups, blocks;  // blocks of groups: one group in planes, up to kConvDirectBlock in channels_last
+  ConvPacked src;
+  int64_t dst_count, dst_size[3], kernel[3];
+  const ConvRun* run[2];
+  int64_t runs[2];
+  const ConvLine* line;
+  int64_t lines;
+  const ConvBand* band;
+  int64_t bands;
+};
+inline constexpr int64_t kConvDirectBlock = 32;
+inline constexpr int64_t kConvDirectLanes = 16;  // no vector has more
+
+// What one worker needs for itself.
+struct ConvDirectScratch {
+  int64_t* offset;                  // of each tap
+  void *src, *dst, *weight, *line;  // packed tensors, a vector a tap, a line of vectors: compute type
+  double* sum;                      // of the weight gradient
+};
+
 struct ConvDirectArgs {
-  const void* src;
+  ConvDirectShape shape;
   void* dst;
   const void* weight;  // compute type: channels_last [j][i][tap][group], else [group][j][i][tap]
   const void* bias;    // of dtype, or null
-  ScalarType dtype;
-  int64_t groups, src_count, dst_count;  // channels of a group
-  int64_t src_size[3], dst_size[3], kernel[3];
-  const ConvRun* run[3];
-  int64_t runs[3];
 };
-// One row (n, position 0, position 1) of the destination.
-ATROUSOPS_DECLARE_KERNEL(conv_direct_channels_last, const ConvDirectArgs& args, const ConvDirectScratch& scratch,
-                         int64_t row)
-// All planes of one group (n, group).
-ATROUSOPS_DECLARE_KERNEL(conv_direct_planes, const ConvDirectArgs& args, const ConvDirectScratch& scratch, int64_t item)
-
-// One kernel coordinate along an axis and the positions in which it reads inside.
-struct ConvTapRange {
-  int64_t r, delta, begin, end;
-};
+// One band of one block of groups: item is (n, block, band).
+ATROUSOPS_DECLARE_KERNEL(conv_direct, const ConvDirectArgs& args, const ConvDirectScratch& scratch, int64_t item)
 
 // The weight gradient of the same: part[slice] = sum of grad * input over the slice's share, laid out as above with
-// j in 0..k_count and i in 0..c_count.
+// j in 0..dst_count and i in 0..src.count.
 struct ConvDirectWeightArgs {
-  const void *grad, *input;
-  void* part;  // compute type, zero
-  ScalarType dtype;
-  int64_t n, groups, c_count, k_count;
-  int64_t in[3], out[3], kernel[3], stride[3];
-  const ConvTapRange* tap[3];
+  ConvDirectShape shape;
+  ConvPacked grad;
+  void* part;  // compute type
   int64_t slices;
 };
-inline constexpr int64_t kConvDirectBlock = 64;  // groups summed at a time in channels_last
-// (slice, block of groups); a slice is a range of rows (n, o0, o1).
-ATROUSOPS_DECLARE_KERNEL(conv_direct_weight_channels_last, const ConvDirectWeightArgs& args, int64_t item)
-// (slice, group); a slice is a range of images.
-ATROUSOPS_DECLARE_KERNEL(conv_direct_weight_planes, const ConvDirectWeightArgs& args, const ConvDirectScratch& scratch,
+// (slice, block); a slice is a range of (n, band).
+ATROUSOPS_DECLARE_KERNEL(conv_direct_weight, const ConvDirectWeightArgs& args, const ConvDirectScratch& scratch,
                          int64_t item)
 
 }  // namespace atrousops::cpu

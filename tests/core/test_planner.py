@@ -76,10 +76,16 @@ GROUPED = {
     "depthwise": (conv(728, 728, 33, 3, 2, groups=728), False, "aten", "depthwise"),
     "depthwise channels_last": (conv(728, 728, 33, 3, 2, groups=728), True, "aten", "depthwise"),
     "depthwise d=1": (conv(728, 728, 33, 3, 1, groups=728), True, "aten", "aten"),
+    # Padding beyond what oneDNN's kernel keeps in registers, and a filter too large for its weight gradient.
+    "depthwise d=6": (conv(728, 728, 33, 3, 6, groups=728), False, "depthwise", "depthwise"),
+    "depthwise d=6 channels_last": (conv(728, 728, 33, 3, 6, groups=728), True, "depthwise", "depthwise"),
+    "depthwise 5x5": (conv(728, 728, 33, 5, 1, groups=728), True, "aten", "depthwise"),
     # Three channels a group: no block of 8.
-    "odd groups": (conv(96, 96, 65, 3, 2, groups=32), False, "aten", "grouped"),
-    "odd groups channels_last": (conv(96, 96, 65, 3, 2, groups=32), True, "aten", "aten"),
-    "bilinear": (transposed(21, 21, 64, 16, 8, 4, groups=21), False, "aten", "aten"),
+    "odd groups": (conv(96, 96, 65, 3, 2, groups=32), False, "grouped", "grouped"),
+    "odd groups channels_last": (conv(96, 96, 65, 3, 2, groups=32), True, "grouped", "grouped"),
+    "bilinear": (transposed(21, 21, 64, 16, 8, 4, groups=21), False, "depthwise", "depthwise"),
+    "bilinear channels_last": (transposed(21, 21, 64, 16, 8, 4, groups=21), True, "aten", "depthwise"),
+    "transposed, two channels a group": (transposed(64, 64, 64, 4, 2, 1, groups=32), True, "grouped", "grouped"),
 }
 
 

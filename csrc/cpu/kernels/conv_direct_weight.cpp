@@ -1,180 +1,155 @@
-// The weight gradient of convolution with few channels a group.
-#include "cpu/conv.h"
-#include "cpu/lanes.h"
+// The weight gradient of convolution with few channels a group, over the packed bands of conv_direct.cpp.
+#include "conv_direct_pack.h"
 
 namespace atrousops::cpu::ATROUSOPS_ISA {
 
-// One line of positions and one tap: sum[c] += grad[o][c] * input[q * o][c], V vectors of groups at a time.
-template <int V, class T>
-static inline void channels_tap(const T* grad, const T* input, int64_t channels, int64_t q, int64_t count,
-                                compute_t<T>* sum) {
-  using C = compute_t<T>;
-  lanes_t<C> s[V], g, x;
-  for (int v = 0; v < V; ++v) load_lanes(sum + v * kLanes<C>, s[v]);
-  for (int64_t o = 0; o < count; ++o)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      load_lanes(grad + o * channels + v * kLanes<C>, g);
-      load_lanes(input + o * q * channels + v * kLanes<C>, x);
-      s[v] += g * x;
-    }
-  for (int v = 0; v < V; ++v) store_lanes(sum + v * kLanes<C>, s[v]);
-}
-
-// Any number of channels a group; part is [j][i][tap][group].
-template <class T>
-static void channels_tap_general(const ConvDirectWeightArgs& a, const T* grad, const T* input, int64_t count,
-                                 int64_t first, int64_t last, int64_t place, compute_t<T>* part) {
-  const int64_t kernel_taps = a.kernel[0] * a.kernel[1] * a.kernel[2];
-  const int64_t k = a.groups * a.k_count, c = a.groups * a.c_count;
-  for (int64_t o = 0; o < count; ++o)
-    for (int64_t j = 0; j < a.k_count; ++j)
-      for (int64_t i = 0; i < a.c_count; ++i) {
-        compute_t<T>* sum = part + ((j * a.c_count + i) * kernel_taps + place) * a.groups;
-        const T *g = grad + o * k + j, *x = input + o * a.stride[2] * c + i;
-        for (int64_t group = first; group < last; ++group)
-          sum[group] += load(g[group * a.k_count]) * load(x[group * a.c_count]);
-      }
-}
-
-template <class T>
-static void channels_line(const ConvDirectWeightArgs& a, const T* grad, const T* input, int64_t count, int64_t first,
-                          int64_t last, int64_t place, compute_t<T>* part) {
-  using C = compute_t<T>;
-  if (a.c_count != 1 || a.k_count != 1) return channels_tap_general(a, grad, input, count, first, last, place, part);
-  C* sum = part + place * a.groups;
-  int64_t c = first;
-  for (; c + 4 * kLanes<C> <= last; c += 4 * kLanes<C>)
-    channels_tap<4>(grad + c, input + c, a.groups, a.stride[2], count, sum + c);
-  for (; c + kLanes<C> <= last; c += kLanes<C>)
-    channels_tap<1>(grad + c, input + c, a.groups, a.stride[2], count, sum + c);
-  for (; c < last; ++c)
-    for (int64_t o = 0; o < count; ++o)
-      sum[c] += load(grad[o * a.groups + c]) * load(input[o * a.stride[2] * a.groups + c]);
-}
-
-// Every tap of one line (n, o0, o1) that reads inside.
-template <class T>
-static void channels_row(const ConvDirectWeightArgs& a, int64_t row, int64_t first, int64_t last, compute_t<T>* part) {
-  const int64_t o1 = row % a.out[1], o0 = row / a.out[1] % a.out[0], n = row / a.out[1] / a.out[0];
-  const int64_t k = a.groups * a.k_count, c = a.groups * a.c_count;
-  const T* grad = static_cast<const T*>(a.grad) + row * a.out[2] * k;
-  const T* input = static_cast<const T*>(a.input);
-  for (int64_t i = 0; i < a.kernel[0]; ++i)
-    for (int64_t j = 0; j < a.kernel[1]; ++j) {
-      const ConvTapRange &t0 = a.tap[0][i], &t1 = a.tap[1][j];
-      if (o0 < t0.begin || o0 >= t0.end || o1 < t1.begin || o1 >= t1.end) continue;
-      const int64_t line =
-          ((n * a.in[0] + o0 * a.stride[0] + t0.delta) * a.in[1] + o1 * a.stride[1] + t1.delta) * a.in[2];
-      for (int64_t l = 0; l < a.kernel[2]; ++l) {
-        const ConvTapRange& t2 = a.tap[2][l];
-        if (t2.begin >= t2.end) continue;
-        channels_line(a, grad + t2.begin * k, input + (line + t2.begin * a.stride[2] + t2.delta) * c, t2.end - t2.begin,
-                      first, last, (t0.r * a.kernel[1] + t1.r) * a.kernel[2] + t2.r, part);
-      }
-    }
-}
-
-void conv_direct_weight_channels_last(const ConvDirectWeightArgs& a, int64_t item) {
-  const int64_t blocks = (a.groups + kConvDirectBlock - 1) / kConvDirectBlock;
-  const int64_t slice = item / blocks, first = item % blocks * kConvDirectBlock;
-  const int64_t last = first + kConvDirectBlock < a.groups ? first + kConvDirectBlock : a.groups;
-  const int64_t rows = a.n * a.out[0] * a.out[1];
-  const int64_t size = a.kernel[0] * a.kernel[1] * a.kernel[2] * a.groups * a.k_count * a.c_count;
-  dispatch_floating(a.dtype, "conv", [&]<class T>() {
-    compute_t<T>* part = static_cast<compute_t<T>*>(a.part) + slice * size;
-    for (int64_t row = rows * slice / a.slices; row < rows * (slice + 1) / a.slices; ++row)
-      channels_row<T>(a, row, first, last, part);
-  });
-}
-
-// Vector lanes and what is left over are summed apart, and joined in one order at the end.
+// Rows of vectors of the gradient, and of the input that taps read at an offset.
 template <class C>
-struct Dot {
-  lanes_t<C> lanes[2] = {};
-  C rest = 0;
-
-  template <int Q>
-  void add(const C* g, const C* x, int64_t n, int64_t q) {
-    constexpr int64_t L = kLanes<C>;
-    int64_t i = 0;
-    if constexpr (Q == 1) {
-      lanes_t<C> a, b;
-      for (; i + 2 * L <= n; i += 2 * L)
-#pragma GCC unroll 2
-        for (int v = 0; v < 2; ++v) {
-          load_lanes(g + i + v * L, a);
-          load_lanes(x + i + v * L, b);
-          lanes[v] += a * b;
-        }
-      for (; i + L <= n; i += L) {
-        load_lanes(g + i, a);
-        load_lanes(x + i, b);
-        lanes[0] += a * b;
-      }
-    }
-    for (; i < n; ++i) rest += g[i] * x[i * q];
-  }
-  double sum() const {
-    double s = rest;
-    for (int64_t v = 0; v < 2; ++v)
-      for (int64_t i = 0; i < kLanes<C>; ++i) s += lanes[v][i];
-    return s;
-  }
+struct Dots {
+  const C *grad, *input;
+  int64_t count, grad_row, input_row;
+  int64_t vectors, grad_step, step;  // elements from one vector to the next
+  const int64_t* offset;
 };
 
-// One tap over one pair of planes. Lines are joined into double now and then, so that long sums keep their digits.
-template <class C>
-static double plane_tap(const ConvDirectWeightArgs& a, const ConvTapRange& t0, const ConvTapRange& t1,
-                        const ConvTapRange& t2, const C* grad, const C* input) {
-  constexpr int64_t kLines = 64;
-  double total = 0;
-  Dot<C> dot;
-  int64_t lines = 0;
-  for (int64_t o0 = t0.begin; o0 < t0.end; ++o0)
-    for (int64_t o1 = t1.begin; o1 < t1.end; ++o1) {
-      const C* g = grad + (o0 * a.out[1] + o1) * a.out[2] + t2.begin;
-      const C* x = input + ((o0 * a.stride[0] + t0.delta) * a.in[1] + o1 * a.stride[1] + t1.delta) * a.in[2] +
-                   t2.begin * a.stride[2] + t2.delta;
-      if (a.stride[2] == 1) {
-        dot.template add<1>(g, x, t2.end - t2.begin, 1);
-      } else {
-        dot.template add<0>(g, x, t2.end - t2.begin, a.stride[2]);
-      }
-      if (++lines == kLines) {
-        total += dot.sum();
-        dot = Dot<C>();
-        lines = 0;
+// total[t] += grad * input, lane by lane: a gradient is read once for N taps. Sums in C are kept short.
+template <int N, class C>
+static inline void dots(const Dots<C>& d, double* total) {
+  constexpr int64_t L = kLanes<C>;
+  lanes_t<C> sum[N], g, x;
+#pragma GCC unroll 9
+  for (int t = 0; t < N; ++t) sum[t] = lanes_t<C>{};
+  const C *grad = d.grad, *input = d.input;
+  for (int64_t i = 0; i < d.count; ++i, grad += d.grad_row, input += d.input_row)
+    for (int64_t v = 0; v < d.vectors; ++v) {
+      load_lanes(grad + v * d.grad_step, g);
+#pragma GCC unroll 9
+      for (int t = 0; t < N; ++t) {
+        load_lanes(input + d.offset[t] + v * d.step, x);
+        sum[t] += g * x;
       }
     }
-  return total + dot.sum();
+  for (int t = 0; t < N; ++t)
+    for (int64_t l = 0; l < L; ++l) total[t * L + l] += sum[t][l];
 }
 
-template <class T>
-static void weight_planes(const ConvDirectWeightArgs& a, const ConvDirectScratch& scratch, int64_t item) {
-  using C = compute_t<T>;
-  const int64_t slice = item / a.groups, group = item % a.groups;
-  const int64_t in_plane = a.in[0] * a.in[1] * a.in[2], out_plane = a.out[0] * a.out[1] * a.out[2];
-  const int64_t kernel_taps = a.kernel[0] * a.kernel[1] * a.kernel[2], each = a.k_count * a.c_count * kernel_taps;
-  C* part = static_cast<C*>(a.part) + (slice * a.groups + group) * each;
-  C* copy = static_cast<C*>(scratch.values);
-  for (int64_t n = a.n * slice / a.slices; n < a.n * (slice + 1) / a.slices; ++n) {
-    const int64_t g_first = (n * a.groups + group) * a.k_count, x_first = (n * a.groups + group) * a.c_count;
-    const C* grad = computed(static_cast<const T*>(a.grad) + g_first * out_plane, copy, a.k_count * out_plane);
-    const C* input = computed(static_cast<const T*>(a.input) + x_first * in_plane, copy + a.k_count * out_plane,
-                              a.c_count * in_plane);
-    for (int64_t j = 0; j < a.k_count; ++j)
-      for (int64_t i = 0; i < a.c_count; ++i)
-        for (int64_t t = 0; t < kernel_taps; ++t) {
-          const int64_t r0 = t / (a.kernel[1] * a.kernel[2]), r1 = t / a.kernel[2] % a.kernel[1], r2 = t % a.kernel[2];
-          part[(j * a.c_count + i) * kernel_taps + t] += static_cast<C>(
-              plane_tap(a, a.tap[0][r0], a.tap[1][r1], a.tap[2][r2], grad + j * out_plane, input + i * in_plane));
-        }
+constexpr int64_t kTaps = 9;
+
+template <int N, class C>
+static void dots_of(int64_t taps, const Dots<C>& d, double* total) {
+  if (taps == N) {
+    dots<N>(d, total);
+  } else if constexpr (N > 1) {
+    dots_of<N - 1>(taps, d, total);
   }
 }
 
-void conv_direct_weight_planes(const ConvDirectWeightArgs& a, const ConvDirectScratch& scratch, int64_t item) {
-  dispatch_floating(a.dtype, "conv", [&]<class T>() { weight_planes<T>(a, scratch, item); });
+// sum[place[t]] += what tap t, at offset[t], sums up. A sum of kTerms rounds no more than PyTorch's does.
+template <class C>
+static void run_taps(const Dots<C>& all, const int64_t* offset, const int64_t* place, int64_t taps, double* sum) {
+  constexpr int64_t L = kLanes<C>, kTerms = 64;
+  const int64_t rows = kTerms / all.vectors < 1 ? 1 : kTerms / all.vectors;
+  Dots<C> d = all;
+  for (int64_t row = 0; row < all.count; row += rows)
+    for (int64_t v = 0; v < all.vectors; v += kTerms)
+      for (int64_t t = 0; t < taps; t += kTaps) {
+        double total[kTaps * L] = {};
+        d.grad = all.grad + row * all.grad_row + v * all.grad_step;
+        d.input = all.input + row * all.input_row + v * all.step;
+        d.count = rows < all.count - row ? rows : all.count - row;
+        d.vectors = kTerms < all.vectors - v ? kTerms : all.vectors - v;
+        d.offset = offset + t;
+        const int64_t n = kTaps < taps - t ? kTaps : taps - t;
+        dots_of<kTaps>(n, d, total);
+        for (int64_t i = 0; i < n; ++i)
+          for (int64_t l = 0; l < L; ++l) sum[place[t + i] * L + l] += total[i * L + l];
+      }
+}
+
+template <class C>
+struct Bands {
+  const ConvDirectWeightArgs& a;
+  const ConvDirectScratch& scratch;
+  const ConvBand& band;
+  const C *grad, *input;  // of one vector, channel of grad and channel of input
+};
+
+// Rows of two runs that lie in the band.
+template <class C>
+static void run_line(const Bands<C>& b, const ConvRun& r0, const ConvRun& r1, double* sum) {
+  const ConvDirectShape& s = b.a.shape;
+  const int64_t unit = s.channels_last ? kConvDirectBlock : 1;
+  const ConvLine& line = s.line[0];
+  const int64_t begin = first_of(r1, b.band.begin), end = first_of(r1, b.band.end);
+  if (begin >= end || line.taps == 0) return;
+  const int64_t input_row = s.src.pitch * unit, input_slab = s.src.rows * input_row;
+  const int64_t grad_row = b.a.grad.pitch * unit, grad_slab = b.a.grad.rows * grad_row;
+  int64_t *offset = b.scratch.offset, *place = offset + s.kernel[0] * s.kernel[1] * s.kernel[2], n = 0;
+  for (int64_t t0 = 0; t0 < r0.taps; ++t0)
+    for (int64_t t1 = 0; t1 < r1.taps; ++t1)
+      for (int64_t t2 = 0; t2 < line.taps; ++t2, ++n) {
+        offset[n] = (r0.q0 + r0.delta[t0]) * input_slab + (r1.q0 + r1.delta[t1] - b.band.src_begin) * input_row +
+                    line.at[t2] * unit;
+        place[n] = (r0.r[t0] * s.kernel[1] + r1.r[t1]) * s.kernel[2] + line.r[t2];
+      }
+  const int64_t vectors = s.channels_last ? line.count : (line.count + kLanes<C> - 1) / kLanes<C>;
+  for (int64_t j = r0.begin; j < r0.end; ++j)
+    run_taps<C>({b.grad + j * grad_slab + (begin - b.band.begin) * grad_row,
+                 b.input + r0.q * j * input_slab + r1.q * begin * input_row, end - begin, grad_row, r1.q * input_row,
+                 vectors, s.channels_last ? unit : kLanes<C>, s.channels_last ? line.step * unit : kLanes<C>, nullptr},
+                offset, place, n, sum);
+}
+
+// Sums of one band: [vector][k][c][tap][lane].
+template <class T>
+static void add_band(const ConvDirectWeightArgs& a, const ConvDirectScratch& scratch,
+                     const ConvGroups<compute_t<T>>& groups, int64_t n, const ConvBand& band) {
+  using C = compute_t<T>;
+  const ConvDirectShape& s = a.shape;
+  C *grad = static_cast<C*>(scratch.dst), *input = static_cast<C*>(scratch.src);
+  pack_band<T>(s, a.grad, groups, n, band.begin, band.end, grad);
+  pack_band<T>(s, s.src, groups, n, band.src_begin, band.src_end, input);
+  const int64_t unit = s.channels_last ? kConvDirectBlock : 1;
+  const int64_t grad_plane = a.grad.size[0] * a.grad.rows * a.grad.pitch * unit;
+  const int64_t input_plane = s.src.size[0] * s.src.rows * s.src.pitch * unit;
+  double* sum = scratch.sum;
+  for (int64_t v = 0; v < groups.vectors; ++v)
+    for (int64_t k = 0; k < a.grad.count; ++k)
+      for (int64_t c = 0; c < s.src.count; ++c, sum += s.kernel[0] * s.kernel[1] * s.kernel[2] * kLanes<C>) {
+        const int64_t lane = s.channels_last ? groups.lane(v) : 0;
+        const Bands<C> b{a, scratch, band, grad + k * grad_plane + lane, input + c * input_plane + lane};
+        for (int64_t i = 0; i < s.runs[0]; ++i)
+          for (int64_t j = 0; j < s.runs[1]; ++j) run_line(b, s.run[0][i], s.run[1][j], sum);
+      }
+}
+
+template <class T>
+static void run_item(const ConvDirectWeightArgs& a, const ConvDirectScratch& scratch, int64_t item) {
+  using C = compute_t<T>;
+  constexpr int64_t L = kLanes<C>;
+  const ConvDirectShape& s = a.shape;
+  const int64_t slice = item / s.blocks, units = s.n * s.bands;
+  const ConvGroups<C> groups(s, item % s.blocks);
+  const int64_t each = a.grad.count * s.src.count * s.kernel[0] * s.kernel[1] * s.kernel[2];
+  for (int64_t i = 0; i < groups.vectors * each * L; ++i) scratch.sum[i] = 0;
+  for (int64_t unit = units * slice / a.slices; unit < units * (slice + 1) / a.slices; ++unit)
+    add_band<T>(a, scratch, groups, unit / s.bands, s.band[unit % s.bands]);
+  C* part = static_cast<C*>(a.part) + slice * s.groups * each;
+  for (int64_t v = 0; v < groups.vectors; ++v)
+    for (int64_t i = 0; i < each; ++i) {
+      const double* sum = scratch.sum + (v * each + i) * L;
+      if (s.channels_last) {
+        for (int64_t l = 0; l < groups.lanes(); ++l) part[i * s.groups + groups.begin(v) + l] = static_cast<C>(sum[l]);
+        continue;
+      }
+      double total = 0;
+      for (int64_t l = 0; l < L; ++l) total += sum[l];
+      part[groups.first * each + i] = static_cast<C>(total);
+    }
+}
+
+void conv_direct_weight(const ConvDirectWeightArgs& a, const ConvDirectScratch& scratch, int64_t item) {
+  dispatch_floating(a.shape.dtype, "conv", [&]<class T>() { run_item<T>(a, scratch, item); });
 }
 
 }  // namespace atrousops::cpu::ATROUSOPS_ISA
