@@ -31,25 +31,25 @@ static int64_t counted(int64_t units, int64_t work, int64_t scratch_bytes, const
   return total.load();
 }
 
-// Returns whether all marks named a place in the large map.
+// Returns whether all indices named a place in the large map. A code that does not is left out.
 static bool fill_large(const MaxUnpoolArgs& a) {
   const PoolGeometry& g = a.g;
   const int64_t all = g.batch * g.channels * g.small_plane();
   const bool indices = a.kind == Marks::indices;
-  // Overlapping windows cost the gather a comparison a tap; a plane at a time, following the index is cheaper.
-  if (!indices || a.channels_last || g.disjoint()) {
+  if (can_place(a)) {
     const int64_t units = g.batch * g.large[0] * g.large[1] * (a.channels_last ? g.large[2] : g.channels);
     const auto kernel = ATROUSOPS_SELECT(place_windows);
-    const int64_t found = counted(units, a.channels_last ? g.channels : g.large[2], place_scratch(g),
-                                  [&](int64_t b, int64_t e, void* s, int64_t* n) { kernel(a, b, e, s, n); });
+    const int64_t found = counted(units, a.channels_last ? g.channels : g.large[2], 0,
+                                  [&](int64_t b, int64_t e, void*, int64_t* n) { kernel(a, b, e, n); });
     if (!indices || found == all) return true;
   }
   const int64_t width = a.channels_last ? kScatterChannels : 1;
   const bool wide = a.meeting == Meeting::sum && (a.dtype == ScalarType::Half || a.dtype == ScalarType::BFloat16);
   const int64_t units = g.batch * ((g.channels + width - 1) / width);
   const auto kernel = ATROUSOPS_SELECT(scatter);
-  return counted(units, width * g.large_plane(), wide ? 4 * width * g.large_plane() : 0,
-                 [&](int64_t b, int64_t e, void* s, int64_t* n) { kernel(a, b, e, s, n); }) == all;
+  const int64_t inside = counted(units, width * g.large_plane(), wide ? 4 * width * g.large_plane() : 0,
+                                 [&](int64_t b, int64_t e, void* s, int64_t* n) { kernel(a, b, e, s, n); });
+  return !indices || inside == all;
 }
 
 static void check_marks(const char* op, const Tensor& small, const Tensor& marks) {
