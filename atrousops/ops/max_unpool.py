@@ -92,7 +92,7 @@ def _max_unpool(
     pads = per_axis(op, "padding", padding, axes)
     _check(op, axes, input, indices, kernel, steps, pads)
     size = _output_size(op, input.shape[-axes:], kernel, steps, pads, output_size)
-    done = small(input, _scatter, indices, size) if indices.dtype == torch.int64 else None
+    done = small(input, _in_order, indices, size) if axes == 2 else None
     if done is not None:
         return done
     backend = backends.choose("max_unpool", input.device, input.dtype)
@@ -110,11 +110,11 @@ def _max_unpool(
     return reference.max_unpool(input, indices, size, kernel, steps, pads)
 
 
-def _scatter(input: Tensor, indices: Tensor, size: tuple[int, ...]) -> Tensor:
-    # PyTorch's max_unpool leaves the order of duplicates to its threads; this writes each plane in order.
-    planes = input.shape[: -len(size)]
-    flat = input.new_zeros((*planes, math.prod(size)))
-    return flat.scatter(-1, indices.flatten(len(planes)), input.flatten(len(planes))).view(*planes, *size)
+def _in_order(input: Tensor, indices: Tensor, size: tuple[int, ...]) -> Tensor | None:
+    # PyTorch cuts all planes together into one run a thread, and within a run the last of several values stays.
+    if indices.dtype != torch.int64 or (input.numel() // math.prod(input.shape[-2:])) % torch.get_num_threads():
+        return None
+    return torch._C._nn.max_unpool2d(input, indices, size)
 
 
 def _check(

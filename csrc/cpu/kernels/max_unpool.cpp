@@ -63,9 +63,10 @@ class Matcher {
     bits = __builtin_convertvector(here, Bits);
   }
 
-  int64_t found() const {
+  // How many were in lanes from `first` on.
+  int64_t found(int first) const {
     int64_t sum = 0;
-    for (int i = 0; i < kLanes; ++i) sum += hits_[i];
+    for (int i = 0; i < kLanes; ++i) sum += i < first ? 0 : hits_[i];
     return sum;
   }
 
@@ -125,7 +126,7 @@ struct Unpool {
       value = (value & here) | (before & ~here);
       std::memcpy(static_cast<void*>(out + i), &value, sizeof value);
     }
-    int64_t found = match.found();
+    int64_t found = match.found(0);
     for (; i < n; ++i) {
       const bool here = m[i] == static_cast<M>(wanted);
       out[i] = here ? v[i] : kKeep ? out[i] : T(0);
@@ -139,15 +140,43 @@ struct Unpool {
     int64_t window, tap;
   };
   Hit hit(int axis, int64_t x) const {
-    const Range r = windows_around(g, axis, x);
-    for (int64_t o = r.begin; o < r.end; ++o) {
-      const int64_t k = tap_of(g, axis, x, o);
-      if (k >= 0) return {o, k};
-    }
-    return {0, -1};
+    const int64_t from = x + g.padding[axis], window = from / g.stride[axis];
+    const int64_t distance = from - window * g.stride[axis], step = g.dilation[axis];
+    const int64_t tap = step == 1 ? distance : distance % step == 0 ? distance / step : g.kernel[axis];
+    return {window, tap < g.kernel[axis] && window < g.small[axis] ? tap : -1};
   }
 
-  // A row between windows of two, side by side.
+  // A vector of windows of two, side by side.
+  static void place_pairs(Match& left, Match& right, const M* m, const T* v, T* out) {
+    constexpr int n = Match::kLanes;
+    Bits value, l, r;
+    std::memcpy(&value, v, sizeof value);
+    left.next(m, l);
+    right.next(m, r);
+    l &= value;
+    r &= value;
+    Bits zipped[2];
+#if defined(__clang__)
+    if constexpr (n == 4) {
+      zipped[0] = __builtin_shufflevector(l, r, 0, 4, 1, 5);
+      zipped[1] = __builtin_shufflevector(l, r, 2, 6, 3, 7);
+    } else {
+      zipped[0] = __builtin_shufflevector(l, r, 0, 8, 1, 9, 2, 10, 3, 11);
+      zipped[1] = __builtin_shufflevector(l, r, 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+#else
+    Bits low, high;
+    for (int i = 0; i < n; ++i) {
+      low[i] = i / 2 + (i % 2) * n;
+      high[i] = low[i] + n / 2;
+    }
+    zipped[0] = __builtin_shuffle(l, r, low);
+    zipped[1] = __builtin_shuffle(l, r, high);
+#endif
+    std::memcpy(static_cast<void*>(out), zipped, sizeof zipped);
+  }
+
+  // A row between windows of two.
   int64_t place_row(const Walk& at, const Hit& d, const Hit& h, T* out) const {
     const int64_t n = g.small[2];
     if (d.tap < 0 || h.tap < 0) {
@@ -155,31 +184,28 @@ struct Unpool {
       return 0;
     }
     const int64_t row = ((at.outer * g.small[0] + d.window) * g.small[1] + h.window) * n;
-    const int64_t number = tap(d.tap, h.tap, 0), first = position(at.at[0], at.at[1], 0);
+    const int64_t first = kIndices ? position(at.at[0], at.at[1], 0) : tap(d.tap, h.tap, 0);
+    constexpr int64_t step = kIndices ? 2 : 0;
     const M* m = marks + row;
     const T* v = source + row;
-    Match left(kIndices ? first : number, 2), right(kIndices ? first + 1 : number + 1, 2);
     constexpr int kLanes = Match::kLanes;
-    alignas(32) T sides[2][kLanes];
+    Match left(first, 2), right(first + 1, 2);
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
-      Bits value, here;
-      std::memcpy(&value, v + i, sizeof value);
-      left.next(m + i, here);
-      here &= value;
-      std::memcpy(static_cast<void*>(sides[0]), &here, sizeof here);
-      right.next(m + i, here);
-      here &= value;
-      std::memcpy(static_cast<void*>(sides[1]), &here, sizeof here);
-      for (int j = 0; j < kLanes; ++j) {
-        out[2 * (i + j)] = sides[0][j];
-        out[2 * (i + j) + 1] = sides[1][j];
-      }
+    for (; i + kLanes <= n; i += kLanes) place_pairs(left, right, m + i, v + i, out + 2 * i);
+    int64_t found = left.found(0) + right.found(0);
+    if (i < n && n > kLanes) {
+      // The last vector says some of it again.
+      const int again = static_cast<int>(i + kLanes - n);
+      i = n - kLanes;
+      left = Match(first + step * i, 2);
+      right = Match(first + step * i + 1, 2);
+      place_pairs(left, right, m + i, v + i, out + 2 * i);
+      found += left.found(again) + right.found(again);
+      i = n;
     }
-    int64_t found = left.found() + right.found();
     for (; i < n; ++i)
       for (int64_t k = 0; k < 2; ++k) {
-        const bool here = m[i] == static_cast<M>(kIndices ? first + 2 * i + k : number + k);
+        const bool here = m[i] == static_cast<M>(first + step * i + k);
         out[2 * i + k] = here ? v[i] : T(0);
         found += here;
       }
