@@ -11,7 +11,7 @@ from torch import Tensor
 from atrousops import backends
 
 # Elements of input up to which a call is all overhead, and PyTorch's.
-SMALL = 1 << 12
+SMALL = 1 << 14
 # 16-bit sums of gradients are taken in fp32 by our kernels only.
 _DTYPES = frozenset({torch.float32, torch.float64})
 

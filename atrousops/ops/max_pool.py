@@ -102,7 +102,8 @@ def _max_pool(
     return_indices: ReturnIndices,
 ) -> Tensor | tuple[Tensor, Tensor]:
     op = _NAMES[axes]
-    if return_indices is True or return_indices is False:
+    # Behind a dilated window with nothing in it PyTorch's gradient writes outside its memory.
+    if (return_indices is True or return_indices is False) and type(dilation) is int and dilation == 1:
         step = kernel_size if stride is None else stride
         done = small(input, _SMALL[axes][return_indices], kernel_size, step, padding, dilation, ceil_mode)
         if done is not None:
