@@ -97,40 +97,6 @@ def check_the_last_stays(case):
             assert torch.equal(indices, before[1])
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_small_calls_keep_the_order_too(threads):
-    """They go to PyTorch's operator, whose threads may write one position in any order, where its runs are planes."""
-    values, indices = torch.randn(4, 3, 8, 8), torch.randint(0, 20, (4, 3, 8, 8))
-    expected = reference.max_unpool(values, indices, (16, 16), (2, 2), (2, 2), (0, 0))
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        with nondeterminism_allowed():
-            for planes in (12, 11):
-                row = ao.explain(A.max_unpool2d, *(t.flatten(0, 1)[:planes] for t in (values, indices)), 2).rows[0]
-                assert (row.kernel == "aten") == (planes % threads == 0)
-            for _ in range(20):
-                exactly(A.max_unpool2d(values, indices, 2), expected)
-            flat = (t.flatten(0, 1)[:11] for t in (values, indices))
-            exactly(A.max_unpool2d(*flat, 2), expected.flatten(0, 1)[:11])
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_small_calls_have_the_same_gradients():
-    _, x, indices, window = pooled(((8, 10), 2, 2, 0), torch.float64)
-    x.requires_grad_()
-    with nondeterminism_allowed():
-        assert ao.explain(A.max_unpool2d, x, indices, *window).rows[0].kernel == "aten"
-        torch.autograd.gradcheck(lambda x: A.max_unpool2d(x, indices, *window), x)
-        torch.autograd.gradgradcheck(lambda x: A.max_unpool2d(x, indices, *window), x)
-
-
-def test_small_calls_refuse_indices_outside_the_output():
-    with nondeterminism_allowed(), pytest.raises(ValueError, match="max_unpool2d: indices must lie"):
-        A.max_unpool2d(torch.ones(2, 2, 2, 2), torch.full((2, 2, 2, 2), 16), 2)
-
-
 @pytest.mark.parametrize(("case", "channels_last"), IN_FORMATS, ids=str)
 def test_codes_place_as_indices_do(case, channels_last, backend):
     spatial, *window = case
