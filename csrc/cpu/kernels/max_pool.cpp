@@ -168,6 +168,8 @@ struct Pool {
 
   static void read(const T* p, C& v) { v = load(*p); }
   static void read(const T* p, lanes_t<C>& v) { load_lanes(p, v); }
+  static void write(T* p, const C& v) { store(p, v); }
+  static void write(T* p, const lanes_t<C>& v) { store_lanes(p, v); }
 
   // One window, the channels of N vectors from c on (or of one, where Values is a number): all taps pass by what is
   // kept in registers.
@@ -196,9 +198,7 @@ struct Pool {
             if constexpr (kMarked) marks[i] = better ? here : marks[i];
           }
         }
-    C values_out[N * kEach];
-    std::memcpy(values_out, best, sizeof values_out);
-    store_row(values_out, values + out + c, N * kEach);
+    for (int i = 0; i < N; ++i) write(values + out + c + i * kEach, best[i]);
     if constexpr (kMarked) {
       M marks_out[N * kEach];
       std::memcpy(marks_out, marks, sizeof marks_out);

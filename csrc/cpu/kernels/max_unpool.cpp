@@ -31,6 +31,7 @@ class Matcher {
   static constexpr int kLanes = 32 / kWide;
   // Elements of T as bits, to be kept or cleared.
   using Bits __attribute__((vector_size(kLanes * sizeof(T)))) = typename LaneOf<sizeof(T)>::type;
+  using Mask __attribute__((vector_size(32))) = typename LaneOf<kWide>::type;
 
   Matcher(int64_t first, int64_t step)
       : tap_(Mask{} + static_cast<typename LaneOf<kWide>::type>(first)),
@@ -38,9 +39,9 @@ class Matcher {
         wanted_high_(wanted_ + 4 * step),
         ahead_(Wide{} + kLanes * step) {}
 
-  // All bits of the elements whose mark is the wanted one. By reference: by value vectors are an ABI matter without
-  // AVX.
-  void next(const M* m, Bits& bits) {
+  // All bits of the elements whose mark is the wanted one; counts them in `hits`, lane by lane. By reference: by value
+  // vectors are an ABI matter without AVX.
+  void next(const M* m, Bits& bits, Mask& hits) {
     Mask here;
     if constexpr (sizeof(M) == 1) {
       Bytes bytes;
@@ -59,20 +60,12 @@ class Matcher {
       here = __builtin_shuffle((Mask)low, (Mask)high, Mask{0, 2, 4, 6, 8, 10, 12, 14});
 #endif
     }
-    hits_ -= here;
+    hits -= here;
     bits = __builtin_convertvector(here, Bits);
-  }
-
-  // How many were in lanes from `first` on.
-  int64_t found(int first) const {
-    int64_t sum = 0;
-    for (int i = 0; i < kLanes; ++i) sum += i < first ? 0 : hits_[i];
-    return sum;
   }
 
  private:
   using Wide __attribute__((vector_size(32))) = int64_t;
-  using Mask __attribute__((vector_size(32))) = typename LaneOf<kWide>::type;
   using Bytes __attribute__((vector_size(kLanes))) = uint8_t;
 
   void compare(const M* m, Wide& wanted, Wide& here) {
@@ -81,7 +74,7 @@ class Matcher {
     wanted += ahead_;
   }
 
-  Mask tap_, hits_{};
+  Mask tap_;
   Wide wanted_, wanted_high_, ahead_;
 };
 
@@ -91,6 +84,7 @@ struct Unpool {
   using C = compute_t<T>;
   using Match = Matcher<T, M>;
   using Bits = typename Match::Bits;
+  using Mask = typename Match::Mask;
   static constexpr bool kIndices = sizeof(M) == 8;
   const MaxUnpoolArgs& a;
   const PoolGeometry& g;
@@ -111,28 +105,31 @@ struct Unpool {
     if (n > 0) std::memset(static_cast<void*>(out), 0, n * sizeof(T));
   }
 
-  // out = value where the mark is the wanted one; elsewhere 0, or with kKeep what was there. Returns the number of
-  // hits.
+  // out = value where the mark is the wanted one; elsewhere 0, or with kKeep what was there. Counts them in `hits`.
   template <bool kKeep>
-  static int64_t choose(const M* m, const T* v, T* out, int64_t n, int64_t tap_number, int64_t at) {
+  static void choose(const M* m, const T* v, T* out, int64_t n, int64_t tap_number, int64_t at, Mask& hits) {
     const int64_t wanted = kIndices ? at : tap_number;
     Match match(wanted, 0);
     int64_t i = 0;
     for (; i + Match::kLanes <= n; i += Match::kLanes) {
       Bits here, value, before{};
-      match.next(m + i, here);
+      match.next(m + i, here, hits);
       std::memcpy(&value, v + i, sizeof value);
       if constexpr (kKeep) std::memcpy(&before, out + i, sizeof before);
       value = (value & here) | (before & ~here);
       std::memcpy(static_cast<void*>(out + i), &value, sizeof value);
     }
-    int64_t found = match.found(0);
     for (; i < n; ++i) {
       const bool here = m[i] == static_cast<M>(wanted);
       out[i] = here ? v[i] : kKeep ? out[i] : T(0);
-      found += here;
+      hits[0] += here;
     }
-    return found;
+  }
+
+  static int64_t total(const Mask& hits) {
+    int64_t sum = 0;
+    for (int i = 0; i < Match::kLanes; ++i) sum += hits[i];
+    return sum;
   }
 
   // The window along an axis that holds x, and which of its taps; disjoint windows have at most one. tap is -1 if none.
@@ -147,12 +144,12 @@ struct Unpool {
   }
 
   // A vector of windows of two, side by side.
-  static void place_pairs(Match& left, Match& right, const M* m, const T* v, T* out) {
+  static void place_pairs(Match& left, Match& right, const M* m, const T* v, T* out, Mask& hits) {
     constexpr int n = Match::kLanes;
     Bits value, l, r;
     std::memcpy(&value, v, sizeof value);
-    left.next(m, l);
-    right.next(m, r);
+    left.next(m, l, hits);
+    right.next(m, r, hits);
     l &= value;
     r &= value;
     Bits zipped[2];
@@ -177,68 +174,71 @@ struct Unpool {
   }
 
   // A row between windows of two.
-  int64_t place_row(const Walk& at, const Hit& d, const Hit& h, T* out) const {
+  void place_row(const Walk& at, const Hit& d, const Hit& h, T* out, Mask& hits) const {
     const int64_t n = g.small[2];
-    if (d.tap < 0 || h.tap < 0) {
-      clear(out, g.large[2]);
-      return 0;
-    }
+    if (d.tap < 0 || h.tap < 0) return clear(out, g.large[2]);
     const int64_t row = ((at.outer * g.small[0] + d.window) * g.small[1] + h.window) * n;
     const int64_t first = kIndices ? position(at.at[0], at.at[1], 0) : tap(d.tap, h.tap, 0);
     constexpr int64_t step = kIndices ? 2 : 0;
     const M* m = marks + row;
     const T* v = source + row;
-    constexpr int kLanes = Match::kLanes;
+    constexpr int64_t kLanes = Match::kLanes;
     Match left(first, 2), right(first + 1, 2);
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) place_pairs(left, right, m + i, v + i, out + 2 * i);
-    int64_t found = left.found(0) + right.found(0);
+    for (; i + kLanes <= n; i += kLanes) place_pairs(left, right, m + i, v + i, out + 2 * i, hits);
     if (i < n && n > kLanes) {
-      // The last vector says some of it again.
-      const int again = static_cast<int>(i + kLanes - n);
+      // The last vector says some of it again, which does not count.
+      Mask lane, twice{};
+      for (int64_t k = 0; k < kLanes; ++k) lane[k] = k;
+      lane -= static_cast<typename LaneOf<Match::kWide>::type>(i + kLanes - n);
       i = n - kLanes;
       left = Match(first + step * i, 2);
       right = Match(first + step * i + 1, 2);
-      place_pairs(left, right, m + i, v + i, out + 2 * i);
-      found += left.found(again) + right.found(again);
+      place_pairs(left, right, m + i, v + i, out + 2 * i, twice);
+      hits += twice & (lane >= 0);
       i = n;
     }
     for (; i < n; ++i)
       for (int64_t k = 0; k < 2; ++k) {
         const bool here = m[i] == static_cast<M>(first + step * i + k);
         out[2 * i + k] = here ? v[i] : T(0);
-        found += here;
+        hits[0] += here;
       }
     clear(out + 2 * n, g.large[2] - 2 * n);
-    return found;
   }
 
-  int64_t place_pixel(const Walk& at, const Hit& d, const Hit& h, T* out) const {
+  void place_pixel(const Walk& at, const Hit& d, const Hit& h, T* out, Mask& hits) const {
     const Hit w = hit(2, at.at[2]);
-    if (d.tap < 0 || h.tap < 0 || w.tap < 0) {
-      clear(out, g.channels);
-      return 0;
-    }
+    if (d.tap < 0 || h.tap < 0 || w.tap < 0) return clear(out, g.channels);
     const int64_t window =
         (((at.outer * g.small[0] + d.window) * g.small[1] + h.window) * g.small[2] + w.window) * g.channels;
-    return choose<false>(marks + window, source + window, out, g.channels, tap(d.tap, h.tap, w.tap),
-                         position(at.at[0], at.at[1], at.at[2]));
+    choose<false>(marks + window, source + window, out, g.channels, tap(d.tap, h.tap, w.tap),
+                  position(at.at[0], at.at[1], at.at[2]), hits);
   }
 
   int64_t place(int64_t begin, int64_t end) const {
-    int64_t found = 0;
+    Mask hits{};
     Walk at(begin, g.large[0], g.large[1], a.channels_last ? g.large[2] : 1);
     const int64_t run = a.channels_last ? g.channels : g.large[2];
     Hit d{}, h{};
+    int64_t found = 0;
     for (int64_t i = begin; i < end; ++i, at.next()) {
       // Divisions, for a row and not for each of its elements.
       if (i == begin || at.at[2] == 0) {
         d = hit(0, at.at[0]);
         h = hit(1, at.at[1]);
       }
-      found += a.channels_last ? place_pixel(at, d, h, output + i * run) : place_row(at, d, h, output + i * run);
+      if (a.channels_last)
+        place_pixel(at, d, h, output + i * run, hits);
+      else
+        place_row(at, d, h, output + i * run, hits);
+      // Before a lane can overflow.
+      if (i % 64 == 0) {
+        found += total(hits);
+        hits = Mask{};
+      }
     }
-    return found;
+    return found + total(hits);
   }
 
   // Windows along an axis with all their taps inside the map.
@@ -342,16 +342,16 @@ struct Unpool {
     const M* m = marks + window;
     T* out = output + window;
     const Range d = taps_inside(g, 0, at.at[0]), h = taps_inside(g, 1, at.at[1]), w = taps_inside(g, 2, at.at[2]);
-    int64_t found = 0;
+    Mask hits{};
     clear(out, channels);
     for (int64_t kd = d.begin; kd < d.end; ++kd)
       for (int64_t kh = h.begin; kh < h.end; ++kh)
         for (int64_t kw = w.begin; kw < w.end; ++kw) {
           const int64_t p = position(start(0, at) + kd * g.dilation[0], start(1, at) + kh * g.dilation[1],
                                      start(2, at) + kw * g.dilation[2]);
-          found += choose<true>(m, image + p * channels, out, channels, tap(kd, kh, kw), p);
+          choose<true>(m, image + p * channels, out, channels, tap(kd, kh, kw), p, hits);
         }
-    if (!kIndices || found == channels) return;
+    if (!kIndices || total(hits) == channels) return;
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t p = find(at, m[c]);
       out[c] = p < 0 ? T(0) : image[p * channels + c];
