@@ -4,79 +4,11 @@
 #include <cstring>
 #include <type_traits>
 
+#include "cpu/kernels/matcher.h"
 #include "cpu/pool_window.h"
 #include "cpu/vec.h"
 
 namespace atrousops::cpu::ATROUSOPS_ISA {
-
-template <int kBytes>
-struct LaneOf {
-  using type = int64_t;
-};
-template <>
-struct LaneOf<4> {
-  using type = int32_t;
-};
-template <>
-struct LaneOf<2> {
-  using type = int16_t;
-};
-
-// Compares a run of marks with what they should be, a vector at a time: one tap for all, or positions `step` apart.
-// Spelled in vectors because GCC does not vectorise 64-bit comparisons that choose among narrower elements.
-template <class T, class M>
-class Matcher {
- public:
-  static constexpr int kWide = sizeof(T) == 8 ? 8 : 4;
-  static constexpr int kLanes = 32 / kWide;
-  // Elements of T as bits, to be kept or cleared.
-  using Bits __attribute__((vector_size(kLanes * sizeof(T)))) = typename LaneOf<sizeof(T)>::type;
-  using Mask __attribute__((vector_size(32))) = typename LaneOf<kWide>::type;
-
-  Matcher(int64_t first, int64_t step)
-      : tap_(Mask{} + static_cast<typename LaneOf<kWide>::type>(first)),
-        wanted_(Wide{0, 1, 2, 3} * step + first),
-        wanted_high_(wanted_ + 4 * step),
-        ahead_(Wide{} + kLanes * step) {}
-
-  // All bits of the elements whose mark is the wanted one; counts them in `hits`, lane by lane. By reference: by value
-  // vectors are an ABI matter without AVX.
-  void next(const M* m, Bits& bits, Mask& hits) {
-    Mask here;
-    if constexpr (sizeof(M) == 1) {
-      Bytes bytes;
-      std::memcpy(&bytes, m, sizeof bytes);
-      here = __builtin_convertvector(bytes, Mask) == tap_;
-    } else if constexpr (kWide == 8) {
-      compare(m, wanted_, here);
-    } else {
-      Wide low, high;
-      compare(m, wanted_, low);
-      compare(m + 4, wanted_high_, high);
-      // The lower half of each 64-bit answer.
-#if defined(__clang__)
-      here = __builtin_shufflevector((Mask)low, (Mask)high, 0, 2, 4, 6, 8, 10, 12, 14);
-#else
-      here = __builtin_shuffle((Mask)low, (Mask)high, Mask{0, 2, 4, 6, 8, 10, 12, 14});
-#endif
-    }
-    hits -= here;
-    bits = __builtin_convertvector(here, Bits);
-  }
-
- private:
-  using Wide __attribute__((vector_size(32))) = int64_t;
-  using Bytes __attribute__((vector_size(kLanes))) = uint8_t;
-
-  void compare(const M* m, Wide& wanted, Wide& here) {
-    std::memcpy(&here, m, sizeof here);
-    here = here == wanted;
-    wanted += ahead_;
-  }
-
-  Mask tap_;
-  Wide wanted_, wanted_high_, ahead_;
-};
 
 // M is uint8_t (number of the tap in its window) or int64_t (flat position in the large map).
 template <class T, class M>
@@ -216,19 +148,87 @@ struct Unpool {
                   position(at.at[0], at.at[1], at.at[2]), hits);
   }
 
+  // A window around a position: its first channel, and the mark that names the position.
+  struct Source {
+    int64_t from, wanted;
+  };
+
+  // The windows around a position, in the order of the small map.
+  int64_t list_sources(const Walk& at, const Range& d, const Range& h, Source* list) const {
+    const Range w = windows_around(g, 2, at.at[2]);
+    const int64_t here = position(at.at[0], at.at[1], at.at[2]);
+    int64_t count = 0;
+    for (int64_t od = d.begin; od < d.end; ++od)
+      for (int64_t oh = h.begin; oh < h.end; ++oh) {
+        const int64_t kd = tap_of(g, 0, at.at[0], od), kh = tap_of(g, 1, at.at[1], oh);
+        const int64_t row = ((at.outer * g.small[0] + od) * g.small[1] + oh) * g.small[2];
+        for (int64_t ow = w.begin; ow < w.end; ++ow) {
+          const int64_t kw = tap_of(g, 2, at.at[2], ow);
+          if (kd >= 0 && kh >= 0 && kw >= 0)
+            list[count++] = {(row + ow) * g.channels, kIndices ? here : tap(kd, kh, kw)};
+        }
+      }
+    return count;
+  }
+
+  // What all windows around a position send there.
+  void sum_pixel(const Source* list, int64_t count, T* out, Mask& hits) const {
+    using Sum __attribute__((vector_size(Match::kLanes * sizeof(C)))) = C;
+    int64_t c = 0;
+    for (; c + Match::kLanes <= g.channels; c += Match::kLanes) {
+      Sum sum{}, more;
+      for (int64_t j = 0; j < count; ++j) {
+        Match match(list[j].wanted, 0);
+        Bits here, value;
+        match.next(marks + list[j].from + c, here, hits);
+        std::memcpy(&value, source + list[j].from + c, sizeof value);
+        value &= here;
+        if constexpr (std::is_same_v<T, C>) {
+          std::memcpy(&more, &value, sizeof more);
+        } else {
+          T kept[Match::kLanes];
+          C wide[Match::kLanes];
+          std::memcpy(static_cast<void*>(kept), &value, sizeof value);
+          load_row(kept, wide, Match::kLanes);
+          std::memcpy(&more, wide, sizeof more);
+        }
+        sum += more;
+      }
+      C sums[Match::kLanes];
+      std::memcpy(sums, &sum, sizeof sum);
+      for (int i = 0; i < Match::kLanes; ++i) store(out + c + i, sums[i]);
+    }
+    for (; c < g.channels; ++c) {
+      C sum = 0;
+      for (int64_t j = 0; j < count; ++j) {
+        const bool here = marks[list[j].from + c] == static_cast<M>(list[j].wanted);
+        sum += here ? load(source[list[j].from + c]) : C(0);
+        hits[0] += here;
+      }
+      store(out + c, sum);
+    }
+  }
+
   int64_t place(int64_t begin, int64_t end) const {
+    const bool meet = !g.disjoint();
     Mask hits{};
     Walk at(begin, g.large[0], g.large[1], a.channels_last ? g.large[2] : 1);
     const int64_t run = a.channels_last ? g.channels : g.large[2];
     Hit d{}, h{};
+    Range rd{}, rh{};
+    Source list[kMostMeeting];
     int64_t found = 0;
     for (int64_t i = begin; i < end; ++i, at.next()) {
       // Divisions, for a row and not for each of its elements.
       if (i == begin || at.at[2] == 0) {
         d = hit(0, at.at[0]);
         h = hit(1, at.at[1]);
+        rd = windows_around(g, 0, at.at[0]);
+        rh = windows_around(g, 1, at.at[1]);
       }
-      if (a.channels_last)
+      if (meet)
+        sum_pixel(list, list_sources(at, rd, rh, list), output + i * run, hits);
+      else if (a.channels_last)
         place_pixel(at, d, h, output + i * run, hits);
       else
         place_row(at, d, h, output + i * run, hits);
