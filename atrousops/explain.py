@@ -31,6 +31,16 @@ _STOCK: dict[Any, str] = {
     for suffix in suffixes
     for rank in (1, 2, 3)
 }
+# What small calls go to.
+_STOCK |= {
+    torch.max_pool1d: "max_pool1d",
+    torch.max_pool1d_with_indices: "max_pool1d",
+    torch.max_pool2d: "max_pool2d",
+    torch.max_pool3d: "max_pool3d",
+    torch._C._nn.max_pool2d_with_indices: "max_pool2d",
+    torch._C._nn.max_pool3d_with_indices: "max_pool3d",
+    torch._C._nn.max_unpool2d: "max_unpool2d",
+}
 _STOCK_OPERATORS = {"torchvision::roi_align": "roi_align", "torchvision::roi_pool": "roi_pool"}
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")

@@ -21,6 +21,7 @@ FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
 CASES = [
     ((12,), 2, 2, 0),  # one axis
     ((8, 10), 2, 2, 0),  # SegNet and ENet
+    ((6, 45), 2, 2, 0),  # vectors of windows, a last one that overlaps, and a column that no window covers
     ((9, 11), 2, 2, 0),  # a last row and column that no window covers
     ((15, 17), 3, 2, 1),  # overlapping windows name a position twice
     ((9, 12), (3, 2), (3, 4), (1, 0)),  # gaps between windows; different axes

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser, count: Callable[[int], Callab
     rows.add_argument("--quick", action="store_true", help="a selection of every suite, at most five minutes")
     rows.add_argument(
         "--suite", action="append", default=[], metavar="NAME",
-        help="deeplab, aspp, depthwise, transposed, unpool, roi, crf, networks or overhead; may be repeated",
+        help="deeplab, aspp, depthwise, transposed, unpool, roi, crf, networks, overhead or scaling; may be repeated",
     )  # fmt: skip
     rows.add_argument("--match", default="", metavar="REGEX", help="rows whose name, as in --list, has it somewhere")
     rows.add_argument(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from atrousops._checks import ArgumentError
+from atrousops.bench.registry import SCALING
 from atrousops.bench.results import DISPATCHED, OWN, Report, Result
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
@@ -20,6 +22,7 @@ def draw(report: Report, stem: Path) -> list[Path]:
     Raises:
         ArgumentError: matplotlib is not installed.
     """
+    report = replace(report, results=[result for result in report.results if result.suite != SCALING])
     figures = {"ratios": _ratios(report), "roofline": _roofline(report)}
     written = []
     for name, figure in figures.items():

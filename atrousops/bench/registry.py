@@ -15,7 +15,9 @@ from atrousops._checks import bad_value
 from atrousops.bench.floors import PROBLEMS, Floor
 from atrousops.testing import Ready, Run
 
-SUITES = ("deeplab", "aspp", "depthwise", "transposed", "unpool", "roi", "crf", "networks", "overhead")
+# Ours against ours: rows of other suites, which are no wins or losses.
+SCALING = "scaling"
+SUITES = ("deeplab", "aspp", "depthwise", "transposed", "unpool", "roi", "crf", "networks", "overhead", SCALING)
 # tf32 is float32 that a GPU may multiply as TF32; fp32 is multiplied as float32.
 DTYPES = {
     "fp64": torch.float64,

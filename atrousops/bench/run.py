@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from atrousops.bench import machine, report
 from atrousops.bench.measure import Options, measure
-from atrousops.bench.registry import Row, suite_title
+from atrousops.bench.registry import SCALING, Row, suite_title
 from atrousops.bench.results import Report
 
 HOW = {"skimage": "scikit-image is missing: pip install 'atrousops[bench]'"}
@@ -76,4 +76,6 @@ def _runnable(rows: Sequence[Row], device: torch.device) -> tuple[list[Row], dic
             left_out[row.key] = HOW[missing]
         elif row.dtype == "tf32" and device.type != "cuda":
             left_out[row.key] = "for TF32 is a GPU's"
+        elif row.suite == SCALING and device.type != "cpu":
+            left_out[row.key] = "for threads are a CPU's"
     return [row for row in rows if row.key not in left_out], left_out

@@ -1,4 +1,4 @@
-"""The one way an operator gets its fake kernel, autograd and autocast."""
+"""The one way an operator gets its fake kernel, autograd and autocast, and is called."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from atrousops import _library
 
@@ -20,13 +22,18 @@ def register(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
     autocast: str | None = None,
-) -> None:
+) -> Callable[..., Any]:
     """Registers what belongs to operator `atrousops::name`, if the compiled library is there.
 
     autocast: "lower" casts floating tensors to the autocast dtype, "float32" to fp32; None leaves dtypes alone.
+
+    Returns:
+        The operator, to be called with all of its arguments, tensors first. torch.library's autograd is Python between
+        two passes through the dispatcher, which costs a small call more than all else; eager calls on plain tensors do
+        without it, and record the same backward.
     """
     if not _library.has_operators:
-        return
+        return _missing
     qualified = f"atrousops::{name}"
     torch.library.register_fake(qualified, fake)
     if backward is not None:
@@ -34,6 +41,50 @@ def register(
     if autocast is not None:
         for device, key in _AUTOCAST_KEYS.items():
             _register_autocast(name, device, key, autocast)
+    return _shortest(getattr(torch.ops.atrousops, name).default, backward, setup_context, autocast is not None)
+
+
+def _missing(*args: Any) -> Any:
+    raise NotImplementedError("the compiled library is missing")
+
+
+def _shortest(
+    operator: Any, backward: Callable[..., Any] | None, setup_context: Callable[..., Any] | None, casts: bool
+) -> Callable[..., Any]:
+    count = sum(isinstance(argument.type, torch.TensorType) for argument in operator._schema.arguments)
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = operator(*args)
+            if setup_context is not None:
+                setup_context(ctx, args, output)
+        return output
+
+    body = {"forward": staticmethod(forward), "backward": staticmethod(backward or _missing)}
+    function: Any = type(operator._opname, (torch.autograd.Function,), body)
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling() or not _is_plain(args[:count]) or (casts and _autocasts()):
+            return operator(*args)
+        if torch.is_grad_enabled() and any([t.requires_grad for t in args[:count]]):
+            return operator(*args) if backward is None else function.apply(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*args)
+
+    return call
+
+
+_PLAIN = frozenset({Tensor, torch.nn.Parameter})
+_autocasts = torch._C._is_any_autocast_enabled
+
+
+def _is_plain(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether nothing wraps, transforms, traces or watches them."""
+    for t in tensors:
+        if type(t) not in _PLAIN:
+            return False
+    watched = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()
+    return not (watched or torch._C._is_tracing() or forward_ad._current_level >= 0)
 
 
 def _register_autocast(name: str, device: str, key: str, policy: str) -> None:

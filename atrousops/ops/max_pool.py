@@ -12,6 +12,7 @@ from torch import Tensor
 from atrousops import backends, reference
 from atrousops._checks import bad_value
 from atrousops.ops._register import register
+from atrousops.ops._small import small
 from atrousops.ops._windows import empty_map, per_axis, prefers_channels_last
 
 Size = int | Sequence[int]
@@ -19,6 +20,13 @@ ReturnIndices = bool | Literal["codes"]
 
 _NAMES = ("", "max_pool1d", "max_pool2d", "max_pool3d")
 _ATEN: tuple[Any, ...] = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
+# The same without and with indices, and without a pass through Python.
+_SMALL: tuple[Any, ...] = (
+    (),
+    (torch.max_pool1d, torch.max_pool1d_with_indices),
+    (torch.max_pool2d, torch._C._nn.max_pool2d_with_indices),
+    (torch.max_pool3d, torch._C._nn.max_pool3d_with_indices),
+)
 # A code is one byte.
 _MOST_TAPS = 256
 
@@ -94,6 +102,12 @@ def _max_pool(
     return_indices: ReturnIndices,
 ) -> Tensor | tuple[Tensor, Tensor]:
     op = _NAMES[axes]
+    # Behind a dilated window with nothing in it PyTorch's gradient writes outside its memory.
+    if (return_indices is True or return_indices is False) and type(dilation) is int and dilation == 1:
+        step = kernel_size if stride is None else stride
+        done = small(input, _SMALL[axes][return_indices], kernel_size, step, padding, dilation, ceil_mode)
+        if done is not None:
+            return done
     kernel = per_axis(op, "kernel_size", kernel_size, axes)
     # PyTorch takes an empty list for None.
     steps = kernel if stride is None or stride == [] or stride == () else per_axis(op, "stride", stride, axes)
@@ -109,15 +123,14 @@ def _max_pool(
         bad_value(op, "return_indices", 'be True, False or "codes"', repr(return_indices))
     backend = backends.choose("max_pool", input.device, input.dtype)
     if backend in backends.COMPILED:
-        ops = torch.ops.atrousops
         if codes:
-            return ops.max_pool_codes(input, kernel, steps, pads, rates, ceil_mode)
+            return pool_codes(input, kernel, steps, pads, rates, ceil_mode)
         if return_indices:
-            return ops.max_pool(input, kernel, steps, pads, rates, ceil_mode)
+            return pool(input, kernel, steps, pads, rates, ceil_mode)
         if not (torch.is_grad_enabled() and input.requires_grad):
-            return ops.max_pool_values(input, kernel, steps, pads, rates, ceil_mode)
+            return _pool_values(input, kernel, steps, pads, rates, ceil_mode)
         # The backward pass needs to know where the maxima were: a byte a window says it, if windows are small.
-        marked = ops.max_pool_codes if _taps(kernel) <= _MOST_TAPS else ops.max_pool
+        marked = pool_codes if _taps(kernel) <= _MOST_TAPS else pool
         return marked(input, kernel, steps, pads, rates, ceil_mode)[0]
     if backend == "aten" and not codes:
         return _ATEN[axes](input, kernel, steps, pads, rates, ceil_mode, return_indices)
@@ -247,7 +260,7 @@ def _backward(ctx, grad, _):
     if grad is None:
         return (None,) * 6
     (marks,) = ctx.saved_tensors
-    return torch.ops.atrousops.max_pool_backward(grad, marks, ctx.size, *ctx.window), None, None, None, None, None
+    return pool_backward(grad, marks, ctx.size, *ctx.window), None, None, None, None, None
 
 
 def _backward_fake(grad, indices, input_size, kernel_size, stride, padding, dilation):
@@ -264,7 +277,9 @@ def _double_backward(ctx, grad):
     return torch.ops.atrousops.max_unpool_backward(grad, indices, *ctx.window), None, None, None, None, None, None
 
 
-register("max_pool", fake=_fake(torch.int64), backward=_backward, setup_context=_setup)
-register("max_pool_codes", fake=_fake(torch.uint8), backward=_backward, setup_context=_setup)
-register("max_pool_values", fake=_fake(None))
-register("max_pool_backward", fake=_backward_fake, backward=_double_backward, setup_context=_backward_setup)
+pool = register("max_pool", fake=_fake(torch.int64), backward=_backward, setup_context=_setup)
+pool_codes = register("max_pool_codes", fake=_fake(torch.uint8), backward=_backward, setup_context=_setup)
+_pool_values = register("max_pool_values", fake=_fake(None))
+pool_backward = register(
+    "max_pool_backward", fake=_backward_fake, backward=_double_backward, setup_context=_backward_setup
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from atrousops import backends, reference
 from atrousops._checks import ArgumentError, bad_type, bad_value
 from atrousops.ops._register import register
+from atrousops.ops._small import small
 from atrousops.ops._windows import empty_map, per_axis, prefers_channels_last
-from atrousops.ops.max_pool import Size
+from atrousops.ops.max_pool import Size, pool_backward
 
 _NAMES = ("", "max_unpool1d", "max_unpool2d", "max_unpool3d")
 _ATEN: tuple[Any, ...] = (None, F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
@@ -90,10 +92,13 @@ def _max_unpool(
     pads = per_axis(op, "padding", padding, axes)
     _check(op, axes, input, indices, kernel, steps, pads)
     size = _output_size(op, input.shape[-axes:], kernel, steps, pads, output_size)
+    done = small(input, _in_order, indices, size) if axes == 2 else None
+    if done is not None:
+        return done
     backend = backends.choose("max_unpool", input.device, input.dtype)
     if backend in backends.COMPILED:
         try:
-            return torch.ops.atrousops.max_unpool(input, indices, size, kernel, steps, pads)
+            return _unpool(input, indices, size, kernel, steps, pads)
         except RuntimeError as error:
             # What only the kernel can see: an index or code out of range.
             _, found, said = str(error).partition("max_unpool: ")
@@ -103,6 +108,13 @@ def _max_unpool(
     if backend == "aten" and indices.dtype == torch.int64:
         return _ATEN[axes](input, indices, kernel, steps, pads, size)
     return reference.max_unpool(input, indices, size, kernel, steps, pads)
+
+
+def _in_order(input: Tensor, indices: Tensor, size: tuple[int, ...]) -> Tensor | None:
+    # PyTorch cuts all planes together into one run a thread, and within a run the last of several values stays.
+    if indices.dtype != torch.int64 or (input.numel() // math.prod(input.shape[-2:])) % torch.get_num_threads():
+        return None
+    return torch._C._nn.max_unpool2d(input, indices, size)
 
 
 def _check(
@@ -206,7 +218,7 @@ def _setup(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad):
     (indices,) = ctx.saved_tensors
-    return torch.ops.atrousops.max_unpool_backward(grad, indices, *ctx.window), None, None, None, None, None
+    return _unpool_backward(grad, indices, *ctx.window), None, None, None, None, None
 
 
 def _backward_fake(grad, indices, kernel_size, stride, padding, dilation):
@@ -222,8 +234,10 @@ def _backward_setup(ctx, inputs, output) -> None:
 
 def _double_backward(ctx, grad):
     (indices,) = ctx.saved_tensors
-    return torch.ops.atrousops.max_pool_backward(grad, indices, ctx.size, *ctx.window), None, None, None, None, None
+    return pool_backward(grad, indices, ctx.size, *ctx.window), None, None, None, None, None
 
 
-register("max_unpool", fake=_fake, backward=_backward, setup_context=_setup)
-register("max_unpool_backward", fake=_backward_fake, backward=_double_backward, setup_context=_backward_setup)
+_unpool = register("max_unpool", fake=_fake, backward=_backward, setup_context=_setup)
+_unpool_backward = register(
+    "max_unpool_backward", fake=_backward_fake, backward=_double_backward, setup_context=_backward_setup
+)

@@ -45,7 +45,7 @@ def permutohedral_lattice(features: Tensor) -> Lattice:
         _check_finite(features)
         parts = reference.permutohedral_lattice(features)
     elif torch.compiler.is_compiling():
-        parts = torch.ops.atrousops.permutohedral_lattice(features)
+        parts = _make_lattice(features)
     else:
         parts = _build(features)
     n, _, p = features.shape
@@ -115,13 +115,13 @@ def apply_lattice(values: Tensor, splat: Tensor, slices: Tensor, lattice: Lattic
         # One lattice for all images: they are channels of one.
         return apply_lattice(values.reshape(1, n * c, p), splat, slices, lattice).view(n, c, p)
     own = backends.choose("permutohedral", values.device, values.dtype) in backends.COMPILED
-    run = torch.ops.atrousops.permutohedral_apply if own else reference.permutohedral_apply
+    run = _apply if own else reference.permutohedral_apply
     return run(values, splat, slices, lattice.offsets, *lattice[2:7], False)
 
 
 def _build(features: Tensor) -> tuple[Tensor, ...]:
     try:
-        offsets, weights, neighbours, starts, rows, bounds, counts = torch.ops.atrousops.permutohedral_lattice(features)
+        offsets, weights, neighbours, starts, rows, bounds, counts = _make_lattice(features)
     except RuntimeError as error:
         if "lattice units" not in str(error):
             _check_finite(features)
@@ -224,8 +224,8 @@ def _setup(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     splat, slices, *lattice = ctx.saved_tensors
-    return torch.ops.atrousops.permutohedral_apply(grad, slices, splat, *lattice, not ctx.reverse), *[None] * 9
+    return _apply(grad, slices, splat, *lattice, not ctx.reverse), *[None] * 9
 
 
-register("permutohedral_lattice", fake=_fake_lattice, autocast="float32")
-register("permutohedral_apply", fake=fake_values, backward=_backward, setup_context=_setup, autocast="float32")
+_make_lattice = register("permutohedral_lattice", fake=_fake_lattice, autocast="float32")
+_apply = register("permutohedral_apply", fake=fake_values, backward=_backward, setup_context=_setup, autocast="float32")

@@ -53,7 +53,7 @@ def roi_align(
     rois, height, width, scale = prepare("roi_align", input, boxes, output_size, spatial_scale)
     backend = backends.choose("roi_align", input.device, input.dtype)
     if backend in backends.COMPILED:
-        return call(torch.ops.atrousops.roi_align, input, rois, scale, height, width, sampling_ratio, aligned)
+        return call(_run, input, rois, scale, height, width, sampling_ratio, aligned)
     check_boxes("roi_align", rois, input.shape[0])
     if backend == "aten":
         import torchvision
@@ -81,7 +81,7 @@ def _backward(ctx, grad):
     (boxes,) = ctx.saved_tensors
     scale, _, _, sampling_ratio, aligned = ctx.geometry
     args = (grad, boxes, scale, *ctx.size, sampling_ratio, aligned, ctx.channels_last)
-    return torch.ops.atrousops.roi_align_backward(*args), *[None] * 6
+    return _run_backward(*args), *[None] * 6
 
 
 def _fake_backward(
@@ -99,9 +99,11 @@ def _setup_backward(ctx, inputs, output):
 def _double_backward(ctx, grad):
     # The gradient is linear in what comes from above, and its transpose is the operator itself.
     (boxes,) = ctx.saved_tensors
-    return torch.ops.atrousops.roi_align(grad, boxes, *ctx.geometry), *[None] * 9
+    return _run(grad, boxes, *ctx.geometry), *[None] * 9
 
 
 # No autocast: 16-bit features are pooled in fp32 and rounded once anyway, which is what a cast there and back gives.
-register("roi_align", fake=_fake, backward=_backward, setup_context=_setup)
-register("roi_align_backward", fake=_fake_backward, backward=_double_backward, setup_context=_setup_backward)
+_run = register("roi_align", fake=_fake, backward=_backward, setup_context=_setup)
+_run_backward = register(
+    "roi_align_backward", fake=_fake_backward, backward=_double_backward, setup_context=_setup_backward
+)

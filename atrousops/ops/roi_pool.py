@@ -42,7 +42,7 @@ def roi_pool(
     rois, height, width, scale = prepare("roi_pool", input, boxes, output_size, spatial_scale)
     backend = backends.choose("roi_pool", input.device, input.dtype)
     if backend in backends.COMPILED:
-        return call(torch.ops.atrousops.roi_pool, input, rois, scale, height, width)[0]
+        return call(_run, input, rois, scale, height, width)[0]
     check_boxes("roi_pool", rois, input.shape[0])
     if backend == "aten":
         import torchvision
@@ -72,7 +72,7 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, grad, _):
     boxes, argmax = ctx.saved_tensors
     args = (grad, boxes, argmax, ctx.scale, *ctx.size, ctx.channels_last)
-    return torch.ops.atrousops.roi_pool_backward(*args), *[None] * 4
+    return _run_backward(*args), *[None] * 4
 
 
 def _fake_backward(grad, boxes, argmax, spatial_scale, batch_size, channels, height, width, channels_last):
@@ -88,5 +88,7 @@ def _double_backward(ctx, grad):
 
 
 # No autocast: the largest of 16-bit features is the same number in fp32, and boxes are fp32 in any case.
-register("roi_pool", fake=_fake, backward=_backward, setup_context=_setup)
-register("roi_pool_backward", fake=_fake_backward, backward=_double_backward, setup_context=_setup_backward)
+_run = register("roi_pool", fake=_fake, backward=_backward, setup_context=_setup)
+_run_backward = register(
+    "roi_pool_backward", fake=_fake_backward, backward=_double_backward, setup_context=_setup_backward
+)

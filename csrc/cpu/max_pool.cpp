@@ -6,6 +6,7 @@
 #include <memory>
 #include <tuple>
 
+#include "cpu/huge_pages.h"
 #include "cpu/parallel.h"
 #include "stable/pool_tensor.h"
 
@@ -28,6 +29,8 @@ static std::pair<Tensor, std::optional<Tensor>> pool(const char* op, const Tenso
   Tensor values = empty(size, in, nhwc);
   std::optional<Tensor> marks;
   if (kind != Marks::none) marks = empty(size, in, nhwc, kind == Marks::indices ? ScalarType::Long : ScalarType::Byte);
+  expect_writes(values);
+  if (marks) expect_writes(*marks);
   const MaxPoolArgs a{
       g, in.data_ptr(), values.data_ptr(), marks ? marks->data_ptr() : nullptr, kind, in.scalar_type(), nhwc};
   const auto kernel = ATROUSOPS_SELECT(max_pool);

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <memory>
 
+#include "cpu/huge_pages.h"
 #include "cpu/parallel.h"
 #include "stable/pool_tensor.h"
 
@@ -31,25 +32,26 @@ static int64_t counted(int64_t units, int64_t work, int64_t scratch_bytes, const
   return total.load();
 }
 
-// Returns whether all marks named a place in the large map.
+// Returns whether all marks are known to name a place in the large map. Those that do not are left out.
 static bool fill_large(const MaxUnpoolArgs& a) {
   const PoolGeometry& g = a.g;
   const int64_t all = g.batch * g.channels * g.small_plane();
   const bool indices = a.kind == Marks::indices;
-  // Overlapping windows cost the gather a comparison a tap; a plane at a time, following the index is cheaper.
-  if (!indices || a.channels_last || g.disjoint()) {
+  if (can_place(a)) {
     const int64_t units = g.batch * g.large[0] * g.large[1] * (a.channels_last ? g.large[2] : g.channels);
     const auto kernel = ATROUSOPS_SELECT(place_windows);
-    const int64_t found = counted(units, a.channels_last ? g.channels : g.large[2], place_scratch(g),
-                                  [&](int64_t b, int64_t e, void* s, int64_t* n) { kernel(a, b, e, s, n); });
-    if (!indices || found == all) return true;
+    const int64_t found = counted(units, a.channels_last ? g.channels : g.large[2], 0,
+                                  [&](int64_t b, int64_t e, void*, int64_t* n) { kernel(a, b, e, n); });
+    if (!indices || found == all) return found == all;
   }
   const int64_t width = a.channels_last ? kScatterChannels : 1;
   const bool wide = a.meeting == Meeting::sum && (a.dtype == ScalarType::Half || a.dtype == ScalarType::BFloat16);
   const int64_t units = g.batch * ((g.channels + width - 1) / width);
   const auto kernel = ATROUSOPS_SELECT(scatter);
-  return counted(units, width * g.large_plane(), wide ? 4 * width * g.large_plane() : 0,
-                 [&](int64_t b, int64_t e, void* s, int64_t* n) { kernel(a, b, e, s, n); }) == all;
+  const int64_t inside = counted(units, width * g.large_plane(), wide ? 4 * width * g.large_plane() : 0,
+                                 [&](int64_t b, int64_t e, void* s, int64_t* n) { kernel(a, b, e, s, n); });
+  // A wrong code may point into the map, too.
+  return indices && inside == all;
 }
 
 static void check_marks(const char* op, const Tensor& small, const Tensor& marks) {
@@ -74,6 +76,7 @@ static std::pair<Tensor, bool> place(const char* op, const Tensor& small, const 
   const bool nhwc = is_batched(small, args) && prefers_channels_last(small);
   const Tensor in = dense(small, nhwc), m = dense(marks, nhwc);
   Tensor out = empty(size_with(small, args, g.large), in, nhwc);
+  expect_writes(out);
   const bool complete =
       fill_large({g, in.data_ptr(), m.data_ptr(), out.data_ptr(), kind_of(op, marks), meeting, in.scalar_type(), nhwc});
   return {out, complete};
@@ -91,6 +94,7 @@ static Tensor pick_elements(const char* op, const Tensor& large, const Tensor& m
   const bool nhwc = is_batched(large, args) && prefers_channels_last(marks);
   const Tensor in = dense(large, nhwc), m = dense(marks, nhwc);
   Tensor out = empty(sizes_of(marks), in, nhwc);
+  expect_writes(out);
   const MaxUnpoolArgs a{
       g, in.data_ptr(), m.data_ptr(), out.data_ptr(), kind_of(op, marks), Meeting::last, in.scalar_type(), nhwc};
   const int64_t units = g.batch * g.small[0] * g.small[1] * (nhwc ? g.small[2] : g.channels);
@@ -100,7 +104,7 @@ static Tensor pick_elements(const char* op, const Tensor& large, const Tensor& m
   return out;
 }
 
-// Raises for the first mark that names no place; only called once that is known to exist, or for codes.
+// Raises for the first index that names no place; only called once that is known to exist.
 static void refuse(const Tensor& marks, const std::vector<int64_t>& output_size) {
   const Tensor m = dense(marks, false);
   const int64_t* p = data<int64_t>(m);
@@ -134,11 +138,13 @@ static void check_codes(const Tensor& marks, const std::vector<int64_t>& kernel_
 Tensor max_unpool(const Tensor& input, const Tensor& indices, std::vector<int64_t> output_size,
                   std::vector<int64_t> kernel_size, std::vector<int64_t> stride, std::vector<int64_t> padding) {
   const std::vector<int64_t> dilation(kernel_size.size(), 1);
-  if (kind_of("max_unpool", indices) == Marks::codes) check_codes(indices, kernel_size);
   auto [out, complete] =
       place("max_unpool", input, indices, output_size, {kernel_size, stride, padding, dilation}, Meeting::last);
   // As in PyTorch nothing is wrong with indices into an output of no elements.
-  if (!complete && out.numel() > 0) refuse(indices, output_size);
+  if (!complete && kind_of("max_unpool", indices) == Marks::codes)
+    check_codes(indices, kernel_size);
+  else if (!complete && out.numel() > 0)
+    refuse(indices, output_size);
   return out;
 }
 

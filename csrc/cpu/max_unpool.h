@@ -23,17 +23,28 @@ struct MaxUnpoolArgs {
 // Channels that a worker scatters together.
 constexpr int64_t kScatterChannels = 16;
 
-inline int64_t place_scratch(const PoolGeometry& g) { return 8 * (g.large[2] + g.stride[2] + g.small[2]) + 64; }
+// Windows around one position that place_windows sums.
+constexpr int64_t kMostMeeting = 64;
 
-// Large map from small, in gather form: each element looks at the windows around it. Rows (n, c, d, h) of the large
-// map, or positions (n, d, h, w) of all channels in channels_last. Adds to *matched the number of indices found in
-// their own window; where some were not, `scatter` must do it all again.
-ATROUSOPS_DECLARE_KERNEL(place_windows, const MaxUnpoolArgs& args, int64_t begin, int64_t end, void* scratch,
-                         int64_t* matched)
+// Whether place_windows can do it: windows that meet are summed over channels; elsewhere no position belongs to two
+// windows, and rows split into pairs.
+inline bool can_place(const MaxUnpoolArgs& a) {
+  const PoolGeometry& g = a.g;
+  const bool pairs = g.kernel[2] == 2 && g.stride[2] == 2 && g.padding[2] == 0 && 2 * g.small[2] <= g.large[2];
+  if (g.disjoint()) return a.channels_last || pairs;
+  int64_t meeting = 1;
+  for (int i = 0; i < 3; ++i) meeting *= ((g.kernel[i] - 1) * g.dilation[i] + g.stride[i]) / g.stride[i];
+  return a.channels_last && a.meeting == Meeting::sum && meeting <= kMostMeeting;
+}
 
-// Large map from small by flat index, in the order of the small map, wherever the indices point. Groups of channels
+// Large map from small, in gather form: each element looks at the windows around it, and is written once. Rows
+// (n, c, d, h) of the large map, or positions (n, d, h, w) of all channels in channels_last. Adds to *matched the
+// number of marks found in their own window; where some indices were not, `scatter` must do it all again.
+ATROUSOPS_DECLARE_KERNEL(place_windows, const MaxUnpoolArgs& args, int64_t begin, int64_t end, int64_t* matched)
+
+// Large map from small, following the marks in the order of the small map, wherever they point. Groups of channels
 // (n, c / group), group = kScatterChannels in channels_last, else 1; scratch holds a group of planes in float for sums
-// of 16-bit numbers. Adds to *matched the number of indices inside the large map; others are left out.
+// of 16-bit numbers. Adds to *matched the number of marks inside the large map; others are left out.
 ATROUSOPS_DECLARE_KERNEL(scatter, const MaxUnpoolArgs& args, int64_t begin, int64_t end, void* scratch,
                          int64_t* matched)
 

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "cpu/huge_pages.h"
 #include "cpu/roi_geometry.h"
 #include "cpu/roi_launch.h"
 
@@ -60,6 +61,7 @@ Tensor roi_align(const Tensor& input, const Tensor& boxes, double spatial_scale,
   const bool nhwc = prefers_channels_last(input);
   const Tensor in = dense(input, nhwc);
   const Tensor out = empty({boxes.size(0), in.size(1), pooled_height, pooled_width}, in, nhwc);
+  expect_writes(out);
   if (out.numel() > 0) run(false, {in, nhwc}, {out, nhwc}, b, spatial_scale, sampling_ratio, aligned);
   return out;
 }
@@ -73,6 +75,7 @@ Tensor roi_align_backward(const Tensor& grad, const Tensor& boxes, double spatia
   const bool nhwc = prefers_channels_last(grad);
   const Tensor pooled = dense(grad, nhwc);
   const Tensor out = empty({batch_size, channels, height, width}, grad, channels_last);
+  expect_writes(out);
   if (out.numel() > 0) run(true, {out, channels_last}, {pooled, nhwc}, b, spatial_scale, sampling_ratio, aligned);
   return out;
 }

@@ -1,5 +1,7 @@
 """Rows of whole modules and of the CRF, at sizes of a test."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from atrousops.bench.machine import Ceilings
 from atrousops.bench.measure import Options, measure
 from atrousops.bench.modules import module
 from atrousops.bench.registry import Row
-from atrousops.bench.suites import crf, networks
+from atrousops.bench.suites import crf, networks, scaling
 from atrousops.nn import AtrousConv2d
 
 CPU = torch.device("cpu")
@@ -91,3 +93,20 @@ def test_crf(monkeypatch, prepare):
     assert (result.error, result.wrong, result.failed) == ("", {}, {})
     assert "dispatched" in result.timings
     assert bool(result.missing) == (result.incumbent is None)
+
+
+def test_scaling_compares_one_thread_with_all():
+    torch.set_num_threads(2)
+    seen = []
+
+    class Watched(AtrousConv2d):
+        def forward(self, input):
+            seen.append(torch.get_num_threads())
+            return super().forward(input)
+
+    prepare = module(net(Watched), net(nn.Conv2d), lambda: torch.randn(2, 3, 7, 7))
+    result = measured(partial(scaling._against_itself, prepare))
+    assert (result.error, result.wrong, result.failed) == ("", {}, {})
+    assert result.incumbent == scaling.ALONE
+    assert set(seen) == {1, 2}
+    assert torch.get_num_threads() == 2

@@ -44,7 +44,7 @@ def rows() -> Iterator[Row]:
             "max_unpool": unpool,
             "max_unpool with codes": unpool_codes,
         }.items():
-            quick = QUICK.get(name, ()) if shape is MAPS[0][0] else ()
+            quick = QUICK.get(name, ()) if shape in (MAPS[0][0], MAPS[1][0]) else ()
             yield from expand("unpool", f"{name}, {case}", reason, prepare, WAYS, quick)
 
 

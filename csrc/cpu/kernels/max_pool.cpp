@@ -5,8 +5,8 @@
 #include <cstring>
 #include <limits>
 
+#include "cpu/lanes.h"
 #include "cpu/pool_window.h"
-#include "cpu/vec.h"
 
 namespace atrousops::cpu::ATROUSOPS_ISA {
 
@@ -80,6 +80,12 @@ struct Pool {
     if (a.kind == Marks::codes) return static_cast<M>((kd * g.kernel[1] + kh) * g.kernel[2] + kw);
     return static_cast<M>((kd * g.dilation[0] * g.large[1] + kh * g.dilation[1]) * g.large[2] + kw * g.dilation[2]);
   }
+  // A window: its taps inside the map, where tap 0 lies, and the image.
+  struct Taps {
+    Range taps[3];
+    int64_t first[3];
+    const T* image;
+  };
   int64_t first(int axis, int64_t o) const { return o * g.stride[axis] - g.padding[axis]; }
 
   // n marks to where they belong; windows of a row are `step` apart, channels of a window 0.
@@ -160,36 +166,68 @@ struct Pool {
     }
   }
 
-  // One window, all channels.
+  static void read(const T* p, C& v) { v = load(*p); }
+  static void read(const T* p, lanes_t<C>& v) { load_lanes(p, v); }
+  static void write(T* p, const C& v) { store(p, v); }
+  static void write(T* p, const lanes_t<C>& v) { store_lanes(p, v); }
+
+  // One window, the channels of N vectors from c on (or of one, where Values is a number): all taps pass by what is
+  // kept in registers.
+  template <bool kMarked, class Values, class Numbers, int N>
+  void channels_of(const Taps& w, int64_t c, int64_t out) const {
+    constexpr int64_t kEach = sizeof(Values) / sizeof(C);
+    Values best[N];
+    Numbers marks[N];
+    for (int i = 0; i < N; ++i) {
+      best[i] = Values{} - std::numeric_limits<C>::infinity();
+      marks[i] = Numbers{} + mark(w.taps[0].begin, w.taps[1].begin, w.taps[2].begin);
+    }
+    for (int64_t kd = w.taps[0].begin; kd < w.taps[0].end; ++kd)
+      for (int64_t kh = w.taps[1].begin; kh < w.taps[1].end; ++kh)
+        for (int64_t kw = w.taps[2].begin; kw < w.taps[2].end; ++kw) {
+          const int64_t at =
+              ((w.first[0] + kd * g.dilation[0]) * g.large[1] + w.first[1] + kh * g.dilation[1]) * g.large[2] +
+              w.first[2] + kw * g.dilation[2];
+          const T* p = w.image + at * g.channels + c;
+          const Numbers here = Numbers{} + mark(kd, kh, kw);
+          for (int i = 0; i < N; ++i) {
+            Values v;
+            read(p + i * kEach, v);
+            const auto better = (v > best[i]) | (v != v);
+            best[i] = better ? v : best[i];
+            if constexpr (kMarked) marks[i] = better ? here : marks[i];
+          }
+        }
+    for (int i = 0; i < N; ++i) write(values + out + c + i * kEach, best[i]);
+    if constexpr (kMarked) {
+      M marks_out[N * kEach];
+      std::memcpy(marks_out, marks, sizeof marks_out);
+      const int64_t base = (w.first[0] * g.large[1] + w.first[1]) * g.large[2] + w.first[2];
+      store_marks(marks_out, out + c, N * kEach, base, 0);
+    }
+  }
+
   template <bool kMarked>
   void pixel(const Walk& at, int64_t out) const {
-    const int64_t channels = g.channels;
-    const Range d = taps_inside(g, 0, at.at[0]), h = taps_inside(g, 1, at.at[1]), w = taps_inside(g, 2, at.at[2]);
-    const int64_t d0 = first(0, at.at[0]), h0 = first(1, at.at[1]), w0 = first(2, at.at[2]);
-    const int64_t base = (d0 * g.large[1] + h0) * g.large[2] + w0;
-    const T* image = input + at.outer * g.large_plane() * channels;
-    alignas(64) C values_in[kBlock], best[kBlock];
-    alignas(64) M marks[kBlock];
-    for (int64_t c = 0; c < channels; c += kBlock) {
-      const int64_t count = least(kBlock, channels - c);
-      fill(best, -std::numeric_limits<C>::infinity(), count);
-      if constexpr (kMarked) fill(marks, mark(d.begin, h.begin, w.begin), count);
-      for (int64_t kd = d.begin; kd < d.end; ++kd)
-        for (int64_t kh = h.begin; kh < h.end; ++kh)
-          for (int64_t kw = w.begin; kw < w.end; ++kw) {
-            const int64_t position = ((d0 + kd * g.dilation[0]) * g.large[1] + h0 + kh * g.dilation[1]) * g.large[2] +
-                                     w0 + kw * g.dilation[2];
-            const T* v = image + position * channels + c;
-            if constexpr (std::is_same_v<T, C>) {
-              take<C, M, kMarked>(v, best, marks, mark(kd, kh, kw), count);
-            } else {
-              load_row(v, values_in, count);
-              take<C, M, kMarked>(values_in, best, marks, mark(kd, kh, kw), count);
-            }
-          }
-      store_row(best, values + out + c, count);
-      if constexpr (kMarked) store_marks(marks, out + c, count, base, 0);
+    Taps w;
+    for (int i = 0; i < 3; ++i) {
+      w.taps[i] = taps_inside(g, i, at.at[i]);
+      w.first[i] = first(i, at.at[i]);
     }
+    w.image = input + at.outer * g.large_plane() * g.channels;
+    int64_t c = 0;
+    // Marks are as wide as values, but in huge maps, where a flat position needs 64 bits.
+    if constexpr (sizeof(C) == sizeof(M)) {
+      constexpr int64_t n = kLanes<C>;
+      for (; c + 4 * n <= g.channels; c += 4 * n) channels_of<kMarked, lanes_t<C>, lanes_t<M>, 4>(w, c, out);
+      for (; c + n <= g.channels; c += n) channels_of<kMarked, lanes_t<C>, lanes_t<M>, 1>(w, c, out);
+      // The last vector may say again what the one before it said.
+      if (c < g.channels && g.channels > n) {
+        channels_of<kMarked, lanes_t<C>, lanes_t<M>, 1>(w, g.channels - n, out);
+        return;
+      }
+    }
+    for (; c < g.channels; ++c) channels_of<kMarked, C, M, 1>(w, c, out);
   }
 
   template <bool kMarked>
@@ -216,9 +254,9 @@ struct Pool {
 void max_pool(const MaxPoolArgs& a, int64_t begin, int64_t end, void* scratch) {
   const bool narrow = a.kind != Marks::indices || a.g.large_plane() <= std::numeric_limits<int32_t>::max();
   dispatch_floating(a.dtype, "max_pool", [&]<class T>() {
-    if (a.kind == Marks::none) return Pool<T, int32_t>(a).template run<false>(begin, end, scratch);
-    if constexpr (!std::is_same_v<T, double>)
-      if (narrow) return Pool<T, int32_t>(a).template run<true>(begin, end, scratch);
+    using Narrow = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
+    if (a.kind == Marks::none) return Pool<T, Narrow>(a).template run<false>(begin, end, scratch);
+    if (narrow) return Pool<T, Narrow>(a).template run<true>(begin, end, scratch);
     Pool<T, int64_t>(a).template run<true>(begin, end, scratch);
   });
 }

@@ -1,17 +1,22 @@
 // From windows to positions and back: unpooling, and both gradients of pooling and unpooling.
 #include "cpu/max_unpool.h"
 
+#include <cstring>
+#include <type_traits>
+
+#include "cpu/kernels/matcher.h"
 #include "cpu/pool_window.h"
 #include "cpu/vec.h"
 
 namespace atrousops::cpu::ATROUSOPS_ISA {
 
-constexpr int64_t kBlock = 128;
-
 // M is uint8_t (number of the tap in its window) or int64_t (flat position in the large map).
 template <class T, class M>
 struct Unpool {
   using C = compute_t<T>;
+  using Match = Matcher<T, M>;
+  using Bits = typename Match::Bits;
+  using Mask = typename Match::Mask;
   static constexpr bool kIndices = sizeof(M) == 8;
   const MaxUnpoolArgs& a;
   const PoolGeometry& g;
@@ -28,134 +33,260 @@ struct Unpool {
 
   int64_t position(int64_t d, int64_t h, int64_t w) const { return (d * g.large[1] + h) * g.large[2] + w; }
   int64_t tap(int64_t kd, int64_t kh, int64_t kw) const { return (kd * g.kernel[1] + kh) * g.kernel[2] + kw; }
-
-  // The mark of element i of a run, if it names this tap: the same tap for all, or positions `step` apart.
-  static M wanted(int64_t tap_number, int64_t first_position, int64_t step, int64_t i) {
-    return kIndices ? static_cast<M>(first_position + i * step) : static_cast<M>(tap_number);
+  static void clear(T* out, int64_t n) {
+    if (n > 0) std::memset(static_cast<void*>(out), 0, n * sizeof(T));
   }
 
-  // out (+)= value where the mark is the wanted one; returns how many were.
-  template <Meeting kMeeting>
-  static int64_t merge(const M* __restrict m, const C* __restrict v, C* __restrict out, int64_t n, int64_t tap_number,
-                       int64_t first_position, int64_t step) {
-    M found = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const bool here = m[i] == wanted(tap_number, first_position, step, i);
-      const C before = out[i], value = v[i];
-      out[i] = here ? (kMeeting == Meeting::sum ? before + value : value) : before;
-      if constexpr (kIndices) found += here;
+  // out = value where the mark is the wanted one; elsewhere 0, or with kKeep what was there. Counts them in `hits`.
+  template <bool kKeep>
+  static void choose(const M* m, const T* v, T* out, int64_t n, int64_t tap_number, int64_t at, Mask& hits) {
+    const int64_t wanted = kIndices ? at : tap_number;
+    Match match(wanted, 0);
+    int64_t i = 0;
+    for (; i + Match::kLanes <= n; i += Match::kLanes) {
+      Bits here, value, before{};
+      match.next(m + i, here, hits);
+      std::memcpy(&value, v + i, sizeof value);
+      if constexpr (kKeep) std::memcpy(&before, out + i, sizeof before);
+      value = (value & here) | (before & ~here);
+      std::memcpy(static_cast<void*>(out + i), &value, sizeof value);
     }
-    return static_cast<int64_t>(found);
-  }
-
-  // Calls f(od, oh, kd, kh) for the windows that hold row (d, h), in the order of the small map.
-  template <class F>
-  void rows_around(int64_t d, int64_t h, const F& f) const {
-    const Range rd = windows_around(g, 0, d), rh = windows_around(g, 1, h);
-    for (int64_t od = rd.begin; od < rd.end; ++od) {
-      const int64_t kd = tap_of(g, 0, d, od);
-      if (kd < 0) continue;
-      for (int64_t oh = rh.begin; oh < rh.end; ++oh) {
-        const int64_t kh = tap_of(g, 1, h, oh);
-        if (kh >= 0) f(od, oh, kd, kh);
-      }
+    for (; i < n; ++i) {
+      const bool here = m[i] == static_cast<M>(wanted);
+      out[i] = here ? v[i] : kKeep ? out[i] : T(0);
+      hits[0] += here;
     }
   }
 
-  template <Meeting kMeeting>
-  int64_t place_row(const Walk& at, T* out, void* scratch) const {
-    const int64_t width = g.large[2], n = g.small[2], s = g.stride[2], pitch = phase_pitch(g);
-    C* phases = static_cast<C*>(scratch);
-    C* converted = phases + s * pitch;
-    for (int64_t i = 0; i < s * pitch; ++i) phases[i] = 0;
-    int64_t found = 0;
-    rows_around(at.at[0], at.at[1], [&](int64_t od, int64_t oh, int64_t kd, int64_t kh) {
-      const int64_t row = ((at.outer * g.small[0] + od) * g.small[1] + oh) * n;
-      const C* v = converted;
-      if constexpr (std::is_same_v<T, C>)
-        v = source + row;
-      else
-        load_row(source + row, converted, n);
-      // Last tap first: at a given position it belongs to the first of the windows.
-      for (int64_t kw = g.kernel[2] - 1; kw >= 0; --kw) {
-        const RowTap t = row_tap(g, kw);
-        const int64_t x = (t.begin + t.shift) * s + t.phase;
-        found += merge<kMeeting>(marks + row + t.begin, v + t.begin, phases + t.phase * pitch + t.begin + t.shift,
-                                 t.end - t.begin, tap(kd, kh, kw), position(at.at[0], at.at[1], x), s);
-      }
-    });
-    join_phases(phases, out, width, s, pitch);
-    return found;
+  static int64_t total(const Mask& hits) {
+    int64_t sum = 0;
+    for (int i = 0; i < Match::kLanes; ++i) sum += hits[i];
+    return sum;
   }
 
-  static void join_phases(const C* __restrict phases, T* __restrict out, int64_t width, int64_t s, int64_t pitch) {
-    if (s == 1) return store_row(phases, out, width);
-    if (s == 2) {
-      for (int64_t i = 0; i < width / 2; ++i) {
-        store(out + 2 * i, phases[i]);
-        store(out + 2 * i + 1, phases[pitch + i]);
-      }
-      if (width % 2) store(out + width - 1, phases[width / 2]);
-      return;
+  // The window along an axis that holds x, and which of its taps; disjoint windows have at most one. tap is -1 if none.
+  struct Hit {
+    int64_t window, tap;
+  };
+  Hit hit(int axis, int64_t x) const {
+    const int64_t from = x + g.padding[axis], window = from / g.stride[axis];
+    const int64_t distance = from - window * g.stride[axis], step = g.dilation[axis];
+    const int64_t tap = step == 1 ? distance : distance % step == 0 ? distance / step : g.kernel[axis];
+    return {window, tap < g.kernel[axis] && window < g.small[axis] ? tap : -1};
+  }
+
+  // A vector of windows of two, side by side.
+  static void place_pairs(Match& left, Match& right, const M* m, const T* v, T* out, Mask& hits) {
+    constexpr int n = Match::kLanes;
+    Bits value, l, r;
+    std::memcpy(&value, v, sizeof value);
+    left.next(m, l, hits);
+    right.next(m, r, hits);
+    l &= value;
+    r &= value;
+    Bits zipped[2];
+#if defined(__clang__)
+    if constexpr (n == 4) {
+      zipped[0] = __builtin_shufflevector(l, r, 0, 4, 1, 5);
+      zipped[1] = __builtin_shufflevector(l, r, 2, 6, 3, 7);
+    } else {
+      zipped[0] = __builtin_shufflevector(l, r, 0, 8, 1, 9, 2, 10, 3, 11);
+      zipped[1] = __builtin_shufflevector(l, r, 4, 12, 5, 13, 6, 14, 7, 15);
     }
-    for (int64_t phase = 0; phase < s; ++phase)
-      for (int64_t i = phase, p = phase * pitch; i < width; i += s) store(out + i, phases[p++]);
+#else
+    Bits low, high;
+    for (int i = 0; i < n; ++i) {
+      low[i] = i / 2 + (i % 2) * n;
+      high[i] = low[i] + n / 2;
+    }
+    zipped[0] = __builtin_shuffle(l, r, low);
+    zipped[1] = __builtin_shuffle(l, r, high);
+#endif
+    std::memcpy(static_cast<void*>(out), zipped, sizeof zipped);
   }
 
-  template <Meeting kMeeting>
-  int64_t place_pixel(const Walk& at, T* out) const {
-    const int64_t channels = g.channels, here = position(at.at[0], at.at[1], at.at[2]);
-    const Range rw = windows_around(g, 2, at.at[2]);
-    alignas(64) C sum[kBlock], converted[kBlock];
-    int64_t found = 0;
-    for (int64_t c = 0; c < channels; c += kBlock) {
-      const int64_t count = least(kBlock, channels - c);
-      for (int64_t i = 0; i < count; ++i) sum[i] = 0;
-      rows_around(at.at[0], at.at[1], [&](int64_t od, int64_t oh, int64_t kd, int64_t kh) {
-        for (int64_t ow = rw.begin; ow < rw.end; ++ow) {
+  // A row between windows of two.
+  void place_row(const Walk& at, const Hit& d, const Hit& h, T* out, Mask& hits) const {
+    const int64_t n = g.small[2];
+    if (d.tap < 0 || h.tap < 0) return clear(out, g.large[2]);
+    const int64_t row = ((at.outer * g.small[0] + d.window) * g.small[1] + h.window) * n;
+    const int64_t first = kIndices ? position(at.at[0], at.at[1], 0) : tap(d.tap, h.tap, 0);
+    constexpr int64_t step = kIndices ? 2 : 0;
+    const M* m = marks + row;
+    const T* v = source + row;
+    constexpr int64_t kLanes = Match::kLanes;
+    Match left(first, 2), right(first + 1, 2);
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) place_pairs(left, right, m + i, v + i, out + 2 * i, hits);
+    if (i < n && n > kLanes) {
+      // The last vector says some of it again, which does not count.
+      Mask lane, twice{};
+      for (int64_t k = 0; k < kLanes; ++k) lane[k] = k;
+      lane -= static_cast<typename LaneOf<Match::kWide>::type>(i + kLanes - n);
+      i = n - kLanes;
+      left = Match(first + step * i, 2);
+      right = Match(first + step * i + 1, 2);
+      place_pairs(left, right, m + i, v + i, out + 2 * i, twice);
+      hits += twice & (lane >= 0);
+      i = n;
+    }
+    for (; i < n; ++i)
+      for (int64_t k = 0; k < 2; ++k) {
+        const bool here = m[i] == static_cast<M>(first + step * i + k);
+        out[2 * i + k] = here ? v[i] : T(0);
+        hits[0] += here;
+      }
+    clear(out + 2 * n, g.large[2] - 2 * n);
+  }
+
+  void place_pixel(const Walk& at, const Hit& d, const Hit& h, T* out, Mask& hits) const {
+    const Hit w = hit(2, at.at[2]);
+    if (d.tap < 0 || h.tap < 0 || w.tap < 0) return clear(out, g.channels);
+    const int64_t window =
+        (((at.outer * g.small[0] + d.window) * g.small[1] + h.window) * g.small[2] + w.window) * g.channels;
+    choose<false>(marks + window, source + window, out, g.channels, tap(d.tap, h.tap, w.tap),
+                  position(at.at[0], at.at[1], at.at[2]), hits);
+  }
+
+  // A window around a position: its first channel, and the mark that names the position.
+  struct Source {
+    int64_t from, wanted;
+  };
+
+  // The windows around a position, in the order of the small map.
+  int64_t list_sources(const Walk& at, const Range& d, const Range& h, Source* list) const {
+    const Range w = windows_around(g, 2, at.at[2]);
+    const int64_t here = position(at.at[0], at.at[1], at.at[2]);
+    int64_t count = 0;
+    for (int64_t od = d.begin; od < d.end; ++od)
+      for (int64_t oh = h.begin; oh < h.end; ++oh) {
+        const int64_t kd = tap_of(g, 0, at.at[0], od), kh = tap_of(g, 1, at.at[1], oh);
+        const int64_t row = ((at.outer * g.small[0] + od) * g.small[1] + oh) * g.small[2];
+        for (int64_t ow = w.begin; ow < w.end; ++ow) {
           const int64_t kw = tap_of(g, 2, at.at[2], ow);
-          if (kw < 0) continue;
-          const int64_t window = (((at.outer * g.small[0] + od) * g.small[1] + oh) * g.small[2] + ow) * channels + c;
-          load_row(source + window, converted, count);
-          found += merge<kMeeting>(marks + window, converted, sum, count, tap(kd, kh, kw), here, 0);
+          if (kd >= 0 && kh >= 0 && kw >= 0)
+            list[count++] = {(row + ow) * g.channels, kIndices ? here : tap(kd, kh, kw)};
         }
-      });
-      store_row(sum, out + c, count);
-    }
-    return found;
+      }
+    return count;
   }
 
-  template <Meeting kMeeting>
-  int64_t place(int64_t begin, int64_t end, void* scratch) const {
-    int64_t found = 0;
+  // What all windows around a position send there.
+  void sum_pixel(const Source* list, int64_t count, T* out, Mask& hits) const {
+    using Sum __attribute__((vector_size(Match::kLanes * sizeof(C)))) = C;
+    int64_t c = 0;
+    for (; c + Match::kLanes <= g.channels; c += Match::kLanes) {
+      Sum sum{}, more;
+      for (int64_t j = 0; j < count; ++j) {
+        Match match(list[j].wanted, 0);
+        Bits here, value;
+        match.next(marks + list[j].from + c, here, hits);
+        std::memcpy(&value, source + list[j].from + c, sizeof value);
+        value &= here;
+        if constexpr (std::is_same_v<T, C>) {
+          std::memcpy(&more, &value, sizeof more);
+        } else {
+          T kept[Match::kLanes];
+          C wide[Match::kLanes];
+          std::memcpy(static_cast<void*>(kept), &value, sizeof value);
+          load_row(kept, wide, Match::kLanes);
+          std::memcpy(&more, wide, sizeof more);
+        }
+        sum += more;
+      }
+      C sums[Match::kLanes];
+      std::memcpy(sums, &sum, sizeof sum);
+      for (int i = 0; i < Match::kLanes; ++i) store(out + c + i, sums[i]);
+    }
+    for (; c < g.channels; ++c) {
+      C sum = 0;
+      for (int64_t j = 0; j < count; ++j) {
+        const bool here = marks[list[j].from + c] == static_cast<M>(list[j].wanted);
+        sum += here ? load(source[list[j].from + c]) : C(0);
+        hits[0] += here;
+      }
+      store(out + c, sum);
+    }
+  }
+
+  int64_t place(int64_t begin, int64_t end) const {
+    const bool meet = !g.disjoint();
+    Mask hits{};
     Walk at(begin, g.large[0], g.large[1], a.channels_last ? g.large[2] : 1);
     const int64_t run = a.channels_last ? g.channels : g.large[2];
-    for (int64_t i = begin; i < end; ++i, at.next())
-      found += a.channels_last ? place_pixel<kMeeting>(at, output + i * run)
-                               : place_row<kMeeting>(at, output + i * run, scratch);
-    return found;
+    Hit d{}, h{};
+    Range rd{}, rh{};
+    Source list[kMostMeeting];
+    int64_t found = 0;
+    for (int64_t i = begin; i < end; ++i, at.next()) {
+      // Divisions, for a row and not for each of its elements.
+      if (i == begin || at.at[2] == 0) {
+        d = hit(0, at.at[0]);
+        h = hit(1, at.at[1]);
+        rd = windows_around(g, 0, at.at[0]);
+        rh = windows_around(g, 1, at.at[1]);
+      }
+      if (meet)
+        sum_pixel(list, list_sources(at, rd, rh, list), output + i * run, hits);
+      else if (a.channels_last)
+        place_pixel(at, d, h, output + i * run, hits);
+      else
+        place_row(at, d, h, output + i * run, hits);
+      // Before a lane can overflow.
+      if (i % 64 == 0) {
+        found += total(hits);
+        hits = Mask{};
+      }
+    }
+    return found + total(hits);
   }
 
+  // Windows along an axis with all their taps inside the map.
+  Range whole_windows(int axis) const {
+    const int64_t room = g.large[axis] - 1 - (g.kernel[axis] - 1) * g.dilation[axis] + g.padding[axis];
+    return {ceil_div(g.padding[axis], g.stride[axis]), room < 0 ? 0 : room / g.stride[axis] + 1};
+  }
+  static bool in(const Range& r, int64_t i) { return i >= r.begin && i < r.end; }
+
   // S is where values meet: T itself, or float for sums of 16-bit numbers.
-  template <class S>
+  template <class S, bool kSum>
   int64_t scatter_group(int64_t batch, int64_t c, int64_t count, S* sums, int64_t pitch) const {
     const int64_t step = a.channels_last ? g.channels : 1, windows = g.small_plane(), plane = g.large_plane();
-    const int64_t first = a.channels_last ? batch * windows * g.channels + c : (batch * g.channels + c) * windows;
+    int64_t from = a.channels_last ? batch * windows * g.channels + c : (batch * g.channels + c) * windows;
     for (int64_t p = 0; p < plane; ++p)
       for (int64_t i = 0; i < count; ++i) sums[p * pitch + i] = S(0);
+    // Where a code points, relative to the first tap; good for windows that are whole.
+    int64_t offset[256] = {};
+    if constexpr (!kIndices)
+      for (int64_t k = 0; k < g.taps() && k < 256; ++k)
+        offset[k] = position(k / (g.kernel[1] * g.kernel[2]) * g.dilation[0],
+                             k / g.kernel[2] % g.kernel[1] * g.dilation[1], k % g.kernel[2] * g.dilation[2]);
+    const Range d = whole_windows(0), h = whole_windows(1), w = whole_windows(2);
     int64_t inside = 0;
-    for (int64_t o = 0; o < windows; ++o)
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t from = first + o * step + i;
-        const int64_t p = static_cast<int64_t>(marks[from]);
-        if (p < 0 || p >= plane) continue;
-        ++inside;
-        S& sum = sums[p * pitch + i];
-        if constexpr (std::is_same_v<S, C>)
-          sum = a.meeting == Meeting::sum ? sum + load(source[from]) : load(source[from]);
-        else
-          sum = source[from];
+    Walk at(0, g.small[0], g.small[1], 1);
+    for (; at.outer == 0; at.next()) {
+      const bool whole_row = !kIndices && in(d, at.at[0]) && in(h, at.at[1]);
+      const int64_t first = position(start(0, at), start(1, at), -g.padding[2]);
+      Walk window = at;
+      for (int64_t o = 0; o < g.small[2]; ++o, from += step) {
+        window.at[2] = o;
+        const bool whole = whole_row && in(w, o);
+        const int64_t base = first + o * g.stride[2];
+        for (int64_t i = 0; i < count; ++i) {
+          const M mark = marks[from + i];
+          const int64_t p = whole ? base + offset[static_cast<uint8_t>(mark)] : find(window, mark);
+          if (p < 0) continue;
+          ++inside;
+          S& sum = sums[p * pitch + i];
+          if constexpr (!std::is_same_v<S, C>)
+            sum = source[from + i];
+          else if constexpr (kSum)
+            sum += load(source[from + i]);
+          else
+            sum = load(source[from + i]);
+        }
       }
+    }
     return inside;
   }
 
@@ -166,36 +297,41 @@ struct Unpool {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t batch = i / groups, c = i % groups * width, count = least(width, g.channels - c);
       T* out = output + (a.channels_last ? batch * plane * g.channels + c : i * plane);
-      if (std::is_same_v<T, C> || a.meeting == Meeting::last) {
-        inside += scatter_group<T>(batch, c, count, out, pitch);
-      } else if constexpr (!std::is_same_v<T, C>) {
+      if (a.meeting == Meeting::last) {
+        inside += scatter_group<T, false>(batch, c, count, out, pitch);
+      } else if constexpr (std::is_same_v<T, C>) {
+        inside += scatter_group<T, true>(batch, c, count, out, pitch);
+      } else {
         C* sums = static_cast<C*>(scratch);
-        inside += scatter_group<C>(batch, c, count, sums, width);
+        inside += scatter_group<C, true>(batch, c, count, sums, width);
         for (int64_t p = 0; p < plane; ++p) store_row(sums + p * width, out + p * pitch, count);
       }
     }
     return inside;
   }
 
+  int64_t start(int axis, const Walk& at) const { return at.at[axis] * g.stride[axis] - g.padding[axis]; }
+
   // Where window `at` finds its mark in the large map, -1 if outside.
   int64_t find(const Walk& at, M mark) const {
-    if constexpr (kIndices) return mark >= 0 && mark < g.large_plane() ? mark : -1;
-    const int64_t k = mark,
-                  tap_at[3] = {k / (g.kernel[1] * g.kernel[2]), k / g.kernel[2] % g.kernel[1], k % g.kernel[2]};
-    int64_t x[3];
-    for (int i = 0; i < 3; ++i) {
-      x[i] = at.at[i] * g.stride[i] - g.padding[i] + tap_at[i] * g.dilation[i];
-      if (x[i] < 0 || x[i] >= g.large[i]) return -1;
+    if constexpr (kIndices) {
+      return mark >= 0 && mark < g.large_plane() ? mark : -1;
+    } else {
+      const int64_t k[3] = {mark / (g.kernel[1] * g.kernel[2]), mark / g.kernel[2] % g.kernel[1], mark % g.kernel[2]};
+      int64_t x[3];
+      for (int i = 0; i < 3; ++i) {
+        x[i] = start(i, at) + k[i] * g.dilation[i];
+        if (x[i] < 0 || x[i] >= g.large[i]) return -1;
+      }
+      return position(x[0], x[1], x[2]);
     }
-    return position(x[0], x[1], x[2]);
   }
 
   void pick_row(Walk at, int64_t row) const {
     const T* plane = source + at.outer * g.large_plane();
-    for (int64_t o = 0; o < g.small[2]; ++o) {
-      at.at[2] = o;
-      const int64_t p = find(at, marks[row + o]);
-      output[row + o] = p < 0 ? T(0) : plane[p];
+    for (at.at[2] = 0; at.at[2] < g.small[2]; ++at.at[2]) {
+      const int64_t p = find(at, marks[row + at.at[2]]);
+      output[row + at.at[2]] = p < 0 ? T(0) : plane[p];
     }
   }
 
@@ -206,32 +342,20 @@ struct Unpool {
     const M* m = marks + window;
     T* out = output + window;
     const Range d = taps_inside(g, 0, at.at[0]), h = taps_inside(g, 1, at.at[1]), w = taps_inside(g, 2, at.at[2]);
-    int64_t found = 0;
-    for (int64_t c = 0; c < channels; ++c) out[c] = T(0);
+    Mask hits{};
+    clear(out, channels);
     for (int64_t kd = d.begin; kd < d.end; ++kd)
       for (int64_t kh = h.begin; kh < h.end; ++kh)
         for (int64_t kw = w.begin; kw < w.end; ++kw) {
-          const int64_t p = position(at.at[0] * g.stride[0] - g.padding[0] + kd * g.dilation[0],
-                                     at.at[1] * g.stride[1] - g.padding[1] + kh * g.dilation[1],
-                                     at.at[2] * g.stride[2] - g.padding[2] + kw * g.dilation[2]);
-          found += choose(m, image + p * channels, out, channels, wanted(tap(kd, kh, kw), p, 0, 0));
+          const int64_t p = position(start(0, at) + kd * g.dilation[0], start(1, at) + kh * g.dilation[1],
+                                     start(2, at) + kw * g.dilation[2]);
+          choose<true>(m, image + p * channels, out, channels, tap(kd, kh, kw), p, hits);
         }
-    if (!kIndices || found == channels) return;
+    if (!kIndices || total(hits) == channels) return;
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t p = find(at, m[c]);
       out[c] = p < 0 ? T(0) : image[p * channels + c];
     }
-  }
-
-  static int64_t choose(const M* __restrict m, const T* __restrict v, T* __restrict out, int64_t n, M mark) {
-    M found = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const bool here = m[i] == mark;
-      const T before = out[i], value = v[i];
-      out[i] = here ? value : before;
-      if constexpr (kIndices) found += here;
-    }
-    return static_cast<int64_t>(found);
   }
 
   void pick(int64_t begin, int64_t end) const {
@@ -256,11 +380,8 @@ static void with_types(const MaxUnpoolArgs& a, const F& f) {
   });
 }
 
-void place_windows(const MaxUnpoolArgs& a, int64_t begin, int64_t end, void* scratch, int64_t* matched) {
-  with_types(a, [&](const auto& unpool) {
-    *matched += a.meeting == Meeting::sum ? unpool.template place<Meeting::sum>(begin, end, scratch)
-                                          : unpool.template place<Meeting::last>(begin, end, scratch);
-  });
+void place_windows(const MaxUnpoolArgs& a, int64_t begin, int64_t end, int64_t* matched) {
+  with_types(a, [&](const auto& unpool) { *matched += unpool.place(begin, end); });
 }
 
 void scatter(const MaxUnpoolArgs& a, int64_t begin, int64_t end, void* scratch, int64_t* matched) {

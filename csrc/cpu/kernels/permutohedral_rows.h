@@ -64,14 +64,16 @@ inline void store_tile(const PermutohedralImage& m, int64_t begin, int64_t count
 template <class T, int B>
 inline void splat_tile(const PermutohedralArgs& a, int64_t pixel, int64_t count, int64_t k, const Vector<T>* tile,
                        int64_t stride) {
-  const T* weights = static_cast<const T*>(a.splat_weights) + pixel * a.corners;
-  const int32_t* offsets = a.offsets + pixel * a.corners;
+  // Copies, because what is written might be `a` for all the compiler knows.
+  const int64_t corners = a.corners, vectors = a.vectors;
+  const T* weights = static_cast<const T*>(a.splat_weights) + pixel * corners;
+  const int32_t* offsets = a.offsets + pixel * corners;
   Vector<T>* rows = static_cast<Vector<T>*>(a.splatted) + k;
   for (int64_t p = 0; p < count; ++p) {
     Vector<T> value[B];
     for (int b = 0; b < B; ++b) value[b] = tile[p * stride + b];
-    for (int64_t j = p * a.corners; j < (p + 1) * a.corners; ++j) {
-      Vector<T>* row = rows + offsets[j] * a.vectors;
+    for (int64_t j = p * corners; j < (p + 1) * corners; ++j) {
+      Vector<T>* row = rows + offsets[j] * vectors;
       for (int b = 0; b < B; ++b) row[b] += weights[j] * value[b];
     }
   }
@@ -81,14 +83,16 @@ inline void splat_tile(const PermutohedralArgs& a, int64_t pixel, int64_t count,
 template <class T, int B>
 inline void slice_tile(const PermutohedralArgs& a, int64_t pixel, int64_t count, int64_t k, Vector<T>* tile,
                        int64_t stride) {
-  const T* weights = static_cast<const T*>(a.slice_weights) + pixel * a.corners;
-  const int32_t* offsets = a.offsets + pixel * a.corners;
+  // Copies, because what is written might be `a` for all the compiler knows.
+  const int64_t corners = a.corners, vectors = a.vectors;
+  const T* weights = static_cast<const T*>(a.slice_weights) + pixel * corners;
+  const int32_t* offsets = a.offsets + pixel * corners;
   const Vector<T>* rows = static_cast<const Vector<T>*>(a.blurred) + k;
   for (int64_t p = 0; p < count; ++p) {
     Vector<T> value[B];
     for (int b = 0; b < B; ++b) value[b] = tile[p * stride + b];
-    for (int64_t j = p * a.corners; j < (p + 1) * a.corners; ++j) {
-      const Vector<T>* row = rows + offsets[j] * a.vectors;
+    for (int64_t j = p * corners; j < (p + 1) * corners; ++j) {
+      const Vector<T>* row = rows + offsets[j] * vectors;
       for (int b = 0; b < B; ++b) value[b] += weights[j] * row[b];
     }
     for (int b = 0; b < B; ++b) tile[p * stride + b] = value[b];
