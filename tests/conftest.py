@@ -89,7 +89,7 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["cpu", "host_cuda", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["cpu", "host_cuda", pytest.param("triton", marks=pytest.mark.triton), pytest.param("cuda", marks=pytest.mark.gpu)])
 def backend(request) -> Iterator[str]:
     """Whose kernels the test runs; forced, so a test that wants another says so.
 
@@ -100,6 +100,10 @@ def backend(request) -> Iterator[str]:
         if host_cuda.problem():
             pytest.skip(host_cuda.problem())
         with host_cuda.host_cuda(), host_cuda.order(host_cuda.default_seed()):
+            yield name
+        return
+    if name == "triton":
+        with ao.backend("triton"):
             yield name
         return
     if name == "cpu" and _library.cpu.problem:
