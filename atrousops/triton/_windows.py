@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from atrousops.triton._common import channels_are_inner, split
+from atrousops.triton._common import channels_are_inner, inline, split
 
 
 class Windows(NamedTuple):
@@ -61,7 +60,7 @@ def dense(t: Tensor, nhwc: bool) -> Tensor:
     return t.permute(0, *range(2, axes + 2), 1).contiguous().permute(0, axes + 1, *range(1, axes + 1))
 
 
-@triton.jit
+@inline
 def tap_number(position, window, stride, padding, dilation):
     """The tap with which a window sees a position of the same axis; -1 if it has none there."""
     ahead = position + padding - window * stride
@@ -69,13 +68,13 @@ def tap_number(position, window, stride, padding, dilation):
     return tl.where((ahead >= 0) & (tap * dilation == ahead), tap, -1)
 
 
-@triton.jit
+@inline
 def first_window(position, stride, padding, dilation, kernel):
     """No window before this one reaches the position."""
     return tl.maximum((position + padding - dilation * (kernel - 1) + stride - 1), 0) // stride
 
 
-@triton.jit
+@inline
 def tap_place(code, window, kh, kw, stride, padding, dilation, AXIS: tl.constexpr):
     """The position, on one axis, of the tap of that number."""
     up, w = split(code, kw)

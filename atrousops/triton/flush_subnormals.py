@@ -28,7 +28,8 @@ def flush_subnormals(input: Tensor) -> Tensor:
     # empty_like has the order of strides of a dense input, and any of another.
     source = input if input.stride() == output.stride() else torch.empty_like(output).copy_(input)
     integer, exponent = _BITS[input.dtype]
-    size, count = block(1024), input.numel()
+    count = input.numel()
+    size = block(1024, count)
     launch(
         flush_subnormals_kernel, cdiv(count, size), source.view(integer), output.view(integer), count, exponent, size
     )

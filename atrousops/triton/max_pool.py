@@ -57,14 +57,20 @@ def max_pool_kernel(
     tap_h = (tl.maximum(-y, 0) + rh - 1) // rh
     tap_w = (tl.maximum(-column, 0) + rw - 1) // rw
     chosen = (tap_d * kh + tap_h) * kw + tap_w
-    for tap in range(0, kd * kh * kw):
-        a, b, c = split3(tap, kh, kw)
-        u, v, t = z + a * rd, y + b * rh, column + c * rw
-        inside = live & (u >= 0) & (u < d) & (v >= 0) & (v < h) & (t >= 0) & (t < w)
-        value = tl.load(plane + ((u * h + v) * w + t) * step, mask=inside, other=float("-inf"))
-        better = (wide(value) > wide(best)) | (wide(value) != wide(value))
-        best = tl.where(better, value, best)
-        chosen = tl.where(better, tap, chosen)
+    for a in range(0, kd):
+        u = z + a * rd
+        inside_d = live & (u >= 0) & (u < d)
+        for b in range(0, kh):
+            v = y + b * rh
+            inside_h = inside_d & (v >= 0) & (v < h)
+            row = (u * h + v) * w
+            for c in range(0, kw):
+                t = column + c * rw
+                inside = inside_h & (t >= 0) & (t < w)
+                value = tl.load(plane + (row + t) * step, mask=inside, other=float("-inf"))
+                better = (wide(value) > wide(best)) | (wide(value) != wide(value))
+                best = tl.where(better, value, best)
+                chosen = tl.where(better, (a * kh + b) * kw + c, chosen)
     tl.store(values + i, best, mask=live)
     if MARKS == 1:
         a, b, c = split3(chosen, kh, kw)
@@ -80,7 +86,8 @@ def _pool(marks: int, input: Tensor, kernel_size, stride, padding, dilation, cei
     source = dense(input, nhwc)
     values = empty_map(input, small, nhwc)
     marked = empty_map(input, small, nhwc, {_INDICES: torch.int64, _CODES: torch.uint8}[marks]) if marks else values
-    count, tile = values.numel(), block(256)
+    count = values.numel()
+    tile = block(256, count)
     arguments = (source, values, marked, count, *geometry.arguments())
     launch(max_pool_kernel, cdiv(count, tile), *arguments, marks, tile)
     return values, marked

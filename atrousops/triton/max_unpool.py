@@ -56,21 +56,29 @@ def place_windows_kernel(
     total = full((BLOCK,), 0.0, large)
     last = tl.zeros((BLOCK,), large.dtype.element_ty)
     found = tl.zeros((BLOCK,), tl.int32)
-    for n in range(0, most_d * most_h * most_w):
-        a, b, c = split3(n, most_h, most_w)
-        a, b, c = a + first_d, b + first_h, c + first_w
-        tap_d, tap_h, tap_w = tap_number(z, a, sd, pd, rd), tap_number(y, b, sh, ph, rh), tap_number(x, c, sw, pw, rw)
-        sees = live & (a < od) & (b < oh) & (c < ow) & (tap_d >= 0) & (tap_h >= 0) & (tap_w >= 0)
-        sees = sees & (tap_d < kd) & (tap_h < kh) & (tap_w < kw)
-        at = (base + (a * oh + b) * ow + c) * step + channel
-        mark = tl.load(marks + at, mask=sees, other=0).to(tl.int64)
-        if marks.dtype.element_ty == tl.int64:
-            hit = sees & (mark == here)
-        else:
-            hit = sees & (mark == (tap_d * kh + tap_h) * kw + tap_w)
-        last = tl.where(hit, tl.load(small + at, mask=hit, other=0), last)
-        total += tl.where(hit, wide(last), 0)
-        found += hit.to(tl.int32)
+    for n in range(0, most_d):
+        a = n + first_d
+        tap_d = tap_number(z, a, sd, pd, rd)
+        sees_d = live & (a < od) & (tap_d >= 0) & (tap_d < kd)
+        for m in range(0, most_h):
+            b = m + first_h
+            tap_h = tap_number(y, b, sh, ph, rh)
+            sees_h = sees_d & (b < oh) & (tap_h >= 0) & (tap_h < kh)
+            row = base + (a * oh + b) * ow
+            for k in range(0, most_w):
+                c = k + first_w
+                tap_w = tap_number(x, c, sw, pw, rw)
+                sees = sees_h & (c < ow) & (tap_w >= 0) & (tap_w < kw)
+                at = (row + c) * step + channel
+                mark = tl.load(marks + at, mask=sees, other=0).to(tl.int64)
+                if marks.dtype.element_ty == tl.int64:
+                    hit = sees & (mark == here)
+                else:
+                    hit = sees & (mark == (tap_d * kh + tap_h) * kw + tap_w)
+                last = tl.where(hit, tl.load(small + at, mask=hit, other=0), last)
+                if SUM:
+                    total += tl.where(hit, wide(last), 0)
+                found += hit.to(tl.int32)
     if SUM:
         last = total.to(large.dtype.element_ty)
     tl.store(large + i, last, mask=live)
@@ -101,7 +109,8 @@ def place_anywhere_kernel(
             at = (outer * windows + o) * step + channel
             hit = live & (tl.load(marks + at, mask=live, other=-1) == here)
             last = tl.where(hit, tl.load(small + at, mask=hit, other=0), last)
-            total += tl.where(hit, wide(last), 0)
+            if SUM:
+                total += tl.where(hit, wide(last), 0)
         if SUM:
             last = total.to(large.dtype.element_ty)
         tl.store(large + i, last, mask=live)
@@ -158,7 +167,8 @@ def place_in_large(sums: bool, small: Tensor, marks: Tensor, size, kernel, strid
     geometry, nhwc = windows(small, size, small.shape[-rank:], kernel, stride, padding, dilation)
     values, marks = dense(small, nhwc), dense(marks, nhwc)
     large = empty_map(small, size, nhwc)
-    count, tile = large.numel(), block(256)
+    count = large.numel()
+    tile = block(256, count)
     programs = cdiv(count, tile)
     matched = torch.zeros(max(programs, 1), dtype=torch.int32, device=small.device)
     # Windows that can reach one position.
@@ -188,6 +198,7 @@ def max_unpool_backward(grad: Tensor, indices: Tensor, kernel_size, stride, padd
     geometry, nhwc = windows(indices, size, small, kernel_size, stride, padding, dilation)
     source, marks = dense(grad, nhwc), dense(indices, nhwc)
     output = empty_map(grad, small, nhwc)
-    count, tile = output.numel(), block(256)
+    count = output.numel()
+    tile = block(256, count)
     launch(pick_kernel, cdiv(count, tile), source, marks, output, count, *geometry.arguments(), tile)
     return output
