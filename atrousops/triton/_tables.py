@@ -28,21 +28,21 @@ class Regions(NamedTuple):
 
 def regions(problem: Problem, rows: int, device: torch.device) -> Regions:
     """The table of a forward problem or an input gradient."""
-    if torch.compiler.is_compiling() or _is_traced():
+    if _is_traced():
         return _regions.__wrapped__(problem, rows, device)
     return _regions(problem, rows, device)
 
 
 def weight_taps(problem: Problem, device: torch.device) -> Tensor:
     """The table of a weight gradient, a row for each kernel position."""
-    if torch.compiler.is_compiling() or _is_traced():
+    if _is_traced():
         return _weight_taps.__wrapped__(problem, device)
     return _weight_taps(problem, device)
 
 
 def _is_traced() -> bool:
     # Tensors made now are a tracer's, and no use to a later call.
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+    return torch._C._len_torch_dispatch_stack() > 0
 
 
 @functools.lru_cache(512)

@@ -82,7 +82,7 @@ def place_windows_kernel(
     if SUM:
         last = total.to(large.dtype.element_ty)
     tl.store(large + i, last, mask=live)
-    tl.store(matched + tl.program_id(0), tl.sum(found))
+    tl.store(matched + tl.program_id(0).to(tl.int64), tl.sum(found))
 
 
 @jit
