@@ -45,6 +45,11 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
+def installed() -> bool:
+    """Whether there is a Triton to compile with."""
+    return _library.triton.problem is None
+
+
 @functools.cache
 def implementation(name: str) -> Callable[..., Any]:
     """The launcher of operator `name`; the first call imports triton."""
@@ -54,14 +59,14 @@ def implementation(name: str) -> Callable[..., Any]:
 
 def serves(device: torch.device) -> bool:
     """Whether an operator's call on this device goes to Triton at present."""
-    if _library.triton.problem is not None or not (device.type in KEYS or (device.type == "cpu" and interpreted())):
+    if not installed() or not (device.type in KEYS or (device.type == "cpu" and interpreted())):
         return False
     return _forced[0] or (device.type in KEYS and not (device.type == "cuda" and _library.cuda.problem is None))
 
 
 def install() -> None:
     """Registers Triton's kernels on every device for which there is no compiled library."""
-    for device, key in KEYS.items():
+    for device, key in KEYS.items() if installed() else ():
         if device != "cuda" or _library.cuda.problem is not None:
             _installed.append(_implement(key, override=False))
 
@@ -79,7 +84,7 @@ def forced(wanted: bool) -> Iterator[None]:
 
 def force(wanted: bool) -> None:
     """The same from here on."""
-    if wanted == _forced[0] or _library.triton.problem is not None:
+    if wanted == _forced[0] or not installed():
         return
     _forced[0] = wanted
     while _overrides:
@@ -117,7 +122,7 @@ def _device(args: Any) -> torch.device:
 
 def register_rule(name: str) -> None:
     """Lets torch.compile decompose the operator into its Triton kernels where those would run."""
-    if name in CPU_ONLY or _library.triton.problem is not None:
+    if name in CPU_ONLY or not installed():
         return
     from torch._subclasses.functional_tensor import FunctionalTensorMode
 

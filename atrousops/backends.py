@@ -23,6 +23,8 @@ NAMES = ("cuda", "triton", "cpu", "aten", "reference")
 # Those with kernels behind torch.ops.atrousops; the dispatcher finds the one for the device. Triton compiles its own
 # when they are first called.
 COMPILED = ("cpu", "cuda", "triton")
+# Devices that PyTorch's own choice of kernels is weighed against ours on.
+PLANNED = ("cpu", "cuda")
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # Operators that PyTorch or torchvision can run too.
@@ -84,6 +86,12 @@ def _has_cuda_kernel(op: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"atrousops::{schema}", "CUDA")
 
 
+def own(op: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend of ours that would run `op` if none is forced; "" if there is none."""
+    names = ("cpu",) if device.type == "cpu" else ("cuda", "triton")
+    return next((name for name in names if can_run(name, op, device, dtype).ok), "")
+
+
 def choose(op: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that runs `op`: the forced one, or the first of ours that can, then reference.
 
@@ -104,11 +112,8 @@ def choose(op: str, device: torch.device, dtype: torch.dtype) -> str:
     # Spelled out for the common case: this runs on every call.
     if device.type == "cpu" and _library.has_operators and dtype in FLOATING:
         return "cpu"
-    if device.type == "cuda" and can_run("cuda", op, device, dtype).ok:
-        return "cuda"
-    if device.type in _triton.KEYS and can_run("triton", op, device, dtype).ok:
-        return "triton"
-    return "aten" if op in HAS_ATEN else "reference"
+    ours = own(op, device, dtype) if device.type in _triton.KEYS else ""
+    return ours or ("aten" if op in HAS_ATEN else "reference")
 
 
 def forced() -> str | None:

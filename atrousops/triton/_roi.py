@@ -21,6 +21,12 @@ def checked_boxes(boxes: Tensor, images: int, dtype: torch.dtype) -> tuple[Tenso
     return image, torch.where(good[:, None], corners, 0), good
 
 
+def by_image(image: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    """The boxes in the order of their images, and (images + 1) where each image's begin."""
+    sorted, order = image.sort(stable=True)
+    return order, torch.searchsorted(sorted, torch.arange(images + 1, device=image.device))
+
+
 def pixel_tile(height: int, width: int, channels: int) -> tuple[int, int, int, int]:
     """Rows, columns and channels of a tile, and how many tiles there are in an image."""
     rows, columns, deep = (32, 64, 64) if interpreted() else (4, 16, 32)

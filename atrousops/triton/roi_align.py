@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atrousops.ops._roi import empty_in_format, is_channels_last
 from atrousops.triton._common import block, cdiv, elements, full, interpreted, jit, inline, launch, split, split3, wide
-from atrousops.triton._roi import checked_boxes, pixel_tile, tile_pixels
+from atrousops.triton._roi import by_image, checked_boxes, pixel_tile, tile_pixels
 
 # Of a box and axis: start, size of a bin, samples of a bin.
 NUMBERS = 3
@@ -144,11 +144,11 @@ def axis_weights_kernel(
 @jit
 def roi_align_backward_kernel(
     dy,
-    images,
+    order,
+    starts,
     rows,
     columns,
     dx,
-    boxes: tl.int64,
     channels: tl.int64,
     h: tl.int64,
     w: tl.int64,
@@ -170,16 +170,16 @@ def roi_align_backward_kernel(
     image, _, _, y, x, c = tile_pixels(program, h, w, channels, ROWS, COLUMNS, DEEP)
     live, exists = (y < h) & (x < w), c < channels
     total = full((ROWS * COLUMNS, DEEP), 0.0, dy)
-    for k in range(0, boxes):
-        if tl.load(images + k) == image:
-            for p in range(0, bins_h):
-                weight_h = tl.load(rows + (k * bins_h + p) * h + y, mask=live, other=0)
-                if tl.max(weight_h) > 0:
-                    for q in range(0, bins_w):
-                        weight = weight_h * tl.load(columns + (k * bins_w + q) * w + x, mask=live, other=0)
-                        g = wide(tl.load(dy + k * y_k + p * y_h + q * y_w + c * y_c, mask=exists, other=0))
-                        # A gradient that is not finite goes only where it belongs.
-                        total += tl.where(weight[:, None] > 0, weight[:, None] * g[None, :], 0)
+    for i in range(tl.load(starts + image), tl.load(starts + image + 1)):
+        k = tl.load(order + i)
+        for p in range(0, bins_h):
+            weight_h = tl.load(rows + (k * bins_h + p) * h + y, mask=live, other=0)
+            if tl.max(weight_h) > 0:
+                for q in range(0, bins_w):
+                    weight = weight_h * tl.load(columns + (k * bins_w + q) * w + x, mask=live, other=0)
+                    g = wide(tl.load(dy + k * y_k + p * y_h + q * y_w + c * y_c, mask=exists, other=0))
+                    # A gradient that is not finite goes only where it belongs.
+                    total += tl.where(weight[:, None] > 0, weight[:, None] * g[None, :], 0)
     to = dx + (image * x_n + y * x_h + x * x_w)[:, None] + (c * x_c)[None, :]
     tl.store(to, total.to(dx.dtype.element_ty), mask=live[:, None] & exists[None, :])
 
@@ -223,7 +223,7 @@ def roi_align_backward(
         launch(axis_weights_kernel, cdiv(count, tile), numbers, image, of_axis, count, bins[axis], size, axis, tile)
         weights.append(of_axis)
     rows, columns, deep, tiles = pixel_tile(height, width, channels)
-    sizes = (boxes.shape[0], channels, height, width, *bins, *dx.stride(), *grad.stride())
-    arguments = (grad, image, *weights, dx, *sizes, rows, columns, deep)
+    sizes = (channels, height, width, *bins, *dx.stride(), *grad.stride())
+    arguments = (grad, *by_image(image, batch_size), *weights, dx, *sizes, rows, columns, deep)
     launch(roi_align_backward_kernel, batch_size * tiles, *arguments)
     return dx

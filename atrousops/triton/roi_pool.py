@@ -10,7 +10,7 @@ from torch import Tensor
 from atrousops.ops._roi import empty_in_format, is_channels_last
 from atrousops.reference.roi_pool import _round_half_away
 from atrousops.triton._common import cdiv, full, interpreted, jit, launch, split, split3, wide
-from atrousops.triton._roi import checked_boxes, pixel_tile, tile_pixels
+from atrousops.triton._roi import by_image, checked_boxes, pixel_tile, tile_pixels
 
 
 def _windows(boxes: Tensor, images: int, dtype: torch.dtype, scale: float, bins, sizes) -> tuple[Tensor, ...]:
@@ -86,11 +86,11 @@ def roi_pool_kernel(
 def roi_pool_backward_kernel(
     dy,
     argmax,
-    images,
+    order,
+    starts,
     rows,
     columns,
     dx,
-    boxes: tl.int64,
     channels: tl.int64,
     h: tl.int64,
     w: tl.int64,
@@ -112,18 +112,18 @@ def roi_pool_backward_kernel(
     image, row, column, y, x, c = tile_pixels(program, h, w, channels, ROWS, COLUMNS, DEEP)
     live, exists = (y < h) & (x < w), c < channels
     total = full((ROWS * COLUMNS, DEEP), 0.0, dy)
-    for k in range(0, boxes):
-        if tl.load(images + k) == image:
-            for p in range(0, bins_h):
-                of_row = rows + (k * bins_h + p) * 2
-                if (tl.load(of_row) < row + ROWS) & (tl.load(of_row + 1) > row):
-                    for q in range(0, bins_w):
-                        of_column = columns + (k * bins_w + q) * 2
-                        if (tl.load(of_column) < column + COLUMNS) & (tl.load(of_column + 1) > column):
-                            of_bin = k * y_k + p * y_h + q * y_w + c * y_c
-                            g = wide(tl.load(dy + of_bin, mask=exists, other=0))
-                            chosen = tl.load(argmax + of_bin, mask=exists, other=-1)
-                            total += tl.where((y * w + x)[:, None] == chosen[None, :], g[None, :], 0)
+    for i in range(tl.load(starts + image), tl.load(starts + image + 1)):
+        k = tl.load(order + i)
+        for p in range(0, bins_h):
+            of_row = rows + (k * bins_h + p) * 2
+            if (tl.load(of_row) < row + ROWS) & (tl.load(of_row + 1) > row):
+                for q in range(0, bins_w):
+                    of_column = columns + (k * bins_w + q) * 2
+                    if (tl.load(of_column) < column + COLUMNS) & (tl.load(of_column + 1) > column):
+                        of_bin = k * y_k + p * y_h + q * y_w + c * y_c
+                        g = wide(tl.load(dy + of_bin, mask=exists, other=0))
+                        chosen = tl.load(argmax + of_bin, mask=exists, other=-1)
+                        total += tl.where((y * w + x)[:, None] == chosen[None, :], g[None, :], 0)
     to = dx + (image * x_n + y * x_h + x * x_w)[:, None] + (c * x_c)[None, :]
     tl.store(to, total.to(dx.dtype.element_ty), mask=live[:, None] & exists[None, :])
 
@@ -152,7 +152,7 @@ def roi_pool_backward(
     argmax = argmax if argmax.stride() == grad.stride() else torch.empty_like(grad, dtype=torch.int32).copy_(argmax)
     grad = grad if argmax.stride() == grad.stride() else torch.empty_like(argmax, dtype=grad.dtype).copy_(grad)
     rows, columns, deep, tiles = pixel_tile(height, width, channels)
-    sizes = (boxes.shape[0], channels, height, width, *bins, *dx.stride(), *grad.stride())
-    arguments = (grad, argmax, image, of_rows, of_columns, dx, *sizes, rows, columns, deep)
+    sizes = (channels, height, width, *bins, *dx.stride(), *grad.stride())
+    arguments = (grad, argmax, *by_image(image, batch_size), of_rows, of_columns, dx, *sizes, rows, columns, deep)
     launch(roi_pool_backward_kernel, batch_size * tiles, *arguments)
     return dx
