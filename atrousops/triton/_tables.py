@@ -65,7 +65,7 @@ def _regions(problem: Problem, rows: int, device: torch.device) -> Regions:
         words.append(row)
         counts.append(cdiv(problem.n * region.positions, rows))
         first += counts[-1]
-    owner = torch.repeat_interleave(torch.arange(len(counts), dtype=torch.int32), torch.tensor(counts))
+    owner = torch.tensor([i for i, count in enumerate(counts) for _ in range(count)], dtype=torch.int32)
     table = torch.tensor(words, dtype=torch.int64), torch.tensor(taps or [(0, 0)], dtype=torch.int64)
     return Regions(first, owner.to(device), *(t.to(device) for t in table))
 
