@@ -5,6 +5,7 @@ TRITON_INTERPRET=1 pytest -m triton runs them; with ATROUSOPS_TRITON_ALL=1, all.
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 from collections import defaultdict
@@ -28,13 +29,13 @@ MOST = 3
 def selected(items: list[Any]) -> list[Any]:
     """Of each test the first cases, in an order drawn once, that show a value of a parameter not shown before.
 
-    Tests of drawn arguments call too often.
+    Tests of drawn arguments call too often, and so does gradcheck: the others compare gradients with PyTorch's.
     """
     if os.environ.get("ATROUSOPS_TRITON_ALL"):
         return items
     tests = defaultdict(list)
     for item in items:
-        if not getattr(item.obj, "is_hypothesis_test", False):
+        if not getattr(item.obj, "is_hypothesis_test", False) and "gradcheck" not in inspect.getsource(item.function):
             tests[item.nodeid.partition("[")[0]].append(item)
     kept = set()
     for test, cases in tests.items():
