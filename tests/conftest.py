@@ -118,7 +118,8 @@ BACKENDS = (
 def backend(request) -> Iterator[str]:
     """Whose kernels the test runs; forced, so a test that wants another says so.
 
-    "host_cuda" is the CUDA kernels on CPU tensors, "triton" Triton's; keep shapes small. "cuda" makes tensors on the GPU by default.
+    "host_cuda" is the CUDA kernels on CPU tensors, "triton" Triton's: keep shapes small. "cuda" makes tensors on the
+    GPU by default.
     """
     name = request.param
     if name == "host_cuda":

@@ -36,7 +36,9 @@ def pixel_tile(height: int, width: int, channels: int) -> tuple[int, int, int, i
 @inline
 def tile_pixels(program, h, w, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEEP: tl.constexpr):
     """A tile's image, first row and column, and its pixels' rows and columns and its channels."""
-    image, rest = split(program, ((h + ROWS - 1) // ROWS) * ((w + COLUMNS - 1) // COLUMNS) * ((channels + DEEP - 1) // DEEP))
+    image, rest = split(
+        program, ((h + ROWS - 1) // ROWS) * ((w + COLUMNS - 1) // COLUMNS) * ((channels + DEEP - 1) // DEEP)
+    )
     block, row, column = split3(rest, (h + ROWS - 1) // ROWS, (w + COLUMNS - 1) // COLUMNS)
     y, x = split(tl.arange(0, ROWS * COLUMNS), COLUMNS)
     return image, row * ROWS, column * COLUMNS, row * ROWS + y, column * COLUMNS + x, block * DEEP + tl.arange(0, DEEP)

@@ -19,8 +19,8 @@ from atrousops.geometry import Problem
 from atrousops.ops._layout import empty_as_kernel
 from atrousops.triton._common import cdiv, channels_are_inner, full, interpreted, jit, launch, split, split3, wide
 from atrousops.triton._tables import (
-    TAP_WORDS,
     REGION_WORDS,
+    TAP_WORDS,
     axis_places,
     live_tap,
     live_taps,
@@ -38,40 +38,12 @@ _ROWS_OF_PART, _PARTS = 4096, 64
 
 @jit
 def conv_kernel(
-    x,
-    w,
-    bias,
-    y,
-    region_of_tile,
-    region_words,
-    taps,
-    images: tl.int64,
-    groups: tl.int64,
-    depth_units: tl.int64,
-    width_units: tl.int64,
-    x_n: tl.int64,
-    x_c: tl.int64,
-    x_d: tl.int64,
-    x_h: tl.int64,
-    x_w: tl.int64,
-    y_n: tl.int64,
-    y_c: tl.int64,
-    y_d: tl.int64,
-    y_h: tl.int64,
-    y_w: tl.int64,
-    places: tl.int64,
-    kh: tl.int64,
-    kw: tl.int64,
-    X_UNIT: tl.constexpr,
-    Y_UNIT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-    REGION_WORDS: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-):
+    x, w, bias, y, region_of_tile, region_words, taps, images: tl.int64, groups: tl.int64, depth_units: tl.int64,
+    width_units: tl.int64, x_n: tl.int64, x_c: tl.int64, x_d: tl.int64, x_h: tl.int64, x_w: tl.int64, y_n: tl.int64,
+    y_c: tl.int64, y_d: tl.int64, y_h: tl.int64, y_w: tl.int64, places: tl.int64, kh: tl.int64, kw: tl.int64,
+    X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr, REGION_WORDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
     # A unit above 0 says that channels are innermost, and that it divides every other stride.
     depth, width = depth_units * max(X_UNIT, 1), width_units * max(Y_UNIT, 1)
     program, block = split(tl.program_id(0).to(tl.int64), (width + BN - 1) // BN)
@@ -116,34 +88,11 @@ def conv_kernel(
 
 @jit
 def conv_looped_kernel(
-    x,
-    w,
-    bias,
-    y,
-    region_of_tile,
-    region_words,
-    taps,
-    images: tl.int64,
-    channels: tl.int64,
-    depth: tl.int64,
-    width: tl.int64,
-    x_n: tl.int64,
-    x_c: tl.int64,
-    x_d: tl.int64,
-    x_h: tl.int64,
-    x_w: tl.int64,
-    y_n: tl.int64,
-    y_c: tl.int64,
-    y_d: tl.int64,
-    y_h: tl.int64,
-    y_w: tl.int64,
-    kh: tl.int64,
-    kw: tl.int64,
-    HAS_BIAS: tl.constexpr,
-    REGION_WORDS: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
+    x, w, bias, y, region_of_tile, region_words, taps, images: tl.int64, channels: tl.int64, depth: tl.int64,
+    width: tl.int64, x_n: tl.int64, x_c: tl.int64, x_d: tl.int64, x_h: tl.int64, x_w: tl.int64, y_n: tl.int64,
+    y_c: tl.int64, y_d: tl.int64, y_h: tl.int64, y_w: tl.int64, kh: tl.int64, kw: tl.int64, HAS_BIAS: tl.constexpr,
+    REGION_WORDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
     tile, block = split(tl.program_id(0).to(tl.int64), (channels + BN - 1) // BN)
     row = region_words + tl.load(region_of_tile + tile) * REGION_WORDS
     m, d, h, v = region_rows(row, tile, BM)
@@ -268,33 +217,11 @@ def widened(t: Tensor) -> bool:
 
 @jit
 def conv_weight_kernel(
-    dy,
-    x,
-    parts,
-    taps,
-    images: tl.int64,
-    groups: tl.int64,
-    depth: tl.int64,
-    width: tl.int64,
-    x_n: tl.int64,
-    x_c: tl.int64,
-    x_d: tl.int64,
-    x_h: tl.int64,
-    x_w: tl.int64,
-    y_n: tl.int64,
-    y_c: tl.int64,
-    y_d: tl.int64,
-    y_h: tl.int64,
-    y_w: tl.int64,
-    places: tl.int64,
-    rows: tl.int64,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-    TAP_WORDS: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-):
+    dy, x, parts, taps, images: tl.int64, groups: tl.int64, depth: tl.int64, width: tl.int64, x_n: tl.int64,
+    x_c: tl.int64, x_d: tl.int64, x_h: tl.int64, x_w: tl.int64, y_n: tl.int64, y_c: tl.int64, y_d: tl.int64,
+    y_h: tl.int64, y_w: tl.int64, places: tl.int64, rows: tl.int64, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    TAP_WORDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
     program, k_block = split(tl.program_id(0).to(tl.int64), (width + BN - 1) // BN)
     program, c_block = split(program, (depth + BK - 1) // BK)
     program, place = split(program, places)
@@ -323,30 +250,11 @@ def conv_weight_kernel(
 
 @jit
 def conv_looped_weight_kernel(
-    dy,
-    x,
-    parts,
-    taps,
-    images: tl.int64,
-    channels: tl.int64,
-    depth: tl.int64,
-    width: tl.int64,
-    x_n: tl.int64,
-    x_c: tl.int64,
-    x_d: tl.int64,
-    x_h: tl.int64,
-    x_w: tl.int64,
-    y_n: tl.int64,
-    y_c: tl.int64,
-    y_d: tl.int64,
-    y_h: tl.int64,
-    y_w: tl.int64,
-    places: tl.int64,
-    rows: tl.int64,
-    TAP_WORDS: tl.constexpr,
-    BM: tl.constexpr,
+    dy, x, parts, taps, images: tl.int64, channels: tl.int64, depth: tl.int64, width: tl.int64, x_n: tl.int64,
+    x_c: tl.int64, x_d: tl.int64, x_h: tl.int64, x_w: tl.int64, y_n: tl.int64, y_c: tl.int64, y_d: tl.int64,
+    y_h: tl.int64, y_w: tl.int64, places: tl.int64, rows: tl.int64, TAP_WORDS: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr,
-):
+):  # fmt: skip
     program, block = split(tl.program_id(0).to(tl.int64), (channels + BN - 1) // BN)
     program, c = split(program, depth)
     part, place = split(program, places)

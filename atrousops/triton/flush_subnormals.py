@@ -16,7 +16,9 @@ _BITS = {
 
 
 @jit
-def flush_subnormals_kernel(x, y, count: tl.int64, EXPONENT: tl.constexpr, BLOCK: tl.constexpr):
+def flush_subnormals_kernel(
+    x, y, count: tl.int64, EXPONENT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     # On bits, since a comparison of subnormal numbers may itself flush them.
     i, live = elements(count, BLOCK)
     bits = tl.load(x + i, mask=live, other=0)

@@ -19,32 +19,11 @@ _NONE, _INDICES, _CODES = 0, 1, 2
 
 @jit
 def max_pool_kernel(
-    x,
-    values,
-    marks,
-    count: tl.int64,
-    step: tl.int64,
-    d: tl.int64,
-    h: tl.int64,
-    w: tl.int64,
-    od: tl.int64,
-    oh: tl.int64,
-    ow: tl.int64,
-    kd: tl.int64,
-    kh: tl.int64,
-    kw: tl.int64,
-    sd: tl.int64,
-    sh: tl.int64,
-    sw: tl.int64,
-    pd: tl.int64,
-    ph: tl.int64,
-    pw: tl.int64,
-    rd: tl.int64,
-    rh: tl.int64,
-    rw: tl.int64,
-    MARKS: tl.constexpr,
+    x, values, marks, count: tl.int64, step: tl.int64, d: tl.int64, h: tl.int64, w: tl.int64, od: tl.int64,
+    oh: tl.int64, ow: tl.int64, kd: tl.int64, kh: tl.int64, kw: tl.int64, sd: tl.int64, sh: tl.int64, sw: tl.int64,
+    pd: tl.int64, ph: tl.int64, pw: tl.int64, rd: tl.int64, rh: tl.int64, rw: tl.int64, MARKS: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     i, live = elements(count, BLOCK)
     window, channel = split(i, step)
     outer, window = split(window, od * oh * ow)
@@ -105,8 +84,6 @@ def max_pool_values(input: Tensor, kernel_size, stride, padding, dilation, ceil_
     return _pool(_NONE, input, kernel_size, stride, padding, dilation, ceil_mode)[0]
 
 
-def max_pool_backward(
-    grad: Tensor, indices: Tensor, input_size, kernel_size, stride, padding, dilation
-) -> Tensor:
+def max_pool_backward(grad: Tensor, indices: Tensor, input_size, kernel_size, stride, padding, dilation) -> Tensor:
     """dx[i] = sum of dy[o] over the windows o whose mark is i, in their order."""
     return place_in_large(True, grad, indices, input_size, kernel_size, stride, padding, dilation)

@@ -15,36 +15,11 @@ from atrousops.triton._windows import dense, first_window, tap_number, tap_place
 
 @jit
 def place_windows_kernel(
-    small,
-    marks,
-    large,
-    matched,
-    count: tl.int64,
-    step: tl.int64,
-    d: tl.int64,
-    h: tl.int64,
-    w: tl.int64,
-    od: tl.int64,
-    oh: tl.int64,
-    ow: tl.int64,
-    kd: tl.int64,
-    kh: tl.int64,
-    kw: tl.int64,
-    sd: tl.int64,
-    sh: tl.int64,
-    sw: tl.int64,
-    pd: tl.int64,
-    ph: tl.int64,
-    pw: tl.int64,
-    rd: tl.int64,
-    rh: tl.int64,
-    rw: tl.int64,
-    most_d: tl.int64,
-    most_h: tl.int64,
-    most_w: tl.int64,
-    SUM: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    small, marks, large, matched, count: tl.int64, step: tl.int64, d: tl.int64, h: tl.int64, w: tl.int64,
+    od: tl.int64, oh: tl.int64, ow: tl.int64, kd: tl.int64, kh: tl.int64, kw: tl.int64, sd: tl.int64, sh: tl.int64,
+    sw: tl.int64, pd: tl.int64, ph: tl.int64, pw: tl.int64, rd: tl.int64, rh: tl.int64, rw: tl.int64,
+    most_d: tl.int64, most_h: tl.int64, most_w: tl.int64, SUM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     i, live = elements(count, BLOCK)
     here, channel = split(i, step)
     outer, here = split(here, d * h * w)
@@ -87,17 +62,9 @@ def place_windows_kernel(
 
 @jit
 def place_anywhere_kernel(
-    small,
-    marks,
-    large,
-    stray,
-    count: tl.int64,
-    step: tl.int64,
-    plane: tl.int64,
-    windows: tl.int64,
-    SUM: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    small, marks, large, stray, count: tl.int64, step: tl.int64, plane: tl.int64, windows: tl.int64,
+    SUM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     # Almost always the loop is empty: what came before found every index.
     if tl.load(stray) != 0:
         i, live = elements(count, BLOCK)
@@ -118,31 +85,10 @@ def place_anywhere_kernel(
 
 @jit
 def pick_kernel(
-    large,
-    marks,
-    small,
-    count: tl.int64,
-    step: tl.int64,
-    d: tl.int64,
-    h: tl.int64,
-    w: tl.int64,
-    od: tl.int64,
-    oh: tl.int64,
-    ow: tl.int64,
-    kd: tl.int64,
-    kh: tl.int64,
-    kw: tl.int64,
-    sd: tl.int64,
-    sh: tl.int64,
-    sw: tl.int64,
-    pd: tl.int64,
-    ph: tl.int64,
-    pw: tl.int64,
-    rd: tl.int64,
-    rh: tl.int64,
-    rw: tl.int64,
-    BLOCK: tl.constexpr,
-):
+    large, marks, small, count: tl.int64, step: tl.int64, d: tl.int64, h: tl.int64, w: tl.int64, od: tl.int64,
+    oh: tl.int64, ow: tl.int64, kd: tl.int64, kh: tl.int64, kw: tl.int64, sd: tl.int64, sh: tl.int64, sw: tl.int64,
+    pd: tl.int64, ph: tl.int64, pw: tl.int64, rd: tl.int64, rh: tl.int64, rw: tl.int64, BLOCK: tl.constexpr,
+):  # fmt: skip
     i, live = elements(count, BLOCK)
     window, channel = split(i, step)
     outer, window = split(window, od * oh * ow)

@@ -1,4 +1,4 @@
-"""Q <- softmax over labels of scores - sum_k mu_k K_k Q, from Q = softmax(scores); scores (N, L, P), mu (L) or (L, L)."""
+"""Q <- softmax of scores - sum_k mu_k K_k Q over labels, from softmax(scores); scores (N, L, P), mu (L) or (L, L)."""
 
 import torch
 import triton
@@ -7,30 +7,15 @@ from torch import Tensor
 
 from atrousops.ops.permutohedral import fake_values
 from atrousops.triton._common import cdiv, full, interpreted, jit, launch, split, wide
-from atrousops.triton.permutohedral import apply, vertices_of_rows
+from atrousops.triton.permutohedral import Filter, apply, filter_of
 
 
 @jit
 def mean_field_kernel(
-    logits,
-    message,
-    mu,
-    out,
-    labels: tl.int64,
-    pixels: tl.int64,
-    count: tl.int64,
-    l_n: tl.int64,
-    l_c: tl.int64,
-    l_p: tl.int64,
-    o_n: tl.int64,
-    o_c: tl.int64,
-    o_p: tl.int64,
-    HAS_MESSAGE: tl.constexpr,
-    FULL: tl.constexpr,
-    SOFTMAX: tl.constexpr,
-    BM: tl.constexpr,
-    BL: tl.constexpr,
-):
+    logits, message, mu, out, labels: tl.int64, pixels: tl.int64, count: tl.int64, l_n: tl.int64, l_c: tl.int64,
+    l_p: tl.int64, o_n: tl.int64, o_c: tl.int64, o_p: tl.int64, HAS_MESSAGE: tl.constexpr, FULL: tl.constexpr,
+    SOFTMAX: tl.constexpr, BM: tl.constexpr, BL: tl.constexpr,
+):  # fmt: skip
     # The message is (N, P, L) and contiguous.
     i = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     c = tl.arange(0, BL).to(tl.int64)
@@ -77,8 +62,7 @@ def mean_field(scores: Tensor, lattices: list[Tensor], compatibilities: list[Ten
     built = []
     for k in range(len(compatibilities)):
         splat, slices, _, neighbours, row_starts, rows, _, counts = lattices[8 * k : 8 * k + 8]
-        used = counts.sum()
-        built.append((splat, slices, neighbours, row_starts, rows, used, vertices_of_rows(row_starts, rows, used)))
+        built.append(filter_of(splat, slices, neighbours, row_starts, rows, counts))
     mus = [mu.contiguous() for mu in compatibilities]
     output = fake_values(scores)
     q = _step(scores, None, None, buffer() if iterations and mus else output, True)
@@ -93,11 +77,10 @@ def mean_field(scores: Tensor, lattices: list[Tensor], compatibilities: list[Ten
     return output
 
 
-def _message(q: Tensor, lattice: tuple[Tensor, ...], out: Tensor) -> Tensor:
+def _message(q: Tensor, lattice: Filter, out: Tensor) -> Tensor:
     n, labels, p = q.shape
-    images = lattice[0].shape[0]
-    if images == n:
-        return apply(q, *lattice, False, out)
+    if lattice.splat_weights.shape[0] == n:
+        return apply(q, lattice, False, out)
     # One image of features serves all: their labels side by side.
     together = q.reshape(1, n * labels, p)
-    return out.copy_(apply(together, *lattice, False, torch.empty_like(together)).view(n, labels, p))
+    return out.copy_(apply(together, lattice, False, torch.empty_like(together)).view(n, labels, p))

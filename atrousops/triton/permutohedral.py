@@ -5,10 +5,13 @@ operators: vertices are places in a list of sorted 64-bit keys, and nothing wait
 pixel and corner has a row of its own: row = pixel (D + 1) + corner.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton.language as tl
 from torch import Tensor
 
+from atrousops._checks import bad_value
 from atrousops.ops.permutohedral import fake_values
 from atrousops.reference.permutohedral import elevate, enclosing_simplex
 from atrousops.triton._common import cdiv, full, interpreted, jit, launch, split, wide
@@ -19,18 +22,9 @@ _EXACT = {torch.float32: 12582912.0, torch.float64: 6755399441055744.0}
 
 @jit
 def splat_kernel(
-    x,
-    weights,
-    row_starts,
-    rows,
-    vertices,
-    used,
-    channels: tl.int64,
-    corners: tl.int64,
-    count: tl.int64,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
+    x, weights, row_starts, rows, vertices, used, channels: tl.int64, corners: tl.int64, count: tl.int64,
+    BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
     program, chunk = split(tl.program_id(0).to(tl.int64), (channels + BN - 1) // BN)
     v = program * BM + tl.arange(0, BM)
     c = chunk * BN + tl.arange(0, BN)
@@ -50,7 +44,9 @@ def splat_kernel(
 
 
 @jit
-def blur_kernel(vertices, neighbours, blurred, used, channels: tl.int64, count: tl.int64, BM: tl.constexpr, BN: tl.constexpr):
+def blur_kernel(
+    vertices, neighbours, blurred, used, channels: tl.int64, count: tl.int64, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
     program, chunk = split(tl.program_id(0).to(tl.int64), (channels + BN - 1) // BN)
     v = program * BM + tl.arange(0, BM)
     c = chunk * BN + tl.arange(0, BN)
@@ -67,20 +63,9 @@ def blur_kernel(vertices, neighbours, blurred, used, channels: tl.int64, count: 
 
 @jit
 def slice_kernel(
-    vertices,
-    vertex_of_row,
-    weights,
-    y,
-    channels: tl.int64,
-    corners: tl.int64,
-    pixels: tl.int64,
-    count: tl.int64,
-    y_n: tl.int64,
-    y_c: tl.int64,
-    y_p: tl.int64,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
+    vertices, vertex_of_row, weights, y, channels: tl.int64, corners: tl.int64, pixels: tl.int64, count: tl.int64,
+    y_n: tl.int64, y_c: tl.int64, y_p: tl.int64, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
     program, chunk = split(tl.program_id(0).to(tl.int64), (channels + BN - 1) // BN)
     i = program * BM + tl.arange(0, BM)
     c = chunk * BN + tl.arange(0, BN)
@@ -109,25 +94,39 @@ def vertices_of_rows(row_starts: Tensor, rows: Tensor, used: Tensor) -> Tensor:
     return torch.empty_like(vertex).scatter_(0, rows.long(), vertex)
 
 
-def apply(
-    values: Tensor,
-    splat_weights: Tensor,
-    slice_weights: Tensor,
-    neighbours: Tensor,
-    row_starts: Tensor,
-    rows: Tensor,
-    used: Tensor,
-    vertex_of_row: Tensor,
-    reverse: bool,
-    y: Tensor,
-) -> Tensor:
+class Filter(NamedTuple):
+    """A lattice with the weights of one filter; `used` is how many vertices there are."""
+
+    splat_weights: Tensor
+    slice_weights: Tensor
+    neighbours: Tensor
+    row_starts: Tensor
+    rows: Tensor
+    used: Tensor
+    vertex_of_row: Tensor
+
+
+def filter_of(
+    splat_weights: Tensor, slice_weights: Tensor, neighbours: Tensor, row_starts: Tensor, rows: Tensor, counts: Tensor
+) -> Filter:
+    """What all calls of one filter share."""
+    used = counts.sum()
+    of_rows = vertices_of_rows(row_starts, rows, used)
+    weights = splat_weights.contiguous(), slice_weights.contiguous()
+    return Filter(*weights, neighbours.contiguous(), row_starts, rows, used, of_rows)
+
+
+def apply(values: Tensor, f: Filter, reverse: bool, y: Tensor) -> Tensor:
     """Fills y (N, C, P) of any strides."""
     n, c, p = values.shape
-    corners, most = neighbours.shape[:2]
-    if rows.shape[0] != n * p * corners:
-        raise ValueError(
-            f"permutohedral_apply: the lattice must be one of this device's: {n * p * corners} rows, one for each pixel "
-            f"and corner; got {rows.shape[0]}. Build it again where it is used."
+    corners, most = f.neighbours.shape[:2]
+    if f.rows.shape[0] != n * p * corners:
+        bad_value(
+            "permutohedral_apply",
+            "lattice",
+            f"have {n * p * corners} rows, one for each pixel and corner, as on any GPU",
+            f.rows.shape[0],
+            "Build it again where it is used.",
         )
     if y.numel() == 0:
         return y
@@ -136,14 +135,14 @@ def apply(
     many, deep = (1024, 64) if interpreted() else (32, 32)
     programs = cdiv(most, many) * cdiv(c, deep)
     vertices, other = (values.new_empty((most, c), dtype=dtype) for _ in range(2))
-    splat = splat_weights.contiguous()
-    launch(splat_kernel, programs, x, splat, row_starts, rows, vertices, used, c, corners, most, many, deep)
+    arguments = (x, f.splat_weights, f.row_starts, f.rows, vertices, f.used, c, corners, most, many, deep)
+    launch(splat_kernel, programs, *arguments)
     for axis in reversed(range(corners)) if reverse else range(corners):
-        launch(blur_kernel, programs, vertices, neighbours[axis].contiguous(), other, used, c, most, many, deep)
+        launch(blur_kernel, programs, vertices, f.neighbours[axis], other, f.used, c, most, many, deep)
         vertices, other = other, vertices
     sizes = (c, corners, p, n * p, *y.stride())
-    arguments = (vertices, vertex_of_row, slice_weights.contiguous(), y, *sizes, many, deep)
-    launch(slice_kernel, cdiv(n * p, many) * cdiv(c, deep), *arguments)
+    programs = cdiv(n * p, many) * cdiv(c, deep)
+    launch(slice_kernel, programs, vertices, f.vertex_of_row, f.slice_weights, y, *sizes, many, deep)
     return y
 
 
@@ -159,9 +158,8 @@ def permutohedral_apply(
     counts: Tensor,
     reverse: bool,
 ) -> Tensor:
-    used = counts.sum()
-    lattice = (neighbours, row_starts, rows, used, vertices_of_rows(row_starts, rows, used))
-    return apply(values, splat_weights, slice_weights, *lattice, reverse, fake_values(values))
+    f = filter_of(splat_weights, slice_weights, neighbours, row_starts, rows, counts)
+    return apply(values, f, reverse, fake_values(values))
 
 
 def permutohedral_lattice(features: Tensor) -> tuple[Tensor, ...]:

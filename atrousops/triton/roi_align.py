@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from atrousops.ops._roi import empty_in_format, is_channels_last
-from atrousops.triton._common import block, cdiv, elements, full, interpreted, jit, inline, launch, split, split3, wide
+from atrousops.triton._common import block, cdiv, elements, full, inline, interpreted, jit, launch, split, split3, wide
 from atrousops.triton._roi import by_image, checked_boxes, pixel_tile, tile_pixels
 
 # Of a box and axis: start, size of a bin, samples of a bin.
@@ -56,27 +56,10 @@ def neighbours(position, size):
 
 @jit
 def roi_align_kernel(
-    x,
-    numbers,
-    images,
-    y,
-    count: tl.int64,
-    channels: tl.int64,
-    h: tl.int64,
-    w: tl.int64,
-    bins_h: tl.int64,
-    bins_w: tl.int64,
-    x_n: tl.int64,
-    x_c: tl.int64,
-    x_h: tl.int64,
-    x_w: tl.int64,
-    y_k: tl.int64,
-    y_c: tl.int64,
-    y_h: tl.int64,
-    y_w: tl.int64,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
+    x, numbers, images, y, count: tl.int64, channels: tl.int64, h: tl.int64, w: tl.int64, bins_h: tl.int64,
+    bins_w: tl.int64, x_n: tl.int64, x_c: tl.int64, x_h: tl.int64, x_w: tl.int64, y_k: tl.int64, y_c: tl.int64,
+    y_h: tl.int64, y_w: tl.int64, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
     tile, chunk = split(tl.program_id(0).to(tl.int64), (channels + BN - 1) // BN)
     i = tile * BM + tl.arange(0, BM)
     c = chunk * BN + tl.arange(0, BN)
@@ -120,8 +103,9 @@ def roi_align_kernel(
 
 @jit
 def axis_weights_kernel(
-    numbers, images, weights, count: tl.int64, bins: tl.int64, size: tl.int64, AXIS: tl.constexpr, BLOCK: tl.constexpr
-):
+    numbers, images, weights, count: tl.int64, bins: tl.int64, size: tl.int64, AXIS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     i, live = elements(count, BLOCK)
     k, p, here = split3(tl.where(live, i, 0), bins, size)
     row = numbers + k * 6 + 3 * AXIS
@@ -143,29 +127,10 @@ def axis_weights_kernel(
 
 @jit
 def roi_align_backward_kernel(
-    dy,
-    order,
-    starts,
-    rows,
-    columns,
-    dx,
-    channels: tl.int64,
-    h: tl.int64,
-    w: tl.int64,
-    bins_h: tl.int64,
-    bins_w: tl.int64,
-    x_n: tl.int64,
-    x_c: tl.int64,
-    x_h: tl.int64,
-    x_w: tl.int64,
-    y_k: tl.int64,
-    y_c: tl.int64,
-    y_h: tl.int64,
-    y_w: tl.int64,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEEP: tl.constexpr,
-):
+    dy, order, starts, rows, columns, dx, channels: tl.int64, h: tl.int64, w: tl.int64, bins_h: tl.int64,
+    bins_w: tl.int64, x_n: tl.int64, x_c: tl.int64, x_h: tl.int64, x_w: tl.int64, y_k: tl.int64, y_c: tl.int64,
+    y_h: tl.int64, y_w: tl.int64, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEEP: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     image, _, _, y, x, c = tile_pixels(program, h, w, channels, ROWS, COLUMNS, DEEP)
     live, exists = (y < h) & (x < w), c < channels

@@ -1,6 +1,7 @@
-"""y[k, c, p, q] = max of x[n_k, c] in the window of the bin, and its flat position, or -1: (K, C, P, Q) from (N, C, H, W).
+"""y[k, c, p, q] = max of x[n_k, c] in the bin's window, and its flat position, or -1.
 
-The gradient gathers: dx[n, c, i] = sum over the boxes of image n, and over their bins, of dy where the position is i.
+Features (N, C, H, W), boxes (K, 5), output (K, C, P, Q). The gradient gathers: dx[n, c, i] = sum over the boxes of image
+n, and over their bins, of dy where the position is i.
 """
 
 import torch
@@ -29,28 +30,10 @@ def _windows(boxes: Tensor, images: int, dtype: torch.dtype, scale: float, bins,
 
 @jit
 def roi_pool_kernel(
-    x,
-    images,
-    rows,
-    columns,
-    y,
-    argmax,
-    count: tl.int64,
-    channels: tl.int64,
-    w: tl.int64,
-    bins_h: tl.int64,
-    bins_w: tl.int64,
-    x_n: tl.int64,
-    x_c: tl.int64,
-    x_h: tl.int64,
-    x_w: tl.int64,
-    y_k: tl.int64,
-    y_c: tl.int64,
-    y_h: tl.int64,
-    y_w: tl.int64,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
+    x, images, rows, columns, y, argmax, count: tl.int64, channels: tl.int64, w: tl.int64, bins_h: tl.int64,
+    bins_w: tl.int64, x_n: tl.int64, x_c: tl.int64, x_h: tl.int64, x_w: tl.int64, y_k: tl.int64, y_c: tl.int64,
+    y_h: tl.int64, y_w: tl.int64, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
     tile, chunk = split(tl.program_id(0).to(tl.int64), (channels + BN - 1) // BN)
     i = tile * BM + tl.arange(0, BM)
     c = chunk * BN + tl.arange(0, BN)
@@ -84,30 +67,10 @@ def roi_pool_kernel(
 
 @jit
 def roi_pool_backward_kernel(
-    dy,
-    argmax,
-    order,
-    starts,
-    rows,
-    columns,
-    dx,
-    channels: tl.int64,
-    h: tl.int64,
-    w: tl.int64,
-    bins_h: tl.int64,
-    bins_w: tl.int64,
-    x_n: tl.int64,
-    x_c: tl.int64,
-    x_h: tl.int64,
-    x_w: tl.int64,
-    y_k: tl.int64,
-    y_c: tl.int64,
-    y_h: tl.int64,
-    y_w: tl.int64,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEEP: tl.constexpr,
-):
+    dy, argmax, order, starts, rows, columns, dx, channels: tl.int64, h: tl.int64, w: tl.int64, bins_h: tl.int64,
+    bins_w: tl.int64, x_n: tl.int64, x_c: tl.int64, x_h: tl.int64, x_w: tl.int64, y_k: tl.int64, y_c: tl.int64,
+    y_h: tl.int64, y_w: tl.int64, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEEP: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     image, row, column, y, x, c = tile_pixels(program, h, w, channels, ROWS, COLUMNS, DEEP)
     live, exists = (y < h) & (x < w), c < channels

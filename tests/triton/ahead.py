@@ -167,7 +167,7 @@ def main(arguments: list[str]) -> int:
     print("| kernel | " + " | ".join(TARGETS) + " |")
     print("|" + " --- |" * (1 + len(TARGETS)))
     for n in names:
-        print(f"| `{n}` | " + " | ".join("{0} / {1} / {2}".format(*found[a][n]) for a in TARGETS) + " |")
+        print(f"| `{n}` | " + " | ".join(" / ".join(map(str, found[a][n])) for a in TARGETS) + " |")
     return 0
 
 

@@ -1,7 +1,10 @@
 """These tests need Triton's compiler: without it, or interpreted, they are left out, and the run says so."""
 
-import pytest
-
 from atrousops import _library, _triton
 
-collect_ignore = [] if _library.triton.problem is None and not _triton.interpreted() else ["test_ahead.py", "test_graphs.py"]
+FILES = ["test_ahead.py", "test_graphs.py"]
+collect_ignore = FILES if _library.triton.problem is not None or _triton.interpreted() else []
+
+
+def pytest_report_header():
+    return f"triton: not compiled ahead of time: {_library.triton.problem or 'interpreted'}" if collect_ignore else []

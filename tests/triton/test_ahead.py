@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import atrousops.functional as A
-import atrousops.triton
 
 AGAIN = f"if that is meant, `{ahead.REGENERATE}` writes the budget again"
 MODULES = [p.stem for p in sorted((ahead.ROOT / "atrousops" / "triton").glob("*.py")) if p.stem != "__init__"]
