@@ -173,9 +173,9 @@ def tap_sum(problem: Problem, x: Tensor, w: Tensor, bias: Tensor | None, size: S
         launch(conv_looped_kernel, programs, *arguments, bias is not None, REGION_WORDS, rows, columns)
         return y
     packed = w.permute(0, 3, depth_axis, width_axis).contiguous()
-    rows, columns, inner, warps = _tile(x.dtype, width, depth)
-    table = regions(problem, rows, x.device)
     x_strides, y_strides = strides_of(x, depth, True), strides_of(y, width, True)
+    rows, columns, inner, warps = _tile(x.dtype, width, depth, min(x_strides.unit, y_strides.unit))
+    table = regions(problem, rows, x.device)
     sizes = (problem.n, groups, depth // max(x_strides.unit, 1), width // max(y_strides.unit, 1))
     launch(
         conv_kernel,
@@ -190,16 +190,19 @@ def tap_sum(problem: Problem, x: Tensor, w: Tensor, bias: Tensor | None, size: S
     return y
 
 
-def _tile(dtype: torch.dtype, width: int, depth: int) -> tuple[int, int, int, int]:
-    """Rows, columns, depth of a step, warps."""
+def _tile(dtype: torch.dtype, width: int, depth: int, unit: int) -> tuple[int, int, int, int]:
+    """Rows, columns, depth of a step, warps: what the compiler keeps in registers."""
     if interpreted():
         # Few calls, and more than one tile of each wide problem.
         return 128, _small(width), _small(depth), 1
-    if dtype == torch.float64:
-        return 32, 32, 16, 4
-    columns = 32 if width <= 32 else 64 if width <= 64 else 128
     inner = 16 if depth <= 16 else 32
-    return (128, columns, inner, 8 if columns == 128 else 4)
+    if dtype.itemsize > 2:
+        return 32, 32, 16, 4
+    if unit < 8:
+        # Addresses of single elements, two registers each.
+        return 64 if unit else 128, 32, inner, 4
+    columns = 32 if width <= 32 else 64 if width <= 64 else 128
+    return 128, columns, inner, 8 if columns == 128 else 4
 
 
 def _small(channels: int) -> int:
@@ -288,7 +291,7 @@ def weight_sum(problem: Problem, dy: Tensor, x: Tensor, kernel_size: Sequence[in
     positions = problem.n * geometry.product(axis.output for axis in problem.axes)
     count = min(max(cdiv(positions, _ROWS_OF_PART), 1), _PARTS)
     few = groups > 1 and depth * width <= _FEW
-    rows, columns, inner = (16, 32, 32) if x.dtype == torch.float64 else (32, 64, 64)
+    rows, columns, inner = (16, 32, 32) if x.dtype.itemsize > 2 else (32, 32, 32)
     if interpreted():
         rows, columns, inner = 256, _small(groups * width if few else width), _small(depth)
     of_part = cdiv(cdiv(positions, count), rows) * rows

@@ -157,7 +157,7 @@ def roi_align(
     image, _, numbers = _axes(boxes, n, input.dtype, spatial_scale, bins, sampling_ratio, aligned)
     y = empty_in_format(input, (boxes.shape[0], channels, *bins), is_channels_last(input))
     count = boxes.shape[0] * bins[0] * bins[1]
-    rows, deep = (256, 64) if interpreted() else (16, 64)
+    rows, deep = (256, 64) if interpreted() else (16, 32)
     programs = cdiv(count, rows) * cdiv(channels, deep)
     sizes = (count, channels, h, w, *bins, *input.stride(), *y.stride())
     launch(roi_align_kernel, programs, input, numbers, image, y, *sizes, rows, deep)

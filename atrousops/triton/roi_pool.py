@@ -1,7 +1,7 @@
 """y[k, c, p, q] = max of x[n_k, c] in the bin's window, and its flat position, or -1.
 
-Features (N, C, H, W), boxes (K, 5), output (K, C, P, Q). The gradient gathers: dx[n, c, i] = sum over the boxes of image
-n, and over their bins, of dy where the position is i.
+Features (N, C, H, W), boxes (K, 5), output (K, C, P, Q). The gradient gathers: dx[n, c, i] = sum over the boxes of
+image n, and over their bins, of dy where the position is i.
 """
 
 import torch
@@ -98,7 +98,7 @@ def roi_pool(input: Tensor, boxes: Tensor, spatial_scale, pooled_height, pooled_
     y = empty_in_format(input, (boxes.shape[0], channels, *bins), is_channels_last(input))
     argmax = torch.empty_like(y, dtype=torch.int32)
     count = boxes.shape[0] * bins[0] * bins[1]
-    many, deep = (256, 64) if interpreted() else (16, 64)
+    many, deep = (256, 64) if interpreted() else (16, 32)
     programs = cdiv(count, many) * cdiv(channels, deep)
     sizes = (count, channels, w, *bins, *input.stride(), *y.stride())
     launch(roi_pool_kernel, programs, input, image, rows, columns, y, argmax, *sizes, many, deep)
