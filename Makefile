@@ -11,6 +11,9 @@ CUDA ?= $(if $(shell command -v nvidia-smi),AUTO,OFF)
 ABI_TESTS := tests/test_conv.py $(wildcard tests/test_conv_*.py tests/test_max_*.py) tests/test_flush_subnormals.py \
   tests/test_permutohedral.py tests/nn/test_crf.py tests/house/test_threads.py
 
+# Those that take a backend; under the interpreter, which is slow, a choice of their cases.
+TRITON_TESTS := $(wildcard tests/test_*.py) tests/nn/test_crf.py tests/house/test_operators.py
+
 .PHONY: demo test bench cuda lint typecheck unit abi sanitize gpu-check wheel clean
 
 demo: $(VENV)/.built
@@ -20,6 +23,7 @@ test: $(VENV)/.built $(VENV)/.tested
 	$(if $(shell command -v nvcc),$(MAKE) cuda)
 	$(MAKE) lint typecheck
 	$(BIN)/python -m pytest -q -n logical --dist worksteal
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n logical --dist worksteal -m triton $(TRITON_TESTS)
 
 # The CUDA library beside the others; it needs nvcc and no GPU.
 cuda: $(VENV)/.built

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,28 +14,31 @@ import torch
 _FOLDER = Path(__file__).resolve().parent
 
 
-# What the Python files call; csrc/library.cpp has their schemas.
-OPERATORS = (
-    "conv",
-    "conv_grad_input",
-    "conv_grad_weight",
-    "conv_transpose",
-    "flush_subnormals",
-    "has_subnormals",
-    "max_pool",
-    "max_pool_backward",
-    "max_pool_codes",
-    "max_pool_values",
-    "max_unpool",
-    "max_unpool_backward",
-    "mean_field",
-    "permutohedral_apply",
-    "permutohedral_lattice",
-    "roi_align",
-    "roi_align_backward",
-    "roi_pool",
-    "roi_pool_backward",
+# What the Python files call: the lines of csrc/library.cpp, for installations that have kernels but not that library.
+# fmt: off
+SCHEMAS = (
+    "conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor",  # noqa: E501
+    "conv_grad_input(Tensor grad, Tensor weight, SymInt[] input_size, int[] stride, int[] padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor",  # noqa: E501
+    "conv_grad_weight(Tensor grad, Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor",  # noqa: E501
+    "conv_transpose(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] output_padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor",  # noqa: E501
+    "flush_subnormals(Tensor input) -> Tensor",
+    "has_subnormals(Tensor input, int step) -> bool",
+    "max_pool(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> (Tensor, Tensor)",  # noqa: E501
+    "max_pool_backward(Tensor grad, Tensor indices, SymInt[] input_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation) -> Tensor",  # noqa: E501
+    "max_pool_codes(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> (Tensor, Tensor)",  # noqa: E501
+    "max_pool_values(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> Tensor",  # noqa: E501
+    "max_unpool(Tensor input, Tensor indices, SymInt[] output_size, int[] kernel_size, int[] stride, int[] padding) -> Tensor",  # noqa: E501
+    "max_unpool_backward(Tensor grad, Tensor indices, int[] kernel_size, int[] stride, int[] padding, int[] dilation) -> Tensor",  # noqa: E501
+    "mean_field(Tensor scores, Tensor[] lattices, Tensor[] compatibilities, int iterations) -> Tensor",
+    "permutohedral_apply(Tensor values, Tensor splat_weights, Tensor slice_weights, Tensor offsets, Tensor neighbours, Tensor row_starts, Tensor rows, Tensor row_bounds, Tensor counts, bool reverse) -> Tensor",  # noqa: E501
+    "permutohedral_lattice(Tensor features) -> (Tensor offsets, Tensor weights, Tensor neighbours, Tensor row_starts, Tensor rows, Tensor row_bounds, Tensor counts)",  # noqa: E501
+    "roi_align(Tensor input, Tensor boxes, float spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor",  # noqa: E501
+    "roi_align_backward(Tensor grad, Tensor boxes, float spatial_scale, SymInt batch_size, SymInt channels, SymInt height, SymInt width, int sampling_ratio, bool aligned, bool channels_last) -> Tensor",  # noqa: E501
+    "roi_pool(Tensor input, Tensor boxes, float spatial_scale, SymInt pooled_height, SymInt pooled_width) -> (Tensor, Tensor)",  # noqa: E501
+    "roi_pool_backward(Tensor grad, Tensor boxes, Tensor argmax, float spatial_scale, SymInt batch_size, SymInt channels, SymInt height, SymInt width, bool channels_last) -> Tensor",  # noqa: E501
 )
+# fmt: on
+OPERATORS = tuple(schema.partition("(")[0] for schema in SCHEMAS)
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,32 @@ def _load_cuda() -> Part:
     return _load_operators(name, filename)
 
 
+def _load_triton() -> Part:
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
+        return Part("triton", str(_FOLDER / "triton"), "the triton package is not installed")
+    if os.environ.get("ATROUSOPS_TRITON", "auto") == "none":
+        return Part("triton", spec.origin, "switched off by ATROUSOPS_TRITON=none")
+    return Part("triton", spec.origin, None)
+
+
+def _define_missing() -> torch.library.Library | None:
+    """The schemas, where Triton has kernels for them and the compiled library did not bring them."""
+    missing = [schema for name, schema in zip(OPERATORS, SCHEMAS) if not hasattr(torch.ops.atrousops, name)]
+    if triton.problem is not None or not missing:
+        return None
+    fragment = torch.library.Library("atrousops", "FRAGMENT")
+    for schema in missing:
+        fragment.define(schema)
+    return fragment
+
+
 cpu = _load_operators("cpu", "libatrousops_cpu.so")
 cuda = _load_cuda()
 planner, _planner_part = _load_planner()
-parts = (cpu, cuda, _planner_part)
+# Found, not imported: that takes half a second, and a call that needs it.
+triton = _load_triton()
+parts = (cpu, cuda, triton, _planner_part)
 has_operators = cpu.problem is None
+_defined = _define_missing()
+has_schemas = has_operators or triton.problem is None

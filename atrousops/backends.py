@@ -14,14 +14,17 @@ from dataclasses import dataclass
 
 import torch
 
-from atrousops import _library
+from atrousops import _library, _triton
 from atrousops._checks import bad_value
 
 log = logging.getLogger("atrousops")
 
 NAMES = ("cuda", "triton", "cpu", "aten", "reference")
-# Those with kernels in a compiled library; the dispatcher finds the one for the device.
-COMPILED = ("cpu", "cuda")
+# Those with kernels behind torch.ops.atrousops; the dispatcher finds the one for the device. Triton compiles its own
+# when they are first called.
+COMPILED = ("cpu", "cuda", "triton")
+# Devices that PyTorch's own choice of kernels is weighed against ours on.
+PLANNED = ("cpu", "cuda")
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # Operators that PyTorch or torchvision can run too.
@@ -60,8 +63,20 @@ def can_run(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Ver
             return Verdict(False, f"there is no CUDA kernel for {op} yet")
         return Verdict(True, f"our {name.upper()} kernel")
     if name == "triton":
-        return Verdict(False, "this build has no triton kernels yet")
+        return _can_run_triton(device, dtype)
     bad_value("backend", "name", f"be one of {', '.join(NAMES)}", repr(name))
+
+
+def _can_run_triton(device: torch.device, dtype: torch.dtype) -> Verdict:
+    if _library.triton.problem is not None:
+        return Verdict(False, _library.triton.problem)
+    if device.type not in ("cpu", *_triton.KEYS):
+        return Verdict(False, f"the tensors are on {device}")
+    if device.type == "cpu" and not _triton.interpreted():
+        return Verdict(False, "the tensors are on cpu, and Triton runs there only under TRITON_INTERPRET=1")
+    if dtype not in FLOATING:
+        return Verdict(False, f"{dtype} is not one of float64, float32, bfloat16, float16")
+    return Verdict(True, "our Triton kernel, interpreted" if _triton.interpreted() else "our Triton kernel")
 
 
 @functools.cache
@@ -69,6 +84,12 @@ def _has_cuda_kernel(op: str) -> bool:
     # permutohedral has no operator of its own name.
     schema = {"permutohedral": "permutohedral_apply"}.get(op, op)
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"atrousops::{schema}", "CUDA")
+
+
+def own(op: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend of ours that would run `op` if none is forced; "" if there is none."""
+    names = ("cpu",) if device.type == "cpu" else ("cuda", "triton")
+    return next((name for name in names if can_run(name, op, device, dtype).ok), "")
 
 
 def choose(op: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -91,9 +112,8 @@ def choose(op: str, device: torch.device, dtype: torch.dtype) -> str:
     # Spelled out for the common case: this runs on every call.
     if device.type == "cpu" and _library.has_operators and dtype in FLOATING:
         return "cpu"
-    if device.type == "cuda" and can_run("cuda", op, device, dtype).ok:
-        return "cuda"
-    return "aten" if op in HAS_ATEN else "reference"
+    ours = own(op, device, dtype) if device.type in _triton.KEYS else ""
+    return ours or ("aten" if op in HAS_ATEN else "reference")
 
 
 def forced() -> str | None:
@@ -114,8 +134,14 @@ def backend(name: str | None) -> Iterator[None]:
     if name is not None and name not in NAMES:
         bad_value("backend", "name", f"be one of {', '.join(NAMES)} or None", repr(name))
     before = _forced[0]
-    _forced[0] = name
-    try:
-        yield
-    finally:
-        _forced[0] = before
+    with _triton.forced(name == "triton"):
+        _forced[0] = name
+        try:
+            yield
+        finally:
+            _forced[0] = before
+
+
+_triton.install()
+if _forced[0] == "triton":
+    _triton.force(True)

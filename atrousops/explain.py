@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from atrousops import _library, backends, choice, ops, planner
+from atrousops import backends, choice, ops, planner
 from atrousops._checks import bad_type
 
 # PyTorch's own form of operators that this package has, and what they are called here.
@@ -59,7 +59,8 @@ class Row:
         reason: why that one.
         bytes: every tensor touched once.
         plan: the planner's whole answer, for convolutions.
-        device: whose kernels of ours were considered, "cpu" or "cuda".
+        device: for which plans were made, "cpu" or "cuda".
+        own: the backend of ours that could run it there, or "".
     """
 
     module: str
@@ -73,6 +74,7 @@ class Row:
     bytes: float = 0.0
     plan: planner.Plan | None = None
     device: str = "cpu"
+    own: str = ""
 
     @property
     def flops(self) -> float:
@@ -232,6 +234,7 @@ def _row(module: str, operator: str, arguments: dict[str, Any]) -> Row:
         kernel="reference",
         reason=_why_not_ours(operator, input),
         device=_compiled_for(input),
+        own=backends.own(re.sub(r"[123]d$", "", operator), input.device, input.dtype),
     )
     if operator.startswith("conv") and row.dtype in backends.FLOATING:
         row.plan = _plan(operator, arguments, input, row.dtype)
@@ -243,17 +246,18 @@ def _settle(row: Row, ours: str, fake: bool) -> None:
     """Fills in who runs the row, from the operator that was called for it: one of ours, or PyTorch's."""
     planned = row.plan is not None and row.plan.kernel != "aten"
     # Fake tensors go to PyTorch's operator whatever is planned for real ones.
-    library = _library.cuda if row.device == "cuda" else _library.cpu
-    as_planned = fake and planned and library.problem is None and backends.forced() is None
-    if ours or as_planned:
-        row.backend = row.device
-        if row.plan is None:
-            row.kernel, row.reason = ours, "our kernel"
+    forced = backends.forced()
+    meant = (row.own if planned else "") if forced is None else forced
+    if ours or (fake and meant in backends.COMPILED):
+        row.backend = forced or row.own
+        if row.plan is None or row.backend == "triton":
+            row.kernel = ours or re.sub(r"[123]d$", "", row.operator)
+            row.reason = "our Triton kernel" if row.backend == "triton" else "our kernel"
         elif planned:
             row.kernel, row.reason = row.plan.kernel, row.plan.reason
         else:
             row.kernel = ours
-    elif row.backend != row.device:
+    elif row.backend not in backends.COMPILED:
         # An operator of ours may still use PyTorch's for a part.
         row.backend = row.kernel = "aten"
         if row.plan is not None and not planned:
@@ -263,13 +267,16 @@ def _settle(row: Row, ours: str, fake: bool) -> None:
 def _why_not_ours(operator: str, input: Tensor) -> str:
     if backends.forced() is not None:
         return f"forced by backend({backends.forced()!r})"
-    verdict = backends.can_run(_compiled_for(input), re.sub(r"[123]d$", "", operator), input.device, input.dtype)
+    op = re.sub(r"[123]d$", "", operator)
+    if backends.own(op, input.device, input.dtype):
+        return "PyTorch's own operator"
+    verdict = backends.can_run(_compiled_for(input), op, input.device, input.dtype)
     return "PyTorch's own operator" if verdict.ok else verdict.reason
 
 
 def _compiled_for(input: Tensor) -> str:
-    """The compiled backend of a tensor's device; the CPU's for a device that has none."""
-    return input.device.type if input.device.type in backends.COMPILED else "cpu"
+    """The device that the planner knows for a tensor's; the CPU for one that it does not."""
+    return input.device.type if input.device.type in backends.PLANNED else "cpu"
 
 
 def _count_bytes(row: Row, tensors: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import coverage_of_kernels
 import host_cuda
+import interpreted
 import pytest
 import torch
 
@@ -15,11 +16,15 @@ from atrousops import _library
 
 # Workers of pytest-xdist share the cores.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+# Threads of BLAS only wait for each other in the small products of Triton's interpreter.
+if "TRITON_INTERPRET" in os.environ:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # cuBLAS asks for it where algorithms are to be deterministic.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # What somebody measured on this machine must not decide what is tested.
 os.environ["ATROUSOPS_PLANS"] = "none"
 GPU_TESTS = pytest.StashKey[int]()
+TRITON_TESTS = pytest.StashKey[int]()
 
 
 def pytest_make_parametrize_id(val):
@@ -30,6 +35,13 @@ def pytest_make_parametrize_id(val):
 @pytest.hookimpl(trylast=True)  # after -k and -m
 def pytest_collection_modifyitems(config, items):
     """Tests that need a GPU are left out where there is none; where there is one, they must run."""
+    triton = [item for item in items if item.get_closest_marker("triton")]
+    kept = set(() if interpreted.problem() else interpreted.selected(triton))
+    left_out = [item for item in triton if item not in kept]
+    config.stash[TRITON_TESTS] = len(left_out)
+    if left_out:
+        items[:] = [item for item in items if item not in set(left_out)]
+        config.hook.pytest_deselected(items=left_out)
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     config.stash[GPU_TESTS] = 0
     if gpu and torch.cuda.is_available():
@@ -49,6 +61,7 @@ def pytest_sessionfinish(session):
     if hasattr(session.config, "workeroutput"):
         coverage_of_kernels.send(session.config)
         session.config.workeroutput["gpu"] = session.config.stash.get(GPU_TESTS, 0)
+        session.config.workeroutput["triton"] = session.config.stash.get(TRITON_TESTS, 0)
     elif (
         coverage_of_kernels.is_whole(session)
         and coverage_of_kernels.was_used()
@@ -62,12 +75,16 @@ def pytest_testnodedown(node):
     output = getattr(node, "workeroutput", {})
     coverage_of_kernels.receive(output)
     node.config.stash[GPU_TESTS] = output.get("gpu", 0)
+    node.config.stash[TRITON_TESTS] = output.get("triton", 0)
 
 
 def pytest_terminal_summary(terminalreporter):
     write = terminalreporter.write_line
     if left_out := terminalreporter.config.stash.get(GPU_TESTS, 0):
         write(f"gpu: {left_out} tests need a GPU, and were left out: no CUDA kernel ran on hardware")
+    if left_out := terminalreporter.config.stash.get(TRITON_TESTS, 0):
+        why = interpreted.problem() or "ATROUSOPS_TRITON_ALL=1 runs them"
+        write(f"triton: {left_out} cases were left out: {why}")
     if host_cuda.problem():
         write(f"host_cuda: no CUDA kernel was executed: {host_cuda.problem()}", red=True)
     elif coverage_of_kernels.was_used():
@@ -91,17 +108,30 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["cpu", "host_cuda", pytest.param("cuda", marks=pytest.mark.gpu)])
+BACKENDS = (
+    "cpu",
+    "host_cuda",
+    pytest.param("triton", marks=pytest.mark.triton),
+    pytest.param("cuda", marks=pytest.mark.gpu),
+)
+
+
+@pytest.fixture(params=BACKENDS)
 def backend(request) -> Iterator[str]:
     """Whose kernels the test runs; forced, so a test that wants another says so.
 
-    "host_cuda" is the CUDA kernels on CPU tensors; keep shapes small. "cuda" makes tensors on the GPU by default.
+    "host_cuda" is the CUDA kernels on CPU tensors, "triton" Triton's: keep shapes small. "cuda" makes tensors on the
+    GPU by default.
     """
     name = request.param
     if name == "host_cuda":
         if host_cuda.problem():
             pytest.skip(host_cuda.problem())
         with host_cuda.host_cuda(), host_cuda.order(host_cuda.default_seed()):
+            yield name
+        return
+    if name == "triton":
+        with ao.backend("triton"):
             yield name
         return
     if name == "cpu" and _library.cpu.problem:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -5,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library, choice, planner
+from atrousops import _library, _triton, backends, choice, planner
 
 
 def model() -> nn.Sequential:
@@ -67,8 +69,30 @@ def test_a_gpu_is_explained_without_one():
         (row,) = ao.explain(layer.eval(), x).rows
     assert row.device == "cuda"
     assert [c.kernel for c in row.plan.candidates] == ["aten", "depthwise", "grouped", "mma", "simt"]
-    assert row.backend == ("aten" if _library.cuda.problem or row.plan.kernel == "aten" else "cuda")
+    assert row.backend == ("aten" if row.plan.kernel == "aten" else backends.own("conv", x.device, x.dtype) or "aten")
     assert "depthwise: not one channel in and out a group\n" in str(ao.explain(layer, x))
+
+
+@pytest.mark.skipif(_library.triton.problem is not None, reason=str(_library.triton.problem))
+def test_triton_runs_on_a_gpu_without_a_compiled_library(monkeypatch):
+    monkeypatch.setattr(_library, "cuda", replace(_library.cuda, problem="not built"))
+    with FakeTensorMode():
+        x, w = torch.empty(1, 64, 65, 65, device="cuda"), torch.empty(64, 64, 3, 3, device="cuda")
+        boxes = torch.empty(3, 5, device="cuda")
+        calls = [
+            lambda: ao.functional.conv2d(x, w, None, 1, 24, 24),
+            lambda: ao.functional.max_pool2d(x, 2),
+            lambda: ao.functional.roi_align(x, boxes, 7),
+            lambda: ao.functional.flush_subnormals(x),
+        ]
+        rows = [ao.explain(call).rows[0] for call in calls]
+        assert {(row.backend, row.reason) for row in rows[1:]} == {("triton", "our Triton kernel")}
+        assert rows[0].backend == ("aten" if rows[0].plan.kernel == "aten" else "triton")
+        with ao.backend("triton"):
+            assert ao.explain(calls[0]).rows[0].backend == "triton"
+    if not _triton.interpreted():
+        with ao.backend("triton"), pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
+            ao.functional.max_pool2d(torch.zeros(1, 1, 4, 4), 2)
 
 
 def test_watching_leaves_no_trace():

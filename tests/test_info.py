@@ -24,7 +24,7 @@ def test_facts_and_text():
     facts = ao.info()
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["cpu"]["threads"] == torch.get_num_threads()
-    assert {part["name"] for part in facts["libraries"]} == {"cpu", "cuda", "_C"}
+    assert {part["name"] for part in facts["libraries"]} == {"cpu", "cuda", "triton", "_C"}
     json.dumps(facts)
     text = str(facts)
     assert text.startswith(f"atrousops {ao.__version__}, torch {torch.__version__}")

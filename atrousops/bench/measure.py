@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 import atrousops as ao
-from atrousops import _library
+from atrousops import _library, _triton
 from atrousops.bench.machine import Ceilings, clock_of, peak_memory, tf32
 from atrousops.bench.operators import under
 from atrousops.bench.registry import DTYPES, Prepared, Row
-from atrousops.bench.results import DISPATCHED, GEMM, OWN, Result
+from atrousops.bench.results import DISPATCHED, GEMM, OWN, TRITON, Result
 from atrousops.testing import Ready, Run, Timing, compare
 
 # A matrix product of equal work is left out if its operands need more than this.
@@ -86,6 +86,8 @@ def _contenders(
     library = _library.cuda if device.type == "cuda" else _library.cpu
     if library.problem is None:
         ours[OWN] = under(device.type, prepared.ours)
+    if device.type in _triton.KEYS and _triton.installed():
+        ours[TRITON] = under("triton", prepared.ours)
     theirs = dict(prepared.theirs)
     if options.compile and prepared.compiled is not None:
         theirs["torch.compile"] = prepared.compiled(_compile)

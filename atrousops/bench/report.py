@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from atrousops.bench.results import DISPATCHED, OWN, Report, Result, geometric_mean
+from atrousops.bench.results import DISPATCHED, OWN, TRITON, Report, Result, geometric_mean
 from atrousops.testing import Timing
 
 LEGEND = """\
@@ -24,7 +24,7 @@ def line(result: Result) -> str:
     if result.error:
         return f"{start} FAILED: {result.error}"
     if result.is_wrong:
-        wrong = "; ".join(f"{name}: {result.wrong[name]}" for name in (DISPATCHED, OWN) if name in result.wrong)
+        wrong = "; ".join(f"{name}: {result.wrong[name]}" for name in (DISPATCHED, OWN, TRITON) if name in result.wrong)
         return f"{start} WRONG: {wrong}"
     incumbent = result.incumbent
     cells = [
@@ -39,6 +39,9 @@ def line(result: Result) -> str:
 
 
 def _notes(result: Result) -> Iterator[str]:
+    if TRITON in result.timings:
+        ratio = _number(result.ratio(TRITON), ".2f")
+        yield f"our Triton kernel {_time(result.timings[TRITON])}, x {ratio}"
     others = list(result.incumbents.items())[1:]
     if others:
         yield "also " + ", ".join(f"{name} {_time(timing)}" for name, timing in others)

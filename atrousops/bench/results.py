@@ -18,7 +18,7 @@ from atrousops.bench.machine import Ceilings
 from atrousops.testing import Timing
 
 SCHEMA = 1
-DISPATCHED, OWN, GEMM = "dispatched", "own kernel", "gemm"
+DISPATCHED, OWN, TRITON, GEMM = "dispatched", "own kernel", "triton", "gemm"
 
 
 @dataclass
@@ -58,12 +58,12 @@ class Result:
     @property
     def is_wrong(self) -> bool:
         """Whether a result of ours is wrong, so that the row has no ratio."""
-        return any(name in self.wrong for name in (DISPATCHED, OWN))
+        return any(name in self.wrong for name in (DISPATCHED, OWN, TRITON))
 
     @property
     def incumbents(self) -> dict[str, Timing]:
         """The timings of others, the fastest first."""
-        others = {name: t for name, t in self.timings.items() if name not in (DISPATCHED, OWN, GEMM)}
+        others = {name: t for name, t in self.timings.items() if name not in (DISPATCHED, OWN, TRITON, GEMM)}
         return dict(sorted(others.items(), key=lambda item: item[1].median))
 
     @property

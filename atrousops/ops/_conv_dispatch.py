@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from atrousops import _library, backends, choice, planner
+from atrousops import _library, _triton, backends, choice, planner
 from atrousops.devices import tf32_allowed
 from atrousops.ops import _subnormals
 from atrousops.ops._conv_arguments import Arguments
@@ -156,14 +156,14 @@ def _route(call: Call, input: Tensor, weight: Tensor, arguments: Arguments) -> R
         return Route(backends.choose(call.op, input.device, input.dtype), arguments)
     device = input.device.type
     dtype = torch.get_autocast_dtype(device) if _autocasts(input) else input.dtype
-    known = device in backends.COMPILED and dtype in backends.FLOATING
+    known = device in backends.PLANNED and dtype in backends.FLOATING
     if not known or weight.numel() == 0 or input.numel() == 0:
         return Route("aten", arguments)
     size = tuple(input.shape) if input.dim() == call.rank + 2 else (1, *input.shape)
     needs_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
     kind = "forward" if call.op == "conv" else "transposed"
     ours = _ours(kind, size, weight.shape, arguments, dtype, not input.is_contiguous(), device, needs_grad)
-    backend = device if ours else "aten"
+    backend = backends.own(call.op, input.device, dtype) if ours else "aten"
     # Compiled: no look at values, and no guard on an open size. A GPU multiplies subnormals as fast as anything.
     if torch.compiler.is_compiling() or device != "cpu":
         return Route(backend, arguments)
@@ -174,7 +174,7 @@ def _route(call: Call, input: Tensor, weight: Tensor, arguments: Arguments) -> R
 def _autocasts(input: Tensor) -> bool:
     device = input.device.type
     return (
-        device in backends.COMPILED
+        device in backends.PLANNED
         and torch.is_autocast_enabled(device)
         and input.is_floating_point()
         and input.dtype != torch.float64
@@ -191,7 +191,7 @@ def _ours(
     device: str,
     needs_grad: bool = False,
 ) -> bool:
-    if not (_library.has_operators if device == "cpu" else _library.cuda.problem is None):
+    if not (_library.has_operators if device == "cpu" else _library.cuda.problem is None or _triton.installed()):
         return False
     stride, padding, dilation, groups, extra = arguments
     kernel = choice.choose(

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from atrousops import _library
+from atrousops import _library, _triton
 
 _AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "xpu": "AutocastXPU"}
-_autocast_library = torch.library.Library("atrousops", "FRAGMENT") if _library.has_operators else None
+_autocast_library = torch.library.Library("atrousops", "FRAGMENT") if _library.has_schemas else None
 
 
 def register(
@@ -23,7 +23,7 @@ def register(
     setup_context: Callable[..., Any] | None = None,
     autocast: str | None = None,
 ) -> Callable[..., Any]:
-    """Registers what belongs to operator `atrousops::name`, if the compiled library is there.
+    """Registers what belongs to operator `atrousops::name`, if there are kernels: a compiled library's, or Triton's.
 
     autocast: "lower" casts floating tensors to the autocast dtype, "float32" to fp32; None leaves dtypes alone.
 
@@ -32,10 +32,11 @@ def register(
         two passes through the dispatcher, which costs a small call more than all else; eager calls on plain tensors do
         without it, and record the same backward.
     """
-    if not _library.has_operators:
+    if not _library.has_schemas:
         return _missing
     qualified = f"atrousops::{name}"
     torch.library.register_fake(qualified, fake)
+    _triton.register_rule(name)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context)
     if autocast is not None:

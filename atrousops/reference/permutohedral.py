@@ -42,7 +42,7 @@ class Lattice(NamedTuple):
 def permutohedral_lattice(features: Tensor) -> tuple[Tensor, ...]:
     """All of a Lattice but its norm, for features (N, D, P); one chunk an image, vertices in order of their keys."""
     n, d, p = features.shape
-    rounded, rank, weights = _enclosing_simplex(features.detach().transpose(1, 2).reshape(n * p, d))
+    rounded, rank, weights = enclosing_simplex(elevate(features.detach().transpose(1, 2).reshape(n * p, d)))
     # Vertex r of the simplex: the coordinates of the r largest ranks wrap around.
     remainder = torch.arange(d + 1, device=features.device)
     wrap = rank[:, None, :] > d - remainder[:, None]
@@ -60,14 +60,19 @@ def permutohedral_lattice(features: Tensor) -> tuple[Tensor, ...]:
     return inverse.view(shape).int(), weights.view(shape), neighbours, rows, rows[:-1].clone(), bounds, counts
 
 
-def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest vertex of remainder 0 (Q, D + 1), the ranks of the differences, and the barycentric weights."""
+def elevate(features: Tensor) -> Tensor:
+    """Features (Q, D) on the hyperplane of the lattice, (Q, D + 1), in its units."""
     d = features.shape[1]
     j = torch.arange(1, d + 1, dtype=features.dtype, device=features.device)
     scaled = features * (math.sqrt(2 / 3) * (d + 1) / (j * (j + 1)).sqrt())
     # y = E p (page 5): y_0 = sum of all, y_j = sum of those after j - j times the j-th.
     after = torch.cat([scaled.flip(1).cumsum(1).flip(1), scaled.new_zeros(len(scaled), 1)], 1)
-    elevated = torch.cat([after[:, :1], after[:, 1:] - j * scaled], 1)
+    return torch.cat([after[:, :1], after[:, 1:] - j * scaled], 1)
+
+
+def enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest vertex of remainder 0 (Q, D + 1), the ranks of the differences, and the barycentric weights."""
+    d = elevated.shape[1] - 1
     steps = (elevated / (d + 1)).round()
     difference = elevated - steps * (d + 1)
     # The largest difference has rank 0; of equal ones the first, as in densecrf.

@@ -13,7 +13,8 @@ import atrousops.functional as A
 from atrousops import _library, reference
 
 ROOT = Path(__file__).resolve().parents[2]
-SCHEMAS = re.findall(r'm\.def\("(\w+)\(', (ROOT / "csrc" / "library.cpp").read_text())
+LINES = re.findall(r'm\.def\("([^"]+)"\)', (ROOT / "csrc" / "library.cpp").read_text())
+SCHEMAS = [line.partition("(")[0] for line in LINES]
 OPERATORS = sorted(p.stem for p in (ROOT / "atrousops" / "ops").glob("[!_]*.py"))
 # A question that convolution asks about its inputs, and no public operator.
 HELPERS = {"has_subnormals": "flush_subnormals"}
@@ -43,13 +44,14 @@ def test_the_list_is_the_one_held_here():
         "csrc/cpu/<op>.cpp",
         "csrc/cuda/<op>.cu",
         "atrousops/ops/<op>.py",
+        "atrousops/triton/<op>.py",
         "atrousops/reference/<op>.py",
         "tests/test_<op>.py",
     ]
 
 
 def test_python_knows_every_schema():
-    assert list(_library.OPERATORS) == SCHEMAS
+    assert list(_library.SCHEMAS) == LINES
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)
@@ -62,8 +64,9 @@ def test_every_schema_is_complete(schema):
             continue
         sources = [p for p in ROOT.glob(place) if related(op, p.stem)]
         assert any(f'm.impl("{schema}"' in p.read_text() for p in sources), f"{op}: not registered in {place}"
-    for place in ("atrousops/ops", "atrousops/reference"):
+    for place in ("atrousops/ops", "atrousops/triton", "atrousops/reference"):
         assert (ROOT / place / f"{op}.py").exists()
+    assert schema in CPU_ONLY or f"\ndef {schema}(" in (ROOT / "atrousops" / "triton" / f"{op}.py").read_text()
     called = re.compile(rf"(atrousops|ops)\.{schema}\b")
     tests = [p.read_text() for other in OPERATORS if (p := ROOT / "tests" / f"test_{other}.py").exists()]
     assert any("opcheck" in text and called.search(text) for text in tests), f"no tests/test_<op>.py opchecks {schema}"

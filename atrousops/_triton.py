@@ -1,0 +1,142 @@
+"""Puts Triton's kernels behind torch.ops.atrousops: on devices without a compiled library, and wherever forced.
+
+The operators keep their one fake kernel, autograd and autocast; only who computes changes. torch.compile sees through
+to the kernels, as with torch.library.triton_op.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from atrousops import _library
+
+# Dispatch keys of the devices that Triton compiles for; ROCm's is CUDA.
+KEYS = {"cuda": "CUDA", "xpu": "XPU"}
+# What is asked of CPU tensors alone.
+CPU_ONLY = frozenset({"has_subnormals"})
+_FILES = (
+    "conv_transpose",
+    "conv",
+    "flush_subnormals",
+    "max_pool",
+    "max_unpool",
+    "mean_field",
+    "permutohedral",
+    "roi_align",
+    "roi_pool",
+)
+
+_forced = [False]
+_installed: list[torch.library.Library] = []
+_overrides: list[torch.library.Library] = []
+
+
+def interpreted() -> bool:
+    """Whether Triton interprets its kernels, on the CPU: TRITON_INTERPRET=1 when this process began."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def installed() -> bool:
+    """Whether there is a Triton to compile with."""
+    return _library.triton.problem is None
+
+
+@functools.cache
+def implementation(name: str) -> Callable[..., Any]:
+    """The launcher of operator `name`; the first call imports triton."""
+    file = next(f for f in _FILES if name == f or name.startswith(f + "_"))
+    return getattr(importlib.import_module(f"atrousops.triton.{file}"), name)
+
+
+def serves(device: torch.device) -> bool:
+    """Whether an operator's call on this device goes to Triton at present."""
+    if not installed() or not (device.type in KEYS or (device.type == "cpu" and interpreted())):
+        return False
+    return _forced[0] or (device.type in KEYS and not (device.type == "cuda" and _library.cuda.problem is None))
+
+
+def install() -> None:
+    """Registers Triton's kernels on every device for which there is no compiled library."""
+    for device, key in KEYS.items() if installed() else ():
+        if device != "cuda" or _library.cuda.problem is not None:
+            _installed.append(_implement(key, override=False))
+
+
+@contextlib.contextmanager
+def forced(wanted: bool) -> Iterator[None]:
+    """Inside, Triton's kernels run on every device that they can, or where nothing else does; for the whole process."""
+    before = _forced[0]
+    force(wanted)
+    try:
+        yield
+    finally:
+        force(before)
+
+
+def force(wanted: bool) -> None:
+    """The same from here on."""
+    if wanted == _forced[0] or not installed():
+        return
+    _forced[0] = wanted
+    while _overrides:
+        _overrides.pop()._destroy()
+    if wanted and interpreted():
+        _overrides.append(_implement("CPU", override=_library.has_operators))
+    if wanted and _library.cuda.problem is None:
+        _overrides.append(_implement("CUDA", override=True))
+
+
+def _implement(key: str, override: bool) -> torch.library.Library:
+    library = torch.library.Library("atrousops", "IMPL")
+    for name in _library.OPERATORS:
+        if name not in CPU_ONLY:
+            library.impl(name, _eager(name), key, allow_override=override)
+    return library
+
+
+def _eager(name: str) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        device = _device(args)
+        with contextlib.ExitStack() as stack:
+            # Real tensors need no tracing, and kernels start on the current device.
+            stack.enter_context(torch._library.triton.set_wrap_triton_enabled(False))
+            if device.type != "cpu":
+                stack.enter_context(torch.get_device_module(device.type).device(device))
+            return implementation(name)(*args)
+
+    return run
+
+
+def _device(args: Any) -> torch.device:
+    return next(leaf.device for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor))
+
+
+def register_rule(name: str) -> None:
+    """Lets torch.compile decompose the operator into its Triton kernels where those would run."""
+    if name in CPU_ONLY or not installed():
+        return
+    from torch._subclasses.functional_tensor import FunctionalTensorMode
+
+    def rule(mode: Any, op: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if interpreted() or not serves(_device(args)) or _is_exporting():
+            return mode.__torch_dispatch__(op, types, args, kwargs)
+        with mode:
+            return implementation(name)(*args, **(kwargs or {}))
+
+    torch.library.register_torch_dispatch(f"atrousops::{name}", FunctionalTensorMode, rule)
+
+
+def _is_exporting() -> bool:
+    # An exported program keeps operators whole.
+    from torch.export._trace import custom_triton_ops_decomposition_disabled
+
+    return custom_triton_ops_decomposition_disabled()

@@ -1,0 +1,175 @@
+"""What Triton's compiler makes of the kernels for GPUs that are not here: registers, spills and shared memory.
+
+python tests/triton/ahead.py prints the table; with --write it becomes budget.json. The arguments are those of the
+launchers on the samples of tests/samples.py; nothing is run. Not under TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "compile")]
+
+import every_operator  # noqa: E402
+import resources  # noqa: E402
+import triton  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+
+import atrousops as ao  # noqa: E402
+from atrousops import _triton  # noqa: E402
+from atrousops.triton import _common  # noqa: E402
+
+BUDGET = Path(__file__).with_name("budget.json")
+REGENERATE = "python tests/triton/ahead.py --write"
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+
+class Needs(NamedTuple):
+    """Of a thread: registers, and bytes (NVIDIA) or registers (AMD) that were spilled; of a block: bytes."""
+
+    registers: int
+    spills: int
+    shared: int
+
+
+class Driver:
+    """What triton asks of a GPU before it compiles."""
+
+    def __init__(self, arch: str) -> None:
+        self.arch = arch
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGETS[self.arch]
+
+    def get_current_device(self) -> int:
+        return list(TARGETS).index(self.arch)
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class _Recorder:
+    """Stands for a kernel; a launch compiles it."""
+
+    def __init__(self, kernel: Any, found: dict[str, Any]) -> None:
+        self.kernel, self.found = kernel, found
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def start(*args: Any, **meta: Any) -> None:
+            compiled = self.kernel.warmup(*args, grid=grid, **meta)
+            self.found[name_of(self.kernel, args)] = compiled
+
+        return start
+
+
+def name_of(kernel: Any, args: tuple[Any, ...]) -> str:
+    """With the dtype of its first pointer and its constants, which tell variants apart."""
+    constants = [str(value) for param, value in zip(kernel.params, args) if param.is_constexpr]
+    return f"{kernel.__name__}<{', '.join([str(args[0].dtype).removeprefix('torch.'), *constants])}>"
+
+
+@contextlib.contextmanager
+def recorded(arch: str) -> Iterator[dict[str, Any]]:
+    """Inside, backend "triton" is forced on CPU tensors, and launches compile for `arch`; by name, what they made."""
+    found: dict[str, Any] = {}
+    before = _common.wrap_triton, _triton.interpreted
+    _common.wrap_triton = lambda kernel: _Recorder(kernel, found)
+    # The public functions may go to Triton, whose launchers still choose as for a GPU.
+    _triton.interpreted = lambda: True
+    triton.runtime.driver.set_active(Driver(arch))
+    try:
+        with ao.backend("triton"):
+            yield found
+    finally:
+        _common.wrap_triton, _triton.interpreted = before
+        # Lets triton look for a GPU again.
+        triton.runtime.driver._active = None
+
+
+def compile_samples(arch: str) -> dict[str, Any]:
+    """Every operator's kernels, forward and backward."""
+    with recorded(arch) as found:
+        for name, case in every_operator.CASES.items():
+            dtypes = (torch.float32, torch.bfloat16)
+            if name.startswith("conv2d"):
+                dtypes += (torch.float64, torch.float16)
+            for dtype in dtypes:
+                every_operator.prepared(case, dtype, channels_last=True).run()
+            if name.startswith("conv2d"):
+                every_operator.prepared(case, torch.bfloat16, channels_last=False).run()
+    return found
+
+
+def needs(compiled: Any, arch: str) -> Needs:
+    """From the machine code."""
+    shared = compiled.metadata.shared
+    if arch.startswith("gfx"):
+        counts = {name: int(n) for name, n in re.findall(r"\.(\w+_count):\s+(\d+)", compiled.asm["amdgcn"])}
+        spills = counts.get("vgpr_spill_count", 0) + counts.get("sgpr_spill_count", 0)
+        return Needs(counts["vgpr_count"], spills, shared)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        tool = resources.cuobjdump()
+        command = [str(tool), "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
+    registers, stack, _, local = map(int, match.groups())
+    return Needs(registers, stack + local, shared)
+
+
+def measured(arch: str) -> dict[str, Needs]:
+    """By kernel, what it needs."""
+    return {name: needs(compiled, arch) for name, compiled in sorted(compile_samples(arch).items())}
+
+
+def read_budget() -> dict[str, dict[str, Needs]]:
+    """By kernel and architecture."""
+    file = json.loads(BUDGET.read_text())
+    return {
+        name: {arch: Needs(*row) for arch, row in zip(file["architectures"], rows)}
+        for name, rows in file["kernels"].items()
+    }
+
+
+def compiler() -> str:
+    """The release of triton, whose budget holds for no other."""
+    return triton.__version__
+
+
+def main(arguments: list[str]) -> int:
+    """Prints or writes what the kernels need."""
+    with ProcessPoolExecutor(2) as pool:
+        found = dict(zip(TARGETS, pool.map(measured, TARGETS)))
+    names = sorted(found["sm_90"])
+    if "--write" in arguments:
+        rows = [f"    {json.dumps(n)}: {json.dumps([list(found[a][n]) for a in TARGETS])}" for n in names]
+        head = [f'  "triton": "{compiler()}",', f'  "architectures": {json.dumps(list(TARGETS))},']
+        BUDGET.write_text("\n".join(["{", *head, '  "kernels": {', ",\n".join(rows), "  }", "}"]) + "\n")
+        return 0
+    print("| kernel | " + " | ".join(TARGETS) + " |")
+    print("|" + " --- |" * (1 + len(TARGETS)))
+    for n in names:
+        print(f"| `{n}` | " + " | ".join(" / ".join(map(str, found[a][n])) for a in TARGETS) + " |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,45 @@
+"""torch.compile sees Triton's kernels, not an opaque operator: as with torch.library.triton_op, on a GPU made of air."""
+
+import ahead
+import pytest
+import torch
+import triton
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.functional_tensor import dispatch_functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from atrousops import _library, _triton
+
+pytestmark = pytest.mark.skipif(_library.cuda.problem is None, reason="the CUDA library runs these, not Triton")
+ops = torch.ops.atrousops
+CALLS = {
+    "conv": lambda: ops.conv(gpu(2, 8, 16, 16), gpu(8, 8, 3, 3), None, [1, 1], [6, 6], [6, 6], 1),
+    "max_pool_codes": lambda: ops.max_pool_codes(gpu(2, 3, 16, 16), [3, 3], [2, 2], [1, 1], [1, 1], False),
+    "roi_align": lambda: ops.roi_align(gpu(2, 8, 16, 16), gpu(3, 5), 1.0, 7, 7, 2, False),
+    "roi_pool": lambda: ops.roi_pool(gpu(2, 8, 16, 16), gpu(3, 5), 1.0, 7, 7)[0],
+    "flush_subnormals": lambda: ops.flush_subnormals(gpu(3, 5)),
+}
+
+
+def gpu(*size: int) -> torch.Tensor:
+    return torch.empty(size, device="cuda")
+
+
+@pytest.fixture(autouse=True)
+def driver(monkeypatch):
+    monkeypatch.setattr(triton.runtime.driver, "_active", ahead.Driver("sm_90"))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_operator_decomposes_into_its_kernels(name):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        graph = make_fx(dispatch_functionalize(CALLS[name]), tracing_mode="real")().graph
+    called = [str(node.target) for node in graph.nodes if node.op == "call_function"]
+    assert any("triton_kernel_wrapper" in target for target in called)
+    assert not any("atrousops" in target for target in called)
+
+
+def test_every_schema_has_a_launcher():
+    for name in _library.OPERATORS:
+        if name not in _triton.CPU_ONLY:
+            assert _triton.implementation(name).__name__ == name
