@@ -25,6 +25,7 @@ from atrousops.models.deeplab_v1 import deeplabv1
 from atrousops.models.deeplab_v2 import MultiScale, deeplabv2
 from atrousops.models.dilated_vgg import DilatedVGG16, dilated_vgg16
 from atrousops.models.enet import ENet, enet
+from atrousops.models.espnet import ESPNet, espnet
 from atrousops.models.fcn import FCN, fcn8s, fcn16s, fcn32s
 from atrousops.models.gcn import GCN, gcn
 from atrousops.models.hypercolumns import Hypercolumns, hypercolumns
@@ -43,6 +44,7 @@ __all__ = [
     "DeconvNet",
     "DilatedVGG16",
     "ENet",
+    "ESPNet",
     "Genotype",
     "Hypercolumns",
     "Info",
@@ -72,6 +74,7 @@ __all__ = [
     "dilated_vgg16",
     "encoder",
     "enet",
+    "espnet",
     "fcn8s",
     "fcn16s",
     "fcn32s",

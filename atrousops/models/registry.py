@@ -26,6 +26,7 @@ from atrousops.models.deeplab_v1 import deeplabv1
 from atrousops.models.deeplab_v2 import deeplabv2
 from atrousops.models.dilated_vgg import dilated_vgg16
 from atrousops.models.enet import enet
+from atrousops.models.espnet import espnet
 from atrousops.models.gcn import gcn
 from atrousops.models.hypercolumns import hypercolumns
 from atrousops.models.instance_embedding import metric_learning
@@ -52,6 +53,7 @@ _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     deeplab.deeplabv3plus_xception65,
     dilated_vgg16,
     enet,
+    espnet,
     fcn.fcn16s,
     fcn.fcn32s,
     fcn.fcn8s,
