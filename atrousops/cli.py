@@ -58,7 +58,7 @@ def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
-    if isinstance(error, (OSError, ValueError, ArgumentTypeError)):
+    if isinstance(error, (OSError, ValueError, ImportError, ArgumentTypeError)):
         return text or type(error).__name__
     return f"{type(error).__name__}: {text} (--debug shows the traceback)"
 
@@ -269,6 +269,16 @@ def _add_evaluate(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--weights", required=True, metavar="FILE", help="trained weights (.safetensors) or a shipped name"
     )
     _add_inference(parser)
+    parser.add_argument("--split", metavar="NAME", help="score these images, such as test (default: the recipe's val)")
+    parser.add_argument("--ap", action="store_true", help="score the masks of objects by COCO's AP too")
+    parser.add_argument(
+        "--trimap",
+        nargs="+",
+        type=_count(1),
+        default=(),
+        metavar="W",
+        help="score bands of these widths along borders too, pixels",
+    )
     parser.set_defaults(run=_evaluate)
 
 
@@ -278,9 +288,10 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     info = cast(models.Info, models.load(args.weights).info)
     crf = info.dense_crf() if args.crf else None
-    options = {"crf": crf, "scales": args.scales, "flip": args.flip}
-    matrix = evaluate.main(args.config, args.weights, data_root=args.data, overrides=tuple(args.overrides), **options)
-    print(evaluate.report(matrix, info.classes))
+    options = {"crf": crf, "scales": args.scales, "flip": args.flip, "split": args.split}
+    options |= {"ap": args.ap, "widths": tuple(args.trimap)}
+    scores = evaluate.main(args.config, args.weights, data_root=args.data, overrides=tuple(args.overrides), **options)
+    print(evaluate.report(scores))
     return 0
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,8 +105,7 @@ class Criterion(nn.Module):
     def forward(self, network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The sum."""
         if hasattr(network, "loss"):
-            own: Callable[[Tensor, Tensor], Tensor] = getattr(network, "loss")  # noqa: B009, a Module's is a Tensor
-            return own(images, labels) * len(images)
+            return cast(Any, network).loss(images, labels) * len(images)
         outputs: dict[str, Tensor] = network(images)
         loss = self._sum(outputs["out"], labels)
         if self.recipe.aux and "aux" in outputs:
@@ -145,9 +143,3 @@ class WithLoss(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         return self.criterion(self.network, images, labels)
-
-
-def split(batch: Sequence[Any], parts: int) -> list[Sequence[Any]]:
-    """A batch in `parts` pieces of equal size, but for the last."""
-    size = math.ceil(len(batch) / parts)
-    return [batch[i : i + size] for i in range(0, len(batch), size)]

@@ -57,6 +57,8 @@ class PanopticQuality:
             allow_unknown_preds_category=True,
             return_sq_and_rq=True,
             return_per_class=True,
+            # Whoever shares the work among processes adds up by itself.
+            sync_on_compute=False,
         )
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
