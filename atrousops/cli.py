@@ -1,4 +1,4 @@
-"""The command line: `atrousops segment | train | evaluate | bench | info`."""
+"""The command line: `atrousops segment | train | evaluate | study | bench | info`."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "--backend", choices=backends.NAMES, help="run every operator on this backend (default: the best)"
     )
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    for add in (_add_segment, _add_train, _add_evaluate, _add_bench, _add_info):
+    for add in (_add_segment, _add_train, _add_evaluate, _add_study, _add_bench, _add_info):
         add(commands, common)
     return parser
 
@@ -293,6 +293,48 @@ def _evaluate(args: argparse.Namespace) -> int:
     scores = evaluate.main(args.config, args.weights, data_root=args.data, overrides=tuple(args.overrides), **options)
     print(evaluate.report(scores))
     return 0
+
+
+def _add_study(commands: Commands, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "study",
+        parents=[common],
+        help="train and score many recipes, and write one table",
+        description="Trains and scores recipes one after another, and writes the table of all runs after each. What is "
+        "done is not done again; what was stopped goes on.",
+    )
+    parser.add_argument(
+        "configs", nargs="+", metavar="CONFIG", help="recipes, or folders of them, such as atrousops/configs/camvid"
+    )
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="folder for the runs (default: runs)")
+    parser.add_argument(
+        "--table", default="docs/results.md", metavar="FILE", help="the table (default: docs/results.md)"
+    )
+    parser.add_argument("--data", metavar="DIR", help="folder of the data, instead of the recipes'")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="replace an entry of every recipe, such as schedule.steps=100; may be repeated",
+    )
+    parser.set_defaults(run=_study)
+
+
+def _study(args: argparse.Namespace) -> int:
+    from atrousops.engine import study
+
+    failed = study.main(
+        args.configs,
+        runs=args.runs,
+        table=args.table,
+        data_root=args.data,
+        overrides=args.overrides,
+        say=lambda text: tqdm.write(text, file=sys.stderr),
+    )
+    print(f"-> {args.table}")
+    return FAILURE if failed else 0
 
 
 def _add_bench(commands: Commands, common: argparse.ArgumentParser) -> None:

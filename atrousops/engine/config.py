@@ -42,6 +42,7 @@ class Init:
 class Data:
     """name: a key of atrousops.data.SETS. root: folder of the data (None: see atrousops.data.files.find).
 
+    train, val: splits. test: that of `atrousops study`, val if None.
     mean, std: the network sees (rgb / 255 - mean) / std.
     """
 
@@ -49,6 +50,7 @@ class Data:
     root: str | None = None
     train: str = "train"
     val: str = "val"
+    test: str | None = None
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
 
@@ -115,7 +117,8 @@ class Config:
 
     average: of weights, the part that is kept each step. batch: images of a step, on all machines together, computed in
     `accumulate` parts. device: "auto" takes a GPU where there is one. autocast: "bfloat16", or None for none.
-    sync_norm: batch statistics over all GPUs. workers: processes that read images.
+    sync_norm: batch statistics over all GPUs. workers: processes that read images. crf: `atrousops study` judges the
+    scores refined by the dense CRF, too.
     """
 
     model: Model
@@ -134,6 +137,7 @@ class Config:
     device: str = "auto"
     autocast: str | None = None
     sync_norm: bool = False
+    crf: bool = False
     validate_every: int = 0
     checkpoint_every: int = 100
     pictures_every: int = 0
