@@ -131,12 +131,14 @@ def _add_segment(commands: Commands, common: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)"
     )
     _add_inference(parser)
-    network = parser.add_mutually_exclusive_group()
-    network.add_argument(
-        "--model", metavar="NAME", help="weights that come with the package (default: those for people)"
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="weights that come with the package (default: those for people); or, with --weights, a checkpoint that "
+        "others published, such as enet_camvid or fcn_resnet50_voc",
     )
-    network.add_argument(
-        "--weights", type=Path, metavar="FILE", help="a network saved by `atrousops train` (.safetensors)"
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="a network saved by `atrousops train`, or the file of --model"
     )
     parser.add_argument(
         "--size",
@@ -197,9 +199,16 @@ def _predictor(args: argparse.Namespace) -> Predictor:
 
     overlap = args.tile // 4 if args.overlap is None else args.overlap
     options = {"size": args.size or None} if args.size is not None else {}
+    options |= {"published": args.model} if args.model and args.weights else {}
     name = args.weights or args.model or predict.DEFAULT_MODEL
     return predict.load_predictor(
-        name, tile=args.tile, overlap=overlap, crf=args.crf, scales=args.scales, flip=args.flip, **options
+        name,
+        tile=args.tile,
+        overlap=overlap,
+        crf=args.crf,
+        scales=args.scales,
+        flip=args.flip,
+        **options,
     )
 
 

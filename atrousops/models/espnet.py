@@ -57,7 +57,7 @@ class _Pyramid(nn.Module):
         super().__init__()
         inner = out_channels // len(_DILATIONS)
         if inner < 1:
-            bad_value("espnet", "channels", f"be at least {len(_DILATIONS)} in every block", out_channels)
+            bad_value("espnet", "width", f"be at least {len(_DILATIONS)}", out_channels)
         self.c1 = _Conv(in_channels, inner, side, stride)
         widths = (out_channels - 4 * inner, *[inner] * 4)
         for rate, width in zip(_DILATIONS, widths, strict=True):
@@ -123,16 +123,16 @@ class _Encoder(nn.Module):
 class ESPNet(nn.Module):
     """ESPNet; see `espnet`. Module names are those of the authors' release, whose weights load."""
 
-    def __init__(self, num_classes: int, p: int, q: int) -> None:
+    def __init__(self, num_classes: int, p: int, q: int, width: int) -> None:
         super().__init__()
-        self.encoder = _Encoder(num_classes, p, q)
-        self.level3_C = _Conv(128 + 3, num_classes, 1)
-        self.br = nn.BatchNorm2d(num_classes, eps=1e-3)
-        self.conv = _ConvNormAct(19 + num_classes, num_classes, 3)
-        self.up_l3 = nn.Sequential(_double(num_classes))
-        self.combine_l2_l3 = nn.Sequential(_NormAct(2 * num_classes), _Block(2 * num_classes, num_classes))
-        self.up_l2 = nn.Sequential(_double(num_classes), _NormAct(num_classes))
-        self.classifier = _double(num_classes)
+        self.encoder = _Encoder(width, p, q)
+        self.level3_C = _Conv(128 + 3, width, 1)
+        self.br = nn.BatchNorm2d(width, eps=1e-3)
+        self.conv = _ConvNormAct(19 + width, width, 3)
+        self.up_l3 = nn.Sequential(_double(width, width))
+        self.combine_l2_l3 = nn.Sequential(_NormAct(2 * width), _Block(2 * width, width))
+        self.up_l2 = nn.Sequential(_double(width, width), _NormAct(width))
+        self.classifier = _double(width, num_classes)
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         """Scores for every pixel.
@@ -153,8 +153,8 @@ class ESPNet(nn.Module):
         return {"out": scores[..., :height, :width]}
 
 
-def _double(channels: int) -> AtrousConvTranspose2d:
-    return AtrousConvTranspose2d(channels, channels, 2, stride=2, bias=False)
+def _double(in_channels: int, out_channels: int) -> AtrousConvTranspose2d:
+    return AtrousConvTranspose2d(in_channels, out_channels, 2, stride=2, bias=False)
 
 
 def _halve(input: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def _run(blocks: nn.ModuleList, input: Tensor) -> Tensor:
     return input
 
 
-def espnet(num_classes: int = 12, p: int = 2, q: int = 8) -> ESPNet:
+def espnet(num_classes: int = 12, p: int = 2, q: int = 8, width: int | None = None) -> ESPNet:
     """ESPNet, 0.36 M parameters at p = 2, q = 8.
 
     | stage | blocks | channels | stride |
@@ -175,23 +175,24 @@ def espnet(num_classes: int = 12, p: int = 2, q: int = 8) -> ESPNet:
     | 1 | 3x3 stride 2, beside the image at half its size | 16 + 3 | 2 |
     | 2 | down, p pyramids of rates 1 2 4 8 16, beside the image at a quarter | 64 + 64 + 3 | 4 |
     | 3 | down, q pyramids | 128 + 128 | 8 |
-    | 4 | scores of 3, transposed 2x2, with scores of 2; pyramid | num_classes | 4 |
-    | 5 | transposed 2x2, with stage 1; 3x3 | num_classes | 2 |
+    | 4 | scores of 3, transposed 2x2, with scores of 2; pyramid | width | 4 |
+    | 5 | transposed 2x2, with stage 1; 3x3 | width | 2 |
     | 6 | transposed 2x2 | num_classes | 1 |
 
     The weights of the authors' release load by `load_state_dict`.
 
     Args:
-        num_classes: K, at least 5.
+        num_classes: K.
         p, q: pyramids of stages 2 and 3.
+        width: channels of the decoder, at least 5; K in the paper, and 5 for fewer classes, if None.
 
     Returns:
         (N, 3, H, W) -> {"out": (N, K, H, W)}.
 
     Raises:
-        ArgumentError: fewer than 5 classes, which the pyramid of rates before the scores divides.
+        ArgumentError: a width below 5, which the five rates before the scores divide.
 
     Source: Mehta et al., ESPNet: efficient spatial pyramid of dilated convolutions for semantic segmentation (2018),
     sections 3 and 4, figure 4.
     """
-    return ESPNet(num_classes, p, q)
+    return ESPNet(num_classes, p, q, max(num_classes, len(_DILATIONS)) if width is None else width)

@@ -27,6 +27,7 @@ from atrousops.models.deeplab_v2 import deeplabv2
 from atrousops.models.dilated_vgg import dilated_vgg16
 from atrousops.models.enet import enet
 from atrousops.models.espnet import espnet
+from atrousops.models.fcn_resnet import fcn_resnet50, fcn_resnet101
 from atrousops.models.gcn import gcn
 from atrousops.models.hypercolumns import hypercolumns
 from atrousops.models.instance_embedding import metric_learning
@@ -57,6 +58,8 @@ _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     fcn.fcn16s,
     fcn.fcn32s,
     fcn.fcn8s,
+    fcn_resnet101,
+    fcn_resnet50,
     deconvnet,
     gcn,
     hypercolumns,
@@ -160,7 +163,7 @@ def load(name: str | os.PathLike[str], **arguments: Any) -> nn.Module:
     if shipped is not None:
         info = dataclasses.replace(info, crf=shipped.crf)
     model = build(info.network, **{**info.arguments, **arguments})
-    _load_state(model, state, path)
+    load_state(model, state, path)
     setattr(model, "info", info)  # noqa: B010, for a Module takes no attribute of this type by declaration
     return model.eval()
 
@@ -174,7 +177,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"load_weights: no file {path}")
-    _load_state(model, _read(Path(path))[0], Path(path))
+    load_state(model, _read(Path(path))[0], Path(path))
     return model
 
 
@@ -219,7 +222,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Info | None]:
         raise WeightsError(f"load: {path} must describe its network in its header; got {error}.") from error
 
 
-def _load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Loads a state dict; raises WeightsError, which says what does not fit and names the file it came from."""
     wanted = model.state_dict()
     missing = [name for name in wanted if name not in state]
     unknown = [name for name in state if name not in wanted]

@@ -14,6 +14,7 @@ FOLDER = Path(atrousops.__file__).parent / "configs"
 RECIPES = sorted(p for p in FOLDER.rglob("*.yaml") if not p.name.startswith("_"))
 # Whose objects are not semantic classes, what is not trained by itself, and what ships its own recipe.
 ELSEWHERE = {
+    "fcn_resnet101",
     "mask_rcnn",
     "metric_learning",
     "deeplabv3plus_vgg16_lowrank",
