@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from tqdm import tqdm
@@ -278,6 +278,9 @@ def _add_evaluate(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--weights", required=True, metavar="FILE", help="trained weights (.safetensors) or a shipped name"
     )
     _add_inference(parser)
+    parser.add_argument(
+        "--model", metavar="NAME", help="the weights are the file of this checkpoint that others published"
+    )
     parser.add_argument("--split", metavar="NAME", help="score these images, such as test (default: the recipe's val)")
     parser.add_argument("--ap", action="store_true", help="score the masks of objects by COCO's AP too")
     parser.add_argument(
@@ -292,13 +295,10 @@ def _add_evaluate(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from atrousops import models
     from atrousops.engine import evaluate
 
-    info = cast(models.Info, models.load(args.weights).info)
-    crf = info.dense_crf() if args.crf else None
-    options = {"crf": crf, "scales": args.scales, "flip": args.flip, "split": args.split}
-    options |= {"ap": args.ap, "widths": tuple(args.trimap)}
+    options = {"scales": args.scales, "flip": args.flip, "split": args.split, "published": args.model}
+    options |= {"crf": args.crf, "ap": args.ap, "widths": tuple(args.trimap)}
     scores = evaluate.main(args.config, args.weights, data_root=args.data, overrides=tuple(args.overrides), **options)
     print(evaluate.report(scores))
     return 0

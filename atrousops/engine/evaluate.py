@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ def main(
     config_path: str | os.PathLike[str],
     weights: str | os.PathLike[str],
     *,
-    crf: Refine | None = None,
+    crf: Refine | bool = False,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     data_root: str | None = None,
@@ -96,6 +97,7 @@ def main(
     overrides: tuple[str, ...] = (),
     ap: bool = False,
     widths: tuple[int, ...] = (),
+    published: str | None = None,
     progress: bool = True,
 ) -> Scores:
     """Scores trained weights on the validation images of a recipe.
@@ -103,11 +105,14 @@ def main(
     Args:
         config_path: the recipe, YAML.
         weights: a file written by `atrousops train`, or one of `atrousops.models.list()`.
-        crf: (scores (1, L, H, W), image (1, 3, H, W) in 0..255) -> Q (1, L, H, W), such as `atrousops.DenseCRF()`.
+        published: a key of `atrousops.models.PUBLISHED`, where `weights` is that file.
+        crf: (scores (1, L, H, W), image (1, 3, H, W) in 0..255) -> Q (1, L, H, W), such as `atrousops.DenseCRF()`;
+            True for the one that suits the weights.
         scales, flip: of MultiScale, the scores being averaged over sizes and mirror images.
         data_root: folder of the data, instead of the recipe's.
         split: instead of the recipe's validation split.
-        overrides: "part.key=value" entries that replace the recipe's; those of model.arguments rebuild the network.
+        overrides: "part.key=value" entries that replace the recipe's; those of model.arguments rebuild the network,
+            but for a published one.
         ap, widths: of `Scores`.
         progress: draw a progress bar.
 
@@ -120,16 +125,24 @@ def main(
     """
     recipe = configs.load(config_path, overrides)
     root = data_root if data_root is not None else recipe.data.root
-    norm = recipe.data.mean, recipe.data.std
+    if published is None:
+        model = models.load(weights, **recipe.model.arguments)
+    else:
+        model = models.load_published(published, weights)
+    info = cast(models.Info, model.info)
+    norm = info.mean, info.std
     data = SETS[recipe.data.name](root, split or recipe.data.val, transforms.evaluation(*norm))
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    model = models.load(weights, **recipe.model.arguments).to(pick_device(recipe.device))
+    if info.classes != data.classes:
+        bad_value("evaluate", "weights", f"be of the classes {', '.join(data.classes)}", ", ".join(info.classes))
+    model = model.to(pick_device(recipe.device))
     if flip or tuple(scales) != (1,):
         if hasattr(model, "objects"):
             bad_value("evaluate", "scales and flip", "stay as they are for a network that finds objects", scales)
         model = MultiScale(model, scales, flip)
-    return score(model, data, crf=crf, norm=norm, ap=ap, widths=widths, progress=progress)
+    refine = (info.dense_crf() if crf else None) if isinstance(crf, bool) else crf
+    return score(model, data, crf=refine, norm=norm, ap=ap, widths=widths, progress=progress)
 
 
 @torch.inference_mode()

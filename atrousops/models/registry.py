@@ -120,9 +120,15 @@ class Info:
         return DenseCRF(**self.crf)
 
 
-def list() -> tuple[str, ...]:
-    """Names of the weights that come with the package, for `load`."""
-    return tuple(SHIPPED)
+def list(kind: str = "weights") -> tuple[str, ...]:
+    """Names: of the weights that come with the package, for `load`, or of the "networks", for `build`.
+
+    Raises:
+        ArgumentError: kind is something else.
+    """
+    if kind not in ("weights", "networks"):
+        bad_value("list", "kind", 'be "weights" or "networks"', repr(kind))
+    return tuple(SHIPPED if kind == "weights" else NETWORKS)
 
 
 def build(name: str, **arguments: Any) -> nn.Module:

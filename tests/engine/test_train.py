@@ -82,6 +82,13 @@ def test_learns_and_is_evaluated(tmp_path, people):
     assert "mean IoU" in lines
 
 
+def test_weights_of_other_classes(tmp_path, people, recipe):
+    weights = tmp_path / "enet.safetensors"
+    models.save(models.enet(2), weights, models.Info("enet", {"num_classes": 2}, ("a", "b"), (0,) * 3, (1,) * 3, 48))
+    with pytest.raises(ArgumentError, match="be of the classes background, person; got a, b"):
+        evaluate.main(recipe, weights, data_root=people, progress=False)
+
+
 def test_crf_sees_scores_and_picture(tmp_path, people, recipe):
     """Whatever the refinement answers is scored; it gets the picture in 0..255."""
     weights = tmp_path / "enet.safetensors"
