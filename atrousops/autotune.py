@@ -129,7 +129,8 @@ def _measure(key: Key, budget: float) -> Times:
         torch.manual_seed(0)
         aten, ours = _contenders(key, device)
         timings = interleaved(aten, ours, repeats=15, budget=budget, clock=clock_of(device))
-    return Times(*(timing.median for timing in timings))
+    # The lower quartiles: whoever else wants the machine makes calls slower, never faster.
+    return Times(*(timing.lower for timing in timings))
 
 
 def _contenders(key: Key, device: torch.device) -> tuple[Callable[[], Any], Callable[[], Any]]:

@@ -1,4 +1,4 @@
-"""The command line: `atrousops segment | train | evaluate | bench | info`."""
+"""The command line: `atrousops segment | train | evaluate | study | bench | info`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from tqdm import tqdm
@@ -58,7 +58,7 @@ def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
-    if isinstance(error, (OSError, ValueError, ArgumentTypeError)):
+    if isinstance(error, (OSError, ValueError, ImportError, ArgumentTypeError)):
         return text or type(error).__name__
     return f"{type(error).__name__}: {text} (--debug shows the traceback)"
 
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "--backend", choices=backends.NAMES, help="run every operator on this backend (default: the best)"
     )
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    for add in (_add_segment, _add_train, _add_evaluate, _add_bench, _add_info):
+    for add in (_add_segment, _add_train, _add_evaluate, _add_study, _add_bench, _add_info):
         add(commands, common)
     return parser
 
@@ -131,12 +131,14 @@ def _add_segment(commands: Commands, common: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)"
     )
     _add_inference(parser)
-    network = parser.add_mutually_exclusive_group()
-    network.add_argument(
-        "--model", metavar="NAME", help="weights that come with the package (default: those for people)"
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="weights that come with the package (default: those for people); or, with --weights, a checkpoint that "
+        "others published, such as enet_camvid or fcn_resnet50_voc",
     )
-    network.add_argument(
-        "--weights", type=Path, metavar="FILE", help="a network saved by `atrousops train` (.safetensors)"
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="a network saved by `atrousops train`, or the file of --model"
     )
     parser.add_argument(
         "--size",
@@ -197,9 +199,16 @@ def _predictor(args: argparse.Namespace) -> Predictor:
 
     overlap = args.tile // 4 if args.overlap is None else args.overlap
     options = {"size": args.size or None} if args.size is not None else {}
+    options |= {"published": args.model} if args.model and args.weights else {}
     name = args.weights or args.model or predict.DEFAULT_MODEL
     return predict.load_predictor(
-        name, tile=args.tile, overlap=overlap, crf=args.crf, scales=args.scales, flip=args.flip, **options
+        name,
+        tile=args.tile,
+        overlap=overlap,
+        crf=args.crf,
+        scales=args.scales,
+        flip=args.flip,
+        **options,
     )
 
 
@@ -269,19 +278,72 @@ def _add_evaluate(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--weights", required=True, metavar="FILE", help="trained weights (.safetensors) or a shipped name"
     )
     _add_inference(parser)
+    parser.add_argument(
+        "--model", metavar="NAME", help="the weights are the file of this checkpoint that others published"
+    )
+    parser.add_argument("--split", metavar="NAME", help="score these images, such as test (default: the recipe's val)")
+    parser.add_argument("--ap", action="store_true", help="score the masks of objects by COCO's AP too")
+    parser.add_argument(
+        "--trimap",
+        nargs="+",
+        type=_count(1),
+        default=(),
+        metavar="W",
+        help="score bands of these widths along borders too, pixels",
+    )
     parser.set_defaults(run=_evaluate)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from atrousops import models
     from atrousops.engine import evaluate
 
-    info = cast(models.Info, models.load(args.weights).info)
-    crf = info.dense_crf() if args.crf else None
-    options = {"crf": crf, "scales": args.scales, "flip": args.flip}
-    matrix = evaluate.main(args.config, args.weights, data_root=args.data, overrides=tuple(args.overrides), **options)
-    print(evaluate.report(matrix, info.classes))
+    options = {"scales": args.scales, "flip": args.flip, "split": args.split, "published": args.model}
+    options |= {"crf": args.crf, "ap": args.ap, "widths": tuple(args.trimap)}
+    scores = evaluate.main(args.config, args.weights, data_root=args.data, overrides=tuple(args.overrides), **options)
+    print(evaluate.report(scores))
     return 0
+
+
+def _add_study(commands: Commands, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "study",
+        parents=[common],
+        help="train and score many recipes, and write one table",
+        description="Trains and scores recipes one after another, and writes the table of all runs after each. What is "
+        "done is not done again; what was stopped goes on.",
+    )
+    parser.add_argument(
+        "configs", nargs="+", metavar="CONFIG", help="recipes, or folders of them, such as atrousops/configs/camvid"
+    )
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="folder for the runs (default: runs)")
+    parser.add_argument(
+        "--table", default="docs/results.md", metavar="FILE", help="the table (default: docs/results.md)"
+    )
+    parser.add_argument("--data", metavar="DIR", help="folder of the data, instead of the recipes'")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="replace an entry of every recipe, such as schedule.steps=100; may be repeated",
+    )
+    parser.set_defaults(run=_study)
+
+
+def _study(args: argparse.Namespace) -> int:
+    from atrousops.engine import study
+
+    failed = study.main(
+        args.configs,
+        runs=args.runs,
+        table=args.table,
+        data_root=args.data,
+        overrides=args.overrides,
+        say=lambda text: tqdm.write(text, file=sys.stderr),
+    )
+    print(f"-> {args.table}")
+    return FAILURE if failed else 0
 
 
 def _add_bench(commands: Commands, common: argparse.ArgumentParser) -> None:

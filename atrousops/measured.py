@@ -36,7 +36,7 @@ class Key(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Median seconds of PyTorch's operator and of ours."""
+    """Seconds of PyTorch's operator and of ours."""
 
     aten: float
     ours: float

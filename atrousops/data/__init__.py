@@ -1,5 +1,30 @@
 """Data sets, read from a folder or straight from their zip archives, and their transforms."""
 
-from atrousops.data.sets import SETS, VOID, CamVid, SegmentationSet, VOCPerson
+from atrousops.data.base import VOID, SegmentationSet
+from atrousops.data.cityscapes import Cityscapes
+from atrousops.data.coco import COCOPanoptic, COCOStuff
+from atrousops.data.nuclei import Nuclei
+from atrousops.data.sets import VOC, CamVid, VOCPerson
 
-__all__ = ["SETS", "VOID", "CamVid", "SegmentationSet", "VOCPerson"]
+SETS: dict[str, type[SegmentationSet]] = {
+    "camvid": CamVid,
+    "cityscapes": Cityscapes,
+    "coco_panoptic": COCOPanoptic,
+    "coco_stuff": COCOStuff,
+    "nuclei": Nuclei,
+    "voc": VOC,
+    "voc_person": VOCPerson,
+}
+
+__all__ = [
+    "SETS",
+    "VOC",
+    "VOID",
+    "COCOPanoptic",
+    "COCOStuff",
+    "CamVid",
+    "Cityscapes",
+    "Nuclei",
+    "SegmentationSet",
+    "VOCPerson",
+]

@@ -47,6 +47,8 @@ class Files:
     def read(self, name: str) -> bytes:
         """The bytes of one file. Raises FileNotFoundError."""
         if self.path.is_dir():
+            if not (self.path / name).is_file():
+                raise FileNotFoundError(f"{self.path} holds no {name}")
             return (self.path / name).read_bytes()
         try:
             return self._zip().read(name)
@@ -58,11 +60,21 @@ class Files:
         if self.path.is_dir():
             found = [p.name for p in (self.path / folder).glob(f"*{suffix}")]
         else:
-            found = [n[len(folder) + 1 :] for n in self._zip().namelist() if n.startswith(f"{folder}/")]
+            inside = (n[len(folder) + 1 :] for n in self._zip().namelist() if n.startswith(f"{folder}/"))
+            found = [name for name in inside if "/" not in name]
         return sorted(name[: -len(suffix)] for name in found if name.endswith(suffix))
 
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders in `folder` ("" for all at the top), in order."""
+        if self.path.is_dir():
+            parent = self.path / folder
+            return sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
+        start = f"{folder}/" if folder else ""
+        inside = (n[len(start) :] for n in self._zip().namelist() if n.startswith(start))
+        return sorted({name.split("/")[0] for name in inside if "/" in name})
+
     def image(self, name: str, mode: str) -> Image.Image:
-        """One picture, decoded; mode "RGB", or "P" or "L" for labels, whose numbers are kept."""
+        """One picture, decoded; mode "RGB", or "P", "L" or "I" for labels, whose numbers are kept."""
         picture = Image.open(io.BytesIO(self.read(name)))
         return picture if picture.mode == mode else picture.convert(mode)
 

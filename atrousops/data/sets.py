@@ -1,94 +1,18 @@
-"""Readers: CamVid's eleven classes, and the people of Pascal VOC."""
+"""Semantic sets that differ only by names: CamVid, Pascal VOC and its people."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision import tv_tensors
 
-from atrousops._checks import bad_value
-from atrousops.data.files import Files, find
-
-VOID = 255
-Sample = tuple[Tensor, Tensor]
-
-
-class SegmentationSet(Dataset[Sample]):
-    """Pairs of an image (3, H, W) uint8 and its labels (H, W) int64, void being 255.
-
-    Args:
-        root: folder that holds the archive or its unpacked folder; None looks in $ATROUSOPS_DATA and ../shared/data.
-        split: one of `splits`.
-        transform: called with (tv_tensors.Image, tv_tensors.Mask).
-    """
-
-    file: str
-    classes: tuple[str, ...]
-    splits: tuple[str, ...]
-
-    def __init__(
-        self,
-        root: str | os.PathLike[str] | None = None,
-        split: str = "train",
-        transform: Callable[[Any, Any], Sample] | None = None,
-    ) -> None:
-        if split not in self.splits:
-            bad_value(type(self).__name__, "split", f"be one of {', '.join(self.splits)}", repr(split))
-        self.files = Files(find(self.file, root))
-        self.split = split
-        self.transform = transform
-        self.names = self._list()
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Sample:
-        picture, labels = self.read(self.names[index])
-        sample = (tv_tensors.Image(picture), tv_tensors.Mask(labels))
-        return self.transform(*sample) if self.transform is not None else sample
-
-    def read(self, name: str) -> Sample:
-        """The image and labels called `name`, before the transform."""
-        image_name, label_name, mode = self._paths(name)
-        picture = np.array(self.files.image(image_name, "RGB"))
-        labels = np.array(self.files.image(label_name, mode)).astype(np.int64)
-        return torch.from_numpy(picture).permute(2, 0, 1).contiguous(), self._relabel(torch.from_numpy(labels))
-
-    def _list(self) -> list[str]:
-        raise NotImplementedError
-
-    def _paths(self, name: str) -> tuple[str, str, str]:
-        raise NotImplementedError
-
-    def _relabel(self, labels: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-class VOCPerson(SegmentationSet):
-    """695 Pascal VOC images that hold people; classes background and person (VOC's class 15)."""
-
-    file = "voc_person.zip"
-    classes = ("background", "person")
-    splits = ("train", "val")
-
-    def _list(self) -> list[str]:
-        return self.files.read(f"{self.split}.txt").decode().split()
-
-    def _paths(self, name: str) -> tuple[str, str, str]:
-        return f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png", "P"
-
-    def _relabel(self, labels: Tensor) -> Tensor:
-        return torch.where(labels == VOID, VOID, (labels == 15).long())
+from atrousops.data.base import VOID, SegmentationSet
 
 
 class CamVid(SegmentationSet):
-    """CamVid at 480x360, the eleven classes of the SegNet split; class 11 of the files is void."""
+    """CamVid at 480x360, the eleven classes of the SegNet split; class 11 of the files is void.
+
+    {train,val,test}/*.jpg with {train,val,test}annot/*.png of the same names.
+    """
 
     file = "camvid11.zip"
     classes = (
@@ -109,6 +33,9 @@ class CamVid(SegmentationSet):
     def _list(self) -> list[str]:
         return self.files.names(self.split, ".jpg")
 
+    def _expected(self) -> str:
+        return f"{self.split}/*.jpg and {self.split}annot/*.png"
+
     def _paths(self, name: str) -> tuple[str, str, str]:
         return f"{self.split}/{name}.jpg", f"{self.split}annot/{name}.png", "L"
 
@@ -116,4 +43,61 @@ class CamVid(SegmentationSet):
         return torch.where(labels < len(self.classes), labels, VOID)
 
 
-SETS: dict[str, type[SegmentationSet]] = {"camvid": CamVid, "voc_person": VOCPerson}
+class VOC(SegmentationSet):
+    """Pascal VOC 2012's 21 classes.
+
+    VOCdevkit/VOC2012 with ImageSets/Segmentation/{train,val,trainval}.txt, JPEGImages/*.jpg and
+    SegmentationClass/*.png, whose palette numbers are the classes. With the labels of Hariharan et al. (2011) added to
+    SegmentationClass and their list as train_aug.txt, the split "train_aug" is the papers' training set.
+    """
+
+    file = "VOCdevkit/VOC2012"
+    lists = "ImageSets/Segmentation/"
+    classes: tuple[str, ...] = (
+        "background",
+        "aeroplane",
+        "bicycle",
+        "bird",
+        "boat",
+        "bottle",
+        "bus",
+        "car",
+        "cat",
+        "chair",
+        "cow",
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
+    )
+    splits: tuple[str, ...] = ("train", "val", "trainval", "train_aug")
+
+    def _list(self) -> list[str]:
+        return self.files.read(f"{self.lists}{self.split}.txt").decode().split()
+
+    def _expected(self) -> str:
+        return f"names in {self.lists}{self.split}.txt"
+
+    def _paths(self, name: str) -> tuple[str, str, str]:
+        return f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png", "P"
+
+    def _relabel(self, labels: Tensor) -> Tensor:
+        return torch.where(labels < len(self.classes), labels, VOID)
+
+
+class VOCPerson(VOC):
+    """695 Pascal VOC images that hold people; classes background and person (VOC's class 15)."""
+
+    file = "voc_person.zip"
+    lists = ""
+    classes = ("background", "person")
+    splits = ("train", "val")
+
+    def _relabel(self, labels: Tensor) -> Tensor:
+        return torch.where(labels == VOID, VOID, (labels == 15).long())

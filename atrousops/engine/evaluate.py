@@ -4,46 +4,120 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from atrousops import models
-from atrousops.data import SETS, SegmentationSet, transforms
+from atrousops._checks import bad_value
+from atrousops.data import SETS, VOID, SegmentationSet, transforms
 from atrousops.engine import config as configs
+from atrousops.engine.distributed import Processes, pick_device
+from atrousops.engine.instances import find
 from atrousops.engine.multiscale import MultiScale
-from atrousops.metrics import ConfusionMatrix
+from atrousops.metrics import BoundaryScores, ConfusionMatrix, MaskAP, PanopticQuality, Precision, Quality
 
 Refine = Callable[[Tensor, Tensor], Tensor]
+
+
+class Scores:
+    """What a network is worth on a set.
+
+    Args:
+        classes: their names.
+        instances: whether objects are judged too, by panoptic quality (every class but the first being things).
+        ap: judge masks by AP too.
+        widths: of the bands along borders that are judged by themselves; none if empty.
+
+    Attributes:
+        matrix: ConfusionMatrix of all pixels.
+        boundary: BoundaryScores, or None.
+
+    Raises:
+        ImportError: torchmetrics or pycocotools is needed and not installed.
+    """
+
+    def __init__(
+        self, classes: tuple[str, ...], instances: bool = False, ap: bool = False, widths: tuple[int, ...] = ()
+    ) -> None:
+        self.classes = classes
+        self.matrix = ConfusionMatrix(len(classes))
+        self.boundary = BoundaryScores(len(classes), widths) if widths else None
+        self.things = tuple(range(1, len(classes))) if instances else ()
+        self._quality = PanopticQuality(len(classes), self.things, (0,)) if instances else None
+        self._ap = MaskAP(self.things) if instances and ap else None
+
+    def update(self, prediction: Tensor, labels: Tensor) -> None:
+        """Adds an image's classes (H, W) and its labels (H, W)."""
+        self.matrix.update(prediction, labels)
+        if self.boundary is not None:
+            self.boundary.update(prediction, labels)
+
+    def update_objects(self, model: nn.Module, image: Tensor, labels: Tensor) -> None:
+        """Adds the objects that a network finds in an image, given labels (2, H, W)."""
+        found = find(model, image, self.things)
+        panoptic = found.panoptic.cpu()
+        self.update(panoptic[0], labels[0])
+        assert self._quality is not None
+        self._quality.update(panoptic, labels)
+        if self._ap is not None:
+            numbers = torch.where(labels[0] == VOID, 0, labels[1])
+            true = numbers.unique()
+            true = true[true > 0]
+            masks = numbers == true[:, None, None]
+            classes = [int(labels[0][mask][0]) for mask in masks]
+            self._ap.update(found.masks.cpu(), found.labels, found.scores, masks, classes)
+
+    @property
+    def quality(self) -> Quality | None:
+        return self._quality.compute() if self._quality is not None else None
+
+    @property
+    def precision(self) -> Precision | None:
+        return self._ap.compute() if self._ap is not None else None
+
+    def summary(self) -> dict[str, float]:
+        """The main figures by name: "miou", each class, and "pq", "sq", "rq" where objects are judged."""
+        values = {"miou": self.matrix.mean_iou}
+        values |= dict(zip(self.classes, self.matrix.iou.tolist(), strict=True))
+        return values | (self.quality._asdict() if self.quality is not None else {})
 
 
 def main(
     config_path: str | os.PathLike[str],
     weights: str | os.PathLike[str],
     *,
-    crf: Refine | None = None,
+    crf: Refine | bool = False,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     data_root: str | None = None,
     split: str | None = None,
     overrides: tuple[str, ...] = (),
+    ap: bool = False,
+    widths: tuple[int, ...] = (),
+    published: str | None = None,
     progress: bool = True,
-) -> ConfusionMatrix:
+) -> Scores:
     """Scores trained weights on the validation images of a recipe.
 
     Args:
         config_path: the recipe, YAML.
         weights: a file written by `atrousops train`, or one of `atrousops.models.list()`.
-        crf: (scores (1, L, H, W), image (1, 3, H, W) in 0..255) -> Q (1, L, H, W), such as `atrousops.DenseCRF()`.
+        published: a key of `atrousops.models.PUBLISHED`, where `weights` is that file.
+        crf: (scores (1, L, H, W), image (1, 3, H, W) in 0..255) -> Q (1, L, H, W), such as `atrousops.DenseCRF()`;
+            True for the one that suits the weights.
         scales, flip: of MultiScale, the scores being averaged over sizes and mirror images.
         data_root: folder of the data, instead of the recipe's.
         split: instead of the recipe's validation split.
-        overrides: "part.key=value" entries that replace the recipe's; those of model.arguments rebuild the network.
+        overrides: "part.key=value" entries that replace the recipe's; those of model.arguments rebuild the network,
+            but for a published one.
+        ap, widths: of `Scores`.
         progress: draw a progress bar.
 
     Returns:
-        The confusion matrix, with IoU per class, mIoU and accuracies; `report` makes text of it.
+        The scores; `report` makes text of them.
 
     Raises:
         FileNotFoundError: no recipe or no weights.
@@ -51,47 +125,87 @@ def main(
     """
     recipe = configs.load(config_path, overrides)
     root = data_root if data_root is not None else recipe.data.root
-    data = SETS[recipe.data.name](root, split or recipe.data.val, transforms.evaluation())
+    if published is None:
+        model = models.load(weights, **recipe.model.arguments)
+    else:
+        model = models.load_published(published, weights)
+    info = cast(models.Info, model.info)
+    norm = info.mean, info.std
+    data = SETS[recipe.data.name](root, split or recipe.data.val, transforms.evaluation(*norm))
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    model = models.load(weights, **recipe.model.arguments)
+    if info.classes != data.classes:
+        bad_value("evaluate", "weights", f"be of the classes {', '.join(data.classes)}", ", ".join(info.classes))
+    model = model.to(pick_device(recipe.device))
     if flip or tuple(scales) != (1,):
+        if hasattr(model, "objects"):
+            bad_value("evaluate", "scales and flip", "stay as they are for a network that finds objects", scales)
         model = MultiScale(model, scales, flip)
-    return score(model, data, crf=crf, progress=progress)
+    refine = (info.dense_crf() if crf else None) if isinstance(crf, bool) else crf
+    return score(model, data, crf=refine, norm=norm, ap=ap, widths=widths, progress=progress)
 
 
 @torch.inference_mode()
 def score(
-    model: nn.Module, data: SegmentationSet, *, crf: Refine | None = None, progress: bool = True
-) -> ConfusionMatrix:
-    """The confusion matrix of `model` on `data`, whole images one by one.
+    model: nn.Module,
+    data: SegmentationSet,
+    *,
+    crf: Refine | None = None,
+    norm: tuple[Sequence[float], Sequence[float]] = (transforms.MEAN, transforms.STD),
+    ap: bool = False,
+    widths: tuple[int, ...] = (),
+    progress: bool = True,
+    processes: Processes | None = None,
+) -> Scores:
+    """The scores of `model` on `data`, whole images one by one.
 
     Args:
         model: images -> {"out": scores}; put into evaluation mode for the time of the call.
-        data: a set whose transform is `transforms.evaluation()`.
-        crf: refines the scores, given the image.
+        data: a set whose transform is `transforms.evaluation(*norm)`.
+        crf: refines the scores, given the image; not where objects are judged.
+        norm: mean and deviation, to find the image's colours again for the CRF.
+        ap, widths: of `Scores`.
         progress: draw a progress bar.
+        processes: that share the work. Objects are all judged by each.
     """
-    matrix = ConfusionMatrix(len(data.classes))
+    scores = Scores(data.classes, data.instances, ap, widths)
+    processes = processes or Processes()
     was_training = model.training
     model.eval()
-    for index in tqdm(range(len(data)), desc="evaluate", disable=not progress, leave=False):
+    device = next(iter(model.parameters())).device
+    mine = range(len(data)) if data.instances else range(processes.rank, len(data), processes.world)
+    for index in tqdm(mine, desc="evaluate", disable=not progress, leave=False):
         image, labels = data[index]
-        scores = model(image[None].contiguous(memory_format=torch.channels_last))["out"]
+        image = image.to(device)
+        if data.instances:
+            scores.update_objects(model, image, labels)
+            continue
+        found: Tensor = model(image[None].contiguous(memory_format=torch.channels_last))["out"]
         if crf is not None:
-            scores = crf(scores.float().contiguous(), transforms.denormalise(image)[None])
-        matrix.update(scores.argmax(1)[0], labels)
+            found = crf(found.float().cpu().contiguous(), transforms.denormalise(image.cpu(), *norm)[None])
+        scores.update(found.argmax(1)[0].cpu(), labels)
+    if not data.instances and processes.world > 1:
+        scores.matrix.counts = processes.sum(scores.matrix.counts.to(device)).cpu()
     model.train(was_training)
-    return matrix
+    return scores
 
 
-def report(matrix: ConfusionMatrix, classes: tuple[str, ...]) -> str:
+def report(scores: Scores) -> str:
     """The scores as a small table."""
-    rows = [(name, iou) for name, iou in zip(classes, matrix.iou.tolist(), strict=True)]
+    matrix = scores.matrix
+    rows = [(name, iou) for name, iou in zip(scores.classes, matrix.iou.tolist(), strict=True)]
     rows += [
         ("mean IoU", matrix.mean_iou),
         ("frequency weighted IoU", matrix.frequency_weighted_iou),
         ("pixel accuracy", matrix.pixel_accuracy),
         ("mean accuracy", matrix.mean_accuracy),
     ]
+    if scores.boundary is not None:
+        for width, band in scores.boundary.bands.items():
+            rows.append((f"accuracy within {width} px", band.pixel_accuracy))
+        rows.append(("accuracy inside", scores.boundary.interior.pixel_accuracy))
+    if scores.quality is not None:
+        rows += zip(("PQ", "SQ", "RQ"), scores.quality)
+    if scores.precision is not None:
+        rows += zip(("mask AP", "mask AP50", "mask AP75"), scores.precision)
     return "\n".join(f"{name:<24}{100 * value:6.2f} %" for name, value in rows)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from atrousops import models
 from atrousops._checks import bad_type, bad_value
 from atrousops.engine import tiles
+from atrousops.engine.instances import find
 from atrousops.engine.multiscale import MultiScale, resize
 
 # People in photographs: the weights that come with the package.
@@ -79,7 +80,13 @@ class Predictor:
         self.crf = crf
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
-        """Class ids, uint8 (H, W), of a picture, uint8 (H, W, 3) in RGB."""
+        """Class ids, uint8 (H, W), of a picture, uint8 (H, W, 3) in RGB.
+
+        A network that finds objects sees the picture whole, and a pixel has the class of the surest object there.
+        """
+        if hasattr(self.model, "objects"):
+            classes = find(self.model, self.normalise(picture)[0]).panoptic[:1, None]
+            return F.interpolate(classes.float(), size=picture.shape[:2])[0, 0].to(torch.uint8).numpy()
         scores = self.scores(picture)
         return labels(self.refine(picture, scores) if self.crf is not None else scores)
 
@@ -134,18 +141,21 @@ class Predictor:
         return resize(scores.float(), image.shape[2:])[0]
 
 
-def load_predictor(name: str | os.PathLike[str] = DEFAULT_MODEL, *, crf: bool = False, **options: Any) -> Predictor:
-    """A Predictor of trained weights: shipped ones by name, or a file that `atrousops train` wrote.
+def load_predictor(
+    name: str | os.PathLike[str] = DEFAULT_MODEL, *, published: str | None = None, crf: bool = False, **options: Any
+) -> Predictor:
+    """A Predictor of trained weights: shipped ones by name, or a file that `atrousops train` or somebody else wrote.
 
     Args:
         name: one of `atrousops.models.list()`, or a path.
+        published: a key of `atrousops.models.PUBLISHED`, where the path is of that file.
         crf: refine with the dense CRF that suits the network.
         options: `tile`, `overlap`, `size`, `scales` and `flip` of Predictor; `size` is by default that of the training.
 
     Raises:
         FileNotFoundError, ArgumentError: as `atrousops.models.load`.
     """
-    model = models.load(name)
+    model = models.load(name) if published is None else models.load_published(published, name)
     info = cast(models.Info, model.info)
     refine = info.dense_crf() if crf else None
     return Predictor(model, info.classes, info.mean, info.std, **{"size": info.size, "crf": refine, **options})

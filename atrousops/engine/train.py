@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import csv
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from atrousops import models
 from atrousops._checks import bad_value
 from atrousops._files import write_atomically
-from atrousops.data import SETS, VOID, SegmentationSet, transforms
-from atrousops.data.files import find
+from atrousops.data import SETS, SegmentationSet, transforms
 from atrousops.engine import config as configs
+from atrousops.engine import optimise, start
 from atrousops.engine.config import Config
+from atrousops.engine.distributed import Processes, join, pick_device
 from atrousops.engine.evaluate import score
-from atrousops.models.factorise import factorise_vgg16
+from atrousops.engine.log import Board, Log, write_pictures
+from atrousops.engine.losses import Criterion, WithLoss, class_weights
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -38,7 +42,7 @@ def main(
     overrides: Sequence[str] = (),
     progress: bool = True,
 ) -> Path:
-    """Trains a network by a recipe.
+    """Trains a network by a recipe; under torchrun, by all of its processes together.
 
     Args:
         config_path: the recipe, YAML.
@@ -54,6 +58,7 @@ def main(
     Raises:
         FileNotFoundError: no recipe, or resume without a checkpoint.
         ArgumentError: a wrong recipe, or `output` holds a checkpoint and resume is False.
+        OutputError: the disk is full, say. The last checkpoint is whole, and the run goes on from there.
     """
     recipe = configs.load(config_path, overrides)
     folder = Path(output) if output is not None else Path("runs") / Path(config_path).stem
@@ -66,11 +71,13 @@ def main(
     flushed_before = not torch.tensor(torch.finfo(torch.float32).smallest_normal).mul(0.5).item()
     torch.set_flush_denormal(True)
     root = data_root if data_root is not None else recipe.data.root
+    device = pick_device(recipe.device)
     try:
-        trainer = Trainer(recipe, root, initialise=not resume)
-        if resume:
-            trainer.load(checkpoint)
-        return trainer.run(folder, progress=progress)
+        with join(device) as processes:
+            trainer = Trainer(recipe, root, initialise=not resume, device=device, processes=processes)
+            if resume:
+                trainer.load(checkpoint)
+            return trainer.run(folder, progress=progress and processes.first)
     finally:
         torch.set_flush_denormal(flushed_before)
 
@@ -82,95 +89,129 @@ class Trainer:
         recipe: what to do.
         root: folder of the data.
         initialise: start from the recipe's trunk (False when a checkpoint is loaded next).
+        device: where to compute.
+        processes: that do it together.
+
+    Raises:
+        ArgumentError: a wrong recipe.
     """
 
-    def __init__(self, recipe: Config, root: str | None, *, initialise: bool = True) -> None:
+    def __init__(
+        self,
+        recipe: Config,
+        root: str | None,
+        *,
+        initialise: bool = True,
+        device: torch.device | None = None,
+        processes: Processes | None = None,
+    ) -> None:
         self.recipe = recipe
-        reader = SETS[recipe.data.name]
-        self.train_set = reader(root, recipe.data.train, transforms.training(recipe.augmentation))
-        self.val_set = reader(root, recipe.data.val, transforms.evaluation())
+        self.device = device or torch.device("cpu")
+        self.processes = processes or Processes()
+        _check(recipe, self.device, self.processes)
+        reader, norm = SETS[recipe.data.name], (recipe.data.mean, recipe.data.std)
+        self.train_set = reader(root, recipe.data.train, transforms.training(recipe.augmentation, *norm))
+        self.val_set = reader(root, recipe.data.val, transforms.evaluation(*norm))
         torch.manual_seed(recipe.seed)
         self.model = models.build(recipe.model.name, **recipe.model.arguments)
         if initialise and recipe.init.trunk:
-            _start_from_trunk(self.model, recipe, root)
-        self.model = self.model.to(memory_format=torch.channels_last).train()
+            start.from_trunk(self.model, recipe, root)
+        self.model = self.model.to(self.device).to(memory_format=torch.channels_last).train()
+        if recipe.sync_norm and self.processes.world > 1:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(not name.startswith(tuple(recipe.optimiser.frozen)))
-        self.optimiser = _optimiser(self.model, recipe)
+        optimise.freeze(self.model, recipe.optimiser)
+        self.optimiser = optimise.build(self.model, recipe.optimiser)
+        criterion = Criterion(recipe.loss, class_weights(recipe.loss.weights, self.train_set)).to(self.device)
+        self.judged: nn.Module = WithLoss(self.model, criterion)
+        self.criterion = criterion
+        if self.processes.world > 1:
+            self.judged = DistributedDataParallel(self.judged)
         self.step = 0
         self.seconds = 0.0
+        self._batches: Iterator[Any] | None = None
 
     def run(self, folder: Path, *, progress: bool = True) -> Path:
         """Trains to the last step, or until Ctrl-C; see `main`."""
-        recipe = self.recipe
-        log = Log(folder / "log.csv", ("step", "seconds", "lr", "loss"), self.step)
-        scores = Log(folder / "val.csv", ("step", "seconds", "miou", *self.val_set.classes), self.step)
+        recipe, first = self.recipe, self.processes.first
+        record = _Record(folder, self.val_set, self.step) if first else None
         stop = _StopRequest()
         bar = tqdm(total=recipe.schedule.last, initial=self.step, desc="train", disable=not progress)
-        with stop, bar:
-            while self.step < recipe.schedule.last and not stop.requested:
+        with stop, bar, contextlib.closing(record) if record else contextlib.nullcontext():
+            while self.step < recipe.schedule.last and not self.processes.any(stop.requested, self.device):
                 loss = self.train_step()
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}")
-                log.write(
-                    self.step, f"{self.seconds:.1f}", f"{self.optimiser.param_groups[0]['lr']:.3e}", f"{loss:.4f}"
-                )
+                if record:
+                    record.step(self.step, self.seconds, self.optimiser.param_groups[0]["lr"], loss)
                 if recipe.validate_every and self.step % recipe.validate_every == 0:
-                    matrix = score(self.average, self.val_set, progress=progress)
-                    values = [matrix.mean_iou, *matrix.iou.tolist()]
-                    scores.write(self.step, f"{self.seconds:.1f}", *(f"{value:.4f}" for value in values))
-                if self.step % recipe.checkpoint_every == 0:
+                    scores = score(self.average, self.val_set, progress=progress, processes=self.processes)
+                    if record:
+                        record.scores(self.step, self.seconds, scores.summary())
+                if first and recipe.pictures_every and self.step % recipe.pictures_every == 0:
+                    path = folder / "pictures" / f"{self.step:07}.png"
+                    write_pictures(path, self.average, self.val_set, recipe.data.mean, recipe.data.std)
+                if first and self.step % recipe.checkpoint_every == 0:
                     self.save(folder / CHECKPOINT)
-        self.save(folder / CHECKPOINT)
+        if first:
+            self.save(folder / CHECKPOINT)
         if self.step < recipe.schedule.last:
             return folder / CHECKPOINT
         weights = folder / "weights.safetensors"
-        models.save(self.average, weights, self.info())
+        if first:
+            models.save(self.average, weights, self.info())
+        self.processes.wait()
         return weights
 
     def train_step(self) -> float:
         """One batch; returns its loss."""
-        start = time.perf_counter()
-        recipe = self.recipe
-        factor = recipe.schedule.factor(self.step)
+        begin = time.perf_counter()
+        recipe, processes = self.recipe, self.processes
         for group in self.optimiser.param_groups:
-            group["lr"] = group["full_lr"] * factor
-        images, labels = self.batch(self.step)
-        scores = self.model(images)
-        loss = F.cross_entropy(scores["out"], labels, ignore_index=VOID)
-        if "aux" in scores:
-            loss = loss + 0.4 * F.cross_entropy(scores["aux"], labels, ignore_index=VOID)
+            group["lr"] = group["full_lr"] * recipe.schedule.factor(self.step)
+        images, labels = self.batch()
+        # Dropout and the like are a function of seed, step and process: a resumed run draws the same.
+        torch.manual_seed((recipe.seed * 1_000_003 + self.step) * 1009 + processes.rank)
+        count = processes.sum(self.criterion.denominator(self.model, labels)).clamp_min(torch.finfo(torch.float32).tiny)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        pieces = list(zip(images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True))
+        total = torch.zeros((), device=self.device)
+        for number, (x, y) in enumerate(pieces, start=1):
+            # Gradients are shared once, with the last piece.
+            alone = isinstance(self.judged, DistributedDataParallel) and number < len(pieces)
+            with self.judged.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.autocast is not None):
+                    loss = self.judged(x.contiguous(memory_format=torch.channels_last), y) / count
+                (loss * processes.world).backward()
+            total += loss.detach()
         self.optimiser.step()
         self.step += 1
         self._update_average()
-        self.seconds += time.perf_counter() - start
-        return loss.item()
+        self.seconds += time.perf_counter() - begin
+        return processes.sum(total).item()
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images and labels of a step, a function of seed and step alone: a resumed run sees the same."""
-        count = len(self.train_set)
-        samples = []
-        for number in range(step * self.recipe.batch, (step + 1) * self.recipe.batch):
-            epoch, position = divmod(number, count)
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(self.recipe.seed + epoch))
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.recipe.seed * 1_000_003 + number)
-                samples.append(self.train_set[int(order[position])])
-        images = torch.stack([image for image, _ in samples]).contiguous(memory_format=torch.channels_last)
-        return images, torch.stack([labels for _, labels in samples])
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """This process's images and labels of the next step: a function of seed and step, for runs that are resumed."""
+        if self._batches is None:
+            size, p = self.recipe.batch, self.processes
+            steps = range(self.step, self.recipe.schedule.last)
+            numbers = [list(range(s * size + p.rank, (s + 1) * size, p.world)) for s in steps]
+            loader: DataLoader[Any] = DataLoader(
+                _Drawn(self.train_set, self.recipe.seed), batch_sampler=numbers, num_workers=self.recipe.workers
+            )
+            self._batches = iter(loader)
+        images, labels = next(self._batches)
+        return images.to(self.device), labels.to(self.device)
 
     def info(self) -> models.Info:
         """What goes into the header of the weights."""
-        model = self.recipe.model
+        model, data = self.recipe.model, self.recipe.data
         return models.Info(
             network=model.name,
             arguments=model.arguments,
             classes=self.train_set.classes,
-            mean=transforms.MEAN,
-            std=transforms.STD,
+            mean=data.mean,
+            std=data.std,
             size=self.recipe.augmentation.size,
         )
 
@@ -193,37 +234,58 @@ class Trainer:
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "random": torch.get_rng_state(),
         }
         write_atomically(path, lambda name: torch.save(state, name))
 
     def load(self, path: Path) -> None:
         """Goes back to a saved state. Raises FileNotFoundError."""
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self.device)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        torch.set_rng_state(state["random"])
         self.step = state["step"]
         self.seconds = state["seconds"]
+        self._batches = None
 
 
-class Log:
-    """A CSV file, appended to row by row; rows after `step` are dropped when a run is resumed."""
+class _Drawn(Dataset[Any]):
+    """Training images without end, by number: epoch after epoch, each in an order of its own."""
 
-    def __init__(self, path: Path, columns: tuple[str, ...], step: int) -> None:
-        self.path = path
-        kept = []
-        if step and path.exists():
-            with path.open(newline="") as file:
-                kept = [row for row in list(csv.reader(file))[1:] if int(row[0]) <= step]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows([columns, *kept])
+    def __init__(self, data: SegmentationSet, seed: int) -> None:
+        self.data = data
+        self.seed = seed
 
-    def write(self, *values: object) -> None:
-        with self.path.open("a", newline="") as file:
-            csv.writer(file).writerow(values)
+    def __getitem__(self, number: int) -> Any:
+        epoch, position = divmod(number, len(self.data))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed * 1_000_003 + number)
+            return self.data[_order(len(self.data), self.seed + epoch)[position]]
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int) -> list[int]:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+class _Record:
+    """log.csv, val.csv, and the same for TensorBoard."""
+
+    def __init__(self, folder: Path, data: SegmentationSet, step: int) -> None:
+        self.log = Log(folder / "log.csv", ("step", "seconds", "lr", "loss"), step)
+        quality = ("pq", "sq", "rq") if data.instances else ()
+        self.val = Log(folder / "val.csv", ("step", "seconds", "miou", *data.classes, *quality), step)
+        self.board = Board(folder / "tensorboard", step)
+
+    def step(self, step: int, seconds: float, lr: float, loss: float) -> None:
+        self.log.write(step, f"{seconds:.1f}", f"{lr:.3e}", f"{loss:.4f}")
+        self.board.write(step, {"train/loss": loss, "train/lr": lr})
+
+    def scores(self, step: int, seconds: float, values: dict[str, float]) -> None:
+        self.val.write(step, f"{seconds:.1f}", *(f"{value:.4f}" for value in values.values()))
+        self.board.write(step, {f"val/{name}": value for name, value in values.items()})
+
+    def close(self) -> None:
+        self.board.close()
 
 
 class _StopRequest:
@@ -242,26 +304,14 @@ class _StopRequest:
         self.requested = True
 
 
-def _optimiser(model: nn.Module, recipe: Config) -> torch.optim.Optimizer:
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            rate = recipe.optimiser.backbone_lr if name.startswith("backbone.") else recipe.optimiser.lr
-            decay = recipe.optimiser.weight_decay if parameter.dim() > 1 else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "lr": rate, "full_lr": rate, "weight_decay": decay}
-            for (rate, decay), parameters in groups.items()
-        ]
-    )
-
-
-def _start_from_trunk(model: nn.Module, recipe: Config, root: str | None) -> None:
-    trunk = torch.load(find(str(recipe.init.trunk), root), map_location="cpu", weights_only=True)
-    images: SegmentationSet = SETS[recipe.data.name](root, recipe.data.train, transforms.calibration(recipe.init.side))
-    picked = [images[i][0] for i in range(min(recipe.init.images, len(images)))]
-    batches = [torch.stack(picked[i : i + 8]) for i in range(0, len(picked), 8)]
-    backbone, errors = factorise_vgg16(trunk, batches)
-    model.get_submodule("backbone").load_state_dict(backbone.state_dict())
-    print("error of each factorised layer:", " ".join(f"{error:.1e}" for error in errors))
+def _check(recipe: Config, device: torch.device, processes: Processes) -> None:
+    if recipe.data.name not in SETS:
+        bad_value("config", "data.name", f"be one of {', '.join(SETS)}", repr(recipe.data.name))
+    if recipe.autocast not in (None, "bfloat16"):
+        bad_value("config", "autocast", "be bfloat16, or null for none", repr(recipe.autocast))
+    if recipe.batch < 1 or recipe.batch % processes.world:
+        bad_value("config", "batch", f"be a positive multiple of the {processes.world} processes", recipe.batch)
+    if recipe.accumulate < 1:
+        bad_value("config", "accumulate", "be at least 1", recipe.accumulate)
+    if recipe.sync_norm and processes.world > 1 and device.type != "cuda":
+        bad_value("config", "sync_norm", "be false without GPUs: PyTorch shares batch statistics only there", "true")

@@ -25,13 +25,16 @@ from atrousops.models.deeplab_v1 import deeplabv1
 from atrousops.models.deeplab_v2 import MultiScale, deeplabv2
 from atrousops.models.dilated_vgg import DilatedVGG16, dilated_vgg16
 from atrousops.models.enet import ENet, enet
+from atrousops.models.espnet import ESPNet, espnet
 from atrousops.models.fcn import FCN, fcn8s, fcn16s, fcn32s
+from atrousops.models.fcn_resnet import fcn_resnet50, fcn_resnet101
 from atrousops.models.gcn import GCN, gcn
 from atrousops.models.hypercolumns import Hypercolumns, hypercolumns
 from atrousops.models.instance_embedding import Instance, MetricLearning, metric_learning
 from atrousops.models.mask_rcnn import mask_rcnn
 from atrousops.models.msd import MSD, msd
 from atrousops.models.pspnet import pspnet
+from atrousops.models.published import PUBLISHED, load_published
 from atrousops.models.registry import Info, WeightsError, build, list, load, load_weights, save
 from atrousops.models.segnet import SegNet, segnet
 from atrousops.models.unet import UNet, unet
@@ -40,9 +43,11 @@ __all__ = [
     "FCN",
     "GCN",
     "MSD",
+    "PUBLISHED",
     "DeconvNet",
     "DilatedVGG16",
     "ENet",
+    "ESPNet",
     "Genotype",
     "Hypercolumns",
     "Info",
@@ -72,13 +77,17 @@ __all__ = [
     "dilated_vgg16",
     "encoder",
     "enet",
+    "espnet",
     "fcn8s",
     "fcn16s",
     "fcn32s",
+    "fcn_resnet50",
+    "fcn_resnet101",
     "gcn",
     "hypercolumns",
     "list",
     "load",
+    "load_published",
     "load_weights",
     "mask_rcnn",
     "metric_learning",

@@ -65,6 +65,14 @@ def check_images(network: str, input: Tensor) -> None:
         bad_value(network, "input", "have shape (N, 3, H, W)", tuple(input.shape))
 
 
+def check_objects(op: str, images: Tensor, labels: Tensor) -> None:
+    """Raises ArgumentError unless labels are (N, 2, H, W), class and number of the object, for images (N, 3, H, W)."""
+    wanted = (len(images), 2, *images.shape[-2:])
+    if tuple(labels.shape) != wanted:
+        remedy = "Objects are numbered in the sets nuclei and coco_panoptic."
+        bad_value(op, "labels", f"have shape {wanted}, class and number of the object", tuple(labels.shape), remedy)
+
+
 @whole
 def crop(input: Tensor, offset: int, size: Sequence[int]) -> Tensor:
     """The window of `size` (H, W) that starts `offset` rows and columns from the corner."""

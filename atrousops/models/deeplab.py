@@ -38,16 +38,17 @@ class DeepLabV3Head(nn.Sequential):
 
 
 class FCNHead(nn.Sequential):
-    """The auxiliary classifier: features "aux" (N, C, h, w) -> (N, num_classes, h, w)."""
+    """The auxiliary classifier, or the one of an FCN on ResNet: a feature (N, C, h, w) -> (N, num_classes, h, w)."""
 
-    def __init__(self, in_channels: int, num_classes: int) -> None:
+    def __init__(self, in_channels: int, num_classes: int, feature: str = "aux") -> None:
         width = in_channels // 4
         super().__init__(
             *conv_norm_relu(in_channels, width, 3), nn.Dropout(0.1), AtrousConv2d(width, num_classes, 1)
         )  # fmt: skip
+        self.feature = feature
 
     def forward(self, features: Features) -> Tensor:
-        return super().forward(features["aux"])
+        return super().forward(features[self.feature])
 
 
 class DeepLabV3PlusHead(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from atrousops._checks import bad_value
 from atrousops.models.backbones import encoder
-from atrousops.models.base import check_images, resize
+from atrousops.models.base import check_images, check_objects, resize
 from atrousops.nn import AtrousConv2d
 
 THRESHOLDS = (0.25, 0.5, 0.75, 0.9)
@@ -52,6 +52,36 @@ class MetricLearning(nn.Module):
         seeds = resize(self.seeds(features), size).unflatten(1, (len(THRESHOLDS), self.num_classes))
         out = seeds.log_softmax(dim=2).amax(dim=1)
         return {"out": out, "embedding": resize(self.embedding(features), size), "seeds": seeds}
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """`similarity_loss` plus `seed_loss` at ten pixels of each object, averaged over images.
+
+        Args:
+            images: (N, 3, H, W), normalised.
+            labels: (N, 2, H, W), class and number of the object; class 255 does not count.
+
+        Raises:
+            ArgumentError: other shapes.
+
+        Source: Fathi et al. (2017), sections 3.2 and 3.3.
+        """
+        check_objects("MetricLearning.loss", images, labels)
+        outputs = self(images)
+        total = outputs["seeds"].sum() * 0
+        for (classes, numbers), embedding, seeds in zip(labels, outputs["embedding"], outputs["seeds"], strict=True):
+            instances = torch.where(classes == 255, -1, numbers)
+            pixels = sample(instances)
+            embedding, seeds = embedding.float(), seeds.float()
+            total = total + similarity_loss(embedding, instances, pixels)
+            total = total + seed_loss(seeds, embedding, instances, classes, pixels)
+        return total / len(images)
+
+    def objects(self, image: Tensor) -> tuple[list[int], list[float], Tensor]:
+        """Classes, scores and masks (M, H, W) of the objects of one image (3, H, W); see `group`."""
+        outputs = self(image[None])
+        found = group(outputs["embedding"][0], outputs["seeds"][0])
+        masks = torch.stack([one.mask for one in found]) if found else image.new_zeros((0, *image.shape[1:])).bool()
+        return [one.label for one in found], [one.score for one in found], masks
 
 
 def metric_learning(

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, masks_to_boxes
 
 from atrousops._checks import bad_value
 from atrousops.convert import convert
 from atrousops.models.backbones import Backbone, load_backbone, resnet
+from atrousops.models.base import check_objects
 
 _DEPTHS = (18, 34, 50, 101, 152)
 
@@ -28,6 +30,38 @@ class DilatedC5(nn.Module):
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         return {"0": self.body(input)["out"]}
+
+
+class MaskRCNN(detection.MaskRCNN):
+    """torchvision's MaskRCNN with what training and evaluation ask of a network that finds objects."""
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The sum of its losses, averaged over images.
+
+        Args:
+            images: (N, 3, H, W), RGB in 0..1.
+            labels: (N, 2, H, W), class and number of the object; pixels of class 255 are of none.
+
+        Raises:
+            ArgumentError: other shapes.
+        """
+        check_objects("MaskRCNN.loss", images, labels)
+        targets = []
+        for classes, numbers in labels:
+            numbers = torch.where(classes == 255, 0, numbers)
+            found = numbers.unique()
+            masks = numbers == found[found > 0][:, None, None]
+            first = masks.flatten(1).long().argmax(1) if len(masks) else numbers.new_zeros(0)
+            boxes = masks_to_boxes(masks) if len(masks) else images.new_zeros(0, 4)
+            # The far edge of the last pixel, so that no box is empty.
+            boxes = boxes + boxes.new_tensor([0, 0, 1, 1])
+            targets.append({"boxes": boxes, "labels": classes.flatten()[first], "masks": masks.byte()})
+        return torch.stack(list(self(list(images), targets).values())).sum()
+
+    def objects(self, image: Tensor) -> tuple[list[int], list[float], Tensor]:
+        """Classes, scores and masks (M, H, W) of the objects of one image (3, H, W)."""
+        found = self([image])[0]
+        return found["labels"].tolist(), found["scores"].tolist(), found["masks"][:, 0] > 0.5
 
 
 def mask_rcnn(

@@ -26,6 +26,8 @@ from atrousops.models.deeplab_v1 import deeplabv1
 from atrousops.models.deeplab_v2 import deeplabv2
 from atrousops.models.dilated_vgg import dilated_vgg16
 from atrousops.models.enet import enet
+from atrousops.models.espnet import espnet
+from atrousops.models.fcn_resnet import fcn_resnet50, fcn_resnet101
 from atrousops.models.gcn import gcn
 from atrousops.models.hypercolumns import hypercolumns
 from atrousops.models.instance_embedding import metric_learning
@@ -52,9 +54,12 @@ _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     deeplab.deeplabv3plus_xception65,
     dilated_vgg16,
     enet,
+    espnet,
     fcn.fcn16s,
     fcn.fcn32s,
     fcn.fcn8s,
+    fcn_resnet101,
+    fcn_resnet50,
     deconvnet,
     gcn,
     hypercolumns,
@@ -115,9 +120,15 @@ class Info:
         return DenseCRF(**self.crf)
 
 
-def list() -> tuple[str, ...]:
-    """Names of the weights that come with the package, for `load`."""
-    return tuple(SHIPPED)
+def list(kind: str = "weights") -> tuple[str, ...]:
+    """Names: of the weights that come with the package, for `load`, or of the "networks", for `build`.
+
+    Raises:
+        ArgumentError: kind is something else.
+    """
+    if kind not in ("weights", "networks"):
+        bad_value("list", "kind", 'be "weights" or "networks"', repr(kind))
+    return tuple(SHIPPED if kind == "weights" else NETWORKS)
 
 
 def build(name: str, **arguments: Any) -> nn.Module:
@@ -158,7 +169,7 @@ def load(name: str | os.PathLike[str], **arguments: Any) -> nn.Module:
     if shipped is not None:
         info = dataclasses.replace(info, crf=shipped.crf)
     model = build(info.network, **{**info.arguments, **arguments})
-    _load_state(model, state, path)
+    load_state(model, state, path)
     setattr(model, "info", info)  # noqa: B010, for a Module takes no attribute of this type by declaration
     return model.eval()
 
@@ -172,7 +183,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"load_weights: no file {path}")
-    _load_state(model, _read(Path(path))[0], Path(path))
+    load_state(model, _read(Path(path))[0], Path(path))
     return model
 
 
@@ -217,7 +228,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Info | None]:
         raise WeightsError(f"load: {path} must describe its network in its header; got {error}.") from error
 
 
-def _load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Loads a state dict; raises WeightsError, which says what does not fit and names the file it came from."""
     wanted = model.state_dict()
     missing = [name for name in wanted if name not in state]
     unknown = [name for name in state if name not in wanted]

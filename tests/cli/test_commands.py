@@ -81,13 +81,14 @@ def test_train_passes_its_options_on(tmp_path, monkeypatch, capsys):
 def test_evaluate_passes_its_options_on(weights, monkeypatch, capsys):
     seen = {}
     monkeypatch.setattr(evaluate, "main", lambda config, weights, **options: seen.update(options, weights=weights))
-    monkeypatch.setattr(evaluate, "report", lambda matrix, classes: ", ".join(classes))
-    assert run("evaluate", "recipe.yaml", "--weights", weights, "--crf", "--scales", "0.5", "1", "--flip") == 0
-    assert type(seen.pop("crf")).__name__ == "DenseCRF"
+    monkeypatch.setattr(evaluate, "report", lambda scores: "scores")
+    extra = ("--split", "test", "--trimap", 1, 3)
+    assert run("evaluate", "recipe.yaml", "--weights", weights, "--crf", "--scales", "0.5", "1", "--flip", *extra) == 0
     assert seen == {
         "weights": str(weights), "data_root": None, "overrides": (), "scales": [0.5, 1.0], "flip": True,
+        "split": "test", "ap": False, "widths": (1, 3), "crf": True, "published": None,
     }  # fmt: skip
-    assert capsys.readouterr().out == "background, cat, dog\n"
+    assert capsys.readouterr().out == "scores\n"
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])

@@ -187,7 +187,6 @@ def test_too_large_for_memory_is_one_photos_failure(photo, tmp_path, monkeypatch
         (["segment", "a.png", "--overlap", "-1"], "argument --overlap: must be at least 0"),
         (["segment", "a.png", "--threads", "0"], "argument --threads: must be at least 1"),
         (["segment", "a.png", "--backend", "abacus"], "argument --backend: invalid choice"),
-        (["segment", "a.png", "--model", "m", "--weights", "w"], "not allowed with argument"),
         (["fly"], "invalid choice: 'fly'"),
         (["bench", "--budget", "-1"], "must be a number of seconds"),
         (["bench", "--repeats", "0"], "must be at least 1"),

@@ -71,14 +71,22 @@ def test_learns_and_is_evaluated(tmp_path, people):
     weights = run(recipe, people, tmp_path / "run")
     log = rows(tmp_path / "run" / "log.csv")
     assert float(log[-1]["loss"]) < float(log[0]["loss"])
-    matrix = evaluate.main(recipe, weights, data_root=people, progress=False)
+    scores = evaluate.main(recipe, weights, data_root=people, progress=False)
+    matrix = scores.matrix
     # Void is not counted: a row of 24 pixels in each of the two images.
     assert int(matrix.counts.sum()) == 2 * (40 * 48 - 24)
     assert int(matrix.counts[1].sum()) == 2 * 22 * 24
     assert models.load(weights).info.classes == ("background", "person")
-    lines = evaluate.report(matrix, ("background", "person"))
+    lines = evaluate.report(scores)
     assert "person" in lines
     assert "mean IoU" in lines
+
+
+def test_weights_of_other_classes(tmp_path, people, recipe):
+    weights = tmp_path / "enet.safetensors"
+    models.save(models.enet(2), weights, models.Info("enet", {"num_classes": 2}, ("a", "b"), (0,) * 3, (1,) * 3, 48))
+    with pytest.raises(ArgumentError, match="be of the classes background, person; got a, b"):
+        evaluate.main(recipe, weights, data_root=people, progress=False)
 
 
 def test_crf_sees_scores_and_picture(tmp_path, people, recipe):
@@ -93,7 +101,7 @@ def test_crf_sees_scores_and_picture(tmp_path, people, recipe):
         person = image.mean(1, keepdim=True) > 125
         return torch.cat([~person, person], dim=1).float()
 
-    matrix = evaluate.main(recipe, weights, crf=bright, data_root=people, progress=False)
+    matrix = evaluate.main(recipe, weights, crf=bright, data_root=people, progress=False).matrix
     # JPEG blurs the contour of the square a little.
     assert matrix.iou[1] > 0.9
 

@@ -109,6 +109,13 @@ def test_shipped(name):
     assert scores.shape == (1, len(network.info.classes), 40, 56)
 
 
+def test_list():
+    assert models.list() == models.list("weights") == tuple(registry.SHIPPED)
+    assert {"enet", "mask_rcnn", "fcn_resnet50"} <= {*models.list("networks")}
+    with pytest.raises(ValueError, match="kind"):
+        models.list("all")
+
+
 def test_unknown_network():
     with pytest.raises(ValueError, match="deeplabv3_resnet50"):
         models.build("resnet")

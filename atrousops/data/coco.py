@@ -1,0 +1,118 @@
+"""COCO: things and stuff for every pixel (COCO-Stuff), and every object by itself (panoptic)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atrousops._checks import bad_value
+from atrousops.data.base import VOID, Sample, SegmentationSet, lookup
+
+# By id, from 1; a dash where COCO took a class out again.
+_THINGS = (
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,-,stop sign,parking meter,"
+    "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,-,backpack,umbrella,-,-,handbag,tie,suitcase,"
+    "frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,-,"
+    "wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,"
+    "couch,potted plant,bed,-,dining table,-,-,toilet,-,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,"
+    "toaster,sink,refrigerator,-,book,clock,vase,scissors,teddy bear,hair drier,toothbrush,-"
+)
+_STUFF = (
+    "banner,blanket,branch,bridge,building-other,bush,cabinet,cage,cardboard,carpet,ceiling-other,ceiling-tile,cloth,"
+    "clothes,clouds,counter,cupboard,curtain,desk-stuff,dirt,door-stuff,fence,floor-marble,floor-other,floor-stone,"
+    "floor-tile,floor-wood,flower,fog,food-other,fruit,furniture-other,grass,gravel,ground-other,hill,house,leaves,"
+    "light,mat,metal,mirror-stuff,moss,mountain,mud,napkin,net,paper,pavement,pillow,plant-other,plastic,platform,"
+    "playingfield,railing,railroad,river,road,rock,roof,rug,salad,sand,sea,shelf,sky-other,skyscraper,snow,solid-other,"
+    "stairs,stone,straw,structural-other,table,tent,textile-other,towel,tree,vegetable,wall-brick,wall-concrete,"
+    "wall-other,wall-panel,wall-stone,wall-tile,wall-wood,water-other,waterdrops,window-blind,window-other,wood"
+)
+_NAMES = {number: name for number, name in enumerate(f"{_THINGS},{_STUFF}".split(",")) if name != "-"}
+
+
+class COCOStuff(SegmentationSet):
+    """COCO-Stuff: 80 things and 91 stuff classes.
+
+    coco/{train,val}2017/*.jpg with coco/stuffthingmaps/{train,val}2017/*.png, whose greys are the ids less one.
+
+    Source: Caesar et al., COCO-Stuff: thing and stuff classes in context (2018).
+    """
+
+    file = "coco"
+    classes = tuple(_NAMES.values())
+    splits = ("train", "val")
+
+    def _list(self) -> list[str]:
+        return self.files.names(f"stuffthingmaps/{self.split}2017", ".png")
+
+    def _expected(self) -> str:
+        return f"{self.split}2017/*.jpg and stuffthingmaps/{self.split}2017/*.png"
+
+    def _paths(self, name: str) -> tuple[str, str, str]:
+        return f"{self.split}2017/{name}.jpg", f"stuffthingmaps/{self.split}2017/{name}.png", "L"
+
+    def _relabel(self, labels: Tensor) -> Tensor:
+        return lookup({grey: number for number, grey in enumerate(_NAMES)})[labels]
+
+
+class COCOPanoptic(SegmentationSet):
+    """COCO panoptic: classes in the order of their ids, things first, and a number for every object.
+
+    coco/annotations/panoptic_{train,val}2017.json with coco/annotations/panoptic_{train,val}2017/*.png, whose colours
+    are segments' ids R + 256 G + 65536 B, and coco/{train,val}2017/*.jpg. Crowds are void.
+
+    Attributes:
+        things: how many of the classes, from the first, are things.
+
+    Source: Kirillov et al., Panoptic segmentation (2019).
+    """
+
+    file = "coco"
+    splits = ("train", "val")
+    instances = True
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        split: str = "train",
+        transform: Callable[[Any, Any], Sample] | None = None,
+    ) -> None:
+        self._annotations: dict[str, dict[str, Any]] = {}
+        super().__init__(root, split, transform)
+
+    def _list(self) -> list[str]:
+        found = json.loads(self.files.read(f"annotations/panoptic_{self.split}2017.json"))
+        categories = sorted(found["categories"], key=lambda c: (not c["isthing"], c["id"]))
+        self.classes = tuple(c["name"] for c in categories)
+        self.things = sum(c["isthing"] for c in categories)
+        self._numbers = {c["id"]: number for number, c in enumerate(categories)}
+        images = {image["id"]: image["file_name"] for image in found["images"]}
+        for annotation in found["annotations"]:
+            self._annotations[annotation["file_name"]] = annotation | {"image": images[annotation["image_id"]]}
+        return sorted(self._annotations)
+
+    def _expected(self) -> str:
+        return f"annotations in annotations/panoptic_{self.split}2017.json"
+
+    def read(self, name: str) -> Sample:
+        annotation = self._annotations[name]
+        picture = np.array(self.files.image(f"{self.split}2017/{annotation['image']}", "RGB"))
+        colours = np.array(self.files.image(f"annotations/panoptic_{self.split}2017/{name}", "RGB")).astype(np.int64)
+        ids = torch.from_numpy(colours @ np.array([1, 256, 65536]))
+        labels = torch.stack([torch.full_like(ids, VOID), torch.zeros_like(ids)])
+        number = 0
+        for segment in annotation["segments_info"]:
+            where = ids == segment["id"]
+            category = self._numbers.get(segment["category_id"])
+            if category is None:
+                bad_value("COCOPanoptic", name, "have the categories of its list", segment["category_id"])
+            if not segment["iscrowd"]:
+                is_thing = category < self.things
+                number += is_thing
+                labels[0][where], labels[1][where] = category, number if is_thing else 0
+        return self._pair(name, picture, labels)

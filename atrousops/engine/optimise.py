@@ -1,0 +1,60 @@
+"""The optimiser of a recipe: which parameters learn, and how fast."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from atrousops._checks import bad_value
+from atrousops.engine.config import Optimiser
+
+
+def local_name(name: str) -> str:
+    """A parameter's name in the network itself: the `network.` of what is wrapped around it goes."""
+    while name.startswith("network."):
+        name = name.removeprefix("network.")
+    return name
+
+
+def freeze(model: nn.Module, recipe: Optimiser) -> None:
+    """Takes the frozen parameters out of training.
+
+    Raises:
+        ArgumentError: a prefix fits no parameter.
+    """
+    names = [local_name(name) for name, _ in model.named_parameters()]
+    for key, prefixes in (("frozen", recipe.frozen), ("rates", recipe.rates)):
+        for prefix in prefixes:
+            if not any(name.startswith(prefix) for name in names):
+                bad_value("config", f"optimiser.{key}", "begin the name of a parameter", repr(prefix))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not local_name(name).startswith(tuple(recipe.frozen)))
+
+
+def rate(name: str, recipe: Optimiser) -> float:
+    """The full learning rate of a parameter."""
+    name = local_name(name)
+    full = recipe.backbone_lr if name.startswith("backbone.") else recipe.lr
+    return full * next((factor for prefix, factor in recipe.rates.items() if name.startswith(prefix)), 1.0)
+
+
+def build(model: nn.Module, recipe: Optimiser) -> torch.optim.Optimizer:
+    """AdamW or SGD with momentum, a group for each pair of learning rate and decay; "full_lr" is before the schedule.
+
+    Raises:
+        ArgumentError: the recipe names another.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = recipe.weight_decay if parameter.dim() > 1 else 0.0
+            groups.setdefault((rate(name, recipe), decay), []).append(parameter)
+    settings = [
+        {"params": parameters, "lr": lr, "full_lr": lr, "weight_decay": decay}
+        for (lr, decay), parameters in groups.items()
+    ]
+    if recipe.name == "adamw":
+        return torch.optim.AdamW(settings)
+    if recipe.name == "sgd":
+        return torch.optim.SGD(settings, lr=recipe.lr, momentum=recipe.momentum)
+    bad_value("config", "optimiser.name", "be adamw or sgd", repr(recipe.name))

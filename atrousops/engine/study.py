@@ -1,0 +1,204 @@
+"""Many recipes one after another, and one table of what came of them; it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atrousops import models
+from atrousops._checks import ArgumentError, bad_value
+from atrousops._files import write_atomically
+from atrousops.engine import config as configs
+from atrousops.engine import evaluate, train
+from atrousops.engine.config import Config
+
+SCORES = "scores.json"
+# Of the trimap's band, in pixels.
+WIDTH = 3
+
+_COLUMNS = ("recipe", "network", "parameters", "steps x batch", "training", "mIoU", "+ CRF", "pixels", "borders")
+_OBJECTS = ("PQ", "SQ", "RQ", "mask AP")
+_HEADER = """# Results
+
+Every row is one run of `atrousops study`, which writes this file; nothing in it is written by hand. A row's recipe is
+trained and judged again by
+
+    atrousops train atrousops/configs/RECIPE.yaml --output runs/RECIPE
+    atrousops evaluate atrousops/configs/RECIPE.yaml --weights runs/RECIPE/weights.safetensors --split SPLIT
+
+with the data of the recipe in `$ATROUSOPS_DATA`. The budget is small, as two CPU cores bear it, the networks are narrow
+or shallow where the recipe says so, and start from nothing unless `init` names a trunk: the figures compare networks
+under that budget and are far from those of the papers.
+"""
+
+
+def main(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    runs: str | os.PathLike[str] = "runs",
+    table: str | os.PathLike[str] = "docs/results.md",
+    data_root: str | None = None,
+    overrides: Sequence[str] = (),
+    progress: bool = True,
+    say: Callable[[str], object] = print,
+) -> int:
+    """Trains and judges recipes one after another, and writes the table after each.
+
+    A recipe whose scores are there is not run again, one with a checkpoint goes on from it. A recipe that fails is told
+    and left out.
+
+    Args:
+        paths: recipes, or folders whose recipes without a leading underscore are taken.
+        runs: folder with a folder for each recipe, named by it and the folder it lies in.
+        table: Markdown file to write, of all runs in `runs`.
+        data_root: folder of the data, instead of the recipes'.
+        overrides: "part.key=value" entries that replace the recipes'.
+        progress: draw progress bars.
+        say: where to tell what happens.
+
+    Returns:
+        How many failed.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, after the checkpoint was written.
+        OutputError: the disk is full, say.
+    """
+    failed = 0
+    for path in recipes(paths):
+        folder = Path(runs) / path.parent.name / path.stem
+        try:
+            recipe = configs.load(path, overrides)
+            if (folder / SCORES).exists():
+                _check_same(folder, recipe)
+                continue
+            say(f"{path} -> {folder}")
+            _run(path, recipe, folder, data_root, overrides, progress)
+        except (ArgumentError, FileNotFoundError, ImportError, RuntimeError) as error:
+            say(f"{path}: {error}")
+            failed += 1
+        write_table(Path(runs), Path(table))
+    write_table(Path(runs), Path(table))
+    return failed
+
+
+def recipes(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The recipes among the paths and directly in them, in order.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = sorted(p for p in path.glob("*.yaml") if not p.name.startswith("_")) if path.is_dir() else [path]
+        if not inside:
+            bad_value("study", "paths", "be recipes, or folders with *.yaml directly in them", str(path))
+        found += inside
+    return found
+
+
+def _run(
+    path: Path, recipe: Config, folder: Path, data_root: str | None, overrides: Sequence[str], progress: bool
+) -> None:
+    common: dict[str, Any] = {"data_root": data_root, "overrides": tuple(overrides), "progress": progress}
+    resume = (folder / train.CHECKPOINT).exists()
+    weights = train.main(path, output=folder, resume=resume, **common)
+    if weights.name == train.CHECKPOINT:
+        raise KeyboardInterrupt
+    model = models.load(weights)
+    split = recipe.data.test or recipe.data.val
+    instances = hasattr(model, "objects") or recipe.data.name == "nuclei"
+    scores = evaluate.main(path, weights, split=split, ap=instances, widths=(WIDTH,), **common)
+    assert scores.boundary is not None
+    state = torch.load(folder / train.CHECKPOINT, weights_only=True)
+    values: dict[str, Any] = {
+        "recipe": _plain(recipe),
+        "split": split,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": state["step"],
+        "seconds": state["seconds"],
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": "cpu" if recipe.device == "auto" and not torch.cuda.is_available() else recipe.device,
+        "summary": scores.summary(),
+        "pixel_accuracy": scores.matrix.pixel_accuracy,
+        "boundary_accuracy": scores.boundary.bands[WIDTH].pixel_accuracy,
+        "ap": scores.precision.ap if scores.precision is not None else None,
+    }
+    if recipe.crf:
+        values["crf"] = evaluate.main(path, weights, split=split, crf=True, **common).matrix.mean_iou
+    text = json.dumps(values, indent=1)
+    write_atomically(folder / SCORES, lambda name: Path(name).write_text(text))
+
+
+def _plain(recipe: Config) -> Any:
+    """The recipe as JSON gives it back."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe)))
+
+
+def _check_same(folder: Path, recipe: Config) -> None:
+    if json.loads((folder / SCORES).read_text())["recipe"] != _plain(recipe):
+        bad_value("study", "recipe", f"be that of the run in {folder}", "another", "Remove the folder to run it again.")
+
+
+def write_table(runs: Path, path: Path) -> None:
+    """Writes the Markdown table of all runs that have scores, a section for each data set and split."""
+    sections: dict[tuple[str, str], list[str]] = {}
+    for file in sorted(runs.glob(f"*/*/{SCORES}")):
+        values = json.loads(file.read_text())
+        key = values["recipe"]["data"]["name"], values["split"]
+        sections.setdefault(key, []).append(_row(f"{file.parts[-3]}/{file.parts[-2]}", values))
+    lines = [_HEADER]
+    for (data, split), rows in sections.items():
+        columns = [*_COLUMNS, *(_OBJECTS if rows[0].count("|") > len(_COLUMNS) + 2 else ()), "seed"]
+        lines += [
+            f"## {data}, {split}",
+            "",
+            "Scores in %.",
+            "",
+            f"| {' | '.join(columns)} |",
+            "|---" * len(columns) + "|",
+        ]
+        lines += [*rows, ""]
+    lines.append(_notes(runs))
+    write_atomically(path, lambda name: Path(name).write_text("\n".join(lines)))
+
+
+def _row(name: str, values: dict[str, Any]) -> str:
+    recipe, summary = values["recipe"], values["summary"]
+
+    def percent(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.1f}"
+
+    cells = [
+        name,
+        recipe["model"]["name"],
+        f"{values['parameters'] / 1e6:.2f} M",
+        f"{values['steps']} x {recipe['batch']}",
+        f"{values['seconds'] / 60:.0f} min",
+        percent(summary["miou"]),
+        percent(values.get("crf")),
+        percent(values["pixel_accuracy"]),
+        percent(values["boundary_accuracy"]),
+    ]
+    if "pq" in summary:
+        cells += [percent(value) for value in (summary["pq"], summary["sq"], summary["rq"], values["ap"])]
+    return "| " + " | ".join([*cells, str(recipe["seed"])]) + " |"
+
+
+def _notes(runs: Path) -> str:
+    made = {
+        (values["torch"], values["threads"], values["device"])
+        for file in runs.glob(f"*/*/{SCORES}")
+        for values in [json.loads(file.read_text())]
+    }
+    by = "; ".join(f"torch {version}, {threads} threads, {device}" for version, threads, device in sorted(made))
+    return (
+        f"Computed with {by}. pixels: pixel accuracy; borders: the same within {WIDTH} pixels of a border; training: "
+        "seconds of training steps, on a machine that may have had other work.\n"
+    )

@@ -1,0 +1,15 @@
+"""Packages that only some scores need."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+def need(package: str, what: str) -> ModuleType:
+    """The package, imported. Raises ImportError, which says how to install it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        name = package.partition(".")[0]
+        raise ImportError(f"{what} needs {name}, which is not installed: pip install 'atrousops[train]'") from error

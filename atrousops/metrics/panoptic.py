@@ -1,0 +1,91 @@
+"""Panoptic quality, by torchmetrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from atrousops._checks import bad_value
+from atrousops.metrics.extras import need
+
+
+class Quality(NamedTuple):
+    """PQ, SQ and RQ of one class, or their means."""
+
+    pq: float
+    sq: float
+    rq: float
+
+
+class PanopticQuality:
+    """How well objects are found, as PQ = SQ RQ.
+
+        SQ = mean IoU of matched segments,  RQ = TP / (TP + FP / 2 + FN / 2),  matched where IoU > 1/2
+
+    Args:
+        num_classes: L.
+        things: classes whose objects are numbered. All others are stuff, one segment an image, but for `unjudged`.
+        unjudged: classes that are no segments, such as a background.
+        ignore_index: label of pixels that do not count.
+
+    Raises:
+        ImportError: torchmetrics is not installed.
+        ArgumentError: a class is not one of the L, or none is left.
+
+    Source: Kirillov et al., Panoptic segmentation (2019), section 4.
+    """
+
+    def __init__(
+        self, num_classes: int, things: Sequence[int], unjudged: Sequence[int] = (), ignore_index: int = 255
+    ) -> None:
+        for name, numbers in (("things", things), ("unjudged", unjudged)):
+            if not set(numbers) <= set(range(num_classes)):
+                bad_value("PanopticQuality", name, f"be classes 0..{num_classes - 1}", tuple(numbers))
+        stuff = set(range(num_classes)) - set(things) - set(unjudged)
+        self.judged = sorted(set(things) - set(unjudged)) + sorted(stuff)
+        if not self.judged:
+            bad_value("PanopticQuality", "unjudged", "leave a class to judge", tuple(unjudged))
+        self.ignore_index = ignore_index
+        self.unjudged = tuple(unjudged)
+        self.num_classes = num_classes
+        self._metric = need("torchmetrics.detection", "panoptic quality").PanopticQuality(
+            things=set(things) - set(unjudged),
+            stuffs=stuff | set(unjudged),
+            allow_unknown_preds_category=True,
+            return_sq_and_rq=True,
+            return_per_class=True,
+            # Whoever shares the work among processes adds up by itself.
+            sync_on_compute=False,
+        )
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Adds an image.
+
+        Args:
+            prediction: (2, H, W), class and number of the object at each pixel.
+            target: the same.
+
+        Raises:
+            ArgumentError: other shapes.
+        """
+        for name, value in (("prediction", prediction), ("target", target)):
+            if value.dim() != 3 or len(value) != 2 or value.shape != target.shape:
+                bad_value("PanopticQuality.update", name, "have shape (2, H, W), both the same", tuple(value.shape))
+        known = torch.where(target[0] == self.ignore_index, self.num_classes, target[0])
+        pairs = [torch.stack(pair, dim=2)[None] for pair in ((prediction[0], prediction[1]), (known, target[1]))]
+        self._metric.update(*pairs)
+
+    def compute(self) -> Quality:
+        """The means over the judged classes that occur in labels or predictions; NaN if there is none."""
+        found = torch.tensor(list(self.by_class().values()), dtype=torch.float64)
+        return Quality(*found.nanmean(0).tolist())
+
+    def by_class(self) -> dict[int, Quality]:
+        """PQ, SQ and RQ of each judged class, NaN where it does not occur."""
+        m = self._metric
+        occurs = (m.true_positives + m.false_positives + m.false_negatives) > 0
+        values = torch.where(occurs[:, None], m.compute(), torch.nan)
+        return {label: Quality(*values[m.cat_id_to_continuous_id[label]].tolist()) for label in self.judged}

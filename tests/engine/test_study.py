@@ -1,0 +1,96 @@
+"""Recipes one after another: goes on where it stopped, and says what failed."""
+
+import os
+import signal
+
+import pytest
+import yaml
+from people import RECIPE, write_people
+
+from atrousops import cli
+from atrousops._checks import ArgumentError
+from atrousops.engine import study, train
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Two recipes on a base, and one of a network that does not exist, in a folder of their own."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "_base.yaml").write_text(yaml.safe_dump({**RECIPE, "schedule": {"steps": 2}, "checkpoint_every": 1}))
+    arguments = "{num_classes: 2, depth: 3}"
+    (folder / "a.yaml").write_text(f"base: _base.yaml\nmodel: {{name: msd, arguments: {arguments}}}\ncrf: true")
+    (folder / "b.yaml").write_text(f"base: _base.yaml\nmodel: {{name: absent, arguments: {arguments}}}")
+    (folder / "c.yaml").write_text(f"base: _base.yaml\nmodel: {{name: msd, arguments: {arguments}}}\nseed: 1")
+    write_people(tmp_path)
+    return tmp_path
+
+
+def run(place, said, **options):
+    return study.main(
+        [place / "small"], runs=place / "runs", table=place / "results.md", data_root=str(place), progress=False,
+        say=said.append, **options,
+    )  # fmt: skip
+
+
+def test_all_in_turn(place, monkeypatch):
+    said = []
+    assert run(place, said) == 1
+    assert any("absent" in line for line in said)
+    table = (place / "results.md").read_text()
+    a, c = (line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| small/"))
+    head = next(line for line in table.splitlines() if line.startswith("| recipe")).split("|")[1:-1]
+    assert len(a) == len(c) == len(head)
+    assert (a[0].strip(), c[0].strip(), a[3].strip(), c[-1].strip()) == ("small/a", "small/c", "2 x 2", "1")
+    # Only one asked for the CRF.
+    assert float(a[head.index(" + CRF ")]) > 0
+    assert c[head.index(" + CRF ")].strip() == ""
+
+    # Again: nothing is trained, the table is the same.
+    monkeypatch.setattr(train, "main", None)
+    (place / "small" / "b.yaml").unlink()
+    said.clear()
+    assert run(place, said) == 0
+    assert said == []
+    assert (place / "results.md").read_text() == table
+
+
+def test_goes_on_after_ctrl_c(place, monkeypatch):
+    step, done = train.Trainer.train_step, []
+
+    def interrupted(self):
+        loss = step(self)
+        done.append((self.recipe.seed, self.step))
+        if done == [(0, 1), (0, 2), (1, 1)]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss
+
+    monkeypatch.setattr(train.Trainer, "train_step", interrupted)
+    (place / "small" / "b.yaml").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(place, [])
+    assert "small/a" in (place / "results.md").read_text()
+    assert run(place, []) == 0
+    assert done == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert "small/c" in (place / "results.md").read_text()
+
+
+def test_another_recipe_in_the_same_folder(place):
+    (place / "small" / "b.yaml").unlink()
+    run(place, [])
+    said = []
+    assert run(place, said, overrides=["schedule.steps=3"]) == 2
+    assert "Remove the folder" in said[0]
+
+
+def test_no_recipes(tmp_path):
+    with pytest.raises(ArgumentError, match=r"\*\.yaml"):
+        study.recipes([tmp_path])
+
+
+def test_command(place, capsys):
+    (place / "small" / "b.yaml").unlink()
+    options = ("--runs", place / "runs", "--table", place / "t.md", "--data", place, "--set", "schedule.steps=1")
+    assert cli.main(["study", str(place / "small" / "a.yaml"), *map(str, options)]) == 0
+    assert capsys.readouterr().out == f"-> {place / 't.md'}\n"
+    assert "1 x 2" in (place / "t.md").read_text()
