@@ -29,6 +29,7 @@ CASES = [
     ((7, 7), (1, 5), (4, 1), (0, 2), (1, 1), False),  # windows with gaps between them
     ((1, 1), 2, 1, 1, 1, False),  # more padding than map
     ((2, 2), 2, 1, 1, 3, False),  # a dilated window that steps over the whole map: nothing in it
+    ((10, 9), 9, 1, 4, 1, False),  # 81 windows around a position: more than are listed
     ((5, 6, 7), 2, 2, 0, 1, True),  # volumes
     ((4, 7, 6), (3, 2, 3), (2, 1, 2), (1, 1, 0), (1, 2, 1), False),
 ]
