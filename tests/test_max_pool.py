@@ -142,6 +142,18 @@ def test_gradient(case, channels_last, marks, backend):
         torch.testing.assert_close(mine.grad.double(), exact.grad, rtol=eps, atol=4 * eps * (dtype.itemsize > 2))
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradient_of_many_windows(channels_last, backend):
+    """81 windows around a position, more than the CPU's kernel lists; sums of small integers are exact."""
+    x = torch.randint(0, 4, (2, 18, 10, 9)).float()
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    grad = torch.randint(-4, 5, x.shape).float()
+    A.max_pool2d(mine, 9, 1, 4).backward(grad)
+    F.max_pool2d(theirs, 9, 1, 4).backward(grad)
+    same(mine.grad, theirs.grad)
+
+
 @pytest.mark.parametrize("marks", [False, True, "codes"])
 def test_gradcheck(marks, backend):
     x = torch.randperm(2 * 2 * 5 * 6).double().reshape(2, 2, 5, 6).requires_grad_()

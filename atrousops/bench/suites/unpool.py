@@ -46,6 +46,10 @@ def rows() -> Iterator[Row]:
         }.items():
             quick = QUICK.get(name, ()) if shape in (MAPS[0][0], MAPS[1][0]) else ()
             yield from expand("unpool", f"{name}, {case}", reason, prepare, WAYS, quick)
+    stem = operator("max_pool2d", _map((1, 64, 256, 256)), kernel_size=3, stride=2, padding=1, gradients=(0,))
+    reason = "the stem of every ResNet, on 512x512: windows overlap"
+    ways = dict.fromkeys(("fp32 nchw", "fp32 nhwc"), ("forward", "training"))
+    yield from expand("unpool", "max_pool 3x3 s2, 1x64x256x256", reason, stem, ways)
 
 
 def _map(shape: tuple[int, ...]) -> Callable[[], tuple[Tensor]]:
