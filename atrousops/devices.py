@@ -117,8 +117,8 @@ def _amx() -> bool:
 # branches 2048->256 at 273 (fp32 NCHW), 445 of live rows (fp32 channels_last) and 147 to 350 (bf16 from dilation 12 on:
 # oneDNN leaves AMX), a gathered GEMM per region at 690 to 1230; transposed 256->256 k2 s2 at 99, 21->21 k16 s8 at 66,
 # bilinear with 21 groups at 14; depthwise 3x3 d=2 forward and backward at 3.8. The rest is scaled from avx2.
-# avx2: two threads of a Zen 3, torch 2.14, the fastest of many calls: each figure from two to eight shapes (3x3 on 33x33
-# and 65x65 maps, the transposed ones above). oneDNN has no 16-bit convolution there; 16-bit groups are estimates.
+# avx2: two threads of a Zen 3, torch 2.14, the fastest of many calls: each figure from two to eight shapes (3x3 on maps
+# of 33x33 and 65x65, the transposed ones above). oneDNN has no 16-bit convolution there; 16-bit groups are estimates.
 # plain: guesses in the same proportions.
 _GFLOPS = {
     ("avx512", "float", False): (136, 136, 195, 136, 50, 33, 7, 10, 5, 30, 10, 1.5, 160, 5, 10),
