@@ -318,7 +318,8 @@ def _predict(kernel: str, problem: Problem, device: Device, itemsize: int) -> fl
     flops = problem.dense_flops
     if kernel == "aten":
         if problem.groups == 1 and problem.kind != "weight_grad":
-            flops *= product(live[: int(rates.skips)])
+            for share in live[: int(rates.skips)]:
+                flops *= share
         return rates.aten_call + flops / (_aten_rate(problem, rates) * threads) + moved / rates.copy
     if device.kind == "cuda":
         return _plan_cuda.predict(kernel, problem, device, moved)
