@@ -23,7 +23,7 @@ class Rates(NamedTuple):
     aten_depthwise, _grad, _far: forward, gradients; padding beyond `near`, and gradients dilated or of large filters
     gemm: our gathered GEMM; depthwise, grouped: our loops
     tensor: our GEMM on a GPU's tensor cores, 0 where there are none; all rates up to here are of a whole GPU then
-    skips_rows: the part of the taps above and below the image that PyTorch leaves out
+    skips: along how many of the three axes, from the first, PyTorch leaves out the taps outside of the image
     copy: bytes/s of the whole machine, read and written
     aten_call, our_call, our_region: seconds of overhead of a call, and of each region
     """
@@ -45,7 +45,7 @@ class Rates(NamedTuple):
     grouped: float
     tensor: float
     near: float
-    skips_rows: float
+    skips: float
     copy: float
     aten_call: float
     our_call: float
@@ -117,8 +117,8 @@ def _amx() -> bool:
 # branches 2048->256 at 273 (fp32 NCHW), 445 of live rows (fp32 channels_last) and 147 to 350 (bf16 from dilation 12 on:
 # oneDNN leaves AMX), a gathered GEMM per region at 690 to 1230; transposed 256->256 k2 s2 at 99, 21->21 k16 s8 at 66,
 # bilinear with 21 groups at 14; depthwise 3x3 d=2 forward and backward at 3.8. The rest is scaled from avx2.
-# avx2: CPU time of one thread of a 2.45 GHz Zen 3, torch 2.14: each figure from one or two shapes (3x3 on 33x33 maps,
-# the transposed ones above). oneDNN has no 16-bit convolution there; 16-bit groups and depthwise are estimates.
+# avx2: two threads of a Zen 3, torch 2.14, the fastest of many calls: each figure from two to eight shapes (3x3 on maps
+# of 33x33 and 65x65, the transposed ones above). oneDNN has no 16-bit convolution there; 16-bit groups are estimates.
 # plain: guesses in the same proportions.
 _GFLOPS = {
     ("avx512", "float", False): (136, 136, 195, 136, 50, 33, 7, 10, 5, 30, 10, 1.5, 160, 5, 10),
@@ -127,8 +127,8 @@ _GFLOPS = {
     ("avx512", "half", True): (80, 80, 80, 40, 20, 10, 3, 5, 3, 10, 5, 1, 120, 6, 2),
     ("amx", "half", False): (1000, 120, 1000, 500, 40, 20, 3, 5, 3, 10, 5, 1, 550, 4, 8),
     ("amx", "half", True): (1500, 120, 1500, 500, 40, 20, 3, 5, 3, 10, 5, 1, 550, 6, 2),
-    ("avx2", "float", False): (75, 75, 75, 45, 48, 19, 14, 7, 3.7, 30, 30, 0.8, 54, 20, 40),
-    ("avx2", "float", True): (88, 88, 88, 43, 76, 28, 33, 9, 4.6, 33, 33, 0.6, 62, 20, 25),
+    ("avx2", "float", False): (82, 82, 82, 60, 72, 24, 14, 7, 3.7, 30, 30, 0.8, 78, 20, 40),
+    ("avx2", "float", True): (82, 82, 88, 41, 90, 35, 33, 9, 4.6, 33, 33, 0.6, 88, 20, 25),
     ("avx2", "half", False): (2.3, 2.3, 2.8, 9, 2, 1, 0.5, 1, 0.5, 0.5, 0.5, 0.3, 40, 10, 20),
     ("avx2", "half", True): (9, 9, 6, 20, 3, 1, 0.5, 1, 0.5, 0.5, 0.5, 0.3, 45, 8, 10),
     ("plain", "float", False): (8, 8, 8, 8, 5, 3, 1, 2, 1, 2, 1, 0.5, 8, 1, 1),
@@ -136,8 +136,9 @@ _GFLOPS = {
     ("plain", "half", False): (0.5, 0.5, 0.5, 0.5, 0.5, 0.3, 0.3, 0.3, 0.3, 0.2, 0.2, 0.2, 6, 0.8, 0.8),
     ("plain", "half", True): (0.5, 0.5, 0.5, 0.5, 0.5, 0.3, 0.3, 0.3, 0.3, 0.2, 0.2, 0.2, 6, 0.8, 0.8),
 }
-# fp32 convolutions that leave out dead rows: oneDNN's in channels_last.
-_SKIPS_ROWS = {("avx512", True), ("avx2", True)}
+# oneDNN's fp32 convolutions in channels_last leave out dead rows (2), and on AVX2, where more rates were timed, dead
+# columns too (3).
+_SKIPS = {("avx512", True): 2.0, ("avx2", True): 3.0}
 # bytes/s of a large copy on the two machines above.
 _COPY = {"avx512": 33e9, "avx2": 12e9, "plain": 8e9}
 # With AMX, oneDNN was fast at dilation 2 and slow at 12; nothing between was measured. On AVX2 its depthwise kernel was
@@ -154,7 +155,7 @@ def default_rates(isa: str, amx: bool, dtype: torch.dtype, channels_last: bool) 
     row = "amx" if half and amx and isa == "avx512" else isa
     gflops = _GFLOPS[row, "half" if half else "float", channels_last]
     near = _NEAR.get((row, half), inf)
-    skips = float(dtype == torch.float32 and (isa, channels_last) in _SKIPS_ROWS)
+    skips = _SKIPS.get((isa, channels_last), 0.0) if dtype == torch.float32 else 0.0
     rates = Rates._make([*(1e9 * x for x in gflops), 0.0, near, skips, _COPY[isa], *_OVERHEADS])
     return _double(rates) if dtype == torch.float64 else rates
 

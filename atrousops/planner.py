@@ -217,7 +217,8 @@ def _predict(kernel: str, problem: Problem, device: Device, itemsize: int) -> fl
     flops = problem.dense_flops
     if kernel == "aten":
         if problem.groups == 1 and problem.kind != "weight_grad":
-            flops *= 1.0 - rates.skips_rows * (1.0 - live[0] * live[1])
+            for share in live[: int(rates.skips)]:
+                flops *= share
         return rates.aten_call + flops / (_aten_rate(problem, rates) * threads) + moved / rates.copy
     if device.kind == "cuda":
         return _plan_cuda.predict(kernel, problem, device, moved)

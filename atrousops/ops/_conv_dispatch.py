@@ -167,7 +167,8 @@ def _route(call: Call, input: Tensor, weight: Tensor, arguments: Arguments) -> R
     # Compiled: no look at values, and no guard on an open size. A GPU multiplies subnormals as fast as anything.
     if torch.compiler.is_compiling() or device != "cpu":
         return Route(backend, arguments)
-    per_element = 2 * weight.numel() // (weight.shape[1] if kind == "forward" else weight.shape[0])
+    channels = weight.shape[1] * arguments.groups if kind == "forward" else weight.shape[0]
+    per_element = 2 * weight.numel() // channels
     return Route(backend, arguments, True, input.numel() >= 1 << 16 and per_element >= _SCAN_FLOPS)
 
 

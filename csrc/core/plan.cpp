@@ -75,7 +75,7 @@ double aten_seconds(const Facts& f, const Device& d) {
   const Rates& r = d.rates;
   double flops = f.problem.dense_flops();
   if (f.problem.groups == 1 && f.problem.kind != Kind::weight_grad)
-    flops *= 1.0 - r.skips_rows * (1.0 - f.live[0] * f.live[1]);
+    for (int i = 0; i < kAxes && i < static_cast<int>(r.skips); ++i) flops *= f.live[i];
   return r.aten_call + flops / (aten_rate(f.problem, r) * d.threads) + f.bytes_floor / r.copy;
 }
 

@@ -20,7 +20,7 @@ struct Rates {
   double aten_grouped, aten_grouped_grad;
   double aten_depthwise, aten_depthwise_grad, aten_depthwise_far;
   double gemm, depthwise, grouped, tensor;
-  double near, skips_rows, copy, aten_call, our_call, our_region;
+  double near, skips, copy, aten_call, our_call, our_region;
 };
 inline constexpr int kRates = 22;
 static_assert(sizeof(Rates) == kRates * sizeof(double));

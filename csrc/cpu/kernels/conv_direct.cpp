@@ -20,9 +20,9 @@ struct Rows {
 constexpr int kTile = 8;
 
 // V vectors at a time, so many that additions need not wait for each other. S: the step, where it is
-// known.
+// known. Not inlined: it needs all registers for itself.
 template <int V, int64_t S, class C>
-static inline void tile(const Rows<C>& r, int64_t first, int64_t back) {
+[[gnu::noinline]] static void tile(const Rows<C>& r, int64_t first, int64_t back) {
   constexpr int64_t L = kLanes<C>;
   const int64_t step = S > 0 ? S : r.step;
   const C* src = r.src + first * step;

@@ -1,8 +1,6 @@
 // Bands of a tensor in the order in which the direct convolution reads them; include only from csrc/cpu/kernels.
 #pragma once
 
-#include <cstring>
-
 #include "cpu/conv.h"
 #include "cpu/lanes.h"
 
@@ -40,15 +38,42 @@ static inline int64_t first_of(const ConvRun& r, int64_t at) {
   return j < r.begin ? r.begin : j < r.end ? j : r.end;
 }
 
-// A short row, for which a call of memcpy takes longer than the copy.
+// Short rows, for which a call of memcpy or memset takes longer than they do: the last vector overlaps.
 template <class T, class C>
 static inline void pack_short(const T* src, C* dst, int64_t n) {
-  int64_t i = 0;
-  for (lanes_t<C> value; i + kLanes<C> <= n; i += kLanes<C>) {
-    load_lanes(src + i, value);
-    store_lanes(dst + i, value);
+  constexpr int64_t L = kLanes<C>;
+  if (n < L) {
+    for (int64_t i = 0; i < n; ++i) dst[i] = load(src[i]);
+    return;
   }
-  for (; i < n; ++i) dst[i] = load(src[i]);
+  lanes_t<C> value[4];
+  int64_t i = 0;
+  // Loads first: one that follows a store to the same place of another page waits for it.
+  for (; i + 4 * L <= n; i += 4 * L) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) load_lanes(src + i + v * L, value[v]);
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) store_lanes(dst + i + v * L, value[v]);
+  }
+  for (; i < n; i += L) {
+    const int64_t at = i + L <= n ? i : n - L;
+    load_lanes(src + at, value[0]);
+    store_lanes(dst + at, value[0]);
+  }
+}
+
+// The first n of a row of at least n + kConvDirectLanes, as whole vectors.
+template <class C>
+static inline void clear_front(C* dst, int64_t n) {
+  const lanes_t<C> zero{};
+  for (int64_t i = 0; i < n; i += kLanes<C>) store_lanes(dst + i, zero);
+}
+
+// n is 0 or at least a vector.
+template <class C>
+static inline void clear(C* dst, int64_t n) {
+  const lanes_t<C> zero{};
+  for (int64_t i = 0; i < n; i += kLanes<C>) store_lanes(dst + (i + kLanes<C> <= n ? i : n - kLanes<C>), zero);
 }
 
 template <class T, class C>
@@ -64,19 +89,12 @@ static inline void pack_piece(const ConvPiece& p, const T* src, C* dst) {
   }
 }
 
-template <class C>
-static inline void clear(C* dst, int64_t n) {
-  const lanes_t<C> zero{};
-  for (; n >= kLanes<C>; n -= kLanes<C>, dst += kLanes<C>) store_lanes(dst, zero);
-  for (; n > 0; --n) *dst++ = 0;
-}
-
 template <class T, class C>
 static void pack_plane_rows(const ConvPacked& p, const T* src, int64_t rows, C* dst) {
   for (int64_t row = 0; row < rows; ++row, src += p.size[2], dst += p.pitch) {
-    if (p.pieces == 1) {
+    if (p.pieces == 1 && p.piece->step == 1) {
       const int64_t end = p.piece->begin + p.piece->count;
-      clear(dst, p.piece->begin);
+      clear_front(dst, p.piece->begin);
       clear(dst + end, p.pitch - end);
     } else {
       clear(dst, p.pitch);
@@ -91,8 +109,8 @@ static void pack_channels_row(const ConvPacked& p, const ConvGroups<C>& g, const
                               C* dst) {
   const ConvPiece piece = p.pieces == 0 ? ConvPiece{} : *p.piece;
   const int64_t end = piece.begin + piece.count;
-  std::memset(dst, 0, piece.begin * kConvDirectBlock * sizeof(C));
-  std::memset(dst + end * kConvDirectBlock, 0, (p.pitch - end) * kConvDirectBlock * sizeof(C));
+  clear(dst, piece.begin * kConvDirectBlock);
+  clear(dst + end * kConvDirectBlock, (p.pitch - end) * kConvDirectBlock);
   src += piece.from * channels + g.first * p.count + i;
   dst += piece.begin * kConvDirectBlock;
   for (int64_t x = 0; x < piece.count; ++x, src += channels, dst += kConvDirectBlock) {
