@@ -113,6 +113,7 @@ BACKENDS = (
     "host_cuda",
     pytest.param("triton", marks=pytest.mark.triton),
     pytest.param("cuda", marks=pytest.mark.gpu),
+    pytest.param("triton on cuda", marks=pytest.mark.gpu),
 )
 
 
@@ -120,8 +121,8 @@ BACKENDS = (
 def backend(request) -> Iterator[str]:
     """Whose kernels the test runs; forced, so a test that wants another says so.
 
-    "host_cuda" is the CUDA kernels on CPU tensors, "triton" Triton's: keep shapes small. "cuda" makes tensors on the
-    GPU by default.
+    "host_cuda" is the CUDA kernels on CPU tensors, "triton" Triton's: keep shapes small. "cuda" and "triton on cuda"
+    make tensors on the GPU by default.
     """
     name = request.param
     if name == "host_cuda":
@@ -136,7 +137,8 @@ def backend(request) -> Iterator[str]:
         return
     if name == "cpu" and _library.cpu.problem:
         pytest.skip(f"no cpu library: {_library.cpu.problem}")
-    with torch.device(name), ao.backend(name), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    device, name = ("cuda", "triton") if name == "triton on cuda" else (name, name)
+    with torch.device(device), ao.backend(name), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield name
 
 

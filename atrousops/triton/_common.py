@@ -86,3 +86,20 @@ def full(SHAPE: tl.constexpr, value, like):
         return tl.full(SHAPE, value, tl.float64)
     else:
         return tl.full(SHAPE, value, tl.float32)
+
+
+def _narrow(x, like):
+    """In the dtype behind the pointer `like`, rounded to nearest even."""
+    return x.to(like.dtype.element_ty)
+
+
+def _narrow_interpreted(x, like):
+    # On bits, since the interpreter cuts bfloat16 off.
+    if like.dtype.element_ty != tl.bfloat16:
+        return x.to(like.dtype.element_ty)
+    bits = x.to(tl.float32).to(tl.uint32, bitcast=True).to(tl.int64)
+    rounded = tl.where(x != x, 0x7FC0, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
+    return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+
+
+narrow = _narrow_interpreted if interpreted() else triton.jit(_narrow)

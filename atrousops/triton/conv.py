@@ -17,7 +17,18 @@ from torch import Tensor
 from atrousops import geometry
 from atrousops.geometry import Problem
 from atrousops.ops._layout import empty_as_kernel
-from atrousops.triton._common import cdiv, channels_are_inner, full, interpreted, jit, launch, split, split3, wide
+from atrousops.triton._common import (
+    cdiv,
+    channels_are_inner,
+    full,
+    interpreted,
+    jit,
+    launch,
+    narrow,
+    split,
+    split3,
+    wide,
+)
 from atrousops.triton._tables import (
     REGION_WORDS,
     TAP_WORDS,
@@ -83,7 +94,7 @@ def conv_kernel(
         total += wide(tl.load(bias + group * width + k, mask=k < width, other=0))[None, :]
     outer = k if Y_UNIT > 0 else k * y_c
     to = y + target[:, None] + outer[None, :]
-    tl.store(to, total.to(y.dtype.element_ty), mask=live[:, None] & (k[None, :] < width))
+    tl.store(to, narrow(total, y), mask=live[:, None] & (k[None, :] < width))
 
 
 @jit
@@ -120,7 +131,7 @@ def conv_looped_kernel(
     if HAS_BIAS:
         total += wide(tl.load(bias + k, mask=exists, other=0))[None, :]
     to = y + target[:, None] + (k * y_c)[None, :]
-    tl.store(to, total.to(y.dtype.element_ty), mask=live[:, None] & exists[None, :])
+    tl.store(to, narrow(total, y), mask=live[:, None] & exists[None, :])
 
 
 class Strides(NamedTuple):
@@ -293,7 +304,8 @@ def weight_sum(problem: Problem, dy: Tensor, x: Tensor, kernel_size: Sequence[in
     few = groups > 1 and depth * width <= _FEW
     rows, columns, inner = (16, 32, 32) if x.dtype.itemsize > 2 else (32, 32, 32)
     if interpreted():
-        rows, columns, inner = 256, _small(groups * width if few else width), _small(depth)
+        # NumPy adds rows one by one: many of them would round more than a GPU's tree.
+        rows, columns, inner = 64 if few else 256, _small(groups * width if few else width), _small(depth)
     of_part = cdiv(cdiv(positions, count), rows) * rows
     strides = (*strides_of(x, depth, False).arguments(), *strides_of(dy, width, False).arguments())
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from atrousops.ops._windows import empty_map
-from atrousops.triton._common import block, cdiv, elements, full, jit, launch, split, split3, wide
+from atrousops.triton._common import block, cdiv, elements, full, jit, launch, narrow, split, split3, wide
 from atrousops.triton._windows import dense, first_window, tap_number, tap_place, windows
 
 
@@ -55,7 +55,7 @@ def place_windows_kernel(
                     total += tl.where(hit, wide(last), 0)
                 found += hit.to(tl.int32)
     if SUM:
-        last = total.to(large.dtype.element_ty)
+        last = narrow(total, large)
     tl.store(large + i, last, mask=live)
     tl.store(matched + tl.program_id(0).to(tl.int64), tl.sum(found))
 
@@ -79,7 +79,7 @@ def place_anywhere_kernel(
             if SUM:
                 total += tl.where(hit, wide(last), 0)
         if SUM:
-            last = total.to(large.dtype.element_ty)
+            last = narrow(total, large)
         tl.store(large + i, last, mask=live)
 
 

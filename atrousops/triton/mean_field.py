@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from atrousops.ops.permutohedral import fake_values
-from atrousops.triton._common import cdiv, full, interpreted, jit, launch, split, wide
+from atrousops.triton._common import cdiv, full, interpreted, jit, launch, narrow, split, wide
 from atrousops.triton.permutohedral import Filter, apply, filter_of
 
 
@@ -38,7 +38,7 @@ def mean_field_kernel(
         power = tl.where(exists[None, :], tl.exp(value - largest[:, None]), 0)
         value = power / tl.sum(power, 1)[:, None]
     to = out + (image * o_n + p * o_p)[:, None] + (c * o_c)[None, :]
-    tl.store(to, value.to(out.dtype.element_ty), mask=both)
+    tl.store(to, narrow(value, out), mask=both)
 
 
 def _step(logits: Tensor, message: Tensor | None, mu: Tensor | None, out: Tensor, softmax: bool) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from atrousops._checks import bad_value
 from atrousops.ops.permutohedral import fake_values
 from atrousops.reference.permutohedral import elevate, enclosing_simplex
-from atrousops.triton._common import cdiv, full, interpreted, jit, launch, split, wide
+from atrousops.triton._common import cdiv, full, interpreted, jit, launch, narrow, split, wide
 
 # In float32 steps beyond a quarter of this are no longer exact.
 _EXACT = {torch.float32: 12582912.0, torch.float64: 6755399441055744.0}
@@ -81,7 +81,7 @@ def slice_kernel(
     power = (tl.full((BM, BN), 1, tl.int64) << (corners - 1)).to(total.dtype)
     image, p = split(i, pixels)
     to = y + (image * y_n + p * y_p)[:, None] + (c * y_c)[None, :]
-    tl.store(to, (total * (power / (power + 1))).to(y.dtype.element_ty), mask=exists)
+    tl.store(to, narrow(total * (power / (power + 1)), y), mask=exists)
 
 
 def vertices_of_rows(row_starts: Tensor, rows: Tensor, used: Tensor) -> Tensor:

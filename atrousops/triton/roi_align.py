@@ -10,7 +10,20 @@ import triton.language as tl
 from torch import Tensor
 
 from atrousops.ops._roi import empty_in_format, is_channels_last
-from atrousops.triton._common import block, cdiv, elements, full, inline, interpreted, jit, launch, split, split3, wide
+from atrousops.triton._common import (
+    block,
+    cdiv,
+    elements,
+    full,
+    inline,
+    interpreted,
+    jit,
+    launch,
+    narrow,
+    split,
+    split3,
+    wide,
+)
 from atrousops.triton._roi import by_image, checked_boxes, pixel_tile, tile_pixels
 
 # Of a box and axis: start, size of a bin, samples of a bin.
@@ -98,7 +111,7 @@ def roi_align_kernel(
     mean = total / tl.maximum(many_h * many_w, 1)[:, None].to(total.dtype)
     mean = tl.where(good[:, None], mean, float("nan"))
     to = y + (k * y_k + p * y_h + q * y_w)[:, None] + (c * y_c)[None, :]
-    tl.store(to, mean.to(y.dtype.element_ty), mask=live[:, None] & (c < channels)[None, :])
+    tl.store(to, narrow(mean, y), mask=live[:, None] & (c < channels)[None, :])
 
 
 @jit
@@ -146,7 +159,7 @@ def roi_align_backward_kernel(
                     # A gradient that is not finite goes only where it belongs.
                     total += tl.where(weight[:, None] > 0, weight[:, None] * g[None, :], 0)
     to = dx + (image * x_n + y * x_h + x * x_w)[:, None] + (c * x_c)[None, :]
-    tl.store(to, total.to(dx.dtype.element_ty), mask=live[:, None] & exists[None, :])
+    tl.store(to, narrow(total, dx), mask=live[:, None] & exists[None, :])
 
 
 def roi_align(

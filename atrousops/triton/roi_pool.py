@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atrousops.ops._roi import empty_in_format, is_channels_last
 from atrousops.reference.roi_pool import _round_half_away
-from atrousops.triton._common import cdiv, full, interpreted, jit, launch, split, split3, wide
+from atrousops.triton._common import cdiv, full, interpreted, jit, launch, narrow, split, split3, wide
 from atrousops.triton._roi import by_image, checked_boxes, pixel_tile, tile_pixels
 
 
@@ -88,7 +88,7 @@ def roi_pool_backward_kernel(
                         chosen = tl.load(argmax + of_bin, mask=exists, other=-1)
                         total += tl.where((y * w + x)[:, None] == chosen[None, :], g[None, :], 0)
     to = dx + (image * x_n + y * x_h + x * x_w)[:, None] + (c * x_c)[None, :]
-    tl.store(to, total.to(dx.dtype.element_ty), mask=live[:, None] & exists[None, :])
+    tl.store(to, narrow(total, dx), mask=live[:, None] & exists[None, :])
 
 
 def roi_pool(input: Tensor, boxes: Tensor, spatial_scale, pooled_height, pooled_width) -> tuple[Tensor, Tensor]:

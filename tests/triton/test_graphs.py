@@ -1,4 +1,4 @@
-"""torch.compile sees Triton's kernels, not an opaque operator: as with torch.library.triton_op, on a GPU of air."""
+"""torch.compile sees Triton's kernels rather than an opaque operator, as with torch.library.triton_op."""
 
 import ahead
 import pytest
