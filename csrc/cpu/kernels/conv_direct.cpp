@@ -1,6 +1,6 @@
 // Convolution with few channels a group, in both directions. A vector holds groups in channels_last and positions along
 // W in planes; both run over the same packed bands.
-#include "conv_direct_pack.h"
+#include "cpu/kernels/conv_direct_pack.h"
 
 namespace atrousops::cpu::ATROUSOPS_ISA {
 

@@ -1,5 +1,5 @@
 // The weight gradient of convolution with few channels a group, over the packed bands of conv_direct.cpp.
-#include "conv_direct_pack.h"
+#include "cpu/kernels/conv_direct_pack.h"
 
 namespace atrousops::cpu::ATROUSOPS_ISA {
 
