@@ -203,9 +203,10 @@ def test_full_disk_loses_nothing(tmp_path, people, monkeypatch):
     assert torch.load(folder / train.CHECKPOINT, weights_only=True)["step"] == 4
     assert len(rows(folder / "log.csv")) == 6
     resumed = train.main(path, output=folder, data_root=people, resume=True, progress=False)
-    assert models.load(resumed).state_dict().keys() == models.load(whole).state_dict().keys()
-    for name, value in models.load(whole).state_dict().items():
-        assert torch.equal(models.load(resumed).state_dict()[name], value)
+    one, two = (models.load(path).state_dict() for path in (whole, resumed))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.equal(two[name], value)
     assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
 
 
