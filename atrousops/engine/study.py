@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -132,8 +133,38 @@ def _run(
     }
     if recipe.crf:
         values["crf"] = evaluate.main(path, weights, split=split, crf=True, **common).matrix.mean_iou
-    text = json.dumps(values, indent=1)
+    values["sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    card, text = _card(path, values), json.dumps(values, indent=1)
+    write_atomically(folder / "card.md", lambda name: Path(name).write_text(card))
     write_atomically(folder / SCORES, lambda name: Path(name).write_text(text))
+
+
+def _card(path: Path, values: dict[str, Any]) -> str:
+    """What is known of the weights, to go with them into atrousops/weights; their limits remain to be written."""
+    recipe, summary = values["recipe"], values["summary"]
+    data, network = recipe["data"], recipe["model"]
+    figures = [f"| {name} | {100 * value:.1f} % |" for name, value in summary.items()]
+    arguments = ", ".join(f"{key}={value!r}" for key, value in network["arguments"].items())
+    lines = [
+        f"# {path.parent.name}_{path.stem}",
+        "",
+        f"`atrousops.models.{network['name']}({arguments})`, {values['parameters'] / 1e6:.2f} M parameters. Input: "
+        f"RGB in 0..1, less {data['mean']}, divided by {data['std']}.",
+        "",
+        f"Trained on the split {data['train']!r} of `{data['name']}` by `{path.parent.name}/{path.name}`: "
+        f"{values['steps']} steps of {recipe['batch']} images, seed {recipe['seed']}, {values['seconds'] / 60:.0f} "
+        f"minutes on {values['device']}, {values['threads']} threads, torch {values['torch']}.",
+        "",
+        f"On the split {values['split']!r}, images whole:",
+        "",
+        "| | |",
+        "|---|---|",
+        *figures,
+        f"| pixel accuracy | {100 * values['pixel_accuracy']:.1f} % |",
+        "",
+        f"sha256 of the weights: {values['sha256']}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _plain(recipe: Config) -> Any:

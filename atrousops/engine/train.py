@@ -126,7 +126,9 @@ class Trainer:
         self.judged: nn.Module = WithLoss(self.model, criterion)
         self.criterion = criterion
         if self.processes.world > 1:
-            self.judged = DistributedDataParallel(self.judged)
+            # Mask R-CNN leaves its mask head alone where there is no object.
+            unused = hasattr(self.model, "loss")
+            self.judged = DistributedDataParallel(self.judged, find_unused_parameters=unused)
         self.step = 0
         self.seconds = 0.0
         self._batches: Iterator[Any] | None = None

@@ -66,6 +66,24 @@ def test_groups_reach_the_backbone_behind_wrappers(name, arguments):
     assert seen == ({0.01, 5.0, 0.5} if "crf" in arguments else {0.01, 5.0})
 
 
+def test_starts_from_a_trunk(tmp_path, people):
+    """The trunk's convolutions, in fp16 as the file has them, wherever the backbone lies; only where there is one."""
+    trunk = {name: torch.rand_like(value).half() for name, value in models.vgg.vgg16(2).state_dict().items()}
+    torch.save(trunk, tmp_path / "trunk.pth")
+    network = {"name": "deeplabv2", "arguments": {"num_classes": 2, "backbone": "vgg16", "width": 2, "crf": "rnn"}}
+    init = {"trunk": "trunk.pth", "how": "load"}
+    trainer = train.Trainer(config.load(write_recipe(tmp_path, model=network, init=init)), people)
+    for name, value in trainer.model.get_submodule("network.backbone").state_dict().items():
+        assert torch.equal(value, trunk[name].float())
+    for changes, message in (
+        ({"model": PLAIN}, "without a backbone"),
+        ({"init": {**init, "how": "guess"}}, "init.how"),
+    ):
+        path = write_recipe(tmp_path, **{"model": network, "init": init, **changes})
+        with pytest.raises(ArgumentError, match=message):
+            train.Trainer(config.load(path), people)
+
+
 def test_biases_do_not_decay():
     model = models.enet(2)
     groups = optimise.build(model, config.Optimiser("sgd", weight_decay=0.1)).param_groups
@@ -185,9 +203,10 @@ def test_full_disk_loses_nothing(tmp_path, people, monkeypatch):
     assert torch.load(folder / train.CHECKPOINT, weights_only=True)["step"] == 4
     assert len(rows(folder / "log.csv")) == 6
     resumed = train.main(path, output=folder, data_root=people, resume=True, progress=False)
-    assert models.load(resumed).state_dict().keys() == models.load(whole).state_dict().keys()
-    for name, value in models.load(whole).state_dict().items():
-        assert torch.equal(models.load(resumed).state_dict()[name], value)
+    one, two = (models.load(path).state_dict() for path in (whole, resumed))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.equal(two[name], value)
     assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
 
 

@@ -1,5 +1,6 @@
 """Recipes one after another: goes on where it stopped, and says what failed."""
 
+import hashlib
 import os
 import signal
 
@@ -42,6 +43,8 @@ def test_all_in_turn(place, monkeypatch):
     head = next(line for line in table.splitlines() if line.startswith("| recipe")).split("|")[1:-1]
     assert len(a) == len(c) == len(head)
     assert (a[0].strip(), c[0].strip(), a[3].strip(), c[-1].strip()) == ("small/a", "small/c", "2 x 2", "1")
+    card = (place / "runs" / "small" / "a" / "card.md").read_text()
+    assert hashlib.sha256((place / "runs" / "small" / "a" / "weights.safetensors").read_bytes()).hexdigest() in card
     # Only one asked for the CRF.
     assert float(a[head.index(" + CRF ")]) > 0
     assert c[head.index(" + CRF ")].strip() == ""
