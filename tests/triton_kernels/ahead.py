@@ -1,7 +1,7 @@
 """What Triton's compiler makes of the kernels for GPUs that are not here: registers, spills and shared memory.
 
-python tests/triton_kernels/ahead.py prints the table; with --write it becomes budget.json. The arguments are those of the
-launchers on the samples of tests/samples.py; nothing is run. Not under TRITON_INTERPRET.
+python tests/triton_kernels/ahead.py prints the table; with --write it becomes budget.json. The arguments are those of
+the launchers on the samples of tests/samples.py; nothing is run. Not under TRITON_INTERPRET.
 """
 
 from __future__ import annotations
