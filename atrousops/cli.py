@@ -206,7 +206,7 @@ def _predictor(args: argparse.Namespace) -> Predictor:
         tile=args.tile,
         overlap=overlap,
         crf=args.crf,
-        scales=args.scales,
+        scales=args.scales or (1.0,),
         flip=args.flip,
         **options,
     )
@@ -218,9 +218,8 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
         "--scales",
         nargs="+",
         type=_positive,
-        default=(1.0,),
         metavar="R",
-        help="average the scores over these sizes of a photo, such as 0.75 1 1.25 (default: 1)",
+        help="average the scores over these sizes of a photo, such as 0.75 1 1.25 (default: 1, or the recipe's)",
     )
     parser.add_argument("--flip", action="store_true", help="average the scores with those of the mirror image")
 

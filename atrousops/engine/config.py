@@ -26,13 +26,15 @@ class Model:
 
 @dataclass(frozen=True)
 class Init:
-    """Where the encoder starts.
+    """Where the network starts.
 
     trunk: file of VGG-16's convolutions, or None. how: "load" them as they are, or "factorise" them, for which `images`
-    of `side` pixels of the training set are used.
+    of `side` pixels of the training set are used. weights: file that `atrousops train` wrote, of the same network or
+    of the one that stands before its CRF; what has another name or shape there starts afresh.
     """
 
     trunk: str | None = None
+    weights: str | None = None
     how: str = "factorise"
     images: int = 64
     side: int = 224
@@ -112,13 +114,23 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """Another way to judge the same weights: `arguments` replace the network's; scales and flip as in `Config`."""
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    scales: tuple[float, ...] | None = None
+    flip: bool = False
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole recipe; see the fields of its parts.
 
     average: of weights, the part that is kept each step. batch: images of a step, on all machines together, computed in
     `accumulate` parts. device: "auto" takes a GPU where there is one. autocast: "bfloat16", or None for none.
-    sync_norm: batch statistics over all GPUs. workers: processes that read images. crf: `atrousops study` judges the
-    scores refined by the dense CRF, too.
+    sync_norm: batch statistics over all GPUs. workers: processes that read images. scales: of the sides of the images
+    that are judged, see `MultiScale`. crf: `atrousops study` judges the scores refined by the dense CRF, too; variants:
+    further ways that it judges the weights, by name.
     """
 
     model: Model
@@ -137,7 +149,9 @@ class Config:
     device: str = "auto"
     autocast: str | None = None
     sync_norm: bool = False
+    scales: tuple[float, ...] = (1.0,)
     crf: bool = False
+    variants: dict[str, Variant] = field(default_factory=dict)
     validate_every: int = 0
     checkpoint_every: int = 100
     pictures_every: int = 0
@@ -220,6 +234,8 @@ def _build(cls: type, values: Any, where: str) -> Any:
     for key, value in values.items():
         if cls is Config and key in _PARTS:
             value = _build(_PARTS[key], value, f"{where}.{key}")
+        elif cls is Config and key == "variants" and isinstance(value, dict):
+            value = {name: _build(Variant, entries, f"{where}.variants.{name}") for name, entries in value.items()}
         elif isinstance(value, list):
             value = tuple(value)
         _check_type(fields[key].type, value, f"{where}.{key}")
@@ -244,8 +260,11 @@ _TYPES: dict[str, Any] = {
     "int | tuple[int, int]": (int, tuple),
     "dict[str, Any]": dict,
     "dict[str, float]": dict,
+    "dict[str, Variant]": dict,
     "tuple[str, ...]": tuple,
     "tuple[int, ...]": tuple,
+    "tuple[float, ...]": tuple,
+    "tuple[float, ...] | None": (tuple, _NONE),
     "tuple[float, float]": tuple,
     "tuple[float, float, float]": tuple,
 }

@@ -90,7 +90,7 @@ def main(
     weights: str | os.PathLike[str],
     *,
     crf: Refine | bool = False,
-    scales: Sequence[float] = (1.0,),
+    scales: Sequence[float] | None = None,
     flip: bool = False,
     data_root: str | None = None,
     split: str | None = None,
@@ -108,7 +108,8 @@ def main(
         published: a key of `atrousops.models.PUBLISHED`, where `weights` is that file.
         crf: (scores (1, L, H, W), image (1, 3, H, W) in 0..255) -> Q (1, L, H, W), such as `atrousops.DenseCRF()`;
             True for the one that suits the weights.
-        scales, flip: of MultiScale, the scores being averaged over sizes and mirror images.
+        scales, flip: of MultiScale, the scores being averaged over sizes and mirror images; scales are by default the
+            recipe's.
         data_root: folder of the data, instead of the recipe's.
         split: instead of the recipe's validation split.
         overrides: "part.key=value" entries that replace the recipe's; those of model.arguments rebuild the network,
@@ -136,13 +137,18 @@ def main(
         torch.set_num_threads(recipe.threads)
     if info.classes != data.classes:
         bad_value("evaluate", "weights", f"be of the classes {', '.join(data.classes)}", ", ".join(info.classes))
-    model = model.to(pick_device(recipe.device))
-    if flip or tuple(scales) != (1,):
-        if hasattr(model, "objects"):
-            bad_value("evaluate", "scales and flip", "stay as they are for a network that finds objects", scales)
-        model = MultiScale(model, scales, flip)
+    model = scaled(model.to(pick_device(recipe.device)), recipe.scales if scales is None else scales, flip)
     refine = (info.dense_crf() if crf else None) if isinstance(crf, bool) else crf
     return score(model, data, crf=refine, norm=norm, ap=ap, widths=widths, progress=progress)
+
+
+def scaled(model: nn.Module, scales: Sequence[float], flip: bool = False) -> nn.Module:
+    """The network inside of a MultiScale, or itself where that would change nothing."""
+    if not flip and tuple(scales) == (1,):
+        return model
+    if hasattr(model, "objects"):
+        bad_value("evaluate", "scales and flip", "stay as they are for a network that finds objects", tuple(scales))
+    return MultiScale(model, scales, flip)
 
 
 @torch.inference_mode()

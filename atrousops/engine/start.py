@@ -1,15 +1,17 @@
-"""Where training starts from: the convolutions of VGG-16, as they are or factorised."""
+"""Where training starts from: the convolutions of VGG-16, as they are or factorised, or another training's weights."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from atrousops import models
 from atrousops._checks import bad_value
 from atrousops.data import SETS, SegmentationSet, transforms
 from atrousops.data.files import find
 from atrousops.engine.config import Config
 from atrousops.models.backbones import load_backbone
+from atrousops.models.crf import WithCRF
 from atrousops.models.factorise import factorise_vgg16
 
 
@@ -32,6 +34,26 @@ def from_trunk(model: nn.Module, recipe: Config, root: str | None) -> None:
         _factorise(places[0], trunk, recipe, root)
     else:
         bad_value("config", "init.how", "be load or factorise", repr(recipe.init.how))
+
+
+def from_weights(model: nn.Module, path: str) -> list[str]:
+    """Fills a network from a file that `atrousops train` wrote, as far as names and shapes agree.
+
+    Returns:
+        The entries that the file does not have, and that start afresh.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: it is damaged, or something else.
+        ArgumentError: nothing in it fits.
+    """
+    target = model.network if isinstance(model, WithCRF) else model
+    trained, own = models.load(path).state_dict(), target.state_dict()
+    fitting = {name: value for name, value in trained.items() if name in own and value.shape == own[name].shape}
+    if not fitting:
+        bad_value("config", "init.weights", "be of this network, or of the one before its CRF", path)
+    target.load_state_dict(fitting, strict=False)
+    return [name for name in own if name not in fitting]
 
 
 def _factorise(backbone: nn.Module, trunk: dict[str, Tensor], recipe: Config, root: str | None) -> None:

@@ -17,7 +17,7 @@ from atrousops._checks import ArgumentError, bad_value
 from atrousops._files import write_atomically
 from atrousops.engine import config as configs
 from atrousops.engine import evaluate, train
-from atrousops.engine.config import Config
+from atrousops.engine.config import Config, Variant
 
 SCORES = "scores.json"
 # Of the trimap's band, in pixels.
@@ -133,10 +133,26 @@ def _run(
     }
     if recipe.crf:
         values["crf"] = evaluate.main(path, weights, split=split, crf=True, **common).matrix.mean_iou
+    values["variants"] = {
+        name: _judge(path, weights, variant, split, common) for name, variant in recipe.variants.items()
+    }
     values["sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     card, text = _card(path, values), json.dumps(values, indent=1)
     write_atomically(folder / "card.md", lambda name: Path(name).write_text(card))
     write_atomically(folder / SCORES, lambda name: Path(name).write_text(text))
+
+
+def _judge(path: Path, weights: Path, variant: Variant, split: str, common: dict[str, Any]) -> dict[str, Any]:
+    """The scores of the same weights in another way; JSON is YAML, as far as arguments go."""
+    other = (f"model.arguments.{key}={json.dumps(value)}" for key, value in variant.arguments.items())
+    options = {**common, "overrides": (*common["overrides"], *other), "scales": variant.scales, "flip": variant.flip}
+    scores = evaluate.main(path, weights, split=split, widths=(WIDTH,), **options)
+    assert scores.boundary is not None
+    return {
+        "miou": scores.matrix.mean_iou,
+        "pixel_accuracy": scores.matrix.pixel_accuracy,
+        "boundary_accuracy": scores.boundary.bands[WIDTH].pixel_accuracy,
+    }
 
 
 def _card(path: Path, values: dict[str, Any]) -> str:
@@ -183,7 +199,7 @@ def write_table(runs: Path, path: Path) -> None:
     for file in sorted(runs.glob(f"*/*/{SCORES}")):
         values = json.loads(file.read_text())
         key = values["recipe"]["data"]["name"], values["split"]
-        sections.setdefault(key, []).append(_row(f"{file.parts[-3]}/{file.parts[-2]}", values))
+        sections.setdefault(key, []).extend(_rows(f"{file.parts[-3]}/{file.parts[-2]}", values))
     lines = [_HEADER]
     for (data, split), rows in sections.items():
         columns = [*_COLUMNS, *(_OBJECTS if rows[0].count("|") > len(_COLUMNS) + 2 else ()), "seed"]
@@ -200,12 +216,13 @@ def write_table(runs: Path, path: Path) -> None:
     write_atomically(path, lambda name: Path(name).write_text("\n".join(lines)))
 
 
-def _row(name: str, values: dict[str, Any]) -> str:
-    recipe, summary = values["recipe"], values["summary"]
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
 
-    def percent(value: float | None) -> str:
-        return "" if value is None else f"{100 * value:.1f}"
 
+def _rows(name: str, values: dict[str, Any]) -> list[str]:
+    """A recipe's row, and one for each other way in which its weights were judged."""
+    recipe, summary, percent = values["recipe"], values["summary"], _percent
     cells = [
         name,
         recipe["model"]["name"],
@@ -219,7 +236,11 @@ def _row(name: str, values: dict[str, Any]) -> str:
     ]
     if "pq" in summary:
         cells += [percent(value) for value in (summary["pq"], summary["sq"], summary["rq"], values["ap"])]
-    return "| " + " | ".join([*cells, str(recipe["seed"])]) + " |"
+    rows = ["| " + " | ".join([*cells, str(recipe["seed"])]) + " |"]
+    for other, scores in values.get("variants", {}).items():
+        found = percent(scores["miou"]), "", percent(scores["pixel_accuracy"]), percent(scores["boundary_accuracy"])
+        rows.append(f"| {name}, {other} | | | | | {' | '.join(found)} | |")
+    return rows
 
 
 def _notes(runs: Path) -> str:

@@ -26,7 +26,7 @@ from atrousops.engine import config as configs
 from atrousops.engine import optimise, start
 from atrousops.engine.config import Config
 from atrousops.engine.distributed import Processes, join, pick_device
-from atrousops.engine.evaluate import score
+from atrousops.engine.evaluate import scaled, score
 from atrousops.engine.log import Board, Log, write_pictures
 from atrousops.engine.losses import Criterion, WithLoss, class_weights
 
@@ -116,6 +116,8 @@ class Trainer:
         self.model = models.build(recipe.model.name, **recipe.model.arguments)
         if initialise and recipe.init.trunk:
             start.from_trunk(self.model, recipe, root)
+        if initialise and recipe.init.weights:
+            start.from_weights(self.model, recipe.init.weights)
         self.model = self.model.to(self.device).to(memory_format=torch.channels_last).train()
         if recipe.sync_norm and self.processes.world > 1:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
@@ -137,6 +139,7 @@ class Trainer:
         """Trains to the last step, or until Ctrl-C; see `main`."""
         recipe, first = self.recipe, self.processes.first
         record = _Record(folder, self.val_set, self.step) if first else None
+        judge = scaled(self.average, recipe.scales)
         stop = _StopRequest()
         bar = tqdm(total=recipe.schedule.last, initial=self.step, desc="train", disable=not progress)
         with stop, bar, contextlib.closing(record) if record else contextlib.nullcontext():
@@ -147,12 +150,12 @@ class Trainer:
                 if record:
                     record.step(self.step, self.seconds, self.optimiser.param_groups[0]["lr"], loss)
                 if recipe.validate_every and self.step % recipe.validate_every == 0:
-                    scores = score(self.average, self.val_set, progress=progress, processes=self.processes)
+                    scores = score(judge, self.val_set, progress=progress, processes=self.processes)
                     if record:
                         record.scores(self.step, self.seconds, scores.summary())
                 if first and recipe.pictures_every and self.step % recipe.pictures_every == 0:
                     path = folder / "pictures" / f"{self.step:07}.png"
-                    write_pictures(path, self.average, self.val_set, recipe.data.mean, recipe.data.std)
+                    write_pictures(path, judge, self.val_set, recipe.data.mean, recipe.data.std)
                 if first and self.step % recipe.checkpoint_every == 0:
                     self.save(folder / CHECKPOINT)
         if first:

@@ -11,16 +11,18 @@ from atrousops.models.base import SegmentationModel
 from atrousops.models.crf import WithCRF, crfrnn
 from atrousops.models.deconvnet import DeconvNet, deconvnet
 from atrousops.models.deeplab import (
-    deeplabv3_cascade,
+    deeplabv3,
     deeplabv3_mobilenet_v3_large,
     deeplabv3_resnet50,
     deeplabv3_resnet101,
+    deeplabv3plus,
     deeplabv3plus_mobilenet_v3_large,
     deeplabv3plus_resnet50,
     deeplabv3plus_resnet101,
     deeplabv3plus_vgg16_lowrank,
     deeplabv3plus_xception65,
 )
+from atrousops.models.deeplab_cascade import deeplabv3_cascade
 from atrousops.models.deeplab_v1 import deeplabv1
 from atrousops.models.deeplab_v2 import MultiScale, deeplabv2
 from atrousops.models.dilated_vgg import DilatedVGG16, dilated_vgg16
@@ -65,10 +67,12 @@ __all__ = [
     "deconvnet",
     "deeplabv1",
     "deeplabv2",
+    "deeplabv3",
     "deeplabv3_cascade",
     "deeplabv3_mobilenet_v3_large",
     "deeplabv3_resnet50",
     "deeplabv3_resnet101",
+    "deeplabv3plus",
     "deeplabv3plus_mobilenet_v3_large",
     "deeplabv3plus_resnet50",
     "deeplabv3plus_resnet101",

@@ -86,6 +86,7 @@ def encoder(name: str, output_stride: int = 32, weights: Mapping[str, Tensor] | 
     return backbone
 
 
+RESNETS = tuple(f"resnet{depth}" for depth in (18, 34, 50, 101, 152))
 _LEVELS: dict[float, str] = {4: "low", 8: "mid", 16: "aux", 32: "out"}
 
 

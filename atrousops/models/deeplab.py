@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
 
 from atrousops._checks import bad_value
-from atrousops.convert import convert
-from atrousops.models.backbones import Backbone, load_backbone, mobilenet_v3_large, resnet, set_rates
+from atrousops.models.backbones import (
+    RESNETS,
+    Backbone,
+    TimmBackbone,
+    encoder,
+    load_backbone,
+    mobilenet_v3_large,
+    resnet,
+    set_rates,
+)
 from atrousops.models.base import Features, SegmentationModel, resize
 from atrousops.models.vgg16_lowrank import VGG16LowRank
 from atrousops.models.xception import Xception65
@@ -26,9 +33,11 @@ def _rates(first: int, output_stride: int, reference: int) -> tuple[int, int, in
 class DeepLabV3Head(nn.Sequential):
     """ASPP, a 3x3 convolution, scores: features "out" (N, C, h, w) -> (N, num_classes, h, w)."""
 
-    def __init__(self, in_channels: int, num_classes: int, rates: tuple[int, ...], width: int = 256) -> None:
+    def __init__(
+        self, in_channels: int, num_classes: int, rates: Sequence[int], width: int = 256, image_pooling: bool = True
+    ) -> None:
         super().__init__(
-            ASPP(in_channels, rates, width),
+            ASPP(in_channels, rates, width, image_pooling=image_pooling),
             *conv_norm_relu(width, width, 3),
             AtrousConv2d(width, num_classes, 1),
         )
@@ -84,21 +93,75 @@ class DeepLabV3PlusHead(nn.Module):
 
 
 def _v3(
-    backbone: Backbone, num_classes: int, rates: tuple[int, ...], aux: bool, weights: Mapping[str, Tensor] | None
+    backbone: Backbone | TimmBackbone,
+    num_classes: int,
+    rates: Sequence[int],
+    aux: bool,
+    weights: Mapping[str, Tensor] | None,
+    image_pooling: bool = True,
 ) -> SegmentationModel:
     load_backbone(backbone, weights)
-    head = DeepLabV3Head(backbone.channels["out"], num_classes, rates)
+    head = DeepLabV3Head(backbone.channels["out"], num_classes, rates, image_pooling=image_pooling)
     return SegmentationModel(backbone, head, FCNHead(backbone.channels["aux"], num_classes) if aux else None)
 
 
 def _v3plus(
-    backbone: Backbone | Xception65, num_classes: int, output_stride: int, weights: Mapping[str, Tensor] | None
+    backbone: Backbone | TimmBackbone | Xception65,
+    num_classes: int,
+    output_stride: int,
+    weights: Mapping[str, Tensor] | None,
 ) -> SegmentationModel:
     load_backbone(backbone, weights)
     channels = backbone.channels
     rates = _rates(6, output_stride, reference=16)
     head = DeepLabV3PlusHead(channels["out"], channels["low"], num_classes, rates)
     return SegmentationModel(backbone, head)
+
+
+def deeplabv3(
+    num_classes: int = 21,
+    backbone: str = "resnet101",
+    output_stride: int = 16,
+    rates: Sequence[int] | None = None,
+    multi_grid: tuple[int, ...] | None = None,
+    image_pooling: bool = True,
+    aux: bool = False,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+) -> SegmentationModel:
+    """DeepLab v3 on any encoder, with every part of its paper's tables to be left out.
+
+    | part | output at output_stride 16 (8, 32) |
+    |---|---|
+    | encoder, see `encoder` | 1/16 (1/8, 1/32) |
+    | ASPP, rates 6 12 18 (12 24 36, 3 6 9), image pooling | same, 256 channels |
+    | 3x3, 1x1, bilinear to the input's size | num_classes, 1 |
+
+    Args:
+        num_classes: K.
+        backbone: of torchvision or timm, by name, as `encoder` has it.
+        output_stride: 8, 16 or 32; the same weights serve all, so that one trains at 16 and tests at 8.
+        rates: of ASPP, instead of those above; () leaves its 1x1 and the image pooling.
+        multi_grid: of a ResNet: factors of the rate of layer4's blocks, (1, 2, 4) in the paper, two in ResNet-18.
+        image_pooling: whether ASPP has the image-level branch.
+        aux: an auxiliary classifier on the features of stride 16, whose scores are "aux".
+        backbone_weights: as `encoder` takes them.
+
+    Returns:
+        (N, 3, H, W) -> {"out": (N, K, H, W)}, and "aux".
+
+    Raises:
+        ArgumentError: no such encoder, it has no multi-grid, a bad rate or output_stride, or a weight is missing.
+
+    Source: Chen et al., Rethinking atrous convolution for semantic image segmentation (2017), tables 5 and 6.
+    """
+    trunk = encoder(backbone, output_stride)
+    if multi_grid is not None:
+        if backbone not in RESNETS:
+            bad_value("deeplabv3", "multi_grid", f"be None unless backbone is one of {', '.join(RESNETS)}", multi_grid)
+        assert isinstance(trunk, Backbone)
+        set_rates(trunk["layer4"], 32 // output_stride, tuple(multi_grid))
+    rates = _rates(12, output_stride, reference=8) if rates is None else rates
+    return _v3(trunk, num_classes, rates, aux, backbone_weights, image_pooling)
 
 
 def deeplabv3_resnet50(
@@ -138,75 +201,6 @@ def deeplabv3_resnet50(
     return _v3(resnet(50, output_stride, multi_grid), num_classes, rates, aux, backbone_weights)
 
 
-class CascadeHead(nn.Sequential):
-    """Copies of the last block of a ResNet, each at twice the rate of the one before, then scores.
-
-    Features "out" (N, C, h, w) -> (N, num_classes, h, w).
-    """
-
-    def __init__(
-        self, channels: int, num_classes: int, blocks: int, output_stride: int, multi_grid: tuple[int, ...]
-    ) -> None:
-        super().__init__()
-        for number in range(5, blocks + 1):
-            # Input and output are alike, so that no shortcut needs a convolution.
-            stage = nn.Sequential(*(Bottleneck(channels, channels // 4) for _ in multi_grid))
-            set_rates(stage, 32 // output_stride * 2 ** (number - 4), multi_grid)
-            self.add_module(f"block{number}", stage)
-        self.scores = AtrousConv2d(channels, num_classes, 1)
-        convert(self)
-
-    def forward(self, features: Features) -> Tensor:
-        return super().forward(features["out"])
-
-
-def deeplabv3_cascade(
-    num_classes: int = 21,
-    backbone: str = "resnet101",
-    output_stride: int = 16,
-    blocks: int = 7,
-    multi_grid: tuple[int, ...] = (1, 2, 1),
-    aux: bool = False,
-    backbone_weights: Mapping[str, Tensor] | None = None,
-) -> SegmentationModel:
-    """DeepLab v3 with atrous blocks in cascade instead of ASPP: blocks 5 to 7 are copies of a ResNet's block 4.
-
-    | part | channels | stride at output_stride 16 (8) | rates of its three blocks |
-    |---|---|---|---|
-    | conv1 to layer3 | 64 to 1024 | 16 (8, rate 2) | |
-    | layer4 ("block4") | 2048 | 16 (8) | 2 (4) x multi_grid |
-    | block5, block6, block7 | 2048 | 16 (8) | 4, 8, 16 (8, 16, 32) x multi_grid |
-    | 1x1, bilinear to the input's size | num_classes | 1 | |
-
-    Args:
-        num_classes: K.
-        backbone: "resnet50", "resnet101" or "resnet152".
-        output_stride: 8 or 16.
-        blocks: number of the last one, 4 to 7.
-        multi_grid: factors of the rates within each block; (1, 2, 1) is the paper's best here.
-        aux: an auxiliary classifier on layer3, whose scores are "aux".
-        backbone_weights: state dict of torchvision's classifier to start from; blocks 5 to 7 start afresh.
-
-    Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}, and "aux".
-
-    Raises:
-        ArgumentError: backbone, output_stride, blocks or multi_grid is out of range, or a weight is missing.
-
-    Source: Chen et al., Rethinking atrous convolution (2017), sections 3.2, 4.1, tables 2 to 4.
-    """
-    if backbone not in ("resnet50", "resnet101", "resnet152"):
-        bad_value("deeplabv3_cascade", "backbone", 'be "resnet50", "resnet101" or "resnet152"', repr(backbone))
-    if output_stride not in (8, 16):
-        bad_value("deeplabv3_cascade", "output_stride", "be 8 or 16", output_stride)
-    if not 4 <= blocks <= 7:
-        bad_value("deeplabv3_cascade", "blocks", "be 4 to 7", blocks)
-    trunk = resnet(int(backbone.removeprefix("resnet")), output_stride, multi_grid)
-    load_backbone(trunk, backbone_weights)
-    head = CascadeHead(trunk.channels["out"], num_classes, blocks, output_stride, multi_grid)
-    return SegmentationModel(trunk, head, FCNHead(trunk.channels["aux"], num_classes) if aux else None)
-
-
 def deeplabv3_resnet101(
     num_classes: int = 21,
     output_stride: int = 8,
@@ -242,6 +236,22 @@ def deeplabv3_mobilenet_v3_large(
     """
     rates = _rates(12, output_stride, reference=16)
     return _v3(mobilenet_v3_large(output_stride), num_classes, rates, aux, backbone_weights)
+
+
+def deeplabv3plus(
+    num_classes: int = 21,
+    backbone: str = "resnet101",
+    output_stride: int = 16,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+) -> SegmentationModel:
+    """DeepLab v3+ on any encoder of `encoder`: stages, arguments and result as `deeplabv3plus_resnet50`.
+
+    output_stride may be 32, too, with half the rates of 16.
+
+    Raises:
+        ArgumentError: no such encoder, a bad output_stride, or a weight is missing.
+    """
+    return _v3plus(encoder(backbone, output_stride), num_classes, output_stride, backbone_weights)
 
 
 def deeplabv3plus_resnet50(

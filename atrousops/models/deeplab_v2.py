@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atrousops._checks import bad_value
-from atrousops.models.backbones import load_backbone, resnet
+from atrousops.models.backbones import RESNETS, load_backbone, resnet
 from atrousops.models.base import Features, SegmentationModel, check_images, resize
 from atrousops.models.crf import with_crf
 from atrousops.models.deeplab_v1 import atrous_vgg16, scores
@@ -111,7 +111,7 @@ def deeplabv2(
     Source: Chen et al., DeepLab: semantic image segmentation with deep convolutional nets, atrous convolution, and
     fully connected CRFs (2018), section 3, tables 3 and 4.
     """
-    known = ("vgg16", *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)))
+    known = ("vgg16", *RESNETS)
     if backbone not in known:
         bad_value("deeplabv2", "backbone", f"be one of {', '.join(known)}", repr(backbone))
     if backbone == "vgg16":

@@ -22,6 +22,7 @@ from atrousops.models import deeplab, fcn
 from atrousops.models.auto_deeplab import auto_deeplab
 from atrousops.models.crf import crfrnn
 from atrousops.models.deconvnet import deconvnet
+from atrousops.models.deeplab_cascade import deeplabv3_cascade
 from atrousops.models.deeplab_v1 import deeplabv1
 from atrousops.models.deeplab_v2 import deeplabv2
 from atrousops.models.dilated_vgg import dilated_vgg16
@@ -43,10 +44,12 @@ _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     crfrnn,
     deeplabv1,
     deeplabv2,
-    deeplab.deeplabv3_cascade,
+    deeplabv3_cascade,
+    deeplab.deeplabv3,
     deeplab.deeplabv3_mobilenet_v3_large,
     deeplab.deeplabv3_resnet101,
     deeplab.deeplabv3_resnet50,
+    deeplab.deeplabv3plus,
     deeplab.deeplabv3plus_mobilenet_v3_large,
     deeplab.deeplabv3plus_resnet101,
     deeplab.deeplabv3plus_resnet50,
