@@ -128,7 +128,8 @@ class Config:
 
     average: of weights, the part that is kept each step. batch: images of a step, on all machines together, computed in
     `accumulate` parts. device: "auto" takes a GPU where there is one. autocast: "bfloat16", or None for none.
-    sync_norm: batch statistics over all GPUs. workers: processes that read images. scales: of the sides of the images
+    sync_norm: batch statistics over all GPUs. norm_momentum: that of batch normalisations instead of the network's own,
+    for trainings too short for it. workers: processes that read images. scales: of the sides of the images
     that are judged, see `MultiScale`. crf: `atrousops study` judges the scores refined by the dense CRF, too; variants:
     further ways that it judges the weights, by name.
     """
@@ -149,6 +150,7 @@ class Config:
     device: str = "auto"
     autocast: str | None = None
     sync_norm: bool = False
+    norm_momentum: float | None = None
     scales: tuple[float, ...] = (1.0,)
     crf: bool = False
     variants: dict[str, Variant] = field(default_factory=dict)
@@ -255,6 +257,7 @@ _TYPES: dict[str, Any] = {
     "int": int,
     "float": (int, float),
     "str": str,
+    "float | None": (int, float, _NONE),
     "str | None": (str, _NONE),
     "int | None": (int, _NONE),
     "int | tuple[int, int]": (int, tuple),

@@ -109,15 +109,18 @@ class Trainer:
         self.device = device or torch.device("cpu")
         self.processes = processes or Processes()
         _check(recipe, self.device, self.processes)
-        reader, norm = SETS[recipe.data.name], (recipe.data.mean, recipe.data.std)
-        self.train_set = reader(root, recipe.data.train, transforms.training(recipe.augmentation, *norm))
-        self.val_set = reader(root, recipe.data.val, transforms.evaluation(*norm))
+        reader, colours = SETS[recipe.data.name], (recipe.data.mean, recipe.data.std)
+        self.train_set = reader(root, recipe.data.train, transforms.training(recipe.augmentation, *colours))
+        self.val_set = reader(root, recipe.data.val, transforms.evaluation(*colours))
         torch.manual_seed(recipe.seed)
         self.model = models.build(recipe.model.name, **recipe.model.arguments)
         if initialise and recipe.init.trunk:
             start.from_trunk(self.model, recipe, root)
         if initialise and recipe.init.weights:
             start.from_weights(self.model, recipe.init.weights)
+        for norm in self.model.modules():
+            if recipe.norm_momentum is not None and isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                norm.momentum = recipe.norm_momentum
         self.model = self.model.to(self.device).to(memory_format=torch.channels_last).train()
         if recipe.sync_norm and self.processes.world > 1:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)

@@ -12,14 +12,13 @@ from atrousops.engine import config, optimise
 
 FOLDER = Path(atrousops.__file__).parent / "configs"
 RECIPES = sorted(p for p in FOLDER.rglob("*.yaml") if not p.name.startswith("_"))
-# Whose objects are not semantic classes, what is not trained by itself, and what ships its own recipe.
+# Whose objects are not semantic classes, what ships its own recipe, and what another factory makes at another depth.
 ELSEWHERE = {
-    "fcn_resnet101",
     "mask_rcnn",
     "metric_learning",
     "deeplabv3plus_vgg16_lowrank",
-    "deeplabv3_resnet101",
-    "deeplabv3plus_resnet101",
+    "deeplabv3plus_mobilenet_v3_large",
+    *(f"{name}_resnet{depth}" for name in ("fcn", "deeplabv3", "deeplabv3plus") for depth in (50, 101)),
 }
 
 
@@ -41,7 +40,17 @@ def test_every_semantic_network_has_a_camvid_recipe():
 
 
 def test_one_budget():
-    """Same steps, batch and crops for every network of a folder."""
+    """Same steps, batch and crops for every network of a folder; one schedule for all that go on from another's run."""
     for folder in ("camvid", "nuclei"):
         found = [config.load(path) for path in RECIPES if path.parent.name == folder]
-        assert len({(r.schedule, r.batch, r.augmentation, r.optimiser.name, r.seed, r.threads) for r in found}) == 1
+        for later in (False, True):
+            same = [r for r in found if bool(r.init.weights) == later]
+            rest = {(r.schedule, r.batch, r.augmentation, r.optimiser.name, r.seed, r.threads, r.scales) for r in same}
+            assert len(rest) == (1 if same else 0)
+
+
+def test_goes_on_from_a_recipe_that_is_there():
+    for path in RECIPES:
+        weights = config.load(path).init.weights
+        if weights is not None:
+            assert path.with_name(f"{Path(weights).parent.name}.yaml").exists()

@@ -15,7 +15,7 @@ from PIL import Image
 from atrousops import _files, models
 from atrousops._checks import ArgumentError
 from atrousops._files import OutputError
-from atrousops.engine import config, log, optimise, train
+from atrousops.engine import config, log, optimise, start, train
 
 PACKAGE = Path(train.__file__).parents[2]
 # No batch statistics and no dropout, so that only the sum's order differs between whole batches and parts.
@@ -284,3 +284,26 @@ def test_wrong_entry(tmp_path, people, key, message):
     path = write_recipe(tmp_path)
     with pytest.raises(ArgumentError, match=message):
         train.Trainer(config.load(path, [key]), people)
+
+
+def test_starts_from_weights(tmp_path, people):
+    """Of the same network, at once before its CRF; what has another shape starts afresh, what is foreign is refused."""
+    first = train.Trainer(config.load(write_recipe(tmp_path, model=_vgg())), people)
+    models.save(first.model, tmp_path / "first.safetensors", first.info())
+    init = {"weights": str(tmp_path / "first.safetensors")}
+    second = train.Trainer(config.load(write_recipe(tmp_path, model=_vgg(crf="rnn"), init=init, seed=1)), people)
+    ours, theirs = second.model.network.state_dict(), first.model.state_dict()
+    for name, value in theirs.items():
+        # The file has matrices in fp16, without its subnormal numbers.
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=7e-5)
+
+    wider = models.build("dilated_vgg16", **_vgg(context="basic")["arguments"])
+    fresh = start.from_weights(wider, init["weights"])
+    assert fresh
+    assert all(name.startswith("context") for name in fresh)
+    with pytest.raises(ArgumentError, match=r"init\.weights"):
+        start.from_weights(models.build("msd", depth=3), init["weights"])
+
+
+def _vgg(**arguments):
+    return {"name": "dilated_vgg16", "arguments": {"num_classes": 2, "width": 1, "padding": "zeros", **arguments}}

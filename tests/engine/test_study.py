@@ -12,6 +12,8 @@ from atrousops import cli
 from atrousops._checks import ArgumentError
 from atrousops.engine import study, train
 
+EXTRA = "crf: true\nscales: [0.5]\nvariants: {twice: {scales: [0.5, 1], flip: true}, wide: {scales: [1.0]}}"
+
 
 @pytest.fixture
 def place(tmp_path):
@@ -20,7 +22,7 @@ def place(tmp_path):
     folder.mkdir()
     (folder / "_base.yaml").write_text(yaml.safe_dump({**RECIPE, "schedule": {"steps": 2}, "checkpoint_every": 1}))
     arguments = "{num_classes: 2, depth: 3}"
-    (folder / "a.yaml").write_text(f"base: _base.yaml\nmodel: {{name: msd, arguments: {arguments}}}\ncrf: true")
+    (folder / "a.yaml").write_text(f"base: _base.yaml\nmodel: {{name: msd, arguments: {arguments}}}\n{EXTRA}")
     (folder / "b.yaml").write_text(f"base: _base.yaml\nmodel: {{name: absent, arguments: {arguments}}}")
     (folder / "c.yaml").write_text(f"base: _base.yaml\nmodel: {{name: msd, arguments: {arguments}}}\nseed: 1")
     write_people(tmp_path)
@@ -39,9 +41,12 @@ def test_all_in_turn(place, monkeypatch):
     assert run(place, said) == 1
     assert any("absent" in line for line in said)
     table = (place / "results.md").read_text()
-    a, c = (line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| small/"))
+    a, twice, wide, c = (line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| small/"))
     head = next(line for line in table.splitlines() if line.startswith("| recipe")).split("|")[1:-1]
-    assert len(a) == len(c) == len(head)
+    assert len(a) == len(twice) == len(wide) == len(c) == len(head)
+    assert (twice[0].strip(), wide[0].strip()) == ("small/a, twice", "small/a, wide")
+    # c is a's network with another seed, judged at another scale.
+    assert all(0 <= float(row[head.index(" mIoU ")]) <= 100 for row in (a, twice, wide, c))
     assert (a[0].strip(), c[0].strip(), a[3].strip(), c[-1].strip()) == ("small/a", "small/c", "2 x 2", "1")
     card = (place / "runs" / "small" / "a" / "card.md").read_text()
     assert hashlib.sha256((place / "runs" / "small" / "a" / "weights.safetensors").read_bytes()).hexdigest() in card

@@ -34,10 +34,6 @@ class TestV3MobileNet(TorchvisionTests):
     name = "deeplabv3_mobilenet_v3_large"
 
 
-class TestV3PlusResNet50(AtrousTests):
-    name = "deeplabv3plus_resnet50"
-
-
 class TestV3PlusMobileNet(AtrousTests):
     name = "deeplabv3plus_mobilenet_v3_large"
 
@@ -56,9 +52,42 @@ class TestV3PlusXception(AtrousTests):
     arguments: ClassVar = {"num_classes": 3, "width": 4}
 
 
+class TestV3(AtrousTests):
+    """Any encoder; the smallest ResNet stands for them."""
+
+    name = "deeplabv3"
+    arguments: ClassVar = {"num_classes": 3, "backbone": "resnet18", "multi_grid": (1, 2)}
+
+    def test_parts(self):
+        """Rates by output stride; no rates, no image pooling: only the branches asked for."""
+        with torch.device("meta"):
+            for stride, first in ((32, 3), (16, 6), (8, 12)):
+                branches = self.build(output_stride=stride).classifier[0].convs
+                assert [branch[0].dilation[0] for branch in branches[1:4]] == [first, 2 * first, 3 * first]
+                assert len(branches) == 5
+            assert len(self.build(image_pooling=False).classifier[0].convs) == 4
+            assert len(self.build(rates=()).classifier[0].convs) == 2
+            grid = self.build(output_stride=16).backbone["layer4"]
+            assert [block.conv1.dilation[0] for block in grid] == [2, 4]
+        with pytest.raises(ArgumentError, match="multi_grid"):
+            self.build(backbone="mobilenet_v2")
+
+    def test_is_the_one_with_a_name(self):
+        """deeplabv3(backbone="resnet50") is deeplabv3_resnet50."""
+        with torch.device("meta"):
+            general = models.deeplabv3(3, "resnet50", output_stride=8, aux=True)
+            named = models.deeplabv3_resnet50(3, aux=True)
+        assert str(general) == str(named)
+
+
+class TestV3Plus(AtrousTests):
+    name = "deeplabv3plus"
+    arguments: ClassVar = {"num_classes": 3, "backbone": "resnet18"}
+
+
 class TestCascade(AtrousTests):
     name = "deeplabv3_cascade"
-    arguments: ClassVar = {"num_classes": 3, "backbone": "resnet50", "blocks": 5}
+    arguments: ClassVar = {"num_classes": 3, "backbone": "resnet18", "blocks": 5}
     training = (32, 32)
 
 
@@ -75,7 +104,7 @@ def test_cascade_doubles_its_rates(output_stride, first):
 
 
 def test_cascade_arguments():
-    for wrong in ({"blocks": 8}, {"backbone": "resnet18"}, {"output_stride": 32}):
+    for wrong in ({"blocks": 8}, {"backbone": "vgg16"}, {"output_stride": 32}):
         with pytest.raises(ArgumentError, match=next(iter(wrong))):
             models.deeplabv3_cascade(2, **{"backbone": "resnet50", **wrong})
 
