@@ -45,12 +45,12 @@ def from_weights(model: nn.Module, path: str) -> list[str]:
     Raises:
         FileNotFoundError: no such file.
         WeightsError: it is damaged, or something else.
-        ArgumentError: nothing in it fits.
+        ArgumentError: most of it does not fit.
     """
     target = model.network if isinstance(model, WithCRF) else model
     trained, own = models.load(path).state_dict(), target.state_dict()
     fitting = {name: value for name, value in trained.items() if name in own and value.shape == own[name].shape}
-    if not fitting:
+    if 2 * len(fitting) < len(trained):
         bad_value("config", "init.weights", "be of this network, or of the one before its CRF", path)
     target.load_state_dict(fitting, strict=False)
     return [name for name in own if name not in fitting]
