@@ -327,6 +327,8 @@ def _add_study(commands: Commands, common: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="replace an entry of every recipe, such as schedule.steps=100; may be repeated",
     )
+    parser.add_argument("--pages", metavar="DIR", help="also write a page for each network, such as to docs/networks")
+    parser.add_argument("--speed", metavar="FILE", help="results of `atrousops bench --suite networks`, for the pages")
     parser.set_defaults(run=_study)
 
 
@@ -342,6 +344,12 @@ def _study(args: argparse.Namespace) -> int:
         say=lambda text: tqdm.write(text, file=sys.stderr),
     )
     print(f"-> {args.table}")
+    if args.pages:
+        from atrousops.bench.results import Report
+        from atrousops.engine import pages
+
+        written = pages.write(args.runs, args.pages, Report.load(Path(args.speed)) if args.speed else None)
+        print(f"-> {args.pages}: {len(written)} pages")
     return FAILURE if failed else 0
 
 

@@ -18,25 +18,7 @@ from atrousops._files import write_atomically
 from atrousops.engine import config as configs
 from atrousops.engine import evaluate, train
 from atrousops.engine.config import Config, Variant
-
-SCORES = "scores.json"
-# Of the trimap's band, in pixels.
-WIDTH = 3
-
-_COLUMNS = ("recipe", "network", "parameters", "steps x batch", "training", "mIoU", "+ CRF", "pixels", "borders")
-_OBJECTS = ("PQ", "SQ", "RQ", "mask AP")
-_HEADER = """# Results
-
-Every row is one run of `atrousops study`, which writes this file; nothing in it is written by hand. A row's recipe is
-trained and judged again by
-
-    atrousops train atrousops/configs/RECIPE.yaml --output runs/RECIPE
-    atrousops evaluate atrousops/configs/RECIPE.yaml --weights runs/RECIPE/weights.safetensors --split SPLIT
-
-with the data of the recipe in `$ATROUSOPS_DATA`. The budget is small, as two CPU cores bear it, the networks are narrow
-or shallow where the recipe says so, and start from nothing unless `init` names a trunk: the figures compare networks
-under that budget and are far from those of the papers.
-"""
+from atrousops.engine.table import SCORES, WIDTH, write_table
 
 
 def main(
@@ -191,66 +173,3 @@ def _plain(recipe: Config) -> Any:
 def _check_same(folder: Path, recipe: Config) -> None:
     if json.loads((folder / SCORES).read_text())["recipe"] != _plain(recipe):
         bad_value("study", "recipe", f"be that of the run in {folder}", "another", "Remove the folder to run it again.")
-
-
-def write_table(runs: Path, path: Path) -> None:
-    """Writes the Markdown table of all runs that have scores, a section for each data set and split."""
-    sections: dict[tuple[str, str], list[str]] = {}
-    for file in sorted(runs.glob(f"*/*/{SCORES}")):
-        values = json.loads(file.read_text())
-        key = values["recipe"]["data"]["name"], values["split"]
-        sections.setdefault(key, []).extend(_rows(f"{file.parts[-3]}/{file.parts[-2]}", values))
-    lines = [_HEADER]
-    for (data, split), rows in sections.items():
-        columns = [*_COLUMNS, *(_OBJECTS if rows[0].count("|") > len(_COLUMNS) + 2 else ()), "seed"]
-        lines += [
-            f"## {data}, {split}",
-            "",
-            "Scores in %.",
-            "",
-            f"| {' | '.join(columns)} |",
-            "|---" * len(columns) + "|",
-        ]
-        lines += [*rows, ""]
-    lines.append(_notes(runs))
-    write_atomically(path, lambda name: Path(name).write_text("\n".join(lines)))
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
-
-
-def _rows(name: str, values: dict[str, Any]) -> list[str]:
-    """A recipe's row, and one for each other way in which its weights were judged."""
-    recipe, summary, percent = values["recipe"], values["summary"], _percent
-    cells = [
-        name,
-        recipe["model"]["name"],
-        f"{values['parameters'] / 1e6:.2f} M",
-        f"{values['steps']} x {recipe['batch']}",
-        f"{values['seconds'] / 60:.0f} min",
-        percent(summary["miou"]),
-        percent(values.get("crf")),
-        percent(values["pixel_accuracy"]),
-        percent(values["boundary_accuracy"]),
-    ]
-    if "pq" in summary:
-        cells += [percent(value) for value in (summary["pq"], summary["sq"], summary["rq"], values["ap"])]
-    rows = ["| " + " | ".join([*cells, str(recipe["seed"])]) + " |"]
-    for other, scores in values.get("variants", {}).items():
-        found = percent(scores["miou"]), "", percent(scores["pixel_accuracy"]), percent(scores["boundary_accuracy"])
-        rows.append(f"| {name}, {other} | | | | | {' | '.join(found)} | |")
-    return rows
-
-
-def _notes(runs: Path) -> str:
-    made = {
-        (values["torch"], values["threads"], values["device"])
-        for file in runs.glob(f"*/*/{SCORES}")
-        for values in [json.loads(file.read_text())]
-    }
-    by = "; ".join(f"torch {version}, {threads} threads, {device}" for version, threads, device in sorted(made))
-    return (
-        f"Computed with {by}. pixels: pixel accuracy; borders: the same within {WIDTH} pixels of a border; training: "
-        "seconds of training steps, on a machine that may have had other work.\n"
-    )

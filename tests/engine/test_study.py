@@ -7,10 +7,15 @@ import signal
 import pytest
 import yaml
 from people import RECIPE, write_people
+from PIL import Image
 
 from atrousops import cli
 from atrousops._checks import ArgumentError
-from atrousops.engine import study, train
+from atrousops.bench.machine import Ceilings
+from atrousops.bench.results import Report, Result
+from atrousops.bench.suites.networks import ON_CAMVID
+from atrousops.engine import pages, study, train
+from atrousops.testing import Timing
 
 EXTRA = "crf: true\nscales: [0.5]\nvariants: {twice: {scales: [0.5, 1], flip: true}, wide: {scales: [1.0]}}"
 
@@ -20,7 +25,10 @@ def place(tmp_path):
     """Two recipes on a base, and one of a network that does not exist, in a folder of their own."""
     folder = tmp_path / "small"
     folder.mkdir()
-    (folder / "_base.yaml").write_text(yaml.safe_dump({**RECIPE, "schedule": {"steps": 2}, "checkpoint_every": 1}))
+    base = {**RECIPE, "schedule": {"steps": 2}, "checkpoint_every": 1, "pictures_every": 2}
+    (folder / "_base.yaml").write_text(yaml.safe_dump(base))
+        yaml.safe_dump({**RECIPE, "schedule": {"steps": 2}, "checkpoint_every": 1, "pictures_every": 2})
+    )
     arguments = "{num_classes: 2, depth: 3}"
     (folder / "a.yaml").write_text(f"base: _base.yaml\nmodel: {{name: msd, arguments: {arguments}}}\n{EXTRA}")
     (folder / "b.yaml").write_text(f"base: _base.yaml\nmodel: {{name: absent, arguments: {arguments}}}")
@@ -54,6 +62,20 @@ def test_all_in_turn(place, monkeypatch):
     assert float(a[head.index(" + CRF ")]) > 0
     assert c[head.index(" + CRF ")].strip() == ""
 
+    # A page of the network that ran, with its picture, and one of another.
+    monkeypatch.setattr(pages.models, "list", lambda kind: ("msd", "enet"))
+    written = pages.write(place / "runs", place / "pages", _speed())
+    assert [path.name for path in written] == ["msd.md", "enet.md"]
+    page, other = (path.read_text() for path in written)
+    assert all(row in page for row in table.splitlines() if row.startswith("| small/"))
+    assert "| atrousops, fp32 nhwc | 4.00 | 3 MB |" in page
+    assert "| on PyTorch's kernels, fp32 nhwc | 2.00 |  |" in page
+    assert ("![" in page, "small/" in other, "a second" in other) == (True, False, False)
+    with Image.open(place / "pages" / "msd.jpg") as picture:
+        assert picture.width == pages.WIDTH
+    index = (place / "pages" / "README.md").read_text()
+    assert all(f"[{name}]({name}.md)" in index for name in ("msd", "enet"))
+
     # Again: nothing is trained, the table is the same.
     monkeypatch.setattr(train, "main", None)
     (place / "small" / "b.yaml").unlink()
@@ -61,6 +83,13 @@ def test_all_in_turn(place, monkeypatch):
     assert run(place, said) == 0
     assert said == []
     assert (place / "results.md").read_text() == table
+
+
+def _speed():
+    timings = {"dispatched": Timing(0.25, 0.25, 0.25, 1), "aten": Timing(0.5, 0.5, 0.5, 1)}
+    row = Result("networks", f"msd, {ON_CAMVID}", "", "fp32", "nhwc", "forward", timings=timings)
+    row.memory = {"dispatched": 3_000_000}
+    return Report({"device": "a machine"}, Ceilings(1.0, {}), [row])
 
 
 def test_goes_on_after_ctrl_c(place, monkeypatch):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import segmentation
 
 import atrousops as ao
 from atrousops import models
@@ -24,6 +25,41 @@ CASES = (
     ("deeplabv3plus_vgg16_lowrank", 500, 375, False, "the weights that come with the package"),
     ("enet", 360, 480, False, "max-unpooling, transposed, dilated and asymmetric filters; overhead counts"),
 )
+# The networks of docs/networks as their papers have them, on a CamVid image; Mask R-CNN and metric learning give no
+# scores that could be compared. name: arguments.
+PAGES: dict[str, dict[str, Any]] = {
+    "auto_deeplab": {},
+    "crfrnn": {},
+    "deconvnet": {},
+    "deeplabv1": {},
+    "deeplabv2": {},
+    "deeplabv3": {},
+    "deeplabv3_cascade": {},
+    "deeplabv3_mobilenet_v3_large": {},
+    "deeplabv3_resnet50": {},
+    "deeplabv3_resnet101": {},
+    "deeplabv3plus": {},
+    "deeplabv3plus_mobilenet_v3_large": {},
+    "deeplabv3plus_resnet50": {},
+    "deeplabv3plus_resnet101": {},
+    "deeplabv3plus_vgg16_lowrank": {},
+    "deeplabv3plus_xception65": {},
+    "dilated_vgg16": {"context": "basic"},
+    "enet": {},
+    "espnet": {},
+    "fcn8s": {},
+    "fcn16s": {},
+    "fcn32s": {},
+    "fcn_resnet50": {},
+    "fcn_resnet101": {},
+    "gcn": {},
+    "hypercolumns": {},
+    "msd": {},
+    "pspnet": {},
+    "segnet": {},
+    "unet": {},
+}
+ON_CAMVID = "360x480, 11 classes"
 QUICK = {
     "deeplabv3_resnet50": ("fp32 nhwc forward",),
     "deeplabv3_resnet50 optimised": ("fp32 nhwc forward",),
@@ -48,17 +84,24 @@ def rows() -> Iterator[Row]:
         fast = f"{name} optimised"
         prepare = make(made_ready=ao.optimize)
         yield from expand("networks", f"{fast}, {size}", f"optimize: {reason}", prepare, WAYS, QUICK.get(fast, ()))
+    for name, arguments in PAGES.items():
+        arguments = {"num_classes": 11, **arguments}
+        prepare = module(
+            partial(models.build, name, **arguments),
+            partial(_stock, name, 11) if hasattr(segmentation, name) else None,
+            partial(torch.randn, 1, 3, 360, 480),
+            output=_to_labels,
+        )
+        yield from expand("networks", f"{name}, {ON_CAMVID}", "for its page", prepare, {"fp32 nhwc": ("forward",)})
 
 
 def _ours(name: str) -> nn.Module:
     return models.build(name, num_classes=21)
 
 
-def _stock(name: str) -> nn.Module:
-    from torchvision.models import segmentation
-
+def _stock(name: str, num_classes: int = 21) -> nn.Module:
     factory: Callable[..., nn.Module] = getattr(segmentation, name)
-    return factory(weights=None, weights_backbone=None, num_classes=21, aux_loss=False)
+    return factory(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=False)
 
 
 def _to_labels(outputs: dict[str, Any]) -> Tensor:

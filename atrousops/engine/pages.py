@@ -1,0 +1,126 @@
+"""A page for each network: what it is, what came of its recipes, what it costs, a picture."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from atrousops import models
+from atrousops._files import write_atomically
+from atrousops.bench.results import DISPATCHED, Report, Result
+from atrousops.bench.suites.networks import ON_CAMVID
+from atrousops.engine.table import Scored, scored, sections
+
+# Of the picture of a page, in pixels.
+WIDTH = 960
+_INDEX = """# Networks
+
+A page each, written by `atrousops study RECIPES --pages docs/networks`: the factory in `atrousops.models`, the scores
+of its recipes ([results](../results.md) has them all), and what an image costs.
+
+| network | | parameters, as in its paper | mIoU on CamVid, best recipe |
+|---|---|---|---|
+"""
+
+
+def write(runs: str | os.PathLike[str], folder: str | os.PathLike[str], speed: Report | None = None) -> list[Path]:
+    """Writes NAME.md, and NAME.jpg where there is a picture, of every network, and README.md with a line for each.
+
+    Args:
+        runs: folder of runs that `study.main` made.
+        folder: where to.
+        speed: results of `atrousops bench --suite networks`, or None.
+
+    Returns:
+        The pages.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, list[Scored]] = {}
+    for key, values in scored(Path(runs)):
+        found.setdefault(values["recipe"]["model"]["name"], []).append((key, values))
+    pages, lines = [], []
+    for name in models.list("networks"):
+        recipes = found.get(name, [])
+        picture = _picture(Path(runs), recipes, folder / f"{name}.jpg")
+        text = "\n".join([*_about(name), *_scores(recipes, picture), *_costs(name, speed)])
+        pages.append(folder / f"{name}.md")
+        _write(pages[-1], text)
+        lines.append(_line(name, recipes))
+    _write(folder / "README.md", _INDEX + "\n".join(lines))
+    return pages
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda name: Path(name).write_text(text + "\n"))
+
+
+def _doc(name: str) -> str:
+    return inspect.getdoc(models.registry.NETWORKS[name]) or ""
+
+
+def _parameters(name: str) -> str:
+    with torch.device("meta"):
+        return f"{sum(p.numel() for p in models.build(name).parameters()) / 1e6:.1f} M"
+
+
+def _line(name: str, recipes: list[Scored]) -> str:
+    scores = [values["summary"]["miou"] for key, values in recipes if key.startswith("camvid/")]
+    best = f"{100 * max(scores):.1f} %" if scores else ""
+    return f"| [{name}]({name}.md) | {_doc(name).splitlines()[0]} | {_parameters(name)} | {best} |"
+
+
+def _about(name: str) -> Iterator[str]:
+    head, colon, rest = _doc(name).partition("\nArgs:\n")
+    yield f"# {name}\n\n{head.strip()}\n"
+    taken = inspect.signature(models.registry.NETWORKS[name]).parameters.values()
+    arguments = ", ".join(f"{p.name}={p.default!r}" for p in taken)
+    yield f"`atrousops.models.{name}({arguments})` has {_parameters(name)} parameters.\n"
+    if colon:
+        yield f"```\nArgs:\n{rest.rstrip()}\n```\n"
+
+
+def _scores(recipes: list[Scored], picture: Path | None) -> Iterator[str]:
+    yield from sections(recipes)
+    if recipes:
+        yield "How these came about stands in [results](../results.md).\n"
+    if picture is not None:
+        yield f"Images, labels, and what the network says:\n\n![predictions]({picture.name})\n"
+
+
+def _picture(runs: Path, recipes: list[Scored], path: Path) -> Path | None:
+    """Two rows of the last pictures of the best recipe, as JPEG."""
+    for key, _ in sorted(recipes, key=lambda recipe: -recipe[1]["summary"]["miou"]):
+        pictures = sorted((runs / key / "pictures").glob("*.png"))
+        if pictures:
+            image = Image.open(pictures[-1]).convert("RGB")
+            image = image.crop((0, 0, image.width, image.height // 2))
+            image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
+            write_atomically(path, partial(image.save, format="JPEG", quality=85))
+            return path
+    return None
+
+
+def _costs(name: str, speed: Report | None) -> Iterator[str]:
+    rows = [] if speed is None else [row for row in speed.results if row.case == f"{name}, {ON_CAMVID}"]
+    if speed is None or not rows:
+        return
+    machine = speed.environment.get("device", "")
+    yield f"## Cost\n\nOne image of {ON_CAMVID}, to labels, with the defaults above; {machine}.\n"
+    yield "| | images a second | memory at most |\n|---|---|---|"
+    for row in rows:
+        for way in (DISPATCHED, row.incumbent):
+            if way is not None and way in row.timings:
+                yield _cost(row, way)
+
+
+def _cost(row: Result, way: str) -> str:
+    name = "atrousops" if way == DISPATCHED else f"{way}'s" if way == "torchvision" else "on PyTorch's kernels"
+    memory = f"{row.memory[way] / 1e6:.0f} MB" if way in row.memory else ""
+    return f"| {name}, {row.dtype} {row.layout} | {1 / row.timings[way].median:.2f} | {memory} |"
