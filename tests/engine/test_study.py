@@ -27,8 +27,6 @@ def place(tmp_path):
     folder.mkdir()
     base = {**RECIPE, "schedule": {"steps": 2}, "checkpoint_every": 1, "pictures_every": 2}
     (folder / "_base.yaml").write_text(yaml.safe_dump(base))
-        yaml.safe_dump({**RECIPE, "schedule": {"steps": 2}, "checkpoint_every": 1, "pictures_every": 2})
-    )
     arguments = "{num_classes: 2, depth: 3}"
     (folder / "a.yaml").write_text(f"base: _base.yaml\nmodel: {{name: msd, arguments: {arguments}}}\n{EXTRA}")
     (folder / "b.yaml").write_text(f"base: _base.yaml\nmodel: {{name: absent, arguments: {arguments}}}")
