@@ -130,6 +130,13 @@ void warp_together(const char* what, unsigned mask, Mine& mine, const F& f, Loca
 
 // For instructions that PTX calls .aligned: all 32 lanes, or an error.
 void require_full_warp(const char* what);
+// The same, and none goes on before all are here; then f() once.
+template <class F>
+void full_warp_together(const char* what, const F& f) {
+  require_full_warp(what);
+  int nothing = 0;
+  warp_together(what, ~0u, nothing, [&](int* const (&)[32]) { f(); });
+}
 
 template <class T>
 T& attached_in(Attachments& all) {

@@ -191,13 +191,9 @@ class Warpgroups : public host_cuda::Attached {
 
 inline Warpgroups& warpgroups() { return host_cuda::attached_to_block<Warpgroups>(*host_cuda::self->block); }
 
-// f(the warp's products), once, when all 32 lanes are here.
 template <class F>
 void with_products(const char* what, const F& f) {
-  host_cuda::require_full_warp(what);
-  int nothing = 0;
-  host_cuda::warp_together(what, ~0u, nothing,
-                           [&](int* const(&)[32]) { f(warpgroups().products(host_cuda::self->warp)); });
+  host_cuda::full_warp_together(what, [&] { f(warpgroups().products(host_cuda::self->warp)); });
 }
 
 template <class T>

@@ -14,10 +14,10 @@
   ATROUSOPS_TEXT_80 ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define ATROUSOPS_TEXT_112 \
   ATROUSOPS_TEXT_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
-#define ATROUSOPS_TEXT_128                                                                           \
-  ATROUSOPS_TEXT_112                                                                                 \
-      ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, " \
-      "%127"
+#define ATROUSOPS_TEXT_128                                                                       \
+  ATROUSOPS_TEXT_112                                                                             \
+  ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, " \
+  "%127"
 
 #define ATROUSOPS_SUMS(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define ATROUSOPS_SUMS_16 ATROUSOPS_SUMS(0), ATROUSOPS_SUMS(4), ATROUSOPS_SUMS(8), ATROUSOPS_SUMS(12)
