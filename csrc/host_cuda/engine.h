@@ -135,7 +135,7 @@ template <class F>
 void full_warp_together(const char* what, const F& f) {
   require_full_warp(what);
   int nothing = 0;
-  warp_together(what, ~0u, nothing, [&](int* const (&)[32]) { f(); });
+  warp_together(what, ~0u, nothing, [&](int* const(&)[32]) { f(); });
 }
 
 template <class T>

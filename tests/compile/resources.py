@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,10 +129,15 @@ def instructions() -> dict[str, dict[str, Counter[str]]]:
 
 
 def _instructions(arch: str) -> dict[str, Counter[str]]:
+    return count_instructions(_dump("-sass", "-arch", arch))
+
+
+def count_instructions(sass: Iterable[str]) -> dict[str, Counter[str]]:
+    """By kernel, in the lines that cuobjdump -sass writes."""
     found: dict[str, Counter[str]] = {}
     counter = Counter[str]()
     instruction = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?([A-Z][\w.]*)")
-    for line in _dump("-sass", "-arch", arch):
+    for line in sass:
         if match := instruction.match(line):
             counter[match[1]] += 1
         elif match := re.match(r"\s*Function : (\S+)", line):

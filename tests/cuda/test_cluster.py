@@ -61,6 +61,10 @@ def roles(fault: int = 0) -> str:
     return outcome("test_roles", x, right, fault)
 
 
+# Right where the order happens to be: found by some of the orders.
+RACES = {"overwrites_peer": (multicast, MULTICAST), "no_barrier": (roles, ROLES)}
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_exchange(size, seed):
@@ -91,13 +95,25 @@ def test_faults_of_exchange_are_found(name):
     assert exchange(4) == "right"
 
 
-@pytest.mark.parametrize("name", MULTICAST)
+@pytest.mark.parametrize("name", [name for name in MULTICAST if name not in RACES])
 def test_faults_of_multicast_are_found(name):
     assert re.search(f"^wrong$|{MULTICAST[name]}", multicast(list(MULTICAST).index(name) + 1))
     assert multicast() == "right"
 
 
-@pytest.mark.parametrize("name", ROLES)
+@pytest.mark.parametrize("name", [name for name in ROLES if name not in RACES])
 def test_faults_of_roles_are_found(name):
     assert re.search(f"^wrong$|{ROLES[name]}", roles(list(ROLES).index(name) + 1))
     assert roles() == "right"
+
+
+@pytest.mark.parametrize("name", RACES)
+def test_races_are_found_in_some_order(name):
+    run, faults = RACES[name]
+    outcomes = []
+    for seed in range(8):
+        with host_cuda.order(seed):
+            outcomes.append(run(list(faults).index(name) + 1))
+    broken = [found for found in outcomes if found != "right"]
+    assert broken
+    assert all(re.search(f"^wrong$|{faults[name]}", found) for found in broken)
