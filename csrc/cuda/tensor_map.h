@@ -45,7 +45,8 @@ constexpr int box_extent(const TensorMapArguments& a, int dimension) {
   return dimension == 0 ? a.box[0]
                         : (a.box[dimension] + a.element_strides[dimension] - 1) / a.element_strides[dimension];
 }
-// What a load adds to the bytes of its mbarrier, wherever the box lies.
+// What a load adds to the bytes of its mbarrier, wherever the box lies, zeros included. The manual does not say so of
+// zeros nor of element strides; others' kernels count so, hardware has not confirmed it here.
 constexpr int box_bytes(const TensorMapArguments& a) {
   int bytes = bytes_of(a.type);
   for (int i = 0; i < a.rank; ++i) bytes *= box_extent(a, i);
