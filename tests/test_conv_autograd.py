@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library, planner
+from atrousops import _library, choice
 from atrousops.ops import _conv_dispatch, _subnormals
 
 pytestmark = pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
@@ -98,7 +98,7 @@ def seen(monkeypatch) -> list:
     """What is flushed, where the planner says PyTorch whatever it is asked."""
     flushed = []
     monkeypatch.setattr(_subnormals, "flush_subnormals", lambda t: flushed.append(t) or A.flush_subnormals(t))
-    monkeypatch.setattr(planner, "choose", lambda *args: "aten")
+    monkeypatch.setattr(choice, "choose", lambda *args: "aten")
     _conv_dispatch._routes.clear()
     yield flushed
     _conv_dispatch._routes.clear()

@@ -1,7 +1,7 @@
 """What Triton's compiler makes of the kernels for GPUs that are not here: registers, spills and shared memory.
 
-python tests/triton/ahead.py prints the table; with --write it becomes budget.json. The arguments are those of the
-launchers on the samples of tests/samples.py; nothing is run. Not under TRITON_INTERPRET.
+python tests/triton_kernels/ahead.py prints the table; with --write it becomes budget.json. The arguments are those of
+the launchers on the samples of tests/samples.py; nothing is run. Not under TRITON_INTERPRET.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from atrousops import _triton  # noqa: E402
 from atrousops.triton import _common  # noqa: E402
 
 BUDGET = Path(__file__).with_name("budget.json")
-REGENERATE = "python tests/triton/ahead.py --write"
+REGENERATE = "python tests/triton_kernels/ahead.py --write"
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
