@@ -33,6 +33,11 @@ struct ConvWeightCall {
   bool allow_tf32 = false;
 };
 
+// The operator.
+Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+            const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+            const std::vector<int64_t>& dilation, int64_t groups, bool allow_tf32);
+
 void conv_simt(const ConvCall& call);
 void conv_mma(const ConvCall& call);
 void conv_depthwise(const ConvCall& call);
