@@ -4,6 +4,7 @@
 
 #include <bit>
 
+#include "core/context.h"
 #include "core/phases.h"
 #include "core/plan.h"
 #include "core/problem.h"
@@ -105,6 +106,11 @@ static void bind_planner(py::module_& m) {
     for (const Tiling& t : tilings(problem_of(kind, n, c, k, 1, axes), {rows, columns, multiprocessors}))
       all.append(py::make_tuple(t.name, py::tuple(py::cast(t.box)), t.batch, t.tiles, t.work, t.finish));
     return all;
+  });
+  m.def("context_plan", [](int64_t n, int64_t c, int64_t h, int64_t w, const Sizes& reach, int64_t itemsize,
+                           int64_t multiprocessors, int64_t shared_memory, int64_t capability) {
+    const ContextPlan p = context_plan({n, c, h, w, reach, itemsize}, {multiprocessors, capability, shared_memory});
+    return py::make_tuple(p.cluster, p.rows, p.shared_bytes, p.seconds, p.reason);
   });
 }
 

@@ -1,6 +1,5 @@
 // context_module on CUDA: one launch where it is planned, else the layers one after the other.
 #include "cuda/context_module.h"
-
 #include "cuda/conv_kernels.h"
 #include "cuda/registration.h"
 #include "stable/context_module.h"
@@ -11,9 +10,9 @@ namespace {
 core::ContextPlan plan_of(const Tensor& input, const std::vector<int64_t>& reach) {
 #if defined(ATROUSOPS_SM90A)
   const DeviceProperties& d = properties(input);
-  return core::context_plan({input.size(0), input.size(1), input.size(2), input.size(3), reach,
-                             static_cast<int64_t>(input.element_size())},
-                            {d.multiprocessors, d.capability, d.shared_per_block});
+  return core::context_plan(
+      {input.size(0), input.size(1), input.size(2), input.size(3), reach, static_cast<int64_t>(input.element_size())},
+      {d.multiprocessors, d.capability, d.shared_per_block});
 #else
   return {};
 #endif
@@ -44,8 +43,13 @@ Tensor run(const core::ContextPlan& plan, const Tensor& input, const std::vector
   for (size_t i = 0; i < weights.size(); ++i) {
     const Tensor& w = weights[i];
     if (!biases.empty()) kept.push_back(dense(biases[i], false));
-    a.layer[i] = {w.data_ptr(), biases.empty() ? nullptr : kept.back().data_ptr(), w.stride(0), w.stride(1),
-                  w.stride(2),  w.stride(3), static_cast<int32_t>(reach[i])};
+    a.layer[i] = {w.data_ptr(),
+                  biases.empty() ? nullptr : kept.back().data_ptr(),
+                  w.stride(0),
+                  w.stride(1),
+                  w.stride(2),
+                  w.stride(3),
+                  static_cast<int32_t>(reach[i])};
   }
   context_module_sm90a(a, plan, in.size(0), in.scalar_type(), current_stream(in));
   return out;

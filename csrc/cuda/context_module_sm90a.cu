@@ -49,8 +49,14 @@ struct Maps {
   int begin, end;                                // rows of this block
 
   __device__ __forceinline__ Maps(const ContextArgs& a, char* bytes, int rank)
-      : bytes(bytes), width(a.width), height(a.height), line(a.width * Shape<kChunks>::kPitch), own_rows(a.rows),
-        halo_rows(a.halo), begin(smaller(rank * a.rows, a.height)), end(smaller((rank + 1) * a.rows, a.height)) {}
+      : bytes(bytes),
+        width(a.width),
+        height(a.height),
+        line(a.width * Shape<kChunks>::kPitch),
+        own_rows(a.rows),
+        halo_rows(a.halo),
+        begin(smaller(rank * a.rows, a.height)),
+        end(smaller((rank + 1) * a.rows, a.height)) {}
 
   __device__ __forceinline__ int own(int which) const { return which * own_rows * line; }
   __device__ __forceinline__ int halo() const { return 2 * own_rows * line; }
@@ -96,8 +102,7 @@ __device__ void load_rows(const ContextArgs& a, int64_t image, int first, int ro
 
 template <class T, int kChunks>
 __device__ void store_rows(const ContextArgs& a, int64_t image, const Maps<kChunks>& maps, const char* from) {
-  T* to =
-      static_cast<T*>(a.output) + image * a.image_stride + int64_t{maps.begin} * a.width * a.pixel_stride;
+  T* to = static_cast<T*>(a.output) + image * a.image_stride + int64_t{maps.begin} * a.width * a.pixel_stride;
   const int pixels = maps.pixels();
   const auto move = [&](int pixel, int channel) {
     to[pixel * a.pixel_stride + channel * a.channel_stride] =
@@ -157,8 +162,8 @@ __device__ void pull_halo(const Maps<kChunks>& maps, int which, int dilation) {
 
 // One layer for this block's rows, from map `which` and the halo to the other map.
 template <class T, int kChunks, int kTaps>
-__device__ void multiply(const ContextArgs& a, const ContextLayer& l, const Maps<kChunks>& maps, const uint32_t* weights,
-                         int which, bool truncate) {
+__device__ void multiply(const ContextArgs& a, const ContextLayer& l, const Maps<kChunks>& maps,
+                         const uint32_t* weights, int which, bool truncate) {
   using S = Shape<kChunks>;
   constexpr int kSteps = S::steps(kTaps);
   uint2 b[kSteps][kChunks];

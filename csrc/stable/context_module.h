@@ -28,9 +28,9 @@ inline std::vector<int64_t> check_context_module(const Tensor& input, const std:
                     channels, "; not so weight ", i);
     STD_TORCH_CHECK(dilation[i] >= 1, "context_module: dilation must be positive; got ", dilation[i]);
     if (!biases.empty())
-      STD_TORCH_CHECK(biases[i].dim() == 1 && biases[i].size(0) == channels &&
-                          biases[i].scalar_type() == input.scalar_type(),
-                      "context_module: biases must be (C) of input's dtype; not so bias ", i);
+      STD_TORCH_CHECK(
+          biases[i].dim() == 1 && biases[i].size(0) == channels && biases[i].scalar_type() == input.scalar_type(),
+          "context_module: biases must be (C) of input's dtype; not so bias ", i);
     reach.push_back(w.size(2) == 3 ? dilation[i] : 0);
   }
   return reach;
@@ -45,8 +45,7 @@ inline void relu_in_place(Tensor& t) {
 // conv(input, weight, bias, stride, padding, dilation, groups, allow_tf32)
 template <class F>
 Tensor context_module_by_layers(const F& conv, const Tensor& input, const std::vector<Tensor>& weights,
-                                const std::vector<Tensor>& biases, const std::vector<int64_t>& reach,
-                                bool allow_tf32) {
+                                const std::vector<Tensor>& biases, const std::vector<int64_t>& reach, bool allow_tf32) {
   const std::vector<int64_t> one{1, 1};
   Tensor x = input;
   for (size_t i = 0; i < weights.size(); ++i) {

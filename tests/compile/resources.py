@@ -125,7 +125,8 @@ def instructions() -> dict[str, dict[str, Counter[str]]]:
     # Disassembly takes its time, in processes of its own.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = dict(zip(architectures, pool.map(_instructions, architectures)))
-    return {name: {arch: found[arch][name] for arch in architectures} for name in found[architectures[0]]}
+    names = sorted({name for kernels in found.values() for name in kernels})
+    return {name: {arch: found[arch][name] for arch in architectures if name in found[arch]} for name in names}
 
 
 def _instructions(arch: str) -> dict[str, Counter[str]]:
@@ -166,7 +167,8 @@ def compiler() -> str:
 
 @dataclass(frozen=True)
 class Budget:
-    """What budget.json holds: registers in the order of architectures, and the most shared memory of them."""
+    """What budget.json holds: registers in the order of architectures, 0 where a kernel is not compiled, and the most
+    shared memory of them."""
 
     compiler: str
     architectures: list[str]
