@@ -107,3 +107,95 @@ def test_clusters_of_every_size(shared):
 def runs() -> int:
     """Launches so far."""
     return sum(c.runs for c in host_cuda.coverage() if "context_module_kernel" in c.name)
+
+
+def plan(size, dilation=PAPER, kernels=(3,) * 7 + (1,), dtype=torch.bfloat16, gpu=host_cuda.H100):
+    return _plan_context.plan_context(size, dilation, kernels, dtype, False, (gpu[0], gpu[2], gpu[1]))
+
+
+@pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing")
+def test_what_is_planned():
+    one = plan((1, 21, 64, 64))
+    # By hand: 8 rows and 8 from either side of two maps, three layers' weights, and a chunk of zeros.
+    assert (one.cluster, one.rows) == (8, 8)
+    assert one.shared_memory == 16 + 2 * (8 + 8) * 64 * 48 + 3 * (14 * 3 * 256)
+    # The aim of PERFORMANCE for this module: three times as fast as the layers.
+    assert one.seconds < one.by_layers / 3
+    # Many images: no block has to wait for another's rows, as far as they fit.
+    assert plan((1024, 21, 32, 32)).cluster < 8
+    assert plan((1, 21, 66, 66)).cluster == 8
+
+
+@pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing")
+@pytest.mark.parametrize(
+    ("why", "arguments"),
+    [
+        ("capability 9.0", {"gpu": host_cuda.A100}),
+        ("16-bit", {"dtype": torch.float32}),
+        ("shared memory a block", {"size": (1, 21, 256, 256)}),
+        ("32 channels", {"size": (1, 33, 64, 64)}),
+        ("8 layers", {"dilation": (*PAPER, 1), "kernels": (3,) * 9}),
+    ],
+)
+def test_what_is_left_to_the_layers(why, arguments):
+    answer = plan(**{"size": (1, 21, 64, 64), **arguments})
+    assert answer.cluster == 0
+    assert why in answer.reason
+
+
+def test_module_and_explanation(backend):
+    module, x = ContextModule(5).to(torch.float16), torch.rand(1, 5, 9, 8, dtype=torch.float16)
+    for layer in module.layers:
+        torch.nn.init.normal_(layer.weight, std=0.2)
+    expected = module(x)  # by layers, as gradients are wanted
+    assert expected.requires_grad
+    with torch.no_grad():
+        explained = ao.explain(module, x)
+        y = module(x)
+        one = module(x[0])
+    assert [row.kernel for row in explained.rows] == ["context_module"]
+    torch.testing.assert_close(y, expected.detach(), rtol=1e-2, atol=1e-2)
+    assert torch.equal(one, y[0])
+
+
+def test_without_gpu_the_module_is_its_layers():
+    module, x = ContextModule(3), torch.rand(1, 3, 9, 8)
+    with torch.no_grad():
+        assert [row.operator for row in ao.explain(module, x).rows] == ["conv2d"] * 8
+        weights, biases = [layer.weight for layer in module.layers], [layer.bias for layer in module.layers]
+        (row,) = ao.explain(A.context_module, x, weights, biases, PAPER).rows
+    assert row.kernel == "layers"
+
+
+def test_opcheck(backend):
+    x, weights, biases = CASES[1].tensors(torch.float16)
+    torch.library.opcheck(torch.ops.atrousops.context_module.default, (x, weights, biases, CASES[1].dilation))
+
+
+def test_gradients_by_layers(backend):
+    x, weights, biases = CASES[2].tensors(torch.float64)
+    leaves = [t.requires_grad_() for t in (x, *weights)]
+    y = A.context_module(x, weights, biases, CASES[2].dilation)
+    expected = stock(x, weights, biases, CASES[2].dilation)
+    assert_close(y, expected, expected)
+    for ours, theirs in zip(*(torch.autograd.grad(z.square().sum(), leaves) for z in (y, expected))):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input": torch.ones(2)}, "input must be .N, C, H, W."),
+        ({"input": torch.ones(1, 2, 4, 4, dtype=torch.int64)}, "input must be a floating tensor"),
+        ({"weights": [torch.ones(2, 2, 5, 5)]}, "weights must be .2, 2, 3, 3. or .2, 2, 1, 1."),
+        ({"weights": [torch.ones(2, 2, 3, 3).double()]}, "weights and biases must be torch.float32"),
+        ({"biases": []}, "biases must be None or have one entry for each weight"),
+        ({"biases": [torch.ones(3)]}, "biases must be .2,., as input has 2 channels"),
+        ({"dilation": (1, 2)}, "dilation must have one entry for each weight"),
+        ({"dilation": (0,)}, "dilation must be at least 1"),
+    ],
+)
+def test_rejects(change, message):
+    arguments = {"input": torch.ones(1, 2, 4, 4), "weights": [torch.ones(2, 2, 3, 3)], "biases": None, "dilation": (1,)}
+    with pytest.raises((ValueError, TypeError), match=message):
+        A.context_module(**arguments | change)

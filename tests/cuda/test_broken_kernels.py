@@ -15,6 +15,7 @@ MMA = ("conv_mma_f16.cu", "tests/cuda/test_conv_mma.py", "epilogue and 2-float16
 ROI = ("roi_align.cu", "tests/test_roi_align.py", "gradient_in_several_tiles and host_cuda")
 UNPOOL = ("max_unpool.cu", "tests/test_max_unpool.py", "point_anywhere and host_cuda")
 ROWS = ("permutohedral_rows.cu", "tests/test_permutohedral.py", "channels_and_dtypes and host_cuda and float32 and 33")
+CONTEXT = ("context_module_sm90a.cu", "tests/test_context_module.py", "host_cuda and (paper and float16)")
 
 
 def mma(file: str, sound: str, broken: str) -> Fault:
@@ -61,6 +62,22 @@ FAULTS = {
         "(begin + j) * g.step]);\n      __syncthreads();",
         "(begin + j) * g.step]);",
         *UNPOOL,
+    ),
+    "cluster's barrier between layers made a block's": Fault(
+        CONTEXT[0],
+        """    arch::cluster_arrive();
+    // Where the weights of the layer before lay, which everybody here has finished.
+    fetch_weights(layer + 1);
+    arch::cluster_wait();
+""",
+        "    __syncthreads();\n    fetch_weights(layer + 1);\n",
+        *CONTEXT,
+    ),
+    "rows from other blocks off by one": Fault(
+        CONTEXT[0], "begin - dilation + slot :", "begin - dilation + slot + 1 :", *CONTEXT
+    ),
+    "barrier removed behind what a layer fetches": Fault(
+        CONTEXT[0], "weights are there.\n    __syncthreads();", "weights are there.", *CONTEXT
     ),
     "barrier removed from a transposition": Fault("permutohedral_rows.cu", "      __syncthreads();\n", "", *ROWS),
 }
