@@ -68,8 +68,14 @@ struct WgmmaSums {
 #pragma unroll
     for (int i = 0; i < Tile::kBlocks; ++i) arch::wgmma_keep(d[i]);
   }
-  // Starts the products of one stage, as one group; without `add` the sums begin anew.
-  __device__ __forceinline__ void multiply(const char* stage, int consumer, int add) {
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < Tile::kBlocks; ++i)
+#pragma unroll
+      for (int j = 0; j < Tile::kColumns / 2; ++j) d[i][j] = 0;
+  }
+  // Starts the products of one stage, as one group.
+  __device__ __forceinline__ void multiply(const char* stage, int consumer) {
     keep();
     arch::wgmma_fence();
 #pragma unroll
@@ -78,18 +84,19 @@ struct WgmmaSums {
       for (int i = 0; i < Tile::kBlocks; ++i)
         arch::wgmma<typename Tile::T, Tile::kColumns, Tile::kA, Tile::kB>(
             d[i], Tile::A::at(stage, consumer * Tile::kBlocks + i, step), Tile::B::at(stage + Tile::A::kBytes, 0, step),
-            step > 0 ? 1 : add);
+            1);
     arch::wgmma_commit();
   }
-  // `steps` stages from `turn` on, which goes on behind them; one stage's products run while the next are started.
-  template <class Ring>
-  __device__ __forceinline__ void multiply_all(const Ring& ring, Turn<Tile::kStages>& turn, const char* stages,
-                                               int consumer, int64_t steps) {
+  // The sums of `steps` stages from `turn` on, which goes on behind them; while products of one stage run, those of the
+  // next are started.
+  __device__ __forceinline__ void multiply_all(const Pipeline<Tile::kStages>& ring, Turn<Tile::kStages>& turn,
+                                               const char* stages, int consumer, int64_t steps) {
     const bool first_lane = threadIdx.x % 32 == 0;
     Turn<Tile::kStages> before = turn;
+    clear();
     for (int64_t step = 0; step < steps; ++step) {
       ring.wait_full(turn);
-      multiply(stages + turn.stage * Tile::kStageBytes, consumer, step > 0);
+      multiply(stages + turn.stage * Tile::kStageBytes, consumer);
       if (step > 0) {
         arch::wgmma_wait<1>();
         if (first_lane) ring.release(before);
@@ -99,14 +106,7 @@ struct WgmmaSums {
     }
     arch::wgmma_wait<0>();
     keep();
-    if (steps > 0) {
-      if (first_lane) ring.release(before);
-    } else {
-#pragma unroll
-      for (int i = 0; i < Tile::kBlocks; ++i)
-#pragma unroll
-        for (int j = 0; j < Tile::kColumns / 2; ++j) d[i][j] = 0;
-    }
+    if (steps > 0 && first_lane) ring.release(before);
   }
 };
 
@@ -115,32 +115,40 @@ struct WgmmaSums {
 inline constexpr int kAtOnce = 32, kSumsPitch = kAtOnce + 8;  // the pitch keeps rows off each other's banks
 inline constexpr int kWarpSums = 16 * kSumsPitch;             // floats of a warp
 
+template <int kCount>
+__device__ __forceinline__ void lay_sums(const float (&d)[kCount], int first, float* mine, int lane) {
+#pragma unroll
+  for (int j = 0; j < kAtOnce / 8; ++j)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int from = first + 4 * j + 2 * half;
+      *reinterpret_cast<float2*>(mine + (lane / 4 + 8 * half) * kSumsPitch + 8 * j + lane % 4 * 2) =
+          make_float2(d[from], d[from + 1]);
+    }
+}
+
 // Calls f(row of the tile, column, values[8]) for every run of eight columns; `mine` are kWarpSums floats of this warp.
 template <class Tile, class F>
 __device__ __forceinline__ void each_row_of_sums(const WgmmaSums<Tile>& sums, float* mine, int consumer, const F& f) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32 % 4;
+  constexpr int kAcross = Tile::kColumns / kAtOnce;
+  // Once a tile: longer code would only have to be fetched. Registers have no index, so each turn finds its own.
+#pragma unroll 1
+  for (int turn = 0; turn < Tile::kBlocks * kAcross; ++turn) {
+    __syncwarp();
 #pragma unroll
-  for (int i = 0; i < Tile::kBlocks; ++i)
-#pragma unroll
-    for (int first = 0; first < Tile::kColumns; first += kAtOnce) {
-      __syncwarp();
-#pragma unroll
-      for (int j = 0; j < kAtOnce / 8; ++j)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int from = (first / 8 + j) * 4 + 2 * half;
-          *reinterpret_cast<float2*>(mine + (lane / 4 + 8 * half) * kSumsPitch + 8 * j + lane % 4 * 2) =
-              make_float2(sums.d[i][from], sums.d[i][from + 1]);
-        }
-      __syncwarp();
-#pragma unroll 1  // once a tile: longer code would only have to be fetched
-      for (int row = lane / 4; row < 16; row += 8) {
-        const float* at = mine + row * kSumsPitch + lane % 4 * 8;
-        const float4 a = *reinterpret_cast<const float4*>(at), b = *reinterpret_cast<const float4*>(at + 4);
-        float values[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-        f((consumer * Tile::kBlocks + i) * kBlockRows + 16 * warp + row, first + lane % 4 * 8, values);
-      }
+    for (int i = 0; i < Tile::kBlocks * kAcross; ++i)
+      if (i == turn) lay_sums(sums.d[i / kAcross], i % kAcross * (kAtOnce / 2), mine, lane);
+    __syncwarp();
+#pragma unroll 1
+    for (int row = lane / 4; row < 16; row += 8) {
+      const float* at = mine + row * kSumsPitch + lane % 4 * 8;
+      const float4 a = *reinterpret_cast<const float4*>(at), b = *reinterpret_cast<const float4*>(at + 4);
+      float values[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+      f((consumer * Tile::kBlocks + turn / kAcross) * kBlockRows + 16 * warp + row,
+        turn % kAcross * kAtOnce + lane % 4 * 8, values);
     }
+  }
 }
 
 }  // namespace atrousops::cuda
