@@ -38,6 +38,7 @@ constexpr Kernel<ConvCall> kConv[] = {
 };
 constexpr Kernel<ConvWeightCall> kConvWeight[] = {
     {"grouped", "groups of few channels, a weight a warp", grouped_weight_rule, conv_grouped_weight},
+    {"wgmma", "tensor cores by wgmma, boxes by TMA", conv_wgmma_weight_rule, conv_wgmma_weight},
     {"mma", "tensor cores by mma.sync", conv_mma_weight_rule, conv_mma_weight},
     {"simt", "any dtype, channels and strides", no_rule<ConvWeightCall>, conv_simt_weight},
 };
