@@ -35,6 +35,7 @@ struct ConvWeightCall {
 
 void conv_simt(const ConvCall& call);
 void conv_mma(const ConvCall& call);
+void conv_wgmma(const ConvCall& call);
 void conv_depthwise(const ConvCall& call);
 void conv_grouped(const ConvCall& call);
 void conv_simt_weight(const ConvWeightCall& call);
@@ -44,6 +45,7 @@ void conv_mma_weight(const ConvWeightCall& call);
 // Why a kernel cannot run a call, or null.
 const char* conv_depthwise_rule(const ConvCall& call);
 const char* conv_mma_rule(const ConvCall& call);
+const char* conv_wgmma_rule(const ConvCall& call);
 const char* conv_mma_weight_rule(const ConvWeightCall& call);
 
 // Elements in 16 bytes; and whether a channels_last tensor can be read so many channels at a time.
