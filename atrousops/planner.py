@@ -221,7 +221,7 @@ def _predict(kernel: str, problem: Problem, device: Device, itemsize: int) -> fl
                 flops *= share
         return rates.aten_call + flops / (_aten_rate(problem, rates) * threads) + moved / rates.copy
     if device.kind == "cuda":
-        return _plan_cuda.predict(kernel, problem, device, moved)
+        return _plan_cuda.predict(kernel, problem, device, itemsize, moved)
     flops *= live[0] * live[1] * live[2]
     if kernel in ("depthwise", "grouped"):
         rate = rates.depthwise if kernel == "depthwise" else rates.grouped

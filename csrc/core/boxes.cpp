@@ -1,6 +1,7 @@
 #include "core/boxes.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <map>
 
@@ -9,14 +10,15 @@
 namespace atrousops::core {
 namespace {
 
-constexpr int64_t kSpan = 128;        // bytes of channels in a step
-constexpr int64_t kMostSplits = 16;   // of a sum
-constexpr int64_t kLeastSteps = 8;    // of a part of a sum
-constexpr double kTileSteps = 3;      // what a tile takes beside its steps: filling the pipeline, writing the result
-constexpr int64_t kSimulated = 32;    // rounds beyond which finishing times are an average
-constexpr size_t kFinalists = 8;      // boxes of each shape whose finishing times are computed
-constexpr int64_t kMostStride = 8;    // of a tensor map
-constexpr int64_t kMostExtent = 256;  // of its boxes, strides included
+constexpr int64_t kSpan = 128;       // bytes of channels in a step
+constexpr int64_t kMostSplits = 16;  // of a sum
+constexpr int64_t kLeastSteps = 8;   // of a part of a sum
+constexpr double kTileSteps = 3;     // what a tile takes beside its steps: filling the pipeline, writing the result
+constexpr int64_t kSimulated = 32;   // rounds beyond which finishing times are an average
+constexpr size_t kFinalists = 8;     // boxes of each shape whose finishing times are computed
+constexpr int64_t kLeastPositions = 64;
+constexpr int64_t kMostStride = 8;                    // of a tensor map
+constexpr int64_t kMostExtent = 256;                  // of its boxes, strides included
 constexpr double kSumLaunch = 3e-6, kSumCopy = 3e12;  // seconds of the launch that adds parts; its bytes/s
 
 // The taps that are live somewhere in [begin, end).
@@ -222,6 +224,7 @@ class Planner {
           if (plan.seconds < best.seconds) best = plan;
         }
     }
+    best.dense_seconds = dense_seconds(shapes[static_cast<size_t>(best.shape)]);
     return best;
   }
 
@@ -311,20 +314,35 @@ class Planner {
       plan.tiles += n * copies * splits;
       plan.steps += static_cast<double>(n * copies * taps * blocks_);
     }
-    for (const Problem& p : q_.problems)
-      plan.dense_steps += static_cast<double>(p.n) * static_cast<double>(p.out_positions()) *
-                          static_cast<double>(p.kernel_positions()) / static_cast<double>(s.rows) *
-                          static_cast<double>(copies * blocks_);
     plan.finish = finishing(by_taps, copies, splits);
-    const double depth = static_cast<double>(kSpan / q_.itemsize);
-    const double step = 2.0 * static_cast<double>(s.rows * s.columns) * depth * multiprocessors() / (q_.rate * s.rate);
-    plan.seconds = plan.finish * step;
-    if (splits > 1) {
-      const double sums = 4.0 * static_cast<double>(n_) * static_cast<double>(written_) * static_cast<double>(width_);
-      plan.seconds +=
-          kSumLaunch + sums * static_cast<double>(q_.problems.size()) * static_cast<double>(2 * splits) / kSumCopy;
-    }
+    plan.seconds = plan.finish * step_seconds(s) + sum_seconds(splits);
     return plan;
+  }
+  double step_seconds(const TileShape& s) const {
+    const double depth = static_cast<double>(kSpan / q_.itemsize);
+    return 2.0 * static_cast<double>(s.rows * s.columns) * depth * multiprocessors() / (q_.rate * s.rate);
+  }
+  double sum_seconds(int64_t splits) const {
+    if (splits == 1) return 0;
+    const double sums = 4.0 * static_cast<double>(n_ * written_) * static_cast<double>(width_);
+    return kSumLaunch + sums * static_cast<double>(q_.problems.size()) * static_cast<double>(2 * splits) / kSumCopy;
+  }
+  // Every tap computed for flattened rows, in as many parts as are best.
+  double dense_seconds(const TileShape& s) const {
+    double tiles = 0, taps = 0;
+    for (const Problem& p : q_.problems) {
+      tiles += static_cast<double>(ceil_div(n_ * written_, s.rows) * ceil_div(width_, s.columns));
+      // An input gradient's positions have a share of the taps each.
+      const double each = static_cast<double>(p.out_positions()) / static_cast<double>(written_);
+      taps = std::max(taps, static_cast<double>(p.kernel_positions()) * (p.kind == Kind::input_grad ? each : 1.0));
+    }
+    double best = std::numeric_limits<double>::infinity();
+    for (int64_t splits = 1; splits <= kMostSplits; splits *= 2) {
+      const double part = taps * static_cast<double>(blocks_) / static_cast<double>(splits) + kTileSteps;
+      const double rounds = std::ceil(tiles * static_cast<double>(splits) / multiprocessors());
+      best = std::min(best, rounds * part * step_seconds(s) + sum_seconds(splits));
+    }
+    return best;
   }
 
   const BoxRequest& q_;
@@ -344,6 +362,8 @@ const char* boxes_cannot(const Problem& p, int64_t itemsize) {
   const int64_t depth = swapped ? p.k : p.c, width = swapped ? p.c : p.k;
   if (depth * itemsize % 16 != 0) return "TMA takes rows of whole 16 bytes: channels in multiples of 8 (4 of fp32)";
   if (depth * itemsize < kSpan / 2 || width < 32) return "too few channels to fill a tile";
+  if (p.n * (swapped ? p.in_positions() : p.out_positions()) < kLeastPositions)
+    return "too few positions to fill a tile";
   for (const Axis& a : p.axis) {
     if (!swapped && a.stride > kMostStride) return "TMA steps over at most 8 positions";
     if (std::max({a.in, a.out, a.kernel, a.dilation, a.pad_lo}) > (int64_t{1} << 30)) return "coordinates beyond 2^30";

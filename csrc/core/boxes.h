@@ -57,11 +57,10 @@ struct BoxPlan {
   int64_t shape = 0, splits = 1;  // of tile_shapes(); parts of a sum
   int64_t tiles = 0;              // parts and blocks of channels included
   double steps = 0;               // of all tiles: 128 bytes of channels at one tap
-  double dense_steps = 0;         // were no tap dead
   double finish = 0;              // steps of the busiest multiprocessor
   double seconds = 0;
+  double dense_seconds = 0;  // of the same tile in rows of any shape, were no tap dead
 };
-// Channels in and out of one group.
 BoxPlan plan_boxes(const BoxRequest& request);
 
 // Why boxes are no way to run a problem, or null: what the kernel cannot do, and what others do faster.

@@ -33,6 +33,7 @@ struct Kernel {
 constexpr Kernel<ConvCall> kConv[] = {
     {"depthwise", "one channel a group, 16 bytes of channels at a time", conv_depthwise_rule, conv_depthwise},
     {"grouped", "groups of few channels, an element a thread", grouped_rule, conv_grouped},
+    {"wgmma", "tensor cores by TMA and wgmma", conv_wgmma_rule, conv_wgmma},
     {"mma", "tensor cores by mma.sync", conv_mma_rule, conv_mma},
     {"simt", "any dtype, channels and strides", no_rule<ConvCall>, conv_simt},
 };

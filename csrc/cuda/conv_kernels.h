@@ -40,6 +40,7 @@ Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tenso
 
 void conv_simt(const ConvCall& call);
 void conv_mma(const ConvCall& call);
+void conv_wgmma(const ConvCall& call);
 void conv_depthwise(const ConvCall& call);
 void conv_grouped(const ConvCall& call);
 void conv_simt_weight(const ConvWeightCall& call);
@@ -50,6 +51,7 @@ void conv_wgmma_weight(const ConvWeightCall& call);
 // Why a kernel cannot run a call, or null.
 const char* conv_depthwise_rule(const ConvCall& call);
 const char* conv_mma_rule(const ConvCall& call);
+const char* conv_wgmma_rule(const ConvCall& call);
 const char* conv_mma_weight_rule(const ConvWeightCall& call);
 const char* conv_wgmma_weight_rule(const ConvWeightCall& call);
 

@@ -178,4 +178,25 @@ void conv_wgmma(const std::vector<ConvWgmmaCall>& calls, const Tensor& src, Tens
   }
 }
 
+const char* conv_wgmma_rule(const ConvCall& call) {
+#if !defined(ATROUSOPS_HOST_CUDA) && !defined(ATROUSOPS_SM90A)
+  return "the library was built without sm_90a";
+#endif
+  const ScalarType dtype = call.src.scalar_type();
+  if (properties(call.src).capability != 90) return "needs compute capability 9.0";
+  if (dtype == ScalarType::Double || (dtype == ScalarType::Float && !call.allow_tf32))
+    return "wgmma multiplies no fp64, and fp32 as tf32 only";
+  if (reinterpret_cast<uintptr_t>(call.src.data_ptr()) % 16 != 0) return "rows are not aligned to 16 bytes";
+  return core::boxes_cannot(call.problem, bytes_of(map_type(dtype)));
+}
+
+void conv_wgmma(const ConvCall& call) {
+  const Tensor src = dense(call.src, true);
+  const std::vector<ConvWgmmaCall> calls = {{call.problem, call.weight, call.bias ? &*call.bias : nullptr, {}}};
+  if (is_channels_last(call.dst)) return conv_wgmma(calls, src, call.dst);
+  Tensor dst = empty(sizes_of(call.dst), call.dst, true);
+  conv_wgmma(calls, src, dst);
+  torch::stable::copy_(call.dst, dst);
+}
+
 }  // namespace atrousops::cuda
