@@ -51,6 +51,28 @@ def boxes(problems: Sequence[Problem], device: Device, itemsize: int) -> Boxes:
     return Boxes(*native.plan_boxes(rows, itemsize, device.multiprocessors, device.rates.wgmma))
 
 
+class WeightBoxes(NamedTuple):
+    """How a weight gradient by wgmma is cut, and what is predicted of it.
+
+    A step of a tap's sum is `size` positions along each axis of `images` images; a tile has `columns` channels of the
+    input, and its sum is shared by `splits` blocks. steps: of all taps.
+    """
+
+    size: tuple[int, int, int]
+    images: int
+    columns: int
+    splits: int
+    steps: float
+    seconds: float
+
+
+def weight_boxes(problem: Problem, device: Device) -> WeightBoxes:
+    """The boxes of a weight gradient."""
+    native, p = _library.planner, problem
+    assert native is not None
+    return WeightBoxes(*native.plan_weight_boxes(p.n, p.c, p.k, p.axes, device.multiprocessors, device.rates.wgmma))
+
+
 def illegal(kernel: str, problem: Problem, device: Device, itemsize: int) -> str:
     """Why a kernel of ours does not run a problem; empty if it does."""
     depthwise = problem.groups > 1 and problem.groups == problem.c == problem.k
@@ -81,7 +103,9 @@ def predict(kernel: str, problem: Problem, device: Device, itemsize: int, moved:
     """Seconds of a kernel of ours on a problem that is legal for it."""
     rates = device.rates
     if kernel == "wgmma":
-        return rates.our_call + boxes([problem], device, itemsize).seconds + moved / rates.copy
+        weight = problem.kind == "weight_grad"
+        seconds = weight_boxes(problem, device).seconds if weight else boxes([problem], device, itemsize).seconds
+        return rates.our_call + seconds + moved / rates.copy
     axes = [geometry.axis_phases(problem.kind, a) for a in problem.axes]
     flops = float(problem.dense_flops)
     for phases, axis in zip(axes, problem.axes):

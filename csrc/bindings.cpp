@@ -10,6 +10,7 @@
 #include "core/plan.h"
 #include "core/problem.h"
 #include "core/tiles.h"
+#include "core/weight_boxes.h"
 
 namespace py = pybind11;
 using namespace atrousops::core;
@@ -112,9 +113,15 @@ static void bind_planner(py::module_& m) {
   });
   m.def("boxes_cannot", [](const std::string& kind, int64_t n, int64_t c, int64_t k, int64_t groups,
                            const AxesFields& axes, int64_t itemsize) {
-    const char* why = boxes_cannot(problem_of(kind, n, c, k, groups, axes), itemsize);
+    const Problem p = problem_of(kind, n, c, k, groups, axes);
+    const char* why = p.kind == Kind::weight_grad ? weight_boxes_cannot(p, itemsize) : boxes_cannot(p, itemsize);
     return std::string(why ? why : "");
   });
+  m.def("plan_weight_boxes",
+        [](int64_t n, int64_t c, int64_t k, const AxesFields& axes, int64_t multiprocessors, double rate) {
+          const WeightBoxPlan p = plan_weight_boxes(problem_of("weight_grad", n, c, k, 1, axes), multiprocessors, rate);
+          return py::make_tuple(py::tuple(py::cast(p.box.size)), p.box.images, p.columns, p.splits, p.steps, p.seconds);
+        });
   m.def("cut_axis", [](const std::string& kind, const AxisFields& axis, int64_t size) {
     py::list all;
     for (const AxisPhase& p : axis_phases(kind_of(kind), axis_of(axis))) {

@@ -3,6 +3,7 @@
 #include "core/boxes.h"
 #include "core/checked.h"
 #include "core/plan_candidates.h"
+#include "core/weight_boxes.h"
 
 namespace atrousops::core {
 namespace {
@@ -22,7 +23,8 @@ const char* grouped_rule(const Problem& p, const Device& d, int64_t itemsize) {
   return looped(p) ? nullptr : "too many channels a group for a loop";
 }
 const char* wgmma_rule(const Problem& p, const Device& d, int64_t itemsize) {
-  return d.rates.wgmma <= 0 ? "no wgmma for the dtype on the device" : boxes_cannot(p, itemsize);
+  if (d.rates.wgmma <= 0) return "no wgmma for the dtype on the device";
+  return p.kind == Kind::weight_grad ? weight_boxes_cannot(p, itemsize) : boxes_cannot(p, itemsize);
 }
 const char* mma_rule(const Problem& p, const Device& d, int64_t itemsize) {
   if (d.rates.tensor <= 0) return "no tensor cores for the dtype on the device";
@@ -55,7 +57,10 @@ double tiled_seconds(const Facts& f, const Device& d, double rate, int64_t split
   return d.rates.our_call + flops / (rate * used) + f.bytes_floor / d.rates.copy;
 }
 double wgmma_seconds(const Facts& f, const Device& d) {
-  const double work = plan_boxes({{f.problem}, f.itemsize, d.multiprocessors, d.rates.wgmma}).seconds;
+  const Problem& p = f.problem;
+  const double work = p.kind == Kind::weight_grad
+                          ? plan_weight_boxes(p, d.multiprocessors, d.rates.wgmma).seconds
+                          : plan_boxes({{p}, f.itemsize, d.multiprocessors, d.rates.wgmma}).seconds;
   return d.rates.our_call + work + f.bytes_floor / d.rates.copy;
 }
 double mma_seconds(const Facts& f, const Device& d) { return tiled_seconds(f, d, d.rates.tensor, kSplits); }

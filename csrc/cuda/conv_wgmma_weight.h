@@ -4,18 +4,16 @@
 
 #include "cuda/platform.h"
 // platform.h first: it decides what device code is.
+#include "core/weight_boxes.h"
 #include "cuda/conv_kernels.h"
 #include "cuda/tensor_map.h"
 
 namespace atrousops::cuda {
 
-// Positions and images of a step of the reduction, axis 2 fastest.
-inline constexpr int kWeightBox = 64;
-
 struct ConvWgmmaWeightArgs {
-  float* part;        // (splits, K, taps, C)
-  int64_t part_size;  // elements of a split
-  int32_t box[kAxes], images;
+  float* part;                 // (splits, K, taps, C)
+  int64_t part_size;           // elements of a split
+  int32_t box[kAxes], images;  // of a step of the reduction, axis 2 fastest
   int32_t row_blocks, column_blocks, taps, splits;
 };
 
@@ -30,10 +28,10 @@ struct ConvWgmmaWeightLaunch {
 
 void conv_wgmma_weight_sm90a(const ConvWgmmaWeightLaunch& launch, Stream stream);
 
-// For tests: columns of a tile, splits and a box (axes, images) instead of those predicted best.
+// For tests: columns of a tile, splits and a box instead of those predicted best.
 struct ConvWgmmaWeightForced {
   int64_t columns = 0, splits = 1;
-  int32_t box[kAxes + 1] = {};
+  core::Box box{};
 };
 void conv_wgmma_weight(const ConvWeightCall& call, const ConvWgmmaWeightForced& forced);
 

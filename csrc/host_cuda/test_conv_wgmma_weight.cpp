@@ -13,9 +13,9 @@ void test_conv_wgmma_weight(const Tensor& grad, const Tensor& input, Tensor out,
                             const Ints& box) {
   const Ints kernel(out.sizes().begin() + 2, out.sizes().end());
   const auto a = conv_arguments::of_grad_weight(grad, input, kernel, stride, padding, dilation, 1);
-  ConvWgmmaWeightForced forced{columns, splits, {}};
-  for (size_t i = 0; i < box.size(); ++i) forced.box[i] = static_cast<int32_t>(box[i]);
-  conv_wgmma_weight(ConvWeightCall{a.problem, grad, input, out}, box.empty() ? ConvWgmmaWeightForced{} : forced);
+  ConvWgmmaWeightForced forced;
+  if (!box.empty()) forced = {columns, splits, {{box[0], box[1], box[2]}, box[3]}};
+  conv_wgmma_weight(ConvWeightCall{a.problem, grad, input, out}, forced);
 }
 
 }  // namespace atrousops::cuda
