@@ -16,6 +16,7 @@ ROI = ("roi_align.cu", "tests/test_roi_align.py", "gradient_in_several_tiles and
 UNPOOL = ("max_unpool.cu", "tests/test_max_unpool.py", "point_anywhere and host_cuda")
 ROWS = ("permutohedral_rows.cu", "tests/test_permutohedral.py", "channels_and_dtypes and host_cuda and float32 and 33")
 CONTEXT = ("context_module_sm90a.cu", "tests/test_context_module.py", "host_cuda and (paper and float16)")
+WEIGHT = ("conv_wgmma_weight_sm90a.cu", "tests/cuda/test_conv_wgmma_weight.py", "against_fp64 and rectangles")
 
 
 def mma(file: str, sound: str, broken: str) -> Fault:
@@ -78,6 +79,10 @@ FAULTS = {
     ),
     "barrier removed behind what a layer fetches": Fault(
         CONTEXT[0], "weights are there.\n    __syncthreads();", "weights are there.", *CONTEXT
+    ),
+    "last box of a rectangle left out": Fault(WEIGHT[0], "found.begin + args.box[axis] - 1)", "found.begin)", *WEIGHT),
+    "boxes of all taps begin at the first position": Fault(
+        WEIGHT[0], "o[axis] = work.begin[axis] + o", "o[axis] = o", *WEIGHT
     ),
     "barrier removed from a transposition": Fault("permutohedral_rows.cu", "      __syncthreads();\n", "", *ROWS),
 }
