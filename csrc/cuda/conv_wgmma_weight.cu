@@ -79,8 +79,7 @@ void conv_wgmma_weight(const ConvWeightCall& call, const ConvWgmmaWeightForced& 
   plan.upload(input);
   int64_t in[kAxes], out[kAxes], stride[kAxes];
   for (int i = 0; i < kAxes; ++i) in[i] = p.axis[i].in, out[i] = p.axis[i].out, stride[i] = p.axis[i].stride;
-  const TensorMap grad_map = map_of(grad, out, boxes.size, {1, 1, 1}),
-                  input_map = map_of(input, in, boxes.size, stride);
+  const TensorMap grad_map = map_of(grad, out, box, {1, 1, 1}), input_map = map_of(input, in, box, stride);
   Tensor part = torch::stable::empty({chosen.splits, elements}, ScalarType::Float, std::nullopt, input.device());
   ConvWgmmaWeightArgs args{};
   args.part = mutable_data<float>(part);
