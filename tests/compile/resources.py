@@ -76,7 +76,7 @@ def kernel_name(symbol: str) -> str:
         if c == "(" and depth == 0:
             name = name[:i]
             break
-    name = re.sub(r"\((?:bool|int|unsigned char|unsigned int)\)", "", name).replace("atrousops::cuda::", "")
+    name = re.sub(r"\((?:bool|int|unsigned char|unsigned int|[\w:]*Major)\)", "", name).replace("atrousops::cuda::", "")
     return name.replace("c10::Half", "half").replace("c10::BFloat16", "bfloat16").replace("> >", ">>")
 
 

@@ -22,13 +22,14 @@ EXPECTED = {
     r"conv_mma_weight_kernel<(MmaTf32|MmaSplit), .*, true>": ["LDS$", COPY_16, STORE_16],
     r"conv_mma_weight_kernel<(MmaTf32|MmaSplit), .*, false>": ["LDS$", COPY_4, STORE_16],
     r"conv_mma_sum_kernel<.*>": [LOAD_16, STORE_16],
-    # Pixels by fragments, the rest by way of other blocks' shared memory; no weights from local memory.
+    r"conv_wgmma_weight_kernel<.*>": [r"HGMMA\.64x\d+x16\.F32", r"UTMALDG\.5D", r"SYNCS\.PHASECHK", STORE_16],
+    # Pixels by fragments; rows and weights from other blocks' shared memory.
     r"context_module_kernel<.*>": [
         FRAGMENT,
         r"HMMA\.16816\.F32",
         "UCGABAR_ARV",
         "UCGABAR_WAIT",
-        r"LD\.E\.128|LDS?\.128",
+        r"LD\.E\.128",
     ],
     r"conv_depthwise_kernel<.*>": [LOAD_16, STORE_16],
     r"conv_grouped_weight_kernel<(half, 8|bfloat16, 8|float, 4|double, 2)>": [LOAD_16],
