@@ -83,7 +83,8 @@ class ContextModule(nn.Module):
 
     def _as_one(self, input: Tensor) -> Tensor | None:
         """All layers by one operator, where that is what runs them and they are as they were made."""
-        layers = [layer for layer in self.layers if type(layer) is AtrousConv2d and not layer._forward_hooks]
+        plain = [x for x in self.layers if not (x._forward_hooks or x._forward_pre_hooks)]
+        layers = [layer for layer in plain if type(layer) is AtrousConv2d]
         biases = [layer.bias for layer in layers if layer.bias is not None]
         if len(biases) != len(self.layers):
             return None

@@ -66,6 +66,9 @@ def runs_as_one(
         return backends.choose("context_module", input.device, input.dtype) in backends.COMPILED
     if backends.choose("context_module", input.device, input.dtype) != "cuda" or input.dim() not in (3, 4):
         return False
+    if torch.compiler.is_compiling():
+        # Sizes that a graph leaves open cannot be planned for.
+        return False
     size = tuple(input.shape) if input.dim() == 4 else (1, *input.shape)
     kernels = tuple([w.shape[-1] for w in weights])
     return _plan_context.one_launch(size, tuple(dilation), kernels, input.dtype, not input.is_contiguous())

@@ -13,6 +13,8 @@ namespace {
 constexpr double kMma = 2.0, kClusterBytes = 24, kLayer = 1500, kPixel = 2.0;
 constexpr double kClock = 1.6e9, kLaunch = 6e-6, kClustered = 0.97;
 
+constexpr int64_t kMost = 1 << 20;  // kernels count in 32 bits
+
 std::string refusal(const ContextStack& s, const ContextDevice& d) {
   if (d.capability != 90) return "needs compute capability 9.0";
   if (s.itemsize != 2) return "only 16-bit types: in fp32 one cluster is slower than the layers on the whole device";
@@ -20,8 +22,8 @@ std::string refusal(const ContextStack& s, const ContextDevice& d) {
   if (layers < 1 || layers > kContextLayers) return "takes 1 to " + std::to_string(kContextLayers) + " layers";
   if (s.channels > 8 * kContextChunks)
     return "takes up to " + std::to_string(8 * kContextChunks) + " channels, of which the weights fit into registers";
-  // 32-bit indices of a pixel's channels.
-  if (s.height > (1 << 20) || s.width > (1 << 20)) return "maps of more than 2^20 rows or columns";
+  if (s.height > kMost || s.width > kMost || *std::max_element(s.dilation.begin(), s.dilation.end()) > kMost)
+    return "takes rows, columns and dilations up to 2^20";
   return "";
 }
 
