@@ -27,20 +27,28 @@ class Boxes(NamedTuple):
     """How a launch of wgmma is cut, and what is predicted of it.
 
     A tile is `size` positions along each axis of `images` images, at most `rows` of them, by `columns` channels; tiles
-    count their `splits`, the parts of a sum. A step is 128 bytes of channels at one tap; `finish` are those of the busiest
-    multiprocessor, and what its tiles take beside. dense_seconds: the same tile, were no tap dead.
+    count their `splits`, the parts of a sum. A step is `depth` channels, 128 bytes, at one tap; `finish` are those of
+    the busiest multiprocessor, and what its tiles take beside. dense_seconds: the same tile, were no tap dead.
     """
 
     size: tuple[int, int, int]
     images: int
     rows: int
     columns: int
+    depth: int
     splits: int
     tiles: int
     steps: float
     finish: float
     seconds: float
     dense_seconds: float
+
+    def __str__(self) -> str:
+        """For people to read."""
+        box = "x".join(map(str, self.size))
+        parts = f", sums in {self.splits} parts" if self.splits > 1 else ""
+        what = f"{self.tiles} tiles of {self.rows}x{self.columns}: {box} positions of {self.images} images{parts}"
+        return f"{what}; predicted {self.dense_seconds / self.seconds:.2f} times as fast as with every tap"
 
 
 def boxes(problems: Sequence[Problem], device: Device, itemsize: int) -> Boxes:

@@ -22,8 +22,8 @@ class Rates(NamedTuple):
     aten_grouped, _grad: groups of odd numbers of channels, forward and gradients
     aten_depthwise, _grad, _far: forward, gradients; padding beyond `near`, and gradients dilated or of large filters
     gemm: our gathered GEMM; depthwise, grouped: our loops
-    tensor, wgmma: our GEMMs on a GPU's tensor cores, by mma.sync and by Hopper's wgmma; 0 where there are none; all rates
-        up to here are of a whole GPU then
+    tensor, wgmma: our GEMMs on a GPU's tensor cores, by mma.sync and by Hopper's wgmma, 0 where there are none; all
+        rates up to here are of a whole GPU then
     skips: along how many of the three axes, from the first, PyTorch leaves out the taps outside of the image
     copy: bytes/s of the whole machine, read and written
     aten_call, our_call, our_region: seconds of overhead of a call, and of each region

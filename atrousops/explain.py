@@ -367,6 +367,8 @@ def _detail(row: Row) -> list[str]:
     ]
     if row.kernel == row.plan.kernel:
         lines.append(f"  predicted   {row.plan.seconds * 1e3:.3f} ms")
+        if row.plan.boxes is not None:
+            lines.append(f"  boxes       {row.plan.boxes}")
     lost = [c for c in row.plan.candidates if c.kernel != row.kernel]
     reasons = [f"{c.kernel}: {c.reason or f'predicted {c.seconds * 1e3:.3f} ms'}" for c in lost]
     return lines + [f"  {'' if i else 'not':<11} {reason}" for i, reason in enumerate(reasons)]

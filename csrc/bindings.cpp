@@ -108,8 +108,8 @@ static void bind_planner(py::module_& m) {
     for (const auto& [kind, n, c, k, axes] : problems) q.problems.push_back(problem_of(kind, n, c, k, 1, axes));
     const BoxPlan p = plan_boxes(q);
     const TileShape& s = tile_shapes()[static_cast<size_t>(p.shape)];
-    return py::make_tuple(py::tuple(py::cast(p.box.size)), p.box.images, s.rows, s.columns, p.splits, p.tiles, p.steps,
-                          p.finish, p.seconds, p.dense_seconds);
+    return py::make_tuple(py::tuple(py::cast(p.box.size)), p.box.images, s.rows, s.columns, 128 / itemsize, p.splits,
+                          p.tiles, p.steps, p.finish, p.seconds, p.dense_seconds);
   });
   m.def("boxes_cannot", [](const std::string& kind, int64_t n, int64_t c, int64_t k, int64_t groups,
                            const AxesFields& axes, int64_t itemsize) {

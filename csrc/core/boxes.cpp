@@ -10,12 +10,12 @@
 namespace atrousops::core {
 namespace {
 
-constexpr int64_t kSpan = 128;       // bytes of channels in a step
-constexpr int64_t kMostSplits = 16;  // of a sum
-constexpr int64_t kLeastSteps = 8;   // of a part of a sum
-constexpr double kTileSteps = 3;     // what a tile takes beside its steps: filling the pipeline, writing the result
-constexpr int64_t kSimulated = 32;   // rounds beyond which finishing times are an average
-constexpr size_t kFinalists = 8;     // boxes of each shape whose finishing times are computed
+constexpr int64_t kSpan = 128;                                                      // bytes of channels in a step
+constexpr int64_t kSplits[] = {1, 2, 3, 4, 5, 6, 8, 10, 12, 16}, kMostSplits = 16;  // parts of a sum
+constexpr int64_t kLeastSteps = 8;                                                  // of a part of a sum
+constexpr double kTileSteps = 3;    // what a tile takes beside its steps: filling the pipeline, writing the result
+constexpr int64_t kSimulated = 32;  // rounds beyond which finishing times are an average
+constexpr size_t kFinalists = 8;    // boxes of each shape whose finishing times are computed
 constexpr int64_t kLeastPositions = 64;
 constexpr int64_t kMostStride = 8;                    // of a tensor map
 constexpr int64_t kMostExtent = 256;                  // of its boxes, strides included
@@ -218,7 +218,7 @@ class Planner {
     for (size_t i = 0; i < shapes.size(); ++i) {
       if (i + 1 < shapes.size() && shapes[i + 1].columns >= width_ && shapes[i + 1].rows == shapes[i].rows) continue;
       for (const Box& box : finalists(shapes[i]))
-        for (int64_t splits = 1; splits <= kMostSplits; splits *= 2) {
+        for (const int64_t splits : kSplits) {
           if (splits > 1 && longest(box) < kLeastSteps * splits) break;
           const BoxPlan plan = planned(box, static_cast<int64_t>(i), splits);
           if (plan.seconds < best.seconds) best = plan;
@@ -230,7 +230,7 @@ class Planner {
 
  private:
   struct Ranked {
-    double score;
+    double score, share;
     Box box;
   };
   std::vector<int64_t> sizes(int axis, int64_t rows) {
@@ -244,10 +244,16 @@ class Planner {
       for (const int64_t y : sizes(1, shape.rows / x))
         for (const int64_t z : sizes(0, shape.rows / (x * y))) {
           const Box box{{z, y, x}, std::min(n_, shape.rows / (x * y * z))};
-          const double share = work(box) * static_cast<double>(ceil_div(width_, shape.columns)) / multiprocessors();
-          all.push_back({std::max(share, static_cast<double>(longest(box)) + kTileSteps), box});
+          const auto copies = static_cast<double>(ceil_div(width_, shape.columns));
+          const double share = work(box) * copies / multiprocessors();
+          // Where tiles are few, sums will be split.
+          const double splits =
+              std::clamp(std::floor(multiprocessors() / (count(box) * copies)), 1.0, double{kMostSplits});
+          all.push_back({std::max(share, static_cast<double>(longest(box)) / splits + kTileSteps), share, box});
         }
-    std::stable_sort(all.begin(), all.end(), [](const Ranked& a, const Ranked& b) { return a.score < b.score; });
+    std::stable_sort(all.begin(), all.end(), [](const Ranked& a, const Ranked& b) {
+      return std::pair(a.score, a.share) < std::pair(b.score, b.share);
+    });
     if (all.size() > kFinalists) all.resize(kFinalists);
     std::vector<Box> boxes;
     for (const Ranked& r : all) boxes.push_back(r.box);
@@ -261,6 +267,13 @@ class Planner {
     for (Branch& b : branches_)
       most = std::max(most, b.at(0, box.size[0]).most * b.at(1, box.size[1]).most * b.at(2, box.size[2]).most);
     return most * blocks_;
+  }
+  // Tiles of one block of channels.
+  double count(const Box& box) {
+    double all = 0;
+    for (Branch& b : branches_)
+      all += static_cast<double>(b.at(0, box.size[0]).count * b.at(1, box.size[1]).count * b.at(2, box.size[2]).count);
+    return all * static_cast<double>(images(box));
   }
   // Steps of all tiles of one block of channels, with what they take beside.
   double work(const Box& box) {
@@ -337,7 +350,7 @@ class Planner {
       taps = std::max(taps, static_cast<double>(p.kernel_positions()) * (p.kind == Kind::input_grad ? each : 1.0));
     }
     double best = std::numeric_limits<double>::infinity();
-    for (int64_t splits = 1; splits <= kMostSplits; splits *= 2) {
+    for (const int64_t splits : kSplits) {
       const double part = taps * static_cast<double>(blocks_) / static_cast<double>(splits) + kTileSteps;
       const double rounds = std::ceil(tiles * static_cast<double>(splits) / multiprocessors());
       best = std::min(best, rounds * part * step_seconds(s) + sum_seconds(splits));
