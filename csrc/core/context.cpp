@@ -59,7 +59,7 @@ ContextPlan context_plan(const ContextStack& s, const ContextDevice& d) {
   for (const int64_t cluster : {8, 4, 2, 1}) {
     const ContextPlan p = with_cluster(s, d, cluster);
     least = least ? std::min(least, p.shared_bytes) : p.shared_bytes;
-    if (p.shared_bytes > d.shared_per_block) continue;
+    if (p.shared_bytes > d.shared_per_block || cluster > d.multiprocessors) continue;
     if (best.cluster == 0 || p.seconds < best.seconds) best = p;
   }
   if (best.cluster == 0)
