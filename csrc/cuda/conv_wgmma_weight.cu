@@ -47,22 +47,20 @@ bool aligned(const Tensor& t) { return !is_channels_last(t) || reinterpret_cast<
 }  // namespace
 
 const char* conv_wgmma_weight_rule(const ConvWeightCall& call) {
-#if defined(ATROUSOPS_SM90A)
+#if !defined(ATROUSOPS_SM90A)
+  return "not built for compute capability 9.0";
+#endif
   const core::Problem& p = call.problem;
   if (properties(call.input).capability != 90) return "needs compute capability 9.0";
   if (!aligned(call.grad) || !aligned(call.input)) return "TMA takes tensors that begin at multiples of 16 bytes";
   if (const char* why = core::weight_boxes_cannot(p, static_cast<int64_t>(call.input.element_size()))) return why;
   const int64_t elements = p.n * std::max(p.c * p.in_positions(), p.k * p.out_positions());
   return elements >= int64_t{1} << 39 ? "TMA takes strides below 2^40 bytes" : nullptr;
-#else
-  return "not built for compute capability 9.0";
-#endif
 }
 
 void conv_wgmma_weight(const ConvWeightCall& call) { conv_wgmma_weight(call, {}); }
 
 void conv_wgmma_weight(const ConvWeightCall& call, const ConvWgmmaWeightForced& forced) {
-#if defined(ATROUSOPS_SM90A)
   const core::Problem& p = call.problem;
   const Tensor grad = dense(call.grad, true), input = dense(call.input, true);
   const int64_t taps = p.kernel_positions(), elements = p.weight_elements();
@@ -92,12 +90,11 @@ void conv_wgmma_weight(const ConvWeightCall& call, const ConvWgmmaWeightForced& 
   args.splits = static_cast<int32_t>(chosen.splits);
   STD_TORCH_CHECK(ceil_div(p.k, core::kWeightRows) * ceil_div(p.c, chosen.columns) * taps * chosen.splits <= INT32_MAX,
                   "conv_grad_weight: one launch takes up to 2^31 tiles");
+#if defined(ATROUSOPS_SM90A)
   conv_wgmma_weight_sm90a({plan.table, grad_map, input_map, args, chosen.columns, input.scalar_type()},
                           current_stream(input));
-  conv_sum_parts(part, chosen.splits, {{1, p.k, taps, p.c}, {0, p.c * taps, 1, taps}}, call.out);
-#else
-  STD_TORCH_CHECK(false, "conv_grad_weight: not built for compute capability 9.0");
 #endif
+  conv_sum_parts(part, chosen.splits, {{1, p.k, taps, p.c}, {0, p.c * taps, 1, taps}}, call.out);
 }
 
 }  // namespace atrousops::cuda
