@@ -76,13 +76,28 @@ def kernel_name(symbol: str) -> str:
         if c == "(" and depth == 0:
             name = name[:i]
             break
-    name = re.sub(r"\((?:bool|int|unsigned char|unsigned int|[\w:]*Major)\)", "", name).replace("atrousops::cuda::", "")
+    name = re.sub(r"\((?:bool|int|unsigned char|unsigned int)\)", "", name).replace("atrousops::cuda::", "")
     return name.replace("c10::Half", "half").replace("c10::BFloat16", "bfloat16").replace("> >", ">>")
 
 
 def is_ours(kernel: str) -> bool:
     """CUB's kernels are the toolkit's, and change with it."""
     return "cub::" not in kernel
+
+
+@functools.cache
+def hopper_only() -> frozenset[str]:
+    """Kernels, without template arguments, that stand in csrc/cuda/*_sm90a.cu or in what those include."""
+    folder = ROOT / "csrc"
+    files = set((folder / "cuda").glob("*_sm90a.cu"))
+    files |= {folder / name for f in files for name in re.findall(r'#include "(cuda/\w+\.cuh)"', f.read_text())}
+    kernel = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(")
+    return frozenset(name for f in files for name in kernel.findall(f.read_text()))
+
+
+def architectures_of(kernel: str, architectures: list[str]) -> list[str]:
+    """Those that a kernel has to be there for."""
+    return [a for a in architectures if a == "sm_90a"] if kernel.split("<")[0] in hopper_only() else architectures
 
 
 @dataclass(frozen=True)
@@ -125,8 +140,8 @@ def instructions() -> dict[str, dict[str, Counter[str]]]:
     # Disassembly takes its time, in processes of its own.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = dict(zip(architectures, pool.map(_instructions, architectures)))
-    names = sorted({name for kernels in found.values() for name in kernels})
-    return {name: {arch: found[arch][name] for arch in architectures if name in found[arch]} for name in names}
+    names = {name for each in found.values() for name in each}
+    return {name: {arch: found[arch][name] for arch in architectures if name in found[arch]} for name in sorted(names)}
 
 
 def _instructions(arch: str) -> dict[str, Counter[str]]:
@@ -167,8 +182,9 @@ def compiler() -> str:
 
 @dataclass(frozen=True)
 class Budget:
-    """What budget.json holds: registers in the order of architectures, 0 where a kernel is not compiled, and the most
-    shared memory of them."""
+    """What budget.json holds: registers in the order of architectures, 0 where there is no such kernel, and the most
+    shared memory of them.
+    """
 
     compiler: str
     architectures: list[str]

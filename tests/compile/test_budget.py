@@ -6,22 +6,12 @@ import pytest
 import resources
 
 BUDGET = resources.read_budget()
-HOPPER = "sm_90a"
 AGAIN = f"if that is meant, `{resources.REGENERATE}` writes the budget again"
 
 
 @pytest.fixture(scope="module")
 def built() -> resources.Budget:
     return resources.measured()
-
-
-def hopper_kernels() -> set[str]:
-    """The kernels of *_sm90a.cu and of what they include, which are compiled for nothing else."""
-    folder = resources.ROOT / "csrc"
-    texts = [path.read_text() for path in (folder / "cuda").glob("*_sm90a.cu")]
-    headers = {name for text in texts for name in re.findall(r'#include "(cuda/\w+\.cuh)"', text)}
-    texts += [(folder / name).read_text() for name in headers]
-    return {name for text in texts for name in re.findall(r"__global__ void.*?(\w+_kernel)\(", text, re.S)}
 
 
 def test_names_do_not_change_from_build_to_build():
@@ -40,12 +30,14 @@ def test_the_budget_covers_what_is_built_by_default():
 
 def test_every_kernel_is_there_for_every_architecture(built):
     assert set(built.architectures) <= set(BUDGET.architectures)
-    only_hopper = hopper_kernels()
-    assert only_hopper
     for name, registers in built.registers.items():
-        there = [arch for arch, count in zip(built.architectures, registers) if count]
-        wanted = [HOPPER] if name.split("<")[0] in only_hopper else built.architectures
-        assert there == [arch for arch in wanted if arch in built.architectures], name
+        there = [arch for arch, used in zip(built.architectures, registers) if used]
+        assert there == resources.architectures_of(name, built.architectures), name
+
+
+def test_kernels_of_hopper_alone_are_told_apart():
+    assert resources.architectures_of("conv_wgmma_kernel<WgmmaTile<half>>", BUDGET.architectures) == ["sm_90a"]
+    assert resources.architectures_of("conv_simt_kernel<half>", BUDGET.architectures) == BUDGET.architectures
 
 
 def test_no_kernel_is_missing_or_new(built):
