@@ -93,13 +93,7 @@ FAULTS = {
     "rows from other blocks off by one": Fault(
         CONTEXT[0], "begin - dilation + slot :", "begin - dilation + slot + 1 :", *CONTEXT
     ),
-    "barrier removed behind what a layer fetches": Fault(
-        CONTEXT[0], "weights are there.\n    __syncthreads();", "weights are there.", *CONTEXT
-    ),
     "last box of a rectangle left out": Fault(WEIGHT[0], "found.begin + args.box[axis] - 1)", "found.begin)", *WEIGHT),
-    "boxes of all taps begin at the first position": Fault(
-        WEIGHT[0], "o[axis] = work.begin[axis] + o", "o[axis] = o", *WEIGHT
-    ),
     "barrier removed from a transposition": Fault("permutohedral_rows.cu", "      __syncthreads();\n", "", *ROWS),
 }
 
