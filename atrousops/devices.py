@@ -22,7 +22,8 @@ class Rates(NamedTuple):
     aten_grouped, _grad: groups of odd numbers of channels, forward and gradients
     aten_depthwise, _grad, _far: forward, gradients; padding beyond `near`, and gradients dilated or of large filters
     gemm: our gathered GEMM; depthwise, grouped: our loops
-    tensor: our GEMM on a GPU's tensor cores, 0 where there are none; all rates up to here are of a whole GPU then
+    tensor, wgmma: our GEMMs on a GPU's tensor cores, by mma.sync and by Hopper's wgmma, 0 where there are none; all
+        rates up to here are of a whole GPU then
     skips: along how many of the three axes, from the first, PyTorch leaves out the taps outside of the image
     copy: bytes/s of the whole machine, read and written
     aten_call, our_call, our_region: seconds of overhead of a call, and of each region
@@ -44,6 +45,7 @@ class Rates(NamedTuple):
     depthwise: float
     grouped: float
     tensor: float
+    wgmma: float
     near: float
     skips: float
     copy: float
@@ -156,7 +158,7 @@ def default_rates(isa: str, amx: bool, dtype: torch.dtype, channels_last: bool) 
     gflops = _GFLOPS[row, "half" if half else "float", channels_last]
     near = _NEAR.get((row, half), inf)
     skips = _SKIPS.get((isa, channels_last), 0.0) if dtype == torch.float32 else 0.0
-    rates = Rates._make([*(1e9 * x for x in gflops), 0.0, near, skips, _COPY[isa], *_OVERHEADS])
+    rates = Rates._make([*(1e9 * x for x in gflops), 0.0, 0.0, near, skips, _COPY[isa], *_OVERHEADS])
     return _double(rates) if dtype == torch.float64 else rates
 
 
@@ -175,19 +177,19 @@ def _double(r: Rates) -> Rates:
     return r._replace(**dense, **{name: getattr(r, name) / 2 for name in loops})
 
 
-# TFLOP/s of an H100, the fields of Rates up to `tensor`. None is measured: no kernel of ours has run on a GPU. cuDNN
+# TFLOP/s of an H100, the fields of Rates up to `wgmma`. None is measured: no kernel of ours has run on a GPU. cuDNN
 # at half of what the hardware is sold for; mma.sync at 0.65 of that, for it has not Hopper's own instructions; three
-# tf32 products for one of fp32 where tf32 is not allowed; loops at what their bytes allow, and PyTorch's at what was
-# reported of them.
+# tf32 products for one of fp32 where tf32 is not allowed; wgmma as fast as cuDNN, so that dead taps are all that is
+# claimed; loops at what their bytes allow, and PyTorch's at what was reported of them.
 _TFLOPS = {
-    ("half", False): (400, 400, 450, 280, 280, 60, 0.5, 4, 2, 4, 1, 1, 18, 20, 3, 325),
-    ("half", True): (500, 500, 550, 350, 350, 60, 0.5, 4, 2, 8, 1, 1, 18, 20, 3, 325),
-    ("tf32", False): (200, 200, 220, 140, 140, 30, 0.5, 4, 2, 4, 1, 1, 20, 20, 3, 160),
-    ("tf32", True): (250, 250, 270, 175, 175, 30, 0.5, 4, 2, 8, 1, 1, 20, 20, 3, 160),
-    ("float", False): (45, 45, 50, 35, 35, 20, 0.5, 4, 2, 4, 1, 1, 20, 20, 3, 60),
-    ("float", True): (45, 45, 50, 35, 35, 20, 0.5, 4, 2, 8, 1, 1, 20, 20, 3, 60),
-    ("double", False): (15, 15, 25, 10, 10, 5, 0.3, 2, 1, 2, 0.5, 0.5, 12, 10, 2, 0),
-    ("double", True): (15, 15, 25, 10, 10, 5, 0.3, 2, 1, 2, 0.5, 0.5, 12, 10, 2, 0),
+    ("half", False): (400, 400, 450, 280, 280, 60, 0.5, 4, 2, 4, 1, 1, 18, 20, 3, 325, 500),
+    ("half", True): (500, 500, 550, 350, 350, 60, 0.5, 4, 2, 8, 1, 1, 18, 20, 3, 325, 500),
+    ("tf32", False): (200, 200, 220, 140, 140, 30, 0.5, 4, 2, 4, 1, 1, 20, 20, 3, 160, 250),
+    ("tf32", True): (250, 250, 270, 175, 175, 30, 0.5, 4, 2, 8, 1, 1, 20, 20, 3, 160, 250),
+    ("float", False): (45, 45, 50, 35, 35, 20, 0.5, 4, 2, 4, 1, 1, 20, 20, 3, 60, 0),
+    ("float", True): (45, 45, 50, 35, 35, 20, 0.5, 4, 2, 8, 1, 1, 20, 20, 3, 60, 0),
+    ("double", False): (15, 15, 25, 10, 10, 5, 0.3, 2, 1, 2, 0.5, 0.5, 12, 10, 2, 0, 0),
+    ("double", True): (15, 15, 25, 10, 10, 5, 0.3, 2, 1, 2, 0.5, 0.5, 12, 10, 2, 0, 0),
 }
 # bytes/s of a large copy, and seconds of a launch, of our two or three of them, and of a region in the tables.
 _GPU_COPY, _GPU_OVERHEADS = 3.0e12, (6e-6, 12e-6, 5e-8)
@@ -200,5 +202,7 @@ def gpu_rates(gpu: tuple[int, int, int], dtype: torch.dtype, channels_last: bool
     scale = gpu[0] / _H100[0]
     flops = [1e12 * scale * x for x in _TFLOPS[names.get(dtype, "half"), channels_last]]
     if gpu[2] < 80:
+        flops[-2] = 0.0
+    if gpu[2] != 90:
         flops[-1] = 0.0
     return Rates._make([*flops, inf, 0.0, scale * _GPU_COPY, *_GPU_OVERHEADS])

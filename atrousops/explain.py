@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from atrousops import backends, choice, ops, planner
 from atrousops._checks import bad_type
+from atrousops._plan_context import plan_context
 
 # PyTorch's own form of operators that this package has, and what they are called here.
 _STOCK: dict[Any, str] = {
@@ -178,8 +179,11 @@ class _Recorder(TorchFunctionMode):
             # An operator bears one name on every floor; what else a function calls are its helpers.
             fused = getattr(func, "__name__", "").startswith("_convolution_pointwise")
             main = stock or fused or ours.split("_")[0] == re.sub(r"[123]d$", "", public.f_code.co_name).split("_")[0]
-            if main and not inside_reference:
+            stack = public.f_code.co_name == "context_module"
+            if (main or (stack and ours)) and not inside_reference:
                 _settle(self.rows[-1], ours, fake=any(isinstance(arg, FakeTensor) for arg in args))
+                if stack:
+                    _settle_stack(self.rows[-1], ours, public.f_locals)
                 _count_bytes(self.rows[-1], (args, kwargs, result))
         elif stock:
             row = _row(self._module(here), stock, _named_arguments(stock, args, kwargs))
@@ -262,6 +266,19 @@ def _settle(row: Row, ours: str, fake: bool) -> None:
         row.backend = row.kernel = "aten"
         if row.plan is not None and not planned:
             row.reason = row.plan.reason
+
+
+def _settle_stack(row: Row, ours: str, arguments: dict[str, Any]) -> None:
+    """context_module runs as one operator, or its layers do."""
+    row.kernel = "context_module" if ours == "context_module" else "layers"
+    if row.device != "cuda":
+        row.reason = "layer by layer: one launch is a GPU's"
+        return
+    input, weights = arguments["input"], arguments["weights"]
+    size = tuple(input.shape) if input.dim() == 4 else (1, *input.shape)
+    kernels = tuple([w.shape[-1] for w in weights])
+    plan = plan_context(size, tuple(arguments["dilation"]), kernels, input.dtype, not input.is_contiguous())
+    row.reason = plan.reason
 
 
 def _why_not_ours(operator: str, input: Tensor) -> str:
@@ -350,6 +367,8 @@ def _detail(row: Row) -> list[str]:
     ]
     if row.kernel == row.plan.kernel:
         lines.append(f"  predicted   {row.plan.seconds * 1e3:.3f} ms")
+        if row.plan.boxes is not None:
+            lines.append(f"  boxes       {row.plan.boxes}")
     lost = [c for c in row.plan.candidates if c.kernel != row.kernel]
     reasons = [f"{c.kernel}: {c.reason or f'predicted {c.seconds * 1e3:.3f} ms'}" for c in lost]
     return lines + [f"  {'' if i else 'not':<11} {reason}" for i, reason in enumerate(reasons)]

@@ -47,7 +47,7 @@ class Plan(NamedTuple):
 
     seconds is predicted, for forward and backward together if gradients are wanted; dense_flops counts dead taps as
     done; live_share is the part of them that is not dead; bytes_floor is every tensor touched once; workspace is in
-    bytes; tile, split_k, stages and shared_memory describe GPU kernels.
+    bytes; tile, split_k, stages and shared_memory describe GPU kernels, and boxes how wgmma's launch is cut.
     """
 
     kernel: str
@@ -63,6 +63,7 @@ class Plan(NamedTuple):
     split_k: int = 1
     stages: int = 0
     shared_memory: int = 0
+    boxes: _plan_cuda.Boxes | None = None
 
 
 def plan(
@@ -79,7 +80,11 @@ def plan(
     """
     if _library.planner is None:
         return python_plan(problem, device, itemsize, needs_grad, workspace_limit)
-    return compiled_plan(problem, device, itemsize, needs_grad, workspace_limit)
+    chosen = compiled_plan(problem, device, itemsize, needs_grad, workspace_limit)
+    if chosen.kernel != "wgmma":
+        return chosen
+    boxes = _plan_cuda.boxes([problem], device, itemsize)
+    return chosen._replace(boxes=boxes, tile=(boxes.rows, boxes.columns, boxes.depth), split_k=boxes.splits)
 
 
 def compiled_plan(problem: Problem, device: Device, itemsize: int, needs_grad: bool, workspace_limit: int) -> Plan:
@@ -221,7 +226,7 @@ def _predict(kernel: str, problem: Problem, device: Device, itemsize: int) -> fl
                 flops *= share
         return rates.aten_call + flops / (_aten_rate(problem, rates) * threads) + moved / rates.copy
     if device.kind == "cuda":
-        return _plan_cuda.predict(kernel, problem, device, moved)
+        return _plan_cuda.predict(kernel, problem, device, itemsize, moved)
     flops *= live[0] * live[1] * live[2]
     if kernel in ("depthwise", "grouped"):
         rate = rates.depthwise if kernel == "depthwise" else rates.grouped

@@ -4,10 +4,13 @@
 
 #include <bit>
 
+#include "core/boxes.h"
+#include "core/context.h"
 #include "core/phases.h"
 #include "core/plan.h"
 #include "core/problem.h"
 #include "core/tiles.h"
+#include "core/weight_boxes.h"
 
 namespace py = pybind11;
 using namespace atrousops::core;
@@ -99,12 +102,48 @@ static void bind_planner(py::module_& m) {
     const Device d{device == "cpu" ? DeviceKind::cpu : DeviceKind::cuda, threads, rates, multiprocessors};
     return tuple_of(plan({problem_of(kind, n, c, k, groups, axes), itemsize, needs_grad, workspace_limit}, d));
   });
+  m.def("plan_boxes", [](const std::vector<std::tuple<std::string, int64_t, int64_t, int64_t, AxesFields>>& problems,
+                         int64_t itemsize, int64_t multiprocessors, double rate) {
+    BoxRequest q{{}, itemsize, multiprocessors, rate};
+    for (const auto& [kind, n, c, k, axes] : problems) q.problems.push_back(problem_of(kind, n, c, k, 1, axes));
+    const BoxPlan p = plan_boxes(q);
+    const TileShape& s = tile_shapes()[static_cast<size_t>(p.shape)];
+    return py::make_tuple(py::tuple(py::cast(p.box.size)), p.box.images, s.rows, s.columns, 128 / itemsize, p.splits,
+                          p.tiles, p.steps, p.finish, p.seconds, p.dense_seconds);
+  });
+  m.def("boxes_cannot", [](const std::string& kind, int64_t n, int64_t c, int64_t k, int64_t groups,
+                           const AxesFields& axes, int64_t itemsize) {
+    const Problem p = problem_of(kind, n, c, k, groups, axes);
+    const char* why = p.kind == Kind::weight_grad ? weight_boxes_cannot(p, itemsize) : boxes_cannot(p, itemsize);
+    return std::string(why ? why : "");
+  });
+  m.def("plan_weight_boxes",
+        [](int64_t n, int64_t c, int64_t k, const AxesFields& axes, int64_t multiprocessors, double rate) {
+          const WeightBoxPlan p = plan_weight_boxes(problem_of("weight_grad", n, c, k, 1, axes), multiprocessors, rate);
+          return py::make_tuple(py::tuple(py::cast(p.box.size)), p.box.images, p.columns, p.splits, p.steps, p.seconds);
+        });
+  m.def("cut_axis", [](const std::string& kind, const AxisFields& axis, int64_t size) {
+    py::list all;
+    for (const AxisPhase& p : axis_phases(kind_of(kind), axis_of(axis))) {
+      py::list runs, pieces;
+      const AxisCut cut = cut_axis(p, size);
+      for (const AxisSegment& s : cut.runs) runs.append(py::make_tuple(s.begin, s.end, s.tap_begin, s.tap_end));
+      for (const Pieces& n : cut.pieces) pieces.append(py::make_tuple(n.taps, n.count));
+      all.append(py::make_tuple(runs, pieces));
+    }
+    return all;
+  });
   m.def("tilings", [](const std::string& kind, int64_t n, int64_t c, int64_t k, const AxesFields& axes, int64_t rows,
                       int64_t columns, int64_t multiprocessors) {
     py::list all;
     for (const Tiling& t : tilings(problem_of(kind, n, c, k, 1, axes), {rows, columns, multiprocessors}))
       all.append(py::make_tuple(t.name, py::tuple(py::cast(t.box)), t.batch, t.tiles, t.work, t.finish));
     return all;
+  });
+  m.def("context_plan", [](int64_t n, int64_t c, int64_t h, int64_t w, const Sizes& reach, int64_t itemsize,
+                           int64_t multiprocessors, int64_t shared_memory, int64_t capability) {
+    const ContextPlan p = context_plan({n, c, h, w, reach, itemsize}, {multiprocessors, capability, shared_memory});
+    return py::make_tuple(p.cluster, p.rows, p.shared_bytes, p.seconds, p.reason);
   });
 }
 

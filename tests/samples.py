@@ -49,7 +49,13 @@ def _mean_field() -> tuple[tuple, dict]:
     return (rand(1, 4, 5, 6), [lattice], [-torch.ones(4)], 2), {}
 
 
+def _context_module() -> tuple[tuple, dict]:
+    weights = [rand(3, 3, 3, 3) - 0.4, rand(3, 3, 3, 3) - 0.4, rand(3, 3, 1, 1)]
+    return (rand(2, 3, 9, 7), weights, None, (2, 4, 1)), {}
+
+
 FUNCTIONS: dict[str, Callable[[], tuple[tuple, dict]]] = {
+    "context_module": _context_module,
     "flush_subnormals": lambda: ((rand(2, 3, 4, 5) * torch.tensor([1.0, 1e-39, 1, 1, 1]),), {}),
     "mean_field": _mean_field,
     "permutohedral_filter": lambda: ((rand(1, 4, 5, 6), rand(1, 3, 5, 6)), {"normalize": "symmetric"}),

@@ -1,5 +1,6 @@
 """Public functions: argument checks, fake kernels, autograd, autocast, and the choice of a backend."""
 
+from atrousops.ops.context_module import context_module
 from atrousops.ops.conv import conv1d, conv2d, conv3d
 from atrousops.ops.conv_transpose import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from atrousops.ops.flush_subnormals import flush_subnormals
@@ -12,6 +13,7 @@ from atrousops.ops.roi_pool import roi_pool
 
 __all__ = [
     "Lattice",
+    "context_module",
     "conv1d",
     "conv2d",
     "conv3d",

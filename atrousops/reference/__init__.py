@@ -1,5 +1,6 @@
 """Readable pure-PyTorch definitions: the oracle in tests, and the last fallback."""
 
+from atrousops.reference.context_module import context_module
 from atrousops.reference.conv import conv
 from atrousops.reference.conv_transpose import conv_transpose
 from atrousops.reference.flush_subnormals import flush_subnormals
@@ -11,6 +12,7 @@ from atrousops.reference.roi_align import roi_align
 from atrousops.reference.roi_pool import roi_pool
 
 __all__ = [
+    "context_module",
     "conv",
     "conv_transpose",
     "flush_subnormals",

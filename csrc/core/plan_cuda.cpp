@@ -1,7 +1,9 @@
 // The candidates on a GPU, in the order in which csrc/cuda/conv.cu tries its kernels: whichever of ours is legal is the
 // one that would run there.
+#include "core/boxes.h"
 #include "core/checked.h"
 #include "core/plan_candidates.h"
+#include "core/weight_boxes.h"
 
 namespace atrousops::core {
 namespace {
@@ -20,8 +22,13 @@ const char* grouped_rule(const Problem& p, const Device& d, int64_t itemsize) {
   if (depthwise_rule(p, d, itemsize) == nullptr) return "one channel in and out a group is a case for depthwise";
   return looped(p) ? nullptr : "too many channels a group for a loop";
 }
+const char* wgmma_rule(const Problem& p, const Device& d, int64_t itemsize) {
+  if (d.rates.wgmma <= 0) return "no wgmma for the dtype on the device";
+  return p.kind == Kind::weight_grad ? weight_boxes_cannot(p, itemsize) : boxes_cannot(p, itemsize);
+}
 const char* mma_rule(const Problem& p, const Device& d, int64_t itemsize) {
   if (d.rates.tensor <= 0) return "no tensor cores for the dtype on the device";
+  if (wgmma_rule(p, d, itemsize) == nullptr) return "wgmma can run it";
   if (looped(p)) return "few channels a group are a case for a loop";
   const int64_t depth = itemsize == 4 ? 16 : 32;
   const bool shallow = p.kind != Kind::weight_grad && 4 * (width_and_depth(p).second / p.groups) < depth;
@@ -29,7 +36,8 @@ const char* mma_rule(const Problem& p, const Device& d, int64_t itemsize) {
 }
 const char* simt_rule(const Problem& p, const Device& d, int64_t itemsize) {
   if (looped(p)) return "few channels a group are a case for a loop";
-  return mma_rule(p, d, itemsize) == nullptr ? "tensor cores can run it" : nullptr;
+  const bool tensor = wgmma_rule(p, d, itemsize) == nullptr || mma_rule(p, d, itemsize) == nullptr;
+  return tensor ? "tensor cores can run it" : nullptr;
 }
 
 double tiled_seconds(const Facts& f, const Device& d, double rate, int64_t splits) {
@@ -48,6 +56,13 @@ double tiled_seconds(const Facts& f, const Device& d, double rate, int64_t split
                     tiles * static_cast<double>(blocks * p.groups * splits) / std::max<int64_t>(d.multiprocessors, 1));
   return d.rates.our_call + flops / (rate * used) + f.bytes_floor / d.rates.copy;
 }
+double wgmma_seconds(const Facts& f, const Device& d) {
+  const Problem& p = f.problem;
+  const double work = p.kind == Kind::weight_grad
+                          ? plan_weight_boxes(p, d.multiprocessors, d.rates.wgmma).seconds
+                          : plan_boxes({{p}, f.itemsize, d.multiprocessors, d.rates.wgmma}).seconds;
+  return d.rates.our_call + work + f.bytes_floor / d.rates.copy;
+}
 double mma_seconds(const Facts& f, const Device& d) { return tiled_seconds(f, d, d.rates.tensor, kSplits); }
 double simt_seconds(const Facts& f, const Device& d) { return tiled_seconds(f, d, d.rates.gemm, 1); }
 
@@ -55,6 +70,7 @@ constexpr Entry kCuda[] = {
     {"aten", no_rule, aten_seconds, no_workspace},
     {"depthwise", depthwise_rule, depthwise_seconds, packed_weights},
     {"grouped", grouped_rule, grouped_seconds, packed_weights},
+    {"wgmma", wgmma_rule, wgmma_seconds, packed_weights},
     {"mma", mma_rule, mma_seconds, packed_weights},
     {"simt", simt_rule, simt_seconds, packed_weights},
 };

@@ -33,11 +33,13 @@ struct Kernel {
 constexpr Kernel<ConvCall> kConv[] = {
     {"depthwise", "one channel a group, 16 bytes of channels at a time", conv_depthwise_rule, conv_depthwise},
     {"grouped", "groups of few channels, an element a thread", grouped_rule, conv_grouped},
+    {"wgmma", "tensor cores by TMA and wgmma", conv_wgmma_rule, conv_wgmma},
     {"mma", "tensor cores by mma.sync", conv_mma_rule, conv_mma},
     {"simt", "any dtype, channels and strides", no_rule<ConvCall>, conv_simt},
 };
 constexpr Kernel<ConvWeightCall> kConvWeight[] = {
     {"grouped", "groups of few channels, a weight a warp", grouped_weight_rule, conv_grouped_weight},
+    {"wgmma", "tensor cores by wgmma, boxes by TMA", conv_wgmma_weight_rule, conv_wgmma_weight},
     {"mma", "tensor cores by mma.sync", conv_mma_weight_rule, conv_mma_weight},
     {"simt", "any dtype, channels and strides", no_rule<ConvWeightCall>, conv_simt_weight},
 };

@@ -33,18 +33,27 @@ struct ConvWeightCall {
   bool allow_tf32 = false;
 };
 
+// The operator.
+Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+            const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+            const std::vector<int64_t>& dilation, int64_t groups, bool allow_tf32);
+
 void conv_simt(const ConvCall& call);
 void conv_mma(const ConvCall& call);
+void conv_wgmma(const ConvCall& call);
 void conv_depthwise(const ConvCall& call);
 void conv_grouped(const ConvCall& call);
 void conv_simt_weight(const ConvWeightCall& call);
 void conv_grouped_weight(const ConvWeightCall& call);
 void conv_mma_weight(const ConvWeightCall& call);
+void conv_wgmma_weight(const ConvWeightCall& call);
 
 // Why a kernel cannot run a call, or null.
 const char* conv_depthwise_rule(const ConvCall& call);
 const char* conv_mma_rule(const ConvCall& call);
+const char* conv_wgmma_rule(const ConvCall& call);
 const char* conv_mma_weight_rule(const ConvWeightCall& call);
+const char* conv_wgmma_weight_rule(const ConvWeightCall& call);
 
 // Elements in 16 bytes; and whether a channels_last tensor can be read so many channels at a time.
 inline int64_t conv_vector(ScalarType t) { return t == ScalarType::Double ? 2 : t == ScalarType::Float ? 4 : 8; }

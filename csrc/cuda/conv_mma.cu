@@ -58,24 +58,6 @@ Choice choose(const core::Problem& p, const ConvPlan (&plans)[2], ScalarType dty
   return best;
 }
 
-ConvEpilogue epilogue_of(const ConvCall& call, const ConvFuse& fuse, const Tensor& dst) {
-  const int64_t vector = conv_vector(dst.scalar_type());
-  ConvEpilogue e{};
-  e.dst = static_cast<char*>(dst.data_ptr()) + fuse.first_channel * (16 / vector);
-  e.dst_pitch = dst.size(1);
-  e.vector_dst = conv_mma_aligned(dst, dst.size(1)) && fuse.first_channel % vector == 0;
-  e.bias = call.bias ? call.bias->data_ptr() : nullptr;
-  e.scale = fuse.scale ? fuse.scale->data_ptr() : nullptr;
-  e.fp32_parameters = (call.bias ? *call.bias : fuse.scale ? *fuse.scale : dst).scalar_type() == ScalarType::Float;
-  e.relu = fuse.relu;
-  if (fuse.residual) {
-    e.residual = fuse.residual->data_ptr();
-    e.residual_pitch = fuse.residual->size(1);
-    e.vector_residual = conv_mma_aligned(*fuse.residual, fuse.residual->size(1));
-  }
-  return e;
-}
-
 // Positions of dst, counted in memory order.
 ConvTensor position_strides(const ConvTable& t) {
   const int64_t last = t.dst_size[2], plane = last * t.dst_size[1];
@@ -113,8 +95,10 @@ void run(const ConvCall& call, const ConvFuse& fuse, const ConvMmaForced& forced
   const int64_t column_blocks = ceil_div(t.dst_channels, tile.columns);
   const int64_t blocks = column_blocks * t.tiles * t.groups * choice.splits;
   STD_TORCH_CHECK(blocks <= INT32_MAX, "conv: tensor cores take up to 2^31 tiles; got ", blocks);
-  ConvMmaArgs args{src.data_ptr(),  weights.tensor.data_ptr(),           nullptr,       positions * channels,
-                   weights.columns, static_cast<int32_t>(column_blocks), choice.splits, epilogue_of(call, fuse, dst)};
+  ConvMmaArgs args{src.data_ptr(),  weights.tensor.data_ptr(),
+                   nullptr,         positions * channels,
+                   weights.columns, static_cast<int32_t>(column_blocks),
+                   choice.splits,   conv_epilogue(call.bias ? &*call.bias : nullptr, fuse, dst)};
   if (t.groups > 1 && t.dst_channels % conv_vector(dtype) != 0)
     args.epilogue.vector_dst = args.epilogue.vector_residual = false;
   std::optional<Tensor> part;
@@ -128,6 +112,24 @@ void run(const ConvCall& call, const ConvFuse& fuse, const ConvMmaForced& forced
 }
 
 }  // namespace
+
+ConvEpilogue conv_epilogue(const Tensor* bias, const ConvFuse& fuse, const Tensor& dst) {
+  const int64_t vector = conv_vector(dst.scalar_type());
+  ConvEpilogue e{};
+  e.dst = static_cast<char*>(dst.data_ptr()) + fuse.first_channel * (16 / vector);
+  e.dst_pitch = dst.size(1);
+  e.vector_dst = conv_mma_aligned(dst, dst.size(1)) && fuse.first_channel % vector == 0;
+  e.bias = bias ? bias->data_ptr() : nullptr;
+  e.scale = fuse.scale ? fuse.scale->data_ptr() : nullptr;
+  e.fp32_parameters = (bias ? *bias : fuse.scale ? *fuse.scale : dst).scalar_type() == ScalarType::Float;
+  e.relu = fuse.relu;
+  if (fuse.residual) {
+    e.residual = fuse.residual->data_ptr();
+    e.residual_pitch = fuse.residual->size(1);
+    e.vector_residual = conv_mma_aligned(*fuse.residual, fuse.residual->size(1));
+  }
+  return e;
+}
 
 bool conv_mma_aligned(const Tensor& t, int64_t channels) {
   const int64_t vector = conv_vector(t.scalar_type());

@@ -32,6 +32,9 @@ struct ConvFuse {
   bool relu = false;
   int64_t first_channel = 0;
 };
+// dst is channels_last.
+ConvEpilogue conv_epilogue(const Tensor* bias, const ConvFuse& fuse, const Tensor& dst);
+
 // For tests: a tile and a number of splits instead of those predicted best.
 struct ConvMmaForced {
   int tile = -1, splits = 1;

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/boxes.h"
+#include "core/checked.h"
 #include "core/phases.h"
 #include "cuda/conv_tables.h"
 #include "cuda/launch.h"
@@ -35,8 +37,8 @@ void add_taps(Words& words, const std::vector<core::AxisPhase>& phases) {
     }
 }
 
-void add_segments(Words& words, const std::vector<core::AxisPhase>& phases) {
-  int64_t first = 0;
+// `first` of an axis' taps are those of other branches.
+void add_segments(Words& words, const std::vector<core::AxisPhase>& phases, int64_t first = 0) {
   for (const core::AxisPhase& phase : phases) {
     for (const core::AxisSegment& s : phase.segments)
       words.insert(words.end(), {narrow(s.begin), narrow(s.length()), narrow(phase.p0), narrow(first + s.tap_begin),
@@ -54,34 +56,38 @@ void add_residues(Words& words, const std::vector<core::AxisPhase>& phases) {
   }
 }
 
-struct RegionRows {
-  int32_t segment[kAxes];
-  int64_t taps, rows;
+struct RegionTiles {
+  int32_t segment[kAxes], branch;
+  int64_t taps, tiles;
 };
 
-std::vector<RegionRows> region_rows(const core::Phases& phases, int64_t n) {
+// Every product of three segments, with as many tiles as count(lengths) says; `first` of each axis' segments are those
+// of other branches.
+template <class Count>
+void add_products(std::vector<RegionTiles>& regions, const core::Phases& phases, const core::Vec3& first,
+                  int32_t branch, const Count& count) {
   std::vector<core::AxisSegment> all[kAxes];
   for (int axis = 0; axis < kAxes; ++axis)
     for (const core::AxisPhase& phase : phases.axis[axis])
       all[axis].insert(all[axis].end(), phase.segments.begin(), phase.segments.end());
-  std::vector<RegionRows> regions;
   for (size_t i = 0; i < all[0].size(); ++i)
     for (size_t j = 0; j < all[1].size(); ++j)
       for (size_t l = 0; l < all[2].size(); ++l) {
         const core::AxisSegment &a = all[0][i], &b = all[1][j], &c = all[2][l];
-        const int64_t rows = n * a.length() * b.length() * c.length();
-        if (rows > 0) regions.push_back({{narrow(i), narrow(j), narrow(l)}, a.taps() * b.taps() * c.taps(), rows});
+        const int64_t tiles = count({a.length(), b.length(), c.length()});
+        const auto at = [&](size_t index, int axis) { return narrow(first[axis] + static_cast<int64_t>(index)); };
+        if (tiles > 0)
+          regions.push_back({{at(i, 0), at(j, 1), at(l, 2)}, branch, a.taps() * b.taps() * c.taps(), tiles});
       }
-  std::stable_sort(regions.begin(), regions.end(),
-                   [](const RegionRows& a, const RegionRows& b) { return a.taps > b.taps; });
-  return regions;
 }
 
-void add_regions(ConvPlan& plan, const core::Phases& phases) {
+void add_regions(ConvPlan& plan, std::vector<RegionTiles> regions) {
+  std::stable_sort(regions.begin(), regions.end(),
+                   [](const RegionTiles& a, const RegionTiles& b) { return a.taps > b.taps; });
   int64_t tiles = 0;
-  for (const RegionRows& r : region_rows(phases, plan.table.n)) {
-    plan.words.insert(plan.words.end(), {narrow(tiles), r.segment[0], r.segment[1], r.segment[2]});
-    tiles += (r.rows + plan.table.rows_per_tile - 1) / plan.table.rows_per_tile;
+  for (const RegionTiles& r : regions) {
+    plan.words.insert(plan.words.end(), {narrow(tiles), r.segment[0], r.segment[1], r.segment[2], r.branch});
+    tiles += r.tiles;
     ++plan.table.regions;
   }
   plan.table.tiles = narrow(tiles);
@@ -119,7 +125,62 @@ ConvPlan conv_plan(const core::Problem& problem, int32_t rows_per_tile) {
     add_residues(plan.words, phases.axis[axis]);
   }
   t.regions_at = here();
-  if (rows_per_tile > 0) add_regions(plan, phases);
+  if (rows_per_tile > 0) {
+    std::vector<RegionTiles> regions;
+    add_products(regions, phases, {0, 0, 0}, 0, [&](const core::Vec3& length) {
+      return core::ceil_div(t.n * length[0] * length[1] * length[2], rows_per_tile);
+    });
+    add_regions(plan, std::move(regions));
+  }
+  t.words = here();
+  return plan;
+}
+
+ConvPlan conv_box_plan(const std::vector<core::Problem>& branches, const core::Box& box) {
+  ConvPlan plan{};
+  ConvTable& t = plan.table;
+  set_channels(t, branches[0]);
+  t.rows_per_tile = narrow(box.positions() * box.images);
+  std::vector<core::Phases> cut;
+  for (const core::Problem& p : branches) {
+    cut.emplace_back();
+    for (int axis = 0; axis < kAxes; ++axis)
+      for (core::AxisPhase& phase : core::axis_phases(p.kind, p.axis[axis])) {
+        phase = core::without_dead_taps(std::move(phase));
+        phase.segments = core::cut_axis(phase, box.size[axis]).runs;
+        cut.back().axis[axis].push_back(std::move(phase));
+      }
+  }
+  const auto here = [&] { return narrow(static_cast<int64_t>(plan.words.size())); };
+  std::vector<core::Vec3> first_segment(branches.size());
+  for (int axis = 0; axis < kAxes; ++axis) {
+    const core::Axis& a = branches[0].axis[axis];
+    t.dst_size[axis] = narrow(branches[0].kind == core::Kind::input_grad ? a.in : a.out);
+    t.p[axis] = narrow(cut[0].axis[axis][0].p);
+    t.q[axis] = narrow(cut[0].axis[axis][0].q);
+    t.taps_at[axis] = here();
+    for (const core::Phases& phases : cut) add_taps(plan.words, phases.axis[axis]);
+    t.segments_at[axis] = here();
+    int64_t taps = 0, segments = 0;
+    for (size_t branch = 0; branch < cut.size(); ++branch) {
+      first_segment[branch][axis] = segments;
+      add_segments(plan.words, cut[branch].axis[axis], taps);
+      for (const core::AxisPhase& phase : cut[branch].axis[axis]) {
+        taps += static_cast<int64_t>(phase.taps.size());
+        segments += static_cast<int64_t>(phase.segments.size());
+      }
+    }
+  }
+  t.regions_at = here();
+  std::vector<RegionTiles> regions;
+  for (size_t branch = 0; branch < cut.size(); ++branch)
+    add_products(regions, cut[branch], first_segment[branch], narrow(static_cast<int64_t>(branch)),
+                 [&](const core::Vec3& length) {
+                   int64_t tiles = core::ceil_div(t.n, box.images);
+                   for (int axis = 0; axis < kAxes; ++axis) tiles *= core::ceil_div(length[axis], box.size[axis]);
+                   return tiles;
+                 });
+  add_regions(plan, std::move(regions));
   t.words = here();
   return plan;
 }

@@ -4,7 +4,8 @@
 // q * o + delta with the weights of kernel coordinate r; it reads inside for begin <= o < end only. A region is a
 // product of three segments (one per axis) with constant live taps: tap ranges [tap_begin, tap_end) of each axis' list.
 // Its rows run over (n, o0, o1, o2), o2 fastest; a tile is `rows_per_tile` of them. So no tap of a tile's list is dead
-// for any of its rows, and nothing is masked but the rows after a region's last.
+// for any of its rows, and nothing is masked but the rows after a region's last. Where tiles are boxes (conv_box_plan),
+// a segment has tiles of the same taps, each of which is live for some of its rows.
 //
 // The words travel in the kernel's parameters if they are few, else through a device buffer that is itself written by
 // kernels whose parameters carry the words. A launch copies its parameters at once and a CUDA graph captures them by
@@ -17,6 +18,7 @@
 #include <optional>
 #include <vector>
 
+#include "core/boxes.h"
 #include "core/problem.h"
 #include "cuda/runtime.h"
 #include "stable/tensor.h"
@@ -45,8 +47,9 @@ struct ConvSegment {
   int32_t begin, length, p0, tap_begin, tap_end;
 };
 struct ConvRegion {
-  int32_t first_tile, segment[kAxes];
+  int32_t first_tile, segment[kAxes], branch;
 };
+inline constexpr int kRegionWords = 5;
 // The taps of the written positions p0 + p * o of one p0; those of p0 = 0 .. p - 1 lie side by side.
 struct ConvResidue {
   int32_t tap_begin, tap_end;
@@ -80,8 +83,8 @@ struct ConvTable {
     return {at(w), at(w + 1), at(w + 2), at(w + 3), at(w + 4)};
   }
   __host__ __device__ ConvRegion region(int32_t i) const {
-    const int32_t w = regions_at + 4 * i;
-    return {at(w), {at(w + 1), at(w + 2), at(w + 3)}};
+    const int32_t w = regions_at + kRegionWords * i;
+    return {at(w), {at(w + 1), at(w + 2), at(w + 3)}, at(w + 4)};
   }
   __host__ __device__ ConvResidue residue(int axis, int32_t p0) const {
     const int32_t w = residues_at[axis] + 2 * p0;
@@ -92,7 +95,7 @@ struct ConvTable {
     int32_t low = 0, high = regions - 1;
     while (low < high) {
       const int32_t middle = (low + high + 1) / 2;
-      if (at(regions_at + 4 * middle) <= tile) {
+      if (at(regions_at + kRegionWords * middle) <= tile) {
         low = middle;
       } else {
         high = middle - 1;
@@ -177,6 +180,9 @@ struct ConvPlan {
   void upload(const Tensor& like);
 };
 ConvPlan conv_plan(const core::Problem& problem, int32_t rows_per_tile);
+// Tiles are boxes; `branches` are problems of the same map, channels and lattices, each with its own taps, and a region
+// tells whose it is. Taps that are dead everywhere are in no list.
+ConvPlan conv_box_plan(const std::vector<core::Problem>& branches, const core::Box& box);
 
 // Strides of any (N, C, *) tensor of 3 to 5 dimensions, and of weights (K, C / groups, *).
 ConvTensor conv_strides(const Tensor& t);

@@ -22,6 +22,8 @@ namespace atrousops::cuda {
 struct Launch {
   dim3 grid, block;
   int64_t shared_bytes = 0;
+  // So many blocks that follow each other along x see each other's shared memory (sm_90).
+  unsigned cluster = 1;
 };
 
 inline bool is_empty(const Launch& l) { return l.grid.x == 0 || l.grid.y == 0 || l.grid.z == 0; }
@@ -33,7 +35,8 @@ void launch_as(void (*)(Parameters...), const Launch& l, std::type_identity_t<Pa
   host_cuda::Counter& counter = host_cuda::KernelCounter<Kernel>::counter;
   if (is_empty(l)) return;
   ++counter.runs;
-  host_cuda::run_grid({l.grid, l.block, l.shared_bytes, counter.name.c_str()}, [&] { Kernel(arguments...); });
+  host_cuda::run_grid({l.grid, l.block, l.shared_bytes, counter.name.c_str(), l.cluster},
+                      [&] { Kernel(arguments...); });
 }
 
 template <auto Kernel, class... Arguments>
@@ -66,6 +69,11 @@ void launch_as(void (*)(Parameters...), const Launch& l, Stream stream, std::typ
   config.blockDim = l.block;
   config.dynamicSmemBytes = static_cast<size_t>(l.shared_bytes);
   config.stream = stream;
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {l.cluster, 1, 1};
+  config.attrs = &cluster;
+  config.numAttrs = l.cluster > 1 ? 1 : 0;
   const cudaError_t error = cudaLaunchKernelEx(&config, Kernel, arguments...);
   if (error != cudaSuccess) {
     cudaGetLastError();  // forget it, or the next call would report it again

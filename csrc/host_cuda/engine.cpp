@@ -20,9 +20,7 @@ void fail(const std::string& message) { throw std::runtime_error(message); }
 
 namespace {
 
-constexpr int kBarriers = 16;
-
-// Everything about the block that runs now. There is one, because launches take turns.
+// Everything about the cluster that runs now. There is one, because launches take turns.
 struct Engine {
   std::mutex turn;
   uint64_t seed = 0;
@@ -33,10 +31,9 @@ struct Engine {
   const std::function<void()>* body = nullptr;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
-  std::array<Barrier, kBarriers> barriers;
+  std::vector<Block> blocks;
   std::deque<Thread*> ready;
   std::vector<Thread*> polling;
-  int alive = 0;
   std::exception_ptr error;
   Thread* culprit = nullptr;
 };
@@ -69,7 +66,7 @@ void park(Thread::State state, const char* what, Location where) {
 
 void release(Barrier& b) {
   b.result = b.sum;
-  b.sum = b.arrived = 0;
+  b.sum = b.arrived = b.expected = 0;
   for (Thread* t : b.waiting) make_ready(t);
   b.waiting.clear();
 }
@@ -94,11 +91,11 @@ void complete(Warp& warp) {
 void thread_ends() {
   Engine& e = engine();
   self->state = Thread::State::done;
-  --e.alive;
+  --self->block->alive;
   self->warp->alive &= ~(1u << self->lane);
   if (e.error) return;
-  Barrier& all = e.barriers[0];
-  if (!all.waiting.empty() && all.arrived == e.alive) release(all);
+  Barrier& all = self->block->barriers[0];
+  if (!all.waiting.empty() && all.expected == 0 && all.arrived == self->block->alive) release(all);
   complete(*self->warp);
 }
 
@@ -115,26 +112,46 @@ void thread_main() {
   switch_context(self->context, e.scheduler, true);
 }
 
-void start_block(Engine& e, int count) {
-  e.alive = count;
-  e.free_stacks.resize(static_cast<size_t>(count));
+// `count` threads in each block; the first block is the one at `first`.
+void start_cluster(Engine& e, int count, uint3 first) {
+  const int total = count * static_cast<int>(e.blocks.size()), warps = (count + 31) / 32;
+  e.free_stacks.resize(static_cast<size_t>(total));
   std::iota(e.free_stacks.rbegin(), e.free_stacks.rend(), 0);
   e.ready.clear();
   e.polling.clear();
-  for (Barrier& b : e.barriers) b = {};
   for (Warp& w : e.warps) w = {};
-  for (int i = 0; i < count; ++i) {
+  for (size_t rank = 0; rank < e.blocks.size(); ++rank) {
+    e.blocks[rank] = {};
+    e.blocks[rank].index = {first.x + static_cast<unsigned>(rank), first.y, first.z};
+    e.blocks[rank].rank = static_cast<int>(rank);
+    e.blocks[rank].alive = count;
+  }
+  for (int i = 0; i < total; ++i) {
     Thread& t = e.threads[static_cast<size_t>(i)];
-    const unsigned n = static_cast<unsigned>(i);
+    t.block = &e.blocks[static_cast<size_t>(i / count)];
+    t.linear = i % count;
+    const unsigned n = static_cast<unsigned>(t.linear);
     t.index = {n % block_size.x, n / block_size.x % block_size.y, n / (block_size.x * block_size.y)};
-    t.linear = i;
-    t.lane = i % 32;
-    t.warp = &e.warps[static_cast<size_t>(i) / 32];
+    t.lane = t.linear % 32;
+    t.warp = &e.warps[static_cast<size_t>(i / count * warps + t.linear / 32)];
     t.warp->lanes[t.lane] = &t;
     t.warp->alive |= 1u << t.lane;
     t.stack = -1;
+    t.describe = nullptr;
     if (!t.attached.empty()) t.attached.clear();
     make_ready(&t);
+  }
+}
+
+// Says what its threads and blocks left behind.
+void end_cluster(Engine& e, int count) {
+  for (int i = 0; i < count * static_cast<int>(e.blocks.size()); ++i)
+    for (auto& [type, object] : e.threads[static_cast<size_t>(i)].attached) object->end();
+  for (Block& b : e.blocks) {
+    block_index = b.index;
+    for (auto& [type, object] : b.attached) object->end();
+    select_shared(b.rank);
+    check_shared();
   }
 }
 
@@ -143,10 +160,17 @@ std::string who_waits(const Engine& e) {
   int shown = 0;
   for (const Thread& t : e.threads) {
     if (t.state != Thread::State::waiting && t.state != Thread::State::polling) continue;
-    if (++shown > 8) return out.str() + "; ...";
-    out << (shown > 1 ? "; " : "") << "thread " << triple(dim3(t.index)) << " in " << t.waits_for << " at "
-        << place(t.where);
+    if (++shown > 8) break;
+    out << (shown > 1 ? "; " : "") << "thread " << triple(dim3(t.index));
+    if (e.blocks.size() > 1) out << " of block " << triple(dim3(t.block->index));
+    out << " in " << t.waits_for << (t.describe ? " " + (*t.describe)() : "") << " at " << place(t.where);
   }
+  if (shown > 8) out << "; ...";
+  const auto add = [&](const Attachments& all) {
+    for (const auto& [type, object] : all)
+      if (const std::string state = object->state(); !state.empty()) out << "; " << state;
+  };
+  for (const Block& b : e.blocks) add(b.attached);
   return out.str();
 }
 
@@ -178,18 +202,27 @@ void resume(Engine& e, Thread& t) {
     e.stacks.start(t.stack, t.context, thread_main);
   }
   self = &t;
+  block_index = t.block->index;
+  select_shared(t.block->rank);
   switch_context(e.scheduler, t.context);
   if (t.state == Thread::State::done) e.free_stacks.push_back(t.stack);
 }
 
-void run_block(Engine& e, int count) {
-  start_block(e, count);
-  while (e.alive > 0) {
+bool anyone_alive(const Engine& e) {
+  for (const Block& b : e.blocks)
+    if (b.alive > 0) return true;
+  return false;
+}
+
+void run_cluster(Engine& e, int count, uint3 first) {
+  start_cluster(e, count, first);
+  while (anyone_alive(e)) {
     if (!e.polling.empty() && (e.ready.empty() || (e.seed != 0 && e.random() % 8 == 0))) poll(e);
     if (e.ready.empty()) fail("no thread can go on: " + who_waits(e));
     resume(e, *next(e));
     if (e.error) std::rethrow_exception(std::exchange(e.error, nullptr));
   }
+  end_cluster(e, count);
 }
 
 void check(const Grid& g) {
@@ -198,23 +231,25 @@ void check(const Grid& g) {
   const uint64_t threads = uint64_t{g.threads.x} * g.threads.y * g.threads.z;
   if (threads == 0 || threads > 1024 || g.threads.z > 64)
     fail("a block of " + triple(g.threads) + " threads is not one that CUDA allows");
+  if (g.cluster < 1 || g.cluster > 8 || g.blocks.x % g.cluster != 0)
+    fail("clusters of " + std::to_string(g.cluster) + " blocks: 1 to 8 that divide the grid along x are portable");
 }
 
-// Blocks in order, or in a random one: i * step + first modulo their number, step having no divisor in common.
+// Clusters in order, or in a random one: i * step + first modulo their number, step having no divisor in common. f gets
+// the first block.
 template <class F>
-void for_each_block(Engine& e, const F& f) {
-  const uint64_t count = uint64_t{grid_size.x} * grid_size.y * grid_size.z;
+void for_each_cluster(Engine& e, unsigned width, const F& f) {
+  const unsigned along = grid_size.x / width;
+  const uint64_t count = uint64_t{along} * grid_size.y * grid_size.z;
   uint64_t step = 1, first = 0;
   if (e.seed != 0 && count > 1) {
     first = e.random() % count;
     do step = e.random() % count;
     while (std::gcd(step, count) != 1);
   }
-  for (uint64_t i = 0, n = first; i < count; ++i, n = (n + step) % count) {
-    block_index = {static_cast<unsigned>(n % grid_size.x), static_cast<unsigned>(n / grid_size.x % grid_size.y),
-                   static_cast<unsigned>(n / (uint64_t{grid_size.x} * grid_size.y))};
-    f();
-  }
+  for (uint64_t i = 0, n = first; i < count; ++i, n = (n + step) % count)
+    f(uint3{static_cast<unsigned>(n % along) * width, static_cast<unsigned>(n / along % grid_size.y),
+            static_cast<unsigned>(n / (uint64_t{along} * grid_size.y))});
 }
 
 }  // namespace
@@ -230,14 +265,15 @@ void run_grid(const Grid& grid, const std::function<void()>& body) {
   bool inside = false;
   try {
     check(grid);
-    e.stacks.reserve(count);
-    e.threads.resize(static_cast<size_t>(count));
-    e.warps.assign(static_cast<size_t>(count + 31) / 32, {});
-    for_each_block(e, [&] {
+    e.stacks.reserve(count * static_cast<int>(grid.cluster));
+    e.threads.resize(static_cast<size_t>(count) * grid.cluster);
+    e.warps.assign(static_cast<size_t>(count + 31) / 32 * grid.cluster, {});
+    e.blocks.resize(grid.cluster);
+    for_each_cluster(e, grid.cluster, [&](uint3 first) {
       inside = true;
-      begin_shared(grid.shared_bytes);
-      run_block(e, count);
-      check_shared();
+      block_index = first;
+      begin_shared(grid.shared_bytes, static_cast<int>(grid.cluster));
+      run_cluster(e, count, first);
     });
     self = nullptr;
   } catch (const std::exception& error) {
@@ -250,6 +286,8 @@ void run_grid(const Grid& grid, const std::function<void()>& body) {
   }
 }
 
+std::vector<Block>& cluster() { return engine().blocks; }
+
 void set_order_seed(uint64_t seed) {
   Engine& e = engine();
   const std::lock_guard<std::mutex> lock(e.turn);
@@ -258,9 +296,15 @@ void set_order_seed(uint64_t seed) {
 }
 
 static Barrier& join(int id, int expected, const char* what, Location where, int64_t value) {
-  if (id < 0 || id >= kBarriers) fail("a block has 16 barriers; this is number " + std::to_string(id));
+  auto& barriers = self->block->barriers;
+  if (id < 0 || id >= static_cast<int>(barriers.size()))
+    fail("a block has 16 barriers; this is number " + std::to_string(id));
   if (expected % 32 != 0) fail("a barrier counts whole warps; got " + std::to_string(expected) + " threads");
-  Barrier& b = engine().barriers[static_cast<size_t>(id)];
+  Barrier& b = barriers[static_cast<size_t>(id)];
+  if (b.arrived > 0 && b.expected != expected)
+    fail(std::string(what) + " at " + place(where) + ": others came to barrier " + std::to_string(id) +
+         " for another number of threads");
+  b.expected = expected;
   for (const Thread* t : b.waiting)
     if (id == 0 && expected == 0 && (t->where.line() != where.line() || t->where.file_name() != where.file_name()))
       fail(std::string(what) + " at " + place(where) + ", while thread " + triple(dim3(t->index)) +
@@ -272,7 +316,7 @@ static Barrier& join(int id, int expected, const char* what, Location where, int
 
 int64_t barrier_sync(int id, int expected, const char* what, Location where, int64_t value) {
   Barrier& b = join(id, expected, what, where, value);
-  if (b.arrived == (expected ? expected : engine().alive)) {
+  if (b.arrived == (expected ? expected : self->block->alive)) {
     release(b);
   } else {
     b.waiting.push_back(self);
@@ -286,11 +330,14 @@ void barrier_arrive(int id, int expected, const char* what, Location where) {
   if (b.arrived == expected) release(b);
 }
 
-void wait_until(const std::function<bool()>& condition, const char* what, Location where) {
+void wait_until(const std::function<bool()>& condition, const char* what, Location where,
+                const std::function<std::string()>* describe) {
   if (condition()) return;
   self->condition = &condition;
+  self->describe = describe;
   engine().polling.push_back(self);
   park(Thread::State::polling, what, where);
+  self->describe = nullptr;
 }
 
 void gather(const char* what, unsigned mask, void* mine, void (*run)(const void*, void* const (&)[32]), const void* f,

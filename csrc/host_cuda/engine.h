@@ -1,5 +1,6 @@
-// Runs CUDA kernels on the CPU, for tests: a fiber for each thread, a block after the other, one launch at a time. A
-// fiber runs until it waits for others, so that whoever needs a barrier that is not there finds memory unwritten.
+// Runs CUDA kernels on the CPU, for tests: a fiber for each thread, one cluster of blocks (mostly a single block) after
+// the other, one launch at a time. A fiber runs until it waits for others, so that whoever needs a barrier that is not
+// there finds memory unwritten.
 #pragma once
 
 #include <array>
@@ -20,19 +21,32 @@ namespace atrousops::host_cuda {
 using Location = std::source_location;
 
 struct Warp;
+struct Block;
+
+// What an instruction remembers for a thread or for a block.
+struct Attached {
+  virtual ~Attached() = default;
+  // For the report of a deadlock; empty if there is nothing to say.
+  virtual std::string state() const { return ""; }
+  // Called when all threads of a cluster have ended; throws for what may not be left unfinished.
+  virtual void end() {}
+};
+using Attachments = std::vector<std::pair<std::type_index, std::shared_ptr<Attached>>>;
 
 // One CUDA thread.
 struct Thread {
   uint3 index{};
   int linear = 0, lane = 0, stack = -1;
   Warp* warp = nullptr;
+  Block* block = nullptr;
   Context context;
   enum class State { ready, waiting, polling, done } state = State::ready;
   // What it waits for, and where, for the report of a deadlock.
   const char* waits_for = "";
   Location where;
   const std::function<bool()>* condition = nullptr;
-  std::vector<std::pair<std::type_index, std::shared_ptr<void>>> attached;
+  const std::function<std::string()>* describe = nullptr;
+  Attachments attached;
 };
 
 // Lanes of a warp that come together for one instruction.
@@ -50,22 +64,33 @@ struct Warp {
 };
 
 struct Barrier {
-  int arrived = 0;
+  int arrived = 0, expected = 0;
   int64_t sum = 0, result = 0;
   std::vector<Thread*> waiting;
 };
 
-// What a launch runs in.
+// One of those that run now.
+struct Block {
+  uint3 index{};
+  int rank = 0, alive = 0;
+  std::array<Barrier, 16> barriers;
+  Attachments attached;
+};
+
+// What a launch runs in; `cluster` blocks that follow each other along x run together.
 struct Grid {
   dim3 blocks, threads;
   int64_t shared_bytes;
   const char* kernel;
+  unsigned cluster = 1;
 };
 
 // The thread that runs now, and its surroundings; read by threadIdx and the like.
 extern Thread* self;
 extern dim3 grid_size, block_size;
 extern uint3 block_index;
+// The blocks of the cluster that runs now, by rank.
+std::vector<Block>& cluster();
 
 // Runs `body` once for every thread of the grid. Throws std::runtime_error with the kernel's name, the block and the
 // thread for what a thread threw, a deadlock, or a write outside shared memory.
@@ -80,8 +105,10 @@ int64_t barrier_sync(int id, int expected, const char* what, Location where, int
 // Counts as one of `expected`, but does not wait.
 void barrier_arrive(int id, int expected, const char* what, Location where);
 
-// Waits until the condition holds; others make it true. For memory barriers that are polled.
-void wait_until(const std::function<bool()>& condition, const char* what, Location where);
+// Waits until the condition holds; others make it true. For memory barriers that are polled. `describe` adds to the
+// report of a deadlock.
+void wait_until(const std::function<bool()>& condition, const char* what, Location where,
+                const std::function<std::string()>* describe = nullptr);
 
 // Throws std::runtime_error.
 [[noreturn]] void fail(const std::string& message);
@@ -103,14 +130,29 @@ void warp_together(const char* what, unsigned mask, Mine& mine, const F& f, Loca
 
 // For instructions that PTX calls .aligned: all 32 lanes, or an error.
 void require_full_warp(const char* what);
+// The same, and none goes on before all are here; then f() once.
+template <class F>
+void full_warp_together(const char* what, const F& f) {
+  require_full_warp(what);
+  int nothing = 0;
+  warp_together(what, ~0u, nothing, [&](int* const(&)[32]) { f(); });
+}
 
-// An object of the running thread, made at its first use in a block and gone with the block.
+template <class T>
+T& attached_in(Attachments& all) {
+  for (auto& [type, object] : all)
+    if (type == typeid(T)) return static_cast<T&>(*object);
+  all.emplace_back(typeid(T), std::make_shared<T>());
+  return static_cast<T&>(*all.back().second);
+}
+// An object of the running thread or of a block, made at its first use in a block and gone with the block.
 template <class T>
 T& attached() {
-  for (auto& [type, object] : self->attached)
-    if (type == typeid(T)) return *static_cast<T*>(object.get());
-  self->attached.emplace_back(typeid(T), std::make_shared<T>());
-  return *static_cast<T*>(self->attached.back().second.get());
+  return attached_in<T>(self->attached);
+}
+template <class T>
+T& attached_to_block(Block& block) {
+  return attached_in<T>(block.attached);
 }
 
 }  // namespace atrousops::host_cuda

@@ -34,7 +34,7 @@ class Stacks {
 
  private:
   static constexpr int kSlab = 64;
-  static constexpr int kMost = 1024;
+  static constexpr int kMost = 8 * 1024;
   char* slabs_[kMost / kSlab] = {};
   int count_ = 0;
 };

@@ -1,5 +1,6 @@
 #include "host_cuda/shared_memory.h"
 
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -31,12 +32,17 @@ struct Array {
 
 struct Window {
   unsigned char* base = static_cast<unsigned char*>(std::aligned_alloc(kAlign, kWindow));
+  // Arrays as the async proxy sees them.
+  unsigned char* async = static_cast<unsigned char*>(std::aligned_alloc(kAlign, kWindow));
   size_t used = 0, dynamic_limit = 0, static_bytes = 0;
   std::vector<Array> statics, dynamics, placed;
   Window() { ATROUSOPS_POISON(base, kWindow); }
 };
-Window& window() {
-  static Window* const w = new Window;
+int selected = 0;
+Window& window(int rank = selected) {
+  static std::array<Window*, 8> all{};
+  Window*& w = all.at(static_cast<size_t>(rank));
+  if (!w) w = new Window;
   return *w;
 }
 
@@ -47,6 +53,7 @@ size_t place(Window& w, size_t bytes, size_t align) {
   ATROUSOPS_UNPOISON(w.base + w.used, end + kRed - w.used);
   std::memset(w.base + w.used, kCanary, begin - w.used);
   std::memset(w.base + begin, kPoison, bytes);
+  std::memset(w.async + begin, kPoison, bytes);
   std::memset(w.base + end, kCanary, kRed);
   ATROUSOPS_POISON(w.base + w.used, begin - w.used);
   ATROUSOPS_POISON(w.base + end, kRed);
@@ -64,16 +71,21 @@ void check_limit(const Window& w) {
 
 }  // namespace
 
-void begin_shared(int64_t dynamic_bytes) {
-  Window& w = window();
-  ATROUSOPS_POISON(w.base, w.used);
-  w.used = w.static_bytes = 0;
-  w.dynamic_limit = static_cast<size_t>(dynamic_bytes);
-  w.statics.clear();
-  w.dynamics.clear();
-  w.placed.clear();
-  check_limit(w);
+void begin_shared(int64_t dynamic_bytes, int blocks) {
+  for (selected = blocks - 1;; --selected) {
+    Window& w = window();
+    ATROUSOPS_POISON(w.base, w.used);
+    w.used = w.static_bytes = 0;
+    w.dynamic_limit = static_cast<size_t>(dynamic_bytes);
+    w.statics.clear();
+    w.dynamics.clear();
+    w.placed.clear();
+    check_limit(w);
+    if (selected == 0) break;
+  }
 }
+
+void select_shared(int rank) { selected = rank; }
 
 void check_shared() {
 #if !defined(__SANITIZE_ADDRESS__)
@@ -129,6 +141,53 @@ void* shared_pointer(uint32_t address) {
   const Window& w = window();
   if (address > w.used) fail("shared address " + std::to_string(address) + " lies behind all arrays");
   return w.base + address;
+}
+
+int rank_of(uint32_t address) {
+  const auto rank = static_cast<int>(address >> kRankShift);
+  return rank == 0 ? self->block->rank : rank - 1;
+}
+
+unsigned char* cluster_bytes(uint32_t address, size_t bytes, const char* what) {
+  const int rank = rank_of(address);
+  const auto& blocks = cluster();
+  if (rank < 0 || rank >= static_cast<int>(blocks.size()))
+    fail(std::string(what) + ": the cluster has no block of rank " + std::to_string(rank));
+  if (blocks[static_cast<size_t>(rank)].alive == 0)
+    fail(std::string(what) + ": the block of rank " + std::to_string(rank) + " has ended");
+  const Window& w = window(rank);
+  const size_t begin = address & ((1u << kRankShift) - 1);
+  for (const Array& a : w.placed)
+    if (begin >= a.begin && begin + bytes <= a.begin + a.bytes) return w.base + begin;
+  fail(std::string(what) + ": " + std::to_string(bytes) + " bytes at shared address " + std::to_string(begin) +
+       " are not within one array of the block of rank " + std::to_string(rank));
+}
+
+void publish_to_async_proxy() {
+  for (size_t rank = 0; rank < cluster().size(); ++rank) {
+    const Window& w = window(static_cast<int>(rank));
+    for (const Array& a : w.placed) std::memcpy(w.async + a.begin, w.base + a.begin, a.bytes);
+  }
+}
+
+// The block whose memory this is.
+static Window& owner(const unsigned char* p) {
+  for (size_t rank = 0; rank < cluster().size(); ++rank) {
+    Window& w = window(static_cast<int>(rank));
+    if (p >= w.base && p < w.base + kWindow) return w;
+  }
+  fail("this pointer does not lead into shared memory");
+}
+
+void check_published(const unsigned char* bytes, size_t count, const char* what) {
+  const Window& w = owner(bytes);
+  if (std::memcmp(bytes, w.async + (bytes - w.base), count) != 0)
+    fail(std::string(what) + ": shared memory that it reads was stored to, and no fence.proxy.async followed");
+}
+
+void written_by_async_proxy(const unsigned char* bytes, size_t count) {
+  const Window& w = owner(bytes);
+  std::memcpy(w.async + (bytes - w.base), bytes, count);
 }
 
 }  // namespace atrousops::host_cuda

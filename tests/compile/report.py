@@ -12,7 +12,7 @@ from typing import NamedTuple
 import resources
 import torch
 
-from atrousops import devices, geometry, planner
+from atrousops import _library, devices, geometry, planner
 
 ARCH = "sm_90a"
 # Of a multiprocessor of compute capability 9.0; registers are given to a warp 256 at a time, and a block takes 1 KiB of
@@ -45,7 +45,17 @@ class Kernel(NamedTuple):
 
 
 def dynamic_shared(name: str) -> int:
-    """What csrc/cuda asks for at launch: the pipeline's stages and the rows' offsets (conv_mma*.cuh, shared_bytes)."""
+    """What csrc/cuda asks for at launch: the pipeline's stages and the rows' offsets (conv_*mma*.cuh, shared_bytes)."""
+    if match := re.match(r"context_module_kernel<\w+, (\d+)>", name):
+        return context_shared(int(match[1]))
+    if match := re.match(r"conv_wgmma_weight_kernel<WgmmaTile<\w+, (\d+), (\d+), .*, (\d+)>>", name):
+        rows, columns, stages = map(int, match.groups())
+        # And two barriers a stage, and 16 x 40 sums of each of eight warps (wgmma_tile.cuh).
+        return stages * 128 * (rows + columns) + 16 * stages + 8 * 16 * 40 * 4
+    if match := re.match(r"conv_wgmma_kernel<WgmmaTile<\S+, (\d+), (\d+), .*, (\d+)>>", name):
+        rows, columns, stages = map(int, match.groups())
+        # Stages, two barriers each; eight warps' sums; a position of each row.
+        return stages * 128 * (rows + columns) + stages * 16 + 8 * 16 * 40 * 4 + rows * 8
     match = re.match(r"conv_mma(_weight)?_kernel<(\S+), MmaTile<(\d+), (\d+), \d+, \d+, (\d+), \d+>", name)
     if not match:
         return 0
@@ -53,6 +63,13 @@ def dynamic_shared(name: str) -> int:
     depth = 32 if match[2].startswith("Mma16") else 16
     offsets = stages * depth if match[1] else rows
     return stages * 64 * (rows + columns) + 2 * 8 * offsets
+
+
+def context_shared(chunks: int) -> int:
+    """Of the basic context module on a map of 64 x 64, as the planner has it."""
+    assert _library.planner is not None
+    reach = [1, 1, 2, 4, 8, 16, 1, 0]
+    return _library.planner.context_plan(1, 8 * chunks, 64, 64, reach, 2, *H100)[2]
 
 
 def resident_blocks(threads: int, registers: int, shared: int) -> int:

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,21 @@ def is_ours(kernel: str) -> bool:
     return "cub::" not in kernel
 
 
+@functools.cache
+def hopper_only() -> frozenset[str]:
+    """Kernels, without template arguments, that stand in csrc/cuda/*_sm90a.cu or in what those include."""
+    folder = ROOT / "csrc"
+    files = set((folder / "cuda").glob("*_sm90a.cu"))
+    files |= {folder / name for f in files for name in re.findall(r'#include "(cuda/\w+\.cuh)"', f.read_text())}
+    kernel = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(")
+    return frozenset(name for f in files for name in kernel.findall(f.read_text()))
+
+
+def architectures_of(kernel: str, architectures: list[str]) -> list[str]:
+    """Those that a kernel has to be there for."""
+    return [a for a in architectures if a == "sm_90a"] if kernel.split("<")[0] in hopper_only() else architectures
+
+
 @dataclass(frozen=True)
 class Needs:
     """Registers of a thread; static shared memory of a block, and stack and local memory of a thread, in bytes."""
@@ -125,14 +140,20 @@ def instructions() -> dict[str, dict[str, Counter[str]]]:
     # Disassembly takes its time, in processes of its own.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = dict(zip(architectures, pool.map(_instructions, architectures)))
-    return {name: {arch: found[arch][name] for arch in architectures} for name in found[architectures[0]]}
+    names = {name for each in found.values() for name in each}
+    return {name: {arch: found[arch][name] for arch in architectures if name in found[arch]} for name in sorted(names)}
 
 
 def _instructions(arch: str) -> dict[str, Counter[str]]:
+    return count_instructions(_dump("-sass", "-arch", arch))
+
+
+def count_instructions(sass: Iterable[str]) -> dict[str, Counter[str]]:
+    """By kernel, in the lines that cuobjdump -sass writes."""
     found: dict[str, Counter[str]] = {}
     counter = Counter[str]()
     instruction = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?([A-Z][\w.]*)")
-    for line in _dump("-sass", "-arch", arch):
+    for line in sass:
         if match := instruction.match(line):
             counter[match[1]] += 1
         elif match := re.match(r"\s*Function : (\S+)", line):
@@ -161,7 +182,9 @@ def compiler() -> str:
 
 @dataclass(frozen=True)
 class Budget:
-    """What budget.json holds: registers in the order of architectures, and the most shared memory of them."""
+    """What budget.json holds: registers in the order of architectures, 0 where there is no such kernel, and the most
+    shared memory of them.
+    """
 
     compiler: str
     architectures: list[str]

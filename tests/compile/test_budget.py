@@ -30,7 +30,14 @@ def test_the_budget_covers_what_is_built_by_default():
 
 def test_every_kernel_is_there_for_every_architecture(built):
     assert set(built.architectures) <= set(BUDGET.architectures)
-    assert [name for name, registers in built.registers.items() if 0 in registers] == []
+    for name, registers in built.registers.items():
+        there = [arch for arch, used in zip(built.architectures, registers) if used]
+        assert there == resources.architectures_of(name, built.architectures), name
+
+
+def test_kernels_of_hopper_alone_are_told_apart():
+    assert resources.architectures_of("conv_wgmma_kernel<WgmmaTile<half>>", BUDGET.architectures) == ["sm_90a"]
+    assert resources.architectures_of("conv_simt_kernel<half>", BUDGET.architectures) == BUDGET.architectures
 
 
 def test_no_kernel_is_missing_or_new(built):

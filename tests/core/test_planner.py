@@ -186,8 +186,9 @@ def gpu(dtype, channels_last, tf32=True, facts=H100):
 
 # What of ours stands for each problem on an H100 in bf16 channels_last, and whether it is expected to beat cuDNN.
 ON_A_GPU = {
-    "aspp, d=18: most taps are dead": (conv(2048, 256, 33, 3, 18, n=16), "mma", True),
-    "small rate": (conv(512, 512, 65, 3, 2, n=8), "mma", False),
+    "aspp, d=18: most taps are dead": (conv(2048, 256, 33, 3, 18, n=16), "wgmma", True),
+    "small rate": (conv(512, 512, 65, 3, 2, n=8), "wgmma", False),
+    "channels that 8 does not divide": (conv(84, 168, 66, 3, 4, n=8), "mma", None),
     "3 channels": (conv(3, 64, 224, 7, 1, stride=2), "simt", False),
     "depthwise": (conv(728, 728, 33, 3, 2, groups=728, n=8), "depthwise", True),
     "groups of 3 channels": (conv(96, 96, 65, 3, 2, groups=32, n=8), "grouped", False),
@@ -210,7 +211,11 @@ def test_a_gpu_without_tensor_cores_for_it():
     for device, itemsize in ((gpu(torch.double, True), 8), (gpu(HALF, True, facts=(80, 96 << 10, 70)), 2)):
         reasons = {c.kernel: c.reason for c in planner.plan(ASPP, device, itemsize).candidates}
         assert reasons["mma"] == "no tensor cores for the dtype on the device"
-    assert planner.plan(ASPP, gpu(FLOAT, True, tf32=False), 4).candidates[3].seconds < math.inf
+    # In full precision fp32 is three products of tf32, which wgmma does not do; nor has another generation wgmma.
+    for device, itemsize in ((gpu(FLOAT, True, tf32=False), 4), (gpu(HALF, True, facts=(148, 227 << 10, 100)), 2)):
+        found = {c.kernel: c for c in planner.plan(ASPP, device, itemsize).candidates}
+        assert found["wgmma"].reason == "no wgmma for the dtype on the device"
+        assert found["mma"].seconds < math.inf
 
 
 @needs_native
@@ -279,7 +284,9 @@ def test_whether_tf32_is_allowed_counts_on_a_gpu():
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=allow):
             plans.append(choice.plan_call(*call))
             assert choice.choose(*call) == plans[-1].kernel
-    assert plans[0].candidates[3].seconds < plans[1].candidates[3].seconds
+    ours = [min((c.seconds, c.kernel) for c in plan.candidates[1:]) for plan in plans]
+    assert ours[0] < ours[1]
+    assert [kernel for _, kernel in ours] == ["wgmma", "mma"]
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -318,4 +325,4 @@ def test_rates_are_finite_and_positive():
             for flags in ((False, False), (False, True), (True, True)):
                 rates = devices.default_rates(isa, flags[0], dtype, flags[1])
                 assert isinstance(rates, Rates)
-                assert all(r > 0 for r in rates._replace(skips=1.0, tensor=1.0))
+                assert all(r > 0 for r in rates._replace(skips=1.0, tensor=1.0, wgmma=1.0))

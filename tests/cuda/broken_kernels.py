@@ -26,11 +26,24 @@ void conv_mma_weight_f16(const ConvMmaWeightLaunch& l, Stream stream) {
 }
 }
 """
+ONE_WGMMA_TILE = """
+#include "cuda/platform.h"
+#include "cuda/conv_wgmma.cuh"
+namespace atrousops::cuda {
+void conv_wgmma_f16(const ConvWgmmaLaunch& l, Stream stream) {
+  using Tile = WgmmaTile<Half, 128, 64, arch::Major::k, arch::Major::k, 5>;
+  const Launch where{l.blocks, Tile::kThreads, ConvWgmma<Tile>::shared_bytes()};
+  launch<conv_wgmma_kernel<Tile>>(where, stream, l.table, l.maps, l.args);
+}
+}
+"""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is changed in which file of csrc/cuda, which .cu then has to be compiled, and the tests that must see it."""
+    """What is changed in which file of csrc/cuda, which .cu then has to be compiled, the tests that must see it, and
+    what they say: wrong numbers, or what the emulation of an instruction complains of.
+    """
 
     file: str
     sound: str
@@ -39,6 +52,7 @@ class Fault:
     path: str
     select: str
     extra: dict[str, str] = field(default_factory=dict)
+    says: str = "AssertionError|Tensor-likes are not"
 
     def sources(self) -> dict[str, str]:
         """Files that stand before those of csrc/cuda."""

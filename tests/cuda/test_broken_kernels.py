@@ -1,24 +1,33 @@
 """A fault put into a real kernel fails the tests of its operator: what holds the kernels would see it."""
 
 import os
+import re
 import subprocess
 import sys
 
 import host_cuda
 import pytest
-from broken_kernels import ONE_TILE, Fault, build
+from broken_kernels import ONE_TILE, ONE_WGMMA_TILE, Fault, build
 
 pytestmark = pytest.mark.skipif(host_cuda.problem() is not None, reason=str(host_cuda.problem()))
 
 SIMT = ("conv_simt.cu", "tests/test_conv.py", "match_pytorch and host_cuda and float64 and contiguous and (33 or nine)")
 MMA = ("conv_mma_f16.cu", "tests/cuda/test_conv_mma.py", "epilogue and 2-float16")
+# Nine steps in a ring of five stages.
+WGMMA = ("conv_wgmma_f16_sm90a.cu", "tests/cuda/test_conv_wgmma.py", "epilogue and 1")
 ROI = ("roi_align.cu", "tests/test_roi_align.py", "gradient_in_several_tiles and host_cuda")
 UNPOOL = ("max_unpool.cu", "tests/test_max_unpool.py", "point_anywhere and host_cuda")
 ROWS = ("permutohedral_rows.cu", "tests/test_permutohedral.py", "channels_and_dtypes and host_cuda and float32 and 33")
+CONTEXT = ("context_module_sm90a.cu", "tests/test_context_module.py", "host_cuda and (paper and float16)")
+WEIGHT = ("conv_wgmma_weight_sm90a.cu", "tests/cuda/test_conv_wgmma_weight.py", "against_fp64 and rectangles")
 
 
 def mma(file: str, sound: str, broken: str) -> Fault:
     return Fault(file, sound, broken, *MMA, extra={MMA[0]: ONE_TILE})
+
+
+def wgmma(file: str, sound: str, broken: str, says: str = Fault.says) -> Fault:
+    return Fault(file, sound, broken, *WGMMA, extra={WGMMA[0]: ONE_WGMMA_TILE}, says=says)
 
 
 FAULTS = {
@@ -53,6 +62,15 @@ FAULTS = {
     "sums taken from the wrong lane": mma(
         "mma_copy.cuh", "kMmaColumns * j + lane % 4 * 2)", "kMmaColumns * j + lane / 8 * 2)"
     ),
+    "nothing changed, TMA and wgmma": wgmma("conv_wgmma.cuh", "", ""),
+    "a stage filled before it is empty": wgmma(
+        "pipeline.h", "    arch::mbarrier_wait(empty_ + t.stage, t.parity ^ 1);\n", "", "overwritten"
+    ),
+    "a stage released before its products are done": wgmma(
+        "wgmma_tile.cuh", "arch::wgmma_wait<1>();", "", "overwritten"
+    ),
+    "the wrong parity": wgmma("pipeline.h", "t.parity ^ 1", "t.parity", "deadlock"),
+    "a tap off by one": wgmma("conv_wgmma.cuh", "+ found.delta;", "+ found.delta + 1;"),
     "barrier removed before a list is read": Fault(
         "roi_tiles.cuh", "__syncthreads();\n#pragma unroll 1", "#pragma unroll 1", *ROI
     ),
@@ -62,6 +80,20 @@ FAULTS = {
         "(begin + j) * g.step]);",
         *UNPOOL,
     ),
+    "cluster's barrier between layers made a block's": Fault(
+        CONTEXT[0],
+        """    arch::cluster_arrive();
+    // Where the weights of the layer before lay, which everybody here has finished.
+    fetch_weights(layer + 1);
+    arch::cluster_wait();
+""",
+        "    __syncthreads();\n    fetch_weights(layer + 1);\n",
+        *CONTEXT,
+    ),
+    "rows from other blocks off by one": Fault(
+        CONTEXT[0], "begin - dilation + slot :", "begin - dilation + slot + 1 :", *CONTEXT
+    ),
+    "last box of a rectangle left out": Fault(WEIGHT[0], "found.begin + args.box[axis] - 1)", "found.begin)", *WEIGHT),
     "barrier removed from a transposition": Fault("permutohedral_rows.cu", "      __syncthreads();\n", "", *ROWS),
 }
 
@@ -83,4 +115,4 @@ def test_found(name, tmp_path):
     else:
         assert done.returncode == pytest.ExitCode.TESTS_FAILED, words
         assert "1 failed" in done.stdout, words
-        assert "AssertionError" in done.stdout or "Tensor-likes are not" in done.stdout, words
+        assert re.search(FAULTS[name].says, done.stdout), words

@@ -25,7 +25,7 @@ namespace host {
 
 // Of one thread: groups in order, the last one still open. Nothing is copied before its group is waited for, and what
 // is there until then is no data.
-class CpAsync {
+class CpAsync : public host_cuda::Attached {
  public:
   void copy(void* shared, const void* global, int bytes, int valid) {
     const bool aligned =

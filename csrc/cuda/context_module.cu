@@ -1,0 +1,73 @@
+// context_module on CUDA: one launch where it is planned, else the layers one after the other.
+#include "cuda/context_module.h"
+#include "cuda/conv_kernels.h"
+#include "cuda/registration.h"
+#include "stable/context_module.h"
+
+namespace atrousops::cuda {
+namespace {
+
+core::ContextPlan plan_of(const Tensor& input, const std::vector<int64_t>& reach) {
+#if defined(ATROUSOPS_SM90A)
+  const DeviceProperties& d = properties(input);
+  return core::context_plan(
+      {input.size(0), input.size(1), input.size(2), input.size(3), reach, static_cast<int64_t>(input.element_size())},
+      {d.multiprocessors, d.capability, d.shared_per_block});
+#else
+  return {};
+#endif
+}
+
+#if defined(ATROUSOPS_SM90A)
+Tensor run(const core::ContextPlan& plan, const Tensor& input, const std::vector<Tensor>& weights,
+           const std::vector<Tensor>& biases, const std::vector<int64_t>& reach) {
+  const DeviceGuard guard(input);
+  const bool nhwc = prefers_channels_last(input);
+  const Tensor in = dense(input, nhwc);
+  Tensor out = empty(sizes_of(in), in, nhwc);
+  if (out.numel() == 0) return out;
+  const int64_t channels = in.size(1), pixels = in.size(2) * in.size(3);
+  ContextArgs a{};
+  a.input = in.data_ptr();
+  a.output = out.data_ptr();
+  a.image_stride = channels * pixels;
+  a.channel_stride = nhwc ? 1 : pixels;
+  a.pixel_stride = nhwc ? channels : 1;
+  a.channels = static_cast<int32_t>(channels);
+  a.height = static_cast<int32_t>(in.size(2));
+  a.width = static_cast<int32_t>(in.size(3));
+  a.rows = static_cast<int32_t>(plan.rows);
+  a.halo = static_cast<int32_t>(plan.halo);
+  a.layers = static_cast<int32_t>(weights.size());
+  std::vector<Tensor> kept;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const Tensor& w = weights[i];
+    if (!biases.empty()) kept.push_back(dense(biases[i], false));
+    a.layer[i] = {w.data_ptr(),
+                  biases.empty() ? nullptr : kept.back().data_ptr(),
+                  w.stride(0),
+                  w.stride(1),
+                  w.stride(2),
+                  w.stride(3),
+                  static_cast<int32_t>(reach[i])};
+  }
+  context_module_sm90a(a, plan, in.size(0), in.scalar_type(), current_stream(in));
+  return out;
+}
+#endif
+
+}  // namespace
+
+Tensor context_module(const Tensor& input, std::vector<Tensor> weights, std::vector<Tensor> biases,
+                      std::vector<int64_t> dilation, bool allow_tf32) {
+  const std::vector<int64_t> reach = check_context_module(input, weights, biases, dilation);
+  const core::ContextPlan plan = plan_of(input, reach);
+#if defined(ATROUSOPS_SM90A)
+  if (plan.cluster > 0) return run(plan, input, weights, biases, reach);
+#endif
+  return context_module_by_layers(conv, input, weights, biases, reach, allow_tf32);
+}
+
+}  // namespace atrousops::cuda
+
+ATROUSOPS_CUDA_LIBRARY(m) { m.impl("context_module", TORCH_BOX(&atrousops::cuda::context_module)); }

@@ -1,0 +1,202 @@
+// Forward, input gradient and transposed convolution by TMA and wgmma: when, with which boxes, and how.
+#include <algorithm>
+#include <deque>
+#include <mutex>
+
+#include "core/boxes.h"
+#include "core/checked.h"
+#include "cuda/conv_wgmma.h"
+
+namespace atrousops::cuda {
+namespace {
+
+using core::ceil_div;
+
+constexpr int64_t kSpan = 128;  // bytes of a box's rows
+
+// Of tensor cores that predictions go by, those of an H100; only ratios among tiles matter.
+double rate(ScalarType dtype) { return dtype == ScalarType::Float ? 250e12 : 500e12; }
+
+// Choosing boxes takes longer than some kernels: the last answers are kept.
+core::BoxPlan planned(const core::BoxRequest& request) {
+  struct Known {
+    core::BoxRequest request;
+    core::BoxPlan plan;
+  };
+  static std::mutex mutex;
+  static std::deque<Known> known;
+  constexpr size_t kMost = 256;
+  const auto same = [&](const Known& k) {
+    return k.request.problems == request.problems && k.request.itemsize == request.itemsize &&
+           k.request.multiprocessors == request.multiprocessors;
+  };
+  {
+    const std::lock_guard lock(mutex);
+    if (const auto found = std::find_if(known.begin(), known.end(), same); found != known.end()) return found->plan;
+  }
+  const core::BoxPlan plan = core::plan_boxes(request);
+  const std::lock_guard lock(mutex);
+  known.push_front({request, plan});
+  if (known.size() > kMost) known.pop_back();
+  return plan;
+}
+
+TensorMapType map_type(ScalarType dtype) {
+  return dtype == ScalarType::BFloat16 ? TensorMapType::bf16
+         : dtype == ScalarType::Half   ? TensorMapType::f16
+                                       : TensorMapType::tf32;
+}
+
+TensorMap source_map(const ConvTable& t, const core::Problem& p, const Tensor& src, const core::Box& box) {
+  const int64_t size = bytes_of(map_type(src.scalar_type()));
+  TensorMapArguments a{map_type(src.scalar_type()), 5, src.data_ptr(), {}, {}, {}, {1, 1, 1, 1, 1}, Swizzle::bytes_128};
+  a.sizes[0] = t.src_channels;
+  a.box[0] = static_cast<int>(kSpan / size);
+  // Computed, since a tensor may give any stride where it has one position.
+  int64_t stride = t.src_channels * size;
+  for (int d = 1; d <= kAxes; ++d) {
+    const int axis = kAxes - d;
+    a.sizes[d] = p.kind == core::Kind::input_grad ? p.axis[axis].out : p.axis[axis].in;
+    a.strides[d] = stride;
+    a.element_strides[d] = t.q[axis];
+    a.box[d] = static_cast<int>(box.size[axis]) * t.q[axis];
+    stride *= a.sizes[d];
+  }
+  a.sizes[4] = t.n;
+  a.strides[4] = stride;
+  a.box[4] = static_cast<int>(box.images);
+  return make_tensor_map(a);
+}
+
+// Lines and what they hold as ConvMmaWeights has them.
+TensorMap weight_map(const ConvTable& t, const core::Problem& p, const ConvMmaWeights& w, ScalarType dtype,
+                     int64_t columns) {
+  const int64_t size = bytes_of(map_type(dtype)), taps = p.kernel_positions();
+  const int span = static_cast<int>(kSpan / size);
+  return make_tensor_map({map_type(dtype),
+                          3,
+                          w.tensor.data_ptr(),
+                          {w.columns, taps, w.along ? t.dst_channels : t.src_channels},
+                          {0, w.columns * size, w.columns * taps * size},
+                          {span, 1, w.along ? static_cast<int>(columns) : span},
+                          {1, 1, 1},
+                          Swizzle::bytes_128});
+}
+
+// Positions of dst, counted in memory order.
+void set_positions(ConvTable& t) {
+  const int64_t last = t.dst_size[2], plane = last * t.dst_size[1];
+  t.dst = {plane * t.dst_size[0], 0, {plane, last, 1}};
+}
+
+void start(const ConvWgmmaLaunch& l, ScalarType dtype, Stream stream) {
+  switch (dtype) {
+    case ScalarType::BFloat16: return conv_wgmma_bf16(l, stream);
+    case ScalarType::Half: return conv_wgmma_f16(l, stream);
+    default: return conv_wgmma_tf32(l, stream);
+  }
+}
+
+// How a launch is cut, and its table.
+struct Cut {
+  core::BoxPlan boxes;
+  ConvPlan plan;
+};
+Cut cut(const std::vector<ConvWgmmaCall>& calls, const Tensor& src, const ConvWgmmaForced& forced) {
+  const ScalarType dtype = src.scalar_type();
+  core::BoxRequest request;
+  for (const ConvWgmmaCall& call : calls) request.problems.push_back(call.problem);
+  request.itemsize = bytes_of(map_type(dtype));
+  request.multiprocessors = conv_multiprocessors(src);
+  request.rate = rate(dtype);
+  Cut c;
+  if (forced.tile < 0) {
+    c.boxes = planned(request);
+  } else {
+    c.boxes.box = forced.box;
+    c.boxes.shape = forced.tile;
+    c.boxes.splits = forced.splits;
+  }
+  c.plan = conv_box_plan(request.problems, c.boxes.box);
+  set_positions(c.plan.table);
+  return c;
+}
+
+}  // namespace
+
+void conv_wgmma(const std::vector<ConvWgmmaCall>& calls, const Tensor& src, Tensor& dst,
+                const ConvWgmmaForced& forced) {
+  STD_TORCH_CHECK(calls.size() <= kMostBranches, "conv: one launch takes up to ", kMostBranches, " convolutions; got ",
+                  calls.size());
+  const ScalarType dtype = src.scalar_type();
+  Cut c = cut(calls, src, forced);
+  ConvTable& t = c.plan.table;
+  const core::TileShape& shape = core::tile_shapes()[static_cast<size_t>(c.boxes.shape)];
+  const core::Box& box = c.boxes.box;
+  STD_TORCH_CHECK(box.positions() * box.images <= shape.rows, "conv: a box of ", box.positions() * box.images,
+                  " rows for a tile of ", shape.rows);
+  c.plan.upload(src);
+
+  const int64_t positions = t.n * t.dst.n, branches = static_cast<int64_t>(calls.size());
+  ConvWgmmaMaps maps{};
+  ConvWgmmaArgs args{};
+  maps.src = source_map(t, calls[0].problem, src, box);
+  std::vector<ConvMmaWeights> weights;
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const ConvWgmmaCall& call = calls[i];
+    weights.push_back(conv_mma_weights(call.problem, call.weight));
+    maps.weights[i] = weight_map(t, call.problem, weights[i], dtype, shape.columns);
+    const auto& axis = call.problem.axis;
+    args.branch[i] = {conv_epilogue(call.bias, call.fuse, dst),
+                      {static_cast<int32_t>(axis[1].kernel * axis[2].kernel), static_cast<int32_t>(axis[2].kernel)}};
+  }
+  for (int i = 0; i < kAxes; ++i) args.box[i] = static_cast<int32_t>(box.size[i]);
+  args.images = static_cast<int32_t>(box.images);
+  args.channel_blocks = static_cast<int32_t>(ceil_div(t.src_channels * bytes_of(map_type(dtype)), kSpan));
+  args.column_blocks = static_cast<int32_t>(ceil_div(t.dst_channels, shape.columns));
+  args.splits = static_cast<int32_t>(c.boxes.splits);
+  args.box_bytes = static_cast<int32_t>(box.positions() * box.images * kSpan);
+  args.part_size = positions * t.dst_channels;
+  std::optional<Tensor> part;
+  if (args.splits > 1) {
+    part =
+        torch::stable::empty({branches * args.splits, args.part_size}, ScalarType::Float, std::nullopt, src.device());
+    args.part = mutable_data<float>(*part);
+  }
+  const int64_t tiles = int64_t{t.tiles} * args.column_blocks * args.splits;
+  STD_TORCH_CHECK(tiles <= INT32_MAX / 2, "conv: one launch takes up to 2^30 tiles; got ", tiles);
+  const int64_t blocks = std::min(tiles, forced.blocks > 0 ? forced.blocks : conv_multiprocessors(src));
+  const Stream stream = current_stream(src);
+  start({t, maps, args, c.boxes.shape, weights[0].along, static_cast<unsigned>(blocks)}, dtype, stream);
+  for (size_t i = 0; part && i < calls.size(); ++i) {
+    ConvMmaArgs sum{};
+    sum.part = args.part + static_cast<int64_t>(i) * args.splits * args.part_size;
+    sum.part_size = args.part_size;
+    sum.splits = args.splits;
+    sum.epilogue = args.branch[i].epilogue;
+    conv_mma_sum(sum, positions, t.dst_channels, dtype, stream);
+  }
+}
+
+const char* conv_wgmma_rule(const ConvCall& call) {
+#if !defined(ATROUSOPS_HOST_CUDA) && !defined(ATROUSOPS_SM90A)
+  return "the library was built without sm_90a";
+#endif
+  const ScalarType dtype = call.src.scalar_type();
+  if (properties(call.src).capability != 90) return "needs compute capability 9.0";
+  if (dtype == ScalarType::Double || (dtype == ScalarType::Float && !call.allow_tf32))
+    return "wgmma multiplies no fp64, and fp32 as tf32 only";
+  if (reinterpret_cast<uintptr_t>(call.src.data_ptr()) % 16 != 0) return "rows are not aligned to 16 bytes";
+  return core::boxes_cannot(call.problem, bytes_of(map_type(dtype)));
+}
+
+void conv_wgmma(const ConvCall& call) {
+  const Tensor src = dense(call.src, true);
+  const std::vector<ConvWgmmaCall> calls = {{call.problem, call.weight, call.bias ? &*call.bias : nullptr, {}}};
+  if (is_channels_last(call.dst)) return conv_wgmma(calls, src, call.dst);
+  Tensor dst = empty(sizes_of(call.dst), call.dst, true);
+  conv_wgmma(calls, src, dst);
+  torch::stable::copy_(call.dst, dst);
+}
+
+}  // namespace atrousops::cuda

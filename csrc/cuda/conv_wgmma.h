@@ -1,0 +1,69 @@
+// The tap-list GEMM on TMA and wgmma (sm_90a): what its kernels are called with. They read and write channels_last
+// tensors of one group.
+#pragma once
+
+#include "cuda/platform.h"
+// platform.h first: it decides what device code is.
+#include "cuda/conv_epilogue.cuh"
+#include "cuda/conv_kernels.h"
+#include "cuda/conv_mma.h"
+#include "cuda/tensor_map.h"
+
+namespace atrousops::cuda {
+
+// Convolutions of one launch that read the same tensor and write other channels of another.
+inline constexpr int kMostBranches = 6;
+
+struct ConvWgmmaMaps {
+  // {channels, axis 2, axis 1, axis 0, images}: boxes of 128 bytes of channels at a tile's positions.
+  TensorMap src;
+  // {columns of a line, taps, lines}; a line is a channel of dst where weights are K-major, else one of src.
+  TensorMap weights[kMostBranches];
+};
+
+struct ConvWgmmaBranch {
+  ConvEpilogue epilogue;
+  int32_t tap_strides[2];  // of a kernel coordinate along axes 0 and 1
+};
+
+struct ConvWgmmaArgs {
+  int32_t box[kAxes], images;     // rows of a tile, axis 2 fastest
+  int32_t channel_blocks;         // of src, 128 bytes each
+  int32_t column_blocks, splits;  // a tile is done for each of them
+  int32_t box_bytes;
+  float* part;        // (branches, splits, positions, channels), or null
+  int64_t part_size;  // elements of a split
+  ConvWgmmaBranch branch[kMostBranches];
+};
+
+// `along`: weights are K-major; `tile` is an entry of core::tile_shapes.
+struct ConvWgmmaLaunch {
+  const ConvTable& table;
+  const ConvWgmmaMaps& maps;
+  const ConvWgmmaArgs& args;
+  int64_t tile;
+  bool along;
+  unsigned blocks;
+};
+
+void conv_wgmma_bf16(const ConvWgmmaLaunch& launch, Stream stream);
+void conv_wgmma_f16(const ConvWgmmaLaunch& launch, Stream stream);
+void conv_wgmma_tf32(const ConvWgmmaLaunch& launch, Stream stream);
+
+// For tests: a box, a tile and a number of splits instead of those predicted best, and so many blocks.
+struct ConvWgmmaForced {
+  int64_t tile = -1, splits = 1, blocks = 0;
+  core::Box box{};
+};
+// One convolution of a launch; biases, scales and residuals as in conv_mma.
+struct ConvWgmmaCall {
+  const core::Problem& problem;
+  const Tensor& weight;
+  const Tensor* bias;
+  ConvFuse fuse;
+};
+// dst is channels_last.
+void conv_wgmma(const std::vector<ConvWgmmaCall>& calls, const Tensor& src, Tensor& dst,
+                const ConvWgmmaForced& forced = {});
+
+}  // namespace atrousops::cuda

@@ -1,0 +1,150 @@
+"""The convolutions by TMA and wgmma, on small problems that each have a reason, against PyTorch in fp64."""
+
+import host_cuda
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import assert_close
+from test_conv_mma import Case, channels_last, ops, random, stock, tf32
+
+pytestmark = pytest.mark.skipif(host_cuda.problem() is not None, reason=str(host_cuda.problem()))
+
+HALF, BF16, FLOAT = torch.float16, torch.bfloat16, torch.float32
+WIDE, MIDDLE, NARROW = 0, 1, 2  # tiles of 128 rows by 256, 128 and 64 columns
+
+# What is computed, and the box of a tile: positions along each of three axes, and images.
+FORWARD = (
+    (Case("one tile, one tap", 1, 64, 64, (8, 8), kernel=1, padding=0), (1, 8, 8, 1)),
+    (Case("channels, columns, images and both axes end within a tile", 3, 40, 72, (7, 9)), (1, 4, 7, 2)),
+    (Case("all but the centre tap dead", 1, 72, 40, (5, 6), padding=9, dilation=9), (1, 5, 6, 1)),
+    (Case("live regions of every kind", 2, 40, 40, (13, 11), padding=4, dilation=4), (1, 5, 4, 2)),
+    (Case("a box over all regions", 1, 40, 40, (13, 9), padding=4, dilation=4), (1, 13, 9, 1)),
+    (Case("a tap between others that is dead everywhere", 2, 40, 40, (2, 9), 5, 3, 3), (1, 2, 3, 2)),
+    (Case("stride with dilation", 2, 40, 40, (11, 12), stride=2, padding=3, dilation=3), (1, 3, 6, 2)),
+    (Case("one axis", 2, 40, 40, (37,), padding=2, dilation=2), (1, 1, 16, 2)),
+    (Case("three axes", 2, 40, 40, (4, 5, 3), padding=2, dilation=2), (2, 3, 3, 2)),
+    (Case("a single position", 1, 64, 64, (1, 1), padding=5, dilation=5), (1, 1, 1, 1)),
+)
+TRANSPOSED = (
+    (Case("phases", 2, 40, 72, (5, 4), kernel=4, stride=2), (1, 3, 4, 2)),
+    (Case("phases without taps", 1, 40, 40, (4, 4), kernel=2, stride=3, padding=0), (1, 4, 4, 1)),
+    (Case("dilated phases", 2, 40, 40, (5, 6), kernel=3, stride=2, padding=2, dilation=3), (1, 2, 6, 2)),
+    (Case("stride one, all but the centre tap dead", 1, 40, 72, (4, 5), padding=7, dilation=7), (1, 4, 5, 1)),
+)
+
+
+def run(x, weights, out, case, *, bias=None, scale=None, residual=None, padding=None, dilation=None, transposed=False,
+        relu=False, first=0, tile=-1, splits=1, blocks=0, box=()):  # fmt: skip
+    ops().test_conv_wgmma(
+        x, weights, bias, scale, residual, out, case.stride, padding or [case.padding], dilation or [case.dilation],
+        transposed, relu, first, tile, splits, blocks, list(box),
+    )  # fmt: skip
+    return out
+
+
+def check(case: Case, dtype, box=(), *, transposed=False, weights_last=True, **forced):
+    x = channels_last(random((case.n, case.c, *case.size), dtype))
+    ends = (case.c, case.k) if transposed else (case.k, case.c)
+    w = random((*ends, *(case.kernel,) * len(case.size)), dtype)
+    w = channels_last(w) if weights_last else w
+    b = random((case.k,), dtype)
+    exact, theirs = (stock(case, transposed, *(t.to(d) for t in (x, w, b))) for d in (torch.float64, dtype))
+    if dtype == FLOAT:
+        # PyTorch has no TF32 on the CPU: the error of rounding the operands stands for its own.
+        theirs = stock(case, transposed, tf32(x), tf32(w), b)
+    out = channels_last(torch.full(exact.shape, torch.nan, dtype=dtype))
+    run(x, [w], out, case, bias=b, transposed=transposed, box=box, **{"tile": NARROW if box else -1, **forced})
+    assert_close(out, exact, theirs)
+    return out
+
+
+@pytest.mark.parametrize(("case", "box"), FORWARD, ids=str)
+def test_forward(case, box):
+    check(case, BF16, box)
+
+
+@pytest.mark.parametrize(("case", "box"), TRANSPOSED, ids=str)
+def test_transposed(case, box):
+    check(case, BF16, box, transposed=True)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("tile", [WIDE, MIDDLE, NARROW])
+def test_every_tile_and_type(tile, transposed):
+    # Columns beyond one block of them, and a last channel of src beyond a whole box.
+    columns = {WIDE: 264, MIDDLE: 136, NARROW: 72}[tile]
+    case = Case("", 1, 72, columns, (6, 5), kernel=3, padding=2, dilation=2)
+    for dtype in (BF16, HALF, FLOAT):
+        check(case, dtype, (1, 4, 5, 1), tile=tile, transposed=transposed)
+
+
+@pytest.mark.parametrize("case", [FORWARD[3][0], FORWARD[6][0]], ids=str)
+def test_as_planned(case):
+    for weights_last in (True, False):
+        check(case, HALF, weights_last=weights_last)
+
+
+def test_input_of_a_strided_convolution_by_phases_and_weights_of_odd_width():
+    # dx has 36 channels: no multiple of 8, so that weights are laid out anew, and stores are single.
+    check(Case("", 1, 64, 36, (5, 6), kernel=3, stride=2), BF16, (1, 3, 6, 1), transposed=True)
+
+
+def test_few_blocks_take_many_tiles_and_split_sums_in_a_fixed_order():
+    # Parts of a sum begin and end within a tap; tiles have one to nine taps; a block has both long and short ones.
+    case = Case("", 2, 136, 72, (9, 10), padding=4, dilation=4)
+    results = {}
+    for splits, blocks in ((1, 132), (1, 3), (5, 132), (5, 4)):
+        torch.manual_seed(3)
+        results[splits, blocks] = check(case, BF16, (1, 5, 6, 2), splits=splits, blocks=blocks)
+    assert torch.equal(results[1, 132], results[1, 3])
+    assert torch.equal(results[5, 132], results[5, 4])
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_any_order_of_threads_gives_the_same_bits(seed):
+    case, results = Case("", 2, 136, 40, (6, 7), padding=2, dilation=2), []
+    for order in (0, seed):
+        torch.manual_seed(3)
+        with host_cuda.order(order):
+            results.append(check(case, BF16, (1, 3, 4, 2), splits=2, blocks=2))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_branches_of_one_launch_write_into_one_tensor(splits):
+    # ASPP: a 1x1 and three rates into neighbouring channels, each with its own scale and bias; channels around stay.
+    n, c, k, size, first = 2, 72, 40, (9, 8), 8
+    rates, kernels = [1, 2, 5, 9], [1, 3, 3, 3]
+    padding = [0, 2, 5, 9]
+    case = Case("", n, c, k, size)
+    x = channels_last(random((n, c, *size), BF16))
+    weights = [channels_last(random((k, c, i, i), BF16)) for i in kernels]
+    scale, bias = (random((4 * k,), FLOAT) for _ in range(2))
+    out = channels_last(torch.full((n, 4 * k + first + 5, *size), 7.0, dtype=BF16))
+    run(x, weights, out, case, bias=bias, scale=scale, padding=padding, dilation=rates, relu=True, first=first,
+        tile=NARROW, splits=splits, blocks=5, box=(1, 3, 8, 2))  # fmt: skip
+
+    def right(d):
+        sums = [F.conv2d(x.to(d), w.to(d), None, 1, p, r) for w, p, r in zip(weights, padding, rates)]
+        return torch.relu(torch.cat(sums, 1) * scale.to(d).view(1, -1, 1, 1) + bias.to(d).view(1, -1, 1, 1))
+
+    assert_close(out[:, first : first + 4 * k], right(torch.float64), right(BF16))
+    assert (out[:, :first] == 7).all()
+    assert (out[:, first + 4 * k :] == 7).all()
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_epilogue(splits):
+    case = Case("", 2, 40, 40, (6, 5))
+    x, w = channels_last(random((2, 40, 6, 5), HALF)), channels_last(random((40, 40, 3, 3), HALF))
+    scale, bias, residual = random((40,), HALF), random((40,), HALF), channels_last(random((2, 40, 6, 5), HALF))
+    residual[0, 1, 2, 3] = torch.nan
+    out = channels_last(torch.full((2, 40, 6, 5), torch.nan, dtype=HALF))
+    run(x, [w], out, case, bias=bias, scale=scale, residual=residual, relu=True, tile=NARROW, splits=splits,
+        box=(1, 6, 5, 2))  # fmt: skip
+
+    def right(d):
+        y = F.conv2d(x.to(d), w.to(d), None, 1, 1) * scale.to(d).view(1, -1, 1, 1)
+        return torch.relu(y + bias.to(d).view(1, -1, 1, 1) + residual.to(d))
+
+    assert_close(out, right(torch.float64), right(HALF))
