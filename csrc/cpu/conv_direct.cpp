@@ -135,7 +135,11 @@ void set_bands(Plan& plan, int64_t row_bytes) {
   int64_t overlap = 1;
   for (const ConvRun& r : plan.runs[1])
     if (r.taps > 0) overlap = std::max(overlap, r.delta[r.taps - 1] - r.delta[0] + 1);
-  const int64_t most = std::max({(rows - overlap) * any.p / any.q, 2 * overlap * any.p / any.q, int64_t{8}});
+  int64_t most = (rows - overlap) * any.p / any.q;
+  // Each line writes its own positions of a row: rows stay in the cache until all lines have.
+  const int64_t written = s.dst_size[2] * (s.channels_last ? s.groups * s.dst_count : 1) * element_size(s.dtype);
+  if (plan.lines.size() > 1) most = std::min(most, kBandBytes * any.p / std::max<int64_t>(1, written));
+  most = std::max({most, 2 * overlap * any.p / any.q, int64_t{8}});
   const int64_t fewest = std::min((size + 7) / 8, kItems / std::max<int64_t>(1, s.n * s.blocks));
   const int64_t bands = std::max({(size + most - 1) / most, fewest, int64_t{1}});
   for (int64_t i = 0; i < bands; ++i) {
