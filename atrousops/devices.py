@@ -16,23 +16,28 @@ class Rates(NamedTuple):
     """Throughputs for one dtype and memory format: FLOP/s of one thread, except as said.
 
     aten, aten_far: PyTorch's dense convolution up to dilation `near`, and beyond
+    aten_two: the same at dilation 2, where the rows that taps span do not fit the L2 cache
     aten_pointwise: with a kernel of one position, where it is a plain GEMM
-    aten_weight_grad: its dense weight gradient
+    aten_weight_grad, _odd: its dense weight gradient: blocks of 8 channels, others
     aten_strided, _odd, _grouped: its transposed convolution with a stride: blocks of 8 channels, others, depthwise
     aten_grouped, _grad: groups of odd numbers of channels, forward and gradients
     aten_depthwise, _grad, _far: forward, gradients; padding beyond `near`, and gradients dilated or of large filters
-    gemm: our gathered GEMM; depthwise, grouped: our loops
+    gemm, gemm_weight: our gathered GEMM, and that of weight gradients; depthwise, grouped: our loops
     tensor, wgmma: our GEMMs on a GPU's tensor cores, by mma.sync and by Hopper's wgmma, 0 where there are none; all
         rates up to here are of a whole GPU then
     skips: along how many of the three axes, from the first, PyTorch leaves out the taps outside of the image
+    tails: bytes/s at which PyTorch brings depthwise planes into blocks of 8 that they do not fill
+    columns: bytes/s at which it writes the columns of an odd weight gradient that the cache does not hold
     copy: bytes/s of the whole machine, read and written
     aten_call, our_call, our_region: seconds of overhead of a call, and of each region
     """
 
     aten: float
     aten_far: float
+    aten_two: float
     aten_pointwise: float
     aten_weight_grad: float
+    aten_weight_grad_odd: float
     aten_strided: float
     aten_strided_odd: float
     aten_strided_grouped: float
@@ -42,12 +47,15 @@ class Rates(NamedTuple):
     aten_depthwise_grad: float
     aten_depthwise_far: float
     gemm: float
+    gemm_weight: float
     depthwise: float
     grouped: float
     tensor: float
     wgmma: float
     near: float
     skips: float
+    tails: float
+    columns: float
     copy: float
     aten_call: float
     our_call: float
@@ -123,20 +131,20 @@ def _amx() -> bool:
 # of 33x33 and 65x65, the transposed ones above). oneDNN has no 16-bit convolution there; 16-bit groups are estimates.
 # plain: guesses in the same proportions.
 _GFLOPS = {
-    ("avx512", "float", False): (136, 136, 195, 136, 50, 33, 7, 10, 5, 30, 10, 1.5, 160, 5, 10),
-    ("avx512", "float", True): (195, 195, 195, 160, 80, 45, 10, 12, 6, 45, 15, 1.5, 160, 7, 2.5),
-    ("avx512", "half", False): (40, 40, 40, 40, 20, 10, 3, 5, 3, 10, 5, 1, 120, 4, 8),
-    ("avx512", "half", True): (80, 80, 80, 40, 20, 10, 3, 5, 3, 10, 5, 1, 120, 6, 2),
-    ("amx", "half", False): (1000, 120, 1000, 500, 40, 20, 3, 5, 3, 10, 5, 1, 550, 4, 8),
-    ("amx", "half", True): (1500, 120, 1500, 500, 40, 20, 3, 5, 3, 10, 5, 1, 550, 6, 2),
-    ("avx2", "float", False): (82, 82, 82, 60, 72, 24, 14, 7, 3.7, 30, 30, 0.8, 78, 20, 40),
-    ("avx2", "float", True): (82, 82, 88, 41, 90, 35, 33, 9, 4.6, 33, 33, 0.6, 88, 20, 25),
-    ("avx2", "half", False): (2.3, 2.3, 2.8, 9, 2, 1, 0.5, 1, 0.5, 0.5, 0.5, 0.3, 40, 10, 20),
-    ("avx2", "half", True): (9, 9, 6, 20, 3, 1, 0.5, 1, 0.5, 0.5, 0.5, 0.3, 45, 8, 10),
-    ("plain", "float", False): (8, 8, 8, 8, 5, 3, 1, 2, 1, 2, 1, 0.5, 8, 1, 1),
-    ("plain", "float", True): (8, 8, 8, 8, 5, 3, 1, 2, 1, 2, 1, 0.5, 8, 1, 1),
-    ("plain", "half", False): (0.5, 0.5, 0.5, 0.5, 0.5, 0.3, 0.3, 0.3, 0.3, 0.2, 0.2, 0.2, 6, 0.8, 0.8),
-    ("plain", "half", True): (0.5, 0.5, 0.5, 0.5, 0.5, 0.3, 0.3, 0.3, 0.3, 0.2, 0.2, 0.2, 6, 0.8, 0.8),
+    ("avx512", "float", False): (136, 136, 136, 195, 136, 136, 50, 33, 7, 10, 5, 30, 10, 1.5, 160, 160, 5, 10),
+    ("avx512", "float", True): (195, 195, 195, 195, 160, 160, 80, 45, 10, 12, 6, 45, 15, 1.5, 160, 160, 7, 2.5),
+    ("avx512", "half", False): (40, 40, 40, 40, 40, 40, 20, 10, 3, 5, 3, 10, 5, 1, 120, 120, 4, 8),
+    ("avx512", "half", True): (80, 80, 80, 80, 40, 40, 20, 10, 3, 5, 3, 10, 5, 1, 120, 120, 6, 2),
+    ("amx", "half", False): (1000, 120, 1000, 1000, 500, 500, 40, 20, 3, 5, 3, 10, 5, 1, 550, 550, 4, 8),
+    ("amx", "half", True): (1500, 120, 1500, 1500, 500, 500, 40, 20, 3, 5, 3, 10, 5, 1, 550, 550, 6, 2),
+    ("avx2", "float", False): (82, 82, 82, 82, 45, 62, 72, 24, 14, 7, 3.7, 30, 30, 0.8, 78, 52, 20, 40),
+    ("avx2", "float", True): (82, 82, 55, 88, 34, 43, 90, 35, 33, 9, 4.6, 33, 33, 0.6, 88, 60, 20, 25),
+    ("avx2", "half", False): (2.3, 2.3, 2.3, 2.8, 9, 9, 2, 1, 0.5, 1, 0.5, 0.5, 0.5, 0.3, 40, 40, 10, 20),
+    ("avx2", "half", True): (9, 9, 9, 6, 20, 20, 3, 1, 0.5, 1, 0.5, 0.5, 0.5, 0.3, 45, 45, 8, 10),
+    ("plain", "float", False): (8, 8, 8, 8, 8, 8, 5, 3, 1, 2, 1, 2, 1, 0.5, 8, 8, 1, 1),
+    ("plain", "float", True): (8, 8, 8, 8, 8, 8, 5, 3, 1, 2, 1, 2, 1, 0.5, 8, 8, 1, 1),
+    ("plain", "half", False): (0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.3, 0.3, 0.3, 0.3, 0.2, 0.2, 0.2, 6, 6, 0.8, 0.8),
+    ("plain", "half", True): (0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.3, 0.3, 0.3, 0.3, 0.2, 0.2, 0.2, 6, 6, 0.8, 0.8),
 }
 # oneDNN's fp32 convolutions in channels_last leave out dead rows (2), and on AVX2, where more rates were timed, dead
 # columns too (3).
@@ -146,6 +154,9 @@ _COPY = {"avx512": 33e9, "avx2": 12e9, "plain": 8e9}
 # With AMX, oneDNN was fast at dilation 2 and slow at 12; nothing between was measured. On AVX2 its depthwise kernel was
 # fast with padding 4 and slow with 5; dense ones do not care.
 _NEAR = {("amx", True): 8.0, ("avx2", False): 4.0}
+# bytes/s: planes of 20 to 100 depthwise channels at 3 to 8 GB/s, where channels_last is read as it lies; columns at 0.7
+# to 1.4 GB/s, for glibc maps so much memory afresh at every call.
+_REPACKING = {("avx2", False): (4e9, 1e9), ("avx2", True): (inf, 1e9)}
 # A small call of torch.nn.functional, and of an operator of ours under no_grad; a region's set-up is an estimate.
 _OVERHEADS = (7e-6, 12e-6, 2e-6)
 
@@ -158,14 +169,16 @@ def default_rates(isa: str, amx: bool, dtype: torch.dtype, channels_last: bool) 
     gflops = _GFLOPS[row, "half" if half else "float", channels_last]
     near = _NEAR.get((row, half), inf)
     skips = _SKIPS.get((isa, channels_last), 0.0) if dtype == torch.float32 else 0.0
-    rates = Rates._make([*(1e9 * x for x in gflops), 0.0, 0.0, near, skips, _COPY[isa], *_OVERHEADS])
+    repacking = _REPACKING.get((isa, channels_last), (inf, inf)) if dtype == torch.float32 else (inf, inf)
+    rates = Rates._make([*(1e9 * x for x in gflops), 0.0, near, skips, *repacking, _COPY[isa], *_OVERHEADS])
     return _double(rates) if dtype == torch.float64 else rates
 
 
 def _double(r: Rates) -> Rates:
     # No oneDNN, but im2col and a BLAS GEMM, measured at the rate of ours: a third of fp32's. Loops: half the lanes.
     gemm = r.gemm / 2.8
-    dense = dict.fromkeys(("aten", "aten_far", "aten_pointwise", "aten_weight_grad", "aten_strided", "gemm"), gemm)
+    names = ("aten", "aten_far", "aten_two", "aten_pointwise", "aten_strided", "gemm")
+    dense = dict.fromkeys((*names, "aten_weight_grad", "aten_weight_grad_odd", "gemm_weight"), gemm)
     loops: tuple[str, ...] = (
         "aten_strided_odd",
         "aten_strided_grouped",
@@ -182,14 +195,14 @@ def _double(r: Rates) -> Rates:
 # tf32 products for one of fp32 where tf32 is not allowed; wgmma as fast as cuDNN, so that dead taps are all that is
 # claimed; loops at what their bytes allow, and PyTorch's at what was reported of them.
 _TFLOPS = {
-    ("half", False): (400, 400, 450, 280, 280, 60, 0.5, 4, 2, 4, 1, 1, 18, 20, 3, 325, 500),
-    ("half", True): (500, 500, 550, 350, 350, 60, 0.5, 4, 2, 8, 1, 1, 18, 20, 3, 325, 500),
-    ("tf32", False): (200, 200, 220, 140, 140, 30, 0.5, 4, 2, 4, 1, 1, 20, 20, 3, 160, 250),
-    ("tf32", True): (250, 250, 270, 175, 175, 30, 0.5, 4, 2, 8, 1, 1, 20, 20, 3, 160, 250),
-    ("float", False): (45, 45, 50, 35, 35, 20, 0.5, 4, 2, 4, 1, 1, 20, 20, 3, 60, 0),
-    ("float", True): (45, 45, 50, 35, 35, 20, 0.5, 4, 2, 8, 1, 1, 20, 20, 3, 60, 0),
-    ("double", False): (15, 15, 25, 10, 10, 5, 0.3, 2, 1, 2, 0.5, 0.5, 12, 10, 2, 0, 0),
-    ("double", True): (15, 15, 25, 10, 10, 5, 0.3, 2, 1, 2, 0.5, 0.5, 12, 10, 2, 0, 0),
+    ("half", False): (400, 400, 400, 450, 280, 280, 280, 60, 0.5, 4, 2, 4, 1, 1, 18, 18, 20, 3, 325, 500),
+    ("half", True): (500, 500, 500, 550, 350, 350, 350, 60, 0.5, 4, 2, 8, 1, 1, 18, 18, 20, 3, 325, 500),
+    ("tf32", False): (200, 200, 200, 220, 140, 140, 140, 30, 0.5, 4, 2, 4, 1, 1, 20, 20, 20, 3, 160, 250),
+    ("tf32", True): (250, 250, 250, 270, 175, 175, 175, 30, 0.5, 4, 2, 8, 1, 1, 20, 20, 20, 3, 160, 250),
+    ("float", False): (45, 45, 45, 50, 35, 35, 35, 20, 0.5, 4, 2, 4, 1, 1, 20, 20, 20, 3, 60, 0),
+    ("float", True): (45, 45, 45, 50, 35, 35, 35, 20, 0.5, 4, 2, 8, 1, 1, 20, 20, 20, 3, 60, 0),
+    ("double", False): (15, 15, 15, 25, 10, 10, 10, 5, 0.3, 2, 1, 2, 0.5, 0.5, 12, 12, 10, 2, 0, 0),
+    ("double", True): (15, 15, 15, 25, 10, 10, 10, 5, 0.3, 2, 1, 2, 0.5, 0.5, 12, 12, 10, 2, 0, 0),
 }
 # bytes/s of a large copy, and seconds of a launch, of our two or three of them, and of a region in the tables.
 _GPU_COPY, _GPU_OVERHEADS = 3.0e12, (6e-6, 12e-6, 5e-8)
@@ -205,4 +218,4 @@ def gpu_rates(gpu: tuple[int, int, int], dtype: torch.dtype, channels_last: bool
         flops[-2] = 0.0
     if gpu[2] != 90:
         flops[-1] = 0.0
-    return Rates._make([*flops, inf, 0.0, scale * _GPU_COPY, *_GPU_OVERHEADS])
+    return Rates._make([*flops, inf, 0.0, inf, inf, scale * _GPU_COPY, *_GPU_OVERHEADS])

@@ -28,6 +28,9 @@ MARGIN = 0.9
 LANES = 16
 # Elements of input times weight up to which a call is all overhead, and PyTorch's.
 SMALL = 1 << 14
+# Bytes of the columns of a weight gradient, and of rows of an image, that caches hold.
+COLUMNS = 16 << 20
+ROWS = 512 << 10
 # Bytes of scratch of one thread: gathered rows and a tile of results.
 PANEL = 5 << 20
 # Bytes that a kernel may allocate besides its result.
@@ -224,7 +227,8 @@ def _predict(kernel: str, problem: Problem, device: Device, itemsize: int) -> fl
         if problem.groups == 1 and problem.kind != "weight_grad":
             for share in live[: int(rates.skips)]:
                 flops *= share
-        return rates.aten_call + flops / (_aten_rate(problem, rates) * threads) + moved / rates.copy
+        seconds = rates.aten_call + flops / (_aten_rate(problem, rates, itemsize) * threads) + moved / rates.copy
+        return seconds + _repacking(problem, rates, threads, moved, itemsize)
     if device.kind == "cuda":
         return _plan_cuda.predict(kernel, problem, device, itemsize, moved)
     flops *= live[0] * live[1] * live[2]
@@ -235,13 +239,32 @@ def _predict(kernel: str, problem: Problem, device: Device, itemsize: int) -> fl
     flops *= float((width + LANES - 1) // LANES * LANES) / max(width, 1)
     moved += float(problem.n) * depth * itemsize * product([geometry.gathered_pairs(x) for x in axes])
     overhead = rates.our_call + rates.our_region * geometry.region_count(problem)
-    return overhead + flops / (rates.gemm * threads) + moved / rates.copy
+    rate = rates.gemm
+    if problem.kind == "weight_grad":
+        rate = rates.gemm_weight
+        flops *= float((depth + LANES - 1) // LANES * LANES) / max(depth, 1)
+    return overhead + flops / (rate * threads) + moved / rates.copy
 
 
-def _aten_rate(problem: Problem, rates: Rates) -> float:
+def _repacking(problem: Problem, rates: Rates, threads: int, moved: float, itemsize: int) -> float:
+    # Seconds in which PyTorch brings an operand into the order that its kernel wants, where that counts.
+    if problem.groups > 1:
+        return moved / rates.tails if problem.groups == problem.c and problem.c % 8 else 0.0
+    if problem.kind != "weight_grad" or not _odd(problem):
+        return 0.0
+    image = float(problem.weight_elements // max(problem.k, 1)) * itemsize
+    image *= product([a.output for a in problem.axes])
+    at_once = min(problem.n, threads)
+    return max(0.0, image * at_once - COLUMNS) * ((problem.n + threads - 1) // threads) / rates.columns
+
+
+def _odd(problem: Problem) -> bool:
     # oneDNN's blocked kernels take whole blocks of 8 channels; the rest goes to a plainer loop.
-    forward, strided = problem.kind == "forward", _strided(problem)
-    odd = bool(problem.c // problem.groups % 8 or problem.k // problem.groups % 8)
+    return bool(problem.c // problem.groups % 8 or problem.k // problem.groups % 8)
+
+
+def _aten_rate(problem: Problem, rates: Rates, itemsize: int) -> float:
+    forward, strided, odd = problem.kind == "forward", _strided(problem), _odd(problem)
     if problem.groups > 1 and odd:
         if problem.groups != problem.c:
             rate = rates.aten_grouped if forward else rates.aten_grouped_grad
@@ -254,10 +277,19 @@ def _aten_rate(problem: Problem, rates: Rates) -> float:
     if strided:
         return rates.aten_strided_odd if odd else rates.aten_strided
     if problem.kind == "weight_grad":
-        return rates.aten_weight_grad
+        return rates.aten_weight_grad_odd if odd else rates.aten_weight_grad
     if all([a.kernel == 1 for a in problem.axes]):
         return rates.aten_pointwise
-    return rates.aten_far if any([a.kernel > 1 and a.dilation > rates.near for a in problem.axes]) else rates.aten
+    if any([a.kernel > 1 and a.dilation > rates.near for a in problem.axes]):
+        return rates.aten_far
+    return rates.aten_two if _crowded(problem, itemsize) else rates.aten
+
+
+def _crowded(problem: Problem, itemsize: int) -> bool:
+    # Dilation 2, and more rows under the filter than the L2 cache holds: oneDNN was slow there, and not at 1, 3, 4, 8.
+    rows, columns = problem.axes[1:]
+    width, channels = (columns.input, problem.c) if problem.kind == "forward" else (columns.output, problem.k)
+    return rows.dilation == 2 and (2 * rows.kernel - 1) * width * channels * itemsize > ROWS
 
 
 def _far_depthwise(problem: Problem, rates: Rates) -> bool:

@@ -44,13 +44,16 @@ def test_special_values():
 def test_quartiles():
     # Worked by hand: five durations, quartiles at the second and the fourth.
     assert Timing.of([5.0, 1.0, 4.0, 2.0, 3.0]) == Timing(3.0, 2.0, 4.0, 5)
+    # A box from 2 to 4 of four times as many: half of 1.57 * 2 / sqrt(5).
+    assert Timing.of(4 * [5.0, 1.0, 4.0, 2.0, 3.0]).error == pytest.approx(1.57 / 5**0.5)
     assert Timing.of([7.0]) == Timing(7.0, 7.0, 7.0, 1)
 
 
 def test_calls_are_interleaved():
     calls = []
     a, b = interleaved(lambda: calls.append("a"), lambda: calls.append("b"), repeats=4)
-    assert "".join(calls) == "ab" * 5
+    # Short calls are timed behind one of their own.
+    assert "".join(calls) == "ab" + "aabb" * 4
     assert a.repeats == b.repeats == 4
 
 

@@ -9,9 +9,9 @@ from atrousops.testing import Timing
 
 LEGEND = """\
 Each result is held to PyTorch's in float64 first; a wrong one has no ratio. All run in turn: medians, +- half of the
-range between quartiles. x: the fastest incumbent's time over ours, below 1 is a loss. floor: the time that bytes and
-live FLOPs need at this machine's measured ceilings, over ours. gemm: the time of one matrix product of the same dense
-work, dead taps included, over ours."""
+range between quartiles. x: the fastest incumbent's time over ours, below 1 is a loss; ~ before it: not told from 1 by
+these timings. floor: the time that bytes and live FLOPs need at this machine's measured ceilings, over ours. gemm: the
+time of one matrix product of the same dense work, dead taps included, over ours."""
 HEADER = (
     f"{'case':<52} {'type':<4} {'form':<4} {'pass':<11} {'incumbent':<24} {'dispatched':<14} {'x':>6}"
     f" {'own kernel':<14} {'x':>6} {'floor':>5} {'gemm':>5} kernel"
@@ -29,10 +29,7 @@ def line(result: Result) -> str:
     incumbent = result.incumbent
     cells = [
         f"{incumbent + ' ' + _time(result.timings[incumbent]) if incumbent else 'none':<24}",
-        *(
-            f"{_time(result.timings.get(name)):<14} {_number(result.ratio(name), '.2f'):>6}"
-            for name in (DISPATCHED, OWN)
-        ),
+        *(f"{_time(result.timings.get(name)):<14} {_ratio(result, name):>6}" for name in (DISPATCHED, OWN)),
         f"{_number(result.share, '.0%'):>5} {_number(result.of_gemm, '.2f'):>5} {result.kernel}",
     ]
     return "\n".join([f"{start} {' '.join(cells)}", *(f"    {note}" for note in _notes(result))])
@@ -61,6 +58,10 @@ def _time(timing: Timing | None) -> str:
     unit, factor = ("s", 1.0) if timing.median >= 1 else ("ms", 1e3) if timing.median >= 1e-4 else ("us", 1e6)
     spread = (timing.upper - timing.lower) / 2 / timing.median if timing.median else 0.0
     return f"{timing.median * factor:.3g} {unit} +-{spread:.0%}"
+
+
+def _ratio(result: Result, name: str) -> str:
+    return ("~" if result.is_even(name) else "") + _number(result.ratio(name), ".2f")
 
 
 def _number(value: float | None, how: str) -> str:
@@ -95,7 +96,7 @@ def summary(report: Report) -> str:
     ]
     for suite in dict.fromkeys(result.suite for result in report.results):
         lines.append(_summary_of(suite, [result for result in report.results if result.suite == suite]))
-    lines.append("Geometric means of x; below 1: rows in which the dispatched call is slower than the incumbent.")
+    lines.append("Geometric means of x; below 1: rows in which the dispatched call is slower, by more than noise.")
     for reason in dict.fromkeys(report.left_out.values()):
         keys = [key for key, why in report.left_out.items() if why == reason]
         lines.append(f"Left out, {reason}: {len(keys)} rows, such as {keys[0]}")
@@ -106,7 +107,7 @@ def _summary_of(suite: str, results: Sequence[Result]) -> str:
     ratios, own = (_ratios(results, name) for name in (DISPATCHED, OWN))
     means = [f"{_number(geometric_mean(values), '.2f')}" for values in (ratios, own)]
     spread = f"{min(ratios):.2f} - {max(ratios):.2f}" if ratios else "-"
-    lost = sum(ratio < 1 for ratio in ratios)
+    lost = sum((result.ratio() or 1) < 1 and not result.is_even() for result in results)
     wrong = sum(result.is_wrong or bool(result.error) for result in results)
     return f"{suite:<12} {len(results):>4} {means[0]:>11} {spread:>15} {means[1]:>11} {lost:>8} {wrong:>6}"
 

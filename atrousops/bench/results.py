@@ -77,6 +77,13 @@ class Result:
             return None
         return self.timings[self.incumbent].median / self.timings[name].median
 
+    def is_even(self, name: str = DISPATCHED) -> bool:
+        """Whether the medians behind `ratio` differ by no more than they may be off."""
+        if self.incumbent is None or name not in self.timings:
+            return False
+        a, b = self.timings[self.incumbent], self.timings[name]
+        return abs(a.median - b.median) <= math.hypot(a.error, b.error)
+
     @property
     def share(self) -> float | None:
         """The floor's time over ours: 1 is as fast as this machine's measured ceilings allow."""
@@ -94,6 +101,7 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """A dict for JSON, with what can be derived beside what was measured."""
         derived = {"incumbent": self.incumbent, "ratio": self.ratio(), "ratio_own": self.ratio(OWN)}
+        derived["even"] = self.is_even()
         return dataclasses.asdict(self) | derived | {"share_of_floor": self.share, "share_of_gemm": self.of_gemm}
 
     @classmethod

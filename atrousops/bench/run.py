@@ -40,6 +40,7 @@ def run(
         What was measured. An interruption passes through, after the summary of what there was.
     """
     end = time.monotonic() + seconds
+    _settle_allocator()
     rows, left_out = _runnable(rows, device)
     dtypes = list(dict.fromkeys(row.dtype for row in rows))
     result = Report(machine.environment(device), machine.ceilings(device, dtypes), left_out=left_out)
@@ -66,6 +67,12 @@ def run(
     if path is not None:
         result.save(path)
     return result
+
+
+def _settle_allocator() -> None:
+    # glibc gives memory back from its heap, and takes it again page by page, until something as large as this has been
+    # freed: rows of a few MB would be decided by what ran before them.
+    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 def _runnable(rows: Sequence[Row], device: torch.device) -> tuple[list[Row], dict[str, str]]:

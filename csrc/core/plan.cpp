@@ -12,6 +12,8 @@ namespace {
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr double kMargin = 0.9;               // ours must be predicted this much faster: predictions are not better
 constexpr int64_t kLanes = 16;                // a GEMM computes output channels in blocks of this many
+constexpr double kColumns = 16 << 20;         // bytes of the columns of a weight gradient that the cache holds
+constexpr int64_t kRows = 512 << 10;          // bytes of rows of an image that the L2 cache holds
 constexpr int64_t kPanel = int64_t{5} << 20;  // bytes of scratch of one thread
 constexpr int64_t kSmall = 1 << 14;           // elements of input times weight up to which a call is all overhead
 
@@ -56,15 +58,37 @@ double aten_grouped_rate(const Problem& p, const Rates& r) {
   return forward ? r.aten_depthwise : r.aten_depthwise_grad;
 }
 
-double aten_rate(const Problem& p, const Rates& r) {
-  // oneDNN's blocked kernels take whole blocks of 8 channels; the rest goes to a plainer loop.
-  const bool odd = p.c / p.groups % 8 != 0 || p.k / p.groups % 8 != 0;
+// oneDNN's blocked kernels take whole blocks of 8 channels; the rest goes to a plainer loop.
+bool odd_channels(const Problem& p) { return p.c / p.groups % 8 != 0 || p.k / p.groups % 8 != 0; }
+
+// Dilation 2, and more rows under the filter than the L2 cache holds: oneDNN was slow there, and not at 1, 3, 4, 8.
+bool crowded(const Problem& p, int64_t itemsize) {
+  const Axis &rows = p.axis[1], &columns = p.axis[2];
+  const int64_t position = p.kind == Kind::forward ? columns.in * p.c : columns.out * p.k;
+  return rows.dilation == 2 && (2 * rows.kernel - 1) * position * itemsize > kRows;
+}
+
+double aten_rate(const Facts& f, const Rates& r) {
+  const Problem& p = f.problem;
+  const bool odd = odd_channels(p);
   if (p.groups > 1 && odd) return aten_grouped_rate(p, r);
   if (strided(p)) return odd ? r.aten_strided_odd : r.aten_strided;
-  if (p.kind == Kind::weight_grad) return r.aten_weight_grad;
+  if (p.kind == Kind::weight_grad) return odd ? r.aten_weight_grad_odd : r.aten_weight_grad;
   if (p.kernel_positions() == 1) return r.aten_pointwise;
   const bool far = any_axis(p, [&](const Axis& a) { return a.kernel > 1 && static_cast<double>(a.dilation) > r.near; });
-  return far ? r.aten_far : r.aten;
+  if (far) return r.aten_far;
+  return crowded(p, f.itemsize) ? r.aten_two : r.aten;
+}
+
+// Seconds in which PyTorch brings an operand into the order that its kernel wants, where that counts.
+double repacking(const Facts& f, const Device& d) {
+  const Problem& p = f.problem;
+  if (p.groups > 1) return p.groups == p.c && p.c % 8 != 0 ? f.bytes_floor / d.rates.tails : 0;
+  if (p.kind != Kind::weight_grad || !odd_channels(p)) return 0;
+  const double image = static_cast<double>(p.c * p.kernel_positions()) * f.itemsize * p.out_positions();
+  const double at_once = static_cast<double>(std::min(p.n, d.threads));
+  const double rounds = static_cast<double>((p.n + d.threads - 1) / d.threads);
+  return std::max(0.0, image * at_once - kColumns) * rounds / d.rates.columns;
 }
 
 }  // namespace
@@ -76,7 +100,8 @@ double aten_seconds(const Facts& f, const Device& d) {
   double flops = f.problem.dense_flops();
   if (f.problem.groups == 1 && f.problem.kind != Kind::weight_grad)
     for (int i = 0; i < kAxes && i < static_cast<int>(r.skips); ++i) flops *= f.live[i];
-  return r.aten_call + flops / (aten_rate(f.problem, r) * d.threads) + f.bytes_floor / r.copy;
+  const double seconds = r.aten_call + flops / (aten_rate(f, r) * d.threads) + f.bytes_floor / r.copy;
+  return seconds + repacking(f, d);
 }
 
 static double loop_seconds(const Facts& f, const Device& d, double rate) {
@@ -95,9 +120,14 @@ double gemm_seconds(const Facts& f, const Device& d) {
   const auto [width, depth] = width_and_depth(p);
   double flops = p.dense_flops() * (f.live[0] * f.live[1] * f.live[2]);
   flops *= static_cast<double>((width + kLanes - 1) / kLanes * kLanes) / std::max<int64_t>(width, 1);
+  double rate = d.rates.gemm;
+  if (p.kind == Kind::weight_grad) {
+    rate = d.rates.gemm_weight;
+    flops *= static_cast<double>((depth + kLanes - 1) / kLanes * kLanes) / std::max<int64_t>(depth, 1);
+  }
   const double gathered = static_cast<double>(p.n) * depth * f.itemsize * f.pairs;
   const double overhead = d.rates.our_call + d.rates.our_region * f.regions;
-  return overhead + flops / (d.rates.gemm * d.threads) + (f.bytes_floor + gathered) / d.rates.copy;
+  return overhead + flops / (rate * d.threads) + (f.bytes_floor + gathered) / d.rates.copy;
 }
 
 int64_t weights_and_panels(const Facts& f, const Device& d) { return packed_weights(f, d) + d.threads * kPanel; }

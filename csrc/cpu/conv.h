@@ -123,7 +123,7 @@ inline constexpr int64_t kConvDirectLanes = 16;  // no vector has more
 // What one worker needs for itself.
 struct ConvDirectScratch {
   int64_t* offset;                  // of each tap
-  void *src, *dst, *weight, *line;  // packed tensors, a vector a tap, a line of vectors: compute type
+  void *src, *dst, *weight, *line;  // packed tensors (zero at first), a vector a tap, a line of vectors: compute type
   double* sum;                      // of the weight gradient
 };
 

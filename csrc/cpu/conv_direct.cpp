@@ -1,6 +1,7 @@
 #include "cpu/conv_direct.h"
 
 #include <algorithm>
+#include <cstring>
 #include <deque>
 #include <numeric>
 
@@ -90,9 +91,13 @@ void set_lines(Plan& plan, const std::vector<core::AxisPhase>& phases, int64_t s
       hi = std::max(hi, phase.q0 + t.delta + q * (phase.count - 1));
     }
   if (hi < lo) lo = hi = 0;
+  const auto whole = [](int64_t n) { return core::ceil_div(n, kConvDirectLanes) * kConvDirectLanes; };
   // In planes a step is one element: positions of one residue lie side by side.
   const int64_t residues = channels_last ? 1 : q;
-  const int64_t length = (hi - lo) / residues + 1 + (channels_last ? 0 : kConvDirectLanes);
+  // A row that begins with a whole vector is stored without crossing cache lines.
+  if (!channels_last && q == 1 && lo < 0) lo = -whole(-lo);
+  const int64_t positions = (hi - lo) / residues + 1;
+  const int64_t length = channels_last ? positions : whole(positions + kConvDirectLanes);
   plan.shape.src.pitch = residues * length;
   for (int64_t i = 0; i < residues; ++i) add_piece(plan, i * length, 1, lo + i, residues, length, source);
   for (const core::AxisPhase& phase : phases) {
@@ -130,7 +135,11 @@ void set_bands(Plan& plan, int64_t row_bytes) {
   int64_t overlap = 1;
   for (const ConvRun& r : plan.runs[1])
     if (r.taps > 0) overlap = std::max(overlap, r.delta[r.taps - 1] - r.delta[0] + 1);
-  const int64_t most = std::max({(rows - overlap) * any.p / any.q, 2 * overlap * any.p / any.q, int64_t{8}});
+  int64_t most = (rows - overlap) * any.p / any.q;
+  // Each line writes its own positions of a row: rows stay in the cache until all lines have.
+  const int64_t written = s.dst_size[2] * (s.channels_last ? s.groups * s.dst_count : 1) * element_size(s.dtype);
+  if (plan.lines.size() > 1) most = std::min(most, kBandBytes * any.p / std::max<int64_t>(1, written));
+  most = std::max({most, 2 * overlap * any.p / any.q, int64_t{8}});
   const int64_t fewest = std::min((size + 7) / 8, kItems / std::max<int64_t>(1, s.n * s.blocks));
   const int64_t bands = std::max({(size + most - 1) / most, fewest, int64_t{1}});
   for (int64_t i = 0; i < bands; ++i) {
@@ -183,9 +192,11 @@ struct Scratch {
   std::array<int64_t, 6> begin{};
   int64_t size = 0;
   Tensor bytes;
+  std::vector<char> cleared;
 
   Scratch(int64_t workers, ScalarType compute, int64_t offsets, std::array<int64_t, 4> elements, int64_t sums,
-          const Tensor& like) {
+          const Tensor& like)
+      : cleared(workers) {
     const int64_t each = element_size(compute);
     const std::array<int64_t, 6> sizes = {8 * offsets,        each * elements[0], each * elements[1],
                                           each * elements[2], each * elements[3], 8 * sums};
@@ -196,8 +207,11 @@ struct Scratch {
     bytes = torch::stable::empty({workers, size}, ScalarType::Byte, std::nullopt, like.device());
   }
 
-  ConvDirectScratch of(int64_t worker) const {
+  // By one thread for each worker: it clears the packed tensors when it first comes.
+  ConvDirectScratch of(int64_t worker) {
     char* base = static_cast<char*>(bytes.data_ptr()) + worker * size;
+    if (!cleared[worker]) std::memset(base + begin[1], 0, begin[3] - begin[1]);
+    cleared[worker] = 1;
     const auto at = [&](int i) { return static_cast<void*>(base + begin[i]); };
     return {static_cast<int64_t*>(at(0)), at(1), at(2), at(3), at(4), static_cast<double*>(at(5))};
   }
@@ -241,8 +255,8 @@ Tensor conv_direct(const core::Problem& p, const Tensor& src, const Tensor& weig
   // Of all vectors that differ in their weights.
   const int64_t lanes = channels_last ? kConvDirectBlock + kConvDirectLanes : kConvDirectLanes * plan.lines[0].period;
   const int64_t line = (s.dst_size[2] + kConvDirectLanes) * (channels_last ? kConvDirectLanes : 1);
-  const Scratch scratch(conv_workers(items), compute, taps,
-                        {packed_elements(s.src, channels_last), 0, (taps + 1) * lanes, line}, 0, src);
+  Scratch scratch(conv_workers(items), compute, taps,
+                  {packed_elements(s.src, channels_last), 0, (taps + 1) * lanes, line}, 0, src);
   const auto kernel = ATROUSOPS_SELECT(conv_direct);
   const int64_t step = std::max<int64_t>(1, 16384 * items / (out.numel() * std::max<int64_t>(1, taps)));
   conv_each((items + step - 1) / step, [&](int64_t block, int64_t worker) {
@@ -279,9 +293,9 @@ Tensor conv_direct_weight(const core::Problem& p, const Tensor& grad, const Tens
   args.part = part.data_ptr();
   const int64_t items = args.slices * s.blocks;
   const int64_t lanes = kConvDirectLanes + (channels_last ? kConvDirectBlock : 0);
-  const Scratch scratch(conv_workers(items), compute, 2 * taps,
-                        {packed_elements(s.src, channels_last), packed_elements(args.grad, channels_last), 0, 0},
-                        each * lanes, input);
+  Scratch scratch(conv_workers(items), compute, 2 * taps,
+                  {packed_elements(s.src, channels_last), packed_elements(args.grad, channels_last), 0, 0},
+                  each * lanes, input);
   const auto kernel = ATROUSOPS_SELECT(conv_direct_weight);
   conv_each(items, [&](int64_t item, int64_t worker) { kernel(args, scratch.of(worker), item); });
   if (!channels_last)

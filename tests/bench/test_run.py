@@ -97,6 +97,10 @@ def test_line_and_summary():
     # 2 s over 4 s, and over the own kernel's 8 s; the floor is 0.25 s of 4 s.
     for expected in ("aten 2 s", "  0.50 8 s", "  0.25 ", " 6% ", "also slow 9 s", "without monai: not here"):
         assert expected in line
+    # Boxes of 0.2 s and 0.186 s at five repeats: medians are off by 0.19 s at most together.
+    assert "~1.08 " in report.line(result(ours=1.0, theirs=1.08))
+    assert "~" not in report.line(result(ours=1.0, theirs=1.5))
+    assert report.summary(stored(result(ours=1.0, theirs=0.95))).splitlines()[1].split()[-2:] == ["0", "0"]
     text = report.summary(stored(result("a", ours=1.0), result("b", ours=4.0), result("c", ours=1.0, suite="crf")))
     (roi,) = [row.split() for row in text.splitlines() if row.startswith("roi")]
     assert roi == ["roi", "2", "1.00", "0.50", "-", "2.00", "0.50", "1", "0"]

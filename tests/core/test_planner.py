@@ -124,6 +124,37 @@ def test_choice_and_predictions_of_timed_cases(case):
         assert plan.kernel == "aten" or measured[1] < measured[0]
 
 
+# The same machine with two threads: problem, channels_last, ms of PyTorch and of ours. The faster one must run.
+TIMED_ALONE = {
+    # PyTorch writes more columns than the cache holds, 78 MB of them.
+    "scores, weight gradient": (conv(512, 21, 65, 3, 2, kind="weight_grad"), False, 67.0, 21.6),
+    "scores, weight gradient channels_last": (conv(512, 21, 65, 3, 2, kind="weight_grad"), True, 102.0, 12.1),
+    "scores of four images": (conv(512, 21, 41, 3, 2, n=4, kind="weight_grad"), True, 99.0, 21.5),
+    # Few columns: PyTorch's product runs at its usual rate, and ours multiplies by the zeros that fill up vectors.
+    "21->21, weight gradient": (conv(21, 21, 66, 3, 8, kind="weight_grad"), True, 1.07, 1.41),
+    "21->168, weight gradient": (conv(21, 168, 66, 3, 4, kind="weight_grad"), True, 3.46, 5.3),
+    "84->168, weight gradient": (conv(84, 168, 66, 3, 4, kind="weight_grad"), False, 8.7, 11.9),
+    # oneDNN reads depthwise planes in blocks of 8 channels.
+    "bilinear, input gradient": (transposed(21, 21, 64, 16, 8, 4, groups=21).as_kind("forward"), False, 7.8, 4.2),
+    "the same, channels_last": (transposed(21, 21, 64, 16, 8, 4, groups=21).as_kind("forward"), True, 3.4, 6.5),
+    "21 planes": (conv(21, 21, 66, 3, 2, groups=21), False, 0.32, 0.12),
+    "24 planes": (conv(24, 24, 256, 4, 1, groups=24, stride=2), False, 0.69, 0.73),
+    "100 planes, weight gradient": (conv(100, 100, 65, 3, 1, groups=100, kind="weight_grad"), False, 0.76, 0.41),
+    # Five rows of 65x512 do not fit the L2 cache, five of 33x512 do.
+    "layer4": (conv(512, 512, 65, 3, 2), True, 183.0, 137.0),
+    "layer4, input gradient": (conv(512, 512, 65, 3, 2, kind="input_grad"), True, 180.0, 135.0),
+    "layer4, d=4": (conv(512, 512, 65, 3, 4), True, 122.0, 131.0),
+    "layer4 OS16": (conv(512, 512, 33, 3, 2), True, 30.3, 30.9),
+}
+
+
+@pytest.mark.parametrize("case", TIMED_ALONE)
+def test_choice_of_timed_cases(case):
+    problem, channels_last, theirs, ours = TIMED_ALONE[case]
+    plan = planner.plan(problem, machine("avx2", FLOAT, channels_last), 4)
+    assert (plan.kernel == "aten") == (theirs < ours), plan.reason
+
+
 def test_predictions_of_the_measured_cases():
     # Milliseconds measured with two threads; the model must be within a third of each.
     for case, kernel, measured in (

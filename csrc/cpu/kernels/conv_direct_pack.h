@@ -62,20 +62,6 @@ static inline void pack_short(const T* src, C* dst, int64_t n) {
   }
 }
 
-// The first n of a row of at least n + kConvDirectLanes, as whole vectors.
-template <class C>
-static inline void clear_front(C* dst, int64_t n) {
-  const lanes_t<C> zero{};
-  for (int64_t i = 0; i < n; i += kLanes<C>) store_lanes(dst + i, zero);
-}
-
-// n is 0 or at least a vector.
-template <class C>
-static inline void clear(C* dst, int64_t n) {
-  const lanes_t<C> zero{};
-  for (int64_t i = 0; i < n; i += kLanes<C>) store_lanes(dst + (i + kLanes<C> <= n ? i : n - kLanes<C>), zero);
-}
-
 template <class T, class C>
 static inline void pack_piece(const ConvPiece& p, const T* src, C* dst) {
   src += p.from;
@@ -91,16 +77,8 @@ static inline void pack_piece(const ConvPiece& p, const T* src, C* dst) {
 
 template <class T, class C>
 static void pack_plane_rows(const ConvPacked& p, const T* src, int64_t rows, C* dst) {
-  for (int64_t row = 0; row < rows; ++row, src += p.size[2], dst += p.pitch) {
-    if (p.pieces == 1 && p.piece->step == 1) {
-      const int64_t end = p.piece->begin + p.piece->count;
-      clear_front(dst, p.piece->begin);
-      clear(dst + end, p.pitch - end);
-    } else {
-      clear(dst, p.pitch);
-    }
+  for (int64_t row = 0; row < rows; ++row, src += p.size[2], dst += p.pitch)
     for (int64_t i = 0; i < p.pieces; ++i) pack_piece(p.piece[i], src, dst);
-  }
 }
 
 // One row of positions; i counts the channels of a group.
@@ -108,9 +86,6 @@ template <class T, class C>
 static void pack_channels_row(const ConvPacked& p, const ConvGroups<C>& g, const T* src, int64_t channels, int64_t i,
                               C* dst) {
   const ConvPiece piece = p.pieces == 0 ? ConvPiece{} : *p.piece;
-  const int64_t end = piece.begin + piece.count;
-  clear(dst, piece.begin * kConvDirectBlock);
-  clear(dst + end * kConvDirectBlock, (p.pitch - end) * kConvDirectBlock);
   src += piece.from * channels + g.first * p.count + i;
   dst += piece.begin * kConvDirectBlock;
   for (int64_t x = 0; x < piece.count; ++x, src += channels, dst += kConvDirectBlock) {
@@ -123,7 +98,8 @@ static void pack_channels_row(const ConvPacked& p, const ConvGroups<C>& g, const
   }
 }
 
-// Positions [begin, end) of axis 1, of one image and the groups g.
+// Positions [begin, end) of axis 1, of one image and the groups g. What stands for the padding is the same in every
+// band, and is zero from the start.
 template <class T, class C>
 static void pack_band(const ConvDirectShape& s, const ConvPacked& p, const ConvGroups<C>& g, int64_t n, int64_t begin,
                       int64_t end, C* dst) {

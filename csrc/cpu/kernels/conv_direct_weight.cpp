@@ -12,9 +12,9 @@ struct Dots {
   const int64_t* offset;
 };
 
-// total[t] += grad * input, lane by lane: a gradient is read once for N taps. Sums in C are kept short.
+// total[place[t]] += grad * input, lane by lane: a gradient is read once for N taps. Sums in C are kept short.
 template <int N, class C>
-static inline void dots(const Dots<C>& d, double* total) {
+static inline void dots(const Dots<C>& d, const int64_t* place, double* total) {
   constexpr int64_t L = kLanes<C>;
   lanes_t<C> sum[N], g, x;
 #pragma GCC unroll 9
@@ -29,40 +29,38 @@ static inline void dots(const Dots<C>& d, double* total) {
         sum[t] += g * x;
       }
     }
-  for (int t = 0; t < N; ++t)
-    for (int64_t l = 0; l < L; ++l) total[t * L + l] += sum[t][l];
+  for (int t = 0; t < N; ++t) {
+    double* to = total + place[t] * L;
+    for (int64_t l = 0; l < L; ++l) to[l] += sum[t][l];
+  }
 }
 
 constexpr int64_t kTaps = 9;
 
 template <int N, class C>
-static void dots_of(int64_t taps, const Dots<C>& d, double* total) {
+static void dots_of(int64_t taps, const Dots<C>& d, const int64_t* place, double* total) {
   if (taps == N) {
-    dots<N>(d, total);
+    dots<N>(d, place, total);
   } else if constexpr (N > 1) {
-    dots_of<N - 1>(taps, d, total);
+    dots_of<N - 1>(taps, d, place, total);
   }
 }
 
 // sum[place[t]] += what tap t, at offset[t], sums up. A sum of kTerms rounds no more than PyTorch's does.
 template <class C>
 static void run_taps(const Dots<C>& all, const int64_t* offset, const int64_t* place, int64_t taps, double* sum) {
-  constexpr int64_t L = kLanes<C>, kTerms = 64;
+  constexpr int64_t kTerms = 64;
   const int64_t rows = kTerms / all.vectors < 1 ? 1 : kTerms / all.vectors;
   Dots<C> d = all;
   for (int64_t row = 0; row < all.count; row += rows)
     for (int64_t v = 0; v < all.vectors; v += kTerms)
       for (int64_t t = 0; t < taps; t += kTaps) {
-        double total[kTaps * L] = {};
         d.grad = all.grad + row * all.grad_row + v * all.grad_step;
         d.input = all.input + row * all.input_row + v * all.step;
         d.count = rows < all.count - row ? rows : all.count - row;
         d.vectors = kTerms < all.vectors - v ? kTerms : all.vectors - v;
         d.offset = offset + t;
-        const int64_t n = kTaps < taps - t ? kTaps : taps - t;
-        dots_of<kTaps>(n, d, total);
-        for (int64_t i = 0; i < n; ++i)
-          for (int64_t l = 0; l < L; ++l) sum[place[t + i] * L + l] += total[i * L + l];
+        dots_of<kTaps>(kTaps < taps - t ? kTaps : taps - t, d, place + t, sum);
       }
 }
 
