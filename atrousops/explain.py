@@ -253,6 +253,8 @@ def _settle(row: Row, ours: str, fake: bool) -> None:
         if row.plan is None or row.backend == "triton":
             row.kernel = ours or re.sub(r"[123]d$", "", row.operator)
             row.reason = "our Triton kernel" if row.backend == "triton" else "our kernel"
+            if ours == "conv_epilogue":
+                row.reason += ", residual and activation in its launch"
         elif planned:
             row.kernel, row.reason = row.plan.kernel, row.plan.reason
         else:

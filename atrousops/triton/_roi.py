@@ -27,25 +27,23 @@ def by_image(image: Tensor, images: int) -> tuple[Tensor, Tensor]:
     return order, torch.searchsorted(sorted, torch.arange(images + 1, device=image.device))
 
 
-def over_bins(kernel, input: Tensor, tables: tuple[Tensor, ...], outputs: tuple[Tensor, ...], **meta) -> None:
+def over_bins(kernel, input: Tensor, tables: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
     """Starts a kernel on tiles of the bins of `outputs` (K, C, P, Q), all of one format."""
     boxes, channels, *bins = outputs[0].shape
     count = boxes * bins[0] * bins[1]
     rows, deep = (256, 64) if interpreted() else (16, 32)
     sizes = (count, *input.shape[1:], *bins, *input.stride(), *outputs[0].stride())
     programs = cdiv(count, rows) * cdiv(channels, deep)
-    launch(kernel, programs, input, *tables, *outputs, *sizes, rows, deep, **meta)
+    launch(kernel, programs, input, *tables, *outputs, *sizes, rows, deep)
 
 
-def over_pixels(
-    kernel, sources: tuple[Tensor, ...], image: Tensor, tables: tuple[Tensor, ...], dx: Tensor, **meta
-) -> Tensor:
+def over_pixels(kernel, sources: tuple[Tensor, ...], image: Tensor, tables: tuple[Tensor, ...], dx: Tensor) -> Tensor:
     """Starts a kernel on tiles of the pixels of dx (N, C, H, W); it reads `sources` (K, C, P, Q), all of one format."""
     n, channels, height, width = dx.shape
     rows, columns, deep = (32, 64, 64) if interpreted() else (4, 16, 32)
     sizes = (channels, height, width, *sources[0].shape[2:], *dx.stride(), *sources[0].stride())
     programs = n * cdiv(height, rows) * cdiv(width, columns) * cdiv(channels, deep)
-    launch(kernel, programs, *sources, *by_image(image, n), *tables, dx, *sizes, rows, columns, deep, **meta)
+    launch(kernel, programs, *sources, *by_image(image, n), *tables, dx, *sizes, rows, columns, deep, num_warps=8)
     return dx
 
 

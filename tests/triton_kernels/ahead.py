@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 
@@ -29,7 +30,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 
 import atrousops as ao  # noqa: E402
 from atrousops import _triton  # noqa: E402
-from atrousops.triton import _common  # noqa: E402
+from atrousops.triton import _common, _conv_weight, conv  # noqa: E402
 
 BUDGET = Path(__file__).with_name("budget.json")
 REGENERATE = "python tests/triton_kernels/ahead.py --write"
@@ -74,15 +75,16 @@ class _Recorder:
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         def start(*args: Any, **meta: Any) -> None:
             compiled = self.kernel.warmup(*args, grid=grid, **meta)
-            self.found[name_of(self.kernel, args)] = compiled
+            self.found[name_of(self.kernel, args, meta)] = compiled
 
         return start
 
 
-def name_of(kernel: Any, args: tuple[Any, ...]) -> str:
-    """With the dtype of its first pointer and its constants, which tell variants apart."""
+def name_of(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> str:
+    """With the dtype of its first pointer, its constants, warps and stages, which tell variants apart."""
     constants = [str(value) for param, value in zip(kernel.params, args) if param.is_constexpr]
-    return f"{kernel.__name__}<{', '.join([str(args[0].dtype).removeprefix('torch.'), *constants])}>"
+    name = f"{kernel.__name__}<{', '.join([str(args[0].dtype).removeprefix('torch.'), *constants])}>"
+    return " ".join([name, *(f"{key.removeprefix('num_')} {value}" for key, value in sorted(meta.items()))])
 
 
 @contextlib.contextmanager
@@ -114,7 +116,36 @@ def compile_samples(arch: str) -> dict[str, Any]:
                 every_operator.prepared(case, dtype, channels_last=True).run()
             if name.startswith("conv2d"):
                 every_operator.prepared(case, torch.bfloat16, channels_last=False).run()
+        with every_tile():
+            _many_channels()
     return found
+
+
+@contextlib.contextmanager
+def every_tile() -> Iterator[None]:
+    """Inside, every tile of a list is compiled, not the chosen one alone."""
+
+    def start(layers: Any, tiles: Any, device: Any, launch: Any) -> None:
+        for tile in tiles:
+            launch(tile)
+
+    with mock.patch.object(conv, "start_tiled", start), mock.patch.object(_conv_weight, "start_tiled", start):
+        yield
+
+
+def _many_channels() -> None:
+    """What the samples lack: wide results, TF32, and what follows a convolution in its launch."""
+    w = torch.ones(128, 64, 3, 3)
+    x = torch.ones(1, 64, 9, 9).contiguous(memory_format=torch.channels_last)
+    y = torch.ones(1, 128, 9, 9).contiguous(memory_format=torch.channels_last)
+    around = ((1, 1), (1, 1), (1, 1), 1)
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b, c = x.to(dtype), w.to(dtype), y.to(dtype)
+        conv.conv_epilogue(a, b, b[:, 0, 0, 0], c, "relu", *around, True)
+        conv.conv_grad_weight(c, a, (3, 3), *around, True)
+    for activation in ("hardswish", "silu"):
+        conv.conv_epilogue(a, b[:, :8], None, None, activation, (1, 1), (1, 1), (1, 1), 8)
+    conv.conv_epilogue(a, w[:64, :1].to(dtype), b[:64, 0, 0, 0], a, "relu6", (1, 1), (1, 1), (1, 1), 64)
 
 
 def needs(compiled: Any, arch: str) -> Needs:
