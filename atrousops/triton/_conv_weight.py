@@ -82,6 +82,7 @@ def conv_looped_weight_kernel(
 def weight_sum(problem: Problem, dy: Tensor, x: Tensor, kernel_size: Sequence[int], tf32: bool) -> Tensor:
     """dw (K, C / groups, *kernel_size)."""
     depth, width = problem.c // problem.groups, problem.k // problem.groups
+    tf32 = tf32 and x.dtype == torch.float32
     few = problem.groups > 1 and depth * width <= FEW
     total = (_looped_sum if few else _matrix_sum)(problem, in_format(dy), in_format(x), depth, width, tf32)
     return total.reshape(problem.k, depth, *kernel_size).to(x.dtype)
@@ -117,7 +118,8 @@ def _looped_sum(problem: Problem, dy: Tensor, x: Tensor, depth: int, width: int,
 
 
 def _matrix_sum(problem: Problem, dy: Tensor, x: Tensor, depth: int, width: int, tf32: bool) -> Tensor:
-    groups, results = problem.groups, []
+    groups = problem.groups
+    results: list[Tensor] = []
     sizes = _sizes(problem, dy, x, groups, depth, width)
 
     def start(tile: Tile) -> None:
@@ -141,4 +143,4 @@ def _tiles(x: Tensor, depth: int, width: int, tf32: bool) -> list[Tile]:
         return [Tile(256, small(width), small(depth))]
     if x.dtype.itemsize > 2 and not tf32:
         return [Tile(16, 32, 32, 8), Tile(32, 32, 16)]
-    return [Tile(32, 32, 32), Tile(64, 64, 32, 8), Tile(32, 64, 64, 8)]
+    return [Tile(32, 32, 32), Tile(32, 64, 32, 8), Tile(64, 32, 32, 8)]

@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -43,24 +44,25 @@ class Layers(NamedTuple):
 
 
 class _Session(NamedTuple):
-    clock: Clock
+    clock_of: Callable[[torch.device], Clock]
     budget: float
     found: dict[Layers, Tile]
+    devices: dict[str, None]
 
 
 _measuring: list[_Session] = []
 
 
 @contextlib.contextmanager
-def measuring(clock: Clock, budget: float) -> Iterator[dict[Layers, Tile]]:
+def measuring(clock_of: Callable[[torch.device], Clock], budget: float) -> Iterator[_Session]:
     """Inside, a launch of an unknown class measures its list first, `budget` seconds beyond three rounds.
 
-    Gives what was found.
+    Gives what was found, and on which types of devices.
     """
-    session = _Session(clock, budget, {})
+    session = _Session(clock_of, budget, {}, {})
     _measuring.append(session)
     try:
-        yield session.found
+        yield session
     finally:
         _measuring.remove(session)
 
@@ -71,7 +73,8 @@ def start(of: Layers, tiles: Sequence[Tile], device: torch.device, launch: Calla
     known = of in _choices.of(device.type) and tile in tiles
     if not known and _measuring and torch._C._len_torch_dispatch_stack() == 0:
         session = _measuring[-1]
-        tile = session.found[of] = _fastest(tiles, launch, session.clock, session.budget)
+        tile = session.found[of] = _fastest(tiles, launch, session.clock_of(device), session.budget)
+        session.devices[device.type] = None
         _choices.add(device.type, {of: tile})
     launch(tile if tile in tiles else tiles[0])
 
@@ -79,6 +82,11 @@ def start(of: Layers, tiles: Sequence[Tile], device: torch.device, launch: Calla
 def forget() -> None:
     """Drops what was read or found; files stay."""
     _choices.forget()
+
+
+def path(device: str) -> Path | None:
+    """The file of a device's choices."""
+    return _choices.path(device)
 
 
 def _fastest(tiles: Sequence[Tile], launch: Callable[[Tile], object], clock: Clock, budget: float) -> Tile:
@@ -106,9 +114,8 @@ def _suffix() -> str:
 
 
 def _entry(row: dict[str, Any]) -> tuple[Layers, Tile]:
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in row.items()}
-    tile = Tile(*map(int, fields.pop("tile")))
-    return Layers(**fields), tile
+    of = Layers(row["kernel"], row["dtype"], row["tf32"], row["width"], row["depth"], tuple(row["units"]))
+    return of, Tile(*map(int, row["tile"]))
 
 
 _choices: Store[Layers, Tile] = Store("measured tiles", _suffix, lambda of, tile: of._asdict() | {"tile": tile}, _entry)

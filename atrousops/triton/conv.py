@@ -83,11 +83,11 @@ def conv_kernel(
             a, b = wide(a), wide(b)
         total = tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)
     outer = k if Y_UNIT > 0 else k * y_c
-    to = target[:, None] + outer[None, :]
     stored = live[:, None] & (k[None, :] < width)
-    shift, above = bias + group * width + k, residual + to
+    # Not one sum for both: the compiler would keep it in registers.
+    shift, above = bias + group * width + k, residual + target[:, None] + outer[None, :]
     total = finished(total, shift, above, k < width, stored, HAS_BIAS, HAS_RESIDUAL, ACTIVATION)
-    tl.store(y + to, narrow(total, y), mask=stored)
+    tl.store(y + target[:, None] + outer[None, :], narrow(total, y), mask=stored)
 
 
 @jit
@@ -114,10 +114,10 @@ def conv_looped_kernel(
             a = tl.load(x + at[:, None] + ((first + c) * x_c)[None, :], mask=exists[None, :], other=0)
             b = tl.load(w + (place * depth + c) * channels + k, mask=exists, other=0)
             total += wide(a) * wide(b)[None, :]
-    to = target[:, None] + (k * y_c)[None, :]
     stored = live[:, None] & exists[None, :]
-    total = finished(total, bias + k, residual + to, exists, stored, HAS_BIAS, HAS_RESIDUAL, ACTIVATION)
-    tl.store(y + to, narrow(total, y), mask=stored)
+    above = residual + target[:, None] + (k * y_c)[None, :]
+    total = finished(total, bias + k, above, exists, stored, HAS_BIAS, HAS_RESIDUAL, ACTIVATION)
+    tl.store(y + target[:, None] + (k * y_c)[None, :], narrow(total, y), mask=stored)
 
 
 class Epilogue(NamedTuple):
@@ -141,6 +141,7 @@ class Epilogue(NamedTuple):
 
 def tap_sum(problem: Problem, x: Tensor, w: Tensor, end: Epilogue, size: Sequence[int], tf32: bool) -> Tensor:
     """A convolution, or its input gradient or transposed form: y (N, *size) from x and w (K, C / groups, *kernel)."""
+    tf32 = tf32 and x.dtype == torch.float32
     y = empty_as_kernel(size, x)
     x = in_format(x)
     groups, kernel = problem.groups, [axis.kernel for axis in problem.axes]
@@ -201,8 +202,10 @@ def _tiles(dtype: torch.dtype, width: int, depth: int, unit: int, tf32: bool) ->
         # Few calls, and more than one tile of each wide problem.
         return [Tile(128, small(width), small(depth), 1)]
     inner = 16 if depth <= 16 else 32
-    if dtype.itemsize > 2 and not tf32:
+    if dtype.itemsize > 2 and (not tf32 or unit < 4):
         return [Tile(32, 32, 16), Tile(64, 32, 16, 8)]
+    if dtype.itemsize > 2:
+        return [Tile(64, 64, 32), Tile(64, 32, 32), Tile(128, 64, 32, 8)]
     if unit < 8:
         # Addresses of single elements, two registers each.
         return [Tile(64, 32, inner, 8), Tile(32, 32, inner)] if unit else [Tile(128, 32, inner), Tile(64, 32, inner)]

@@ -68,7 +68,7 @@ def _pool(marks: int, input: Tensor, kernel_size, stride, padding, dilation, cei
     count = values.numel()
     tile = block(256, count)
     arguments = (source, values, marked, count, *geometry.arguments())
-    launch(max_pool_kernel, cdiv(count, tile), *arguments, marks, tile, num_warps=8)
+    launch(max_pool_kernel, cdiv(count, tile), *arguments, marks, tile)
     return values, marked
 
 

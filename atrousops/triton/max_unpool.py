@@ -125,7 +125,7 @@ def place_in_large(sums: bool, small: Tensor, marks: Tensor, size, kernel, strid
         stray = matched.sum() != values.numel()
         outputs, inputs = size_of(geometry.large), size_of(geometry.small)
         arguments = (values, marks, large, stray.to(torch.int32), count, geometry.step, outputs, inputs)
-        launch(place_anywhere_kernel, programs, *arguments, sums, tile, num_warps=8)
+        launch(place_anywhere_kernel, programs, *arguments, sums, tile)
     return large
 
 
