@@ -64,7 +64,7 @@ def measuring(clock_of: Callable[[torch.device], Clock], budget: float) -> Itera
     try:
         yield session
     finally:
-        _measuring.remove(session)
+        _measuring.pop()
 
 
 def start(of: Layers, tiles: Sequence[Tile], device: torch.device, launch: Callable[[Tile], object]) -> None:

@@ -43,7 +43,7 @@ TARGETS = {
 
 
 class Needs(NamedTuple):
-    """Of a thread: registers, and bytes (NVIDIA) or registers (AMD) that were spilled; of a block: bytes."""
+    """Of a thread: registers, and bytes (NVIDIA) or registers (AMD) that were spilled to memory; of a block: bytes."""
 
     registers: int
     spills: int
@@ -153,8 +153,8 @@ def needs(compiled: Any, arch: str) -> Needs:
     shared = compiled.metadata.shared
     if arch.startswith("gfx"):
         counts = {name: int(n) for name, n in re.findall(r"\.(\w+_count):\s+(\d+)", compiled.asm["amdgcn"])}
-        spills = counts.get("vgpr_spill_count", 0) + counts.get("sgpr_spill_count", 0)
-        return Needs(counts["vgpr_count"], spills, shared)
+        # Scalar registers are spilled to vector registers.
+        return Needs(counts["vgpr_count"], counts.get("vgpr_spill_count", 0), shared)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
