@@ -25,6 +25,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ["ATROUSOPS_PLANS"] = "none"
 GPU_TESTS = pytest.StashKey[int]()
 TRITON_TESTS = pytest.StashKey[int]()
+WHOLE_DRAW = pytest.StashKey[bool]()
 
 
 def pytest_make_parametrize_id(val):
@@ -38,6 +39,9 @@ def pytest_collection_modifyitems(config, items):
     triton = [item for item in items if item.get_closest_marker("triton")]
     kept = set(() if interpreted.problem() else interpreted.selected(triton))
     left_out = [item for item in triton if item not in kept]
+    if kept and not interpreted.problem():
+        interpreted.watch()
+        config.stash[WHOLE_DRAW] = interpreted.is_whole(list(kept))
     config.stash[TRITON_TESTS] = len(left_out)
     if left_out:
         items[:] = [item for item in items if item not in set(left_out)]
@@ -57,17 +61,23 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_sessionfinish(session):
-    """A run of everything fails if it never executed some CUDA kernel."""
+    """A run of everything fails if it never executed some kernel."""
     if hasattr(session.config, "workeroutput"):
         coverage_of_kernels.send(session.config)
         session.config.workeroutput["gpu"] = session.config.stash.get(GPU_TESTS, 0)
         session.config.workeroutput["triton"] = session.config.stash.get(TRITON_TESTS, 0)
-    elif (
-        coverage_of_kernels.is_whole(session)
-        and coverage_of_kernels.was_used()
-        and coverage_of_kernels.never_executed()
-    ):
+        session.config.workeroutput["whole"] = session.config.stash.get(WHOLE_DRAW, False)
+        session.config.workeroutput["launched"] = interpreted.launched()
+    elif _never_ran(session):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _never_ran(session) -> bool:
+    """Whether a run that should have executed every kernel did not."""
+    if session.config.stash.get(WHOLE_DRAW, False) and interpreted.never_launched():
+        return True
+    used = coverage_of_kernels.is_whole(session) and coverage_of_kernels.was_used()
+    return used and bool(coverage_of_kernels.never_executed())
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
@@ -76,6 +86,8 @@ def pytest_testnodedown(node):
     coverage_of_kernels.receive(output)
     node.config.stash[GPU_TESTS] = output.get("gpu", 0)
     node.config.stash[TRITON_TESTS] = output.get("triton", 0)
+    node.config.stash[WHOLE_DRAW] = output.get("whole", False)
+    interpreted.receive(output.get("launched", []))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -85,6 +97,9 @@ def pytest_terminal_summary(terminalreporter):
     if left_out := terminalreporter.config.stash.get(TRITON_TESTS, 0):
         why = interpreted.problem() or "ATROUSOPS_TRITON_ALL=1 runs them"
         write(f"triton: {left_out} cases were left out: {why}")
+    if terminalreporter.config.stash.get(WHOLE_DRAW, False):
+        never = interpreted.never_launched()
+        write(f"triton: {len(interpreted.launched())} kernels by dtype ran; never: {', '.join(never) or 'none'}")
     if host_cuda.problem():
         write(f"host_cuda: no CUDA kernel was executed: {host_cuda.problem()}", red=True)
     elif coverage_of_kernels.was_used():

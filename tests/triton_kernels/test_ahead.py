@@ -28,7 +28,7 @@ def built(request):
 def test_every_kernel_keeps_its_budget(built):
     arch, found = built
     budget = ahead.read_budget()
-    assert found.keys() == budget.keys(), AGAIN
+    assert found.keys() == {name for name, by_arch in budget.items() if arch in by_arch}, AGAIN
     over = []
     for name, needs in found.items():
         allowed = budget[name][arch]
