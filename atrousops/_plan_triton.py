@@ -10,7 +10,7 @@ from atrousops.geometry import Problem, product
 # dot     a GEMM over the live taps of each region, by tl.dot
 # looped  a loop over the taps and the few channels of a group
 KERNELS = ("aten", "dot", "looped")
-# Products of channels of a group up to which there is a loop (FEW of atrousops/triton/_maps.py).
+# Products of channels of a group up to which they are no matter for a GEMM.
 FEW = 64
 # A tile's rows and columns.
 _ROWS, _COLUMNS = 128, (32, 64, 128)

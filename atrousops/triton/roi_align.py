@@ -186,4 +186,4 @@ def roi_align_backward(
         tile = block(256, count)
         launch(axis_weights_kernel, cdiv(count, tile), numbers, image, of_axis, count, bins[axis], size, axis, tile)
         weights.append(of_axis)
-    return over_pixels(roi_align_backward_kernel, (grad,), image, tuple(weights), dx)
+    return over_pixels(roi_align_backward_kernel, (grad,), image, tuple(weights), dx, 32, 8)

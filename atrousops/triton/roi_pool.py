@@ -103,4 +103,4 @@ def roi_pool_backward(
     # Both are read with the strides of the gradient.
     argmax = argmax if argmax.stride() == grad.stride() else torch.empty_like(grad, dtype=torch.int32).copy_(argmax)
     grad = grad if argmax.stride() == grad.stride() else torch.empty_like(argmax, dtype=grad.dtype).copy_(grad)
-    return over_pixels(roi_pool_backward_kernel, (grad, argmax), image, tuple(windows), dx)
+    return over_pixels(roi_pool_backward_kernel, (grad, argmax), image, tuple(windows), dx, 16, 4)

@@ -69,7 +69,7 @@ def test_an_exported_program_is_whole_and_becomes_kernels_when_it_is_compiled():
         arguments = gpu(2, 8, 16, 16), gpu(8, 8, 3, 3)
     program = torch.export.export(Layer(), arguments)
     assert "atrousops.conv.default" in called(program.graph)
-    module, _ = aot_export_module(program.module(), arguments, trace_joint=False)
+    module, _ = aot_export_module(program.graph_module, arguments, trace_joint=False)
     assert_kernels(module.graph)
 
 
