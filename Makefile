@@ -12,7 +12,8 @@ ABI_TESTS := tests/test_conv.py $(wildcard tests/test_conv_*.py tests/test_max_*
   tests/test_permutohedral.py tests/nn/test_crf.py tests/house/test_threads.py
 
 # Those that take a backend; under the interpreter, which is slow, a choice of their cases.
-TRITON_TESTS := $(wildcard tests/test_*.py) tests/nn/test_crf.py tests/house/test_operators.py
+TRITON_TESTS := $(wildcard tests/test_*.py) tests/nn/test_crf.py tests/house/test_operators.py \
+  tests/triton_kernels/test_derivatives.py
 
 .PHONY: demo test bench cuda lint typecheck unit abi sanitize gpu-check wheel clean
 

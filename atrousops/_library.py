@@ -38,8 +38,13 @@ SCHEMAS = (
     "roi_pool(Tensor input, Tensor boxes, float spatial_scale, SymInt pooled_height, SymInt pooled_width) -> (Tensor, Tensor)",  # noqa: E501
     "roi_pool_backward(Tensor grad, Tensor boxes, Tensor argmax, float spatial_scale, SymInt batch_size, SymInt channels, SymInt height, SymInt width, bool channels_last) -> Tensor",  # noqa: E501
 )
+# What only Triton has: a convolution with its residual and activation.
+TRITON_SCHEMAS = (
+    "conv_epilogue(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, str activation, int[] stride, int[] padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor",  # noqa: E501
+)
 # fmt: on
 OPERATORS = tuple(schema.partition("(")[0] for schema in SCHEMAS)
+TRITON_OPERATORS = tuple(schema.partition("(")[0] for schema in TRITON_SCHEMAS)
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,8 @@ def _load_triton() -> Part:
 
 def _define_missing() -> torch.library.Library | None:
     """The schemas, where Triton has kernels for them and the compiled library did not bring them."""
-    missing = [schema for name, schema in zip(OPERATORS, SCHEMAS) if not hasattr(torch.ops.atrousops, name)]
+    schemas = zip(OPERATORS + TRITON_OPERATORS, SCHEMAS + TRITON_SCHEMAS)
+    missing = [schema for name, schema in schemas if not hasattr(torch.ops.atrousops, name)]
     if triton.problem is not None or not missing:
         return None
     fragment = torch.library.Library("atrousops", "FRAGMENT")

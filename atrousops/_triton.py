@@ -97,7 +97,7 @@ def force(wanted: bool) -> None:
 
 def _implement(key: str, override: bool) -> torch.library.Library:
     library = torch.library.Library("atrousops", "IMPL")
-    for name in _library.OPERATORS:
+    for name in _library.OPERATORS + _library.TRITON_OPERATORS:
         if name not in CPU_ONLY:
             library.impl(name, _eager(name), key, allow_override=override)
     return library

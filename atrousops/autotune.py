@@ -1,16 +1,17 @@
-"""autotune: measures the convolutions of a call, so that the planner knows instead of guessing."""
+"""autotune: measures the convolutions of a call, and Triton's tiles, so that nobody has to guess."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atrousops import backends, choice, measured
+from atrousops import _library, backends, choice, measured
 from atrousops._checks import bad_type, bad_value
 from atrousops.devices import tf32_allowed
 from atrousops.measured import Key, Times
@@ -25,12 +26,14 @@ class Tuning:
     Attributes:
         times: by call.
         predicted: what the planner would have run: "aten" or one of ours.
-        files: where the times are kept.
+        files: where times and tiles are kept.
+        tiles: of Triton's kernels the tile that was the fastest, by class of layers.
     """
 
     times: dict[Key, Times]
     predicted: dict[Key, str]
     files: list[Any]
+    tiles: dict[Any, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{'call':<72} {'aten ms':>9} {'ours ms':>9} {'x':>6}  choice"]
@@ -42,6 +45,10 @@ class Tuning:
         before = sum(t.aten if self.predicted[k] == "aten" else t.ours for k, t in self.times.items())
         after = sum(t.ours if t.ours_wins else t.aten for t in self.times.values())
         lines.append(f"{len(self.times)} calls: {before * 1e3:.3f} ms as predicted, {after * 1e3:.3f} ms as measured")
+        for layers, tile in self.tiles.items():
+            channels = f"{layers.depth} -> {layers.width} channels"
+            lines.append(f"Triton's {layers.kernel}, {layers.dtype}, {channels}: {'x'.join(map(str, tile[:3]))}, "
+                         f"{tile.warps} warps, {tile.stages} stages")  # fmt: skip
         return "\n".join([*lines, *(f"-> {path}" for path in self.files)])
 
 
@@ -52,6 +59,9 @@ def autotune(call: Callable[..., Any], *inputs: Any, budget: float = 0.5, **kwar
     backward pass too, if the result wants gradients). Each is then timed on random tensors, both ways in turn, once
     per machine: what is known already is not measured again. From then on, in this process and later ones, the
     measured choice counts: it is ours where ours took less than 0.98 of PyTorch's time. `explain` says so.
+
+    Where Triton runs, its kernels first take the fastest of a short list of tiles, once for each class of layers:
+    dtype, channels and memory format, whatever the image's size. Under `ao.backend("triton")` nothing else is measured.
 
     Calls of few elements go to PyTorch's operator unmeasured. Plans are kept per processor or GPU and torch version,
     in the folder ATROUSOPS_PLANS or the user's cache; ATROUSOPS_PLANS=none keeps and reads nothing.
@@ -66,15 +76,34 @@ def autotune(call: Callable[..., Any], *inputs: Any, budget: float = 0.5, **kwar
 
     Raises:
         ArgumentTypeError: `call` cannot be called.
-        ArgumentError: a backend is forced, so that there is nothing to choose.
+        ArgumentError: another backend is forced, so that there is nothing to choose.
     """
     if not callable(call):
         bad_type("autotune", "call", "be a module or a function", type(call).__name__)
-    if backends.forced() is not None:
+    if backends.forced() not in (None, "triton"):
         bad_value("autotune", "backend", "not be forced", repr(backends.forced()), "Leave backend(...) first.")
+    with _tiles_measured(budget) as (tiles, tile_files):
+        tuning = _tuned(_calls_of(call, inputs, kwargs), budget)
+    tuning.tiles = tiles
+    tuning.files += tile_files()
+    return tuning
+
+
+@contextlib.contextmanager
+def _tiles_measured(budget: float) -> Iterator[tuple[dict[Any, Any], Callable[[], list[Any]]]]:
+    """Inside, Triton's kernels measure their tiles; gives those found, and which files they are in."""
+    if _library.triton.problem is not None:
+        yield {}, list
+        return
+    from atrousops.triton import _tiles
+
+    with _tiles.measuring(clock_of, budget) as session:
+        yield session.found, lambda: [p for p in map(_tiles.path, session.devices) if p is not None]
+
+
+def _tuned(keys: dict[Key, str], budget: float) -> Tuning:
     from tqdm import tqdm
 
-    keys = _calls_of(call, inputs, kwargs)
     known = {key: times for key in keys if (times := measured.lookup(key)) is not None}
     found: dict[Key, Times] = {}
     # Gradients first, for training takes the best of them.

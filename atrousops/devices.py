@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from atrousops import _library
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -63,7 +65,10 @@ class Rates(NamedTuple):
 
 
 class Device(NamedTuple):
-    """What a plan knows of the machine; the last three are a GPU's."""
+    """What a plan knows of the machine; the last three are a GPU's.
+
+    kind: "cpu", "cuda", or "triton" for a GPU that Triton serves.
+    """
 
     kind: str
     threads: int
@@ -79,8 +84,10 @@ def cpu_device(dtype: torch.dtype, channels_last: bool) -> Device:
 
 
 def gpu_device(dtype: torch.dtype, channels_last: bool) -> Device:
-    """This machine's GPU with the default rates for a dtype and memory format; an H100 where there is none."""
-    gpu = _gpu() if torch.cuda.is_available() else _H100
+    """This machine's GPU, or an H100 or MI300X, with the default rates for a dtype and memory format."""
+    gpu = _gpu() if torch.cuda.is_available() else _H100 if torch.version.hip is None else _MI300X
+    if _library.cuda.problem is not None and _library.triton.problem is None:
+        return Device("triton", 1, triton_rates(gpu, dtype, channels_last, tf32_allowed()), *gpu)
     return Device("cuda", 1, gpu_rates(gpu, dtype, channels_last, tf32_allowed()), *gpu)
 
 
@@ -97,12 +104,13 @@ def constant_in_graphs(function: F) -> F:
 
 @constant_in_graphs
 def tf32_allowed() -> bool:
-    """torch.backends.cudnn.allow_tf32, or what the newer fp32_precision settings say for convolutions."""
-    return torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32"
+    """torch.backends.cudnn.allow_tf32, or what the newer fp32_precision settings say for convolutions; not on ROCm."""
+    return torch.version.hip is None and torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32"
 
 
 # Multiprocessors, bytes of shared memory of a block, capability.
 _H100 = (132, 227 << 10, 90)
+_MI300X = (304, 64 << 10, 94)
 
 
 @cache
@@ -170,7 +178,7 @@ def default_rates(isa: str, amx: bool, dtype: torch.dtype, channels_last: bool) 
     near = _NEAR.get((row, half), inf)
     skips = _SKIPS.get((isa, channels_last), 0.0) if dtype == torch.float32 else 0.0
     repacking = _REPACKING.get((isa, channels_last), (inf, inf)) if dtype == torch.float32 else (inf, inf)
-    rates = Rates._make([*(1e9 * x for x in gflops), 0.0, near, skips, *repacking, _COPY[isa], *_OVERHEADS])
+    rates = Rates._make([*(1e9 * x for x in gflops), 0.0, 0.0, near, skips, *repacking, _COPY[isa], *_OVERHEADS])
     return _double(rates) if dtype == torch.float64 else rates
 
 
@@ -219,3 +227,18 @@ def gpu_rates(gpu: tuple[int, int, int], dtype: torch.dtype, channels_last: bool
     if gpu[2] != 90:
         flops[-1] = 0.0
     return Rates._make([*flops, inf, 0.0, inf, inf, scale * _GPU_COPY, *_GPU_OVERHEADS])
+
+
+# TFLOP/s of Triton's kernels on the same GPU, tl.dot and the loop; nothing is measured. tl.dot at 0.7 of our mma.sync,
+# for its addresses are computed element by element; fp32 without TF32 is multiplied in fp32, on no tensor core.
+_TRITON = {"half": (220, 2), "tf32": (110, 2), "float": (15, 2), "double": (8, 1)}
+
+
+@cache
+def triton_rates(gpu: tuple[int, int, int], dtype: torch.dtype, channels_last: bool, tf32: bool) -> Rates:
+    """The same of a GPU that Triton serves: `tensor` is tl.dot's, depthwise and grouped the loop's. On ROCm one
+    multiprocessor counts for as much as an H100's."""
+    names = {torch.float64: "double", torch.float32: "tf32" if tf32 else "float"}
+    scale = gpu[0] / _H100[0]
+    dot, loop = (1e12 * scale * x for x in _TRITON[names.get(dtype, "half")])
+    return gpu_rates(gpu, dtype, channels_last, tf32)._replace(tensor=dot, depthwise=loop, grouped=loop)

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from atrousops import backends, choice, ops, planner
+from atrousops import _plan_triton, backends, choice, ops, planner
 from atrousops._checks import bad_type
 from atrousops._plan_context import plan_context
 
@@ -254,13 +254,16 @@ def _settle(row: Row, ours: str, fake: bool) -> None:
     meant = (row.own if planned else "") if forced is None else forced
     if ours or (fake and meant in backends.COMPILED):
         row.backend = forced or row.own
-        if row.plan is None or row.backend == "triton":
+        # Where Triton is forced beside a CUDA library the plan is of that one's kernels.
+        if row.plan is not None and planned and (row.backend != "triton" or row.plan.kernel in _plan_triton.KERNELS):
+            row.kernel, row.reason = row.plan.kernel, row.plan.reason
+        elif row.plan is None or row.backend == "triton":
             row.kernel = ours or re.sub(r"[123]d$", "", row.operator)
             row.reason = "our Triton kernel" if row.backend == "triton" else "our kernel"
-        elif planned:
-            row.kernel, row.reason = row.plan.kernel, row.plan.reason
         else:
             row.kernel = ours
+        if ours == "conv_epilogue":
+            row.reason += ", residual and activation in its launch"
     elif row.backend not in backends.COMPILED:
         # An operator of ours may still use PyTorch's for a part.
         row.backend = row.kernel = "aten"

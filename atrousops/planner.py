@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
 
-from atrousops import _library, _plan_cuda, geometry
+from atrousops import _library, _plan_cuda, _plan_triton, geometry
 from atrousops.devices import Device, Rates
 from atrousops.geometry import Problem, product
 
-# On a CPU, in the order in which they are considered and shown (_plan_cuda has those of a GPU):
+# On a CPU, in the order in which they are considered and shown (_plan_cuda and _plan_triton have those of a GPU):
 # aten       PyTorch's own kernel (oneDNN)
 # regions    one gathered GEMM per live region
 # phases     the same per residue of the written position: no multiplication by the zeros a stride inserts
@@ -81,7 +81,7 @@ def plan(
         needs_grad: weigh forward and both gradients together.
         workspace_limit: bytes that a kernel may allocate besides its result.
     """
-    if _library.planner is None:
+    if _library.planner is None or device.kind == "triton":
         return python_plan(problem, device, itemsize, needs_grad, workspace_limit)
     chosen = compiled_plan(problem, device, itemsize, needs_grad, workspace_limit)
     if chosen.kernel != "wgmma":
@@ -149,7 +149,7 @@ def consider(
 ) -> list[Candidate]:
     """Every one of KERNELS with its predicted seconds, or why it is not legal."""
     candidates = []
-    for name in _plan_cuda.KERNELS if device.kind == "cuda" else KERNELS:
+    for name in {"cuda": _plan_cuda.KERNELS, "triton": _plan_triton.KERNELS}.get(device.kind, KERNELS):
         why_not = _illegal(name, problem, device, itemsize, workspace_limit)
         candidates.append(Candidate(name, inf if why_not else _predict(name, problem, device, itemsize), why_not))
     if needs_grad:
@@ -204,6 +204,8 @@ def _illegal(kernel: str, problem: Problem, device: Device, itemsize: int, works
         return "needs more workspace than the limit"
     if device.kind == "cuda":
         return _plan_cuda.illegal(kernel, problem, device, itemsize)
+    if device.kind == "triton":
+        return _plan_triton.illegal(kernel, problem)
     one_channel = problem.groups > 1 and problem.groups == problem.c
     if kernel == "depthwise":
         return "" if one_channel else "not one channel a group"
@@ -231,6 +233,8 @@ def _predict(kernel: str, problem: Problem, device: Device, itemsize: int) -> fl
         return seconds + _repacking(problem, rates, threads, moved, itemsize)
     if device.kind == "cuda":
         return _plan_cuda.predict(kernel, problem, device, itemsize, moved)
+    if device.kind == "triton":
+        return _plan_triton.predict(kernel, problem, device, moved)
     flops *= live[0] * live[1] * live[2]
     if kernel in ("depthwise", "grouped"):
         rate = rates.depthwise if kernel == "depthwise" else rates.grouped

@@ -113,16 +113,17 @@ class _DeviceClock:
 
 def clock_of(device: torch.device, of_host: bool = False) -> Clock:
     """How a call is timed: by the GPU's events, or by the host, which waits for the GPU at the end."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         return host_seconds
-    if not of_host:
+    if device.type == "cuda" and not of_host:
         return _DeviceClock(device)
+    synchronize = torch.get_device_module(device).synchronize
 
     def waiting(function: Callable[[], object]) -> float:
-        torch.cuda.synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         function()
-        torch.cuda.synchronize(device)
+        synchronize(device)
         return time.perf_counter() - start
 
     return waiting

@@ -25,6 +25,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ["ATROUSOPS_PLANS"] = "none"
 GPU_TESTS = pytest.StashKey[int]()
 TRITON_TESTS = pytest.StashKey[int]()
+WHOLE_DRAW = pytest.StashKey[bool]()
 
 
 def pytest_make_parametrize_id(val):
@@ -38,6 +39,9 @@ def pytest_collection_modifyitems(config, items):
     triton = [item for item in items if item.get_closest_marker("triton")]
     kept = set(() if interpreted.problem() else interpreted.selected(triton))
     left_out = [item for item in triton if item not in kept]
+    if kept and not interpreted.problem():
+        interpreted.watch()
+        config.stash[WHOLE_DRAW] = interpreted.is_whole(list(kept))
     config.stash[TRITON_TESTS] = len(left_out)
     if left_out:
         items[:] = [item for item in items if item not in set(left_out)]
@@ -62,6 +66,8 @@ def pytest_sessionfinish(session):
         coverage_of_kernels.send(session.config)
         session.config.workeroutput["gpu"] = session.config.stash.get(GPU_TESTS, 0)
         session.config.workeroutput["triton"] = session.config.stash.get(TRITON_TESTS, 0)
+        session.config.workeroutput["whole"] = session.config.stash.get(WHOLE_DRAW, False)
+        session.config.workeroutput["launched"] = interpreted.launched()
     elif (
         coverage_of_kernels.is_whole(session)
         and coverage_of_kernels.was_used()
@@ -76,6 +82,8 @@ def pytest_testnodedown(node):
     coverage_of_kernels.receive(output)
     node.config.stash[GPU_TESTS] = output.get("gpu", 0)
     node.config.stash[TRITON_TESTS] = output.get("triton", 0)
+    node.config.stash[WHOLE_DRAW] = output.get("whole", False)
+    interpreted.receive(output.get("launched", []))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -85,6 +93,9 @@ def pytest_terminal_summary(terminalreporter):
     if left_out := terminalreporter.config.stash.get(TRITON_TESTS, 0):
         why = interpreted.problem() or "ATROUSOPS_TRITON_ALL=1 runs them"
         write(f"triton: {left_out} cases were left out: {why}")
+    if terminalreporter.config.stash.get(WHOLE_DRAW, False):
+        never = interpreted.never_launched()
+        write(f"triton: {len(interpreted.launched())} kernels by dtype ran; never: {', '.join(never) or 'none'}")
     if host_cuda.problem():
         write(f"host_cuda: no CUDA kernel was executed: {host_cuda.problem()}", red=True)
     elif coverage_of_kernels.was_used():

@@ -133,3 +133,29 @@ def test_says_what_is_wrong():
         A.conv2d(x, w, b, padding=1, residual=r[..., :3])
     with torch.no_grad(), pytest.raises(ArgumentError, match="bias"):
         A.conv2d(x, w, b[:3], padding=1, activation="relu")
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("groups", [1, 8], ids=["matrix", "depthwise"])
+@pytest.mark.parametrize("residual", [None, (2, 16, 24, 25), (2, 16, 1, 1)], ids=["alone", "added", "broadcast"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_in_the_launch_of_triton(activation, dtype, residual, groups, monkeypatch):
+    """One launch; a residual to be broadcast is added behind it."""
+    from atrousops.triton import conv
+
+    x, w, b, r = inputs(dtype, residual=residual, groups=groups)
+    # Neither bias nor residual lies as the kernel reads them.
+    b = torch.stack([b, b], 1)[:, 0]
+    r = r.transpose(2, 3).contiguous().transpose(2, 3) if r is not None else None
+    launches = []
+    monkeypatch.setattr(conv, "launch", lambda *args, start=conv.launch, **meta: launches.append(start(*args, **meta)))
+    keywords = {"padding": 6, "dilation": 6, "groups": groups}
+    with torch.no_grad(), ao.backend("triton"):
+        y = A.conv2d(x, w, b, **keywords, residual=r, activation=activation)
+        (row,) = ao.explain(A.conv2d, x, w, b, **keywords, residual=r, activation=activation).rows
+    exact = composed(*[t if t is None else t.double() for t in (x, w, b, r)], activation, **keywords)
+    assert_close(y, exact, composed(x, w, b, r, activation, **keywords))
+    assert len(launches) == 2
+    fused = (activation or r is not None) and residual != (2, 16, 1, 1)
+    assert (row.backend, "in its launch" in row.reason) == ("triton", bool(fused))

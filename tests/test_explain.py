@@ -62,7 +62,8 @@ def test_fake_tensors_cost_nothing_and_say_the_same():
     assert ao.explain(net, huge).rows[0].flops == pytest.approx(2e10 * 4 * 3 * 9)
 
 
-def test_a_gpu_is_explained_without_one():
+def test_a_gpu_is_explained_without_one(monkeypatch):
+    monkeypatch.setattr(_library, "cuda", replace(_library.cuda, problem=None))
     with FakeTensorMode():
         x = torch.empty(16, 256, 33, 33, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
         layer = ao.AtrousConv2d(256, 256, 3, padding=18, dilation=18, device="cuda", dtype=torch.bfloat16)
@@ -74,8 +75,10 @@ def test_a_gpu_is_explained_without_one():
 
 
 @pytest.mark.skipif(_library.triton.problem is not None, reason=str(_library.triton.problem))
-def test_triton_runs_on_a_gpu_without_a_compiled_library(monkeypatch):
+@pytest.mark.parametrize("rocm", [None, "6.4"], ids=["CUDA", "ROCm"])
+def test_triton_runs_on_a_gpu_without_a_compiled_library(rocm, monkeypatch):
     monkeypatch.setattr(_library, "cuda", replace(_library.cuda, problem="not built"))
+    monkeypatch.setattr(torch.version, "hip", rocm)
     with FakeTensorMode():
         x, w = torch.empty(1, 64, 65, 65, device="cuda"), torch.empty(64, 64, 3, 3, device="cuda")
         boxes = torch.empty(3, 5, device="cuda")
@@ -88,8 +91,16 @@ def test_triton_runs_on_a_gpu_without_a_compiled_library(monkeypatch):
         rows = [ao.explain(call).rows[0] for call in calls]
         assert {(row.backend, row.reason) for row in rows[1:]} == {("triton", "our Triton kernel")}
         assert rows[0].backend == ("aten" if rows[0].plan.kernel == "aten" else "triton")
+        # Of the rate's nine taps five are live: the plan is of Triton's kernels, with their reasons.
+        assert [(c.kernel, bool(c.reason)) for c in rows[0].plan.candidates][2:] == [("looped", True)]
+        assert rows[0].reason == rows[0].plan.reason
+        assert "dot" in rows[0].reason
         with ao.backend("triton"):
             assert ao.explain(calls[0]).rows[0].backend == "triton"
+            w = w.requires_grad_(False)
+            row = ao.explain(lambda: ao.functional.conv2d(x, w, None, 1, 24, 24, residual=x, activation="relu")).rows[0]
+            assert (row.backend, row.kernel) == ("triton", "dot" if row.plan.kernel == "dot" else "conv_epilogue")
+            assert row.reason.endswith(", residual and activation in its launch")
     if not _triton.interpreted():
         with ao.backend("triton"), pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
             ao.functional.max_pool2d(torch.zeros(1, 1, 4, 4), 2)

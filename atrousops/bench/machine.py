@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 import atrousops as ao
+from atrousops._stored import cpu_name
 from atrousops.bench.registry import DTYPES
-from atrousops.measured import cpu_name
 from atrousops.testing import clock_of
 
 # Bytes of a copy from memory, larger than any cache.

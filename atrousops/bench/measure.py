@@ -86,12 +86,17 @@ def _contenders(
     library = _library.cuda if device.type == "cuda" else _library.cpu
     if library.problem is None:
         ours[OWN] = under(device.type, prepared.ours)
-    if device.type in _triton.KEYS and _triton.installed():
+    if runs_triton(device):
         ours[TRITON] = under("triton", prepared.ours)
     theirs = dict(prepared.theirs)
     if options.compile and prepared.compiled is not None:
         theirs["torch.compile"] = prepared.compiled(_compile)
     return ours, theirs
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether rows have Triton's kernels beside those of the compiled library."""
+    return device.type in _triton.KEYS and _triton.installed()
 
 
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:

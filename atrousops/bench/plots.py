@@ -8,7 +8,8 @@ from typing import Any
 
 from atrousops._checks import ArgumentError
 from atrousops.bench.registry import SCALING
-from atrousops.bench.results import DISPATCHED, OWN, Report, Result
+from atrousops.bench.report import columns
+from atrousops.bench.results import DISPATCHED, TRITON, Report, Result
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000", "#999999")
@@ -57,15 +58,20 @@ def _ratios(report: Report) -> Any:
     if not rows:
         return None
     figure, axes = _new_figure(11, 1.4 + 0.26 * len(rows))
-    for offset, name, color in ((-0.19, DISPATCHED, COLORS[0]), (0.19, OWN, COLORS[4])):
+    names = columns(any(TRITON in row.timings for row in rows))
+    thick = 0.76 / len(names)
+    for position, (name, color) in enumerate(zip(names, (COLORS[0], COLORS[4], COLORS[1]))):
+        offset = (position - (len(names) - 1) / 2) * thick
         known = [(i, ratio) for i, row in enumerate(rows) if (ratio := row.ratio(name)) is not None]
         # Bars start at 1: to the right ours is faster, to the left it loses.
-        axes.barh([i + offset for i, _ in known], [r - 1 for _, r in known], 0.36, left=1, color=color, label=name)
+        axes.barh(
+            [i + offset for i, _ in known], [r - 1 for _, r in known], 0.95 * thick, left=1, color=color, label=name
+        )
     for i, row in enumerate(rows):
         ratio = row.ratio()
         assert ratio is not None
-        axes.annotate(f"{ratio:.2f}", (max(ratio, row.ratio(OWN) or 0, 1), i), (4, 0), textcoords="offset points",
-                      va="center", fontsize=7)  # fmt: skip
+        end = max(1, *(row.ratio(name) or 0 for name in names))
+        axes.annotate(f"{ratio:.2f}", (end, i), (4, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=7)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xscale("log")
@@ -76,7 +82,7 @@ def _ratios(report: Report) -> Any:
     axes.set_xlabel("time of the fastest incumbent over ours: right of 1 ours is faster, left of 1 it loses")
     axes.set_title(_title(report), fontsize=10, pad=24)
     axes.margins(x=0.08)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False, fontsize=8)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(names), frameon=False, fontsize=8)
     return figure
 
 

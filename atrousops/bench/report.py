@@ -12,13 +12,20 @@ Each result is held to PyTorch's in float64 first; a wrong one has no ratio. All
 range between quartiles. x: the fastest incumbent's time over ours, below 1 is a loss; ~ before it: not told from 1 by
 these timings. floor: the time that bytes and live FLOPs need at this machine's measured ceilings, over ours. gemm: the
 time of one matrix product of the same dense work, dead taps included, over ours."""
-HEADER = (
-    f"{'case':<52} {'type':<4} {'form':<4} {'pass':<11} {'incumbent':<24} {'dispatched':<14} {'x':>6}"
-    f" {'own kernel':<14} {'x':>6} {'floor':>5} {'gemm':>5} kernel"
-)
 
 
-def line(result: Result) -> str:
+def columns(triton: bool) -> tuple[str, ...]:
+    """Ours, by name; Triton's where it runs."""
+    return (DISPATCHED, OWN, TRITON) if triton else (DISPATCHED, OWN)
+
+
+def header(triton: bool = False) -> str:
+    """The names of the columns."""
+    ours = " ".join(f"{name:<14} {'x':>6}" for name in columns(triton))
+    return f"{'case':<52} {'type':<4} {'form':<4} {'pass':<11} {'incumbent':<24} {ours} {'floor':>5} {'gemm':>5} kernel"
+
+
+def line(result: Result, triton: bool = False) -> str:
     """One row; what else is to be said about it stands indented below."""
     start = f"{result.case:<52} {result.dtype:<4} {result.layout:<4} {result.direction:<11}"
     if result.error:
@@ -29,16 +36,18 @@ def line(result: Result) -> str:
     incumbent = result.incumbent
     cells = [
         f"{incumbent + ' ' + _time(result.timings[incumbent]) if incumbent else 'none':<24}",
-        *(f"{_time(result.timings.get(name)):<14} {_ratio(result, name):>6}" for name in (DISPATCHED, OWN)),
+        *(f"{_time(result.timings.get(name)):<14} {_ratio(result, name):>6}" for name in columns(triton)),
         f"{_number(result.share, '.0%'):>5} {_number(result.of_gemm, '.2f'):>5} {result.kernel}",
     ]
     return "\n".join([f"{start} {' '.join(cells)}", *(f"    {note}" for note in _notes(result))])
 
 
+def cell(result: Result, name: str) -> str:
+    """The time of one of ours, and x."""
+    return f"{_time(result.timings.get(name)):<14} {_number(result.ratio(name), '.2f'):>6}"
+
+
 def _notes(result: Result) -> Iterator[str]:
-    if TRITON in result.timings:
-        ratio = _number(result.ratio(TRITON), ".2f")
-        yield f"our Triton kernel {_time(result.timings[TRITON])}, x {ratio}"
     others = list(result.incumbents.items())[1:]
     if others:
         yield "also " + ", ".join(f"{name} {_time(timing)}" for name, timing in others)
@@ -91,11 +100,11 @@ def _rate(rate: float) -> str:
 
 def summary(report: Report) -> str:
     """The geometric means by suite, how many rows were lost, and what was left out."""
-    lines = [
-        f"{'suite':<12} {'rows':>4} {'dispatched':>11} {'range':>15} {'own kernel':>11} {'below 1':>8} {'wrong':>6}"
-    ]
+    triton = any(TRITON in result.timings for result in report.results)
+    forced = " ".join(f"{name:>11}" for name in columns(triton)[1:])
+    lines = [f"{'suite':<12} {'rows':>4} {'dispatched':>11} {'range':>15} {forced} {'below 1':>8} {'wrong':>6}"]
     for suite in dict.fromkeys(result.suite for result in report.results):
-        lines.append(_summary_of(suite, [result for result in report.results if result.suite == suite]))
+        lines.append(_summary_of(suite, [result for result in report.results if result.suite == suite], triton))
     lines.append("Geometric means of x; below 1: rows in which the dispatched call is slower, by more than noise.")
     for reason in dict.fromkeys(report.left_out.values()):
         keys = [key for key, why in report.left_out.items() if why == reason]
@@ -103,13 +112,13 @@ def summary(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _summary_of(suite: str, results: Sequence[Result]) -> str:
-    ratios, own = (_ratios(results, name) for name in (DISPATCHED, OWN))
-    means = [f"{_number(geometric_mean(values), '.2f')}" for values in (ratios, own)]
+def _summary_of(suite: str, results: Sequence[Result], triton: bool) -> str:
+    ratios = _ratios(results, DISPATCHED)
+    means = [f"{_number(geometric_mean(_ratios(results, name)), '.2f'):>11}" for name in columns(triton)]
     spread = f"{min(ratios):.2f} - {max(ratios):.2f}" if ratios else "-"
     lost = sum((result.ratio() or 1) < 1 and not result.is_even() for result in results)
     wrong = sum(result.is_wrong or bool(result.error) for result in results)
-    return f"{suite:<12} {len(results):>4} {means[0]:>11} {spread:>15} {means[1]:>11} {lost:>8} {wrong:>6}"
+    return f"{suite:<12} {len(results):>4} {means[0]} {spread:>15} {' '.join(means[1:])} {lost:>8} {wrong:>6}"
 
 
 def _ratios(results: Sequence[Result], name: str) -> list[float]:

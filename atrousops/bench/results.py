@@ -25,7 +25,7 @@ DISPATCHED, OWN, TRITON, GEMM = "dispatched", "own kernel", "triton", "gemm"
 class Result:
     """One row, measured.
 
-    timings: seconds a call by name: "dispatched", "own kernel", "gemm" and the incumbents'.
+    timings: seconds a call by name: "dispatched", "own kernel", "triton", "gemm" and the incumbents'.
     wrong: by name, what is wrong with a result; failed: why one could not run; missing: incumbents that are not here.
     error: why nothing could be measured at all.
     gemm: M, N, K of the matrix product of equal work.
@@ -102,6 +102,7 @@ class Result:
         """A dict for JSON, with what can be derived beside what was measured."""
         derived = {"incumbent": self.incumbent, "ratio": self.ratio(), "ratio_own": self.ratio(OWN)}
         derived["even"] = self.is_even()
+        derived["ratio_triton"] = self.ratio(TRITON)
         return dataclasses.asdict(self) | derived | {"share_of_floor": self.share, "share_of_gemm": self.of_gemm}
 
     @classmethod

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from atrousops.bench import machine, report
-from atrousops.bench.measure import Options, measure
+from atrousops.bench.measure import Options, measure, runs_triton
 from atrousops.bench.registry import SCALING, Row, suite_title
 from atrousops.bench.results import Report
 
@@ -45,7 +45,7 @@ def run(
     dtypes = list(dict.fromkeys(row.dtype for row in rows))
     result = Report(machine.environment(device), machine.ceilings(device, dtypes), left_out=left_out)
     show(f"{report.head(result)}\n{report.LEGEND}")
-    suite = ""
+    suite, triton = "", runs_triton(device)
     try:
         with tqdm(total=len(rows), unit="row", disable=None, leave=False) as bar:
             for number, row in enumerate(rows, 1):
@@ -54,10 +54,10 @@ def run(
                     continue
                 if row.suite != suite:
                     suite = row.suite
-                    show(f"\n{suite}: {suite_title(suite)}\n{'':>9}{report.HEADER}")
+                    show(f"\n{suite}: {suite_title(suite)}\n{'':>9}{report.header(triton)}")
                 bar.set_description(row.key)
                 result.results.append(measure(row, device, result.ceilings, options))
-                show(f"{f'{number}/{len(rows)}':>8} {report.line(result.results[-1])}")
+                show(f"{f'{number}/{len(rows)}':>8} {report.line(result.results[-1], triton)}")
                 if path is not None:
                     result.save(path)
                 bar.update()

@@ -9,11 +9,15 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
+from atrousops import _library
 from atrousops._checks import bad_type, bad_value
 from atrousops.ops import _subnormals
 from atrousops.ops._conv_arguments import Arguments
-from atrousops.ops._conv_dispatch import Call, Route, plain_tensors, route_of, run
+from atrousops.ops._conv_dispatch import Call, Route, allow_tf32, plain_tensors, route_of, run
+from atrousops.ops._layout import empty_as_kernel
+from atrousops.ops._register import register
 
 
 class Activation(NamedTuple):
@@ -35,7 +39,7 @@ ACTIVATIONS = {
 def run_with_epilogue(
     call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple, residual: Any, activation: Any
 ) -> Tensor:
-    """activation(convolution + residual): in oneDNN's own pass where its kernel runs, else in place behind it."""
+    """activation(convolution + residual): in the pass of oneDNN or the launch of Triton, else in place behind it."""
     if activation is not None and activation not in ACTIVATIONS:
         bad_value(call.name, "activation", f"be one of {', '.join(ACTIVATIONS)} or None", repr(activation))
     if residual is not None and not isinstance(residual, Tensor):
@@ -43,8 +47,11 @@ def run_with_epilogue(
     if torch.compiler.is_compiling() or _wants_gradients(input, weight, bias, residual):
         return _behind(call, run(call, input, weight, bias, args), residual, activation, in_place=False)
     route = route_of(call, input, weight, bias, args)
-    if route is not None and _onednn_fuses(route, input, weight, bias, residual, activation):
-        return _onednn(route, input, weight, bias, residual, activation)
+    if route is not None and _fits(route, input, weight, bias, residual):
+        if _onednn_fuses(route, input, residual, activation):
+            return _onednn(route, input, weight, bias, residual, activation)
+        if route.backend == "triton":
+            return _triton(route, input, weight, bias, residual, activation)
     return _behind(call, run(call, input, weight, bias, args), residual, activation, in_place=True)
 
 
@@ -85,32 +92,41 @@ def _onednn_dtypes() -> frozenset[torch.dtype]:
     return frozenset({torch.float32, torch.bfloat16} if bfloat16 else {torch.float32})
 
 
-def _onednn_fuses(
-    route: Route, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str | None
-) -> bool:
+def _fits(route: Route, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> bool:
+    """Whether nothing is left to be broadcast, cast or refused."""
+    a = route.arguments
+    return (
+        input.dim() == len(a.stride) + 2
+        and not torch._C._is_any_autocast_enabled()
+        and (plain_tensors(input, weight) or (type(input) is type(weight) is FakeTensor))
+        and weight.dtype == input.dtype
+        and weight.device == input.device
+        and input.numel() * weight.numel() > 0
+        and (bias is None or (bias.dtype == input.dtype and bias.shape == weight.shape[:1]))
+        and (residual is None or _is_like_output(residual, input, weight, a))
+    )
+
+
+def _onednn_fuses(route: Route, input: Tensor, residual: Tensor | None, activation: str | None) -> bool:
     a = route.arguments
     rank = len(a.stride)
     return (
         route.backend == "aten"
         and rank in (2, 3)
         and input.is_cpu
-        and input.dim() == rank + 2
+        and type(input) is not FakeTensor
         and input.dtype in _onednn_dtypes()
         and bool(torch.backends.mkldnn.enabled)
-        and not torch._C._is_any_autocast_enabled()
         and a.padding[:rank] == a.padding[-rank:]
-        and plain_tensors(input, weight)
-        and weight.dtype == input.dtype
-        and input.numel() * weight.numel() > 0
-        and (bias is None or (bias.dtype == input.dtype and bias.shape == weight.shape[:1]))
         # Behind a residual it knows ReLU only.
-        and (residual is None or (activation in (None, "relu") and _is_like_output(residual, input, weight, a)))
+        and (residual is None or activation in (None, "relu"))
     )
 
 
 def _is_like_output(residual: Tensor, input: Tensor, weight: Tensor, a: Arguments) -> bool:
-    same = residual.dtype == input.dtype and residual.device == input.device and plain_tensors(residual, weight)
-    return same and residual.shape == _output_size(input, weight, a)
+    same = residual.dtype == input.dtype and residual.device == input.device
+    plain = plain_tensors(residual, weight) or type(residual) is FakeTensor
+    return same and plain and residual.shape == _output_size(input, weight, a)
 
 
 def _onednn(
@@ -127,3 +143,20 @@ def _onednn(
     if residual is None:
         return fused.default(input, weight, bias, *geometry, name or "none", scalars, None)
     return fused.binary(input, residual, weight, bias, *geometry, "add", 1.0, name, (), None)
+
+
+def _triton(
+    route: Route, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str | None
+) -> Tensor:
+    a = route.arguments
+    rest = (a.stride, a.padding, a.dilation, a.groups, allow_tf32(input))
+    return torch.ops.atrousops.conv_epilogue(input, weight, bias, residual, activation or "none", *rest)
+
+
+def _fake(input, weight, bias, residual, activation, stride, padding, dilation, groups, allow_tf32=False) -> Tensor:
+    a = Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ())
+    return empty_as_kernel(_output_size(input, weight, a), input)
+
+
+if _library.triton.problem is None:
+    register("conv_epilogue", fake=_fake)

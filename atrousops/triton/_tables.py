@@ -94,11 +94,18 @@ def axis_places(row, o, AXIS: tl.constexpr):
 
 
 @inline
-def region_rows(row, tile, ROWS: tl.constexpr):
-    """This tile's images and positions in the region's box; rows beyond its last repeat the first one."""
+def tile_places(row, tile, images, x_n, x_d, x_h, x_w, y_n, y_d, y_h, y_w, ROWS: tl.constexpr):
+    """Rows of a tile: which exist (others repeat the first), where they read but for the tap, and write."""
     m = (tile - tl.load(row)) * ROWS + tl.arange(0, ROWS)
     d, h, w = tl.load(row + 2), tl.load(row + 10), tl.load(row + 18)
-    return m, d, h, w
+    live = m < images * d * h * w
+    image, o = split(tl.where(live, m, 0), d * h * w)
+    z, y, x = split3(o, h, w)
+    to_d, from_d = axis_places(row, z, 0)
+    to_h, from_h = axis_places(row, y, 1)
+    to_w, from_w = axis_places(row, x, 2)
+    read = image * x_n + from_d * x_d + from_h * x_h + from_w * x_w
+    return live, read, image * y_n + to_d * y_d + to_h * y_h + to_w * y_w
 
 
 @inline
@@ -117,9 +124,13 @@ def live_tap(d, h, w, taps, kh, kw):
 
 
 @inline
-def tap_rows(tap, m):
-    """Image and written position of row m among those that a tap reads."""
+def tap_places(tap, m, x_n, x_d, x_h, x_w, y_n, y_d, y_h, y_w):
+    """Where row m among those that a tap reads is read, in x and in y."""
     d, h, w = tl.load(tap + 1), tl.load(tap + 5), tl.load(tap + 9)
     image, o = split(m, d * h * w)
     z, y, x = split3(o, h, w)
-    return image, z + tl.load(tap), y + tl.load(tap + 4), x + tl.load(tap + 8)
+    z, y, x = z + tl.load(tap), y + tl.load(tap + 4), x + tl.load(tap + 8)
+    at_d = z * tl.load(tap + 3) + tl.load(tap + 2)
+    at_h = y * tl.load(tap + 7) + tl.load(tap + 6)
+    at_w = x * tl.load(tap + 11) + tl.load(tap + 10)
+    return image * x_n + at_d * x_d + at_h * x_h + at_w * x_w, image * y_n + z * y_d + y * y_h + x * y_w

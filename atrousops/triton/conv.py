@@ -1,9 +1,8 @@
 """y[n, P(o), k] = b[k] + sum over live taps t, channels c of x[n, Q(o) + delta_t, c] w[t, c, k].
 
 A GEMM over the taps of each live region: rows are positions, columns output channels, depth taps times channels. The
-input gradient and the transposed convolution are the same sum by phases. The weight gradient is
-dw[t, c, k] = sum over n, o of dy[n, o, k] x[n, Q(o) + delta_t, c], in parts whose number depends on the sizes alone,
-added up in their order. Groups of few channels are a loop instead. Maps (N, C, *) are contiguous or channels_last.
+input gradient and the transposed convolution are the same sum by phases. Bias, residual and activation are applied to
+the sum before it is rounded. Groups of few channels are a loop instead. Maps (N, C, *) are contiguous or channels_last.
 """
 
 from collections.abc import Sequence
@@ -15,60 +14,54 @@ import triton.language as tl
 from torch import Tensor
 
 from atrousops import geometry
+from atrousops._plan_triton import FEW
 from atrousops.geometry import Problem
 from atrousops.ops._layout import empty_as_kernel
-from atrousops.triton._common import (
-    cdiv,
-    channels_are_inner,
-    full,
-    interpreted,
-    jit,
-    launch,
-    narrow,
-    split,
-    split3,
-    wide,
-)
-from atrousops.triton._tables import (
-    REGION_WORDS,
-    TAP_WORDS,
-    axis_places,
-    live_tap,
-    live_taps,
-    region_rows,
-    regions,
-    tap_rows,
-    weight_taps,
-)
+from atrousops.triton._common import cdiv, full, inline, interpreted, jit, launch, narrow, split, split3, wide
+from atrousops.triton._conv_weight import weight_sum
+from atrousops.triton._maps import in_format, precision, small, strides_of, widened
+from atrousops.triton._tables import REGION_WORDS, live_tap, live_taps, regions, tile_places
+from atrousops.triton._tiles import Layers, Tile
+from atrousops.triton._tiles import start as start_tiled
 
-# Groups with at most so many products of channels are no matter for a GEMM.
-_FEW = 64
-# Rows that one part of a weight gradient adds up, and how many parts there are at most.
-_ROWS_OF_PART, _PARTS = 4096, 64
+
+@inline
+def finished(
+    total, bias, residual, exists, stored, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr
+):
+    """activation(total + bias + residual), NaN staying NaN."""
+    if HAS_BIAS:
+        total += wide(tl.load(bias, mask=exists, other=0))[None, :]
+    if HAS_RESIDUAL:
+        total += wide(tl.load(residual, mask=stored, other=0))
+    if ACTIVATION == "relu" or ACTIVATION == "relu6":
+        total = tl.where(total < 0, 0, total)
+        if ACTIVATION == "relu6":
+            total = tl.where(total > 6, 6, total)
+    elif ACTIVATION == "hardswish":
+        total = total * tl.minimum(tl.maximum(total + 3, 0), 6) / 6
+    elif ACTIVATION == "silu":
+        total = total / (1 + tl.exp(-total))
+    return total
 
 
 @jit
 def conv_kernel(
-    x, w, bias, y, region_of_tile, region_words, taps, images: tl.int64, groups: tl.int64, depth_units: tl.int64,
-    width_units: tl.int64, x_n: tl.int64, x_c: tl.int64, x_d: tl.int64, x_h: tl.int64, x_w: tl.int64, y_n: tl.int64,
-    y_c: tl.int64, y_d: tl.int64, y_h: tl.int64, y_w: tl.int64, places: tl.int64, kh: tl.int64, kw: tl.int64,
-    X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr, REGION_WORDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    x, w, bias, residual, y, region_of_tile, region_words, taps, images: tl.int64, groups: tl.int64,
+    depth_units: tl.int64, width_units: tl.int64, x_n: tl.int64, x_c: tl.int64, x_d: tl.int64, x_h: tl.int64,
+    x_w: tl.int64, y_n: tl.int64, y_c: tl.int64, y_d: tl.int64, y_h: tl.int64, y_w: tl.int64, places: tl.int64,
+    kh: tl.int64, kw: tl.int64, X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    REGION_WORDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     # A unit above 0 says that channels are innermost, and that it divides every other stride.
     depth, width = depth_units * max(X_UNIT, 1), width_units * max(Y_UNIT, 1)
     program, block = split(tl.program_id(0).to(tl.int64), (width + BN - 1) // BN)
     tile, group = split(program, groups)
     row = region_words + tl.load(region_of_tile + tile) * REGION_WORDS
-    m, d, h, v = region_rows(row, tile, BM)
-    live = m < images * d * h * v
-    image, o = split(tl.where(live, m, 0), d * h * v)
-    oz, oy, ox = split3(o, h, v)
-    to_d, from_d = axis_places(row, oz, 0)
-    to_h, from_h = axis_places(row, oy, 1)
-    to_w, from_w = axis_places(row, ox, 2)
-    source = (image * x_n + from_d * x_d + from_h * x_h + from_w * x_w) * max(X_UNIT, 1) + group * depth * x_c
-    target = (image * y_n + to_d * y_d + to_h * y_h + to_w * y_w) * max(Y_UNIT, 1) + group * width * y_c
+    live, source, target = tile_places(row, tile, images, x_n, x_d, x_h, x_w, y_n, y_d, y_h, y_w, BM)
+    source = source * max(X_UNIT, 1) + group * depth * x_c
+    target = target * max(Y_UNIT, 1) + group * width * y_c
     k = block * BN + tl.arange(0, BN)
     weights = w + group * places * depth * width
     total = full((BM, BN), 0.0, x)
@@ -90,31 +83,25 @@ def conv_kernel(
         if WIDEN:
             a, b = wide(a), wide(b)
         total = tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)
-    if HAS_BIAS:
-        total += wide(tl.load(bias + group * width + k, mask=k < width, other=0))[None, :]
     outer = k if Y_UNIT > 0 else k * y_c
-    to = y + target[:, None] + outer[None, :]
-    tl.store(to, narrow(total, y), mask=live[:, None] & (k[None, :] < width))
+    stored = live[:, None] & (k[None, :] < width)
+    # Not one sum for both: the compiler would keep it in registers.
+    shift, above = bias + group * width + k, residual + target[:, None] + outer[None, :]
+    total = finished(total, shift, above, k < width, stored, HAS_BIAS, HAS_RESIDUAL, ACTIVATION)
+    tl.store(y + target[:, None] + outer[None, :], narrow(total, y), mask=stored)
 
 
 @jit
 def conv_looped_kernel(
-    x, w, bias, y, region_of_tile, region_words, taps, images: tl.int64, channels: tl.int64, depth: tl.int64,
-    width: tl.int64, x_n: tl.int64, x_c: tl.int64, x_d: tl.int64, x_h: tl.int64, x_w: tl.int64, y_n: tl.int64,
-    y_c: tl.int64, y_d: tl.int64, y_h: tl.int64, y_w: tl.int64, kh: tl.int64, kw: tl.int64, HAS_BIAS: tl.constexpr,
-    REGION_WORDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    x, w, bias, residual, y, region_of_tile, region_words, taps, images: tl.int64, channels: tl.int64,
+    depth: tl.int64, width: tl.int64, x_n: tl.int64, x_c: tl.int64, x_d: tl.int64, x_h: tl.int64, x_w: tl.int64,
+    y_n: tl.int64, y_c: tl.int64, y_d: tl.int64, y_h: tl.int64, y_w: tl.int64, kh: tl.int64, kw: tl.int64,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, REGION_WORDS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     tile, block = split(tl.program_id(0).to(tl.int64), (channels + BN - 1) // BN)
     row = region_words + tl.load(region_of_tile + tile) * REGION_WORDS
-    m, d, h, v = region_rows(row, tile, BM)
-    live = m < images * d * h * v
-    image, o = split(tl.where(live, m, 0), d * h * v)
-    oz, oy, ox = split3(o, h, v)
-    to_d, from_d = axis_places(row, oz, 0)
-    to_h, from_h = axis_places(row, oy, 1)
-    to_w, from_w = axis_places(row, ox, 2)
-    source = image * x_n + from_d * x_d + from_h * x_h + from_w * x_w
-    target = image * y_n + to_d * y_d + to_h * y_h + to_w * y_w
+    live, source, target = tile_places(row, tile, images, x_n, x_d, x_h, x_w, y_n, y_d, y_h, y_w, BM)
     k = block * BN + tl.arange(0, BN)
     exists = k < channels
     first = k // width * depth
@@ -128,42 +115,34 @@ def conv_looped_kernel(
             a = tl.load(x + at[:, None] + ((first + c) * x_c)[None, :], mask=exists[None, :], other=0)
             b = tl.load(w + (place * depth + c) * channels + k, mask=exists, other=0)
             total += wide(a) * wide(b)[None, :]
-    if HAS_BIAS:
-        total += wide(tl.load(bias + k, mask=exists, other=0))[None, :]
-    to = y + target[:, None] + (k * y_c)[None, :]
-    tl.store(to, narrow(total, y), mask=live[:, None] & exists[None, :])
+    stored = live[:, None] & exists[None, :]
+    above = residual + target[:, None] + (k * y_c)[None, :]
+    total = finished(total, bias + k, above, exists, stored, HAS_BIAS, HAS_RESIDUAL, ACTIVATION)
+    tl.store(y + target[:, None] + (k * y_c)[None, :], narrow(total, y), mask=stored)
 
 
-class Strides(NamedTuple):
-    """Of a map, in units; unit 0 stands for channels that are not innermost."""
+class Epilogue(NamedTuple):
+    """What is done to y before it is stored: activation(y + bias + residual); residual is of y's shape."""
 
-    unit: int
-    batch: int
-    channel: int
-    axes: tuple[int, int, int]
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    activation: str = "none"
 
-    def arguments(self) -> tuple[int, ...]:
-        return (self.batch, self.channel, *self.axes)
+    def arguments(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The kernel's; y stands for what is not there."""
+        residual = self.residual
+        if residual is not None and residual.stride() != y.stride():
+            residual = torch.empty_like(y).copy_(residual)
+        return y if self.bias is None else self.bias.contiguous(), y if residual is None else residual
 
-
-def strides_of(t: Tensor, channels: int, units: bool) -> Strides:
-    """`channels` is how many a group has: what the unit must divide."""
-    axes = [0] * (5 - t.dim()) + list(t.stride()[2:])
-    unit = 0
-    if units and t.stride(1) == 1 and channels_are_inner(t):
-        unit = channels & -channels
-        unit = min(unit, 16)
-    scale = max(unit, 1)
-    return Strides(unit, t.stride(0) // scale, t.stride(1), (axes[0] // scale, axes[1] // scale, axes[2] // scale))
+    @property
+    def constants(self) -> tuple[bool, bool, str]:
+        return self.bias is not None, self.residual is not None, self.activation
 
 
-def in_format(t: Tensor) -> Tensor:
-    """Contiguous, or dense with channels innermost."""
-    return t if channels_are_inner(t) else t.contiguous()
-
-
-def tap_sum(problem: Problem, x: Tensor, w: Tensor, bias: Tensor | None, size: Sequence[int], tf32: bool) -> Tensor:
+def tap_sum(problem: Problem, x: Tensor, w: Tensor, end: Epilogue, size: Sequence[int], tf32: bool) -> Tensor:
     """A convolution, or its input gradient or transposed form: y (N, *size) from x and w (K, C / groups, *kernel)."""
+    tf32 = tf32 and x.dtype == torch.float32
     y = empty_as_kernel(size, x)
     x = in_format(x)
     groups, kernel = problem.groups, [axis.kernel for axis in problem.axes]
@@ -171,159 +150,70 @@ def tap_sum(problem: Problem, x: Tensor, w: Tensor, bias: Tensor | None, size: S
     # (group, K of it, C of it, tap); depth is summed over, width written.
     w = w.reshape(groups, problem.k // groups, problem.c // groups, places)
     depth_axis, width_axis = (1, 2) if problem.kind == "input_grad" else (2, 1)
-    depth, width = w.shape[depth_axis], w.shape[width_axis]
-    shared = (bias if bias is not None else x, y)
-    if groups > 1 and depth * width <= _FEW:
-        packed = w.permute(3, depth_axis, 0, width_axis).contiguous()
-        rows, columns = (128, _small(groups * width)) if interpreted() else (32, 32)
-        table = regions(problem, rows, x.device)
-        sizes = (problem.n, groups * width, depth, width)
-        strides = (*strides_of(x, depth, False).arguments(), *strides_of(y, width, False).arguments())
-        programs = table.tiles * cdiv(groups * width, columns)
-        arguments = (x, packed, *shared, table.region_of_tile, table.words, table.taps, *sizes, *strides, *kernel[1:])
-        launch(conv_looped_kernel, programs, *arguments, bias is not None, REGION_WORDS, rows, columns)
-        return y
-    packed = w.permute(0, 3, depth_axis, width_axis).contiguous()
-    x_strides, y_strides = strides_of(x, depth, True), strides_of(y, width, True)
-    rows, columns, inner, warps = _tile(x.dtype, width, depth, min(x_strides.unit, y_strides.unit))
-    table = regions(problem, rows, x.device)
-    sizes = (problem.n, groups, depth // max(x_strides.unit, 1), width // max(y_strides.unit, 1))
-    launch(
-        conv_kernel,
-        table.tiles * groups * cdiv(width, columns),
-        *(x, packed, *shared, table.region_of_tile, table.words, table.taps),
-        *(*sizes, *x_strides.arguments(), *y_strides.arguments(), places, *kernel[1:]),
-        *(x_strides.unit, y_strides.unit, bias is not None, precision(tf32), widened(x), REGION_WORDS),
-        *(rows, columns, inner),
-        num_warps=warps,
-        num_stages=3,
-    )
+    if groups > 1 and w.shape[depth_axis] * w.shape[width_axis] <= FEW:
+        _looped_sum(problem, x, w.permute(3, depth_axis, 0, width_axis).contiguous(), y, end)
+    else:
+        _matrix_sum(problem, x, w.permute(0, 3, depth_axis, width_axis).contiguous(), y, end, tf32)
     return y
 
 
-def _tile(dtype: torch.dtype, width: int, depth: int, unit: int) -> tuple[int, int, int, int]:
-    """Rows, columns, depth of a step, warps: what the compiler keeps in registers."""
+def _looped_sum(problem: Problem, x: Tensor, w: Tensor, y: Tensor, end: Epilogue) -> None:
+    _, depth, groups, width = w.shape
+    rows, columns = (128, small(groups * width)) if interpreted() else (32, 32)
+    table = regions(problem, rows, x.device)
+    launch(
+        conv_looped_kernel,
+        table.tiles * cdiv(groups * width, columns),
+        *(x, w, *end.arguments(y), y, table.region_of_tile, table.words, table.taps),
+        *(problem.n, groups * width, depth, width),
+        *(*strides_of(x, depth, False).arguments(), *strides_of(y, width, False).arguments()),
+        *(axis.kernel for axis in problem.axes[1:]),
+        *(*end.constants, REGION_WORDS, rows, columns),
+    )
+
+
+def _matrix_sum(problem: Problem, x: Tensor, w: Tensor, y: Tensor, end: Epilogue, tf32: bool) -> None:
+    groups, places, depth, width = w.shape
+    x_strides, y_strides = strides_of(x, depth, True), strides_of(y, width, True)
+    units = x_strides.unit, y_strides.unit
+    tail = end.arguments(y)
+
+    def start(tile: Tile) -> None:
+        table = regions(problem, tile.rows, x.device)
+        launch(
+            conv_kernel,
+            table.tiles * groups * cdiv(width, tile.columns),
+            *(x, w, *tail, y, table.region_of_tile, table.words, table.taps),
+            *(problem.n, groups, depth // max(units[0], 1), width // max(units[1], 1)),
+            *(*x_strides.arguments(), *y_strides.arguments(), places),
+            *(axis.kernel for axis in problem.axes[1:]),
+            *(*units, *end.constants, precision(tf32), widened(x), REGION_WORDS, *tile[:3]),
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+
+    shape = min(triton.next_power_of_2(width), 256), min(triton.next_power_of_2(depth), 256)
+    layers = Layers("conv", str(x.dtype), tf32, *shape, units)
+    start_tiled(layers, _tiles(x.dtype, width, depth, min(units), tf32), x.device, start)
+
+
+def _tiles(dtype: torch.dtype, width: int, depth: int, unit: int, tf32: bool) -> list[Tile]:
+    """The rule's choice, and others worth a measurement; what the compiler keeps in registers."""
     if interpreted():
         # Few calls, and more than one tile of each wide problem.
-        return 128, _small(width), _small(depth), 1
+        return [Tile(128, small(width), small(depth), 1)]
     inner = 16 if depth <= 16 else 32
+    if dtype.itemsize > 2 and (not tf32 or unit < 4):
+        return [Tile(32, 32, 16), Tile(64, 32, 16, 8)]
     if dtype.itemsize > 2:
-        return 32, 32, 16, 4
+        return [Tile(64, 64, 32), Tile(64, 32, 32), Tile(128, 64, 32, 8)]
     if unit < 8:
         # Addresses of single elements, two registers each.
-        return 64 if unit else 128, 32, inner, 4
-    columns = 32 if width <= 32 else 64 if width <= 64 else 128
-    return 128, columns, inner, 8 if columns == 128 else 4
-
-
-def _small(channels: int) -> int:
-    return min(max(triton.next_power_of_2(channels), 16), 128)
-
-
-def precision(tf32: bool) -> str:
-    return "tf32" if tf32 else "ieee"
-
-
-def widened(t: Tensor) -> bool:
-    # The interpreter multiplies the bits of bfloat16 as integers.
-    return interpreted() and t.dtype in (torch.bfloat16, torch.float16)
-
-
-@jit
-def conv_weight_kernel(
-    dy, x, parts, taps, images: tl.int64, groups: tl.int64, depth: tl.int64, width: tl.int64, x_n: tl.int64,
-    x_c: tl.int64, x_d: tl.int64, x_h: tl.int64, x_w: tl.int64, y_n: tl.int64, y_c: tl.int64, y_d: tl.int64,
-    y_h: tl.int64, y_w: tl.int64, places: tl.int64, rows: tl.int64, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
-    TAP_WORDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    program, k_block = split(tl.program_id(0).to(tl.int64), (width + BN - 1) // BN)
-    program, c_block = split(program, (depth + BK - 1) // BK)
-    program, place = split(program, places)
-    part, group = split(program, groups)
-    tap = taps + place * TAP_WORDS
-    end = tl.minimum((part + 1) * rows, images * tl.load(tap + 1) * tl.load(tap + 5) * tl.load(tap + 9))
-    k, c = k_block * BN + tl.arange(0, BN), c_block * BK + tl.arange(0, BK)
-    total = full((BK, BN), 0.0, x)
-    for begin in range(part * rows, end, BM):
-        m = begin + tl.arange(0, BM)
-        live = m < end
-        image, oz, oy, ox = tap_rows(tap, tl.where(live, m, part * rows))
-        at_d = oz * tl.load(tap + 3) + tl.load(tap + 2)
-        at_h = oy * tl.load(tap + 7) + tl.load(tap + 6)
-        at_w = ox * tl.load(tap + 11) + tl.load(tap + 10)
-        read = image * x_n + at_d * x_d + at_h * x_h + at_w * x_w + group * depth * x_c
-        from_y = image * y_n + oz * y_d + oy * y_h + ox * y_w + group * width * y_c
-        a = tl.load(x + read[None, :] + (c * x_c)[:, None], mask=(c[:, None] < depth) & live[None, :], other=0)
-        b = tl.load(dy + from_y[:, None] + (k * y_c)[None, :], mask=live[:, None] & (k[None, :] < width), other=0)
-        if WIDEN:
-            a, b = wide(a), wide(b)
-        total = tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)
-    to = parts + (program * places + place) * depth * width + c[:, None] * width + k[None, :]
-    tl.store(to, total, mask=(c[:, None] < depth) & (k[None, :] < width))
-
-
-@jit
-def conv_looped_weight_kernel(
-    dy, x, parts, taps, images: tl.int64, channels: tl.int64, depth: tl.int64, width: tl.int64, x_n: tl.int64,
-    x_c: tl.int64, x_d: tl.int64, x_h: tl.int64, x_w: tl.int64, y_n: tl.int64, y_c: tl.int64, y_d: tl.int64,
-    y_h: tl.int64, y_w: tl.int64, places: tl.int64, rows: tl.int64, TAP_WORDS: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr,
-):  # fmt: skip
-    program, block = split(tl.program_id(0).to(tl.int64), (channels + BN - 1) // BN)
-    program, c = split(program, depth)
-    part, place = split(program, places)
-    tap = taps + place * TAP_WORDS
-    end = tl.minimum((part + 1) * rows, images * tl.load(tap + 1) * tl.load(tap + 5) * tl.load(tap + 9))
-    k = block * BN + tl.arange(0, BN)
-    exists = k < channels
-    total = full((BM, BN), 0.0, x)
-    for begin in range(part * rows, end, BM):
-        m = begin + tl.arange(0, BM)
-        live = m < end
-        image, oz, oy, ox = tap_rows(tap, tl.where(live, m, part * rows))
-        at_d = oz * tl.load(tap + 3) + tl.load(tap + 2)
-        at_h = oy * tl.load(tap + 7) + tl.load(tap + 6)
-        at_w = ox * tl.load(tap + 11) + tl.load(tap + 10)
-        read = image * x_n + at_d * x_d + at_h * x_h + at_w * x_w
-        from_y = image * y_n + oz * y_d + oy * y_h + ox * y_w
-        both = live[:, None] & exists[None, :]
-        a = tl.load(x + read[:, None] + ((k // width * depth + c) * x_c)[None, :], mask=both, other=0)
-        b = tl.load(dy + from_y[:, None] + (k * y_c)[None, :], mask=both, other=0)
-        total += wide(a) * wide(b)
-    tl.store(parts + ((part * places + place) * depth + c) * channels + k, tl.sum(total, 0), mask=exists)
-
-
-def weight_sum(problem: Problem, dy: Tensor, x: Tensor, kernel_size: Sequence[int], tf32: bool) -> Tensor:
-    """dw (K, C / groups, *kernel_size)."""
-    dy, x = in_format(dy), in_format(x)
-    groups, places = problem.groups, geometry.product(axis.kernel for axis in problem.axes)
-    depth, width = problem.c // groups, problem.k // groups
-    table = weight_taps(problem, x.device)
-    positions = problem.n * geometry.product(axis.output for axis in problem.axes)
-    count = min(max(cdiv(positions, _ROWS_OF_PART), 1), _PARTS)
-    few = groups > 1 and depth * width <= _FEW
-    rows, columns, inner = (16, 32, 32) if x.dtype.itemsize > 2 else (32, 32, 32)
-    if interpreted():
-        # NumPy adds rows one by one: many of them would round more than a GPU's tree.
-        rows, columns, inner = 64 if few else 256, _small(groups * width if few else width), _small(depth)
-    of_part = cdiv(cdiv(positions, count), rows) * rows
-    strides = (*strides_of(x, depth, False).arguments(), *strides_of(dy, width, False).arguments())
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if few:
-        parts = x.new_empty((count, places, depth, groups * width), dtype=dtype)
-        sizes = (problem.n, groups * width, depth, width)
-        programs = count * places * depth * cdiv(groups * width, columns)
-        arguments = (dy, x, parts, table, *sizes, *strides, places, of_part)
-        launch(conv_looped_weight_kernel, programs, *arguments, TAP_WORDS, rows, columns)
-        total = parts.sum(0).view(places, depth, groups, width).permute(2, 3, 1, 0)
-    else:
-        parts = x.new_empty((count, groups, places, depth, width), dtype=dtype)
-        sizes = (problem.n, groups, depth, width)
-        programs = count * groups * places * cdiv(depth, inner) * cdiv(width, columns)
-        arguments = (dy, x, parts, table, *sizes, *strides, places, of_part, precision(tf32), widened(x))
-        launch(conv_weight_kernel, programs, *arguments, TAP_WORDS, rows, columns, inner)
-        total = parts.sum(0).permute(0, 3, 2, 1)
-    return total.reshape(problem.k, depth, *kernel_size).to(x.dtype)
+        return [Tile(64, 32, inner, 8), Tile(32, 32, inner)] if unit else [Tile(128, 32, inner), Tile(64, 32, inner)]
+    if width > 64:
+        return [Tile(128, 128, inner, 8), Tile(128, 64, inner), Tile(64, 64, inner, stages=4)]
+    columns = 32 if width <= 32 else 64
+    return [Tile(128, columns, inner), Tile(64, columns, inner), Tile(64, columns, inner, stages=4)]
 
 
 def _problem(kind: str, input_size, k: int, kernel, output, stride, padding, dilation, groups: int) -> Problem:
@@ -348,10 +238,26 @@ def _problem(kind: str, input_size, k: int, kernel, output, stride, padding, dil
 def conv(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups: int, allow_tf32: bool = False
 ) -> Tensor:
+    return conv_epilogue(input, weight, bias, None, "none", stride, padding, dilation, groups, allow_tf32)
+
+
+def conv_epilogue(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    stride,
+    padding,
+    dilation,
+    groups: int,
+    allow_tf32: bool = False,
+) -> Tensor:
     k, _, *kernel = weight.shape
     problem = _problem("forward", input.shape, k, kernel, (), stride, padding, dilation, groups)
     size = [axis.output for axis in problem.axes][-len(stride) :]
-    return tap_sum(problem, input, weight, bias, (input.shape[0], k, *size), allow_tf32)
+    end = Epilogue(bias, residual, activation)
+    return tap_sum(problem, input, weight, end, (input.shape[0], k, *size), allow_tf32)
 
 
 def conv_grad_input(
@@ -359,7 +265,7 @@ def conv_grad_input(
 ) -> Tensor:
     k, _, *kernel = weight.shape
     problem = _problem("input_grad", input_size, k, kernel, grad.shape[2:], stride, padding, dilation, groups)
-    return tap_sum(problem, grad, weight, None, tuple(input_size), allow_tf32)
+    return tap_sum(problem, grad, weight, Epilogue(), tuple(input_size), allow_tf32)
 
 
 def conv_grad_weight(

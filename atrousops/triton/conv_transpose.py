@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from atrousops import geometry
-from atrousops.triton.conv import tap_sum
+from atrousops.triton.conv import Epilogue, tap_sum
 
 
 def conv_transpose(
@@ -22,4 +22,4 @@ def conv_transpose(
     pads, rest = tuple(padding), (tuple(stride), tuple(dilation))
     problem = geometry.transposed(n, k, c, size, kernel, *rest, pads, pads, tuple(output_padding), groups=groups)
     written = [axis.input for axis in problem.axes][-len(stride) :]
-    return tap_sum(problem, input, weight, bias, (n, c, *written), allow_tf32)
+    return tap_sum(problem, input, weight, Epilogue(bias), (n, c, *written), allow_tf32)

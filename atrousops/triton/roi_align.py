@@ -16,22 +16,20 @@ from atrousops.triton._common import (
     elements,
     full,
     inline,
-    interpreted,
     jit,
     launch,
     narrow,
-    split,
     split3,
     wide,
 )
-from atrousops.triton._roi import by_image, checked_boxes, pixel_tile, tile_pixels
+from atrousops.triton._roi import bin_tile, checked_boxes, over_bins, over_pixels, pixel_tile
 
 # Of a box and axis: start, size of a bin, samples of a bin.
 NUMBERS = 3
 
 
 def _axes(boxes: Tensor, images: int, dtype: torch.dtype, scale: float, bins, sampling_ratio: int, aligned: bool):
-    image, corners, good = checked_boxes(boxes, images, dtype)
+    image, corners = checked_boxes(boxes, images, dtype)
     corners = corners * scale - (0.5 if aligned else 0.0)
     axes = []
     for axis, count in ((1, bins[0]), (0, bins[1])):
@@ -41,7 +39,7 @@ def _axes(boxes: Tensor, images: int, dtype: torch.dtype, scale: float, bins, sa
         size = length / count
         samples = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else size.ceil()
         axes.append(torch.stack([start, size, samples], 1))
-    return image, good, torch.stack(axes, 1).contiguous()
+    return image, torch.stack(axes, 1).contiguous()
 
 
 @inline
@@ -73,13 +71,7 @@ def roi_align_kernel(
     bins_w: tl.int64, x_n: tl.int64, x_c: tl.int64, x_h: tl.int64, x_w: tl.int64, y_k: tl.int64, y_c: tl.int64,
     y_h: tl.int64, y_w: tl.int64, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    tile, chunk = split(tl.program_id(0).to(tl.int64), (channels + BN - 1) // BN)
-    i = tile * BM + tl.arange(0, BM)
-    c = chunk * BN + tl.arange(0, BN)
-    live = i < count
-    k, p, q = split3(tl.where(live, i, 0), bins_h, bins_w)
-    image = tl.load(images + k)
-    good = live & (image >= 0)
+    k, p, q, live, image, good, c = bin_tile(images, count, channels, bins_h, bins_w, BM, BN)
     row = numbers + k * 6
     bin_h, many_h = tl.load(row + 1), tl.load(row + 2)
     bin_w, many_w = tl.load(row + 4), tl.load(row + 5)
@@ -144,8 +136,7 @@ def roi_align_backward_kernel(
     bins_w: tl.int64, x_n: tl.int64, x_c: tl.int64, x_h: tl.int64, x_w: tl.int64, y_k: tl.int64, y_c: tl.int64,
     y_h: tl.int64, y_w: tl.int64, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    image, _, _, y, x, c = tile_pixels(program, h, w, channels, ROWS, COLUMNS, DEEP)
+    image, _, _, y, x, c = pixel_tile(h, w, channels, ROWS, COLUMNS, DEEP)
     live, exists = (y < h) & (x < w), c < channels
     total = full((ROWS * COLUMNS, DEEP), 0.0, dy)
     for i in range(tl.load(starts + image), tl.load(starts + image + 1)):
@@ -165,15 +156,10 @@ def roi_align_backward_kernel(
 def roi_align(
     input: Tensor, boxes: Tensor, spatial_scale, pooled_height, pooled_width, sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    n, channels, h, w = input.shape
     bins = (pooled_height, pooled_width)
-    image, _, numbers = _axes(boxes, n, input.dtype, spatial_scale, bins, sampling_ratio, aligned)
-    y = empty_in_format(input, (boxes.shape[0], channels, *bins), is_channels_last(input))
-    count = boxes.shape[0] * bins[0] * bins[1]
-    rows, deep = (256, 64) if interpreted() else (16, 32)
-    programs = cdiv(count, rows) * cdiv(channels, deep)
-    sizes = (count, channels, h, w, *bins, *input.stride(), *y.stride())
-    launch(roi_align_kernel, programs, input, numbers, image, y, *sizes, rows, deep)
+    image, numbers = _axes(boxes, input.shape[0], input.dtype, spatial_scale, bins, sampling_ratio, aligned)
+    y = empty_in_format(input, (boxes.shape[0], input.shape[1], *bins), is_channels_last(input))
+    over_bins(roi_align_kernel, input, (numbers, image), (y,))
     return y
 
 
@@ -190,7 +176,7 @@ def roi_align_backward(
     channels_last: bool,
 ) -> Tensor:
     bins = tuple(grad.shape[2:])
-    image, _, numbers = _axes(boxes, batch_size, grad.dtype, spatial_scale, bins, sampling_ratio, aligned)
+    image, numbers = _axes(boxes, batch_size, grad.dtype, spatial_scale, bins, sampling_ratio, aligned)
     dx = empty_in_format(grad, (batch_size, channels, height, width), channels_last)
     dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
     weights = []
@@ -200,8 +186,4 @@ def roi_align_backward(
         tile = block(256, count)
         launch(axis_weights_kernel, cdiv(count, tile), numbers, image, of_axis, count, bins[axis], size, axis, tile)
         weights.append(of_axis)
-    rows, columns, deep, tiles = pixel_tile(height, width, channels)
-    sizes = (channels, height, width, *bins, *dx.stride(), *grad.stride())
-    arguments = (grad, *by_image(image, batch_size), *weights, dx, *sizes, rows, columns, deep)
-    launch(roi_align_backward_kernel, batch_size * tiles, *arguments)
-    return dx
+    return over_pixels(roi_align_backward_kernel, (grad,), image, tuple(weights), dx, 32, 8)

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from atrousops.ops._roi import empty_in_format, is_channels_last
 from atrousops.reference.roi_pool import _round_half_away
-from atrousops.triton._common import cdiv, full, interpreted, jit, launch, narrow, split, split3, wide
-from atrousops.triton._roi import by_image, checked_boxes, pixel_tile, tile_pixels
+from atrousops.triton._common import full, jit, narrow, wide
+from atrousops.triton._roi import bin_tile, checked_boxes, over_bins, over_pixels, pixel_tile
 
 
 def _windows(boxes: Tensor, images: int, dtype: torch.dtype, scale: float, bins, sizes) -> tuple[Tensor, ...]:
     """Images (K), and by axis (K, bins, 2) int64: begin and end of a bin's window, clipped to the map."""
-    image, corners, _ = checked_boxes(boxes, images, dtype)
+    image, corners = checked_boxes(boxes, images, dtype)
     corners = _round_half_away(corners * scale)
     axes = []
     for axis, count, size in ((1, bins[0], sizes[0]), (0, bins[1], sizes[1])):
@@ -30,17 +30,11 @@ def _windows(boxes: Tensor, images: int, dtype: torch.dtype, scale: float, bins,
 
 @jit
 def roi_pool_kernel(
-    x, images, rows, columns, y, argmax, count: tl.int64, channels: tl.int64, w: tl.int64, bins_h: tl.int64,
-    bins_w: tl.int64, x_n: tl.int64, x_c: tl.int64, x_h: tl.int64, x_w: tl.int64, y_k: tl.int64, y_c: tl.int64,
-    y_h: tl.int64, y_w: tl.int64, BM: tl.constexpr, BN: tl.constexpr,
+    x, images, rows, columns, y, argmax, count: tl.int64, channels: tl.int64, h: tl.int64, w: tl.int64,
+    bins_h: tl.int64, bins_w: tl.int64, x_n: tl.int64, x_c: tl.int64, x_h: tl.int64, x_w: tl.int64, y_k: tl.int64,
+    y_c: tl.int64, y_h: tl.int64, y_w: tl.int64, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    tile, chunk = split(tl.program_id(0).to(tl.int64), (channels + BN - 1) // BN)
-    i = tile * BM + tl.arange(0, BM)
-    c = chunk * BN + tl.arange(0, BN)
-    live = i < count
-    k, p, q = split3(tl.where(live, i, 0), bins_h, bins_w)
-    image = tl.load(images + k)
-    good = live & (image >= 0)
+    k, p, q, live, image, good, c = bin_tile(images, count, channels, bins_h, bins_w, BM, BN)
     at_h, at_w = rows + (k * bins_h + p) * 2, columns + (k * bins_w + q) * 2
     top, bottom = tl.load(at_h), tl.load(at_h + 1)
     left, right = tl.load(at_w), tl.load(at_w + 1)
@@ -71,8 +65,7 @@ def roi_pool_backward_kernel(
     bins_w: tl.int64, x_n: tl.int64, x_c: tl.int64, x_h: tl.int64, x_w: tl.int64, y_k: tl.int64, y_c: tl.int64,
     y_h: tl.int64, y_w: tl.int64, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    image, row, column, y, x, c = tile_pixels(program, h, w, channels, ROWS, COLUMNS, DEEP)
+    image, row, column, y, x, c = pixel_tile(h, w, channels, ROWS, COLUMNS, DEEP)
     live, exists = (y < h) & (x < w), c < channels
     total = full((ROWS * COLUMNS, DEEP), 0.0, dy)
     for i in range(tl.load(starts + image), tl.load(starts + image + 1)):
@@ -97,11 +90,7 @@ def roi_pool(input: Tensor, boxes: Tensor, spatial_scale, pooled_height, pooled_
     image, rows, columns = _windows(boxes, n, input.dtype, spatial_scale, bins, (h, w))
     y = empty_in_format(input, (boxes.shape[0], channels, *bins), is_channels_last(input))
     argmax = torch.empty_like(y, dtype=torch.int32)
-    count = boxes.shape[0] * bins[0] * bins[1]
-    many, deep = (256, 64) if interpreted() else (16, 32)
-    programs = cdiv(count, many) * cdiv(channels, deep)
-    sizes = (count, channels, w, *bins, *input.stride(), *y.stride())
-    launch(roi_pool_kernel, programs, input, image, rows, columns, y, argmax, *sizes, many, deep)
+    over_bins(roi_pool_kernel, input, (image, rows, columns), (y, argmax))
     return y, argmax
 
 
@@ -109,13 +98,9 @@ def roi_pool_backward(
     grad: Tensor, boxes: Tensor, argmax: Tensor, spatial_scale, batch_size, channels, height, width, channels_last: bool
 ) -> Tensor:
     bins = tuple(grad.shape[2:])
-    image, of_rows, of_columns = _windows(boxes, batch_size, grad.dtype, spatial_scale, bins, (height, width))
+    image, *windows = _windows(boxes, batch_size, grad.dtype, spatial_scale, bins, (height, width))
     dx = empty_in_format(grad, (batch_size, channels, height, width), channels_last)
     # Both are read with the strides of the gradient.
     argmax = argmax if argmax.stride() == grad.stride() else torch.empty_like(grad, dtype=torch.int32).copy_(argmax)
     grad = grad if argmax.stride() == grad.stride() else torch.empty_like(argmax, dtype=grad.dtype).copy_(grad)
-    rows, columns, deep, tiles = pixel_tile(height, width, channels)
-    sizes = (channels, height, width, *bins, *dx.stride(), *grad.stride())
-    arguments = (grad, argmax, *by_image(image, batch_size), of_rows, of_columns, dx, *sizes, rows, columns, deep)
-    launch(roi_pool_backward_kernel, batch_size * tiles, *arguments)
-    return dx
+    return over_pixels(roi_pool_backward_kernel, (grad, argmax), image, tuple(windows), dx, 16, 4)

@@ -10,7 +10,7 @@ from rows import broken_row, row, wrong_row
 
 from atrousops import cli
 from atrousops._checks import ArgumentError
-from atrousops.bench import machine, plots, report, run
+from atrousops.bench import machine, measure, plots, report, run
 from atrousops.bench.floors import Floor
 from atrousops.bench.machine import Ceilings
 from atrousops.bench.measure import Options
@@ -107,6 +107,27 @@ def test_line_and_summary():
     assert "for a reason" in text
     assert geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
     assert geometric_mean([]) is None
+
+
+def test_triton_has_a_column_where_it_runs(tmp_path, monkeypatch):
+    """Its kernels are pretended: on a CPU they would need its interpreter."""
+    monkeypatch.setattr(measure, "runs_triton", lambda device: True)
+    monkeypatch.setattr(run, "runs_triton", lambda device: True)
+    monkeypatch.setattr(measure, "under", lambda backend, ready: ready)
+    lines = []
+    done = run.run([row(), row("another")], CPU, FAST, path=tmp_path / "a.json", show=lines.append)
+    (title,) = [line for line in "\n".join(lines).splitlines() if line.strip().startswith("case")]
+    assert title.split()[-9:] == ["x", "own", "kernel", "x", "triton", "x", "floor", "gemm", "kernel"]
+    (cells,) = [line for line in lines if "1/2 right" in line]
+    at = title.index("triton")
+    assert cells[at : at + 21] == report.cell(done.results[0], "triton")
+    assert "triton" in next(line for line in lines[-1].splitlines() if line.startswith("suite"))
+    stored_rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert all(r["timings"]["triton"]["median"] > 0 and r["ratio_triton"] == done.results[i].ratio("triton")
+               for i, r in enumerate(stored_rows))  # fmt: skip
+    pytest.importorskip("matplotlib")
+    figure = plots._ratios(done)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == list(report.columns(True))
 
 
 def test_comparison():

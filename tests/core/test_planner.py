@@ -27,9 +27,9 @@ def conv(c, k, size, kernel, dilation, groups=1, stride=1, n=1, kind="forward"):
     return planner.call_problem(kind, (n, c, size, size), (k, c // groups, kernel, kernel), *pairs, groups)
 
 
-def transposed(c, k, size, kernel, stride, pad, groups=1):
+def transposed(c, k, size, kernel, stride, pad, groups=1, n=1):
     pairs = [(v, v) for v in (stride, pad, 1)]
-    return planner.call_problem("transposed", (1, c, size, size), (c, k // groups, kernel, kernel), *pairs, groups)
+    return planner.call_problem("transposed", (n, c, size, size), (c, k // groups, kernel, kernel), *pairs, groups)
 
 
 ASPP = conv(2048, 256, 33, 3, 18)
@@ -247,6 +247,27 @@ def test_a_gpu_without_tensor_cores_for_it():
         found = {c.kernel: c for c in planner.plan(ASPP, device, itemsize).candidates}
         assert found["wgmma"].reason == "no wgmma for the dtype on the device"
         assert found["mma"].seconds < math.inf
+
+
+# What of Triton's stands for each problem in bf16 channels_last, and whether it is expected to beat cuDNN or MIOpen.
+ON_TRITON = {
+    "small rate": (conv(512, 512, 65, 3, 2, n=8), "dot", False),
+    "k16 s8": (transposed(21, 21, 64, 16, 8, 4, n=16), "dot", True),
+    "depthwise": (conv(728, 728, 33, 3, 2, groups=728, n=8), "looped", False),
+    "groups of 16 channels": (conv(96, 96, 65, 3, 2, groups=6, n=8), "dot", None),
+}
+
+
+@pytest.mark.parametrize("facts", [H100, devices._MI300X], ids=["H100", "MI300X"])
+@pytest.mark.parametrize("case", ON_TRITON)
+def test_candidates_where_triton_serves(case, facts):
+    problem, ours, wins = ON_TRITON[case]
+    device = Device("triton", 1, devices.triton_rates(facts, HALF, True, False), *facts)
+    plan = planner.plan(problem, device, 2)
+    assert [c.kernel for c in plan.candidates] == ["aten", "dot", "looped"]
+    assert [c.kernel for c in plan.candidates[1:] if c.seconds < math.inf] == [ours]
+    assert wins is None or plan.kernel == (ours if wins else "aten")
+    assert plan.reason.startswith(plan.kernel + ": ")
 
 
 @needs_native

@@ -28,13 +28,19 @@ def built(request):
 def test_every_kernel_keeps_its_budget(built):
     arch, found = built
     budget = ahead.read_budget()
-    assert found.keys() == budget.keys(), AGAIN
+    assert found.keys() == {name for name, by_arch in budget.items() if arch in by_arch}, AGAIN
     over = []
     for name, needs in found.items():
         allowed = budget[name][arch]
         if any(used > most for used, most in zip(needs, allowed)):
             over.append(f"{name} on {arch}: {needs}, {allowed} allowed")
     assert not over, AGAIN
+
+
+def test_nothing_is_spilled():
+    """But for two words that NVIDIA's assembler gives up by itself, to fit more warps."""
+    rows = [(name, arch, needs) for name, by_arch in ahead.read_budget().items() for arch, needs in by_arch.items()]
+    assert not [row for row in rows if row[2].spills > (0 if row[1].startswith("gfx") else 8)]
 
 
 def test_the_samples_reach_every_kernel():
