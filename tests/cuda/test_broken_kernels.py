@@ -67,7 +67,7 @@ FAULTS = {
     "a stage released before its products are done": wgmma(
         "wgmma_tile.cuh", "arch::wgmma_wait<1>();", "", "overwritten"
     ),
-    "the wrong parity": wgmma("pipeline.h", "t.parity ^ 1", "t.parity", "deadlock"),
+    "the wrong parity": wgmma("pipeline.h", "t.parity ^ 1", "t.parity", "no thread can go on"),
     "a tap off by one": wgmma("conv_wgmma.cuh", "+ found.delta;", "+ found.delta + 1;"),
     "barrier removed before a list is read": Fault(
         "roi_tiles.cuh", "__syncthreads();\n#pragma unroll 1", "#pragma unroll 1", *ROI
