@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library, _triton, backends, choice, planner
+from atrousops import _library, _plan_cuda, _triton, backends, choice, planner
 
 
 def model() -> nn.Sequential:
@@ -68,9 +68,14 @@ def test_a_gpu_is_explained_without_one():
         layer = ao.AtrousConv2d(256, 256, 3, padding=18, dilation=18, device="cuda", dtype=torch.bfloat16)
         (row,) = ao.explain(layer.eval(), x).rows
     assert row.device == "cuda"
-    assert [c.kernel for c in row.plan.candidates] == ["aten", "depthwise", "grouped", "mma", "simt"]
+    assert [c.kernel for c in row.plan.candidates] == list(_plan_cuda.KERNELS)
     assert row.backend == ("aten" if row.plan.kernel == "aten" else backends.own("conv", x.device, x.dtype) or "aten")
-    assert "depthwise: not one channel in and out a group\n" in str(ao.explain(layer, x))
+    explanation = ao.explain(layer, x)
+    assert "depthwise: not one channel in and out a group\n" in str(explanation)
+    if _library.planner is not None:
+        assert row.plan.kernel == "wgmma"
+        explanation.rows[:] = [replace(row, kernel="wgmma", backend="cuda")]
+        assert "positions of 8 images; predicted 2.39 times as fast as with every tap" in str(explanation)
 
 
 @pytest.mark.skipif(_library.triton.problem is not None, reason=str(_library.triton.problem))

@@ -214,9 +214,8 @@ class Planner {
     BoxPlan best;
     best.seconds = std::numeric_limits<double>::infinity();
     const auto& shapes = tile_shapes();
-    // A narrower tile than the widest that is needed wastes nothing; others need not be looked at.
     for (size_t i = 0; i < shapes.size(); ++i) {
-      if (i + 1 < shapes.size() && shapes[i + 1].columns >= width_ && shapes[i + 1].rows == shapes[i].rows) continue;
+      if (shapes[i].rate <= 0 || wider_than_needed(i)) continue;
       for (const Box& box : finalists(shapes[i]))
         for (const int64_t splits : kSplits) {
           if (splits > 1 && longest(box) < kLeastSteps * splits) break;
@@ -233,6 +232,13 @@ class Planner {
     double score, share;
     Box box;
   };
+  // A narrower tile holds all channels too.
+  bool wider_than_needed(size_t shape) const {
+    const TileShape& s = tile_shapes()[shape];
+    return std::any_of(tile_shapes().begin(), tile_shapes().end(), [&](const TileShape& other) {
+      return other.rate > 0 && other.rows == s.rows && other.columns < s.columns && other.columns >= width_;
+    });
+  }
   std::vector<int64_t> sizes(int axis, int64_t rows) {
     std::vector<AxisPhase> all;
     for (const Branch& b : branches_) all.insert(all.end(), b.phases[axis].begin(), b.phases[axis].end());

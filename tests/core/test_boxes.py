@@ -1,8 +1,10 @@
 """Boxes of positions and images: where axes are cut, and what is chosen for the convolutions of DeepLab."""
 
+import importlib.util
 import random
 from functools import cache
 from math import prod
+from pathlib import Path
 
 import pytest
 import torch
@@ -144,3 +146,13 @@ def test_branches_share_one_launch():
     together, alone = _plan_cuda.boxes(branches, GPU, 2), [_plan_cuda.boxes([p], GPU, 2) for p in branches]
     assert together.seconds < sum(b.seconds for b in alone)
     assert together.finish >= together.steps / together.splits / 132 / together.splits
+
+
+def test_the_table_of_tiles_is_written_as_it_was_read():
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "tune_wgmma_tiles.py"
+    spec = importlib.util.spec_from_file_location("tune_wgmma_tiles", path)
+    tune = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tune)
+    comment, rows = tune.read(tune.TABLE.read_text())
+    assert tune.write(comment, rows) == tune.TABLE.read_text()
+    assert max(share for *_, share in rows) == 1

@@ -148,3 +148,28 @@ def test_epilogue(splits):
         return torch.relu(y + bias.to(d).view(1, -1, 1, 1) + residual.to(d))
 
     assert_close(out, right(torch.float64), right(HALF))
+
+
+def test_operators_run_it_where_it_can():
+    def runs() -> int:
+        return sum(c.runs for c in host_cuda.coverage() if "conv_wgmma_kernel" in c.name)
+
+    def conv(x, w):
+        return ops().conv(x, w, None, [1, 1], [2, 2], [2, 2], 1, False)
+
+    x, w = random((1, 40, 9, 8), BF16), random((40, 40, 3, 3), BF16)
+    before = runs()
+    y = conv(channels_last(x), channels_last(w))
+    assert runs() == before + 1
+    assert_close(y, F.conv2d(x.double(), w.double(), None, 1, 2, 2), F.conv2d(x, w, None, 1, 2, 2))
+    assert torch.equal(conv(x, w), y)
+    dx = ops().conv_grad_input(y, w, x.shape, [1, 1], [2, 2], [2, 2], 1, False)
+    assert runs() == before + 3
+    exact, theirs = (torch.nn.grad.conv2d_input(x.shape, w.to(d), y.to(d), 1, 2, 2) for d in (torch.float64, BF16))
+    assert_close(dx, exact, theirs)
+    # Rows of 72 bytes, fp32 in full precision, another generation: for other kernels.
+    conv(x[:, :36].contiguous(), w[:, :36].contiguous())
+    conv(x.float(), w.float())
+    with host_cuda.device(*host_cuda.A100):
+        conv(x, w)
+    assert runs() == before + 3

@@ -1,0 +1,59 @@
+"""The convolutions by TMA and wgmma on an H100 or H200: what the emulation has of the manual, on hardware."""
+
+import pytest
+import torch
+from oracle import assert_close
+from test_conv_mma import Case, stock
+
+import atrousops as ao
+import atrousops.functional as A
+
+pytestmark = pytest.mark.gpu
+
+CASES = (
+    Case("boxes wholly outside bring zeros and all their bytes", 2, 64, 64, (33, 33), padding=36, dilation=36),
+    Case("boxes that hang over on every side, channels too", 3, 72, 64, (33, 31), padding=12, dilation=12),
+    Case("a tile of 256 columns, sums in parts", 1, 512, 256, (33, 33), padding=18, dilation=18),
+    Case("a tile of 128 columns, many tiles a block", 8, 64, 128, (65, 65), padding=2, dilation=2),
+    Case("element strides", 2, 64, 64, (65, 63), stride=2, padding=3, dilation=3),
+    Case("one axis", 4, 64, 64, (513,), padding=4, dilation=4),
+    Case("three axes", 2, 64, 64, (9, 17, 17), padding=2, dilation=2),
+)
+
+
+@pytest.fixture(autouse=True)
+def on_hopper():
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("wgmma is compute capability 9.0's alone")
+    with torch.device("cuda"), ao.backend("cuda"), torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        yield
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_forward_and_input_gradient(case, dtype):
+    rank = len(case.size)
+    x = torch.randn(case.n, *case.size, case.c).to(dtype).movedim(-1, 1)
+    w = torch.randn(case.k, *(case.kernel,) * rank, case.c).to(dtype).movedim(-1, 1)
+    dy = torch.randn_like(stock(case, False, x, w, None))
+
+    def run(convolution, d):
+        leaf = x.to(d).requires_grad_()
+        y = convolution(leaf, w.to(d))
+        (dx,) = torch.autograd.grad(y, leaf, dy.to(d))
+        return y.detach(), dx
+
+    def pytorch(x, w):
+        return stock(case, False, x, w, None)
+
+    def own(x, w):
+        return getattr(A, f"conv{rank}d")(x, w, None, case.stride, case.padding, case.dilation)
+
+    # TF32 is allowed to PyTorch as well.
+    exact, theirs = run(pytorch, torch.float64), run(pytorch, dtype)
+    ours = run(own, dtype)
+    for a, b, c in zip(ours, exact, theirs, strict=True):
+        assert_close(a, b, c)
+    for _ in range(20):
+        again = run(own, dtype)
+        assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
