@@ -24,6 +24,7 @@ KEYS = {"cuda": "CUDA", "xpu": "XPU"}
 # What is asked of CPU tensors alone.
 CPU_ONLY = frozenset({"has_subnormals"})
 _FILES = (
+    "context_module",
     "conv_transpose",
     "conv",
     "flush_subnormals",
