@@ -42,11 +42,6 @@ def line(result: Result, triton: bool = False) -> str:
     return "\n".join([f"{start} {' '.join(cells)}", *(f"    {note}" for note in _notes(result))])
 
 
-def cell(result: Result, name: str) -> str:
-    """The time of one of ours, and x."""
-    return f"{_time(result.timings.get(name)):<14} {_number(result.ratio(name), '.2f'):>6}"
-
-
 def _notes(result: Result) -> Iterator[str]:
     others = list(result.incumbents.items())[1:]
     if others:
