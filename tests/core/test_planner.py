@@ -338,7 +338,9 @@ def test_whether_tf32_is_allowed_counts_on_a_gpu():
             assert choice.choose(*call) == plans[-1].kernel
     ours = [min((c.seconds, c.kernel) for c in plan.candidates[1:]) for plan in plans]
     assert ours[0] < ours[1]
-    assert [kernel for _, kernel in ours] == ["wgmma", "mma"]
+    # Without the CUDA library the plan is Triton's.
+    expected = ["wgmma", "mma"] if _library.cuda.problem is None else ["dot", "dot"]
+    assert [kernel for _, kernel in ours] == expected
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

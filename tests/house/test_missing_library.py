@@ -56,7 +56,7 @@ def test_corrupt(tmp_path):
 def test_older_than_the_python_files(tmp_path):
     shutil.copytree(ROOT / "atrousops", tmp_path / "atrousops", ignore=shutil.ignore_patterns("__pycache__", "weights"))
     path = tmp_path / "atrousops" / "_library.py"
-    path.write_text(path.read_text().replace("SCHEMAS = (", 'SCHEMAS = (\n    "yet_to_come() -> ()",'))
+    path.write_text(path.read_text().replace("\nSCHEMAS = (", '\nSCHEMAS = (\n    "yet_to_come() -> ()",'))
     reason = run_without(tmp_path, tmp_path / "results.pt")
     assert "older than the Python files, without yet_to_come: build it again" in reason
     assert_same_results(tmp_path / "results.pt")
