@@ -87,7 +87,7 @@ class TestV3Plus(AtrousTests):
 
 class TestCascade(AtrousTests):
     name = "deeplabv3_cascade"
-    arguments: ClassVar = {"num_classes": 3, "backbone": "resnet18", "blocks": 5}
+    arguments: ClassVar = {"num_classes": 3, "backbone": "resnet50", "blocks": 5}
     training = (32, 32)
 
 
@@ -101,6 +101,15 @@ def test_cascade_doubles_its_rates(output_stride, first):
         assert [b.conv2.dilation[0] for b in block] == [rate, 2 * rate, rate]
     copy = 2048 * 512 * 2 + 512 * 512 * 9 + 2 * (512 + 512 + 2048)
     assert sum(p.numel() for p in network.classifier.parameters()) == 9 * copy + 3 * 2049
+
+
+def test_cascade_of_basic_blocks():
+    """ResNet-18: two blocks of two 3x3 at 512 channels, rates 4 and 8 behind layer4's 2 and 4."""
+    with torch.device("meta"):
+        network = models.deeplabv3_cascade(3, "resnet18", blocks=5)
+    for blocks, rate in ((network.backbone["layer4"], 2), (network.classifier.get_submodule("block5"), 4)):
+        assert [(b.conv1.dilation[0], b.conv2.dilation[0]) for b in blocks] == [(rate, rate), (2 * rate, 2 * rate)]
+    assert sum(p.numel() for p in network.classifier.parameters()) == 4 * (512 * 512 * 9 + 2 * 512) + 3 * 513
 
 
 def test_cascade_arguments():

@@ -2,7 +2,7 @@
 
 from atrousops import _library, _triton
 
-FILES = ["test_ahead.py", "test_graphs.py", "test_tiles.py"]
+FILES = ["test_ahead.py", "test_graphs.py", "test_measured_tiles.py"]
 collect_ignore = FILES if _library.triton.problem is not None or _triton.interpreted() else []
 
 
