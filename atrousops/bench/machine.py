@@ -77,33 +77,16 @@ def tf32(dtype: str) -> Iterator[None]:
 
 
 def peak_memory(function: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes that a call takes at most beyond what was taken before; on a CPU by the pages of the process, if Linux."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        result = function()
-        torch.cuda.synchronize(device)
-        del result
-        return torch.cuda.max_memory_allocated(device) - before
-    try:
-        # 5: the kernel forgets the highest number of pages so far, see proc(5).
-        _PROCESS.joinpath("clear_refs").write_text("5")
-    except OSError:
+    """Bytes that a call allocates on a GPU at most; None on a CPU."""
+    if device.type != "cuda":
         return None
-    before = _resident("VmRSS")
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     result = function()
+    torch.cuda.synchronize(device)
     del result
-    return _resident("VmHWM") - before
-
-
-_PROCESS = Path("/proc/self")
-
-
-def _resident(key: str) -> int:
-    """A number of bytes in the status of this process."""
-    lines = (line.split() for line in _PROCESS.joinpath("status").read_text().splitlines())
-    return next(1024 * int(words[1]) for words in lines if words[0] == f"{key}:")
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -49,10 +49,11 @@ def write(runs: str | os.PathLike[str], folder: str | os.PathLike[str], speed: R
     for name in models.list("networks"):
         recipes = found.get(name, [])
         picture = _picture(Path(runs), recipes, folder / f"{name}.jpg")
-        text = "\n".join([*_about(name), *_scores(recipes, picture), *_costs(name, speed)])
+        parameters = _parameters(name)
+        text = "\n".join([*_about(name, parameters), *_scores(recipes, picture), *_costs(name, speed)])
         pages.append(folder / f"{name}.md")
         _write(pages[-1], text)
-        lines.append(_line(name, recipes))
+        lines.append(_line(name, parameters, recipes))
     _write(folder / "README.md", _INDEX + "\n".join(lines))
     return pages
 
@@ -70,18 +71,18 @@ def _parameters(name: str) -> str:
         return f"{sum(p.numel() for p in models.build(name).parameters()) / 1e6:.1f} M"
 
 
-def _line(name: str, recipes: list[Scored]) -> str:
+def _line(name: str, parameters: str, recipes: list[Scored]) -> str:
     scores = [values["summary"]["miou"] for key, values in recipes if key.startswith("camvid/")]
     best = f"{100 * max(scores):.1f} %" if scores else ""
-    return f"| [{name}]({name}.md) | {_doc(name).splitlines()[0]} | {_parameters(name)} | {best} |"
+    return f"| [{name}]({name}.md) | {_doc(name).splitlines()[0]} | {parameters} | {best} |"
 
 
-def _about(name: str) -> Iterator[str]:
+def _about(name: str, parameters: str) -> Iterator[str]:
     head, colon, rest = _doc(name).partition("\nArgs:\n")
     yield f"# {name}\n\n{head.strip()}\n"
     taken = inspect.signature(models.registry.NETWORKS[name]).parameters.values()
     arguments = ", ".join(f"{p.name}={p.default!r}" for p in taken)
-    yield f"`atrousops.models.{name}({arguments})` has {_parameters(name)} parameters.\n"
+    yield f"`atrousops.models.{name}({arguments})` has {parameters} parameters.\n"
     if colon:
         yield f"```\nArgs:\n{rest.rstrip()}\n```\n"
 

@@ -27,8 +27,8 @@ trained and judged again by
     atrousops evaluate atrousops/configs/RECIPE.yaml --weights runs/RECIPE/weights.safetensors --split SPLIT
 
 with the data of the recipe in `$ATROUSOPS_DATA`. The budget is small, as two CPU cores bear it, the networks are narrow
-or shallow where the recipe says so, and start from nothing unless `init` names a trunk: the figures compare networks
-under that budget and are far from those of the papers.
+or shallow where the recipe says so, and start from nothing unless `init` names a trunk or a run: the figures compare
+networks under that budget and are far from those of the papers.
 """
 
 
