@@ -50,9 +50,9 @@ typecheck: $(VENV)/.tested
 # The libraries built against the torch of constraints.txt, unchanged, under another torch.
 abi: $(VENV)/.built
 	test -d $(VENV)-abi || $(PYTHON) -m venv $(VENV)-abi
-	$(VENV)-abi/bin/python -m pip install --quiet "torch==$(ABI_TORCH)" numpy pytest hypothesis expecttest
+	$(VENV)-abi/bin/python -m pip install --quiet "torch==$(ABI_TORCH)" numpy pytest pytest-xdist hypothesis expecttest
 	$(VENV)-abi/bin/python -c "import torch; print('operator tests under torch', torch.__version__)"
-	$(VENV)-abi/bin/python -m pytest -q $(ABI_TESTS)
+	$(VENV)-abi/bin/python -m pytest -q -n logical --dist worksteal $(ABI_TESTS)
 
 # The CUDA kernels on the CPU, under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: export PATH := $(abspath $(BIN)):$(PATH)
@@ -60,7 +60,7 @@ sanitize: $(VENV)/.tested
 	cmake -S . -B build/sanitized -G Ninja -DPython3_EXECUTABLE=$(abspath $(BIN))/python -DATROUSOPS_CUDA=OFF \
 	  -DATROUSOPS_HOST_CUDA=ON -DATROUSOPS_SANITIZE=ON -DATROUSOPS_OUTPUT_DIR=$(abspath build/sanitized)
 	cmake --build build/sanitized --target atrousops_host_cuda
-	$(BIN)/python -m pytest -q tests/cuda/test_sanitized.py
+	$(BIN)/python -m pytest -q -n logical --dist worksteal tests/cuda/test_sanitized.py
 
 # Everything that needs a GPU: tests, compute-sanitizer, benchmarks. It goes on where it stopped, and leaves
 # benchmarks/results/<gpu>. Without .venv, with libraries in atrousops/lib or nvcc: python3 tests/gpu_check.py

@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config, items):
     left_out = [item for item in triton if item not in kept]
     if kept and not interpreted.problem():
         interpreted.watch()
-        config.stash[WHOLE_DRAW] = interpreted.is_whole(list(kept))
+        config.stash[WHOLE_DRAW] = interpreted.is_whole(config, list(kept))
     config.stash[TRITON_TESTS] = len(left_out)
     if left_out:
         items[:] = [item for item in items if item not in set(left_out)]
@@ -61,18 +61,17 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_sessionfinish(session):
-    """A run of everything fails if it never executed some CUDA kernel."""
+    """A run of everything fails if it never ran some CUDA kernel, a whole draw if one of Triton's."""
     if hasattr(session.config, "workeroutput"):
         coverage_of_kernels.send(session.config)
         session.config.workeroutput["gpu"] = session.config.stash.get(GPU_TESTS, 0)
         session.config.workeroutput["triton"] = session.config.stash.get(TRITON_TESTS, 0)
         session.config.workeroutput["whole"] = session.config.stash.get(WHOLE_DRAW, False)
         session.config.workeroutput["launched"] = interpreted.launched()
-    elif (
-        coverage_of_kernels.is_whole(session)
-        and coverage_of_kernels.was_used()
-        and coverage_of_kernels.never_executed()
-    ):
+        return
+    cuda = coverage_of_kernels.is_whole(session) and coverage_of_kernels.was_used()
+    draw = session.exitstatus == pytest.ExitCode.OK and session.config.stash.get(WHOLE_DRAW, False)
+    if (cuda and coverage_of_kernels.never_executed()) or (draw and interpreted.never_launched()):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

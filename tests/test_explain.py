@@ -62,6 +62,20 @@ def test_fake_tensors_cost_nothing_and_say_the_same():
     assert ao.explain(net, huge).rows[0].flops == pytest.approx(2e10 * 4 * 3 * 9)
 
 
+@pytest.mark.parametrize("backend", ["aten", None])
+def test_fake_boxes_have_no_values_to_check(backend):
+    with FakeTensorMode(), ao.backend(backend):
+        rows = ao.explain(ao.RoIAlign(2, 1.0, 2), torch.empty(1, 3, 8, 8), torch.empty(5, 5)).rows
+    assert [row.operator for row in rows] == ["roi_align"]
+
+
+@pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
+def test_a_lattice_of_fake_features_has_its_largest_size():
+    with FakeTensorMode():
+        rows = ao.explain(ao.DenseCRF(iterations=1), torch.empty(1, 4, 8, 8), torch.empty(1, 3, 8, 8)).rows
+    assert {row.operator for row in rows} == {"permutohedral_lattice", "mean_field"}
+
+
 def test_a_gpu_is_explained_without_one(monkeypatch):
     monkeypatch.setattr(_library, "cuda", replace(_library.cuda, problem=None))
     with FakeTensorMode():

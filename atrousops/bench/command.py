@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser, count: Callable[[int], Callab
     how.add_argument("--repeats", type=count(1), metavar="N", help="rounds a row, at most (default: 15; quick: 9)")
     how.add_argument(
         "--budget", type=_seconds, metavar="SECONDS",
-        help="after which no further round of a row begins; there are three at least (default: 3; quick: 1)",
+        help="after which no further round of a row begins; there are three at least (default: 3; quick: 0.7)",
     )  # fmt: skip
     how.add_argument("--compile", action="store_true", help="also against torch.compile of PyTorch's way")
     how.add_argument(
@@ -115,7 +115,7 @@ def _measure(rows: list, args: argparse.Namespace) -> int:
     path = args.output / machine.device_name(device) / f"{name}.json"
     options = Options(
         repeats=args.repeats or (9 if args.quick else 15),
-        budget=args.budget if args.budget is not None else (1.0 if args.quick else 3.0),
+        budget=args.budget if args.budget is not None else (0.7 if args.quick else 3.0),
         compile=args.compile,
         autotune=args.autotune,
     )

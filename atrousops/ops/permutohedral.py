@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from atrousops import backends, reference
 from atrousops._checks import bad_type, bad_value
@@ -129,7 +130,9 @@ def _build(features: Tensor) -> tuple[Tensor, ...]:
         _refuse_span(features)
     # The operator's outputs have a static upper bound as their size, so that it compiles without data-dependent shapes;
     # only what is in use was ever touched. Copies let the bound go. This is the one place that waits for a GPU, whose
-    # kernels say by a negative bound that they could not place the features.
+    # kernels say by a negative bound that they could not place the features. Fake features have no values to wait for.
+    if isinstance(features, FakeTensor):
+        return offsets, weights, neighbours, starts, rows, bounds, counts
     m, r = torch.stack([counts.sum(), bounds[-1]]).tolist()
     if r < 0:
         _refuse_span(features)

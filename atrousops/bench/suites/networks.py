@@ -61,7 +61,6 @@ PAGES: dict[str, dict[str, Any]] = {
 }
 ON_CAMVID = "360x480, 11 classes"
 QUICK = {
-    "deeplabv3_resnet50": ("fp32 nhwc forward",),
     "deeplabv3_resnet50 optimised": ("fp32 nhwc forward",),
     "deeplabv3_mobilenet_v3_large optimised": ("fp32 nhwc forward",),
     "enet": ("fp32 nchw forward",),
