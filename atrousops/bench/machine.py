@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
+import json
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,10 +79,10 @@ def tf32(dtype: str) -> Iterator[None]:
             matmul.allow_tf32 = before
 
 
-def peak_memory(function: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes that a call allocates on a GPU at most; None on a CPU."""
+def peak_memory(function: Callable[[], object], device: torch.device) -> int:
+    """Bytes that a call has from PyTorch's allocator at most, beyond what was there before it."""
     if device.type != "cuda":
-        return None
+        return _peak_of_trace(function)
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -87,6 +90,19 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> int | N
     torch.cuda.synchronize(device)
     del result
     return torch.cuda.max_memory_allocated(device) - before
+
+
+def _peak_of_trace(function: Callable[[], object]) -> int:
+    # The CPU's allocator keeps no count of its own; the profiler hears of every piece it hands out or takes back.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        function()
+    with tempfile.TemporaryDirectory() as folder:
+        profile.export_chrome_trace(path := os.path.join(folder, "trace.json"))
+        events = json.loads(Path(path).read_text())["traceEvents"]
+    pieces = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
+    return max(itertools.accumulate((size for _, size in pieces), initial=0))
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -74,9 +74,8 @@ def _measure(result: Result, row: Row, device: torch.device, best: Ceilings, opt
     }
     result.wrong, result.failed = comparison.wrong, comparison.failed
     for name in (DISPATCHED, result.incumbent):
-        if name is not None and name in result.timings:
-            peak = peak_memory((ours | theirs)[name](), device)
-            result.memory |= {} if peak is None else {name: peak}
+        if name is not None and name in result.timings and prepared.calls == 1:
+            result.memory[name] = peak_memory((ours | theirs)[name](), device)
 
 
 def _contenders(

@@ -29,7 +29,7 @@ class Result:
     wrong: by name, what is wrong with a result; failed: why one could not run; missing: incumbents that are not here.
     error: why nothing could be measured at all.
     gemm: M, N, K of the matrix product of equal work.
-    memory: bytes that a call allocates at most, by name, on a GPU.
+    memory: bytes that a call has from PyTorch's allocator at most, by name.
     """
 
     suite: str

@@ -28,6 +28,13 @@ def test_right(direction, layout):
     assert result.kernel == "aten", "too small for us"
 
 
+def test_memory_is_counted():
+    """Two results of 1 MB, of which one goes before a third comes; what was there before does not count."""
+    x = torch.zeros(1 << 18)
+    assert machine.peak_memory(lambda: x + 1 + 2 + 3, CPU) == pytest.approx(2 << 20, rel=1e-4)
+    assert set(measure(row(), CPU, CEILINGS, FAST).memory) == {"dispatched", "aten"}
+
+
 @pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
 def test_autotuned():
     """The row says what was measured, not what was predicted."""
