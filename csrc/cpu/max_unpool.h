@@ -31,7 +31,9 @@ constexpr int64_t kMostMeeting = 64;
 inline bool can_place(const MaxUnpoolArgs& a) {
   const PoolGeometry& g = a.g;
   const bool pairs = g.kernel[2] == 2 && g.stride[2] == 2 && g.padding[2] == 0 && 2 * g.small[2] <= g.large[2];
-  if (g.disjoint()) return a.channels_last || pairs;
+  // A row costs as much as ten of its windows.
+  const bool short_sums = a.kind == Marks::codes && a.meeting == Meeting::sum && g.small[2] < 16;
+  if (g.disjoint()) return a.channels_last || (pairs && !short_sums);
   int64_t meeting = 1;
   for (int i = 0; i < 3; ++i) meeting *= ((g.kernel[i] - 1) * g.dilation[i] + g.stride[i]) / g.stride[i];
   return a.channels_last && a.meeting == Meeting::sum && meeting <= kMostMeeting;

@@ -220,11 +220,12 @@ struct Unpool {
     int64_t found = 0;
     for (int64_t i = begin; i < end; ++i, at.next()) {
       // Divisions, for a row and not for each of its elements.
-      if (i == begin || at.at[2] == 0) {
-        d = hit(0, at.at[0]);
-        h = hit(1, at.at[1]);
+      if (meet && (i == begin || at.at[2] == 0)) {
         rd = windows_around(g, 0, at.at[0]);
         rh = windows_around(g, 1, at.at[1]);
+      } else if (i == begin || at.at[2] == 0) {
+        d = hit(0, at.at[0]);
+        h = hit(1, at.at[1]);
       }
       if (meet)
         sum_pixel(list, list_sources(at, rd, rh, list), output + i * run, hits);
@@ -248,42 +249,67 @@ struct Unpool {
   }
   static bool in(const Range& r, int64_t i) { return i >= r.begin && i < r.end; }
 
-  // S is where values meet: T itself, or float for sums of 16-bit numbers.
-  template <class S, bool kSum>
-  int64_t scatter_group(int64_t batch, int64_t c, int64_t count, S* sums, int64_t pitch) const {
-    const int64_t step = a.channels_last ? g.channels : 1, windows = g.small_plane(), plane = g.large_plane();
-    int64_t from = a.channels_last ? batch * windows * g.channels + c : (batch * g.channels + c) * windows;
-    for (int64_t p = 0; p < plane; ++p)
-      for (int64_t i = 0; i < count; ++i) sums[p * pitch + i] = S(0);
-    // Where a code points, relative to the first tap; good for windows that are whole.
-    int64_t offset[256] = {};
+  // Windows with all their taps inside the map, and where a code points there, from the first tap on.
+  struct Inner {
+    Range d, h, w;
+    int64_t offset[256];
+  };
+  Inner inner() const {
+    Inner all{whole_windows(0), whole_windows(1), whole_windows(2), {}};
     if constexpr (!kIndices)
       for (int64_t k = 0; k < g.taps() && k < 256; ++k)
-        offset[k] = position(k / (g.kernel[1] * g.kernel[2]) * g.dilation[0],
-                             k / g.kernel[2] % g.kernel[1] * g.dilation[1], k % g.kernel[2] * g.dilation[2]);
-    const Range d = whole_windows(0), h = whole_windows(1), w = whole_windows(2);
+        all.offset[k] = position(k / (g.kernel[1] * g.kernel[2]) * g.dilation[0],
+                                 k / g.kernel[2] % g.kernel[1] * g.dilation[1], k % g.kernel[2] * g.dilation[2]);
+    return all;
+  }
+
+  // S is where values meet: T itself, or float for sums of 16-bit numbers.
+  template <class S, bool kSum>
+  int64_t scatter_group(const Inner& all, int64_t batch, int64_t c, int64_t count, S* sums, int64_t pitch) const {
+    const int64_t step = a.channels_last ? g.channels : 1, windows = g.small_plane(), plane = g.large_plane();
+    int64_t from = a.channels_last ? batch * windows * g.channels + c : (batch * g.channels + c) * windows;
+    // Zero bits are 0 in every dtype. GCC would call memset for each element of a plane.
+    const int64_t runs = pitch == count ? 1 : plane, run = plane * count / runs;
+    for (int64_t p = 0; p < runs; ++p) std::memset(static_cast<void*>(sums + p * pitch), 0, run * sizeof(S));
+    const auto add = [](S& sum, T value) {
+      if constexpr (!std::is_same_v<S, C>)
+        sum = value;
+      else if constexpr (kSum)
+        sum += load(value);
+      else
+        sum = load(value);
+    };
     int64_t inside = 0;
     Walk at(0, g.small[0], g.small[1], 1);
-    for (; at.outer == 0; at.next()) {
-      const bool whole_row = !kIndices && in(d, at.at[0]) && in(h, at.at[1]);
+    for (; at.outer == 0; at.next(), from += step * g.small[2]) {
       const int64_t first = position(start(0, at), start(1, at), -g.padding[2]);
+      const bool whole_row = !kIndices && in(all.d, at.at[0]) && in(all.h, at.at[1]);
+      const Range w = whole_row ? all.w : Range{0, 0};
+      const int64_t sure = least(w.end, g.small[2]);
       Walk window = at;
-      for (int64_t o = 0; o < g.small[2]; ++o, from += step) {
+      for (int64_t o = 0; o < g.small[2]; ++o) {
+        if (o == w.begin && o < sure) {
+          const M* m = marks + from;
+          const T* v = source + from;
+          S* row = sums + first * pitch;
+          if (count == 1 && step == 1) {
+            for (; o < sure; ++o) add(row[o * g.stride[2] + all.offset[static_cast<uint8_t>(m[o])]], v[o]);
+          } else {
+            for (; o < sure; ++o)
+              for (int64_t i = 0; i < count; ++i) {
+                const int64_t p = o * g.stride[2] + all.offset[static_cast<uint8_t>(m[o * step + i])];
+                add(row[p * pitch + i], v[o * step + i]);
+              }
+          }
+          inside += (sure - w.begin) * count;
+          if (o == g.small[2]) break;
+        }
         window.at[2] = o;
-        const bool whole = whole_row && in(w, o);
-        const int64_t base = first + o * g.stride[2];
         for (int64_t i = 0; i < count; ++i) {
-          const M mark = marks[from + i];
-          const int64_t p = whole ? base + offset[static_cast<uint8_t>(mark)] : find(window, mark);
+          const int64_t p = find(window, marks[from + o * step + i]);
           if (p < 0) continue;
           ++inside;
-          S& sum = sums[p * pitch + i];
-          if constexpr (!std::is_same_v<S, C>)
-            sum = source[from + i];
-          else if constexpr (kSum)
-            sum += load(source[from + i]);
-          else
-            sum = load(source[from + i]);
+          add(sums[p * pitch + i], source[from + o * step + i]);
         }
       }
     }
@@ -293,17 +319,18 @@ struct Unpool {
   int64_t scatter(int64_t begin, int64_t end, void* scratch) const {
     const int64_t width = a.channels_last ? kScatterChannels : 1, groups = ceil_div(g.channels, width);
     const int64_t plane = g.large_plane(), pitch = a.channels_last ? g.channels : 1;
+    const Inner all = inner();
     int64_t inside = 0;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t batch = i / groups, c = i % groups * width, count = least(width, g.channels - c);
       T* out = output + (a.channels_last ? batch * plane * g.channels + c : i * plane);
       if (a.meeting == Meeting::last) {
-        inside += scatter_group<T, false>(batch, c, count, out, pitch);
+        inside += scatter_group<T, false>(all, batch, c, count, out, pitch);
       } else if constexpr (std::is_same_v<T, C>) {
-        inside += scatter_group<T, true>(batch, c, count, out, pitch);
+        inside += scatter_group<T, true>(all, batch, c, count, out, pitch);
       } else {
         C* sums = static_cast<C*>(scratch);
-        inside += scatter_group<C, true>(batch, c, count, sums, width);
+        inside += scatter_group<C, true>(all, batch, c, count, sums, width);
         for (int64_t p = 0; p < plane; ++p) store_row(sums + p * width, out + p * pitch, count);
       }
     }
