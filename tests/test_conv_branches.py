@@ -1,0 +1,263 @@
+"""conv_branches against the same convolutions in fp64, wherever it runs: in one launch, or branch by branch."""
+
+from dataclasses import dataclass
+
+import host_cuda
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import assert_close
+
+import atrousops as ao
+import atrousops.functional as A
+from atrousops import _library, _plan_branches, _plan_cuda, devices, planner
+
+BF16, HALF, FLOAT = torch.bfloat16, torch.float16, torch.float32
+
+
+@dataclass(frozen=True)
+class Case:
+    """Branches given by output channels, kernel, padding and dilation; those of an axis where they differ."""
+
+    why: str
+    size: tuple[int, int, int, int]
+    branches: tuple[tuple, ...]
+    relu: bool = True
+    bias: bool = True
+    channels_last: bool = True
+
+    def __str__(self):
+        return self.why.replace(" ", "-")
+
+    @property
+    def around(self):
+        return [b[2] for b in self.branches], [b[3] for b in self.branches]
+
+    @property
+    def activation(self):
+        return "relu" if self.relu else None
+
+    def tensors(self, dtype):
+        """Input, weights and biases."""
+        n, c, h, w = self.size
+        format = torch.channels_last if self.channels_last else torch.contiguous_format
+        x = torch.randn(n, c, h, w).to(dtype).contiguous(memory_format=format)
+        kernels = [b[1] if isinstance(b[1], tuple) else (b[1], b[1]) for b in self.branches]
+        weights = [torch.randn(b[0], c, *k).to(dtype, memory_format=format) for b, k in zip(self.branches, kernels)]
+        return x, weights, [torch.randn(b[0]).to(dtype) for b in self.branches] if self.bias else None
+
+    def stock(self, x, weights, biases):
+        parts = []
+        for i, (_, _, p, d) in enumerate(self.branches):
+            parts.append(F.conv2d(x, weights[i], biases[i] if biases else None, 1, p, d))
+        return F.relu(torch.cat(parts, 1)) if self.relu else torch.cat(parts, 1)
+
+    def both(self, x, weights, biases):
+        """PyTorch's result at the dtype, and in fp64."""
+        wide = [x.double(), [w.double() for w in weights], [b.double() for b in biases] if biases else None]
+        return self.stock(x, weights, biases), self.stock(*wide)
+
+
+CASES = (
+    # One launch of wgmma; at rate 9 all but the centre tap of the rows is dead.
+    Case("ASPP", (2, 40, 9, 8), ((40, 1, 0, 1), (40, 3, 2, 2), (40, 3, 5, 5), (40, 3, 9, 9))),
+    # Planes are brought into channels_last once, and the result back.
+    Case("planes and no bias", (1, 40, 8, 9), ((32, 3, 1, 1), (32, 5, 4, 2)), False, False, False),
+    # Two launches of wgmma where it runs; a kernel of 3x1; stores of single elements.
+    Case("other widths and kernels", (1, 32, 9, 8), ((36, (3, 1), (2, 0), (2, 1)), (33, 3, (1, 2), (1, 2)))),
+    # Too narrow for tensor cores: one by one.
+    Case("few channels", (2, 3, 5, 6), ((2, 3, 1, 1), (5, 1, 0, 1), (1, 3, 2, 2)), True, True, False),
+    # One branch, no image.
+    Case("nothing", (0, 8, 5, 6), ((4, 3, 2, 1),), True, True, False),
+)
+by_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def launches(name="conv_wgmma_kernel") -> int:
+    return sum(c.runs for c in host_cuda.coverage() if name in c.name)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FLOAT])
+@by_case
+def test_branches_in_fp64(case, dtype, backend):
+    x, weights, biases = case.tensors(dtype)
+    y = A.conv_branches(x, weights, biases, *case.around, case.activation)
+    theirs, exact = case.both(x, weights, biases)
+    assert_close(y, exact, theirs)
+    assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=torch.channels_last if case.channels_last else torch.contiguous_format)
+
+
+@pytest.mark.skipif(host_cuda.problem() is not None, reason=str(host_cuda.problem()))
+@pytest.mark.parametrize(("case", "gpu", "wgmma", "mma"), [
+    (CASES[0], host_cuda.H100, 1, 0),
+    (CASES[2], host_cuda.H100, 2, 0),
+    (CASES[0], host_cuda.A100, 0, 4),
+    (CASES[3], host_cuda.H100, 0, 0),
+], ids=str)  # fmt: skip
+def test_launches(case, gpu, wgmma, mma):
+    """Of tensor cores, each of which writes into its own channels."""
+    x, weights, biases = case.tensors(HALF)
+    with host_cuda.host_cuda(), host_cuda.device(*gpu):
+        before = launches(), launches("conv_mma_kernel")
+        y = A.conv_branches(x, weights, biases, *case.around, "relu")
+        assert (launches() - before[0], launches("conv_mma_kernel") - before[1]) == (wgmma, mma)
+    theirs, exact = case.both(x, weights, biases)
+    assert_close(y, exact, theirs)
+    with host_cuda.host_cuda():
+        assert torch.equal(A.conv_branches(x[0], weights, biases, *case.around, "relu").shape and y[0], y[0])
+
+
+@pytest.mark.parametrize("case", [CASES[1], CASES[3]], ids=str)
+def test_gradients(case, backend):
+    x, weights, biases = case.tensors(FLOAT)
+    dy = torch.randn(case.stock(x, weights, biases).shape)
+    gradients = []
+    for call, dtype in ((A.conv_branches, FLOAT), (None, torch.float64), (None, FLOAT)):
+        leaves = [t.to(dtype).requires_grad_() for t in (x, *weights, *(biases or ()))]
+        count = len(weights)
+        w, b = leaves[1 : count + 1], leaves[count + 1 :] or None
+        y = call(leaves[0], w, b, *case.around, case.activation) if call else case.stock(leaves[0], w, b)
+        gradients.append(torch.autograd.grad(y, leaves, dy.to(dtype)))
+    for ours, exact, theirs in zip(*gradients):
+        assert_close(ours, exact, theirs)
+
+
+def test_some_gradients_and_second_ones(backend):
+    """Only what is asked for; and derivatives of derivatives, as of any convolution."""
+    x, weights, _ = CASES[3].tensors(torch.float64)
+    weights[1].requires_grad_()
+    y = A.conv_branches(x, weights, None, *CASES[3].around, "relu")
+    (dw,) = torch.autograd.grad(y.square().sum(), weights[1:2], create_graph=True)
+    again = CASES[3].stock(x, weights, None)
+    (expected,) = torch.autograd.grad(again.square().sum(), weights[1:2], create_graph=True)
+    torch.testing.assert_close(dw, expected)
+    pair = [torch.autograd.grad(d.square().sum(), weights[1])[0] for d in (dw, expected)]
+    torch.testing.assert_close(*pair)
+
+
+def test_opcheck(backend):
+    x, weights, biases = CASES[3].tensors(FLOAT)
+    weights[0].requires_grad_()
+    args = (x.requires_grad_(), weights, biases, [1, 1, 0, 0, 2, 2], [1, 1, 1, 1, 2, 2], True)
+    torch.library.opcheck(torch.ops.atrousops.conv_branches.default, args)
+
+
+def test_compiles_and_autocasts():
+    x, weights, biases = CASES[3].tensors(FLOAT)
+
+    def call(x):
+        return A.conv_branches(x, weights, biases, *CASES[3].around, "relu")
+
+    torch.testing.assert_close(torch.compile(call, fullgraph=True, backend="aot_eager")(x), call(x))
+    torch.testing.assert_close(torch.func.vmap(call)(x[None])[0], call(x))
+    with torch.autocast("cpu", BF16):
+        assert call(x).dtype == BF16
+
+
+# The ASPP of the DeepLab suite: one launch's predicted share of the time of four launches of the same kernel, and of
+# the calls that it replaces, each the fastest of ours and cuDNN, with ReLUs and concatenation.
+SHAPES = {
+    "OS16, batch 16": ((16, 33, (6, 12, 18)), 0.85, 0.76),
+    "OS16, batch 8": ((8, 33, (6, 12, 18)), 0.87, 0.78),
+    "OS16, batch 1": ((1, 33, (6, 12, 18)), 0.76, 0.77),
+    "OS8, batch 8": ((8, 65, (12, 24, 36)), 0.90, 0.81),
+}
+
+
+def arguments_of(size, rates, k=(256, 256, 256, 256), channels=2048):
+    weights = [(k[0], channels, 1, 1), *((width, channels, 3, 3) for width in k[1:])]
+    return weights, [(0, 0), *((r, r) for r in rates)], [(1, 1), *((r, r) for r in rates)]
+
+
+def gpu(dtype=BF16, chip=host_cuda.H100, channels_last=True):
+    multiprocessors, capability, shared = chip[:3]
+    shown = multiprocessors, shared, capability
+    return devices.Device("cuda", 1, devices.gpu_rates(shown, dtype, channels_last, True), *shown)
+
+
+def plan(batch, size, rates, *, dtype=BF16, chip=host_cuda.H100, joined=False, channels_last=True, channels=2048, **k):
+    arguments = arguments_of(size, rates, channels=channels, **k)
+    device = gpu(dtype, chip, channels_last)
+    shape = (batch, channels, size, size)
+    return _plan_branches.plan_branches(shape, *arguments, dtype, channels_last, True, joined, device)
+
+
+@pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing")
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_is_planned(name):
+    (batch, size, rates), of_launches, of_calls = SHAPES[name]
+    one = plan(batch, size, rates)
+    assert one.kernel == "conv_branches"
+    apart = one.candidates[0].seconds
+    assert one.seconds / apart == pytest.approx(of_calls, abs=0.006)
+    assert f"predicted {one.seconds / apart:.2f} of their time one by one" in one.reason
+    each = zip(*arguments_of(size, rates))
+    problems = [planner.call_problem("forward", (batch, 2048, size, size), w, (1, 1), p, d, 1) for w, p, d in each]
+    launches = sum(_plan_cuda.boxes([p], gpu(), 2).seconds for p in problems)
+    assert one.boxes.seconds / launches == pytest.approx(of_launches, abs=0.006)
+    # There is less to gain where a concatenation follows in any case, and where planes are brought into channels_last.
+    assert plan(batch, size, rates, joined=True).candidates[0].seconds < apart
+    assert plan(batch, size, rates, channels_last=False).candidates[1].seconds > one.seconds
+
+
+@pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing")
+@pytest.mark.parametrize(
+    ("why", "arguments"),
+    [
+        ("no wgmma for the dtype", {"chip": host_cuda.A100}),
+        ("no wgmma for the dtype", {"dtype": torch.float64}),
+        ("equally many channels", {"k": (256, 256, 256, 128)}),
+        ("2 to 6 convolutions", {"k": (256,)}),
+        ("too few channels to fill a tile", {"channels": 24}),
+    ],
+)
+def test_what_runs_branch_by_branch(why, arguments):
+    answer = plan(8, 33, (6, 12, 18), **arguments)
+    assert answer.kernel == "branches"
+    assert why in answer.reason
+    assert why in answer.candidates[1].reason
+
+
+def test_explanation(backend):
+    x, weights, biases = CASES[0].tensors(HALF)
+    (row,) = ao.explain(A.conv_branches, x, weights, biases, *CASES[0].around, "relu").rows
+    assert (row.operator, row.kernel) == ("conv_branches", "conv_branches")
+    assert row.flops == 2 * 2 * 72 * 40 * 40 * 28
+
+
+def test_explanation_without_gpu():
+    x, weights, biases = CASES[0].tensors(FLOAT)
+    (row,) = ao.explain(A.conv_branches, x, weights, biases, *CASES[0].around, "relu").rows
+    assert (row.kernel, row.reason) == ("branches", "branch by branch: one launch is a GPU's")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input": torch.ones(2)}, "input must have 3 or 4 dimensions"),
+        ({"input": torch.ones(1, 3, 6, 6)}, "input must have 2 channels"),
+        ({"weights": []}, "weights must have at least one entry; got 0"),
+        ({"weights": torch.ones(1, 2, 3, 3)}, "weights must be a list with one entry for each branch; got Tensor"),
+        ({"weights": [torch.ones(4, 2, 3, 3).double()] * 2}, "weight must have input's dtype"),
+        ({"biases": [torch.ones(4)]}, "biases must have 2 entries, as weights; got 1"),
+        ({"biases": [torch.ones(3)] * 2}, r"bias must have shape \(4,\); got \(3,\)"),
+        ({"padding": 1}, "padding must be a list with one entry for each branch; got int"),
+        (
+            {"padding": (1, 1)},
+            r"padding must give every branch the size of the first, \(6, 6\); got \(4, 4\) of 1. Give",
+        ),
+        ({"dilation": (1, 0)}, "dilation must be positive"),
+        ({"activation": "silu"}, "activation must be 'relu' or None; got 'silu'"),
+    ],
+)
+def test_rejects(change, message):
+    arguments = {
+        "input": torch.ones(1, 2, 6, 6),
+        "weights": [torch.ones(4, 2, 3, 3)] * 2,
+        "biases": None,
+        "padding": (1, 2),
+        "dilation": (1, 2),
+    }
+    with pytest.raises((ValueError, TypeError), match="conv_branches: " + message):
+        A.conv_branches(**arguments | change)
