@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from atrousops import backends
 from atrousops._plan_branches import plan_branches
 from atrousops._plan_context import plan_context
 from atrousops.devices import device_of
@@ -34,12 +35,11 @@ def settle_branches(row: Row, ours: str, arguments: dict[str, Any]) -> None:
     row.plan = plan_branches(_size(input), shapes, padding, dilation, row.dtype, layout, relu, device=device)
     row.bytes = row.plan.bytes_floor
     row.kernel = "conv_branches" if ours == "conv_branches" else "branches"
-    if row.kernel == row.plan.kernel and row.device == "cuda":
-        row.reason = row.plan.reason
-    elif row.kernel == "branches":
+    if row.kernel == "branches":
         row.reason = f"branch by branch: {why_apart(input, weights, arguments['biases'], padding, dilation, relu)}"
     else:
-        row.reason = f"one operator: forced by backend({row.backend!r})"
+        forced = f"one operator: forced by backend({backends.forced()!r})"
+        row.reason = row.plan.reason if row.plan.kernel == "conv_branches" else forced
 
 
 def _size(input: Any) -> tuple[int, int, int, int]:

@@ -1,16 +1,18 @@
 """conv_branches against the same convolutions in fp64, wherever it runs: in one launch, or branch by branch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import host_cuda
 import pytest
 import torch
 import torch.nn.functional as F
 from oracle import assert_close
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library, _plan_branches, _plan_cuda, devices, planner
+from atrousops import _library, _plan_branches, _plan_cuda, backends, devices, planner
+from atrousops.explain import Explanation
 
 BF16, HALF, FLOAT = torch.bfloat16, torch.float16, torch.float32
 
@@ -70,6 +72,8 @@ CASES = (
     # One branch, no image.
     Case("nothing", (0, 8, 5, 6), ((4, 3, 2, 1),), True, True, False),
 )
+# Slices of channels_last gradients, and nothing behind the sums.
+PLAIN = Case("without bias and ReLU", (2, 4, 5, 4), ((4, 3, 1, 1), (2, 1, 0, 1)), False, False)
 by_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -112,7 +116,7 @@ def test_without_batch(backend):
     assert torch.equal(y, A.conv_branches(x[:1], weights, biases, *CASES[3].around)[0])
 
 
-@pytest.mark.parametrize("case", [CASES[1], CASES[3]], ids=str)
+@pytest.mark.parametrize("case", [CASES[3], PLAIN], ids=str)
 def test_gradients(case, backend):
     x, weights, biases = case.tensors(FLOAT)
     dy = torch.randn(case.stock(x, weights, biases).shape)
@@ -227,6 +231,7 @@ def test_explanation(backend):
     x, weights, biases = CASES[0].tensors(HALF)
     (row,) = ao.explain(A.conv_branches, x, weights, biases, *CASES[0].around, "relu").rows
     assert (row.operator, row.kernel) == ("conv_branches", "conv_branches")
+    assert "forced by backend" in row.reason or row.device == "cuda"
     assert row.flops == 2 * 2 * 72 * 40 * 40 * 28
 
 
@@ -234,6 +239,25 @@ def test_explanation_without_gpu():
     x, weights, biases = CASES[0].tensors(FLOAT)
     (row,) = ao.explain(A.conv_branches, x, weights, biases, *CASES[0].around, "relu").rows
     assert (row.kernel, row.reason) == ("branches", "branch by branch: one launch is a GPU's")
+
+
+@pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing")
+def test_a_gpu_is_explained_without_one(monkeypatch):
+    monkeypatch.setattr(_library, "cuda", replace(_library.cuda, problem=None))
+    monkeypatch.setattr(backends, "_has_cuda_kernel", lambda op: True)
+
+    def rows(size, *others):
+        with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
+            branches = [ao.FusedConv2d(256, 256, 3, padding=r, dilation=r, dtype=BF16) for r in (6, 12, 18)]
+            x = torch.empty(8, 256, size, size, dtype=BF16).to(memory_format=torch.channels_last)
+            return ao.explain(ao.FusedBranches(branches), x, *[x for _ in others]).rows
+
+    (row,) = rows(33, "image-level features")
+    assert (row.module, row.backend, row.operator, row.kernel) == ("FusedBranches", "cuda", *["conv_branches"] * 2)
+    assert row.reason.startswith("one launch of 3 convolutions: predicted 0.")
+    assert "  boxes       " in str(Explanation([row]))
+    # 32 positions fill no tile.
+    assert [r.operator for r in rows(2)] == ["conv2d"] * 3
 
 
 @pytest.mark.parametrize(
