@@ -102,3 +102,11 @@ def test_aspp_in_one_launch(pooling):
     assert [row.operator for row in rows if row.operator == "conv_branches"] == ["conv_branches"]
     assert joined(fast) == [3]
     assert_close(y, exact, theirs)
+
+
+def test_exports_and_compiles():
+    fast, x = ao.optimize(lively(Pyramid())), torch.randn(1, 4, 9, 10)
+    with torch.no_grad():
+        expected = fast(x)
+        torch.testing.assert_close(torch.export.export(fast, (x,)).module()(x), expected)
+        torch.testing.assert_close(torch.compile(fast, fullgraph=True, backend="aot_eager")(x), expected)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch._subclasses.fake_tensor import FakeTensor
 
 from atrousops import _plan_branches, backends, reference
 from atrousops._checks import bad_type, bad_value
 from atrousops.ops._conv_arguments import Arguments, check_conv
-from atrousops.ops._conv_dispatch import allow_tf32
+from atrousops.ops._conv_dispatch import allow_tf32, plain_tensors
 from atrousops.ops._layout import empty_as_kernel, prefers_channels_last
 from atrousops.ops._register import register
 from atrousops.ops.conv import conv2d, grad_bias, grad_input, grad_weight
@@ -80,14 +80,15 @@ def why_apart(
         return f"forced by backend({forced!r})" if forced else "one launch is a GPU's"
     if torch.is_autocast_enabled(kind) or input.dtype not in backends.FLOATING:
         return "they are cast one by one"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return "transforms of functions know them one by one"
+    compiling = torch.compiler.is_compiling()
+    if not (compiling or plain_tensors(input, weights[0]) or type(input) is FakeTensor):
+        return "subclasses and transforms of functions know them one by one"
     if forced is not None:
         own = backends.choose("conv_branches", input.device, input.dtype) in backends.COMPILED
         return "" if own else f"forced by backend({forced!r})"
     if backends.choose("conv_branches", input.device, input.dtype) != "cuda":
         return "there is no CUDA library"
-    if torch.compiler.is_compiling():
+    if compiling:
         # Sizes that a graph leaves open cannot be planned for.
         return "compiled graphs have them one by one"
     size = tuple(input.shape) if input.dim() == 4 else (1, *input.shape)
