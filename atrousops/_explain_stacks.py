@@ -29,14 +29,15 @@ def settle_context(row: Row, ours: str, arguments: dict[str, Any]) -> None:
 def settle_branches(row: Row, ours: str, arguments: dict[str, Any]) -> None:
     """conv_branches does, or its convolutions; they are counted as one call."""
     input, weights, relu = arguments["input"], arguments["weights"], arguments["relu"]
-    padding, dilation = arguments["around"]
+    (padding, dilation), others = arguments["around"], arguments["others"]
+    beside = sum([t.shape[-3] for t in others])
     layout = not input.is_contiguous()
     shapes, device = [tuple(w.shape) for w in weights], device_of(row.device, row.dtype, layout)
-    row.plan = plan_branches(_size(input), shapes, padding, dilation, row.dtype, layout, relu, device=device)
+    row.plan = plan_branches(_size(input), shapes, padding, dilation, row.dtype, layout, relu, beside, device)
     row.bytes = row.plan.bytes_floor
     row.kernel = "conv_branches" if ours == "conv_branches" else "branches"
     if row.kernel == "branches":
-        row.reason = f"branch by branch: {why_apart(input, weights, arguments['biases'], padding, dilation, relu)}"
+        row.reason = f"branch by branch: {why_apart(input, weights, padding, dilation, relu, others)}"
     else:
         forced = f"one operator: forced by backend({backends.forced()!r})"
         row.reason = row.plan.reason if row.plan.kernel == "conv_branches" else forced

@@ -24,16 +24,16 @@ def plan_branches(
     dtype: torch.dtype,
     channels_last: bool,
     relu: bool,
-    joined: bool = False,
+    others: int = 0,
     device: Device | None = None,
 ) -> Plan:
     """The plan of `conv_branches`: its kernel is "conv_branches" for one launch, "branches" for one by one.
 
     The tile model's time of all tiles of one launch stands against the planner's of each convolution, a launch for each
-    ReLU, and the concatenation, unless one follows in any case (`joined`).
+    ReLU, and the concatenation.
 
     Args:
-        size: (N, C, H, W) of the input; weight_sizes: (K, C, *kernel) of each.
+        size: (N, C, H, W) of the input; weight_sizes: (K, C, *kernel) of each; others: channels that follow.
         device: from device_of or gpu_device; this machine's GPU if None, an H100 where there is none.
     """
     device = device or devices.gpu_device(dtype, channels_last)
@@ -42,16 +42,18 @@ def plan_branches(
     each = [planner.plan(problem, device, dtype.itemsize) for problem in problems]
     written = float(sum([p.output_elements for p in problems])) * dtype.itemsize
     moved = sum([p.bytes_floor for p in each]) - (len(each) - 1.0) * problems[0].input_elements * dtype.itemsize
-    passes = relu * len(each) + (not joined)
+    beside = written / sum([p.k for p in problems]) * others
     rates = device.rates
-    apart = sum([p.seconds for p in each]) + passes * rates.aten_call + (relu + (not joined)) * 2 * written / rates.copy
+    apart = sum([p.seconds for p in each]) + (relu * len(each) + 1) * rates.aten_call
+    apart += 2 * (relu * written + written + beside) / rates.copy
     why_not, boxes, one = _why_not(problems, device, dtype.itemsize), None, inf
     if not why_not:
         boxes = _plan_cuda.boxes(problems, device, dtype.itemsize)
         one = rates.our_call + boxes.seconds + moved / rates.copy
+        one += (others > 0) * rates.aten_call + 2 * beside / rates.copy
         if not channels_last:
             read = float(problems[0].input_elements) * dtype.itemsize
-            one += 2 * rates.aten_call + 2 * (read + written) / rates.copy
+            one += 2 * rates.aten_call + 2 * (read + written + beside) / rates.copy
         why_not = _slower(one / apart)
     reason = f"branch by branch: {why_not}"
     if not why_not:
@@ -97,10 +99,10 @@ def why_apart(
     dtype: torch.dtype,
     nhwc: bool,
     relu: bool,
-    joined: bool,
+    others: int,
 ) -> str:
     """Why the plan is not for one launch, or nothing; answers are kept."""
-    key = (size, weights, padding, dilation, dtype, nhwc, relu, joined, devices.tf32_allowed())
+    key = (size, weights, padding, dilation, dtype, nhwc, relu, others, devices.tf32_allowed())
     answer = _answers.get(key)
     if answer is None:
         if len(_answers) >= 4096:

@@ -56,7 +56,7 @@ def _context_module() -> tuple[tuple, dict]:
 
 def _conv_branches() -> tuple[tuple, dict]:
     weights = [rand(6, 4, 1, 1), rand(2, 4, 3, 3), rand(6, 4, 3, 3)]
-    return (rand(2, 4, 8, 9), weights, None, (0, 2, 3), (1, 2, 3)), {}
+    return (rand(2, 4, 8, 9), weights, None, (0, 2, 3), (1, 2, 3), None, [rand(2, 2, 8, 9)]), {}
 
 
 FUNCTIONS: dict[str, Callable[[], tuple[tuple, dict]]] = {

@@ -27,6 +27,7 @@ class Case:
     relu: bool = True
     bias: bool = True
     channels_last: bool = True
+    others: tuple[int, ...] = ()  # channels of maps beside them
 
     def __str__(self):
         return self.why.replace(" ", "-")
@@ -40,37 +41,42 @@ class Case:
         return "relu" if self.relu else None
 
     def tensors(self, dtype):
-        """Input, weights and biases."""
+        """Input, weights, biases and others."""
         n, c, h, w = self.size
         format = torch.channels_last if self.channels_last else torch.contiguous_format
         x = torch.randn(n, c, h, w).to(dtype).contiguous(memory_format=format)
         kernels = [b[1] if isinstance(b[1], tuple) else (b[1], b[1]) for b in self.branches]
         weights = [torch.randn(b[0], c, *k).to(dtype, memory_format=format) for b, k in zip(self.branches, kernels)]
-        return x, weights, [torch.randn(b[0]).to(dtype) for b in self.branches] if self.bias else None
+        biases = [torch.randn(b[0]).to(dtype) for b in self.branches] if self.bias else None
+        size = self.stock(x, weights, None, []).shape
+        return x, weights, biases, [torch.randn(n, k, *size[2:]).to(dtype) for k in self.others]
 
-    def stock(self, x, weights, biases):
+    def ours(self, x, weights, biases, others):
+        return A.conv_branches(x, weights, biases, *self.around, self.activation, others)
+
+    def stock(self, x, weights, biases, others):
         parts = []
         for i, (_, _, p, d) in enumerate(self.branches):
             parts.append(F.conv2d(x, weights[i], biases[i] if biases else None, 1, p, d))
-        return F.relu(torch.cat(parts, 1)) if self.relu else torch.cat(parts, 1)
+        return torch.cat([*[F.relu(y) if self.relu else y for y in parts], *others], 1)
 
-    def both(self, x, weights, biases):
+    def both(self, x, weights, biases, others):
         """PyTorch's result at the dtype, and in fp64."""
-        wide = [x.double(), [w.double() for w in weights], [b.double() for b in biases] if biases else None]
-        return self.stock(x, weights, biases), self.stock(*wide)
+        wide = [None if ts is None else [t.double() for t in ts] for ts in (weights, biases, others)]
+        return self.stock(x, weights, biases, others), self.stock(x.double(), *wide)
 
 
 CASES = (
-    # One launch of wgmma; at rate 9 all but the centre tap of the rows is dead.
-    Case("ASPP", (2, 40, 9, 8), ((40, 1, 0, 1), (40, 3, 2, 2), (40, 3, 5, 5), (40, 3, 9, 9))),
+    # One launch of wgmma; at rate 9 all but the centre tap of the rows is dead. Beside them, planes.
+    Case("ASPP", (2, 40, 9, 8), ((40, 1, 0, 1), (40, 3, 2, 2), (40, 3, 5, 5), (40, 3, 9, 9)), others=(40,)),
     # Planes are brought into channels_last once, and the result back.
     Case("planes and no bias", (1, 40, 8, 9), ((32, 3, 1, 1), (32, 5, 4, 2)), False, False, False),
     # Two launches of wgmma where it runs; a kernel of 3x1; stores of single elements.
     Case("other widths and kernels", (1, 32, 9, 8), ((36, (3, 1), (2, 0), (2, 1)), (33, 3, (1, 2), (1, 2)))),
     # Too narrow for tensor cores: one by one.
-    Case("few channels", (2, 3, 5, 6), ((2, 3, 1, 1), (5, 1, 0, 1), (1, 3, 2, 2)), True, True, False),
+    Case("few channels", (2, 3, 5, 6), ((2, 3, 1, 1), (5, 1, 0, 1), (1, 3, 2, 2)), True, True, False, (1, 4)),
     # One branch, no image.
-    Case("nothing", (0, 8, 5, 6), ((4, 3, 2, 1),), True, True, False),
+    Case("nothing", (0, 8, 5, 6), ((4, 3, 2, 1),), True, True, False, (3,)),
 )
 # Slices of channels_last gradients, and nothing behind the sums.
 PLAIN = Case("without bias and ReLU", (2, 4, 5, 4), ((4, 3, 1, 1), (2, 1, 0, 1)), False, False)
@@ -84,9 +90,9 @@ def launches(name="conv_wgmma_kernel") -> int:
 @pytest.mark.parametrize("dtype", [BF16, FLOAT])
 @by_case
 def test_branches_in_fp64(case, dtype, backend):
-    x, weights, biases = case.tensors(dtype)
-    y = A.conv_branches(x, weights, biases, *case.around, case.activation)
-    theirs, exact = case.both(x, weights, biases)
+    tensors = case.tensors(dtype)
+    y = case.ours(*tensors)
+    theirs, exact = case.both(*tensors)
     assert_close(y, exact, theirs)
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=torch.channels_last if case.channels_last else torch.contiguous_format)
@@ -101,61 +107,59 @@ def test_branches_in_fp64(case, dtype, backend):
 ], ids=str)  # fmt: skip
 def test_launches(case, gpu, wgmma, mma):
     """Of tensor cores, each of which writes into its own channels."""
-    x, weights, biases = case.tensors(HALF)
+    tensors = case.tensors(HALF)
     with host_cuda.host_cuda(), host_cuda.device(*gpu):
         before = launches(), launches("conv_mma_kernel")
-        y = A.conv_branches(x, weights, biases, *case.around, "relu")
+        y = case.ours(*tensors)
         assert (launches() - before[0], launches("conv_mma_kernel") - before[1]) == (wgmma, mma)
-    theirs, exact = case.both(x, weights, biases)
+    theirs, exact = case.both(*tensors)
     assert_close(y, exact, theirs)
 
 
 def test_without_batch(backend):
-    x, weights, biases = CASES[3].tensors(HALF)
-    y = A.conv_branches(x[0], weights, biases, *CASES[3].around)
-    assert torch.equal(y, A.conv_branches(x[:1], weights, biases, *CASES[3].around)[0])
+    x, weights, biases, others = CASES[3].tensors(HALF)
+    y = CASES[3].ours(x[0], weights, biases, [t[0] for t in others])
+    assert torch.equal(y, CASES[3].ours(x[:1], weights, biases, [t[:1] for t in others])[0])
 
 
 @pytest.mark.parametrize("case", [CASES[3], PLAIN], ids=str)
 def test_gradients(case, backend):
-    x, weights, biases = case.tensors(FLOAT)
-    dy = torch.randn(case.stock(x, weights, biases).shape)
+    x, weights, biases, others = case.tensors(FLOAT)
+    dy = torch.randn(case.stock(x, weights, biases, others).shape)
     gradients = []
-    for call, dtype in ((A.conv_branches, FLOAT), (None, torch.float64), (None, FLOAT)):
-        leaves = [t.to(dtype).requires_grad_() for t in (x, *weights, *(biases or ()))]
-        count = len(weights)
-        w, b = leaves[1 : count + 1], leaves[count + 1 :] or None
-        y = call(leaves[0], w, b, *case.around, case.activation) if call else case.stock(leaves[0], w, b)
-        gradients.append(torch.autograd.grad(y, leaves, dy.to(dtype)))
+    for call, dtype in ((case.ours, FLOAT), (case.stock, torch.float64), (case.stock, FLOAT)):
+        x, *lists = ([t.detach().to(dtype).requires_grad_() for t in ts] for ts in ([x], weights, biases or (), others))
+        y = call(x[0], lists[0], lists[1] or None, lists[2])
+        gradients.append(torch.autograd.grad(y, [*x, *lists[0], *lists[1], *lists[2]], dy.to(dtype)))
+        x = x[0]
     for ours, exact, theirs in zip(*gradients):
         assert_close(ours, exact, theirs)
 
 
 def test_some_gradients_and_second_ones(backend):
     """Only what is asked for; and derivatives of derivatives, as of any convolution."""
-    x, weights, _ = CASES[3].tensors(torch.float64)
-    weights[1].requires_grad_()
-    y = A.conv_branches(x, weights, None, *CASES[3].around, "relu")
-    (dw,) = torch.autograd.grad(y.square().sum(), weights[1:2], create_graph=True)
-    again = CASES[3].stock(x, weights, None)
-    (expected,) = torch.autograd.grad(again.square().sum(), weights[1:2], create_graph=True)
-    torch.testing.assert_close(dw, expected)
-    pair = [torch.autograd.grad(d.square().sum(), weights[1])[0] for d in (dw, expected)]
-    torch.testing.assert_close(*pair)
+    tensors = CASES[3].tensors(torch.float64)
+    w = tensors[1][1].requires_grad_()
+    first = []
+    for call in (CASES[3].ours, CASES[3].stock):
+        first += torch.autograd.grad(call(*tensors).square().sum(), w, create_graph=True)
+    torch.testing.assert_close(*first)
+    torch.testing.assert_close(*[torch.autograd.grad(d.square().sum(), w)[0] for d in first])
 
 
 def test_opcheck(backend):
-    x, weights, biases = CASES[3].tensors(FLOAT)
-    weights[0].requires_grad_()
-    args = (x.requires_grad_(), weights, biases, [1, 1, 0, 0, 2, 2], [1, 1, 1, 1, 2, 2], True)
+    # Each tensor costs seconds.
+    x, w = torch.randn(1, 2, 4, 3, requires_grad=True), torch.randn(2, 2, 3, 3, requires_grad=True)
+    args = (x, [w, w.detach()[..., :1, :1]], [], [x.detach()], [1, 1, 0, 0], [1, 1, 1, 1], True)
     torch.library.opcheck(torch.ops.atrousops.conv_branches.default, args)
 
 
 def test_transforms_autocast_and_graphs(backend):
-    x, weights, biases = CASES[3].tensors(FLOAT)
+    x, *rest = CASES[3].tensors(FLOAT)
+    rest[-1] = []
 
     def call(x):
-        return A.conv_branches(x, weights, biases, *CASES[3].around, "relu")
+        return CASES[3].ours(x, *rest)
 
     expected = call(x)
     torch.testing.assert_close(torch.func.vmap(call)(x[None])[0], expected)
@@ -186,11 +190,11 @@ def gpu(dtype=BF16, chip=host_cuda.H100, channels_last=True):
     return devices.Device("cuda", 1, devices.gpu_rates(shown, dtype, channels_last, True), *shown)
 
 
-def plan(batch, size, rates, *, dtype=BF16, chip=host_cuda.H100, joined=False, channels_last=True, channels=2048, **k):
+def plan(batch, size, rates, *, dtype=BF16, chip=host_cuda.H100, others=0, channels_last=True, channels=2048, **k):
     arguments = arguments_of(size, rates, channels=channels, **k)
     device = gpu(dtype, chip, channels_last)
     shape = (batch, channels, size, size)
-    return _plan_branches.plan_branches(shape, *arguments, dtype, channels_last, True, joined, device)
+    return _plan_branches.plan_branches(shape, *arguments, dtype, channels_last, True, others, device)
 
 
 @pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing")
@@ -206,8 +210,9 @@ def test_what_is_planned(name):
     problems = [planner.call_problem("forward", (batch, 2048, size, size), w, (1, 1), p, d, 1) for w, p, d in each]
     launches = sum(_plan_cuda.boxes([p], gpu(), 2).seconds for p in problems)
     assert one.boxes.seconds / launches == pytest.approx(of_launches, abs=0.006)
-    # There is less to gain where a concatenation follows in any case, and where planes are brought into channels_last.
-    assert plan(batch, size, rates, joined=True).candidates[0].seconds < apart
+    # What stands beside them is copied either way; planes are brought into channels_last and back.
+    beside = plan(batch, size, rates, others=256)
+    assert beside.seconds - one.seconds == pytest.approx(beside.candidates[0].seconds - apart + 6e-6)
     assert plan(batch, size, rates, channels_last=False).candidates[1].seconds > one.seconds
 
 
@@ -230,15 +235,15 @@ def test_what_runs_branch_by_branch(why, arguments):
 
 
 def test_explanation(backend):
-    x, weights, biases = CASES[0].tensors(HALF)
-    (row,) = ao.explain(A.conv_branches, x, weights, biases, *CASES[0].around, "relu").rows
+    x, weights, biases, others = CASES[0].tensors(HALF)
+    (row,) = ao.explain(A.conv_branches, x, weights, biases, *CASES[0].around, "relu", others).rows
     assert (row.operator, row.kernel) == ("conv_branches", "conv_branches")
     assert "forced by backend" in row.reason or row.device == "cuda"
     assert row.flops == 2 * 2 * 72 * 40 * 40 * 28
 
 
 def test_explanation_without_gpu():
-    x, weights, biases = CASES[0].tensors(FLOAT)
+    x, weights, biases, _ = CASES[0].tensors(FLOAT)
     (row,) = ao.explain(A.conv_branches, x, weights, biases, *CASES[0].around, "relu").rows
     assert (row.kernel, row.reason) == ("branches", "branch by branch: one launch is a GPU's")
 
@@ -248,13 +253,14 @@ def test_a_gpu_is_explained_without_one(monkeypatch):
     monkeypatch.setattr(_library, "cuda", replace(_library.cuda, problem=None))
     monkeypatch.setattr(backends, "_has_cuda_kernel", lambda op: True)
 
-    def rows(size, *others):
+    def rows(size, others=0):
         with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
             branches = [ao.FusedConv2d(256, 256, 3, padding=r, dilation=r, dtype=BF16) for r in (6, 12, 18)]
             x = torch.empty(8, 256, size, size, dtype=BF16).to(memory_format=torch.channels_last)
-            return ao.explain(ao.FusedBranches(branches), x, *[x for _ in others]).rows
+            return ao.explain(ao.FusedBranches(branches), x, *[x] * others).rows
 
-    (row,) = rows(33, "image-level features")
+    # Image-level features beside them.
+    (row,) = rows(33, 1)
     assert (row.module, row.backend, row.operator, row.kernel) == ("FusedBranches", "cuda", *["conv_branches"] * 2)
     assert row.reason.startswith("one launch of 3 convolutions: predicted 0.")
     assert "  boxes       " in str(Explanation([row]))
@@ -278,6 +284,11 @@ def test_a_gpu_is_explained_without_one(monkeypatch):
             r"padding must give every branch the size of the first, \(6, 6\); got \(4, 4\) of 1. Give",
         ),
         ({"dilation": (1, 0)}, "dilation must be positive"),
+        (
+            {"others": [torch.ones(1, 3, 6, 5)]},
+            r"others must have the branches' batch and size, \(6, 6\); got \(1, 3, 6, 5\)",
+        ),
+        ({"others": [torch.ones(1, 3, 6, 6).double()]}, "others must have input's dtype and device"),
         ({"activation": "silu"}, "activation must be 'relu' or None; got 'silu'"),
     ],
 )

@@ -38,18 +38,20 @@ class FusedBranches(nn.Module):
         if input.dim() == 4:
             if self.memory_format is not None:
                 input = input.contiguous(memory_format=self.memory_format)
-            if (joined := self._joined(input, bool(others))) is not None:
-                return torch.cat([joined, *others], 1) if others else joined
+            if (joined := self._joined(input, others)) is not None:
+                return joined
         return torch.cat([*[branch(input) for branch in self.branches], *others], 1)
 
-    def _joined(self, input: Tensor, joined: bool) -> Tensor | None:
+    def _joined(self, input: Tensor, others: tuple[Tensor, ...]) -> Tensor | None:
         layers: list[Any] = list(self.branches)
         weights = [layer.weight for layer in layers]
         biases = None if layers[0].bias is None else [layer.bias for layer in layers]
         around = (self.padding, self.dilation)
-        if why_apart(input, weights, biases, *around, self.activation is not None, joined):
+        # A concatenation finds one dtype for all.
+        mixed = any([t.dtype != input.dtype for t in others])
+        if mixed or why_apart(input, weights, *around, self.activation is not None, others):
             return None
-        return functional.conv_branches(input, weights, biases, *around, self.activation)
+        return functional.conv_branches(input, weights, biases, *around, self.activation, others)
 
 
 def padding_of(layer: FusedConv2d) -> tuple[int, int] | None:

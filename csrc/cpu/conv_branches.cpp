@@ -8,8 +8,9 @@
 namespace atrousops::cpu {
 
 Tensor conv_branches(const Tensor& input, std::vector<Tensor> weights, std::vector<Tensor> biases,
-                     std::vector<int64_t> padding, std::vector<int64_t> dilation, bool relu, bool allow_tf32) {
-  const ConvBranches all = check_conv_branches(input, weights, biases, padding, dilation);
+                     std::vector<Tensor> others, std::vector<int64_t> padding, std::vector<int64_t> dilation, bool relu,
+                     bool allow_tf32) {
+  const ConvBranches all = check_conv_branches(input, weights, biases, std::move(others), padding, dilation);
   return conv_branches_apart(conv, all, input, weights, relu, allow_tf32);
 }
 

@@ -30,8 +30,9 @@ void run_wgmma(const ConvBranches& all, const std::vector<ConvCall>& calls, bool
 }  // namespace
 
 Tensor conv_branches(const Tensor& input, std::vector<Tensor> weights, std::vector<Tensor> biases,
-                     std::vector<int64_t> padding, std::vector<int64_t> dilation, bool relu, bool allow_tf32) {
-  ConvBranches all = check_conv_branches(input, weights, biases, padding, dilation);
+                     std::vector<Tensor> others, std::vector<int64_t> padding, std::vector<int64_t> dilation, bool relu,
+                     bool allow_tf32) {
+  ConvBranches all = check_conv_branches(input, weights, biases, std::move(others), padding, dilation);
   const DeviceGuard guard(input);
   for (ConvBranch& b : all.each)
     if (b.bias) b.bias = dense(*b.bias, false);
@@ -51,6 +52,7 @@ Tensor conv_branches(const Tensor& input, std::vector<Tensor> weights, std::vect
       conv_mma({c.problem, src, c.weight, c.bias, dst, allow_tf32}, fuse_of(all.each[i], relu), {});
     }
   }
+  put_others(all, dst);
   if (prefers_channels_last(input)) return dst;
   Tensor out = empty(all.out_size, input, false);
   torch::stable::copy_(out, dst);

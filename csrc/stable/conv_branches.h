@@ -16,15 +16,17 @@ struct ConvBranch {
   core::Problem problem;
   int64_t channels, first_channel;
 };
+// With `others`, maps that follow their results as they are.
 struct ConvBranches {
   std::vector<ConvBranch> each;
+  std::vector<Tensor> others;
   std::vector<int64_t> out_size;
 };
 
 // `padding` and `dilation` have one entry per spatial axis for each weight.
 inline ConvBranches check_conv_branches(const Tensor& input, const std::vector<Tensor>& weights,
-                                        const std::vector<Tensor>& biases, const std::vector<int64_t>& padding,
-                                        const std::vector<int64_t>& dilation) {
+                                        const std::vector<Tensor>& biases, std::vector<Tensor> others,
+                                        const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
   const size_t rank = input.dim() >= 3 ? static_cast<size_t>(input.dim()) - 2 : 1, count = weights.size();
   STD_TORCH_CHECK(count > 0, "conv_branches: weights must be at least one");
   STD_TORCH_CHECK(biases.empty() || biases.size() == count,
@@ -49,8 +51,26 @@ inline ConvBranches check_conv_branches(const Tensor& input, const std::vector<T
                     "conv_branches: all convolutions must give maps of one size; not so weight ", i);
     all.each.push_back(std::move(b));
   }
+  for (const Tensor& t : others) {
+    STD_TORCH_CHECK(t.dim() == input.dim() && t.scalar_type() == input.scalar_type() && t.device() == input.device() &&
+                        t.size(0) == input.size(0) &&
+                        std::equal(all.out_size.begin() + 2, all.out_size.end(), t.sizes().begin() + 2),
+                    "conv_branches: others must have the results' sizes but for channels, dtype and device");
+    channels += t.size(1);
+  }
   all.out_size[1] = channels;
+  all.others = std::move(others);
   return all;
+}
+
+// The others, into their channels of the result.
+inline void put_others(const ConvBranches& all, Tensor& out) {
+  int64_t first = all.each.back().first_channel + all.each.back().channels;
+  for (const Tensor& t : all.others) {
+    Tensor slice = torch::stable::narrow(out, 1, first, t.size(1));
+    torch::stable::copy_(slice, t);
+    first += t.size(1);
+  }
 }
 
 // conv(input, weight, bias, stride, padding, dilation, groups, allow_tf32)
@@ -66,6 +86,7 @@ Tensor conv_branches_apart(const F& conv, const ConvBranches& all, const Tensor&
     Tensor slice = torch::stable::narrow(out, 1, b.first_channel, b.channels);
     torch::stable::copy_(slice, y);
   }
+  put_others(all, out);
   return out;
 }
 

@@ -147,7 +147,7 @@ def test_branches_of_the_operator_in_tf32():
         return torch.relu(torch.cat(sums, 1))
 
     before = sum(c.runs for c in host_cuda.coverage() if "conv_wgmma_kernel" in c.name)
-    y = ops().conv_branches(x, weights, biases, padding, rates, True, True)
+    y = ops().conv_branches(x, weights, biases, [], padding, rates, True, True)
     assert sum(c.runs for c in host_cuda.coverage() if "conv_wgmma_kernel" in c.name) == before + 1
     assert_close(y, right(torch.float64), right(FLOAT, tf32))
 
