@@ -1,5 +1,6 @@
 """conv_branches against the same convolutions in fp64, wherever it runs: in one launch, or branch by branch."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import host_cuda
@@ -117,9 +118,8 @@ def test_launches(case, gpu, wgmma, mma):
 
 
 def test_without_batch(backend):
-    x, weights, biases, others = CASES[3].tensors(HALF)
-    y = CASES[3].ours(x[0], weights, biases, [t[0] for t in others])
-    assert torch.equal(y, CASES[3].ours(x[:1], weights, biases, [t[:1] for t in others])[0])
+    x, weights, biases, _ = PLAIN.tensors(HALF)
+    assert torch.equal(PLAIN.ours(x[0], weights, biases, [x[0]]), PLAIN.ours(x[:1], weights, biases, [x[:1]])[0])
 
 
 @pytest.mark.parametrize("case", [CASES[3], PLAIN], ids=str)
@@ -147,11 +147,13 @@ def test_some_gradients_and_second_ones(backend):
     torch.testing.assert_close(*[torch.autograd.grad(d.square().sum(), w)[0] for d in first])
 
 
-def test_opcheck(backend):
-    # Each tensor costs seconds.
+@pytest.mark.parametrize("where", ["cpu", "host_cuda"])
+def test_opcheck(where):
+    # Each tensor costs seconds, and the interpreter more: what Triton returns is looked at above.
     x, w = torch.randn(1, 2, 4, 3, requires_grad=True), torch.randn(2, 2, 3, 3, requires_grad=True)
     args = (x, [w, w.detach()[..., :1, :1]], [], [x.detach()], [1, 1, 0, 0], [1, 1, 1, 1], True)
-    torch.library.opcheck(torch.ops.atrousops.conv_branches.default, args)
+    with host_cuda.host_cuda() if where == "host_cuda" and not host_cuda.problem() else nullcontext():
+        torch.library.opcheck(torch.ops.atrousops.conv_branches.default, args)
 
 
 def test_transforms_autocast_and_graphs(backend):
@@ -224,11 +226,13 @@ def test_what_is_planned(name):
         ("no wgmma for the dtype", {"dtype": torch.float64}),
         ("equally many channels", {"k": (256, 256, 256, 128)}),
         ("2 to 6 convolutions", {"k": (256,)}),
-        ("too few channels to fill a tile", {"channels": 24}),
+        ("too few channels to fill a tile", {"k": (21,) * 4}),
+        # Every tap lives and every launch has tiles enough: cuDNN is as fast on them.
+        ("one launch would take 1.03 of their time", {"batch": 16, "size": 65, "rates": (1,), "k": (256, 256)}),
     ],
 )
 def test_what_runs_branch_by_branch(why, arguments):
-    answer = plan(8, 33, (6, 12, 18), **arguments)
+    answer = plan(**{"batch": 8, "size": 33, "rates": (6, 12, 18), **arguments})
     assert answer.kernel == "branches"
     assert why in answer.reason
     assert why in answer.candidates[1].reason
