@@ -102,6 +102,12 @@ def test_aspp_in_one_launch(pooling):
     assert [row.operator for row in rows if row.operator == "conv_branches"] == ["conv_branches"]
     assert joined(fast) == [3]
     assert_close(y, exact, theirs)
+    # Whoever watches a branch sees it called.
+    seen, branches = [], next(m for m in fast.modules() if isinstance(m, ao.FusedBranches))
+    branches.branches[1].register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad(), host_cuda.host_cuda():
+        assert_close(fast(x), exact, theirs)
+    assert seen == [1]
 
 
 def test_exports_and_compiles():

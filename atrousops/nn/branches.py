@@ -49,7 +49,8 @@ class FusedBranches(nn.Module):
         around = (self.padding, self.dilation)
         # A concatenation finds one dtype for all.
         mixed = any([t.dtype != input.dtype for t in others])
-        if mixed or why_apart(input, weights, *around, self.activation is not None, others):
+        watched = any([layer._forward_hooks or layer._forward_pre_hooks for layer in layers])
+        if mixed or watched or why_apart(input, weights, *around, self.activation is not None, others):
             return None
         return functional.conv_branches(input, weights, biases, *around, self.activation, others)
 
