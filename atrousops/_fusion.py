@@ -100,7 +100,7 @@ class Fusion:
             return node
         other = add.args[1] if add.args[0] is node else add.args[0]
         # What changes the other operand in place has others who read it afterwards.
-        if not isinstance(other, fx.Node) or other is node or self._changed_between(node, add):
+        if not isinstance(other, fx.Node) or other is node or self.changed_between(node, add):
             return node
         if add.target in _CHANGING_ADDITIONS and add.args[0] is not node:
             return node
@@ -111,8 +111,8 @@ class Fusion:
         self.graph.erase_node(node)
         return moved
 
-    def _changed_between(self, first: fx.Node, last: fx.Node) -> bool:
-        # Whether a call changes a tensor that others read: nothing may be moved past it.
+    def changed_between(self, first: fx.Node, last: fx.Node) -> bool:
+        """Whether a call changes a tensor that others read: nothing may be moved past it."""
         node = first.next
         while node is not last:
             changed = node.args[0] if self._in_place(node) else None

@@ -25,6 +25,7 @@ KEYS = {"cuda": "CUDA", "xpu": "XPU"}
 CPU_ONLY = frozenset({"has_subnormals"})
 _FILES = (
     "context_module",
+    "conv_branches",
     "conv_transpose",
     "conv",
     "flush_subnormals",

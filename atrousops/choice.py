@@ -135,7 +135,7 @@ def _concrete(kind, input_size, weight_size, stride, padding, dilation, groups, 
     rank = len(dilation)
     per_axis = zip(weights[2:], dilation, padding[:rank], padding[-rank:])
     open_sizes = [1, 0, *[max(UNKNOWN_SIZE, d * (k - 1) + 1 - lo - hi) for k, d, lo, hi in per_axis]]
-    sizes = [s if has_static_value(s) else o for s, o in zip(input_size, open_sizes)]
+    sizes = [index(s) if has_static_value(s) else o for s, o in zip(input_size, open_sizes)]
     sizes[1] = index(input_size[1])
     rest = (_integers(stride), padding, dilation, index(groups), _integers(output_padding))
     return (kind, tuple(sizes), weights, *rest)

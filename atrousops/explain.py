@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from atrousops import _plan_triton, backends, choice, ops, planner
 from atrousops._checks import bad_type
-from atrousops._plan_context import plan_context
+from atrousops._explain_stacks import settle_branches, settle_context
 
 # PyTorch's own form of operators that this package has, and what they are called here.
 _STOCK: dict[Any, str] = {
@@ -183,7 +183,9 @@ class _Recorder(TorchFunctionMode):
             if (main or (stack and ours)) and not inside_reference:
                 _settle(self.rows[-1], ours, fake=any(isinstance(arg, FakeTensor) for arg in args))
                 if stack:
-                    _settle_stack(self.rows[-1], ours, public.f_locals)
+                    settle_context(self.rows[-1], ours, public.f_locals)
+                elif public.f_code.co_name == "conv_branches":
+                    settle_branches(self.rows[-1], ours, public.f_locals)
                 _count_bytes(self.rows[-1], (args, kwargs, result))
         elif stock:
             row = _row(self._module(here), stock, _named_arguments(stock, args, kwargs))
@@ -240,7 +242,7 @@ def _row(module: str, operator: str, arguments: dict[str, Any]) -> Row:
         device=_compiled_for(input),
         own=backends.own(re.sub(r"[123]d$", "", operator), input.device, input.dtype),
     )
-    if operator.startswith("conv") and row.dtype in backends.FLOATING:
+    if operator.startswith("conv") and operator != "conv_branches" and row.dtype in backends.FLOATING:
         row.plan = _plan(operator, arguments, input, row.dtype)
         row.bytes = row.plan.bytes_floor
     return row
@@ -269,19 +271,6 @@ def _settle(row: Row, ours: str, fake: bool) -> None:
         row.backend = row.kernel = "aten"
         if row.plan is not None and not planned:
             row.reason = row.plan.reason
-
-
-def _settle_stack(row: Row, ours: str, arguments: dict[str, Any]) -> None:
-    """context_module runs as one operator, or its layers do."""
-    row.kernel = "context_module" if ours == "context_module" else "layers"
-    if row.device != "cuda":
-        row.reason = "layer by layer: one launch is a GPU's"
-        return
-    input, weights = arguments["input"], arguments["weights"]
-    size = tuple(input.shape) if input.dim() == 4 else (1, *input.shape)
-    kernels = tuple([w.shape[-1] for w in weights])
-    plan = plan_context(size, tuple(arguments["dilation"]), kernels, input.dtype, not input.is_contiguous())
-    row.reason = plan.reason
 
 
 def _why_not_ours(operator: str, input: Tensor) -> str:

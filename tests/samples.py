@@ -54,8 +54,14 @@ def _context_module() -> tuple[tuple, dict]:
     return (rand(2, 3, 9, 7), weights, None, (2, 4, 1)), {}
 
 
+def _conv_branches() -> tuple[tuple, dict]:
+    weights = [rand(6, 4, 1, 1), rand(2, 4, 3, 3), rand(6, 4, 3, 3)]
+    return (rand(2, 4, 8, 9), weights, None, (0, 2, 3), (1, 2, 3), None, [rand(2, 2, 8, 9)]), {}
+
+
 FUNCTIONS: dict[str, Callable[[], tuple[tuple, dict]]] = {
     "context_module": _context_module,
+    "conv_branches": _conv_branches,
     "flush_subnormals": lambda: ((rand(2, 3, 4, 5) * torch.tensor([1.0, 1e-39, 1, 1, 1]),), {}),
     "mean_field": _mean_field,
     "permutohedral_filter": lambda: ((rand(1, 4, 5, 6), rand(1, 3, 5, 6)), {"normalize": "symmetric"}),

@@ -285,6 +285,7 @@ def test_torchvision_s_network():
     fast = held(model, torch.rand(1, 3, 65, 97))
     assert norms(fast) == 0
     assert [name for name, _ in fast.named_modules() if name.endswith("_of_image")]
+    assert [len(m.branches) for m in fast.modules() if isinstance(m, ao.FusedBranches)] == [4]
     assert "activation='hardswish'" in str(fast)
 
 

@@ -2,6 +2,7 @@
 
 from atrousops.nn.aspp import ASPP
 from atrousops.nn.blocks import conv_norm_relu
+from atrousops.nn.branches import FusedBranches
 from atrousops.nn.context import ContextModule
 from atrousops.nn.conv import (
     AtrousConv1d,
@@ -31,6 +32,7 @@ __all__ = [
     "CRFasRNN",
     "ContextModule",
     "DenseCRF",
+    "FusedBranches",
     "FusedConv1d",
     "FusedConv2d",
     "FusedConv3d",

@@ -2,6 +2,7 @@
 
 from atrousops.ops.context_module import context_module
 from atrousops.ops.conv import conv1d, conv2d, conv3d
+from atrousops.ops.conv_branches import conv_branches
 from atrousops.ops.conv_transpose import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from atrousops.ops.flush_subnormals import flush_subnormals
 from atrousops.ops.max_pool import max_pool1d, max_pool2d, max_pool3d
@@ -17,6 +18,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_branches",
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",

@@ -2,6 +2,7 @@
 
 from atrousops.reference.context_module import context_module
 from atrousops.reference.conv import conv
+from atrousops.reference.conv_branches import conv_branches
 from atrousops.reference.conv_transpose import conv_transpose
 from atrousops.reference.flush_subnormals import flush_subnormals
 from atrousops.reference.max_pool import max_pool
@@ -14,6 +15,7 @@ from atrousops.reference.roi_pool import roi_pool
 __all__ = [
     "context_module",
     "conv",
+    "conv_branches",
     "conv_transpose",
     "flush_subnormals",
     "max_pool",

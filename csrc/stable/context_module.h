@@ -36,12 +36,6 @@ inline std::vector<int64_t> check_context_module(const Tensor& input, const std:
   return reach;
 }
 
-inline void relu_in_place(Tensor& t) {
-  std::array<StableIValue, 1> stack{torch::stable::detail::from(t)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::relu_", "", stack.data(), TORCH_ABI_VERSION));
-  t = torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 // conv(input, weight, bias, stride, padding, dilation, groups, allow_tf32)
 template <class F>
 Tensor context_module_by_layers(const F& conv, const Tensor& input, const std::vector<Tensor>& weights,

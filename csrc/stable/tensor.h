@@ -76,4 +76,10 @@ inline Tensor dense(const Tensor& t, bool channels_last) {
   return out;
 }
 
+inline void relu_in_place(Tensor& t) {
+  std::array<StableIValue, 1> stack{torch::stable::detail::from(t)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::relu_", "", stack.data(), TORCH_ABI_VERSION));
+  t = torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 }  // namespace atrousops

@@ -133,6 +133,25 @@ def test_branches_of_one_launch_write_into_one_tensor(splits):
     assert (out[:, first + 4 * k :] == 7).all()
 
 
+def test_branches_of_the_operator_in_tf32():
+    # The other types: tests/test_conv_branches.py. Rates of both axes differ, and so do kernels.
+    x = channels_last(random((1, 36, 9, 8), FLOAT))
+    weights = [channels_last(random((40, 36, *kernel), FLOAT)) for kernel in ((3, 3), (1, 5))]
+    biases, padding, rates = [random((40,), FLOAT) for _ in weights], [2, 5, 0, 2], [2, 5, 1, 1]
+
+    def right(d, cut=lambda t: t):
+        sums = [
+            F.conv2d(cut(x).to(d), cut(w).to(d), b.to(d), 1, padding[i : i + 2], rates[i : i + 2])
+            for i, w, b in zip((0, 2), weights, biases)
+        ]
+        return torch.relu(torch.cat(sums, 1))
+
+    before = sum(c.runs for c in host_cuda.coverage() if "conv_wgmma_kernel" in c.name)
+    y = ops().conv_branches(x, weights, biases, [], padding, rates, True, True)
+    assert sum(c.runs for c in host_cuda.coverage() if "conv_wgmma_kernel" in c.name) == before + 1
+    assert_close(y, right(torch.float64), right(FLOAT, tf32))
+
+
 @pytest.mark.parametrize("splits", [1, 2])
 def test_epilogue(splits):
     case = Case("", 2, 40, 40, (6, 5))

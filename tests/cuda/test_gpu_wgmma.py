@@ -57,3 +57,24 @@ def test_forward_and_input_gradient(case, dtype):
     for _ in range(20):
         again = run(own, dtype)
         assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_branches_in_one_launch(dtype):
+    """ASPP: tiles of four convolutions, by other taps and weights, side by side in one tensor."""
+    x = torch.randn(4, 33, 31, 128).to(dtype).movedim(-1, 1)
+    around = [0, 6, 12, 18], [1, 6, 12, 18]
+    weights = [torch.randn(256, k, k, 128).to(dtype).movedim(-1, 1) for k in (1, 3, 3, 3)]
+    biases = [torch.randn(256).to(dtype) for _ in weights]
+
+    def right(d):
+        parts = [
+            torch.conv2d(x.to(d), w.to(d), b.to(d), 1, p, r)
+            for w, b, p, r in zip(weights, biases, *around, strict=True)
+        ]
+        return torch.cat(parts, 1).relu()
+
+    y = A.conv_branches(x, weights, biases, *around, "relu")
+    assert_close(y, right(torch.float64), right(dtype))
+    for _ in range(20):
+        assert torch.equal(A.conv_branches(x, weights, biases, *around, "relu"), y)

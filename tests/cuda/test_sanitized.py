@@ -18,6 +18,7 @@ TESTS = {
     "tests/cuda/test_cluster.py": "",
     "tests/cuda/test_conv_mma.py": "forward and (beyond or channels) or gradient and (beyond or 21) or narrow_tile",
     "tests/cuda/test_conv_wgmma_weight.py": "against_fp64 and (both_axes or stride) or fixed_order",
+    "tests/test_conv_branches.py": "host_cuda and fp64 and bfloat16 or test_launches",
     "tests/test_context_module.py": "host_cuda and (fp64 and bfloat16) and not paper",
     "tests/test_conv.py": "host_cuda and (match_pytorch and float32 and (prime or 41 or 33 or phases or few) or views)",
     "tests/test_flush_subnormals.py": "host_cuda",

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+import atrousops as ao
 from atrousops.bench.modules import module
 from atrousops.bench.registry import Row, expand
 from atrousops.nn import ASPP
@@ -24,6 +25,11 @@ CASES = (
 
 def rows() -> Iterator[Row]:
     """2048 -> 256, inference at batch 1 and training."""
+    case = "v3 OS16 optimised, rates 6 12 18, 33x33, batch 1"
+    reason = "after optimize: normalisation folded, and on an H100 the branches one launch"
+    rates = CASES[0][1]
+    prepare = module(partial(_ours, rates), partial(_stock, rates), partial(_input, 1, 33), made_ready=ao.optimize)
+    yield from expand("aspp", case, reason, prepare, {way: ("forward",) for way in ("fp32 nhwc", "bf16 nhwc")})
     for name, rates, size, batch, reason in CASES:
         case = f"{name}, rates {' '.join(map(str, rates))}, {size}x{size}, batch {batch}"
         prepare = module(partial(_ours, rates), partial(_stock, rates), partial(_input, batch, size))

@@ -1,0 +1,48 @@
+"""What explain says of functions that are one operator, or several convolutions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from atrousops import backends
+from atrousops._plan_branches import plan_branches
+from atrousops._plan_context import plan_context
+from atrousops.devices import device_of
+from atrousops.ops.conv_branches import why_apart
+
+if TYPE_CHECKING:
+    from atrousops.explain import Row
+
+
+def settle_context(row: Row, ours: str, arguments: dict[str, Any]) -> None:
+    """context_module runs as one operator, or its layers do."""
+    row.kernel = "context_module" if ours == "context_module" else "layers"
+    if row.device != "cuda":
+        row.reason = "layer by layer: one launch is a GPU's"
+        return
+    input, weights = arguments["input"], arguments["weights"]
+    kernels = tuple([w.shape[-1] for w in weights])
+    plan = plan_context(_size(input), tuple(arguments["dilation"]), kernels, input.dtype, not input.is_contiguous())
+    row.reason = plan.reason
+
+
+def settle_branches(row: Row, ours: str, arguments: dict[str, Any]) -> None:
+    """conv_branches does, or its convolutions; they are counted as one call."""
+    input, weights, relu = arguments["input"], arguments["weights"], arguments["relu"]
+    (padding, dilation), others = arguments["around"], arguments["others"]
+    beside = sum([t.shape[-3] for t in others])
+    layout = not input.is_contiguous()
+    shapes, device = [tuple(w.shape) for w in weights], device_of(row.device, row.dtype, layout)
+    row.plan = plan_branches(_size(input), shapes, padding, dilation, row.dtype, layout, relu, beside, device)
+    row.bytes = row.plan.bytes_floor
+    row.kernel = "conv_branches" if ours == "conv_branches" else "branches"
+    if row.kernel == "branches":
+        row.reason = f"branch by branch: {why_apart(input, weights, padding, dilation, relu, others)}"
+    else:
+        forced = f"one operator: forced by backend({backends.forced()!r})"
+        row.reason = row.plan.reason if row.plan.kernel == "conv_branches" else forced
+
+
+def _size(input: Any) -> tuple[int, int, int, int]:
+    n, c, h, w = input.shape if input.dim() == 4 else (1, *input.shape)
+    return n, c, h, w
