@@ -64,6 +64,27 @@ class Matcher {
     bits = __builtin_convertvector(here, Bits);
   }
 
+  // Elements of two vectors in turn.
+  static void interleave(const Bits& l, const Bits& r, Bits* out) {
+#if defined(__clang__)
+    if constexpr (kLanes == 4) {
+      out[0] = __builtin_shufflevector(l, r, 0, 4, 1, 5);
+      out[1] = __builtin_shufflevector(l, r, 2, 6, 3, 7);
+    } else {
+      out[0] = __builtin_shufflevector(l, r, 0, 8, 1, 9, 2, 10, 3, 11);
+      out[1] = __builtin_shufflevector(l, r, 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+#else
+    Bits low, high;
+    for (int i = 0; i < kLanes; ++i) {
+      low[i] = i / 2 + (i % 2) * kLanes;
+      high[i] = low[i] + kLanes / 2;
+    }
+    out[0] = __builtin_shuffle(l, r, low);
+    out[1] = __builtin_shuffle(l, r, high);
+#endif
+  }
+
  private:
   using Wide __attribute__((vector_size(32))) = int64_t;
   using Bytes __attribute__((vector_size(kLanes))) = uint8_t;

@@ -77,7 +77,6 @@ struct Unpool {
 
   // A vector of windows of two, side by side.
   static void place_pairs(Match& left, Match& right, const M* m, const T* v, T* out, Mask& hits) {
-    constexpr int n = Match::kLanes;
     Bits value, l, r;
     std::memcpy(&value, v, sizeof value);
     left.next(m, l, hits);
@@ -85,23 +84,7 @@ struct Unpool {
     l &= value;
     r &= value;
     Bits zipped[2];
-#if defined(__clang__)
-    if constexpr (n == 4) {
-      zipped[0] = __builtin_shufflevector(l, r, 0, 4, 1, 5);
-      zipped[1] = __builtin_shufflevector(l, r, 2, 6, 3, 7);
-    } else {
-      zipped[0] = __builtin_shufflevector(l, r, 0, 8, 1, 9, 2, 10, 3, 11);
-      zipped[1] = __builtin_shufflevector(l, r, 4, 12, 5, 13, 6, 14, 7, 15);
-    }
-#else
-    Bits low, high;
-    for (int i = 0; i < n; ++i) {
-      low[i] = i / 2 + (i % 2) * n;
-      high[i] = low[i] + n / 2;
-    }
-    zipped[0] = __builtin_shuffle(l, r, low);
-    zipped[1] = __builtin_shuffle(l, r, high);
-#endif
+    Match::interleave(l, r, zipped);
     std::memcpy(static_cast<void*>(out), zipped, sizeof zipped);
   }
 
@@ -272,12 +255,10 @@ struct Unpool {
     const int64_t runs = pitch == count ? 1 : plane, run = plane * count / runs;
     for (int64_t p = 0; p < runs; ++p) std::memset(static_cast<void*>(sums + p * pitch), 0, run * sizeof(S));
     const auto add = [](S& sum, T value) {
-      if constexpr (!std::is_same_v<S, C>)
-        sum = value;
-      else if constexpr (kSum)
+      if constexpr (kSum)
         sum += load(value);
       else
-        sum = load(value);
+        sum = value;
     };
     int64_t inside = 0;
     Walk at(0, g.small[0], g.small[1], 1);
@@ -290,26 +271,23 @@ struct Unpool {
       for (int64_t o = 0; o < g.small[2]; ++o) {
         if (o == w.begin && o < sure) {
           const M* m = marks + from;
-          const T* v = source + from;
           S* row = sums + first * pitch;
-          if (count == 1 && step == 1) {
-            for (; o < sure; ++o) add(row[o * g.stride[2] + all.offset[static_cast<uint8_t>(m[o])]], v[o]);
-          } else {
+          if (count == 1 && step == 1)
+            for (; o < sure; ++o) add(row[o * g.stride[2] + all.offset[static_cast<uint8_t>(m[o])]], source[from + o]);
+          else
             for (; o < sure; ++o)
               for (int64_t i = 0; i < count; ++i) {
                 const int64_t p = o * g.stride[2] + all.offset[static_cast<uint8_t>(m[o * step + i])];
-                add(row[p * pitch + i], v[o * step + i]);
+                add(row[p * pitch + i], source[from + o * step + i]);
               }
-          }
           inside += (sure - w.begin) * count;
           if (o == g.small[2]) break;
         }
         window.at[2] = o;
         for (int64_t i = 0; i < count; ++i) {
           const int64_t p = find(window, marks[from + o * step + i]);
-          if (p < 0) continue;
-          ++inside;
-          add(sums[p * pitch + i], source[from + o * step + i]);
+          inside += p >= 0;
+          if (p >= 0) add(sums[p * pitch + i], source[from + o * step + i]);
         }
       }
     }
