@@ -76,7 +76,9 @@ def convert(model: stock.Module) -> Conversion:
     `Conv1d/2d/3d`, `ConvTranspose1d/2d/3d`, `MaxPool1d/2d/3d` and `MaxUnpool1d/2d/3d` of torch.nn, and `RoIAlign`,
     `RoIPool` and `MultiScaleRoIAlign` of torchvision, become the layers of the same meaning here. A layer stays the
     same object with the same parameters, buffers, hooks, training flag and parametrizations, under the same name; only
-    its class changes. So optimizers, state dicts and shared layers stay as they are.
+    its class changes. So optimizers, state dicts and shared layers stay as they are, and so do memory formats: beside a
+    weight in channels_last PyTorch's own convolution answers in it whatever its input is, and a `view` behind it fails.
+    `optimize`, or `model.to(memory_format=torch.channels_last)`, stores weights as the GPU's kernels read them.
 
     Subclasses, layers with a `forward` of their own, lazy layers that have not seen input and TorchScript are left, and
     the report says so. Calls of torch.nn.functional inside somebody's `forward` cannot be seen from here; `explain`
