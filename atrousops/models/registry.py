@@ -89,6 +89,7 @@ SHIPPED: dict[str, Shipped] = {
         "d5e40cc67c5c861978a7e1a9f59a70310d058f2fc597406e8866a8c6e275664a",
         crf={"bilateral_compat": 6.0, "bilateral_sxy": 40.0, "bilateral_srgb": 5.0},
     ),
+    "unet_nuclei": Shipped("3c6209022c854ef86ed0040aa2addebbfe61d0548ddd55ada4179a5a853d352d"),
 }
 
 _FOLDER = Path(__file__).resolve().parents[1] / "weights"
