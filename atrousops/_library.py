@@ -19,7 +19,7 @@ _FOLDER = Path(__file__).resolve().parent
 SCHEMAS = (
     "context_module(Tensor input, Tensor[] weights, Tensor[] biases, int[] dilation, bool allow_tf32=False) -> Tensor",
     "conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor",  # noqa: E501
-    "conv_branches(Tensor input, Tensor[] weights, Tensor[] biases, Tensor[] others, int[] padding, int[] dilation, bool relu, bool allow_tf32=False) -> Tensor",  # noqa: E501
+    "conv_branches(Tensor input, Tensor[] weights, Tensor[] biases, Tensor[] others, int[] padding, int[] dilation, bool relu, bool allow_tf32) -> Tensor",  # noqa: E501
     "conv_grad_input(Tensor grad, Tensor weight, SymInt[] input_size, int[] stride, int[] padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor",  # noqa: E501
     "conv_grad_weight(Tensor grad, Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor",  # noqa: E501
     "conv_transpose(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] output_padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor",  # noqa: E501

@@ -12,7 +12,7 @@ ATROUSOPS_SCHEMAS(ATROUSOPS_LIBRARY, m) {
   // clang-format off
   m.def("context_module(Tensor input, Tensor[] weights, Tensor[] biases, int[] dilation, bool allow_tf32=False) -> Tensor");
   m.def("conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor");
-  m.def("conv_branches(Tensor input, Tensor[] weights, Tensor[] biases, Tensor[] others, int[] padding, int[] dilation, bool relu, bool allow_tf32=False) -> Tensor");
+  m.def("conv_branches(Tensor input, Tensor[] weights, Tensor[] biases, Tensor[] others, int[] padding, int[] dilation, bool relu, bool allow_tf32) -> Tensor");
   m.def("conv_grad_input(Tensor grad, Tensor weight, SymInt[] input_size, int[] stride, int[] padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor");
   m.def("conv_grad_weight(Tensor grad, Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor");
   m.def("conv_transpose(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] output_padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor");

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import assert_close
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import atrousops as ao
@@ -151,7 +152,7 @@ def test_some_gradients_and_second_ones(backend):
 def test_opcheck(where):
     # Each tensor costs seconds, and the interpreter more: what Triton returns is looked at above.
     x, w = torch.randn(1, 2, 4, 3, requires_grad=True), torch.randn(2, 2, 3, 3, requires_grad=True)
-    args = (x, [w, w.detach()[..., :1, :1]], [], [x.detach()], [1, 1, 0, 0], [1, 1, 1, 1], True)
+    args = (x, [w, w.detach()[..., :1, :1]], [], [x.detach()], [1, 1, 0, 0], [1, 1, 1, 1], True, False)
     with host_cuda.host_cuda() if where == "host_cuda" and not host_cuda.problem() else nullcontext():
         torch.library.opcheck(torch.ops.atrousops.conv_branches.default, args)
 
@@ -257,10 +258,14 @@ def test_a_gpu_is_explained_without_one(monkeypatch):
     monkeypatch.setattr(_library, "cuda", replace(_library.cuda, problem=None))
     monkeypatch.setattr(backends, "_has_cuda_kernel", lambda op: True)
 
+    on = {"device": "cuda", "dtype": BF16}
+
     def rows(size, others=0):
-        with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
-            branches = [ao.FusedConv2d(256, 256, 3, padding=r, dilation=r, dtype=BF16) for r in (6, 12, 18)]
-            x = torch.empty(8, 256, size, size, dtype=BF16).to(memory_format=torch.channels_last)
+        with FakeTensorMode(), torch.no_grad():
+            branches = [ao.FusedConv2d(256, 256, 3, padding=r, dilation=r) for r in (6, 12, 18)]
+            for layer in branches:  # A torch without CUDA cannot fill what is there.
+                layer.weight, layer.bias = (nn.Parameter(torch.empty_like(p, **on)) for p in layer.parameters())
+            x = torch.empty(8, 256, size, size, **on).to(memory_format=torch.channels_last)
             return ao.explain(ao.FusedBranches(branches), x, *[x] * others).rows
 
     # Image-level features beside them.

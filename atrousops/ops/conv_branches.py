@@ -154,7 +154,7 @@ def _check_others(op: str, input: Tensor, size: tuple[int, ...], others) -> None
             bad_type(op, "others", rule, f"{t.dtype} on {t.device}")
 
 
-def _fake(input, weights, biases, others, padding, dilation, relu, allow_tf32=False) -> Tensor:
+def _fake(input, weights, biases, others, padding, dilation, relu, allow_tf32) -> Tensor:
     axes = zip(input.shape[2:], padding, dilation, weights[0].shape[2:])
     size = [n + 2 * p - d * (k - 1) for n, p, d, k in axes]
     channels = sum([w.shape[0] for w in weights]) + sum([t.shape[1] for t in others])

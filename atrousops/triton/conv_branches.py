@@ -14,7 +14,7 @@ def conv_branches(
     padding,
     dilation,
     relu: bool,
-    allow_tf32: bool = False,
+    allow_tf32: bool,
 ) -> Tensor:
     rank, parts = input.dim() - 2, []
     for i, weight in enumerate(weights):
