@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from atrousops import models
 from atrousops._files import write_atomically
 from atrousops.bench.results import DISPATCHED, Report, Result
 from atrousops.bench.suites.networks import ON_CAMVID
+from atrousops.engine import pictures
+from atrousops.engine.predict import load_predictor
 from atrousops.engine.table import Scored, scored, sections
 
 # Of the picture of a page, in pixels.
@@ -29,13 +32,27 @@ of its recipes ([results](../results.md) has them all), and what an image costs.
 """
 
 
-def write(runs: str | os.PathLike[str], folder: str | os.PathLike[str], speed: Report | None = None) -> list[Path]:
+@dataclass(frozen=True)
+class Photo:
+    """A photograph to segment for the pages, where a data set's may not be shown; credit: whose it is, in Markdown."""
+
+    path: Path
+    credit: str
+
+
+def write(
+    runs: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    speed: Report | None = None,
+    photo: Photo | None = None,
+) -> list[Path]:
     """Writes NAME.md, and NAME.jpg where there is a picture, of every network, and README.md with a line for each.
 
     Args:
         runs: folder of runs that `study.main` made.
         folder: where to.
         speed: results of `atrousops bench --suite networks`, or None.
+        photo: what the pictures show of semantic networks; None takes those that training left.
 
     Returns:
         The pages.
@@ -48,9 +65,9 @@ def write(runs: str | os.PathLike[str], folder: str | os.PathLike[str], speed: R
     pages, lines = [], []
     for name in models.list("networks"):
         recipes = found.get(name, [])
-        picture = _picture(Path(runs), recipes, folder / f"{name}.jpg")
+        shown = _picture(Path(runs), recipes, folder / f"{name}.jpg", photo)
         parameters = _parameters(name)
-        text = "\n".join([*_about(name, parameters), *_scores(recipes, picture), *_costs(name, speed)])
+        text = "\n".join([*_about(name, parameters), *_scores(recipes), *shown, *_costs(name, speed)])
         pages.append(folder / f"{name}.md")
         _write(pages[-1], text)
         lines.append(_line(name, parameters, recipes))
@@ -87,25 +104,37 @@ def _about(name: str, parameters: str) -> Iterator[str]:
         yield f"```\nArgs:\n{rest.rstrip()}\n```\n"
 
 
-def _scores(recipes: list[Scored], picture: Path | None) -> Iterator[str]:
+def _scores(recipes: list[Scored]) -> Iterator[str]:
     yield from sections(recipes)
     if recipes:
         yield "How these came about stands in [results](../results.md).\n"
-    if picture is not None:
-        yield f"Images, labels, and what the network says:\n\n![predictions]({picture.name})\n"
 
 
-def _picture(runs: Path, recipes: list[Scored], path: Path) -> Path | None:
-    """Two rows of the last pictures of the best recipe, as JPEG."""
-    for key, _ in sorted(recipes, key=lambda recipe: -recipe[1]["summary"]["miou"]):
-        pictures = sorted((runs / key / "pictures").glob("*.png"))
-        if pictures:
-            image = Image.open(pictures[-1]).convert("RGB")
+def _picture(runs: Path, recipes: list[Scored], path: Path, photo: Photo | None) -> Iterator[str]:
+    """The best recipe's: a photograph beside what the network says of it, or two rows of training's last pictures."""
+    for key, values in sorted(recipes, key=lambda recipe: -recipe[1]["summary"]["miou"]):
+        left = sorted((runs / key / "pictures").glob("*.png"))
+        if photo is not None and values["recipe"]["data"]["name"] != "nuclei":
+            image = _segmented(runs / key / "weights.safetensors", photo.path)
+            says = f"What `{key}` says of a photograph ({photo.credit})"
+        elif left:
+            image, says = Image.open(left[-1]).convert("RGB"), f"Images, labels, and what `{key}` says"
             image = image.crop((0, 0, image.width, image.height // 2))
-            image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
-            write_atomically(path, partial(image.save, format="JPEG", quality=85))
-            return path
-    return None
+        else:
+            continue
+        image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
+        write_atomically(path, partial(image.save, format="JPEG", quality=85))
+        yield f"{says}:\n\n![predictions]({path.name})\n"
+        return
+
+
+def _segmented(weights: Path, path: Path) -> Image.Image:
+    predictor, picture = load_predictor(weights), pictures.read_picture(path)
+    found = pictures.overlay_image(picture, predictor(picture), pictures.class_colors(predictor.classes))
+    both = Image.new("RGB", (2 * found.width, found.height))
+    both.paste(Image.fromarray(picture))
+    both.paste(found, (found.width, 0))
+    return both
 
 
 def _costs(name: str, speed: Report | None) -> Iterator[str]:
