@@ -11,7 +11,7 @@ from torch import nn as stock
 from torch.nn.utils import parametrize
 
 from atrousops import nn
-from atrousops._checks import bad_type
+from atrousops._checks import bad_type, bad_value
 
 _Swaps = dict[type[stock.Module], type[stock.Module]]
 
@@ -70,15 +70,13 @@ class Conversion:
         return "\n".join(lines)
 
 
-def convert(model: stock.Module) -> Conversion:
+def convert(model: stock.Module, memory_format: torch.memory_format | None = None) -> Conversion:
     """Turns the layers of `model` into this package's, in place.
 
     `Conv1d/2d/3d`, `ConvTranspose1d/2d/3d`, `MaxPool1d/2d/3d` and `MaxUnpool1d/2d/3d` of torch.nn, and `RoIAlign`,
     `RoIPool` and `MultiScaleRoIAlign` of torchvision, become the layers of the same meaning here. A layer stays the
     same object with the same parameters, buffers, hooks, training flag and parametrizations, under the same name; only
-    its class changes. So optimizers, state dicts and shared layers stay as they are, and so do memory formats: beside a
-    weight in channels_last PyTorch's own convolution answers in it whatever its input is, and a `view` behind it fails.
-    `optimize`, or `model.to(memory_format=torch.channels_last)`, stores weights as the GPU's kernels read them.
+    its class changes. So optimizers, state dicts and shared layers stay as they are.
 
     Subclasses, layers with a `forward` of their own, lazy layers that have not seen input and TorchScript are left, and
     the report says so. Calls of torch.nn.functional inside somebody's `forward` cannot be seen from here; `explain`
@@ -86,13 +84,19 @@ def convert(model: stock.Module) -> Conversion:
 
     Args:
         model: any module, a single layer included.
+        memory_format: torch.channels_last stores the weights of convolutions over two or three axes as the GPU's
+            tensor-core kernels read them, which else re-lay them at every call. Not by default: beside such a weight
+            PyTorch's own convolution answers in channels_last whatever its input is, and a `view` behind it fails.
 
     Returns:
         The report: `.swapped` and `.left`, printable.
 
     Raises:
         ArgumentTypeError: `model` is not a torch.nn.Module.
+        ArgumentError: another memory format.
     """
+    if memory_format not in (None, torch.channels_last):
+        bad_value("convert", "memory_format", "be torch.channels_last or None", memory_format)
     if not isinstance(model, stock.Module):
         bad_type("convert", "model", "be a torch.nn.Module", type(model).__name__)
     swaps = _SWAPS | _torchvision_swaps()
@@ -109,7 +113,22 @@ def convert(model: stock.Module) -> Conversion:
             # The class that parametrize made may be shared with a deep copy of this layer: it gets a new one.
             layer.__class__ = _parametrized(type(layer), ours) if parametrized else ours
             report.swapped.append(Swapped(name, kind.__name__, ours.__name__))
+    if memory_format is not None:
+        lay_out_weights(model)
     return report
+
+
+def lay_out_weights(model: stock.Module) -> None:
+    """Stores the weights of all convolutions over two or three axes in channels_last; the parameters stay the same."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for layer in model.modules():
+        weight = getattr(layer, "weight", None)
+        if (
+            isinstance(layer, stock.modules.conv._ConvNd)
+            and isinstance(weight, stock.Parameter)
+            and weight.dim() in formats
+        ):
+            weight.data = weight.data.contiguous(memory_format=formats[weight.dim()])
 
 
 def _torchvision_swaps() -> _Swaps:

@@ -18,7 +18,7 @@ from atrousops._fusion import Fusion, is_watched
 from atrousops._graphs import WHOLE
 from atrousops._joined_branches import join_branches
 from atrousops._pooled_branch import take_out_of_concat
-from atrousops.convert import convert
+from atrousops.convert import convert, lay_out_weights
 
 log = logging.getLogger("atrousops")
 
@@ -65,8 +65,7 @@ def optimize(
     result.requires_grad_(False).eval()
     _clear_subnormals(result)
     if memory_format is torch.channels_last:
-        for layer in result.modules():
-            _lay_out(layer)
+        lay_out_weights(result)
     if example:
         _hold(model, result, example)
     return result
@@ -211,13 +210,6 @@ def _clear_subnormals(model: nn.Module) -> None:
     for weight in model.parameters():
         if weight.is_cpu and weight.is_floating_point() and weight.numel():
             weight.data = torch.ops.atrousops.flush_subnormals(weight.data)
-
-
-def _lay_out(layer: nn.Module) -> None:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    weight = getattr(layer, "weight", None)
-    if isinstance(layer, nn.modules.conv._ConvNd) and isinstance(weight, nn.Parameter) and weight.dim() in formats:
-        weight.data = weight.data.contiguous(memory_format=formats[weight.dim()])
 
 
 def _hold(model: nn.Module, result: nn.Module, example: tuple[Tensor, ...]) -> None:

@@ -53,6 +53,18 @@ def test_only_the_class_changes():
     assert "Conv2d -> AtrousConv2d" in str(report)
 
 
+def test_weights_are_stored_as_tensor_cores_read_them():
+    model = nn.Sequential(small_model(), nn.Conv1d(2, 2, 3))
+    before = {name: (id(p), p.detach().clone()) for name, p in model.named_parameters()}
+    ao.convert(model, memory_format=torch.channels_last)
+    for name, p in model.named_parameters():
+        assert id(p) == before[name][0]
+        assert torch.equal(p, before[name][1])
+        assert p.dim() != 4 or p.is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match=r"memory_format must be torch\.channels_last or None"):
+        ao.convert(model, memory_format=torch.channels_last_3d)
+
+
 def test_again_changes_nothing():
     model = small_model()
     ao.convert(model)
