@@ -53,26 +53,29 @@ def _largest_error(result: Tensor, exact: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call: the median, and the quartiles around it."""
+    """Seconds a call: the median, and the quartiles around it; `seconds` has every round's where they are kept."""
 
     median: float
     lower: float
     upper: float
     repeats: int
+    seconds: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Timing:
         """The median and quartiles of one or more durations."""
         if len(seconds) == 1:
-            return cls(seconds[0], seconds[0], seconds[0], 1)
+            return cls(seconds[0], seconds[0], seconds[0], 1, tuple(seconds))
         lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
-        return cls(median, lower, upper, len(seconds))
+        return cls(median, lower, upper, len(seconds), tuple(seconds))
+
+    def over(self, other: Timing) -> Timing:
+        """Each round's seconds over those of `other` in that round: what slows a whole round is in neither's favour."""
+        return Timing.of([ours / theirs for ours, theirs in zip(self.seconds, other.seconds, strict=True)])
 
     @property
     def error(self) -> float:
-        """By how much the median may be off: 1.57 (upper - lower) / sqrt(repeats).
-
-        Two medians that differ by less than the root of the sum of their squares do not differ, at a level of 5 %.
+        """By how much the median may be off, at a level of 5 %: 1.57 (upper - lower) / sqrt(repeats).
 
         Source: McGill, Tukey & Larsen, Variations of box plots (1978).
         """

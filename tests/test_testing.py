@@ -49,6 +49,14 @@ def test_quartiles():
     assert Timing.of([7.0]) == Timing(7.0, 7.0, 7.0, 1)
 
 
+def test_ratio_round_by_round():
+    """Theirs takes twice as long in every round: that the machine gets slower does not make the ratio uncertain."""
+    ours, theirs = Timing.of([1.0, 1.0, 3.0, 9.0]), Timing.of([2.0, 2.0, 6.0, 18.0])
+    assert theirs.over(ours) == Timing(2.0, 2.0, 2.0, 4)
+    with pytest.raises(ValueError, match="zip"):
+        theirs.over(Timing.of([1.0]))
+
+
 def test_calls_are_interleaved():
     calls = []
     a, b = interleaved(lambda: calls.append("a"), lambda: calls.append("b"), repeats=4)

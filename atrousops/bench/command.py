@@ -45,10 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser, count: Callable[[int], Callab
     )  # fmt: skip
     how = parser.add_argument_group("measurement")
     how.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
-    how.add_argument("--repeats", type=count(1), metavar="N", help="rounds a row, at most (default: 15; quick: 9)")
+    how.add_argument("--repeats", type=count(1), metavar="N", help="rounds a row, at most (default: 200)")
     how.add_argument(
         "--budget", type=_seconds, metavar="SECONDS",
-        help="after which no further round of a row begins; there are three at least (default: 3; quick: 0.7)",
+        help="after which no further round of a row begins; there are three at least (default: 3; quick: 1)",
     )  # fmt: skip
     how.add_argument("--compile", action="store_true", help="also against torch.compile of PyTorch's way")
     how.add_argument(
@@ -114,8 +114,8 @@ def _measure(rows: list, args: argparse.Namespace) -> int:
     name = args.name or datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
     path = args.output / machine.device_name(device) / f"{name}.json"
     options = Options(
-        repeats=args.repeats or (9 if args.quick else 15),
-        budget=args.budget if args.budget is not None else (0.7 if args.quick else 3.0),
+        repeats=args.repeats or 200,
+        budget=args.budget if args.budget is not None else (1.0 if args.quick else 3.0),
         compile=args.compile,
         autotune=args.autotune,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,12 +24,12 @@ MOST_GEMM_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Options:
-    """repeats and budget (seconds) of each row; compile: also time what torch.compile makes of PyTorch's way.
+    """repeats, at most, and budget (seconds) of each row; compile: also time what torch.compile makes of PyTorch's way.
 
     autotune: measure the convolutions of ours first, so that `dispatched` is what they say, and later processes know.
     """
 
-    repeats: int = 15
+    repeats: int = 200
     budget: float = 3.0
     compile: bool = False
     autotune: bool = False
@@ -70,8 +70,11 @@ def _measure(result: Result, row: Row, device: torch.device, best: Ceilings, opt
         clock=clock_of(device, of_host=prepared.calls > 1),
     )
     result.timings = {
-        name: t if name == GEMM else _per_call(t, prepared.calls) for name, t in comparison.timings.items()
+        name: _per_call(t, 1 if name == GEMM else prepared.calls) for name, t in comparison.timings.items()
     }
+    if result.incumbent is not None:
+        theirs_in_turn = comparison.timings[result.incumbent]
+        result.ratios = {name: theirs_in_turn.over(comparison.timings[name]) for name in ours}
     result.wrong, result.failed = comparison.wrong, comparison.failed
     for name in (DISPATCHED, result.incumbent):
         if name is not None and name in result.timings and prepared.calls == 1:
@@ -103,9 +106,7 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _per_call(timing: Timing, calls: int) -> Timing:
-    return replace(
-        timing, median=timing.median / calls, lower=timing.lower / calls, upper=timing.upper / calls
-    )  # fmt: skip
+    return Timing(timing.median / calls, timing.lower / calls, timing.upper / calls, timing.repeats)
 
 
 def _anchors(shape: tuple[int, int, int] | None, dtype: str, device: torch.device, best: Ceilings) -> dict[str, Ready]:

@@ -9,9 +9,10 @@ from atrousops.testing import Timing
 
 LEGEND = """\
 Each result is held to PyTorch's in float64 first; a wrong one has no ratio. All run in turn: medians, +- half of the
-range between quartiles. x: the fastest incumbent's time over ours, below 1 is a loss; ~ before it: not told from 1 by
-these timings. floor: the time that bytes and live FLOPs need at this machine's measured ceilings, over ours. gemm: the
-time of one matrix product of the same dense work, dead taps included, over ours."""
+range between quartiles. x: the fastest incumbent's time over ours, the median of what each round says, below 1 is a
+loss; ~ before it: not told from 1 by these rounds. floor: the time that bytes and live FLOPs need at this machine's
+measured ceilings, over ours. gemm: the time of one matrix product of the same dense work, dead taps included, over
+ours."""
 
 
 def columns(triton: bool) -> tuple[str, ...]:

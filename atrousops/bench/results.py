@@ -17,7 +17,7 @@ from atrousops.bench.floors import Floor
 from atrousops.bench.machine import Ceilings
 from atrousops.testing import Timing
 
-SCHEMA = 1
+SCHEMA = 2
 DISPATCHED, OWN, TRITON, GEMM = "dispatched", "own kernel", "triton", "gemm"
 
 
@@ -26,6 +26,7 @@ class Result:
     """One row, measured.
 
     timings: seconds a call by name: "dispatched", "own kernel", "triton", "gemm" and the incumbents'.
+    ratios: by our names, the fastest incumbent's time over ours, round by round.
     wrong: by name, what is wrong with a result; failed: why one could not run; missing: incumbents that are not here.
     error: why nothing could be measured at all.
     gemm: M, N, K of the matrix product of equal work.
@@ -41,6 +42,7 @@ class Result:
     kernel: str = ""
     why: str = ""
     timings: dict[str, Timing] = field(default_factory=dict)
+    ratios: dict[str, Timing] = field(default_factory=dict)
     wrong: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
@@ -72,17 +74,13 @@ class Result:
         return next(iter(self.incumbents), None)
 
     def ratio(self, name: str = DISPATCHED) -> float | None:
-        """The fastest incumbent's time over that of `name`: above 1 ours is faster."""
-        if self.incumbent is None or name not in self.timings:
-            return None
-        return self.timings[self.incumbent].median / self.timings[name].median
+        """The fastest incumbent's time over that of `name`, the median of all rounds: above 1 ours is faster."""
+        return self.ratios[name].median if name in self.ratios else None
 
     def is_even(self, name: str = DISPATCHED) -> bool:
-        """Whether the medians behind `ratio` differ by no more than they may be off."""
-        if self.incumbent is None or name not in self.timings:
-            return False
-        a, b = self.timings[self.incumbent], self.timings[name]
-        return abs(a.median - b.median) <= math.hypot(a.error, b.error)
+        """Whether `ratio` is away from 1 by no more than it may be off."""
+        ratio = self.ratios.get(name)
+        return ratio is not None and abs(ratio.median - 1) <= ratio.error
 
     @property
     def share(self) -> float | None:
@@ -103,17 +101,30 @@ class Result:
         derived = {"incumbent": self.incumbent, "ratio": self.ratio(), "ratio_own": self.ratio(OWN)}
         derived["even"] = self.is_even()
         derived["ratio_triton"] = self.ratio(TRITON)
-        return dataclasses.asdict(self) | derived | {"share_of_floor": self.share, "share_of_gemm": self.of_gemm}
+        return (
+            _without_rounds(dataclasses.asdict(self))
+            | derived
+            | {"share_of_floor": self.share, "share_of_gemm": self.of_gemm}
+        )
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Result:
         """The inverse of `as_json`."""
         known = {f.name for f in dataclasses.fields(cls)}
         given = {name: value for name, value in values.items() if name in known}
-        given["timings"] = {name: Timing(**t) for name, t in values["timings"].items()}
+        for kind in ("timings", "ratios"):
+            given[kind] = {name: Timing(**t) for name, t in values[kind].items()}
         given["floor"] = Floor(**values["floor"]) if values["floor"] else None
         given["gemm"] = tuple(values["gemm"]) if values["gemm"] else None
         return cls(**given)
+
+
+def _without_rounds(values: dict[str, Any]) -> dict[str, Any]:
+    """Hundreds of numbers a row, of which medians and quartiles are kept."""
+    for kind in ("timings", "ratios"):
+        for timing in values[kind].values():
+            del timing["seconds"]
+    return values
 
 
 @dataclass

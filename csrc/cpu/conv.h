@@ -38,8 +38,8 @@ struct ConvGatherArgs {
 };
 ATROUSOPS_DECLARE_KERNEL(conv_gather, const ConvGatherArgs& args, int64_t row_begin, int64_t row_end)
 
-// dst[n, position + offset[phase], first + k] = src[row - row_begin][column - column_begin] + bias[first + k], the
-// columns being (phase, k).
+// dst[n, position + offset[phase], first + k] = src(row - row_begin, column - column_begin) + bias[first + k], the
+// columns being (phase, k). Of src, rows are contiguous in channels_last, and `ld` apart; else columns.
 struct ConvScatterArgs {
   const void* src;  // null: zero
   void* dst;

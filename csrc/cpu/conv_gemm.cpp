@@ -111,6 +111,7 @@ struct Job {
   int64_t src_count, dst_count;  // channels of a group
   ScalarType dtype, gemm_dtype;
   bool one_piece;      // 16-bit GEMMs round their result: a sum may not be cut
+  bool channels_last;  // of the destination: results are multiplied in its order, rows or columns contiguous
   const void* bias;    // of dtype, or null
   Tensor src, weight;  // (N, positions, channels); [group][dst][tap][src]
 };
@@ -230,19 +231,20 @@ struct Scratch {
 // Sums of 16-bit GEMMs start from the bias, so that it is added before the one rounding.
 void start_from_bias(const Job& job, const Task& task, char* result) {
   const int64_t size = element_size(job.gemm_dtype), columns = task.column_end - task.column_begin;
-  for (int64_t c = 0; c < columns; ++c) {
-    const int64_t k = task.group * job.dst_count + (task.column_begin + c) % job.dst_count;
-    std::copy_n(static_cast<const char*>(job.bias) + k * size, size, result + c * size);
-  }
-  for (int64_t r = 1; r < task.row_end - task.row_begin; ++r)
-    std::copy_n(result, columns * size, result + r * columns * size);
+  const int64_t rows = task.row_end - task.row_begin;
+  const auto bias = [&](int64_t c) {
+    return static_cast<const char*>(job.bias) +
+           (task.group * job.dst_count + (task.column_begin + c) % job.dst_count) * size;
+  };
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < columns; ++c)
+      std::copy_n(bias(c), size, result + (job.channels_last ? r * columns + c : c * rows + r) * size);
 }
 
 void run_gemms(const Job& job, const Task& task, const Scratch& scratch) {
   const auto gather = ATROUSOPS_SELECT(conv_gather);
   const Block& b = *task.block;
   const int64_t rows = task.row_end - task.row_begin, columns = task.column_end - task.column_begin;
-  const Matrix result{scratch.result, rows, columns, columns};
   bool accumulate = job.one_piece && job.bias != nullptr;
   if (accumulate) start_from_bias(job, task, scratch.result);
   for (const Piece& piece : b.pieces) {
@@ -252,13 +254,17 @@ void run_gemms(const Job& job, const Task& task, const Scratch& scratch) {
            task.row_begin, task.row_end);
     const void* weight =
         at(piece.weight, task.group * piece.group_stride + task.column_begin * piece.ld, job.gemm_dtype);
-    gemm(job.gemm_dtype, {scratch.rows, rows, depth, depth}, transposed({weight, columns, depth, piece.ld}), result,
-         accumulate);
+    const Matrix read{scratch.rows, rows, depth, depth}, by{weight, columns, depth, piece.ld};
+    if (job.channels_last) {
+      gemm(job.gemm_dtype, read, transposed(by), {scratch.result, rows, columns, columns}, accumulate);
+    } else {
+      gemm(job.gemm_dtype, by, transposed(read), {scratch.result, columns, rows, rows}, accumulate);
+    }
     accumulate = true;
   }
 }
 
-void run_task(const Job& job, const Task& task, const Scratch& scratch, void* out, bool channels_last) {
+void run_task(const Job& job, const Task& task, const Scratch& scratch, void* out) {
   const Block& b = *task.block;
   const bool live = !b.pieces.empty();
   if (live) run_gemms(job, task, scratch);
@@ -273,13 +279,13 @@ void run_task(const Job& job, const Task& task, const Scratch& scratch, void* ou
                              job.dst_count,
                              task.column_begin,
                              task.column_end,
-                             task.column_end - task.column_begin,
+                             job.channels_last ? task.column_end - task.column_begin : task.row_end - task.row_begin,
                              b.write.data(),
-                             channels_last};
+                             job.channels_last};
   ATROUSOPS_SELECT(conv_scatter)(args, task.row_begin, task.row_end);
 }
 
-Job make_job(const core::Problem& p, const Tensor& src, const Tensor& weight, const void* bias) {
+Job make_job(const core::Problem& p, const Tensor& src, const Tensor& weight, const void* bias, bool channels_last) {
   const bool forward = p.kind == core::Kind::forward;
   const int64_t k = p.k / p.groups, c = p.c / p.groups, taps = p.kernel_positions();
   const ScalarType dtype = src.scalar_type();
@@ -297,6 +303,7 @@ Job make_job(const core::Problem& p, const Tensor& src, const Tensor& weight, co
           dtype,
           gemm_dtype,
           hardware,
+          channels_last,
           bias,
           conv_channels_last(src),
           in_order ? w.tensor
@@ -311,7 +318,7 @@ Tensor conv_gemm(const core::Problem& problem, const Tensor& src, const Tensor& 
   Tensor out = empty(out_size, src, channels_last);
   if (out.numel() == 0) return out;
   const std::optional<Tensor> bias_row = bias ? std::optional(dense(*bias, false)) : std::nullopt;
-  const Job job = make_job(problem, src, weight, bias_row ? bias_row->data_ptr() : nullptr);
+  const Job job = make_job(problem, src, weight, bias_row ? bias_row->data_ptr() : nullptr, channels_last);
   const std::vector<Block> blocks = make_blocks(problem, job);
   const std::vector<Task> tasks = make_tasks(job, blocks);
   int64_t row_elements = 0, result_elements = 0;
@@ -332,7 +339,7 @@ Tensor conv_gemm(const core::Problem& problem, const Tensor& src, const Tensor& 
   conv_each(items, [&](int64_t item, int64_t worker) {
     const Scratch own{at(row_data, worker * row_elements, job.gemm_dtype),
                       at(result_data, worker * result_elements, job.gemm_dtype)};
-    run_task(job, tasks[item], own, out_data, channels_last);
+    run_task(job, tasks[item], own, out_data);
   });
   return out;
 }

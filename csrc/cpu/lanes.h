@@ -57,4 +57,28 @@ inline const compute_t<T>* computed(const T* src, compute_t<T>* copy, int64_t n)
   }
 }
 
+// Short rows, for which a call of memcpy or memset takes longer than they do: the last vector overlaps.
+template <class T, class C = compute_t<T>>
+inline void load_short(const T* src, C* dst, int64_t n) {
+  constexpr int64_t L = kLanes<C>;
+  if (n < L) {
+    for (int64_t i = 0; i < n; ++i) dst[i] = load(src[i]);
+    return;
+  }
+  lanes_t<C> value[4];
+  int64_t i = 0;
+  // Loads first: one that follows a store to the same place of another page waits for it.
+  for (; i + 4 * L <= n; i += 4 * L) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) load_lanes(src + i + v * L, value[v]);
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) store_lanes(dst + i + v * L, value[v]);
+  }
+  for (; i < n; i += L) {
+    const int64_t at = i + L <= n ? i : n - L;
+    load_lanes(src + at, value[0]);
+    store_lanes(dst + at, value[0]);
+  }
+}
+
 }  // namespace atrousops::cpu::ATROUSOPS_ISA

@@ -35,8 +35,9 @@ def timing(seconds):
 
 def result(case="case", ours=1.0, theirs=2.0, suite="roi"):
     timings = {"dispatched": timing(ours), "own kernel": timing(ours * 2), "aten": timing(theirs), "slow": timing(9.0)}
+    ratios = {"dispatched": timing(theirs / ours), "own kernel": timing(theirs / ours / 2)}
     floor = Floor(100.0, 300.0, 0.5)
-    return Result(suite, case, "reason", "fp32", "nchw", "forward", "regions", "why", timings, floor=floor,
+    return Result(suite, case, "reason", "fp32", "nchw", "forward", "regions", "why", timings, ratios, floor=floor,
                   floor_seconds=0.25, gemm=(1, 2, 3), missing={"monai": "not here"})  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def test_table_and_file(tmp_path):
         assert expected in text
     assert Report.load(tmp_path / "new" / "a.json") == done
     content = json.loads((tmp_path / "new" / "a.json").read_text())
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     assert [r["ratio"] is None for r in content["rows"]] == [False, True, True]
 
 
@@ -97,7 +98,7 @@ def test_line_and_summary():
     # 2 s over 4 s, and over the own kernel's 8 s; the floor is 0.25 s of 4 s.
     for expected in ("aten 2 s", "  0.50 8 s", "  0.25 ", " 6% ", "also slow 9 s", "without monai: not here"):
         assert expected in line
-    # Boxes of 0.2 s and 0.186 s at five repeats: medians are off by 0.19 s at most together.
+    # Boxes of a fifth of the ratio at five repeats: 1.08 may be off by 0.15, 1.5 by 0.21.
     assert "~1.08 " in report.line(result(ours=1.0, theirs=1.08))
     assert "~" not in report.line(result(ours=1.0, theirs=1.5))
     assert report.summary(stored(result(ours=1.0, theirs=0.95))).splitlines()[1].split()[-2:] == ["0", "0"]

@@ -38,36 +38,12 @@ static inline int64_t first_of(const ConvRun& r, int64_t at) {
   return j < r.begin ? r.begin : j < r.end ? j : r.end;
 }
 
-// Short rows, for which a call of memcpy or memset takes longer than they do: the last vector overlaps.
-template <class T, class C>
-static inline void pack_short(const T* src, C* dst, int64_t n) {
-  constexpr int64_t L = kLanes<C>;
-  if (n < L) {
-    for (int64_t i = 0; i < n; ++i) dst[i] = load(src[i]);
-    return;
-  }
-  lanes_t<C> value[4];
-  int64_t i = 0;
-  // Loads first: one that follows a store to the same place of another page waits for it.
-  for (; i + 4 * L <= n; i += 4 * L) {
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) load_lanes(src + i + v * L, value[v]);
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) store_lanes(dst + i + v * L, value[v]);
-  }
-  for (; i < n; i += L) {
-    const int64_t at = i + L <= n ? i : n - L;
-    load_lanes(src + at, value[0]);
-    store_lanes(dst + at, value[0]);
-  }
-}
-
 template <class T, class C>
 static inline void pack_piece(const ConvPiece& p, const T* src, C* dst) {
   src += p.from;
   dst += p.begin;
   if (p.step == 1 && p.from_step == 1) {
-    pack_short(src, dst, p.count);
+    load_short(src, dst, p.count);
   } else if (p.step == 1 && p.from_step == 2) {
     for (int64_t i = 0; i < p.count; ++i) dst[i] = load(src[2 * i]);
   } else {
@@ -90,7 +66,7 @@ static void pack_channels_row(const ConvPacked& p, const ConvGroups<C>& g, const
   dst += piece.begin * kConvDirectBlock;
   for (int64_t x = 0; x < piece.count; ++x, src += channels, dst += kConvDirectBlock) {
     if (p.count == 1) {
-      pack_short(src, dst, g.count);
+      load_short(src, dst, g.count);
     } else {
       for (int64_t l = 0; l < g.count; ++l) dst[l] = load(src[l * p.count]);
     }

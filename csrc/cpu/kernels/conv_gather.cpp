@@ -2,7 +2,7 @@
 #include <cstring>
 
 #include "cpu/conv.h"
-#include "cpu/vec.h"
+#include "cpu/lanes.h"
 
 namespace atrousops::cpu::ATROUSOPS_ISA {
 
@@ -11,6 +11,8 @@ static inline void convert(const S* __restrict src, D* __restrict dst, int64_t n
   if constexpr (std::is_same_v<S, D>) {
     if (n >= 64) {
       std::memcpy(dst, src, n * sizeof(S));
+    } else if constexpr (std::is_same_v<S, compute_t<S>>) {
+      load_short(src, dst, n);
     } else {
       for (int64_t i = 0; i < n; ++i) dst[i] = src[i];
     }
@@ -111,15 +113,50 @@ static void scatter_row(const ConvScatterArgs& a, const S* src, D* dst, int64_t 
   }
 }
 
-// One channel of a run of rows, from a column to a line.
-template <class S, class D>
-static void scatter_column(const ConvScatterArgs& a, const S* src, D* dst, int64_t k, int64_t rows) {
+// One channel of a run of rows in M phases, which are neighbours along the last axis: from M columns, `apart` elements
+// from each other, to one line.
+template <int M, class S, class D>
+static void scatter_columns(const ConvScatterArgs& a, const S* src, int64_t apart, D* dst, int64_t k, int64_t rows) {
+  using C = compute_t<D>;
   const D* bias = static_cast<const D*>(a.bias);
-  const compute_t<D> add = bias == nullptr ? 0 : static_cast<compute_t<D>>(load(bias[a.first + k]));
-  for (int64_t i = 0; i < rows; ++i) {
-    const compute_t<D> sum = src == nullptr ? 0 : static_cast<compute_t<D>>(load(src[i * a.ld]));
-    store(dst + i * a.box.step[2], bias == nullptr ? sum : sum + add);
-  }
+  const C add = bias == nullptr ? 0 : static_cast<C>(load(bias[a.first + k]));
+  const int64_t step = a.box.step[2];
+  for (int64_t i = 0; i < rows; ++i, dst += step)
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const C sum = src == nullptr ? 0 : static_cast<C>(load(src[m * apart + i]));
+      store(dst + m, bias == nullptr ? sum : sum + add);
+    }
+}
+
+// Calls f.template operator()<M>() for the largest M of 8, 4, 2 and 1 that is at most `most`; returns M.
+template <class F>
+static int64_t with_phases(int64_t most, F&& f) {
+  if (most >= 8) return f.template operator()<8>(), 8;
+  if (most >= 4) return f.template operator()<4>(), 4;
+  if (most >= 2) return f.template operator()<2>(), 2;
+  return f.template operator()<1>(), 1;
+}
+
+// How many phases from this one on are written side by side and are whole in these columns.
+static int64_t neighbours(const ConvScatterArgs& a, int64_t phase, int64_t column) {
+  int64_t n = 1;
+  while (column + (n + 1) * a.count <= a.column_end && a.offset[phase + n] == a.offset[phase] + n) ++n;
+  return n;
+}
+
+// Channels [k, k + count) of a run of rows that begins at `at`; returns how many columns it took.
+template <class S, class D>
+static int64_t scatter_planes(const ConvScatterArgs& a, const S* src, D* dst, int64_t at, int64_t image, int64_t column,
+                              int64_t rows) {
+  const int64_t phase = column / a.count, k = column % a.count, left = a.column_end - column;
+  const int64_t count = a.count - k < left ? a.count - k : left, apart = a.count * a.ld;
+  dst += k * image + at + a.offset[phase];
+  const int64_t phases = with_phases(count == a.count ? neighbours(a, phase, column) : 1, [&]<int M>() {
+    for (int64_t c = 0; c < count; ++c)
+      scatter_columns<M>(a, src == nullptr ? src : src + c * a.ld, apart, dst + c * image, k + c, rows);
+  });
+  return phases * count;
 }
 
 template <class S, class D>
@@ -127,22 +164,22 @@ static void scatter(const ConvScatterArgs& a, int64_t begin, int64_t end) {
   const int64_t image = a.box.size[0] * a.box.size[1] * a.box.size[2];
   const S* src = static_cast<const S*>(a.src);
   for_runs(a.box, begin, end, [&](int64_t n, int64_t position, int64_t rows) {
+    D* const dst = static_cast<D*>(a.dst) + n * a.channels * image;
     for (int64_t column = a.column_begin; column < a.column_end;) {
+      const int64_t c = column - a.column_begin;
+      if (!a.channels_last) {
+        const S* s = src == nullptr ? src : src + c * a.ld;
+        column += scatter_planes(a, s, dst + a.first * image, position, image, column, rows);
+        continue;
+      }
       const int64_t phase = column / a.count, k = column % a.count;
       const int64_t left = a.column_end - column, count = a.count - k < left ? a.count - k : left;
-      const int64_t at = position + a.offset[phase];
-      const S* s = src == nullptr ? nullptr : src + (column - a.column_begin);
-      if (a.channels_last) {
-        D* d = static_cast<D*>(a.dst) + (n * image + at) * a.channels + a.first + k;
-        for (int64_t i = 0; i < rows; ++i)
-          scatter_row(a, s == nullptr ? s : s + i * a.ld, d + i * a.box.step[2] * a.channels, k, count);
-      } else {
-        D* d = static_cast<D*>(a.dst) + (n * a.channels + a.first + k) * image + at;
-        for (int64_t c = 0; c < count; ++c) scatter_column(a, s == nullptr ? s : s + c, d + c * image, k + c, rows);
-      }
+      D* d = dst + (position + a.offset[phase]) * a.channels + a.first + k;
+      for (int64_t i = 0; i < rows; ++i)
+        scatter_row(a, src == nullptr ? src : src + i * a.ld + c, d + i * a.box.step[2] * a.channels, k, count);
       column += count;
     }
-    if (src != nullptr) src += rows * a.ld;
+    if (src != nullptr) src += a.channels_last ? rows * a.ld : rows;
   });
 }
 
