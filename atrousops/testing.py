@@ -142,7 +142,9 @@ def interleaved(
     clock: Clock = host_seconds,
     warm_up: bool = True,
 ) -> tuple[Timing, ...]:
-    """Times a, b, ..., a, b, ... after one unmeasured call of each, so that a slow moment of the machine meets all.
+    """Times a, b, c, c, b, a, a, b, ... after one unmeasured call of each: a slow moment of the machine meets all.
+
+    Every other round goes backwards, so that none always runs behind the same other one.
 
     Args:
         functions: of no arguments.
@@ -159,7 +161,7 @@ def interleaved(
     for done in range(repeats):
         if done >= 3 and time.perf_counter() >= end:
             break
-        for function, seconds in zip(functions, times):
+        for function, seconds in list(zip(functions, times))[:: -1 if done % 2 else 1]:
             seconds.append(clock(function))
     return tuple(map(Timing.of, times))
 

@@ -61,7 +61,7 @@ def test_calls_are_interleaved():
     calls = []
     a, b = interleaved(lambda: calls.append("a"), lambda: calls.append("b"), repeats=4)
     # Short calls are timed behind one of their own.
-    assert "".join(calls) == "ab" + "aabb" * 4
+    assert "".join(calls) == "ab" + "aabbbbaa" * 2
     assert a.repeats == b.repeats == 4
 
 

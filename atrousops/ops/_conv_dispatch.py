@@ -42,7 +42,12 @@ class Route(NamedTuple):
     scan_input: bool = False
 
 
+# By names of this module: behind a large convolution the dictionaries of other modules are not in the cache.
+_forced = backends._forced
+_grad_enabled, _autocast_enabled = torch.is_grad_enabled, torch._C._is_any_autocast_enabled
+
 _routes: dict[tuple, Route] = {}
+_SMALL_SIZE = planner.SMALL
 _SMALL = Route("aten", Arguments((), (), (), 1, ()), scan_weight=True)
 
 
@@ -76,7 +81,8 @@ def route_of(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, arg
     try:
         # The planner's rule for small calls, at the price that a small call can afford.
         on_cpu = input.is_cpu and weight.is_cpu
-        if input.numel() * weight.numel() <= planner.SMALL and on_cpu and backends._forced[0] is None:
+        forced = _forced[0]
+        if on_cpu and forced is None and input.numel() * weight.numel() <= _SMALL_SIZE:
             return _SMALL
         # Everything the choice depends on, and nothing that takes long to ask for.
         key = (
@@ -87,10 +93,10 @@ def route_of(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, arg
             input.dtype,
             input.is_contiguous(),
             on_cpu,
-            input.is_cuda and 1 + tf32_allowed(),
-            (input.requires_grad or weight.requires_grad) and torch.is_grad_enabled(),
-            torch._C._is_any_autocast_enabled(),
-            backends._forced[0],
+            not on_cpu and input.is_cuda and 1 + tf32_allowed(),
+            (input.requires_grad or weight.requires_grad) and _grad_enabled(),
+            _autocast_enabled(),
+            forced,
         )
         route = _routes.get(key)
     except (AttributeError, TypeError):
