@@ -290,15 +290,25 @@ def _add_evaluate(commands: Commands, common: argparse.ArgumentParser) -> None:
         metavar="W",
         help="score bands of these widths along borders too, pixels",
     )
+    parser.add_argument(
+        "--tune-crf", type=_count(1), metavar="N",
+        help="first search the CRF's settings on N images that are not scored, and score with those",
+    )  # fmt: skip
     parser.set_defaults(run=_evaluate)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from atrousops.engine import evaluate
+    from atrousops.engine import evaluate, tune_crf
+    from atrousops.nn import DenseCRF
 
-    options = {"scales": args.scales, "flip": args.flip, "split": args.split, "published": args.model}
-    options |= {"crf": args.crf, "ap": args.ap, "widths": tuple(args.trimap)}
-    scores = evaluate.main(args.config, args.weights, data_root=args.data, overrides=tuple(args.overrides), **options)
+    common = {"data_root": args.data, "overrides": tuple(args.overrides), "published": args.model}
+    crf = args.crf
+    if args.tune_crf:
+        tuned = tune_crf.main(args.config, args.weights, images=args.tune_crf, judged=args.split, **common)
+        print(tuned)
+        crf = DenseCRF(**tuned.settings)
+    options = {"scales": args.scales, "flip": args.flip, "split": args.split, "crf": crf, "ap": args.ap}
+    scores = evaluate.main(args.config, args.weights, widths=tuple(args.trimap), **options, **common)
     print(evaluate.report(scores))
     return 0
 

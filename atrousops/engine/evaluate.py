@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +124,35 @@ def main(
         FileNotFoundError: no recipe or no weights.
         ArgumentError: a wrong recipe, or damaged or unfitting weights.
     """
+    model, data, info, norm = opened(
+        config_path, weights, split=split, data_root=data_root, overrides=overrides, published=published,
+        scales=scales, flip=flip,
+    )  # fmt: skip
+    refine = (info.dense_crf() if crf else None) if isinstance(crf, bool) else crf
+    return score(model, data, crf=refine, norm=norm, ap=ap, widths=widths, progress=progress)
+
+
+class Opened(NamedTuple):
+    """A network, inside of a `MultiScale` where its recipe says so, and the images for it; norm: mean and deviation."""
+
+    model: nn.Module
+    data: SegmentationSet
+    info: models.Info
+    norm: tuple[Sequence[float], Sequence[float]]
+
+
+def opened(
+    config_path: str | os.PathLike[str],
+    weights: str | os.PathLike[str],
+    *,
+    split: str | None,
+    data_root: str | None,
+    overrides: tuple[str, ...],
+    published: str | None,
+    scales: Sequence[float] | None = None,
+    flip: bool = False,
+) -> Opened:
+    """What a recipe and weights say, ready to be used; the arguments are those of `main`."""
     recipe = configs.load(config_path, overrides)
     root = data_root if data_root is not None else recipe.data.root
     if published is None:
@@ -138,8 +167,14 @@ def main(
     if info.classes != data.classes:
         bad_value("evaluate", "weights", f"be of the classes {', '.join(data.classes)}", ", ".join(info.classes))
     model = scaled(model.to(pick_device(recipe.device)), recipe.scales if scales is None else scales, flip)
-    refine = (info.dense_crf() if crf else None) if isinstance(crf, bool) else crf
-    return score(model, data, crf=refine, norm=norm, ap=ap, widths=widths, progress=progress)
+    return Opened(model, data, info, norm)
+
+
+def scores_of(model: nn.Module, image: Tensor) -> Tensor:
+    """The scores (1, L, H, W) of an image (3, H, W), on the network's device."""
+    device = next(iter(model.parameters())).device
+    found: Tensor = model(image[None].to(device).contiguous(memory_format=torch.channels_last))["out"]
+    return found
 
 
 def scaled(model: nn.Module, scales: Sequence[float], flip: bool = False) -> nn.Module:
@@ -182,13 +217,12 @@ def score(
     mine = range(len(data)) if data.instances else range(processes.rank, len(data), processes.world)
     for index in tqdm(mine, desc="evaluate", disable=not progress, leave=False):
         image, labels = data[index]
-        image = image.to(device)
         if data.instances:
-            scores.update_objects(model, image, labels)
+            scores.update_objects(model, image.to(device), labels)
             continue
-        found: Tensor = model(image[None].contiguous(memory_format=torch.channels_last))["out"]
+        found = scores_of(model, image)
         if crf is not None:
-            found = crf(found.float().cpu().contiguous(), transforms.denormalise(image.cpu(), *norm)[None])
+            found = crf(found.float().cpu().contiguous(), transforms.denormalise(image, *norm)[None])
         scores.update(found.argmax(1)[0].cpu(), labels)
     if not data.instances and processes.world > 1:
         scores.matrix.counts = processes.sum(scores.matrix.counts.to(device)).cpu()

@@ -16,9 +16,10 @@ from atrousops import models
 from atrousops._checks import ArgumentError, bad_value
 from atrousops._files import write_atomically
 from atrousops.engine import config as configs
-from atrousops.engine import evaluate, train
+from atrousops.engine import evaluate, train, tune_crf
 from atrousops.engine.config import Config, Variant
 from atrousops.engine.table import SCORES, WIDTH, write_table
+from atrousops.nn import DenseCRF
 
 
 def main(
@@ -59,6 +60,7 @@ def main(
             recipe = configs.load(path, overrides)
             if (folder / SCORES).exists():
                 _check_same(folder, recipe)
+                _add_missing(path, recipe, folder, data_root, overrides, progress, say)
                 continue
             say(f"{path} -> {folder}")
             _run(path, recipe, folder, data_root, overrides, progress)
@@ -115,13 +117,43 @@ def _run(
     }
     if recipe.crf:
         values["crf"] = evaluate.main(path, weights, split=split, crf=True, **common).matrix.mean_iou
+        values["tuned_crf"] = _tuned_crf(path, weights, split, common)
     values["variants"] = {
         name: _judge(path, weights, variant, split, common) for name, variant in recipe.variants.items()
     }
     values["sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    _write(path, folder, values)
+
+
+def _write(path: Path, folder: Path, values: dict[str, Any]) -> None:
     card, text = _card(path, values), json.dumps(values, indent=1)
     write_atomically(folder / "card.md", lambda name: Path(name).write_text(card))
     write_atomically(folder / SCORES, lambda name: Path(name).write_text(text))
+
+
+def _add_missing(
+    path: Path,
+    recipe: Config,
+    folder: Path,
+    data_root: str | None,
+    overrides: Sequence[str],
+    progress: bool,
+    say: Callable[[str], object],
+) -> None:
+    """What an earlier version did not judge."""
+    values = json.loads((folder / SCORES).read_text())
+    if not recipe.crf or "tuned_crf" in values:
+        return
+    say(f"{path}: a CRF tuned for it")
+    common = {"data_root": data_root, "overrides": tuple(overrides), "progress": progress}
+    values["tuned_crf"] = _tuned_crf(path, folder / train.WEIGHTS, values["split"], common)
+    _write(path, folder, values)
+
+
+def _tuned_crf(path: Path, weights: Path, split: str, common: dict[str, Any]) -> dict[str, Any]:
+    tuned = tune_crf.main(path, weights, judged=split, **common)
+    refined = evaluate.main(path, weights, split=split, crf=DenseCRF(**tuned.settings), **common)
+    return {"miou": refined.matrix.mean_iou, **dataclasses.asdict(tuned)}
 
 
 def _judge(path: Path, weights: Path, variant: Variant, split: str, common: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from atrousops.engine.evaluate import scaled, score
 from atrousops.engine.log import Board, Log, write_pictures
 from atrousops.engine.losses import Criterion, WithLoss, class_weights
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.safetensors"
 
 
 def main(
@@ -165,7 +165,7 @@ class Trainer:
             self.save(folder / CHECKPOINT)
         if self.step < recipe.schedule.last:
             return folder / CHECKPOINT
-        weights = folder / "weights.safetensors"
+        weights = folder / WEIGHTS
         if first:
             models.save(self.average, weights, self.info())
         self.processes.wait()

@@ -1,6 +1,7 @@
 """Recipes one after another: goes on where it stopped, and says what failed."""
 
 import hashlib
+import json
 import os
 import signal
 
@@ -58,6 +59,7 @@ def test_all_in_turn(place, monkeypatch):
     assert hashlib.sha256((place / "runs" / "small" / "a" / "weights.safetensors").read_bytes()).hexdigest() in card
     # Only one asked for the CRF.
     assert float(a[head.index(" + CRF ")]) > 0
+    assert float(a[head.index(" tuned ")]) > 0
     assert c[head.index(" + CRF ")].strip() == ""
 
     # A page of the network that ran, with its picture, and one of another.
@@ -79,12 +81,16 @@ def test_all_in_turn(place, monkeypatch):
     index = (place / "pages" / "README.md").read_text()
     assert all(f"[{name}]({name}.md)" in index for name in ("msd", "enet"))
 
-    # Again: nothing is trained, the table is the same.
+    # Again: nothing is trained, what an earlier version left out is judged, the table is the same.
+    scores = place / "runs" / "small" / "a" / "scores.json"
+    values = json.loads(scores.read_text())
+    del values["tuned_crf"]
+    scores.write_text(json.dumps(values))
     monkeypatch.setattr(train, "main", None)
     (place / "small" / "b.yaml").unlink()
     said.clear()
     assert run(place, said) == 0
-    assert said == []
+    assert [line.split(": ")[1] for line in said] == ["a CRF tuned for it"]
     assert (place / "results.md").read_text() == table
 
 

@@ -1,0 +1,146 @@
+"""Settings of the dense CRF that suit a network, searched on labelled images on which it is not judged."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from atrousops._checks import bad_value
+from atrousops.data import SegmentationSet, transforms
+from atrousops.engine import config as configs
+from atrousops.engine import evaluate
+from atrousops.metrics import ConfusionMatrix
+from atrousops.nn import DenseCRF
+
+# One setting after another, the others being the best so far; those of `DenseCRF` are the first. The papers search the
+# bilateral three in 5..10, 3..10 and 50..100 on a hundred images, for surer networks.
+VALUES: dict[str, tuple[float, ...]] = {
+    "bilateral_compat": (0.5, 1.0, 2.0, 5.0),
+    "gaussian_compat": (0.5, 1.0),
+    "bilateral_srgb": (3.0, 5.0, 8.0),
+    "bilateral_sxy": (20.0, 40.0),
+}
+START: dict[str, Any] = {
+    "bilateral_compat": 10.0,
+    "gaussian_compat": 3.0,
+    "bilateral_srgb": 13.0,
+    "bilateral_sxy": 80.0,
+}
+IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """settings: of `DenseCRF`. On the images searched on: plain, default, best: mean IoU without, before and after."""
+
+    settings: dict[str, Any]
+    plain: float
+    default: float
+    best: float
+    images: int
+
+    def __str__(self) -> str:
+        settings = ", ".join(f"{name}={value:g}" for name, value in self.settings.items())
+        figures = f"{100 * self.plain:.2f} %, by default {100 * self.default:.2f} %, so {100 * self.best:.2f} %"
+        return f"DenseCRF({settings}): on {self.images} images mean IoU without {figures}"
+
+
+def main(
+    config_path: str | os.PathLike[str],
+    weights: str | os.PathLike[str],
+    *,
+    images: int = IMAGES,
+    judged: str | None = None,
+    data_root: str | None = None,
+    overrides: tuple[str, ...] = (),
+    published: str | None = None,
+    progress: bool = True,
+) -> Tuned:
+    """Searches the settings of the dense CRF for trained weights.
+
+    Args:
+        config_path: the recipe, YAML.
+        weights: a file written by `atrousops train`, or one of `atrousops.models.list()`.
+        images: how many are searched on, spread evenly over the split.
+        judged: the split on which the network will be judged, by default the recipe's validation images. Those are
+            searched on if others are judged, else the training images.
+        data_root, overrides, published, progress: as in `evaluate.main`.
+
+    Raises:
+        FileNotFoundError, ArgumentError: as `evaluate.main`; a network that finds objects.
+
+    Source: Chen et al., DeepLab (2015), section 5.1: coarse to fine on part of the validation images.
+    """
+    sets = configs.load(config_path, overrides).data
+    split = sets.train if judged in (None, sets.val) else sets.val
+    opened = evaluate.opened(
+        config_path, weights, split=split, data_root=data_root, overrides=overrides, published=published
+    )
+    return search(opened.model, opened.data, images=images, norm=opened.norm, progress=progress)
+
+
+@torch.inference_mode()
+def search(
+    model: nn.Module,
+    data: SegmentationSet,
+    *,
+    images: int = IMAGES,
+    norm: tuple[Sequence[float], Sequence[float]] = (transforms.MEAN, transforms.STD),
+    progress: bool = True,
+) -> Tuned:
+    """The settings among `VALUES` with the best mean IoU, the scores being computed once. A tie goes to the first.
+
+    Args:
+        model: images -> {"out": scores}; put into evaluation mode for the time of the call.
+        data: a set whose transform is `transforms.evaluation(*norm)`.
+        images: how many of them, spread evenly.
+        norm: mean and deviation, to find the image's colours again.
+        progress: draw a progress bar.
+    """
+    if data.instances:
+        bad_value("tune_crf", "data", "be labelled by classes alone", "objects")
+    chosen = [i * len(data) // images for i in range(images)] if images < len(data) else list(range(len(data)))
+    cases = _cases(model, data, chosen, norm)
+    classes = len(data.classes)
+    plain = _mean_iou(classes, cases, None)
+    settings = dict(START)
+    default = best = _mean_iou(classes, cases, DenseCRF(**settings))
+    trials = [(name, value) for name, values in VALUES.items() for value in values]
+    for name, value in tqdm(trials, desc="tune the CRF", disable=not progress, leave=False):
+        trial = settings | {name: value}
+        found = _mean_iou(classes, cases, DenseCRF(**trial))
+        if found > best:
+            settings, best = trial, found
+    return Tuned(settings, plain, default, best, len(cases))
+
+
+Case = tuple[Tensor, Tensor, Tensor]
+
+
+def _cases(
+    model: nn.Module, data: SegmentationSet, chosen: Sequence[int], norm: tuple[Sequence[float], Sequence[float]]
+) -> list[Case]:
+    """Scores (1, L, H, W), colours (1, 3, H, W) and labels (H, W) of the chosen images."""
+    was_training = model.training
+    model.eval()
+    cases = []
+    for index in chosen:
+        image, labels = data[index]
+        colours = transforms.denormalise(image, *norm)[None]
+        cases.append((evaluate.scores_of(model, image).float().cpu().contiguous(), colours, labels))
+    model.train(was_training)
+    return cases
+
+
+def _mean_iou(classes: int, cases: Sequence[Case], crf: DenseCRF | None) -> float:
+    matrix = ConfusionMatrix(classes)
+    for scores, colours, labels in cases:
+        refined = scores if crf is None else crf(scores, colours)
+        matrix.update(refined.argmax(1)[0], labels)
+    return matrix.mean_iou
