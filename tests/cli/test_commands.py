@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from atrousops import cli, models
-from atrousops.engine import evaluate, train
+from atrousops.engine import evaluate, train, tune_crf
 
 PACKAGE = Path(cli.__file__).parents[1]
 
@@ -89,6 +89,19 @@ def test_evaluate_passes_its_options_on(weights, monkeypatch, capsys):
         "split": "test", "ap": False, "widths": (1, 3), "crf": True, "published": None,
     }  # fmt: skip
     assert capsys.readouterr().out == "scores\n"
+
+
+def test_evaluate_with_a_tuned_crf(weights, monkeypatch, capsys):
+    seen = {}
+    tuned = tune_crf.Tuned({"bilateral_sxy": 20.0}, 0.5, 0.25, 0.75, 4)
+    monkeypatch.setattr(tune_crf, "main", lambda config, weights, **options: seen.update(tuning=options) or tuned)
+    monkeypatch.setattr(evaluate, "main", lambda config, weights, **options: seen.update(crf=options["crf"]))
+    monkeypatch.setattr(evaluate, "report", lambda scores: "scores")
+    assert run("evaluate", "recipe.yaml", "--weights", weights, "--tune-crf", 4, "--split", "test") == 0
+    assert seen["tuning"] == {"images": 4, "judged": "test", "data_root": None, "overrides": (), "published": None}
+    assert seen["crf"].bilateral_sxy == (20.0, 20.0)
+    said = "DenseCRF(bilateral_sxy=20): on 4 images mean IoU without 50.00 %, by default 25.00 %, so 75.00 %"
+    assert capsys.readouterr().out == f"{said}\nscores\n"
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
