@@ -114,8 +114,8 @@ def _measure(rows: list, args: argparse.Namespace) -> int:
     name = args.name or datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
     path = args.output / machine.device_name(device) / f"{name}.json"
     options = Options(
-        repeats=args.repeats or 200,
-        budget=args.budget if args.budget is not None else (1.0 if args.quick else 3.0),
+        repeats=args.repeats or Options.repeats,
+        budget=args.budget if args.budget is not None else (1.0 if args.quick else Options.budget),
         compile=args.compile,
         autotune=args.autotune,
     )

@@ -74,7 +74,8 @@ def _measure(result: Result, row: Row, device: torch.device, best: Ceilings, opt
     }
     if result.incumbent is not None:
         theirs_in_turn = comparison.timings[result.incumbent]
-        result.ratios = {name: theirs_in_turn.over(comparison.timings[name]) for name in ours}
+        timed = (name for name in ours if name in comparison.timings)
+        result.ratios = {name: theirs_in_turn.over(comparison.timings[name]) for name in timed}
     result.wrong, result.failed = comparison.wrong, comparison.failed
     for name in (DISPATCHED, result.incumbent):
         if name is not None and name in result.timings and prepared.calls == 1:

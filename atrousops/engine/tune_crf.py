@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -26,12 +27,7 @@ VALUES: dict[str, tuple[float, ...]] = {
     "bilateral_srgb": (3.0, 5.0, 8.0),
     "bilateral_sxy": (20.0, 40.0),
 }
-START: dict[str, Any] = {
-    "bilateral_compat": 10.0,
-    "gaussian_compat": 3.0,
-    "bilateral_srgb": 13.0,
-    "bilateral_sxy": 80.0,
-}
+START: dict[str, Any] = {name: signature(DenseCRF).parameters[name].default for name in VALUES}
 IMAGES = 16
 
 
@@ -75,7 +71,7 @@ def main(
     Raises:
         FileNotFoundError, ArgumentError: as `evaluate.main`; a network that finds objects.
 
-    Source: Chen et al., DeepLab (2015), section 5.1: coarse to fine on part of the validation images.
+    Source: Chen et al., DeepLab (2015), experimental evaluation: coarse to fine on part of the validation images.
     """
     sets = configs.load(config_path, overrides).data
     split = sets.train if judged in (None, sets.val) else sets.val

@@ -6,6 +6,7 @@ from rows import broken_row, row, wrong_row
 
 from atrousops import _library
 from atrousops.bench import machine, report
+from atrousops.bench import measure as measuring
 from atrousops.bench.machine import Ceilings
 from atrousops.bench.measure import Options, measure
 from atrousops.bench.registry import Selection
@@ -66,6 +67,18 @@ def test_what_cannot_be_prepared():
     result = measure(broken_row(), CPU, CEILINGS, FAST)
     assert result.error == "MemoryError: no memory"
     assert "FAILED: MemoryError: no memory" in report.line(result)
+
+
+def test_an_own_kernel_that_cannot_run_leaves_the_other_ratio(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(measuring, "under", lambda backend, ready: fails)
+    result = measure(row(), CPU, CEILINGS, FAST)
+    assert result.error == ""
+    assert set(result.ratios) == {"dispatched"}
+    assert result.ratio("own kernel") is None
+    assert result.failed == ({"own kernel": "RuntimeError: no such kernel"} if _library.has_operators else {})
 
 
 def test_only_ours_may_be_wrong():

@@ -1,4 +1,4 @@
-"""The search of the dense CRF's settings: better than the start on what it sees, and on other images."""
+"""The search of the dense CRF's settings: no worse than the start on what it sees, and the same every time."""
 
 import pytest
 import torch
