@@ -362,7 +362,7 @@ def _study(args: argparse.Namespace) -> int:
 
         speed = Report.load(Path(args.speed)) if args.speed else None
         photo = pages.Photo(Path(args.photo), args.credit) if args.photo else None
-        written = pages.write(args.runs, args.pages, speed, photo)
+        written = pages.write(args.runs, args.pages, speed, photo, args.table)
         print(f"-> {args.pages}: {len(written)} pages")
     return FAILURE if failed else 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +46,7 @@ def write(
     folder: str | os.PathLike[str],
     speed: Report | None = None,
     photo: Photo | None = None,
+    table: str | os.PathLike[str] | None = None,
 ) -> list[Path]:
     """Writes NAME.md, and NAME.jpg where there is a picture, of every network, and README.md with a line for each.
 
@@ -52,7 +54,9 @@ def write(
         runs: folder of runs that `study.main` made.
         folder: where to.
         speed: results of `atrousops bench --suite networks`, or None.
-        photo: what the pictures show of semantic networks; None takes those that training left.
+        photo: what the pictures show of semantic networks; None takes those that training left. Where the run of
+            the best recipe is not at hand, its picture stays if the page has it.
+        table: the table that `study.main` wrote, whose rows count although their runs are not at hand.
 
     Returns:
         The pages.
@@ -60,7 +64,7 @@ def write(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[Scored]] = {}
-    for key, values in scored(Path(runs)):
+    for key, values in scored(Path(runs), None if table is None else Path(table)):
         found.setdefault(values["recipe"]["model"]["name"], []).append((key, values))
     pages, lines = [], []
     for name in models.list("networks"):
@@ -114,8 +118,12 @@ def _picture(runs: Path, recipes: list[Scored], path: Path, photo: Photo | None)
     """The best recipe's: a photograph beside what the network says of it, or two rows of training's last pictures."""
     for key, values in sorted(recipes, key=lambda recipe: -recipe[1]["summary"]["miou"]):
         left = sorted((runs / key / "pictures").glob("*.png"))
-        if photo is not None and values["recipe"]["data"]["name"] != "nuclei":
-            image = _segmented(runs / key / "weights.safetensors", photo.path)
+        weights = runs / key / "weights.safetensors"
+        if kept := _kept(path, key, weights):
+            yield kept
+            return
+        if photo is not None and weights.exists() and values["recipe"]["data"]["name"] != "nuclei":
+            image = _segmented(weights, photo.path)
             says = f"What `{key}` says of a photograph ({photo.credit})"
         elif left:
             image, says = Image.open(left[-1]).convert("RGB"), f"Images, labels, and what `{key}` says"
@@ -126,6 +134,15 @@ def _picture(runs: Path, recipes: list[Scored], path: Path, photo: Photo | None)
         write_atomically(path, partial(image.save, format="JPEG", quality=85))
         yield f"{says}:\n\n![predictions]({path.name})\n"
         return
+
+
+def _kept(path: Path, key: str, weights: Path) -> str | None:
+    """What the page says under its picture of a run, if that is no longer at hand."""
+    page = path.with_suffix(".md")
+    if weights.exists() or not (path.exists() and page.exists()):
+        return None
+    shown = re.search(rf"^.*`{re.escape(key)}`.*:\n\n!\[predictions\].*\n", page.read_text(), re.MULTILINE)
+    return shown[0] if shown else None
 
 
 def _segmented(weights: Path, path: Path) -> Image.Image:

@@ -18,7 +18,7 @@ from atrousops._files import write_atomically
 from atrousops.engine import config as configs
 from atrousops.engine import evaluate, train, tune_crf
 from atrousops.engine.config import Config, Variant
-from atrousops.engine.table import SCORES, WIDTH, write_table
+from atrousops.engine.table import SCORES, WIDTH, scored, write_table
 from atrousops.nn import DenseCRF
 
 
@@ -40,7 +40,8 @@ def main(
     Args:
         paths: recipes, or folders whose recipes without a leading underscore are taken.
         runs: folder with a folder for each recipe, named by it and the folder it lies in.
-        table: Markdown file to write, of all runs in `runs`.
+        table: Markdown file to write, of all runs in `runs` and of those whose scores stand beside it, in a JSON file
+            of its name: rows outlive the weights they came from.
         data_root: folder of the data, instead of the recipes'.
         overrides: "part.key=value" entries that replace the recipes'.
         progress: draw progress bars.
@@ -50,9 +51,11 @@ def main(
         How many failed.
 
     Raises:
+        ArgumentError: there is no recipe, or the file beside the table is not of a study.
         KeyboardInterrupt: Ctrl-C, after the checkpoint was written.
         OutputError: the disk is full, say.
     """
+    scored(Path(runs), Path(table))
     failed = 0
     for path in recipes(paths):
         folder = Path(runs) / path.parent.name / path.stem

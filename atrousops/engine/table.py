@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from atrousops._checks import bad_value
 from atrousops._files import write_atomically
 
 # A run by the name of its recipe, with what its file of scores says.
@@ -31,8 +32,8 @@ _COLUMNS = (
 _OBJECTS = ("PQ", "SQ", "RQ", "mask AP")
 _HEADER = """# Results
 
-Every row is one run of `atrousops study`, which writes this file; nothing in it is written by hand. A row's recipe is
-trained and judged again by
+Every row is one run of `atrousops study`, which writes this file and the scores beside it (.json); nothing in it is
+written by hand. A row's recipe is trained and judged again by
 
     atrousops train atrousops/configs/RECIPE.yaml --output runs/RECIPE
     atrousops evaluate atrousops/configs/RECIPE.yaml --weights runs/RECIPE/weights.safetensors --split SPLIT
@@ -43,10 +44,32 @@ networks under that budget and are far from those of the papers.
 """
 
 
-def scored(runs: Path) -> list[Scored]:
-    """The runs that have scores, in order of their names."""
-    files = sorted(runs.glob(f"*/*/{SCORES}"))
-    return [(f"{file.parts[-3]}/{file.parts[-2]}", json.loads(file.read_text())) for file in files]
+def scored(runs: Path, table: Path | None = None) -> list[Scored]:
+    """The runs that have scores, and those whose scores an earlier study left beside its table, in order of names.
+
+    Raises:
+        ArgumentError: the file beside the table is not of a study.
+    """
+    found = {} if table is None else _kept(_beside(table))
+    for file in runs.glob(f"*/*/{SCORES}"):
+        found[f"{file.parts[-3]}/{file.parts[-2]}"] = json.loads(file.read_text())
+    return sorted(found.items())
+
+
+def _beside(table: Path) -> Path:
+    return table.with_suffix(".json")
+
+
+def _kept(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.exists():
+        return {}
+    try:
+        kept = json.loads(path.read_text())
+    except ValueError as error:
+        bad_value("study", "table", f"have scores beside it that can be read ({error})", str(path), "Remove that file.")
+    if not isinstance(kept, dict) or not all(isinstance(v, dict) and "recipe" in v for v in kept.values()):
+        bad_value("study", "table", "have a study's scores beside it", str(path), "Name another table.")
+    return kept
 
 
 def sections(runs: Iterable[Scored]) -> Iterator[str]:
@@ -62,10 +85,11 @@ def sections(runs: Iterable[Scored]) -> Iterator[str]:
 
 
 def write_table(runs: Path, path: Path) -> None:
-    """Writes the Markdown file of all runs that have scores."""
-    found = scored(runs)
+    """Writes the Markdown file of all runs that have scores, here or beside the table, and their scores beside it."""
+    found = scored(runs, path)
     lines = [_HEADER, *sections(found), _notes(found)]
     write_atomically(path, lambda name: Path(name).write_text("\n".join(lines)))
+    write_atomically(_beside(path), lambda name: Path(name).write_text(json.dumps(dict(found), indent=1) + "\n"))
 
 
 def _percent(value: float | None) -> str:

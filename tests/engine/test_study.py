@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -92,6 +93,36 @@ def test_all_in_turn(place, monkeypatch):
     assert run(place, said) == 0
     assert [line.split(": ")[1] for line in said] == ["a CRF tuned for it"]
     assert (place / "results.md").read_text() == table
+
+
+def test_rows_and_pictures_outlive_their_runs(place, monkeypatch):
+    (place / "small" / "b.yaml").unlink()
+    run(place, [])
+    table, runs = place / "results.md", place / "runs"
+    monkeypatch.setattr(pages.models, "list", lambda kind: ("msd",))
+    pages.write(runs, place / "pages", table=table)
+    before = [path.read_bytes() for path in (table, *sorted((place / "pages").iterdir()))]
+    shutil.move(runs / "small", place / "gone")
+    assert study.main([place / "small" / "c.yaml"], runs=runs, table=table, data_root=str(place), progress=False) == 0
+    again = [line for line in table.read_text().splitlines() if line.startswith("| small/a")]
+    assert len(again) == 3
+    assert all(line.encode() in before[0] for line in again)
+    shutil.rmtree(runs)
+    pages.write(runs, place / "pages", table=table)
+    assert [path.read_bytes() for path in sorted((place / "pages").iterdir())] == before[1:]
+    # A page that has no picture of its best run gets none.
+    pages.write(runs, place / "others", table=table)
+    assert sorted(path.name for path in (place / "others").iterdir()) == ["README.md", "msd.md"]
+    assert "![" not in (place / "others" / "msd.md").read_text()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"small/a": {}}'])
+def test_scores_beside_the_table_of_another_kind(place, text):
+    (place / "results.json").write_text(text)
+    with pytest.raises(ArgumentError, match=r"results\.json"):
+        run(place, [])
+    assert not (place / "runs").exists()
+    assert (place / "results.json").read_text() == text
 
 
 def _speed():
