@@ -31,6 +31,10 @@ SMALL = 1 << 14
 # Bytes of the columns of a weight gradient, and of rows of an image, that caches hold.
 COLUMNS = 16 << 20
 ROWS = 512 << 10
+# Output channels below which oneDNN was slow to sum over so many bytes of each position.
+THIN_WIDTH, THIN_DEPTH = 32, 4 << 10
+# Dilation up to which oneDNN's weight gradients were fast; at 18 they were not.
+WEIGHT_NEAR = 12
 # Bytes of scratch of one thread: gathered rows and a tile of results.
 PANEL = 5 << 20
 # Bytes that a kernel may allocate besides its result.
@@ -239,7 +243,7 @@ def _predict(kernel: str, problem: Problem, device: Device, itemsize: int) -> fl
     if kernel in ("depthwise", "grouped"):
         rate = rates.depthwise if kernel == "depthwise" else rates.grouped
         return rates.our_call + flops / (rate * threads) + moved / rates.copy
-    width, depth = (problem.c, problem.k) if problem.kind == "input_grad" else (problem.k, problem.c)
+    width, depth = _width_and_depth(problem)
     flops *= float((width + LANES - 1) // LANES * LANES) / max(width, 1)
     moved += float(problem.n) * depth * itemsize * product([geometry.gathered_pairs(x) for x in axes])
     overhead = rates.our_call + rates.our_region * geometry.region_count(problem)
@@ -247,13 +251,16 @@ def _predict(kernel: str, problem: Problem, device: Device, itemsize: int) -> fl
     if problem.kind == "weight_grad":
         rate = rates.gemm_weight
         flops *= float((depth + LANES - 1) // LANES * LANES) / max(depth, 1)
-    return overhead + flops / (rate * threads) + moved / rates.copy
+    moving = min(rates.pieces, rates.copy) if depth % LANES else rates.copy
+    return overhead + flops / (rate * threads) + moved / moving
 
 
 def _repacking(problem: Problem, rates: Rates, threads: int, moved: float, itemsize: int) -> float:
     # Seconds in which PyTorch brings an operand into the order that its kernel wants, where that counts.
     if problem.groups > 1:
         return moved / rates.tails if problem.groups == problem.c and problem.c % 8 else 0.0
+    if _strided(problem):
+        return float(problem.input_elements) * itemsize / rates.results
     if problem.kind != "weight_grad" or not _odd(problem):
         return 0.0
     image = float(problem.weight_elements // max(problem.k, 1)) * itemsize
@@ -281,12 +288,29 @@ def _aten_rate(problem: Problem, rates: Rates, itemsize: int) -> float:
     if strided:
         return rates.aten_strided_odd if odd else rates.aten_strided
     if problem.kind == "weight_grad":
-        return rates.aten_weight_grad_odd if odd else rates.aten_weight_grad
+        rate = rates.aten_weight_grad_odd if odd else rates.aten_weight_grad
+        return min(rate, rates.aten_weight_grad_far) if _dilated_beyond(problem, WEIGHT_NEAR) else rate
     if all([a.kernel == 1 for a in problem.axes]):
         return rates.aten_pointwise
-    if any([a.kernel > 1 and a.dilation > rates.near for a in problem.axes]):
+    if _thin(problem, itemsize):
+        return rates.aten_thin
+    if _dilated_beyond(problem, rates.near):
         return rates.aten_far
     return rates.aten_two if _crowded(problem, itemsize) else rates.aten
+
+
+def _dilated_beyond(problem: Problem, near: float) -> bool:
+    return any([a.kernel > 1 and a.dilation > near for a in problem.axes])
+
+
+def _thin(problem: Problem, itemsize: int) -> bool:
+    width, depth = _width_and_depth(problem)
+    return width // problem.groups < THIN_WIDTH and depth // problem.groups * itemsize >= THIN_DEPTH
+
+
+def _width_and_depth(problem: Problem) -> tuple[int, int]:
+    # Channels that a result and a sum have, of all groups.
+    return (problem.c, problem.k) if problem.kind == "input_grad" else (problem.k, problem.c)
 
 
 def _crowded(problem: Problem, itemsize: int) -> bool:

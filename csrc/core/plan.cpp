@@ -14,6 +14,9 @@ constexpr double kMargin = 0.9;               // ours must be predicted this muc
 constexpr int64_t kLanes = 16;                // a GEMM computes output channels in blocks of this many
 constexpr double kColumns = 16 << 20;         // bytes of the columns of a weight gradient that the cache holds
 constexpr int64_t kRows = 512 << 10;          // bytes of rows of an image that the L2 cache holds
+constexpr int64_t kThinWidth = 32;            // channels below which oneDNN was slow to sum over
+constexpr int64_t kThinDepth = 4 << 10;       // so many bytes of each position
+constexpr int64_t kWeightNear = 12;           // dilation up to which oneDNN's weight gradients were fast; at 18 not
 constexpr int64_t kPanel = int64_t{5} << 20;  // bytes of scratch of one thread
 constexpr int64_t kSmall = 1 << 14;           // elements of input times weight up to which a call is all overhead
 
@@ -39,6 +42,15 @@ const char* regions_rule(const Problem& p, const Device&, int64_t) {
 }
 
 bool any_axis(const Problem& p, const auto& f) { return std::any_of(p.axis.begin(), p.axis.end(), f); }
+
+bool dilated_beyond(const Problem& p, double near) {
+  return any_axis(p, [&](const Axis& a) { return a.kernel > 1 && static_cast<double>(a.dilation) > near; });
+}
+
+bool thin(const Problem& p, int64_t itemsize) {
+  const auto [width, depth] = width_and_depth(p);
+  return width / p.groups < kThinWidth && depth / p.groups * itemsize >= kThinDepth;
+}
 
 // oneDNN keeps little padding in registers, has no dilated gradients, and weight gradients of small filters only.
 bool far_depthwise(const Problem& p, const Rates& r) {
@@ -73,10 +85,13 @@ double aten_rate(const Facts& f, const Rates& r) {
   const bool odd = odd_channels(p);
   if (p.groups > 1 && odd) return aten_grouped_rate(p, r);
   if (strided(p)) return odd ? r.aten_strided_odd : r.aten_strided;
-  if (p.kind == Kind::weight_grad) return odd ? r.aten_weight_grad_odd : r.aten_weight_grad;
+  if (p.kind == Kind::weight_grad) {
+    const double rate = odd ? r.aten_weight_grad_odd : r.aten_weight_grad;
+    return dilated_beyond(p, kWeightNear) ? std::min(rate, r.aten_weight_grad_far) : rate;
+  }
   if (p.kernel_positions() == 1) return r.aten_pointwise;
-  const bool far = any_axis(p, [&](const Axis& a) { return a.kernel > 1 && static_cast<double>(a.dilation) > r.near; });
-  if (far) return r.aten_far;
+  if (thin(p, f.itemsize)) return r.aten_thin;
+  if (dilated_beyond(p, r.near)) return r.aten_far;
   return crowded(p, f.itemsize) ? r.aten_two : r.aten;
 }
 
@@ -84,6 +99,7 @@ double aten_rate(const Facts& f, const Rates& r) {
 double repacking(const Facts& f, const Device& d) {
   const Problem& p = f.problem;
   if (p.groups > 1) return p.groups == p.c && p.c % 8 != 0 ? f.bytes_floor / d.rates.tails : 0;
+  if (strided(p)) return static_cast<double>(p.input_elements()) * f.itemsize / d.rates.results;
   if (p.kind != Kind::weight_grad || !odd_channels(p)) return 0;
   const double image = static_cast<double>(p.c * p.kernel_positions()) * f.itemsize * p.out_positions();
   const double at_once = static_cast<double>(std::min(p.n, d.threads));
@@ -127,7 +143,8 @@ double gemm_seconds(const Facts& f, const Device& d) {
   }
   const double gathered = static_cast<double>(p.n) * depth * f.itemsize * f.pairs;
   const double overhead = d.rates.our_call + d.rates.our_region * f.regions;
-  return overhead + flops / (rate * d.threads) + (f.bytes_floor + gathered) / d.rates.copy;
+  const double moving = depth % kLanes != 0 ? std::min(d.rates.pieces, d.rates.copy) : d.rates.copy;
+  return overhead + flops / (rate * d.threads) + (f.bytes_floor + gathered) / moving;
 }
 
 int64_t weights_and_panels(const Facts& f, const Device& d) { return packed_weights(f, d) + d.threads * kPanel; }

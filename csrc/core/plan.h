@@ -15,14 +15,15 @@ namespace atrousops::core {
 // FLOP/s of one thread, or of a whole GPU, down to `wgmma`; then a dilation, a number of axes, bytes/s of the
 // machine, and seconds.
 struct Rates {
-  double aten, aten_far, aten_two, aten_pointwise, aten_weight_grad, aten_weight_grad_odd;
+  double aten, aten_far, aten_two, aten_thin, aten_pointwise, aten_weight_grad, aten_weight_grad_odd,
+      aten_weight_grad_far;
   double aten_strided, aten_strided_odd, aten_strided_grouped;
   double aten_grouped, aten_grouped_grad;
   double aten_depthwise, aten_depthwise_grad, aten_depthwise_far;
   double gemm, gemm_weight, depthwise, grouped, tensor, wgmma;
-  double near, skips, tails, columns, copy, aten_call, our_call, our_region;
+  double near, skips, tails, columns, results, pieces, copy, aten_call, our_call, our_region;
 };
-inline constexpr int kRates = 28;
+inline constexpr int kRates = 32;
 static_assert(sizeof(Rates) == kRates * sizeof(double));
 
 enum class DeviceKind { cpu, cuda };

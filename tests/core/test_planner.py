@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from planner_cases import ASPP, FLOAT, HALF, conv, machine, transposed
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
@@ -14,25 +15,6 @@ from atrousops.devices import Device, Rates
 native = _library.planner
 needs_native = pytest.mark.skipif(native is None, reason="the compiled planner is missing")
 
-FLOAT, HALF = torch.float32, torch.bfloat16
-
-
-def machine(isa, dtype, channels_last, amx=False):
-    return Device("cpu", 2, devices.default_rates(isa, amx, dtype, channels_last))
-
-
-def conv(c, k, size, kernel, dilation, groups=1, stride=1, n=1, kind="forward"):
-    pad = dilation * (kernel - 1) // 2
-    pairs = [(v, v) for v in (stride, pad, dilation)]
-    return planner.call_problem(kind, (n, c, size, size), (k, c // groups, kernel, kernel), *pairs, groups)
-
-
-def transposed(c, k, size, kernel, stride, pad, groups=1, n=1):
-    pairs = [(v, v) for v in (stride, pad, 1)]
-    return planner.call_problem("transposed", (n, c, size, size), (c, k // groups, kernel, kernel), *pairs, groups)
-
-
-ASPP = conv(2048, 256, 33, 3, 18)
 # Each case of the CPU with AVX-512 and AMX that was measured: problem, dtype, channels_last, what must run.
 MEASURED = {
     # 37.7 ms against 19 in channels_last: NCHW skips nothing.
@@ -68,91 +50,6 @@ def test_choice(case, needs_grad):
         assert bool(candidate.reason) == (candidate.kernel != kernel), "each loser, and only a loser, says why"
     assert math.isfinite(plan.seconds)
     assert plan.seconds == dict((c.kernel, c.seconds) for c in plan.candidates)[kernel]
-
-
-# Problem, format, what runs in inference and in training, on the machine where both sides were timed (fp32, avx2).
-GROUPED = {
-    # PyTorch's forward pass is good; the gradients of dilated depthwise convolutions are ten times slower.
-    "depthwise": (conv(728, 728, 33, 3, 2, groups=728), False, "aten", "depthwise"),
-    "depthwise channels_last": (conv(728, 728, 33, 3, 2, groups=728), True, "aten", "depthwise"),
-    "depthwise d=1": (conv(728, 728, 33, 3, 1, groups=728), True, "aten", "aten"),
-    # Padding beyond what oneDNN's kernel keeps in registers, and a filter too large for its weight gradient.
-    "depthwise d=6": (conv(728, 728, 33, 3, 6, groups=728), False, "depthwise", "depthwise"),
-    "depthwise d=6 channels_last": (conv(728, 728, 33, 3, 6, groups=728), True, "depthwise", "depthwise"),
-    "depthwise 5x5": (conv(728, 728, 33, 5, 1, groups=728), True, "aten", "depthwise"),
-    # Three channels a group: no block of 8.
-    "odd groups": (conv(96, 96, 65, 3, 2, groups=32), False, "grouped", "grouped"),
-    "odd groups channels_last": (conv(96, 96, 65, 3, 2, groups=32), True, "grouped", "grouped"),
-    "bilinear": (transposed(21, 21, 64, 16, 8, 4, groups=21), False, "depthwise", "depthwise"),
-    "bilinear channels_last": (transposed(21, 21, 64, 16, 8, 4, groups=21), True, "aten", "depthwise"),
-    "transposed, two channels a group": (transposed(64, 64, 64, 4, 2, 1, groups=32), True, "grouped", "grouped"),
-}
-
-
-@pytest.mark.parametrize("case", GROUPED)
-def test_choice_of_groups(case):
-    problem, channels_last, inference, training = GROUPED[case]
-    device = machine("avx2", FLOAT, channels_last)
-    assert planner.plan(problem, device, 4).kernel == inference
-    assert planner.plan(problem, device, 4, needs_grad=True).kernel == training
-
-
-# Dense fp32 on the same machine, ms of one thread: forward and then both gradients, PyTorch's, and ours with the faster
-# of both for each gradient.
-TIMED = {
-    "d=1": (conv(256, 128, 33, 3, 1), False, (7.3, 16.5), (8.9, 15.9)),
-    "d=1 channels_last": (conv(256, 128, 33, 3, 1), True, (6.8, 17.9), (7.9, 15.3)),
-    "d=18": (conv(512, 128, 33, 3, 18), False, (16.6, 39.0), (8.5, 17.8)),
-    "d=18 channels_last": (conv(512, 128, 33, 3, 18), True, (6.3, 29.8), (6.6, 14.0)),
-    "k2 s2": (transposed(256, 256, 32, 2, 2, 0), False, (9.5, 15.9), (10.2, 15.9)),
-    "k16 s8": (transposed(21, 21, 32, 16, 8, 4), False, (16.5, 18.9), (7.4, 15.6)),
-    "k16 s8 channels_last": (transposed(21, 21, 32, 16, 8, 4), True, (6.1, 16.4), (3.5, 9.7)),
-}
-
-
-@pytest.mark.parametrize("case", TIMED)
-def test_choice_and_predictions_of_timed_cases(case):
-    problem, channels_last, theirs, ours = TIMED[case]
-    device = machine("avx2", FLOAT, channels_last)._replace(threads=1)
-    for needs_grad in (False, True):
-        plan = planner.plan(problem, device, 4, needs_grad=needs_grad)
-        aten, best = plan.candidates[0].seconds, min(c.seconds for c in plan.candidates[1:])
-        measured = [1e-3 * (t[0] + needs_grad * t[1]) for t in (theirs, ours)]
-        assert measured[0] / 2 < aten < measured[0] * 2
-        assert measured[1] / 2 < best < measured[1] * 2
-        # Never slower: ours only where it was measured to be faster.
-        assert plan.kernel == "aten" or measured[1] < measured[0]
-
-
-# The same machine with two threads: problem, channels_last, ms of PyTorch and of ours. The faster one must run.
-TIMED_ALONE = {
-    # PyTorch writes more columns than the cache holds, 78 MB of them.
-    "scores, weight gradient": (conv(512, 21, 65, 3, 2, kind="weight_grad"), False, 67.0, 21.6),
-    "scores, weight gradient channels_last": (conv(512, 21, 65, 3, 2, kind="weight_grad"), True, 102.0, 12.1),
-    "scores of four images": (conv(512, 21, 41, 3, 2, n=4, kind="weight_grad"), True, 99.0, 21.5),
-    # Few columns: PyTorch's product runs at its usual rate, and ours multiplies by the zeros that fill up vectors.
-    "21->21, weight gradient": (conv(21, 21, 66, 3, 8, kind="weight_grad"), True, 1.07, 1.41),
-    "21->168, weight gradient": (conv(21, 168, 66, 3, 4, kind="weight_grad"), True, 3.46, 5.3),
-    "84->168, weight gradient": (conv(84, 168, 66, 3, 4, kind="weight_grad"), False, 8.7, 11.9),
-    # oneDNN reads depthwise planes in blocks of 8 channels.
-    "bilinear, input gradient": (transposed(21, 21, 64, 16, 8, 4, groups=21).as_kind("forward"), False, 7.8, 4.2),
-    "the same, channels_last": (transposed(21, 21, 64, 16, 8, 4, groups=21).as_kind("forward"), True, 3.4, 6.5),
-    "21 planes": (conv(21, 21, 66, 3, 2, groups=21), False, 0.32, 0.12),
-    "24 planes": (conv(24, 24, 256, 4, 1, groups=24, stride=2), False, 0.69, 0.73),
-    "100 planes, weight gradient": (conv(100, 100, 65, 3, 1, groups=100, kind="weight_grad"), False, 0.76, 0.41),
-    # Five rows of 65x512 do not fit the L2 cache, five of 33x512 do.
-    "layer4": (conv(512, 512, 65, 3, 2), True, 183.0, 137.0),
-    "layer4, input gradient": (conv(512, 512, 65, 3, 2, kind="input_grad"), True, 180.0, 135.0),
-    "layer4, d=4": (conv(512, 512, 65, 3, 4), True, 122.0, 131.0),
-    "layer4 OS16": (conv(512, 512, 33, 3, 2), True, 30.3, 30.9),
-}
-
-
-@pytest.mark.parametrize("case", TIMED_ALONE)
-def test_choice_of_timed_cases(case):
-    problem, channels_last, theirs, ours = TIMED_ALONE[case]
-    plan = planner.plan(problem, machine("avx2", FLOAT, channels_last), 4)
-    assert (plan.kernel == "aten") == (theirs < ours), plan.reason
 
 
 def test_predictions_of_the_measured_cases():
