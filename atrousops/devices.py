@@ -19,16 +19,17 @@ class Rates(NamedTuple):
 
     aten, aten_far: PyTorch's dense convolution up to dilation `near`, and beyond
     aten_two: the same at dilation 2, where the rows that taps span do not fit the L2 cache
-    aten_thin: the same where it sums over long positions into few channels
+    aten_thin: the same into few channels, where positions lie whole pages apart
     aten_pointwise: with a kernel of one position, where it is a plain GEMM
-    aten_weight_grad, _odd, _far: its dense weight gradient: blocks of 8 channels, others; both at far dilations
+    aten_weight_grad, _odd, _far: its dense weight gradient: blocks of 8 channels, others; kernels beyond the image
     aten_strided, _odd, _grouped: its transposed convolution with a stride: blocks of 8 channels, others, depthwise
     aten_grouped, _grad: groups of odd numbers of channels, forward and gradients
     aten_depthwise, _grad, _far: forward, gradients; padding beyond `near`, and gradients dilated or of large filters
     gemm, gemm_weight: our gathered GEMM, and that of weight gradients; depthwise, grouped: our loops
     tensor, wgmma: our GEMMs on a GPU's tensor cores, by mma.sync and by Hopper's wgmma, 0 where there are none; all
         rates up to here are of a whole GPU then
-    skips: along how many of the three axes, from the first, PyTorch leaves out the taps outside of the image
+    skips, weight_skips: along how many of the three axes, from the first, PyTorch leaves out the taps outside of the
+        image; of a weight gradient, whose dilated kernel is no larger than the image
     tails: bytes/s at which PyTorch brings depthwise planes into blocks of 8 that they do not fill
     columns: bytes/s at which it writes the columns of an odd weight gradient that the cache does not hold
     results: bytes/s at which it rearranges the result of a strided transposed convolution
@@ -61,6 +62,7 @@ class Rates(NamedTuple):
     wgmma: float
     near: float
     skips: float
+    weight_skips: float
     tails: float
     columns: float
     results: float
@@ -153,7 +155,7 @@ _GFLOPS = {
     ("amx", "half", True): (1500, 120, 1500, 120, 1500, 500, 500, 500, 40, 20, 3, 5, 3, 10, 5, 1, 550, 550, 6, 2),
     ("avx512", "float", False): (102, 90, 102, 52, 87, 90, 52, 43, 95, 48, 4.5, 15, 10, 30, 14, 1.5, 58, 58, 15, 36),
     ("avx512", "float", True): (106, 92, 106, 22, 103, 80, 52, 37, 95, 48, 30, 25, 25, 100, 70, 1.5, 80, 64, 20, 25),
-    ("avx512", "half", False): (210, 170, 210, 110, 165, 150, 85, 75, 185, 50, 0.6, 20, 12, 25, 18, 1, 105, 60, 9, 20),
+    ("avx512", "half", False): (210, 200, 210, 110, 165, 150, 85, 75, 185, 50, 0.6, 20, 12, 25, 18, 1, 105, 60, 9, 20),
     ("avx512", "half", True): (200, 165, 200, 32, 190, 140, 85, 62, 185, 50, 0.5, 30, 20, 80, 40, 0.8, 150, 60, 9, 15),
     ("avx2", "float", False): (82, 82, 82, 82, 82, 45, 62, 45, 90, 28, 14, 7, 3.7, 30, 30, 0.8, 78, 52, 20, 40),
     ("avx2", "float", True): (82, 82, 55, 82, 88, 34, 43, 34, 90, 35, 33, 9, 4.6, 33, 33, 0.6, 88, 60, 20, 25),
@@ -167,6 +169,8 @@ _GFLOPS = {
 # oneDNN's convolutions in channels_last leave out dead rows (2), and on the two machines where more was timed, dead
 # columns too (3); in 16 bits only where there is hardware for them.
 _SKIPS = {"amx": (2.0, 0.0), "avx512": (3.0, 3.0), "avx2": (3.0, 0.0)}
+# The same of weight gradients, in both formats; only on a Zen 4 were they timed at such dilations.
+_WEIGHT_SKIPS = {"avx512": 3.0}
 # bytes/s of a large copy on the machines above.
 _COPY = {"amx": 33e9, "avx512": 30e9, "avx2": 12e9, "plain": 8e9}
 # For float and half. With AMX, oneDNN was fast at dilation 2 and slow at 12; nothing between was measured. Its
@@ -178,10 +182,12 @@ _NEAR = {"amx": (inf, 8.0), "avx512": (6.0, 6.0), "avx2": (4.0, inf)}
 # 1.2 to 2.1 GB/s on AVX-512 and 1.4 to 4 on AVX2, 17 MB slower than 4 MB, where channels_last leaves them as they are;
 # pieces of 11 and 21 channels at 3 to 9 GB/s.
 _REPACKING = {
-    ("avx2", False): (4e9, 1e9, 3e9, inf),
-    ("avx2", True): (inf, 1e9, inf, inf),
-    ("avx512", False): (4e9, inf, 1.5e9, 6e9),
-    ("avx512", True): (inf, inf, inf, 6e9),
+    ("avx2", "float", False): (4e9, 1e9, 3e9, inf),
+    ("avx2", "float", True): (inf, 1e9, inf, inf),
+    ("avx512", "float", False): (4e9, inf, 1.5e9, 6e9),
+    ("avx512", "float", True): (inf, inf, inf, 6e9),
+    ("avx512", "half", False): (3e9, inf, 1.6e9, 3e9),
+    ("avx512", "half", True): (inf, inf, inf, 3e9),
 }
 # A small call of torch.nn.functional, and of an operator of ours under no_grad; a region's set-up is an estimate.
 _OVERHEADS = (7e-6, 12e-6, 2e-6)
@@ -194,12 +200,14 @@ def default_rates(isa: str, amx: bool, dtype: torch.dtype, channels_last: bool) 
     row = "amx" if amx and isa == "avx512" else isa
     if row == "avx512" and dtype == torch.float16:
         row = "avx2"  # fp16 is computed in fp32 on both
-    gflops = _GFLOPS[row, "half" if half else "float", channels_last]
+    key = (row, "half" if half else "float", channels_last)
     near = _NEAR.get(row, (inf, inf))[half]
     skips = _SKIPS.get(row, (0.0, 0.0))[half] if channels_last and dtype != torch.float64 else 0.0
-    narrow = dtype == torch.float32 or (half and row == "avx512")
-    repacking = _REPACKING.get((row, channels_last), (inf,) * 4) if narrow else (inf,) * 4
-    rates = Rates._make([*(1e9 * x for x in gflops), 0.0, 0.0, near, skips, *repacking, _COPY[row], *_OVERHEADS])
+    weight_skips = _WEIGHT_SKIPS.get(row, 0.0) if dtype != torch.float64 else 0.0
+    repacking = _REPACKING.get(key, (inf,) * 4) if dtype != torch.float64 else (inf,) * 4
+    rates = Rates._make(
+        [*(1e9 * x for x in _GFLOPS[key]), 0.0, 0.0, near, skips, weight_skips, *repacking, _COPY[row], *_OVERHEADS]
+    )
     return _double(rates) if dtype == torch.float64 else rates
 
 
@@ -249,7 +257,7 @@ def gpu_rates(gpu: tuple[int, int, int], dtype: torch.dtype, channels_last: bool
         flops[-2] = 0.0
     if gpu[2] != 90:
         flops[-1] = 0.0
-    return Rates._make([*flops, inf, 0.0, *(inf,) * 4, scale * _GPU_COPY, *_GPU_OVERHEADS])
+    return Rates._make([*flops, inf, 0.0, 0.0, *(inf,) * 4, scale * _GPU_COPY, *_GPU_OVERHEADS])
 
 
 # TFLOP/s of Triton's kernels on the same GPU, tl.dot and the loop; nothing is measured. tl.dot at 0.7 of our mma.sync,

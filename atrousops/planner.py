@@ -31,10 +31,8 @@ SMALL = 1 << 14
 # Bytes of the columns of a weight gradient, and of rows of an image, that caches hold.
 COLUMNS = 16 << 20
 ROWS = 512 << 10
-# Output channels below which oneDNN was slow to sum over so many bytes of each position.
-THIN_WIDTH, THIN_DEPTH = 32, 4 << 10
-# Dilation up to which oneDNN's weight gradients were fast; at 18 they were not.
-WEIGHT_NEAR = 12
+# Output channels below which oneDNN was slow to sum over positions that lie a multiple of so many bytes apart.
+THIN_WIDTH, PAGE = 32, 4 << 10
 # Bytes of scratch of one thread: gathered rows and a tile of results.
 PANEL = 5 << 20
 # Bytes that a kernel may allocate besides its result.
@@ -230,9 +228,8 @@ def _predict(kernel: str, problem: Problem, device: Device, itemsize: int) -> fl
     moved = _bytes_floor(problem, itemsize)
     flops = problem.dense_flops
     if kernel == "aten":
-        if problem.groups == 1 and problem.kind != "weight_grad":
-            for share in live[: int(rates.skips)]:
-                flops *= share
+        for share in live[: _skipped_axes(problem, rates)]:
+            flops *= share
         seconds = rates.aten_call + flops / (_aten_rate(problem, rates, itemsize) * threads) + moved / rates.copy
         return seconds + _repacking(problem, rates, threads, moved, itemsize)
     if device.kind == "cuda":
@@ -289,23 +286,33 @@ def _aten_rate(problem: Problem, rates: Rates, itemsize: int) -> float:
         return rates.aten_strided_odd if odd else rates.aten_strided
     if problem.kind == "weight_grad":
         rate = rates.aten_weight_grad_odd if odd else rates.aten_weight_grad
-        return min(rate, rates.aten_weight_grad_far) if _dilated_beyond(problem, WEIGHT_NEAR) else rate
+        return min(rate, rates.aten_weight_grad_far) if _beyond_image(problem) else rate
     if all([a.kernel == 1 for a in problem.axes]):
         return rates.aten_pointwise
     if _thin(problem, itemsize):
         return rates.aten_thin
-    if _dilated_beyond(problem, rates.near):
+    if any([a.kernel > 1 and a.dilation > rates.near for a in problem.axes]):
         return rates.aten_far
     return rates.aten_two if _crowded(problem, itemsize) else rates.aten
 
 
-def _dilated_beyond(problem: Problem, near: float) -> bool:
-    return any([a.kernel > 1 and a.dilation > near for a in problem.axes])
+def _beyond_image(problem: Problem) -> bool:
+    # Where the dilated kernel is larger than the image, oneDNN's weight gradients were slow and left nothing out.
+    return any([a.dilation * (a.kernel - 1) >= a.input for a in problem.axes])
+
+
+def _skipped_axes(problem: Problem, rates: Rates) -> int:
+    # Along how many axes PyTorch leaves out the taps outside of the image.
+    if problem.groups > 1:
+        return 0
+    if problem.kind == "weight_grad":
+        return 0 if _beyond_image(problem) else int(rates.weight_skips)
+    return int(rates.skips)
 
 
 def _thin(problem: Problem, itemsize: int) -> bool:
     width, depth = _width_and_depth(problem)
-    return width // problem.groups < THIN_WIDTH and depth // problem.groups * itemsize >= THIN_DEPTH
+    return problem.groups == 1 and width < THIN_WIDTH and depth * itemsize % PAGE == 0
 
 
 def _width_and_depth(problem: Problem) -> tuple[int, int]:

@@ -14,9 +14,8 @@ constexpr double kMargin = 0.9;               // ours must be predicted this muc
 constexpr int64_t kLanes = 16;                // a GEMM computes output channels in blocks of this many
 constexpr double kColumns = 16 << 20;         // bytes of the columns of a weight gradient that the cache holds
 constexpr int64_t kRows = 512 << 10;          // bytes of rows of an image that the L2 cache holds
-constexpr int64_t kThinWidth = 32;            // channels below which oneDNN was slow to sum over
-constexpr int64_t kThinDepth = 4 << 10;       // so many bytes of each position
-constexpr int64_t kWeightNear = 12;           // dilation up to which oneDNN's weight gradients were fast; at 18 not
+constexpr int64_t kThinWidth = 32;            // channels below which oneDNN was slow to sum over positions
+constexpr int64_t kPage = 4 << 10;            // that lie a multiple of so many bytes apart
 constexpr int64_t kPanel = int64_t{5} << 20;  // bytes of scratch of one thread
 constexpr int64_t kSmall = 1 << 14;           // elements of input times weight up to which a call is all overhead
 
@@ -43,13 +42,21 @@ const char* regions_rule(const Problem& p, const Device&, int64_t) {
 
 bool any_axis(const Problem& p, const auto& f) { return std::any_of(p.axis.begin(), p.axis.end(), f); }
 
-bool dilated_beyond(const Problem& p, double near) {
-  return any_axis(p, [&](const Axis& a) { return a.kernel > 1 && static_cast<double>(a.dilation) > near; });
-}
-
 bool thin(const Problem& p, int64_t itemsize) {
   const auto [width, depth] = width_and_depth(p);
-  return width / p.groups < kThinWidth && depth / p.groups * itemsize >= kThinDepth;
+  return p.groups == 1 && width < kThinWidth && depth * itemsize % kPage == 0;
+}
+
+// Where the dilated kernel is larger than the image, oneDNN's weight gradients were slow and left nothing out.
+bool beyond_image(const Problem& p) {
+  return any_axis(p, [](const Axis& a) { return a.dilation * (a.kernel - 1) >= a.in; });
+}
+
+// Along how many axes PyTorch leaves out the taps outside of the image.
+int skipped_axes(const Problem& p, const Rates& r) {
+  if (p.groups > 1) return 0;
+  if (p.kind == Kind::weight_grad) return beyond_image(p) ? 0 : static_cast<int>(r.weight_skips);
+  return static_cast<int>(r.skips);
 }
 
 // oneDNN keeps little padding in registers, has no dilated gradients, and weight gradients of small filters only.
@@ -87,11 +94,12 @@ double aten_rate(const Facts& f, const Rates& r) {
   if (strided(p)) return odd ? r.aten_strided_odd : r.aten_strided;
   if (p.kind == Kind::weight_grad) {
     const double rate = odd ? r.aten_weight_grad_odd : r.aten_weight_grad;
-    return dilated_beyond(p, kWeightNear) ? std::min(rate, r.aten_weight_grad_far) : rate;
+    return beyond_image(p) ? std::min(rate, r.aten_weight_grad_far) : rate;
   }
   if (p.kernel_positions() == 1) return r.aten_pointwise;
   if (thin(p, f.itemsize)) return r.aten_thin;
-  if (dilated_beyond(p, r.near)) return r.aten_far;
+  const bool far = any_axis(p, [&](const Axis& a) { return a.kernel > 1 && static_cast<double>(a.dilation) > r.near; });
+  if (far) return r.aten_far;
   return crowded(p, f.itemsize) ? r.aten_two : r.aten;
 }
 
@@ -114,8 +122,8 @@ const char* no_rule(const Problem&, const Device&, int64_t) { return nullptr; }
 double aten_seconds(const Facts& f, const Device& d) {
   const Rates& r = d.rates;
   double flops = f.problem.dense_flops();
-  if (f.problem.groups == 1 && f.problem.kind != Kind::weight_grad)
-    for (int i = 0; i < kAxes && i < static_cast<int>(r.skips); ++i) flops *= f.live[i];
+  const int skipped = std::min(skipped_axes(f.problem, r), kAxes);
+  for (int i = 0; i < skipped; ++i) flops *= f.live[i];
   const double seconds = r.aten_call + flops / (aten_rate(f, r) * d.threads) + f.bytes_floor / r.copy;
   return seconds + repacking(f, d);
 }

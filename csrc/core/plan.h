@@ -21,9 +21,9 @@ struct Rates {
   double aten_grouped, aten_grouped_grad;
   double aten_depthwise, aten_depthwise_grad, aten_depthwise_far;
   double gemm, gemm_weight, depthwise, grouped, tensor, wgmma;
-  double near, skips, tails, columns, results, pieces, copy, aten_call, our_call, our_region;
+  double near, skips, weight_skips, tails, columns, results, pieces, copy, aten_call, our_call, our_region;
 };
-inline constexpr int kRates = 32;
+inline constexpr int kRates = 33;
 static_assert(sizeof(Rates) == kRates * sizeof(double));
 
 enum class DeviceKind { cpu, cuda };

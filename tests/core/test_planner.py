@@ -276,4 +276,4 @@ def test_rates_are_finite_and_positive():
             for flags in ((False, False), (False, True), (True, True)):
                 rates = devices.default_rates(isa, flags[0], dtype, flags[1])
                 assert isinstance(rates, Rates)
-                assert all(r > 0 for r in rates._replace(skips=1.0, tensor=1.0, wgmma=1.0))
+                assert all(r > 0 for r in rates._replace(skips=1.0, weight_skips=1.0, tensor=1.0, wgmma=1.0))

@@ -101,14 +101,18 @@ TIMED_ZEN4 = {
     "aspp d=12": (conv(2048, 256, 33, 3, 12), FLOAT, False, 61.0, 71.0),
     "aspp os8 bf16": (conv(2048, 256, 65, 3, 36), HALF, False, 141.7, 61.3),
     "aspp os8 bf16 channels_last": (conv(2048, 256, 65, 3, 36), HALF, True, 44.7, 48.2),
-    # Its weight gradient was fast at dilation 12 (here 8) and slow at 18.
+    # Its weight gradient is slow where the dilated kernel is larger than the image, and leaves out dead taps before.
     "aspp, weight gradient": (conv(2048, 256, 33, 3, 18, kind="weight_grad"), FLOAT, True, 140.7, 35.0),
     "aspp bf16, weight gradient": (conv(2048, 256, 33, 3, 18, kind="weight_grad"), HALF, False, 61.7, 36.7),
-    "d=8, weight gradient": (conv(512, 256, 33, 3, 8, kind="weight_grad"), FLOAT, False, 13.1, 16.4),
-    # Few channels from many, in channels_last; not where a position is shorter than 4 KiB, and not in NCHW.
+    "kernel of 33, weight gradient": (conv(512, 128, 33, 3, 16, kind="weight_grad"), FLOAT, False, 3.9, 5.3),
+    "kernel of 35, weight gradient": (conv(512, 128, 33, 3, 17, kind="weight_grad"), FLOAT, False, 11.7, 5.0),
+    "kernel of 57, weight gradient": (conv(512, 128, 57, 3, 28, kind="weight_grad"), HALF, True, 9.6, 12.9),
+    "kernel of 59, weight gradient": (conv(512, 128, 57, 3, 29, kind="weight_grad"), HALF, True, 33.8, 13.3),
+    # Few channels from positions that lie whole pages apart, in channels_last.
     "v2 scores": (conv(2048, 21, 65, 3, 12), FLOAT, True, 77.6, 42.8),
     "v2 scores bf16": (conv(2048, 21, 65, 3, 12), HALF, True, 41.2, 27.1),
     "v2 scores nchw": (conv(2048, 21, 65, 3, 24), FLOAT, False, 31.0, 52.5),
+    "scores of 1536 channels": (conv(1536, 19, 53, 3, 18), FLOAT, True, 10.2, 14.9),
     "scores of 256 channels": (conv(256, 21, 49, 3, 12), FLOAT, True, 1.65, 3.39),
     "bf16 scores of 1024 channels": (conv(1024, 21, 49, 3, 12), HALF, True, 5.6, 9.3),
     "32 scores": (conv(2048, 32, 49, 3, 12), FLOAT, True, 11.3, 20.6),
