@@ -16,7 +16,7 @@ from atrousops._checks import bad_type, bad_value
 from atrousops.ops import _subnormals
 from atrousops.ops._conv_arguments import Arguments
 from atrousops.ops._conv_dispatch import Call, Route, allow_tf32, plain_tensors, route_of, run
-from atrousops.ops._layout import empty_as_kernel
+from atrousops.ops._layout import empty_as_kernel, prefers_channels_last
 from atrousops.ops._register import register
 
 
@@ -118,9 +118,13 @@ def _onednn_fuses(route: Route, input: Tensor, residual: Tensor | None, activati
         and input.dtype in _onednn_dtypes()
         and bool(torch.backends.mkldnn.enabled)
         and a.padding[:rank] == a.padding[-rank:]
-        # Behind a residual it knows ReLU only.
-        and (residual is None or activation in (None, "relu"))
+        and (residual is None or activation is None or (activation == "relu" and _onednn_adds_and_clips(input)))
     )
+
+
+def _onednn_adds_and_clips(input: Tensor) -> bool:
+    # In other formats than channels_last PyTorch falls back to an addition with ReLU that knows fp32 only (2.13, 2.14).
+    return input.dtype == torch.float32 or prefers_channels_last(input)
 
 
 def _is_like_output(residual: Tensor, input: Tensor, weight: Tensor, a: Arguments) -> bool:
