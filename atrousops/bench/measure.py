@@ -64,22 +64,22 @@ def _measure(result: Result, row: Row, device: torch.device, best: Ceilings, opt
         theirs,
         prepared.exact,
         yardstick=prepared.yardstick,
-        anchors=_anchors(prepared.gemm, row.dtype, device, best),
+        anchors=_anchors(prepared.gemm, row.dtype, device, best) | prepared.beside,
         repeats=options.repeats,
         budget=options.budget,
         clock=clock_of(device, of_host=prepared.calls > 1),
     )
-    result.timings = {
-        name: _per_call(t, 1 if name == GEMM else prepared.calls) for name, t in comparison.timings.items()
-    }
+    per_call = {name: _per_call(t, 1 if name == GEMM else prepared.calls) for name, t in comparison.timings.items()}
+    result.beside = {name: t for name, t in per_call.items() if name in prepared.beside}
+    result.timings = {name: t for name, t in per_call.items() if name not in prepared.beside}
     if result.incumbent is not None:
         theirs_in_turn = comparison.timings[result.incumbent]
         timed = (name for name in ours if name in comparison.timings)
         result.ratios = {name: theirs_in_turn.over(comparison.timings[name]) for name in timed}
     result.wrong, result.failed = comparison.wrong, comparison.failed
-    for name in (DISPATCHED, result.incumbent):
-        if name is not None and name in result.timings and prepared.calls == 1:
-            result.memory[name] = peak_memory((ours | theirs)[name](), device)
+    for name in (DISPATCHED, result.incumbent, *result.beside):
+        if name is not None and name in per_call and prepared.calls == 1:
+            result.memory[name] = peak_memory((ours | theirs | prepared.beside)[name](), device)
 
 
 def _contenders(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,8 @@ def module(
     *,
     output: Callable[[Any], Tensor] = lambda y: y,
     made_ready: _Made = _as_it_is,
+    beside: Mapping[str, Callable[[], nn.Module]] | None = None,
+    missing: Mapping[str, str] | None = None,
 ) -> Callable[[Setting], Prepared]:
     """How to prepare a module, in evaluation mode for "forward" and in training mode for "training".
 
@@ -42,6 +44,7 @@ def module(
         input: (N, C, H, W) in fp32 and NCHW.
         made_ready: what is done to ours before it runs, as `optimize`.
         output: from what the module returns to the tensor that is compared; timed too.
+        beside, missing: as in Prepared; they make modules of another design.
     """
 
     def prepare(at: Setting) -> Prepared:
@@ -65,6 +68,9 @@ def module(
             start = partial(ready, theirs, where)
             return start() if stock is not None else under("aten", start)()
 
+        def ready_other(make: Callable[[], nn.Module]) -> Run:
+            return ready(make().train(training), at)
+
         elements = sum(p.numel() for p in mine.parameters()) + x.numel() + probe.shape.numel()
         scale = len(PROBLEMS[at.direction])
         live = explanation.live_flops / explanation.flops if explanation.flops else 1.0
@@ -75,6 +81,8 @@ def module(
             floor=Floor(scale * float(elements * at.element_bytes), scale * explanation.flops, live),
             kernel=lambda: (_kernels(_explained(probe, x, training)), "calls of the module by kernel"),
             compiled=lambda compiler: partial(ready, compiler(theirs), at),
+            missing=dict(missing or {}),
+            beside={name: partial(ready_other, make) for name, make in (beside or {}).items()},
         )
 
     return prepare

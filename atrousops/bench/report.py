@@ -47,6 +47,8 @@ def _notes(result: Result) -> Iterator[str]:
     others = list(result.incumbents.items())[1:]
     if others:
         yield "also " + ", ".join(f"{name} {_time(timing)}" for name, timing in others)
+    for name, timing in result.beside.items():
+        yield f"beside: {name}, of its own design, {_time(timing)}"
     for name, what in result.wrong.items():
         yield f"{name} computes something else: {what}"
     for name, why in result.failed.items():

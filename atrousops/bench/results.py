@@ -18,6 +18,8 @@ from atrousops.bench.machine import Ceilings
 from atrousops.testing import Timing
 
 SCHEMA = 2
+# Fields of a result that hold timings.
+_TIMED = ("timings", "beside", "ratios")
 DISPATCHED, OWN, TRITON, GEMM = "dispatched", "own kernel", "triton", "gemm"
 
 
@@ -31,6 +33,7 @@ class Result:
     error: why nothing could be measured at all.
     gemm: M, N, K of the matrix product of equal work.
     memory: bytes that a call has from PyTorch's allocator at most, by name.
+    beside: seconds a call of those that compute something else.
     """
 
     suite: str
@@ -51,6 +54,7 @@ class Result:
     floor_seconds: float | None = None
     gemm: tuple[int, int, int] | None = None
     memory: dict[str, int] = field(default_factory=dict)
+    beside: dict[str, Timing] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -112,8 +116,8 @@ class Result:
         """The inverse of `as_json`."""
         known = {f.name for f in dataclasses.fields(cls)}
         given = {name: value for name, value in values.items() if name in known}
-        for kind in ("timings", "ratios"):
-            given[kind] = {name: Timing(**t) for name, t in values[kind].items()}
+        for kind in _TIMED:
+            given[kind] = {name: Timing(**t) for name, t in values.get(kind, {}).items()}
         given["floor"] = Floor(**values["floor"]) if values["floor"] else None
         given["gemm"] = tuple(values["gemm"]) if values["gemm"] else None
         return cls(**given)
@@ -121,7 +125,7 @@ class Result:
 
 def _without_rounds(values: dict[str, Any]) -> dict[str, Any]:
     """Hundreds of numbers a row, of which medians and quartiles are kept."""
-    for kind in ("timings", "ratios"):
+    for kind in _TIMED:
         for timing in values[kind].values():
             del timing["seconds"]
     return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ class Photo:
 def write(
     runs: str | os.PathLike[str],
     folder: str | os.PathLike[str],
-    speed: Report | None = None,
+    speed: Sequence[Report] = (),
     photo: Photo | None = None,
     table: str | os.PathLike[str] | None = None,
 ) -> list[Path]:
@@ -53,7 +53,7 @@ def write(
     Args:
         runs: folder of runs that `study.main` made.
         folder: where to.
-        speed: results of `atrousops bench --suite networks`, or None.
+        speed: results of `atrousops bench --suite networks`, of one or more machines.
         photo: what the pictures show of semantic networks; None takes those that training left. Where the run of
             the best recipe is not at hand, its picture stays if the page has it.
         table: the table that `study.main` wrote, whose rows count although their runs are not at hand.
@@ -154,20 +154,21 @@ def _segmented(weights: Path, path: Path) -> Image.Image:
     return both
 
 
-def _costs(name: str, speed: Report | None) -> Iterator[str]:
-    rows = [] if speed is None else [row for row in speed.results if row.case == f"{name}, {ON_CAMVID}"]
-    if speed is None or not rows:
+def _costs(name: str, speed: Sequence[Report]) -> Iterator[str]:
+    rows = [(report, row) for report in speed for row in report.results if row.case == f"{name}, {ON_CAMVID}"]
+    if not rows:
         return
-    machine = speed.environment.get("device", "")
-    yield f"## Cost\n\nOne image of {ON_CAMVID}, to labels, with the defaults above; {machine}.\n"
-    yield "| | images a second | memory at most |\n|---|---|---|"
-    for row in rows:
-        for way in (DISPATCHED, row.incumbent):
-            if way is not None and way in row.timings:
-                yield _cost(row, way)
+    yield f"## Cost\n\nOne image of {ON_CAMVID}, to labels, with the defaults above.\n"
+    yield "| | images a second | memory at most | machine |\n|---|---|---|---|"
+    for report, row in rows:
+        for way in (DISPATCHED, row.incumbent, *row.beside):
+            if way in row.timings or way in row.beside:
+                yield f"{_cost(row, way)} {report.environment.get('device', '')} |"
 
 
 def _cost(row: Result, way: str) -> str:
-    name = "atrousops" if way == DISPATCHED else f"{way}'s" if way == "torchvision" else "on PyTorch's kernels"
+    names = {DISPATCHED: "atrousops", "torchvision": "torchvision's"}
+    name = f"{way}, of its own design" if way in row.beside else names.get(way, "on PyTorch's kernels")
     memory = f"{row.memory[way] / 1e6:.0f} MB" if way in row.memory else ""
-    return f"| {name}, {row.dtype} {row.layout} | {1 / row.timings[way].median:.2f} | {memory} |"
+    timing = (row.timings | row.beside)[way]
+    return f"| {name}, {row.dtype} {row.layout} | {1 / timing.median:.2f} | {memory} |"

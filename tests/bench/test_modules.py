@@ -1,6 +1,9 @@
 """Rows of whole modules and of the CRF, at sizes of a test."""
 
+import sys
 from functools import partial
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import pytest
 import torch
@@ -9,10 +12,12 @@ from torchvision.models import segmentation
 
 import atrousops as ao
 from atrousops import models
+from atrousops.bench import report
 from atrousops.bench.machine import Ceilings
 from atrousops.bench.measure import Options, measure
 from atrousops.bench.modules import module
 from atrousops.bench.registry import Row
+from atrousops.bench.results import Report
 from atrousops.bench.suites import crf, networks, scaling
 from atrousops.nn import AtrousConv2d
 
@@ -47,6 +52,50 @@ def test_module_without_a_stock_one():
     result = measured(module(net(AtrousConv2d), None, lambda: torch.randn(2, 3, 7, 7)))
     assert (result.error, result.wrong, result.failed) == ("", {}, {})
     assert result.incumbent == "aten"
+
+
+def test_another_design_is_timed_and_not_compared(tmp_path):
+    other = {"another's": lambda: nn.Conv2d(3, 5, 1)}
+    prepare = module(
+        net(AtrousConv2d), net(nn.Conv2d), lambda: torch.randn(2, 3, 7, 7), beside=other, missing={"a third": "no"}
+    )
+    result = measured(prepare)
+    assert (result.error, result.wrong, result.failed, result.missing) == ("", {}, {}, {"a third": "no"})
+    assert list(result.beside) == ["another's"]
+    assert result.beside["another's"].median > 0
+    assert result.memory["another's"] > 0
+    assert result.incumbent == "torchvision"
+    assert "another's" not in result.incumbents | result.ratios
+    assert "beside: another's, of its own design, " in report.line(result)
+    Report({}, CEILINGS, [result]).save(tmp_path / "r.json")
+    assert Report.load(tmp_path / "r.json").results[0].beside == result.beside
+
+
+def test_smp_pads_and_crops(monkeypatch):
+    """A stand-in for segmentation_models_pytorch, which need not be installed."""
+
+    class Halving(nn.Module):
+        def __init__(self, encoder_name, encoder_weights, classes):
+            super().__init__()
+            assert (encoder_name, encoder_weights) == ("vgg16", None)
+            self.classes = classes
+
+        def forward(self, x):
+            assert x.shape[-2:] == (64, 96)
+            return x.sum(1, keepdim=True).expand(-1, self.classes, -1, -1)
+
+    smp = ModuleType("segmentation_models_pytorch")
+    smp.Unet, smp.__spec__ = Halving, ModuleSpec(smp.__name__, None)
+    monkeypatch.setitem(sys.modules, smp.__name__, smp)
+    beside = networks._smp("unet")["beside"]
+    assert list(beside) == ["smp Unet vgg16"]
+    x = torch.randn(1, 3, 61, 70)
+    y = beside["smp Unet vgg16"]()(x)["out"]
+    assert torch.equal(y, x.sum(1, keepdim=True).expand(1, 11, 61, 70))
+    assert networks._smp("enet") == {}
+    monkeypatch.delitem(sys.modules, smp.__name__)
+    monkeypatch.setattr(networks.importlib.util, "find_spec", lambda name: None)
+    assert networks._smp("unet") == {"missing": {"smp Unet vgg16": "pip install segmentation-models-pytorch"}}
 
 
 def test_module_made_ready():

@@ -65,12 +65,13 @@ def test_all_in_turn(place, monkeypatch):
 
     # A page of the network that ran, with its picture, and one of another.
     monkeypatch.setattr(pages.models, "list", lambda kind: ("msd", "enet"))
-    written = pages.write(place / "runs", place / "pages", _speed())
+    written = pages.write(place / "runs", place / "pages", [_speed()])
     assert [path.name for path in written] == ["msd.md", "enet.md"]
     page, other = (path.read_text() for path in written)
     assert all(row in page for row in table.splitlines() if row.startswith("| small/"))
-    assert "| atrousops, fp32 nhwc | 4.00 | 3 MB |" in page
-    assert "| on PyTorch's kernels, fp32 nhwc | 2.00 |  |" in page
+    assert "| atrousops, fp32 nhwc | 4.00 | 3 MB | a machine |" in page
+    assert "| on PyTorch's kernels, fp32 nhwc | 2.00 |  | a machine |" in page
+    assert "| smp Net, of its own design, fp32 nhwc | 0.50 |  | a machine |" in page
     assert ("![" in page, "small/" in other, "a second" in other) == (True, False, False)
     with Image.open(place / "pages" / "msd.jpg") as picture:
         assert picture.width == pages.WIDTH
@@ -129,6 +130,7 @@ def _speed():
     timings = {"dispatched": Timing(0.25, 0.25, 0.25, 1), "aten": Timing(0.5, 0.5, 0.5, 1)}
     row = Result("networks", f"msd, {ON_CAMVID}", "", "fp32", "nhwc", "forward", timings=timings)
     row.memory = {"dispatched": 3_000_000}
+    row.beside = {"smp Net": Timing(2.0, 2.0, 2.0, 1)}
     return Report({"device": "a machine"}, Ceilings(1.0, {}), [row])
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import segmentation
 
@@ -59,6 +62,17 @@ PAGES: dict[str, dict[str, Any]] = {
     "unet": {},
 }
 ON_CAMVID = "360x480, 11 classes"
+# What segmentation_models_pytorch calls the same, on the same backbone where it has one; it builds them in its own way.
+SMP = {
+    "deeplabv3": ("DeepLabV3", "resnet101"),
+    "deeplabv3_resnet50": ("DeepLabV3", "resnet50"),
+    "deeplabv3_resnet101": ("DeepLabV3", "resnet101"),
+    "deeplabv3plus": ("DeepLabV3Plus", "resnet101"),
+    "deeplabv3plus_resnet50": ("DeepLabV3Plus", "resnet50"),
+    "deeplabv3plus_resnet101": ("DeepLabV3Plus", "resnet101"),
+    "pspnet": ("PSPNet", "resnet50"),
+    "unet": ("Unet", "vgg16"),
+}
 QUICK = {
     "deeplabv3_resnet50 optimised": ("fp32 nhwc forward",),
     "deeplabv3_mobilenet_v3_large optimised": ("fp32 nhwc forward",),
@@ -89,6 +103,7 @@ def rows() -> Iterator[Row]:
             partial(_stock, name, 11) if callable(getattr(segmentation, name, None)) else None,
             partial(torch.randn, 1, 3, 360, 480),
             output=_to_labels,
+            **_smp(name),
         )
         yield from expand("networks", f"{name}, {ON_CAMVID}", "for its page", prepare, {"fp32 nhwc": ("forward",)})
 
@@ -100,6 +115,30 @@ def _ours(name: str) -> nn.Module:
 def _stock(name: str, num_classes: int = 21) -> nn.Module:
     factory: Callable[..., nn.Module] = getattr(segmentation, name)
     return factory(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=False)
+
+
+def _smp(name: str) -> dict[str, Any]:
+    if name not in SMP:
+        return {}
+    kind, encoder = SMP[name]
+    label = f"smp {kind} {encoder}"
+    if importlib.util.find_spec("segmentation_models_pytorch") is None:
+        return {"missing": {label: "pip install segmentation-models-pytorch"}}
+    return {"beside": {label: partial(_Smp, kind, encoder)}}
+
+
+class _Smp(nn.Module):
+    """A network of segmentation_models_pytorch, whose images have sides that 32 divides."""
+
+    def __init__(self, kind: str, encoder: str) -> None:
+        super().__init__()
+        smp = importlib.import_module("segmentation_models_pytorch")
+        self.network = getattr(smp, kind)(encoder_name=encoder, encoder_weights=None, classes=11)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h, w = x.shape[-2:]
+        scores = self.network(F.pad(x, (0, -w % 32, 0, -h % 32)))
+        return {"out": scores[..., :h, :w]}
 
 
 def _to_labels(outputs: dict[str, Any]) -> Tensor:
