@@ -6,7 +6,7 @@ import host_cuda
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import assert_close
+from oracle import assert_close, worst
 from shapes import CONVOLUTIONS, TRANSPOSED, Shape, TransposedShape
 from torch.nn.grad import conv2d_weight
 
@@ -54,6 +54,21 @@ def with_gradients(module, shape: Shape, arguments, grad: torch.Tensor | None):
     return y, *torch.autograd.grad(y, [t for t in leaves if t is not None], grad), grad
 
 
+def both_ways(shape: Shape, arguments, grad: torch.Tensor) -> list[list[torch.Tensor]]:
+    """What PyTorch computes: by oneDNN, and in fp32 by its own kernels too, which are the same on every CPU.
+
+    oneDNN sums in as many parts as a CPU has lanes: with AVX-512 its error may be a third of that of a plain sum.
+    """
+    ways = [with_gradients(F, shape, arguments, grad)[:-1]]
+    if grad.dtype == torch.float32:
+        torch._C._set_mkldnn_enabled(False)
+        try:
+            ways.append(with_gradients(F, shape, arguments, grad)[:-1])
+        finally:
+            torch._C._set_mkldnn_enabled(True)
+    return ways
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -64,10 +79,10 @@ def test_our_kernels_match_pytorch(shape, dtype, last, backend):
     *exact, grad = with_gradients(F, shape, [t.double() for t in arguments], None)
     grad = grad.to(dtype)
     *exact, _ = with_gradients(F, shape, [t.double() for t in arguments], grad)
-    *theirs, _ = with_gradients(F, shape, arguments, grad)
+    theirs = both_ways(shape, arguments, grad)
     *ours, _ = with_gradients(A, shape, arguments, channels_last(grad) if last else grad)
-    for mine, right, stock in zip(ours, exact, theirs, strict=True):
-        assert_close(mine, right, stock)
+    for mine, right, stock in zip(ours, exact, zip(*theirs, strict=True), strict=True):
+        assert_close(mine, right, worst(right, *stock))
     assert all(torch.equal(a, b) for a, b in zip(arguments, before)), "an input was written to"
     if ours[0].numel() and last and 1 not in ours[0].shape:
         assert ours[0].stride(1) == 1, "channels_last in, something else out"
