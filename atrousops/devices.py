@@ -19,7 +19,7 @@ class Rates(NamedTuple):
 
     aten, aten_far: PyTorch's dense convolution up to dilation `near`, and beyond
     aten_two: the same at dilation 2, where the rows that taps span do not fit the L2 cache
-    aten_thin: the same into few channels, where positions lie whole pages apart
+    aten_thin: no more than this into few channels, where positions lie whole pages apart
     aten_pointwise: with a kernel of one position, where it is a plain GEMM
     aten_weight_grad, _odd, _far: its dense weight gradient: blocks of 8 channels, others; kernels beyond the image
     aten_strided, _odd, _grouped: its transposed convolution with a stride: blocks of 8 channels, others, depthwise
@@ -149,22 +149,22 @@ def _amx() -> bool:
 # maps of 33x33 and 65x65 and the transposed ones above: medians of the Zen 4, the fastest of many calls of the Zen 3.
 # plain: guesses in the same proportions.
 _GFLOPS = {
-    ("amx", "float", False): (136, 136, 136, 136, 195, 136, 136, 136, 50, 33, 7, 10, 5, 30, 10, 1.5, 160, 160, 5, 10),
-    ("amx", "float", True): (195, 195, 195, 195, 195, 160, 160, 160, 80, 45, 10, 12, 6, 45, 15, 1.5, 160, 160, 7, 2.5),
-    ("amx", "half", False): (1000, 120, 1000, 120, 1000, 500, 500, 500, 40, 20, 3, 5, 3, 10, 5, 1, 550, 550, 4, 8),
-    ("amx", "half", True): (1500, 120, 1500, 120, 1500, 500, 500, 500, 40, 20, 3, 5, 3, 10, 5, 1, 550, 550, 6, 2),
+    ("amx", "float", False): (136, 136, 136, inf, 195, 136, 136, 136, 50, 33, 7, 10, 5, 30, 10, 1.5, 160, 160, 5, 10),
+    ("amx", "float", True): (195, 195, 195, inf, 195, 160, 160, 160, 80, 45, 10, 12, 6, 45, 15, 1.5, 160, 160, 7, 2.5),
+    ("amx", "half", False): (1000, 120, 1000, inf, 1000, 500, 500, 500, 40, 20, 3, 5, 3, 10, 5, 1, 550, 550, 4, 8),
+    ("amx", "half", True): (1500, 120, 1500, inf, 1500, 500, 500, 500, 40, 20, 3, 5, 3, 10, 5, 1, 550, 550, 6, 2),
     ("avx512", "float", False): (102, 90, 102, 52, 87, 90, 52, 43, 95, 48, 4.5, 15, 10, 30, 14, 1.5, 58, 58, 15, 36),
     ("avx512", "float", True): (106, 92, 106, 22, 103, 80, 52, 37, 95, 48, 30, 25, 25, 100, 70, 1.5, 80, 64, 20, 25),
     ("avx512", "half", False): (210, 200, 210, 110, 165, 150, 85, 75, 185, 50, 0.6, 20, 12, 25, 18, 1, 105, 60, 9, 20),
     ("avx512", "half", True): (200, 165, 200, 32, 190, 140, 85, 62, 185, 50, 0.5, 30, 20, 80, 40, 0.8, 150, 60, 9, 15),
-    ("avx2", "float", False): (82, 82, 82, 82, 82, 45, 62, 45, 90, 28, 14, 7, 3.7, 30, 30, 0.8, 78, 52, 20, 40),
-    ("avx2", "float", True): (82, 82, 55, 82, 88, 34, 43, 34, 90, 35, 33, 9, 4.6, 33, 33, 0.6, 88, 60, 20, 25),
-    ("avx2", "half", False): (2.3, 2.3, 2.3, 2.3, 2.8, 9, 9, 9, 2, 1, 0.5, 1, 0.5, 0.5, 0.5, 0.3, 40, 40, 10, 20),
-    ("avx2", "half", True): (9, 9, 9, 9, 6, 20, 20, 20, 3, 1, 0.5, 1, 0.5, 0.5, 0.5, 0.3, 45, 45, 8, 10),
-    ("plain", "float", False): (8, 8, 8, 8, 8, 8, 8, 8, 5, 3, 1, 2, 1, 2, 1, 0.5, 8, 8, 1, 1),
-    ("plain", "float", True): (8, 8, 8, 8, 8, 8, 8, 8, 5, 3, 1, 2, 1, 2, 1, 0.5, 8, 8, 1, 1),
-    ("plain", "half", False): (*(0.5,) * 9, *(0.3,) * 4, 0.2, 0.2, 0.2, 6, 6, 0.8, 0.8),
-    ("plain", "half", True): (*(0.5,) * 9, *(0.3,) * 4, 0.2, 0.2, 0.2, 6, 6, 0.8, 0.8),
+    ("avx2", "float", False): (82, 82, 82, inf, 82, 45, 62, 45, 90, 28, 14, 7, 3.7, 30, 30, 0.8, 78, 52, 20, 40),
+    ("avx2", "float", True): (82, 82, 55, inf, 88, 34, 43, 34, 90, 35, 33, 9, 4.6, 33, 33, 0.6, 88, 60, 20, 25),
+    ("avx2", "half", False): (2.3, 2.3, 2.3, inf, 2.8, 9, 9, 9, 2, 1, 0.5, 1, 0.5, 0.5, 0.5, 0.3, 40, 40, 10, 20),
+    ("avx2", "half", True): (9, 9, 9, inf, 6, 20, 20, 20, 3, 1, 0.5, 1, 0.5, 0.5, 0.5, 0.3, 45, 45, 8, 10),
+    ("plain", "float", False): (8, 8, 8, inf, 8, 8, 8, 8, 5, 3, 1, 2, 1, 2, 1, 0.5, 8, 8, 1, 1),
+    ("plain", "float", True): (8, 8, 8, inf, 8, 8, 8, 8, 5, 3, 1, 2, 1, 2, 1, 0.5, 8, 8, 1, 1),
+    ("plain", "half", False): (*(0.5,) * 3, inf, *(0.5,) * 5, *(0.3,) * 4, 0.2, 0.2, 0.2, 6, 6, 0.8, 0.8),
+    ("plain", "half", True): (*(0.5,) * 3, inf, *(0.5,) * 5, *(0.3,) * 4, 0.2, 0.2, 0.2, 6, 6, 0.8, 0.8),
 }
 # oneDNN's convolutions in channels_last leave out dead rows (2), and on the two machines where more was timed, dead
 # columns too (3); in 16 bits only where there is hardware for them.
@@ -234,14 +234,14 @@ def _double(r: Rates) -> Rates:
 # tf32 products for one of fp32 where tf32 is not allowed; wgmma as fast as cuDNN, so that dead taps are all that is
 # claimed; loops at what their bytes allow, and PyTorch's at what was reported of them.
 _TFLOPS = {
-    ("half", False): (400, 400, 400, 400, 450, 280, 280, 280, 280, 60, 0.5, 4, 2, 4, 1, 1, 18, 18, 20, 3, 325, 500),
-    ("half", True): (500, 500, 500, 500, 550, 350, 350, 350, 350, 60, 0.5, 4, 2, 8, 1, 1, 18, 18, 20, 3, 325, 500),
-    ("tf32", False): (200, 200, 200, 200, 220, 140, 140, 140, 140, 30, 0.5, 4, 2, 4, 1, 1, 20, 20, 20, 3, 160, 250),
-    ("tf32", True): (250, 250, 250, 250, 270, 175, 175, 175, 175, 30, 0.5, 4, 2, 8, 1, 1, 20, 20, 20, 3, 160, 250),
-    ("float", False): (45, 45, 45, 45, 50, 35, 35, 35, 35, 20, 0.5, 4, 2, 4, 1, 1, 20, 20, 20, 3, 60, 0),
-    ("float", True): (45, 45, 45, 45, 50, 35, 35, 35, 35, 20, 0.5, 4, 2, 8, 1, 1, 20, 20, 20, 3, 60, 0),
-    ("double", False): (15, 15, 15, 15, 25, 10, 10, 10, 10, 5, 0.3, 2, 1, 2, 0.5, 0.5, 12, 12, 10, 2, 0, 0),
-    ("double", True): (15, 15, 15, 15, 25, 10, 10, 10, 10, 5, 0.3, 2, 1, 2, 0.5, 0.5, 12, 12, 10, 2, 0, 0),
+    ("half", False): (400, 400, 400, inf, 450, 280, 280, 280, 280, 60, 0.5, 4, 2, 4, 1, 1, 18, 18, 20, 3, 325, 500),
+    ("half", True): (500, 500, 500, inf, 550, 350, 350, 350, 350, 60, 0.5, 4, 2, 8, 1, 1, 18, 18, 20, 3, 325, 500),
+    ("tf32", False): (200, 200, 200, inf, 220, 140, 140, 140, 140, 30, 0.5, 4, 2, 4, 1, 1, 20, 20, 20, 3, 160, 250),
+    ("tf32", True): (250, 250, 250, inf, 270, 175, 175, 175, 175, 30, 0.5, 4, 2, 8, 1, 1, 20, 20, 20, 3, 160, 250),
+    ("float", False): (45, 45, 45, inf, 50, 35, 35, 35, 35, 20, 0.5, 4, 2, 4, 1, 1, 20, 20, 20, 3, 60, 0),
+    ("float", True): (45, 45, 45, inf, 50, 35, 35, 35, 35, 20, 0.5, 4, 2, 8, 1, 1, 20, 20, 20, 3, 60, 0),
+    ("double", False): (15, 15, 15, inf, 25, 10, 10, 10, 10, 5, 0.3, 2, 1, 2, 0.5, 0.5, 12, 12, 10, 2, 0, 0),
+    ("double", True): (15, 15, 15, inf, 25, 10, 10, 10, 10, 5, 0.3, 2, 1, 2, 0.5, 0.5, 12, 12, 10, 2, 0, 0),
 }
 # bytes/s of a large copy, and seconds of a launch, of our two or three of them, and of a region in the tables.
 _GPU_COPY, _GPU_OVERHEADS = 3.0e12, (6e-6, 12e-6, 5e-8)

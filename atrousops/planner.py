@@ -289,11 +289,9 @@ def _aten_rate(problem: Problem, rates: Rates, itemsize: int) -> float:
         return min(rate, rates.aten_weight_grad_far) if _beyond_image(problem) else rate
     if all([a.kernel == 1 for a in problem.axes]):
         return rates.aten_pointwise
-    if _thin(problem, itemsize):
-        return rates.aten_thin
-    if any([a.kernel > 1 and a.dilation > rates.near for a in problem.axes]):
-        return rates.aten_far
-    return rates.aten_two if _crowded(problem, itemsize) else rates.aten
+    far = any([a.kernel > 1 and a.dilation > rates.near for a in problem.axes])
+    rate = rates.aten_far if far else rates.aten_two if _crowded(problem, itemsize) else rates.aten
+    return min(rate, rates.aten_thin) if _thin(problem, itemsize) else rate
 
 
 def _beyond_image(problem: Problem) -> bool:

@@ -97,10 +97,9 @@ double aten_rate(const Facts& f, const Rates& r) {
     return beyond_image(p) ? std::min(rate, r.aten_weight_grad_far) : rate;
   }
   if (p.kernel_positions() == 1) return r.aten_pointwise;
-  if (thin(p, f.itemsize)) return r.aten_thin;
   const bool far = any_axis(p, [&](const Axis& a) { return a.kernel > 1 && static_cast<double>(a.dilation) > r.near; });
-  if (far) return r.aten_far;
-  return crowded(p, f.itemsize) ? r.aten_two : r.aten;
+  const double rate = far ? r.aten_far : crowded(p, f.itemsize) ? r.aten_two : r.aten;
+  return thin(p, f.itemsize) ? std::min(rate, r.aten_thin) : rate;
 }
 
 // Seconds in which PyTorch brings an operand into the order that its kernel wants, where that counts.
