@@ -1,8 +1,13 @@
 """The tolerance rule: twice the error PyTorch itself makes at that dtype against fp64."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 
 from atrousops.testing import disagreement
+
+T = TypeVar("T")
 
 
 def assert_close(ours: torch.Tensor, exact: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -17,6 +22,21 @@ def assert_close(ours: torch.Tensor, exact: torch.Tensor, theirs: torch.Tensor) 
     assert wrong is None, wrong
 
 
+def both_ways(compute: Callable[[], T]) -> list[T]:
+    """What PyTorch computes in fp32: by oneDNN, and by its own kernels.
+
+    oneDNN sums in as many parts as a CPU has lanes: with AVX-512 its error may be a third of that of a plain sum, which
+    is the same everywhere.
+    """
+    found = [compute()]
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        return [*found, compute()]
+    finally:
+        torch._C._set_mkldnn_enabled(True)
+
+
 def worst(exact: torch.Tensor, *theirs: torch.Tensor) -> torch.Tensor:
     """Of several results of PyTorch's the one that is furthest from the exact one."""
-    return max(theirs, key=lambda t: float((t.double() - exact).abs().nan_to_num().max()) if t.numel() else 0.0)
+    error = lambda t: float((t.detach().double() - exact).abs().nan_to_num().max())  # noqa: E731
+    return max(theirs, key=error) if exact.numel() else theirs[0]
