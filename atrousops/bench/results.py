@@ -114,10 +114,11 @@ class Result:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Result:
         """The inverse of `as_json`."""
+        values = {"beside": {}, **values}  # older files have none
         known = {f.name for f in dataclasses.fields(cls)}
         given = {name: value for name, value in values.items() if name in known}
         for kind in _TIMED:
-            given[kind] = {name: Timing(**t) for name, t in values.get(kind, {}).items()}
+            given[kind] = {name: Timing(**t) for name, t in values[kind].items()}
         given["floor"] = Floor(**values["floor"]) if values["floor"] else None
         given["gemm"] = tuple(values["gemm"]) if values["gemm"] else None
         return cls(**given)
