@@ -66,7 +66,7 @@ def _kept(path: Path) -> dict[str, dict[str, Any]]:
     try:
         kept = json.loads(path.read_text())
     except ValueError as error:
-        bad_value("study", "table", f"have scores beside it that can be read ({error})", str(path), "Remove that file.")
+        bad_value("study", "table", f"have readable scores beside it ({error})", str(path), "Name another table.")
     if not isinstance(kept, dict) or not all(isinstance(v, dict) and "recipe" in v for v in kept.values()):
         bad_value("study", "table", "have a study's scores beside it", str(path), "Name another table.")
     return kept
