@@ -99,9 +99,9 @@ def seen(monkeypatch) -> list:
     flushed = []
     monkeypatch.setattr(_subnormals, "flush_subnormals", lambda t: flushed.append(t) or A.flush_subnormals(t))
     monkeypatch.setattr(choice, "choose", lambda *args: "aten")
-    _conv_dispatch._routes.clear()
+    _conv_dispatch.forget()
     yield flushed
-    _conv_dispatch._routes.clear()
+    _conv_dispatch.forget()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,6 +6,7 @@ The common answer, PyTorch's operator, is looked up in a dictionary and called: 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,8 @@ from atrousops.ops._conv_arguments import Arguments
 _SCAN_FLOPS = 500
 
 
-class Call(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Call:
     """One of the six functions: its name, the operator's, its number of spatial axes, its checks and three bodies."""
 
     name: str
@@ -46,34 +48,62 @@ class Route(NamedTuple):
 _forced = backends._forced
 _grad_enabled, _autocast_enabled = torch.is_grad_enabled, torch._C._is_any_autocast_enabled
 
+_is_traced = torch.compiler.is_dynamo_compiling
+_PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
 _routes: dict[tuple, Route] = {}
 _SMALL_SIZE = planner.SMALL
 _SMALL = Route("aten", Arguments((), (), (), 1, ()), scan_weight=True)
 
 
+def _straight() -> tuple[Callable[..., bool], Callable[..., None], Callable[[], None]]:
+    make = getattr(_library.planner, "straight", None)
+    found = make and make(Tensor, _PLAIN, backends._forced, _grad_enabled, _autocast_enabled)
+    return found or (lambda *_: False, lambda *_: None, lambda: None)
+
+
+# known(call, input, weight, args): whether PyTorch's operator is called with nothing to be done before, as it was when
+# note(call, input, weight, args, step) said so, and one block of the input in `step` is free of subnormals. Compiled,
+# because Python's own code is not in the cache either.
+_known, _note, _forget_known = _straight()
+
+
 def forget() -> None:
     """Drops what was looked up, after the planner has learnt something."""
     _routes.clear()
+    _forget_known()
 
 
 def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Tensor:
     """Runs a call whose further arguments, in the order of PyTorch's function, are `args`."""
-    if torch.compiler.is_compiling():
-        return _run_route(call, _find_route(call, input, weight, bias, args), input, weight, bias, args)
-    route = route_of(call, input, weight, bias, args)
-    if route is None:
-        return _run_unhashable(call, input, weight, bias, args)
-    if route.backend != "aten":
-        return _run_route(call, route, input, weight, bias, args)
-    if route.scan_weight:
-        weight = _subnormals.clean_weight(weight)
-    if route.scan_input:
-        input = _subnormals.clean_input(input)
+    # Dynamo cannot see into compiled functions; whatever else traces brings tensors that are not known.
+    if _is_traced() or not _known(call, input, weight, args):
+        result, input, weight = _look_up(call, input, weight, bias, args)
+        if result is not None:
+            return result
     try:
         return call.aten(input, weight, bias, *args)
     except (RuntimeError, TypeError, ValueError):
         call.check(call.name, call.rank, input, weight, bias, *args)
         raise
+
+
+def _look_up(
+    call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The result, or, if PyTorch's operator is to be called, None and what it takes."""
+    if torch.compiler.is_compiling():
+        route: Route | None = _find_route(call, input, weight, bias, args)
+    else:
+        route = route_of(call, input, weight, bias, args)
+    if route is None:
+        return _run_unhashable(call, input, weight, bias, args), input, weight
+    if route.backend != "aten":
+        return _run_route(call, route, input, weight, bias, args), input, weight
+    clean = _subnormals.clean_weight(weight) if route.scan_weight else weight
+    if clean is weight and forward_ad._current_level < 0 and not torch.compiler.is_compiling():
+        _note(call, input, weight, args, _subnormals.PART if route.scan_input else 0)
+    return None, _subnormals.clean_input(input) if route.scan_input else input, clean
 
 
 def route_of(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Route | None:
@@ -147,9 +177,6 @@ def plain_tensors(input: Tensor, weight: Tensor) -> bool:
     """Whether neither a subclass nor a function transform has a say in what a call does."""
     plain = type(input) in _PLAIN and type(weight) in _PLAIN
     return plain and not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
-
-
-_PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
 def _find_route(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Route:

@@ -12,7 +12,7 @@ from atrousops import _library
 from atrousops.ops.flush_subnormals import flush_subnormals
 
 # One block of elements in so many is looked at.
-_PART = 64
+PART = 64
 
 # id of a weight -> (weak reference, version, whether it holds subnormals). Wrong entries would only cost time. An
 # inference tensor has no version, and its entry none.
@@ -38,7 +38,7 @@ def _scan(weight: Tensor) -> tuple[weakref.ref, int | None, bool]:
 
 def clean_input(input: Tensor) -> Tensor:
     """The same for a large input, judged by a part of it: what is too rare to be seen there costs nothing."""
-    if _scannable(input) and torch.ops.atrousops.has_subnormals(input.detach(), _PART):
+    if _scannable(input) and torch.ops.atrousops.has_subnormals(input.detach(), PART):
         return flush_subnormals(input)
     return input
 

@@ -28,7 +28,7 @@ bool has_subnormals(const Tensor& input, int64_t step) {
   const auto kernel = ATROUSOPS_SELECT(has_subnormals);
   std::atomic<bool> any{false};
   parallel_for(0, in.numel(), step << 16, [&](int64_t begin, int64_t end) {
-    bool found = any;
+    bool found = false;
     kernel(args, begin, end, step, &found);
     if (found) any = true;
   });

@@ -13,9 +13,8 @@ struct FlushSubnormalsArgs {
 };
 ATROUSOPS_DECLARE_KERNEL(flush_subnormals, const FlushSubnormalsArgs& args, int64_t begin, int64_t end)
 
-// Whether there is one among elements [begin, end); block_step > 1 looks at one block of kSubnormalBlock in so many.
-inline constexpr int64_t kSubnormalBlock = 64;
-ATROUSOPS_DECLARE_KERNEL(has_subnormals, const FlushSubnormalsArgs& args, int64_t begin, int64_t end,
-                         int64_t block_step, bool* found)
+// Whether there is one among elements [begin, end); looks at one block of core::kSubnormalBlock in `step`.
+ATROUSOPS_DECLARE_KERNEL(has_subnormals, const FlushSubnormalsArgs& args, int64_t begin, int64_t end, int64_t step,
+                         bool* found)
 
 }  // namespace atrousops::cpu

@@ -46,6 +46,51 @@ inline void store_lanes(T* p, const lanes_t<compute_t<T>>& v) {
   }
 }
 
+// Spelled out for 16 bits: of a row GCC writes halves of a vector, and reading the whole waits until both are stored.
+#if defined(__AVX2__)
+typedef uint32_t Bits __attribute__((vector_size(kLaneBytes)));
+
+// bfloat16's bits of each lane.
+inline Bits rounded(const lanes_t<float>& v) {
+  const Bits bits = reinterpret_cast<Bits>(v), nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return v == v ? nearest : Bits{} + 0x7fc0;
+}
+#endif
+#if defined(__AVX512F__)
+// Masked by ones, for GCC warns of what the plain forms leave undefined.
+inline void load_lanes(const BFloat16* p, lanes_t<float>& v) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  v = reinterpret_cast<lanes_t<float>>(reinterpret_cast<Bits>(_mm512_maskz_cvtepu16_epi32(0xffff, bits)) << 16);
+}
+inline void store_lanes(BFloat16* p, const lanes_t<float>& v) {
+  const __m256i bits = _mm512_maskz_cvtepi32_epi16(0xffff, reinterpret_cast<__m512i>(rounded(v)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits);
+}
+inline void load_lanes(const Half* p, lanes_t<float>& v) {
+  v = _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void store_lanes(Half* p, const lanes_t<float>& v) {
+  const __m256i bits = _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits);
+}
+#elif defined(__AVX2__)
+inline void load_lanes(const BFloat16* p, lanes_t<float>& v) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  v = reinterpret_cast<lanes_t<float>>(reinterpret_cast<Bits>(_mm256_cvtepu16_epi32(bits)) << 16);
+}
+inline void store_lanes(BFloat16* p, const lanes_t<float>& v) {
+  const __m256i bits = reinterpret_cast<__m256i>(rounded(v));
+  const __m128i low = _mm256_castsi256_si128(bits), high = _mm256_extracti128_si256(bits, 1);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(low, high));
+}
+inline void load_lanes(const Half* p, lanes_t<float>& v) {
+  v = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline void store_lanes(Half* p, const lanes_t<float>& v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+#endif
+
 // `n` elements in the compute type: where they lie, or converted into `copy`.
 template <class T>
 inline const compute_t<T>* computed(const T* src, compute_t<T>* copy, int64_t n) {

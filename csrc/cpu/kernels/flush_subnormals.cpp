@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/subnormals.h"
 #include "cpu/vec.h"
 
 namespace atrousops::cpu::ATROUSOPS_ISA {
@@ -25,28 +26,14 @@ void flush_subnormals(const FlushSubnormalsArgs& a, int64_t begin, int64_t end) 
 }
 
 template <class T>
-static bool any_subnormal(const T* in, int64_t n) {
-  // As integers, so that it neither costs what a subnormal costs nor depends on the mode that flushes them.
-  using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>>;
-  constexpr Bits one = 1;
-  constexpr int mantissa = std::is_same_v<T, double>     ? 52
-                           : std::is_same_v<T, Half>     ? 10
-                           : std::is_same_v<T, BFloat16> ? 7
-                                                         : 23;
-  const Bits* bits = reinterpret_cast<const Bits*>(in);
-  Bits found = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const Bits magnitude = static_cast<Bits>(bits[i] << 1) >> 1;
-    found |= static_cast<Bits>(static_cast<Bits>(magnitude - one) < static_cast<Bits>((one << mantissa) - one));
-  }
-  return found != 0;
-}
+constexpr core::FloatBits kBits = std::is_same_v<T, double>     ? core::kFloat64
+                                  : std::is_same_v<T, float>    ? core::kFloat32
+                                  : std::is_same_v<T, BFloat16> ? core::kBFloat16
+                                                                : core::kFloat16;
 
-void has_subnormals(const FlushSubnormalsArgs& a, int64_t begin, int64_t end, int64_t block_step, bool* found) {
-  dispatch_floating(a.dtype, "has_subnormals", [&]<class T>() {
-    for (int64_t i = begin; i < end && !*found; i += block_step * kSubnormalBlock)
-      *found = any_subnormal(static_cast<const T*>(a.input) + i, end - i < kSubnormalBlock ? end - i : kSubnormalBlock);
-  });
+void has_subnormals(const FlushSubnormalsArgs& a, int64_t begin, int64_t end, int64_t step, bool* found) {
+  dispatch_floating(a.dtype, "has_subnormals",
+                    [&]<class T>() { *found = core::any_subnormal<kBits<T>>(a.input, begin, end, step); });
 }
 
 }  // namespace atrousops::cpu::ATROUSOPS_ISA
