@@ -49,20 +49,20 @@ def module(
 
     def prepare(at: Setting) -> Prepared:
         training = at.direction == "training"
-        mine = _placed(ours().train(training), at)
+        mine = placed(ours().train(training), at)
         theirs = mine
         if stock is not None:
             theirs = stock().train(training)
             theirs.load_state_dict(mine.state_dict())
-            theirs = _placed(theirs, at)
+            theirs = placed(theirs, at)
         x = at.tensor(input())
         probe = _Probe(made_ready(mine), output)
         explanation = _explained(probe, x, training)
         dy = at.tensor(torch.randn(probe.shape)) if training else None
 
         def ready(model: nn.Module, where: Setting, made_ready: _Made = _as_it_is) -> Run:
-            placed = made_ready(_placed(model, where))
-            return _start(placed, output, where.tensor(x), where.tensor(dy) if dy is not None else None)
+            network = made_ready(placed(model, where))
+            return _start(network, output, where.tensor(x), where.tensor(dy) if dy is not None else None)
 
         def ready_stock(where: Setting) -> Run:
             start = partial(ready, theirs, where)
@@ -107,9 +107,10 @@ def _explained(probe: _Probe, x: Tensor, training: bool) -> Explanation:
         return ao.explain(probe, mode.from_tensor(x))
 
 
-def _placed(model: nn.Module, at: Setting) -> nn.Module:
-    placed = copy.deepcopy(model).to(at.device, DTYPES[at.dtype])
-    return placed.to(memory_format=LAYOUTS[at.layout])  # type: ignore[call-overload]
+def placed(model: nn.Module, at: Setting) -> nn.Module:
+    """A copy with its weights where and how the row has them."""
+    copied = copy.deepcopy(model).to(at.device, DTYPES[at.dtype])
+    return copied.to(memory_format=LAYOUTS[at.layout])  # type: ignore[call-overload]
 
 
 def _start(model: nn.Module, output: Callable[[Any], Tensor], x: Tensor, dy: Tensor | None) -> Run:

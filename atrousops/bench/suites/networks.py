@@ -15,8 +15,9 @@ from torchvision.models import segmentation
 
 import atrousops as ao
 from atrousops import models
+from atrousops.bench import apart
 from atrousops.bench.modules import module
-from atrousops.bench.registry import Row, expand
+from atrousops.bench.registry import Prepared, Row, Setting, expand
 
 WAYS = {way: ("forward",) for way in ("fp32 nchw", "fp32 nhwc", "bf16 nhwc", "tf32 nhwc")}
 # network, height, width, whether torchvision has it, reason
@@ -28,8 +29,8 @@ CASES = (
     ("deeplabv3plus_vgg16_lowrank", 500, 375, False, "the weights that come with the package"),
     ("enet", 360, 480, False, "max-unpooling, transposed, dilated and asymmetric filters; overhead counts"),
 )
-# The networks of docs/networks as their papers have them, on a CamVid image; Mask R-CNN and metric learning give no
-# scores that could be compared, and PyTorch has nothing to run CRF-RNN on. name: arguments.
+# The networks of docs/networks as their papers have them, on a CamVid image; metric learning without the grouping, for
+# fresh weights leave nothing to group. name: arguments.
 PAGES: dict[str, dict[str, Any]] = {
     "auto_deeplab": {},
     "deconvnet": {},
@@ -56,11 +57,13 @@ PAGES: dict[str, dict[str, Any]] = {
     "fcn_resnet101": {},
     "gcn": {},
     "hypercolumns": {},
+    "metric_learning": {},
     "msd": {},
     "pspnet": {},
     "segnet": {},
     "unet": {},
 }
+APART = {"crfrnn": apart.crfrnn, "mask_rcnn": apart.mask_rcnn}
 ON_CAMVID = "360x480, 11 classes"
 # What segmentation_models_pytorch calls the same, on the same backbone where it has one; it builds them in its own way.
 SMP = {
@@ -105,7 +108,13 @@ def rows() -> Iterator[Row]:
             output=_to_labels,
             **_smp(name),
         )
-        yield from expand("networks", f"{name}, {ON_CAMVID}", "for its page", prepare, {"fp32 nhwc": ("forward",)})
+        yield from _page_row(name, prepare)
+    for name, of_size in APART.items():
+        yield from _page_row(name, partial(of_size, height=360, width=480, num_classes=11))
+
+
+def _page_row(name: str, prepare: Callable[[Setting], Prepared]) -> Iterator[Row]:
+    return expand("networks", f"{name}, {ON_CAMVID}", "for its page", prepare, {"fp32 nhwc": ("forward",)})
 
 
 def _ours(name: str) -> nn.Module:
