@@ -1,7 +1,9 @@
 #include "straight.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <unordered_map>
 
@@ -103,9 +105,11 @@ class Straight {
     if (!read(a, key, t, version)) return false;
     const auto found = calls_.find(key);
     if (found == calls_.end() || found->second.version != version) return false;
-    const Known& k = found->second;
-    return PyWeakref_GetObject(k.weight.ptr()) == key.weight &&
-           PyObject_RichCompareBool(k.args.ptr(), a[3], Py_EQ) == 1 && (k.step == 0 || is_clean(t, k.step));
+    if (PyWeakref_GetObject(found->second.weight.ptr()) != key.weight) return false;
+    // Comparing may run Python code, and that come here again: `found` is not looked at behind it.
+    const int64_t step = found->second.step;
+    const py::object args = found->second.args;
+    return PyObject_RichCompareBool(args.ptr(), a[3], Py_EQ) == 1 && (step == 0 || is_clean(t, step));
   }
 
   void note(PyObject* const* a) {
@@ -136,6 +140,7 @@ class Straight {
     PyObject *const input = a[1], *const weight = a[2];
     if (PyList_GET_ITEM(forced_.ptr(), 0) != Py_None || !is_plain(input) || !is_plain(weight)) return false;
     if (api_->tensor_from_object(input, &t) != 0 || t.device_type != dlpack::kCpu || t.rank > kRank) return false;
+    if (t.rank > 0 && t.stride == nullptr) return false;
     const py::object stamp = version_.of(weight);
     if (!stamp) return false;
     version = PyLong_AsLongLong(stamp.ptr());

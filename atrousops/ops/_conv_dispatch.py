@@ -1,6 +1,7 @@
 """Where a convolution runs: PyTorch's own operator, ours, or the reference, as the planner says. One place for all six.
 
-The common answer, PyTorch's operator, is looked up in a dictionary and called: that is what a small call can afford.
+A call that goes to PyTorch's operator as it is, the common answer, is known from the last time: that is what a small
+call can afford.
 """
 
 from __future__ import annotations
