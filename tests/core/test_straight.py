@@ -133,6 +133,28 @@ def test_only_plain_tensors_are_known(x, w):
     assert known(x, parameter)
 
 
+def test_what_a_transform_wraps_is_never_known(x, w):
+    """It is a plain tensor by its type, and has no memory of its own that could be looked at."""
+    seen = []
+
+    def call(x):
+        y = A.conv2d(x, w)
+        seen.append(known(x, w))
+        return y.sum()
+
+    for _ in range(2):
+        torch.func.vmap(call)(x[:, None])
+        torch.func.grad(call)(x)
+    assert seen == [False] * 4
+
+
+def test_weights_without_a_version_are_never_known(x):
+    with torch.inference_mode():
+        w = torch.randn(3, 4, 3, 3)
+        A.conv2d(x, w)
+        assert not known(x, w)
+
+
 def test_weights_with_subnormals_are_never_known(x, w):
     w[0] = 1e-40
     A.conv2d(x, w)
