@@ -63,6 +63,8 @@ PAGES: dict[str, dict[str, Any]] = {
     "segnet": {},
     "unet": {},
 }
+# The table of DeepLab v1 by kernel size and rate of fc6.
+LARGE_FOV = ((7, 4), (4, 4), (4, 8), (3, 12))
 APART = {"crfrnn": apart.crfrnn, "mask_rcnn": apart.mask_rcnn}
 ON_CAMVID = "360x480, 11 classes"
 # What segmentation_models_pytorch calls the same, on the same backbone where it has one; it builds them in its own way.
@@ -109,6 +111,10 @@ def rows() -> Iterator[Row]:
             **_smp(name),
         )
         yield from _page_row(name, prepare)
+    for kernel, rate in LARGE_FOV:
+        make_network = partial(models.build, "deeplabv1", num_classes=11, kernel_size=kernel, rate=rate)
+        prepare = module(make_network, None, partial(torch.randn, 1, 3, 360, 480), output=_to_labels)
+        yield from _page_row(f"deeplabv1 {kernel}x{kernel} rate {rate}", prepare)
     for name, of_size in APART.items():
         yield from _page_row(name, partial(of_size, height=360, width=480, num_classes=11))
 
