@@ -1,4 +1,4 @@
-"""At a tiny width: torch.export takes every network whole, and channels_last, as in training, changes nothing."""
+"""At a tiny width: torch.export takes every network, and channels_last, as in training, changes nothing."""
 
 import copy
 from typing import Any
@@ -22,14 +22,38 @@ SMALL: dict[str, dict[str, Any]] = {
     "unet": {"width": 1},
 }
 
+# Exported only.
+OTHERS: dict[str, dict[str, Any]] = {
+    "auto_deeplab": {"width": 4},
+    "deeplabv2": {"backbone": "resnet18"},
+    "deeplabv3_cascade": {"backbone": "resnet18"},
+    "deeplabv3plus_xception65": {"width": 8},
+    "enet": {},
+    "espnet": {},
+    "fcn32s": {"width": 1, "padding": 0},
+    "metric_learning": {"backbone": "resnet18", "dimensions": 4},
+    "pspnet": {"backbone": "resnet18"},
+}
 
-@pytest.mark.parametrize("name", SMALL)
+
+@pytest.mark.parametrize("name", SMALL | OTHERS)
 def test_exports(name):
-    network = models.build(name, num_classes=3, **SMALL[name]).eval()
+    network = models.build(name, num_classes=3, **(SMALL | OTHERS)[name]).eval()
     image = torch.rand(1, 3, 64, 64)
     program = torch.export.export(network, (image,))
     with torch.no_grad():
         torch.testing.assert_close(program.module()(image)["out"], network(image)["out"])
+
+
+@pytest.mark.parametrize("features", ["fpn", "dilated_c5"])
+def test_the_trunk_of_mask_rcnn_exports(features):
+    """What is ours of it without boxes; torchvision's suppression of boxes branches on how many there are."""
+    trunk = models.build("mask_rcnn", num_classes=3, backbone="resnet18", features=features).backbone.eval()
+    image = torch.rand(1, 3, 64, 64)
+    program = torch.export.export(trunk, (image,))
+    with torch.no_grad():
+        for name, features_of_level in trunk(image).items():
+            torch.testing.assert_close(program.module()(image)[name], features_of_level)
 
 
 @pytest.mark.parametrize("name", [name for name, arguments in SMALL.items() if "backbone" not in arguments])
