@@ -42,7 +42,7 @@ bool says(const py::object& f) {
 constexpr int32_t kRank = 5;
 constexpr size_t kMost = 4096;
 
-// What tells one call from another, without its further arguments; compared as bytes.
+// What tells one call from another, without its further arguments; compared as bytes, so that `none` fills a gap.
 struct Key {
   PyObject *call, *weight;
   uint32_t dtype, rank, flags, none;

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import detection
 
-import atrousops as ao
 from atrousops import models
 from atrousops.bench.floors import Floor
 from atrousops.bench.modules import placed
-from atrousops.bench.registry import Prepared, Setting
-from atrousops.testing import Outputs, Run
+from atrousops.bench.oracle import Oracle, no_grad
+from atrousops.bench.registry import DTYPES, Prepared, Setting
+from atrousops.testing import Run
 
 
 def mask_rcnn(at: Setting, height: int, width: int, num_classes: int) -> Prepared:
@@ -55,43 +53,25 @@ def _objects(network: nn.Module, image: Tensor) -> list[Tensor]:
 
 
 def crfrnn(at: Setting, height: int, width: int, num_classes: int) -> Prepared:
-    """FCN-8s and mean field as layers, with the paper's ten iterations, to labels. Nothing to compare with.
-
-    It is held to itself in fp64, which is held to the reference on a small image; the yardstick is what the reference
-    errs there in fp32, times the ratio of the widths, for positions are rounded in proportion to their size.
-    """
+    """FCN-8s and mean field as layers, with the paper's ten iterations, to labels; held to `Oracle`."""
     mine = models.build("crfrnn", num_classes=num_classes).eval()
-    whole, part = torch.randn(1, 3, height, width), torch.randn(1, 3, height // 4, width // 4)
+    networks = {DTYPES[where.dtype]: placed(mine, where) for where in (at, at.exact())}
+    image = at.tensor(torch.randn(1, 3, height, width))
 
-    def run(x: Tensor, where: Setting, backend: str | None = None) -> Tensor:
-        with ao.backend(backend):
-            return _labels(placed(mine, where), where.tensor(x))
+    def run(x: Tensor) -> Tensor:
+        scores: Tensor = networks[x.dtype](x)["out"]
+        scores.argmax(1)
+        return scores
 
-    def exact() -> Outputs:
-        ours, reference = run(part, at.exact()), run(part, at.exact(), "reference")
-        torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-9)
-        return run(whole, at.exact())
-
-    def yardstick() -> Outputs:
-        rounded, reference = run(part, at, "reference"), run(part, at.exact(), "reference")
-        error = (rounded.double() - reference).abs().max() * whole.shape[-1] / part.shape[-1]
-        return (run(whole, at.exact()) + error).to(rounded.dtype)
-
+    oracle = Oracle(run, (image,), iterated=True)
     return Prepared(
-        ours=lambda: partial(_labels, placed(mine, at), at.tensor(whole)),
+        ours=lambda: partial(no_grad, run, image),
         theirs={},
-        exact=exact,
-        yardstick=yardstick,
-        floor=_floor(mine, whole, at),
+        exact=oracle.exact,
+        yardstick=oracle.yardstick,
+        floor=_floor(mine, image, at),
         kernel=lambda: (at.device.type, "our kernels; PyTorch has none"),
     )
-
-
-@torch.no_grad()
-def _labels(network: Callable[..., Any], x: Tensor) -> Tensor:
-    scores: Tensor = network(x)["out"]
-    scores.argmax(1)
-    return scores
 
 
 def _floor(network: nn.Module, image: Tensor, at: Setting) -> Floor:

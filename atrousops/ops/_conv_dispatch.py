@@ -93,16 +93,14 @@ def _look_up(
     call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """The result, or, if PyTorch's operator is to be called, None and what it takes."""
-    if torch.compiler.is_compiling():
-        route: Route | None = _find_route(call, input, weight, bias, args)
-    else:
-        route = route_of(call, input, weight, bias, args)
+    compiling = torch.compiler.is_compiling()
+    route = (_find_route if compiling else route_of)(call, input, weight, bias, args)
     if route is None:
         return _run_unhashable(call, input, weight, bias, args), input, weight
     if route.backend != "aten":
         return _run_route(call, route, input, weight, bias, args), input, weight
     clean = _subnormals.clean_weight(weight) if route.scan_weight else weight
-    if clean is weight and forward_ad._current_level < 0 and not torch.compiler.is_compiling():
+    if clean is weight and forward_ad._current_level < 0 and not compiling:
         _note(call, input, weight, args, _subnormals.PART if route.scan_input else 0)
     return None, _subnormals.clean_input(input) if route.scan_input else input, clean
 

@@ -12,7 +12,7 @@ from torchvision.models import segmentation
 
 import atrousops as ao
 from atrousops import models
-from atrousops.bench import report
+from atrousops.bench import apart, oracle, report
 from atrousops.bench.machine import Ceilings
 from atrousops.bench.measure import Options, measure
 from atrousops.bench.modules import module
@@ -137,11 +137,21 @@ def test_crf(monkeypatch, prepare):
     whole = crf._photograph
     monkeypatch.setattr(crf, "_photograph", lambda h, w: whole(60, 70))
     monkeypatch.setattr(crf, "_scores", lambda h, w: torch.randn(1, crf.LABELS, 60, 70))
-    monkeypatch.setattr(crf, "PART", (slice(10, 40), slice(20, 50)))
+    monkeypatch.setattr(oracle, "PART", (slice(10, 40), slice(20, 50)))
     result = measured(prepare)
     assert (result.error, result.wrong, result.failed) == ("", {}, {})
     assert "dispatched" in result.timings
     assert bool(result.missing) == (result.incumbent is None)
+
+
+def test_crfrnn_is_held_to_the_reference_on_a_part(monkeypatch):
+    monkeypatch.setattr(oracle, "PART", (slice(10, 40), slice(20, 50)))
+    build = models.build
+    monkeypatch.setattr(models, "build", lambda name, num_classes: build(name, num_classes=num_classes, width=1))
+    result = measured(partial(apart.crfrnn, height=60, width=70, num_classes=3))
+    assert (result.error, result.wrong, result.failed) == ("", {}, {})
+    assert result.incumbent is None
+    assert "dispatched" in result.timings
 
 
 def test_scaling_compares_one_thread_with_all():

@@ -12,12 +12,11 @@ from torch import Tensor
 import atrousops as ao
 from atrousops import backends, functional
 from atrousops.bench.floors import Floor
+from atrousops.bench.oracle import Oracle, no_grad
 from atrousops.bench.registry import Prepared, Row, Setting, expand
 from atrousops.testing import Outputs, Ready, Run
 
 LABELS, ITERATIONS = 21, 10
-# Rows and columns of the part that the oracle is checked on.
-PART = (slice(100, 196), slice(100, 228))
 FORWARD = {"fp32 nchw": ("forward",)}
 QUICK = ("fp32 nchw forward",)
 HOW = {
@@ -120,12 +119,12 @@ def _prepare(
     iterated: bool = True,
 ) -> Prepared:
     scores, image = at.tensor(_scores(*size)), at.tensor(_photograph(*size))
-    oracle = _Oracle(run, scores, image, iterated)
+    oracle = Oracle(run, (scores, image), iterated)
     pixels = image.shape[2] * image.shape[3]
     # Scores and Q once, and of both lattices the offset and the weight of each of a pixel's 3 + 6 vertices.
     floor = Floor(2.0 * at.element_bytes * pixels * labels + 72.0 * pixels)
     return Prepared(
-        ours=lambda: partial(_no_grad, run, scores, image),
+        ours=lambda: partial(no_grad, run, scores, image),
         theirs={name: start(scores, image) for name, start in theirs.items()},
         exact=oracle.exact,
         yardstick=oracle.yardstick,
@@ -133,47 +132,6 @@ def _prepare(
         kernel=lambda: (at.device.type, "our kernels; PyTorch has none"),
         missing=missing,
     )
-
-
-def _no_grad(run: Function, scores: Tensor, image: Tensor) -> Outputs:
-    with torch.no_grad():
-        return run(scores, image)
-
-
-class _Oracle:
-    """fp64 by our kernels, which are first held to the reference in fp64 on a part of the picture.
-
-    The yardstick is the error that the reference in plain PyTorch makes in fp32. For one filter it is that on the whole
-    picture: a vertex that rounding makes or unmakes moves the pixels around it by a hundredth, in the reference as in
-    ours. Iterated, that would take a minute; there it is the error on the part, times the width of the picture over
-    that of the part, for positions are rounded in proportion to their size.
-    """
-
-    def __init__(self, run: Function, scores: Tensor, image: Tensor, iterated: bool) -> None:
-        self.run, self.inputs, self.iterated = run, (scores, image), iterated
-        self.part = tuple(x[..., PART[0], PART[1]].contiguous() for x in self.inputs)
-        self.found: list[Tensor] = []
-
-    def exact(self) -> Outputs:
-        part = self._run("reference", self.part, torch.float64)
-        for ours, reference in zip(self._run(None, self.part, torch.float64), part, strict=True):
-            torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-9)
-        self.found = self._run(None, self.inputs, torch.float64)
-        return self.found
-
-    def yardstick(self) -> Outputs:
-        if not self.iterated:
-            return self._run("reference", self.inputs, torch.float32)
-        rounded = self._run("reference", self.part, torch.float32)
-        part = self._run("reference", self.part, torch.float64)
-        larger = self.inputs[1].shape[3] / self.part[1].shape[3]
-        errors = [larger * (a.double() - b).abs().max() for a, b in zip(rounded, part)]
-        return [(exact + error).float() for exact, error in zip(self.found, errors)]
-
-    def _run(self, backend: str | None, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
-        with ao.backend(backend):
-            outputs = _no_grad(self.run, *(x.to(dtype) for x in inputs))
-        return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
 def _has(package: str) -> bool:
