@@ -14,6 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, masks_to_boxe
 
 from atrousops._checks import bad_value
 from atrousops.convert import convert
+from atrousops.models._detection import Heads, Proposals, Transform
 from atrousops.models.backbones import Backbone, load_backbone, resnet
 from atrousops.models.base import check_objects
 
@@ -33,7 +34,13 @@ class DilatedC5(nn.Module):
 
 
 class MaskRCNN(detection.MaskRCNN):
-    """torchvision's MaskRCNN with what training and evaluation ask of a network that finds objects."""
+    """torchvision's MaskRCNN with what export, training and evaluation ask of a network that finds objects."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # As `convert` does: the same modules, other methods.
+        for module, ours in ((self.rpn, Proposals), (self.roi_heads, Heads), (self.transform, Transform)):
+            module.__class__ = ours
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """The sum of its losses, averaged over images.
@@ -94,6 +101,7 @@ def mask_rcnn(
     Returns:
         In evaluation: a list of N images (3, H, W) in 0..1 -> a list of N dicts with "boxes" (M, 4), "labels" (M,),
         "scores" (M,) and "masks" (M, 1, H, W). In training: images and targets -> a dict of losses.
+        torch.export takes it in evaluation, whole: the images keep their sizes, the number of objects stays open.
 
     Raises:
         ArgumentError: backbone or features is none of these, or a weight is missing.

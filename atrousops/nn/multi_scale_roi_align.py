@@ -55,12 +55,12 @@ class MultiScaleRoIAlign(nn.Module):
             bad_value("MultiScaleRoIAlign", "x", f"hold some of {self.featmap_names}", list(x))
         height = max(shape[0] for shape in image_shapes)
         scales = [2.0 ** round(log2(level.shape[-2] / height)) for level in levels]
-        images = [box.new_full((len(box), 1), i) for i, box in enumerate(boxes)]
+        images = [box.new_full((box.shape[0], 1), i) for i, box in enumerate(boxes)]
         rois = torch.cat([torch.cat(images), torch.cat(boxes)], dim=1)
         if len(levels) == 1:
             return self._align(levels[0], rois, scales[0])
         level_of = self._level_of(rois, finest=int(-log2(scales[0])), coarsest=int(-log2(scales[-1])))
-        result = levels[0].new_zeros((len(rois), levels[0].shape[1], *self.output_size))
+        result = levels[0].new_zeros((rois.shape[0], levels[0].shape[1], *self.output_size))
         for i, (level, scale) in enumerate(zip(levels, scales)):
             here = torch.where(level_of == i)[0]
             # Under autocast, levels can differ in dtype.

@@ -189,7 +189,7 @@ def _route(call: Call, input: Tensor, weight: Tensor, arguments: Arguments) -> R
     device = input.device.type
     dtype = torch.get_autocast_dtype(device) if _autocasts(input) else input.dtype
     known = device in backends.PLANNED and dtype in backends.FLOATING
-    if not known or weight.numel() == 0 or input.numel() == 0:
+    if not known or weight.numel() == 0 or _is_empty(input):
         return Route("aten", arguments)
     size = tuple(input.shape) if input.dim() == call.rank + 2 else (1, *input.shape)
     needs_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
@@ -202,6 +202,15 @@ def _route(call: Call, input: Tensor, weight: Tensor, arguments: Arguments) -> R
     channels = weight.shape[1] * arguments.groups if kind == "forward" else weight.shape[0]
     per_element = 2 * weight.numel() // channels
     return Route(backend, arguments, True, input.numel() >= 1 << 16 and per_element >= _SCAN_FLOPS)
+
+
+def _is_empty(input: Tensor) -> bool:
+    if not torch.compiler.is_compiling():
+        return input.numel() == 0
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    # A size that the data decides: the operators take none, too.
+    return guard_or_false(input.numel() == 0)
 
 
 def _autocasts(input: Tensor) -> bool:

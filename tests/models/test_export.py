@@ -22,38 +22,42 @@ SMALL: dict[str, dict[str, Any]] = {
     "unet": {"width": 1},
 }
 
-# Exported only.
+# Exported only, as the networks that are not here, with their defaults.
 OTHERS: dict[str, dict[str, Any]] = {
     "auto_deeplab": {"width": 4},
     "deeplabv2": {"backbone": "resnet18"},
     "deeplabv3_cascade": {"backbone": "resnet18"},
     "deeplabv3plus_xception65": {"width": 8},
-    "enet": {},
-    "espnet": {},
     "fcn32s": {"width": 1, "padding": 0},
     "metric_learning": {"backbone": "resnet18", "dimensions": 4},
     "pspnet": {"backbone": "resnet18"},
 }
 
 
-@pytest.mark.parametrize("name", SMALL | OTHERS)
+@pytest.mark.parametrize("name", [name for name in models.list("networks") if name != "mask_rcnn"])
 def test_exports(name):
-    network = models.build(name, num_classes=3, **(SMALL | OTHERS)[name]).eval()
-    image = torch.rand(1, 3, 64, 64)
+    network = models.build(name, num_classes=3, **(SMALL | OTHERS).get(name, {})).double().eval()
+    image = torch.rand(1, 3, 64, 64, dtype=torch.float64)
     program = torch.export.export(network, (image,))
     with torch.no_grad():
         torch.testing.assert_close(program.module()(image)["out"], network(image)["out"])
 
 
+@pytest.mark.parametrize("lowest", [0.0, 1.0], ids=["objects", "nothing"])
 @pytest.mark.parametrize("features", ["fpn", "dilated_c5"])
-def test_the_trunk_of_mask_rcnn_exports(features):
-    """What is ours of it without boxes; torchvision's suppression of boxes branches on how many there are."""
-    trunk = models.build("mask_rcnn", num_classes=3, backbone="resnet18", features=features).backbone.eval()
-    image = torch.rand(1, 3, 64, 64)
-    program = torch.export.export(trunk, (image,))
+def test_mask_rcnn_exports(features, lowest):
+    """From two images to boxes and masks; as many as there are in others, and none where no score is good enough."""
+    settings = {"min_size": 64, "max_size": 96, "box_score_thresh": lowest}
+    network = models.build("mask_rcnn", num_classes=3, backbone="resnet18", features=features, **settings)
+    network = network.double().eval()
+    traced, images = ([torch.rand(3, *size).double() for size in ((61, 83), (64, 64))] for _ in range(2))
     with torch.no_grad():
-        for name, features_of_level in trunk(image).items():
-            torch.testing.assert_close(program.module()(image)[name], features_of_level)
+        expected = network(images)
+        program = torch.export.export(network, (traced,))
+        for got, wanted in zip(program.module()(images), expected, strict=True):
+            assert bool(len(wanted["labels"])) == (lowest == 0)
+            for name, value in wanted.items():
+                torch.testing.assert_close(got[name], value, msg=name)
 
 
 @pytest.mark.parametrize("name", [name for name, arguments in SMALL.items() if "backbone" not in arguments])

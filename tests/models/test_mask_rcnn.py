@@ -5,10 +5,12 @@ import torch
 import torchvision
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 import atrousops as ao
 from atrousops import models
 from atrousops._checks import ArgumentError
+from atrousops.models._detection import paste
 
 SMALL = {"min_size": 64, "max_size": 96, "box_score_thresh": 0.0, "box_detections_per_img": 6}
 
@@ -26,6 +28,17 @@ def test_is_torchvisions():
     assert torch.equal(got["labels"], wanted["labels"])
     for name in ("boxes", "scores", "masks"):
         torch.testing.assert_close(got[name], wanted[name], rtol=1e-3, atol=1e-3)
+
+
+def test_pastes_as_torchvision():
+    """Boxes inside, over each border, outside, of one pixel, and none; in fp64."""
+    boxes = torch.tensor(
+        [[3, 2, 9, 7], [-4.5, -3, 6, 30], [10.2, 5, 40, 17.9], [50, 50, 60, 60], [4, 4, 4, 4]], dtype=torch.float64
+    )
+    masks = torch.rand(5, 1, 28, 28, dtype=torch.float64)
+    for count in (5, 0):
+        wanted = paste_masks_in_image(masks[:count], boxes[:count], (19, 23))
+        torch.testing.assert_close(paste(masks[:count], boxes[:count], 19, 23), wanted)
 
 
 @pytest.mark.parametrize("features", ["fpn", "dilated_c5"])
