@@ -41,6 +41,8 @@ bool says(const py::object& f) {
 
 constexpr int32_t kRank = 5;
 constexpr size_t kMost = 4096;
+// call, input, weight and bias.
+constexpr Py_ssize_t kTensors = 4;
 
 // What tells one call from another, without its further arguments; compared as bytes, so that `none` fills a gap.
 struct Key {
@@ -52,13 +54,9 @@ struct Key {
 };
 struct KeyHash {
   size_t operator()(const Key& k) const {
-    uint64_t words[sizeof(Key) / 8], h = 0;
-    std::memcpy(words, &k, sizeof(Key));
-    for (uint64_t w : words) {
-      h = (h ^ w) * 0x9e3779b97f4a7c15u;
-      h ^= h >> 29;
-    }
-    return h;
+    uint64_t h = reinterpret_cast<uintptr_t>(k.weight) ^ k.dtype ^ uint64_t{k.flags} << 40;
+    for (int64_t w : k.size) h = (h ^ static_cast<uint64_t>(w)) * 0x9e3779b97f4a7c15u;
+    return h ^ h >> 29;
   }
 };
 
@@ -80,36 +78,53 @@ bool is_clean(const dlpack::Tensor& t, int64_t step) {
   }
 }
 
-// The weak reference tells whether the weight is still the one at that address.
+// What goes straight to `aten` with `args` behind its three tensors. The weak reference tells whether the weight is
+// still the one at that address.
 struct Known {
   int64_t version, step;
-  py::object weight, args, call;
+  py::object weight, aten, call;
+  py::tuple args;
 };
 
 class Straight {
  public:
   Straight(const dlpack::ExchangeApi* api, const py::object& tensor, py::tuple types, py::list forced,
-           py::object grad_enabled, py::object autocast)
+           py::object grad_enabled, py::object autocast, py::object otherwise)
       : api_(api),
         types_(std::move(types)),
         forced_(std::move(forced)),
         grad_enabled_(std::move(grad_enabled)),
         autocast_(std::move(autocast)),
+        otherwise_(std::move(otherwise)),
         requires_grad_(tensor, "requires_grad"),
         version_(tensor, "_version") {}
 
-  bool known(PyObject* const* a) const {
+  // PyTorch's operator, or null: `found` is not looked at behind what may run Python code, and that come here again.
+  py::object find(PyObject* const* a, Py_ssize_t n) const {
     Key key;
     dlpack::Tensor t;
     int64_t version = 0;
-    if (!read(a, key, t, version)) return false;
+    if (!read(a, key, t, version)) return {};
     const auto found = calls_.find(key);
-    if (found == calls_.end() || found->second.version != version) return false;
-    if (PyWeakref_GetObject(found->second.weight.ptr()) != key.weight) return false;
-    // Comparing may run Python code, and that come here again: `found` is not looked at behind it.
+    if (found == calls_.end() || found->second.version != version) return {};
+    if (PyWeakref_GetObject(found->second.weight.ptr()) != key.weight) return {};
+    const py::object aten = found->second.aten;
+    const py::tuple args = found->second.args;
     const int64_t step = found->second.step;
-    const py::object args = found->second.args;
-    return PyObject_RichCompareBool(args.ptr(), a[3], Py_EQ) == 1 && (step == 0 || is_clean(t, step));
+    if (PyTuple_GET_SIZE(args.ptr()) != n - kTensors) return {};
+    for (Py_ssize_t i = kTensors; i < n; ++i)
+      if (PyObject_RichCompareBool(PyTuple_GET_ITEM(args.ptr(), i - kTensors), a[i], Py_EQ) != 1) return {};
+    return step == 0 || is_clean(t, step) ? aten : py::object();
+  }
+
+  PyObject* run(PyObject* const* a, Py_ssize_t n) const {
+    if (const py::object aten = find(a, n)) {
+      PyObject* result = PyObject_Vectorcall(aten.ptr(), a + 1, n - 1, nullptr);
+      if (result != nullptr || !PyErr_ExceptionMatches(PyExc_Exception)) return result;
+    }
+    // What cannot be read is not known, and what PyTorch refused is refused there with a better word.
+    PyErr_Clear();
+    return PyObject_Vectorcall(otherwise_.ptr(), a, n, nullptr);
   }
 
   void note(PyObject* const* a) {
@@ -120,9 +135,10 @@ class Straight {
     if (step < 0 || !read(a, key, t, version)) return;
     const auto hold = [](PyObject* o) { return py::reinterpret_borrow<py::object>(o); };
     const auto weak = py::reinterpret_steal<py::object>(PyWeakref_NewRef(key.weight, nullptr));
-    if (!weak) return;
+    const py::object aten = py::getattr(a[0], "aten", py::none());
+    if (!weak || !PyTuple_Check(a[3])) return;
     if (calls_.size() >= kMost) forget();
-    calls_.insert_or_assign(key, Known{version, step, weak, hold(a[3]), hold(a[0])});
+    calls_.insert_or_assign(key, Known{version, step, weak, aten, hold(a[0]), py::reinterpret_borrow<py::tuple>(a[3])});
   }
 
   // What is dropped may run Python code, and that come here again.
@@ -130,8 +146,8 @@ class Straight {
 
  private:
   bool is_plain(PyObject* o) const {
-    for (const py::handle type : types_)
-      if (Py_IS_TYPE(o, reinterpret_cast<PyTypeObject*>(type.ptr()))) return true;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(types_.ptr()); ++i)
+      if (PyTuple_GET_ITEM(types_.ptr(), i) == reinterpret_cast<PyObject*>(Py_TYPE(o))) return true;
     return false;
   }
 
@@ -154,7 +170,7 @@ class Straight {
   const dlpack::ExchangeApi* api_;
   py::tuple types_;
   py::list forced_;
-  py::object grad_enabled_, autocast_;
+  py::object grad_enabled_, autocast_, otherwise_;
   Attribute requires_grad_, version_;
   std::unordered_map<Key, Known, KeyHash> calls_;
 };
@@ -166,10 +182,13 @@ bool takes(const char* what, bool right) {
   return right;
 }
 
+PyObject* run(PyObject* self, PyObject* const* args, Py_ssize_t n) {
+  return takes("call, input, weight, bias and args", n >= kTensors) ? straight_of(self).run(args, n) : nullptr;
+}
+
 PyObject* known(PyObject* self, PyObject* const* args, Py_ssize_t n) {
-  if (!takes("call, input, weight and args", n == 4)) return nullptr;
-  const bool yes = straight_of(self).known(args);
-  // What cannot be read is not known: the call itself will say what is wrong.
+  if (!takes("call, input, weight, bias and args", n >= kTensors)) return nullptr;
+  const bool yes = static_cast<bool>(straight_of(self).find(args, n));
   PyErr_Clear();
   return PyBool_FromLong(yes);
 }
@@ -192,16 +211,17 @@ PyCFunction fast(PyObject* (*f)(PyObject*, PyObject* const*, Py_ssize_t)) {
 
 // Not pybind11's functions, which look for overloads and convert arguments.
 PyMethodDef methods[] = {
+    {"run", fast(&run), METH_FASTCALL, nullptr},
     {"known", fast(&known), METH_FASTCALL, nullptr},
     {"note", fast(&note), METH_FASTCALL, nullptr},
     {"forget", &forget, METH_NOARGS, nullptr},
 };
 
 py::object straight(const py::object& tensor, const py::tuple& types, const py::list& forced,
-                    const py::object& grad_enabled, const py::object& autocast) {
+                    const py::object& grad_enabled, const py::object& autocast, const py::object& otherwise) {
   const dlpack::ExchangeApi* api = dlpack::exchange_api(tensor);
   if (api == nullptr) return py::none();
-  auto made = std::make_unique<Straight>(api, tensor, types, forced, grad_enabled, autocast);
+  auto made = std::make_unique<Straight>(api, tensor, types, forced, grad_enabled, autocast, otherwise);
   const py::capsule owner(made.release(), [](void* p) { delete static_cast<Straight*>(p); });
   py::tuple functions(std::size(methods));
   for (size_t i = 0; i < std::size(methods); ++i)

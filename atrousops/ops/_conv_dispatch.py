@@ -49,24 +49,11 @@ class Route(NamedTuple):
 _forced = backends._forced
 _grad_enabled, _autocast_enabled = torch.is_grad_enabled, torch._C._is_any_autocast_enabled
 
-_is_traced = torch.compiler.is_dynamo_compiling
 _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 _routes: dict[tuple, Route] = {}
 _SMALL_SIZE = planner.SMALL
 _SMALL = Route("aten", Arguments((), (), (), 1, ()), scan_weight=True)
-
-
-def _straight() -> tuple[Callable[..., bool], Callable[..., None], Callable[[], None]]:
-    make = getattr(_library.planner, "straight", None)
-    found = make and make(Tensor, _PLAIN, backends._forced, _grad_enabled, _autocast_enabled)
-    return found or (lambda *_: False, lambda *_: None, lambda: None)
-
-
-# known(call, input, weight, args): whether PyTorch's operator is called with nothing to be done before, as it was when
-# note(call, input, weight, args, step) said so, and one block of the input in `step` is free of subnormals. Compiled,
-# because Python's own code is not in the cache either.
-_known, _note, _forget_known = _straight()
 
 
 def forget() -> None:
@@ -75,13 +62,11 @@ def forget() -> None:
     _forget_known()
 
 
-def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Tensor:
+def run_traced(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
     """Runs a call whose further arguments, in the order of PyTorch's function, are `args`."""
-    # Dynamo cannot see into compiled functions; whatever else traces brings tensors that are not known.
-    if _is_traced() or not _known(call, input, weight, args):
-        result, input, weight = _look_up(call, input, weight, bias, args)
-        if result is not None:
-            return result
+    result, input, weight = _look_up(call, input, weight, bias, args)
+    if result is not None:
+        return result
     try:
         return call.aten(input, weight, bias, *args)
     except (RuntimeError, TypeError, ValueError):
@@ -101,7 +86,7 @@ def _look_up(
         return _run_route(call, route, input, weight, bias, args), input, weight
     clean = _subnormals.clean_weight(weight) if route.scan_weight else weight
     if clean is weight and forward_ad._current_level < 0 and not compiling:
-        _note(call, input, weight, args, _subnormals.PART if route.scan_input else 0)
+        note(call, input, weight, args, _subnormals.PART if route.scan_input else 0)
     return None, _subnormals.clean_input(input) if route.scan_input else input, clean
 
 
@@ -142,7 +127,7 @@ def _run_unhashable(call: Call, input: Any, weight: Any, bias: Any, args: tuple)
     arguments = call.check(call.name, call.rank, input, weight, bias, *args)
     hashable = tuple(tuple(a) if isinstance(a, list) else a for a in args)
     if hashable != args or any(isinstance(a, list) for a in args):
-        return run(call, input, weight, bias, hashable)
+        return run_traced(call, input, weight, bias, *hashable)
     return _run_route(call, _route(call, input, weight, arguments), input, weight, bias, args)
 
 
@@ -260,3 +245,17 @@ def gradient_is_ours(kind: str, size: Any, weight_size: Any, arguments: Argument
     if forced is not None or arguments.padding[:rank] != arguments.padding[-rank:] or 0 in (*size, *weight_size):
         return forced != "aten"
     return _ours(kind, tuple(size), weight_size, arguments, grad.dtype, not grad.is_contiguous(), grad.device.type)
+
+
+def _straight() -> tuple[Callable[..., Tensor], Callable[..., bool], Callable[..., None], Callable[[], None]]:
+    make = getattr(_library.planner, "straight", None)
+    found = make and make(Tensor, _PLAIN, backends._forced, _grad_enabled, _autocast_enabled, run_traced)
+    return found or (run_traced, lambda *_: False, lambda *_: None, lambda: None)
+
+
+# run(call, input, weight, bias, *args): PyTorch's operator at once if known(the same), else `run_traced`. A call is
+# known where nothing is to be done before, as note(call, input, weight, args, step) said, and one block of the input in
+# `step` is free of subnormals. Compiled, because behind a large convolution Python's own code is not in the cache
+# either. Dynamo cannot see into it; whatever else traces brings tensors that are not known.
+is_traced = torch.compiler.is_dynamo_compiling
+run, known, note, _forget_known = _straight()

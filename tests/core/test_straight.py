@@ -29,7 +29,7 @@ def _nothing_known():
 
 
 def known(x, w, args=ARGS, call=_CONV2D) -> bool:
-    return _conv_dispatch._known(call, x, w, args)
+    return _conv_dispatch.known(call, x, w, None, *args)
 
 
 @pytest.fixture
@@ -81,6 +81,8 @@ def test_other_arguments_or_another_operator_are_another_call(x, w):
     assert not known(x, w, call=_CONV1D)
     A.conv2d(x, w, padding=1)
     assert known(x, w, (1, 1, 1, 1))
+    assert not known(x, w, ARGS[:3])
+    assert not known(x, w, (*ARGS, 1))
 
 
 def test_another_or_a_changed_weight_is_another_call(x, w):
@@ -200,23 +202,24 @@ def test_an_error_is_the_calls_own(x, w):
 
 
 def test_the_compiled_functions_say_what_they_take(x, w):
-    with pytest.raises(TypeError, match="call, input, weight and args"):
-        _conv_dispatch._known(_CONV2D, x, w)
+    for function in (_conv_dispatch.run, _conv_dispatch.known):
+        with pytest.raises(TypeError, match="call, input, weight, bias and args"):
+            function(_CONV2D, x, w)
     with pytest.raises(TypeError, match="args and step"):
-        _conv_dispatch._note(_CONV2D, x)
+        _conv_dispatch.note(_CONV2D, x)
 
 
 def test_without_the_exchange_api_nothing_is_known():
     class Tensor:
         pass
 
-    assert _library.planner.straight(Tensor, (Tensor,), [None], bool, bool) is None
+    assert _library.planner.straight(Tensor, (Tensor,), [None], bool, bool, print) is None
 
 
 def test_more_calls_than_are_kept(w):
     # 4096 are kept; the oldest go all at once, and nothing is known wrongly.
     w = torch.randn(1, 1, 1, 1)
     for i in range(1, 4200):
-        _conv_dispatch._note(_CONV2D, torch.empty(1, 1, 1, i), w, ARGS, 0)
+        _conv_dispatch.note(_CONV2D, torch.empty(1, 1, 1, i), w, ARGS, 0)
     assert not known(torch.empty(1, 1, 1, 1), w)
     assert known(torch.empty(1, 1, 1, 4199), w)
