@@ -29,6 +29,24 @@ def test_pooling_goes_to_pytorch_with_the_same_answers(case, indices):
     same(*(torch.autograd.grad(v, x, grad)[0] for v in values))
 
 
+@pytest.mark.parametrize("size", [(1, 21, 64, 63), (2, 3, 7, 5)], ids=str)
+def test_pooling_by_two_in_channels_last_goes_to_pytorch_with_the_same_answers(size):
+    """Odd and even sides; equal values, NaN and infinities among them. With a gradient wanted it is ours."""
+    x = torch.randint(-3, 3, size).float()
+    x[0, :, 0, 0] = torch.nan
+    x[0, :, 3, 3] = -torch.inf
+    x = x.to(memory_format=torch.channels_last)
+    assert ao.explain(A.max_pool2d, x, 2, return_indices=True).rows[0].kernel == "aten"
+    got = A.max_pool2d(x, 2, return_indices=True)
+    with ao.backend("cpu"):
+        expected = A.max_pool2d(x, 2, return_indices=True)
+    same(list(got), list(expected))
+    assert [t.stride() for t in got] == [t.stride() for t in expected]
+    others = (A.max_pool2d, x, 3), (A.max_pool2d, x.bfloat16(), 2), (A.max_pool2d, x.clone().requires_grad_(), 2)
+    for function, input, kernel in others:
+        assert ao.explain(function, input, kernel, return_indices=True).rows[0].kernel != "aten"
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_unpooling_keeps_the_order_too(threads):
     """PyTorch's threads may write one position in any order; it is asked only where none shares a plane."""

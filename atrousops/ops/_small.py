@@ -16,16 +16,27 @@ SMALL = 1 << 14
 _DTYPES = frozenset({torch.float32, torch.float64})
 
 
-def small(input: Tensor, function: Callable[..., Any], *args: Any) -> Any:
+def small(input: Tensor, function: Callable[..., Any], *args: Any, last: int = 0) -> Any:
     """What `function`, made of PyTorch's operators, gives for a small call with the same results as ours.
 
-    None where the call is another one, or where PyTorch complains: our checks then say what is wrong.
+    None where the call is another one, or where PyTorch complains: our checks then say what is wrong. Maps in
+    channels_last, in float32 and without gradients, are small up to `last` elements.
     """
     if torch.compiler.is_compiling() or backends._forced[0] is not None:
         return None
     try:
-        if not (0 < input.numel() <= SMALL and input.is_cpu and input.dtype in _DTYPES and input.is_contiguous()):
+        size = input.numel()
+        if input.is_contiguous():
+            fits = size <= SMALL and input.dtype in _DTYPES
+        else:
+            fits = size <= last and input.dtype is torch.float32 and _is_last_without_gradient(input)
+        if not (fits and size > 0 and input.is_cpu):
             return None
         return function(input, *args)
     except (AttributeError, RuntimeError, TypeError, ValueError):
         return None
+
+
+def _is_last_without_gradient(input: Tensor) -> bool:
+    last = input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
+    return last and not (input.requires_grad and torch.is_grad_enabled())

@@ -27,6 +27,8 @@ _SMALL: tuple[Any, ...] = (
     (torch.max_pool2d, torch._C._nn.max_pool2d_with_indices),
     (torch.max_pool3d, torch._C._nn.max_pool3d_with_indices),
 )
+# Elements in channels_last up to which PyTorch's pooling by two with indices costs less than ours and reaching it.
+_SMALL_LAST = 1 << 20
 # A code is one byte.
 _MOST_TAPS = 256
 
@@ -105,7 +107,10 @@ def _max_pool(
     # Behind a dilated window with nothing in it PyTorch's gradient writes outside its memory.
     if (return_indices is True or return_indices is False) and type(dilation) is int and dilation == 1:
         step = kernel_size if stride is None else stride
-        done = small(input, _SMALL[axes][return_indices], kernel_size, step, padding, dilation, ceil_mode)
+        last = (
+            _SMALL_LAST if return_indices and axes == 2 and type(kernel_size) is int and kernel_size == step == 2 else 0
+        )
+        done = small(input, _SMALL[axes][return_indices], kernel_size, step, padding, dilation, ceil_mode, last=last)
         if done is not None:
             return done
     kernel = per_axis(op, "kernel_size", kernel_size, axes)
