@@ -15,7 +15,8 @@ import atrousops as ao
 from atrousops import _library
 
 # Workers of pytest-xdist share the cores.
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+torch.set_num_threads(THREADS)
 # Threads of BLAS only wait for each other in the small products of Triton's interpreter.
 if "TRITON_INTERPRET" in os.environ:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -116,6 +117,12 @@ def poison():
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def thread_count():
+    """What a test before left behind would make threads of two workers wait for each other."""
+    torch.set_num_threads(THREADS)
 
 
 BACKENDS = (
