@@ -48,7 +48,7 @@ def test_exports(name):
 )
 def test_mask_rcnn_exports(features, lowest):
     """From two images to boxes and masks; as many as there are in others, and none where no score is good enough."""
-    settings = {"min_size": 64, "max_size": 96, "box_score_thresh": lowest}
+    settings = {"min_size": 64, "max_size": 96, "box_score_thresh": lowest, "box_detections_per_img": 5}
     network = models.build("mask_rcnn", num_classes=3, backbone="resnet18", features=features, **settings)
     network = network.double().eval()
     traced, images = ([torch.rand(3, *size).double() for size in ((61, 83), (64, 64))] for _ in range(2))
