@@ -62,7 +62,7 @@ def forget() -> None:
     _forget_known()
 
 
-def run_traced(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
+def run_in_python(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
     """Runs a call whose further arguments, in the order of PyTorch's function, are `args`."""
     result, input, weight = _look_up(call, input, weight, bias, args)
     if result is not None:
@@ -127,7 +127,7 @@ def _run_unhashable(call: Call, input: Any, weight: Any, bias: Any, args: tuple)
     arguments = call.check(call.name, call.rank, input, weight, bias, *args)
     hashable = tuple(tuple(a) if isinstance(a, list) else a for a in args)
     if hashable != args or any(isinstance(a, list) for a in args):
-        return run_traced(call, input, weight, bias, *hashable)
+        return run_in_python(call, input, weight, bias, *hashable)
     return _run_route(call, _route(call, input, weight, arguments), input, weight, bias, args)
 
 
@@ -249,11 +249,11 @@ def gradient_is_ours(kind: str, size: Any, weight_size: Any, arguments: Argument
 
 def _straight() -> tuple[Callable[..., Tensor], Callable[..., bool], Callable[..., None], Callable[[], None]]:
     make = getattr(_library.planner, "straight", None)
-    found = make and make(Tensor, _PLAIN, backends._forced, _grad_enabled, _autocast_enabled, run_traced)
-    return found or (run_traced, lambda *_: False, lambda *_: None, lambda: None)
+    found = make and make(Tensor, _PLAIN, backends._forced, _grad_enabled, _autocast_enabled, run_in_python)
+    return found or (run_in_python, lambda *_: False, lambda *_: None, lambda: None)
 
 
-# run(call, input, weight, bias, *args): PyTorch's operator at once if known(the same), else `run_traced`. A call is
+# run(call, input, weight, bias, *args): PyTorch's operator at once if known(the same), else `run_in_python`. A call is
 # known where nothing is to be done before, as note(call, input, weight, args, step) said, and one block of the input in
 # `step` is free of subnormals. Compiled, because behind a large convolution Python's own code is not in the cache
 # either. Dynamo cannot see into it; whatever else traces brings tensors that are not known.

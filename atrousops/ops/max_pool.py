@@ -107,9 +107,8 @@ def _max_pool(
     # Behind a dilated window with nothing in it PyTorch's gradient writes outside its memory.
     if (return_indices is True or return_indices is False) and type(dilation) is int and dilation == 1:
         step = kernel_size if stride is None else stride
-        last = (
-            _SMALL_LAST if return_indices and axes == 2 and type(kernel_size) is int and kernel_size == step == 2 else 0
-        )
+        by_two = axes == 2 and type(kernel_size) is int and kernel_size == step == 2
+        last = _SMALL_LAST if by_two and return_indices else 0
         done = small(input, _SMALL[axes][return_indices], kernel_size, step, padding, dilation, ceil_mode, last=last)
         if done is not None:
             return done
