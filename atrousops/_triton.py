@@ -111,6 +111,8 @@ def _eager(name: str) -> Callable[..., Any]:
         with contextlib.ExitStack() as stack:
             # Real tensors need no tracing, and kernels start on the current device.
             stack.enter_context(torch._library.triton.set_wrap_triton_enabled(False))
+            # A permuted result is no view for autograd, which would forbid to change it in place.
+            stack.enter_context(torch._C._AutoDispatchBelowADInplaceOrView())
             if device.type != "cpu":
                 stack.enter_context(torch.get_device_module(device.type).device(device))
             return implementation(name)(*args)

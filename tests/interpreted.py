@@ -30,6 +30,8 @@ THOROUGH = (
     "test_the_last_in_order_stays",
     "test_in_the_launch_of_triton",
     "test_derivatives_of_triton",
+    "test_opcheck",
+    "test_results_can_be_changed_in_place",
 )
 MOST = 3
 FLOATING = ("float64", "float32", "bfloat16", "float16")

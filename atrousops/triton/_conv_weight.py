@@ -86,7 +86,7 @@ def weight_sum(problem: Problem, dy: Tensor, x: Tensor, kernel_size: Sequence[in
     tf32 = tf32 and x.dtype == torch.float32
     few = problem.groups > 1 and depth * width <= FEW
     total = (_looped_sum if few else _matrix_sum)(problem, in_format(dy), in_format(x), depth, width, tf32)
-    return total.reshape(problem.k, depth, *kernel_size).to(x.dtype)
+    return total.reshape(problem.k, depth, *kernel_size).to(x.dtype).contiguous()
 
 
 def _split(problem: Problem, rows: int) -> tuple[int, int, int]:
