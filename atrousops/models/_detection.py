@@ -1,6 +1,6 @@
-"""torchvision's steps from scores to boxes and masks, without a branch on how many boxes there are.
+"""torchvision's steps from scores to boxes and masks, for torch.export: no branch on how many there are.
 
-torch.export follows no such branch, and on a GPU each makes the host wait.
+Masks are pasted without asking for the boxes' values, for which the host would wait on a GPU.
 """
 
 from __future__ import annotations

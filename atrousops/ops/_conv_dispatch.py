@@ -194,7 +194,7 @@ def _is_empty(input: Tensor) -> bool:
         return input.numel() == 0
     from torch.fx.experimental.symbolic_shapes import guard_or_false
 
-    # A size that the data decides: the operators take none, too.
+    # A size that the data decides counts as more than none; the operators take none, too.
     return guard_or_false(input.numel() == 0)
 
 

@@ -36,8 +36,6 @@ def example(stored):
 def one_thread():
     """For hundreds of tiny calls: waking a second worker costs more than they do."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(2)
 
 
 def crf(iterations=5, **settings):
