@@ -13,6 +13,7 @@ import numpy as np
 
 from atrousops._files import write_atomically
 from atrousops.engine import pictures
+from atrousops.engine.channels import read_channels, to_rgb
 from atrousops.engine.predict import Predictor
 
 COLUMNS = ("picture", "mask", "id", "class", "red", "green", "blue", "pixels", "share")
@@ -49,7 +50,7 @@ def segment_files(predictor: Predictor, files: Sequence[Path], folder: Path) -> 
     for path, name in zip(files, pictures.result_names(files, folder)):
         start = time.perf_counter()
         try:
-            picture = pictures.read_picture(path)
+            picture = read_channels(path, predictor.channels)
             labels = predictor(picture)
         except pictures.PictureError as error:
             yield Failed(path, str(error))
@@ -61,7 +62,7 @@ def segment_files(predictor: Predictor, files: Sequence[Path], folder: Path) -> 
             continue
         mask, overlay = folder / f"{name}_mask.png", folder / f"{name}_overlay.png"
         pictures.write_png(mask, pictures.mask_image(labels, colors))
-        pictures.write_png(overlay, pictures.overlay_image(picture, labels, colors))
+        pictures.write_png(overlay, pictures.overlay_image(to_rgb(picture), labels, colors))
         pixels = np.bincount(labels.ravel(), minlength=len(predictor.classes))
         yield Segmented(path, mask, overlay, tuple(map(int, pixels)), time.perf_counter() - start)
 

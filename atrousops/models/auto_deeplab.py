@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from atrousops._checks import bad_value
 from atrousops._graphs import whole
 from atrousops.models.base import Features, SegmentationModel, resize
+from atrousops.models.channels import check_channels
 from atrousops.models.deeplab import DeepLabV3PlusHead
 from atrousops.nn import AtrousConv2d
 
@@ -119,8 +120,10 @@ class Cell(nn.Module):
 class SearchedEncoder(nn.Module):
     """Stem and cells: images -> features "low" (of the last cell at stride 4 before it is left) and "out"."""
 
-    def __init__(self, genotype: Genotype, width: int) -> None:
+    def __init__(self, genotype: Genotype, width: int, in_channels: int = 3) -> None:
         super().__init__()
+        check_channels("auto_deeplab", in_channels)
+        self.in_channels = in_channels
         _check(genotype)
         if width < 1:
             bad_value("auto_deeplab", "width", "be at least 1", width)
@@ -128,7 +131,7 @@ class SearchedEncoder(nn.Module):
         def layer(inner: int, outer: int, stride: int) -> nn.Sequential:
             return nn.Sequential(AtrousConv2d(inner, outer, 3, stride, 1, bias=False), _norm(outer))
 
-        self.stem = nn.ModuleList([layer(3, 64, 2), layer(64, 64, 1), layer(64, 128, 2)])
+        self.stem = nn.ModuleList([layer(in_channels, 64, 2), layer(64, 64, 1), layer(64, 128, 2)])
         self.cells = nn.ModuleList()
         channels = [64, 128]
         level = 0
@@ -165,7 +168,9 @@ def _check(genotype: Genotype) -> None:
         bad_value("auto_deeplab", "genotype", "have blocks, and a path from 0 in steps of at most 1", genotype.path)
 
 
-def auto_deeplab(num_classes: int = 19, width: int = 20, genotype: Genotype = PUBLISHED) -> SegmentationModel:
+def auto_deeplab(
+    num_classes: int = 19, width: int = 20, genotype: Genotype = PUBLISHED, in_channels: int = 3
+) -> SegmentationModel:
     """Auto-DeepLab: the published cell, twelve times along the published path, and the decoder of DeepLab v3+.
 
     | part | channels at width F | stride |
@@ -182,9 +187,10 @@ def auto_deeplab(num_classes: int = 19, width: int = 20, genotype: Genotype = PU
         num_classes: K.
         width: F, channels of a block at stride 4.
         genotype: what to build.
+        in_channels: of the image.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
 
     Raises:
         ArgumentError: the genotype cannot be built, or width is below 1.
@@ -193,7 +199,7 @@ def auto_deeplab(num_classes: int = 19, width: int = 20, genotype: Genotype = PU
     figure 3, section 5.1, table 2; the cell as in the authors' release, and the head as the table's parameter counts
     (10.15, 21.62, 44.42 M) tell.
     """
-    encoder = SearchedEncoder(genotype, width)
+    encoder = SearchedEncoder(genotype, width, in_channels)
     first = max(1, 24 // 2 ** genotype.path[-1])
     rates = (first, 2 * first, 3 * first)
     head = DeepLabV3PlusHead(encoder.channels["out"], encoder.channels["low"], num_classes, rates, separable=False)

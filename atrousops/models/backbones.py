@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from atrousops._checks import bad_value
 from atrousops.convert import convert
+from atrousops.models.channels import adapted, check_channels, first_layer, set_in_channels
 
 
 class Backbone(nn.ModuleDict):
@@ -21,12 +22,19 @@ class Backbone(nn.ModuleDict):
         children: name -> module, as in the classifier, so that its weights load by key.
         outputs: name of the child -> name of the feature.
         channels: name of the feature -> channels.
+
+    Attributes:
+        in_channels: of the image.
+        least: the shortest side of an image that its poolings leave something of.
     """
+
+    least = 1
 
     def __init__(self, children: Mapping[str, nn.Module], outputs: Mapping[str, str], channels: Mapping[str, int]):
         super().__init__(children)
         self.outputs = dict(outputs)
         self.channels = dict(channels)
+        self.in_channels = first_layer(self).in_channels
         convert(self)
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
@@ -41,6 +49,8 @@ class Backbone(nn.ModuleDict):
 def load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor] | None) -> None:
     """Loads a torchvision classifier's state dict into a backbone; the classifier's own layers are left out.
 
+    Where the backbone does not read RGB, the filters of its first layer are summed or cycled, see `channels.adapt`.
+
     Raises:
         ArgumentError: a weight of the backbone is missing.
     """
@@ -52,10 +62,13 @@ def load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor] | None) -> 
     missing = [name for name in wanted if name not in trunk]
     if missing:
         bad_value("load_backbone", "weights", "hold every weight of the backbone", f"none for {missing[0]}")
+    trunk = adapted(trunk, wanted)
     backbone.load_state_dict({name: trunk[name] for name in wanted})
 
 
-def encoder(name: str, output_stride: int = 32, weights: Mapping[str, Tensor] | None = None) -> Backbone | TimmBackbone:
+def encoder(
+    name: str, output_stride: int = 32, weights: Mapping[str, Tensor] | None = None, in_channels: int = 3
+) -> Backbone | TimmBackbone:
     """A classifier of torchvision or timm by name, without its classifier, at the output stride one asks for.
 
     | feature | stride at output_stride 32 | 16 | 8 |
@@ -71,17 +84,22 @@ def encoder(name: str, output_stride: int = 32, weights: Mapping[str, Tensor] | 
         name: of torchvision, such as "resnet50", "resnext101_32x8d", "mobilenet_v2" or "efficientnet_b0"; or of timm,
             where that is installed, any network that it makes with features_only=True.
         output_stride: 8, 16 or 32.
-        weights: state dict of torchvision's classifier to start from, or of timm's feature extractor.
+        weights: state dict of torchvision's classifier to start from, or of timm's feature extractor. It is one for
+            RGB: with other in_channels its first filters are summed (1) or cycled, see `channels.adapt`.
+        in_channels: C, of the image; 1 for grey.
 
     Returns:
-        (N, 3, H, W) -> the features above; `.channels` has the channels of each.
+        (N, C, H, W) -> the features above; `.channels` has the channels of each.
 
     Raises:
-        ArgumentError: no such network, it cannot be had at this output stride, or a weight is missing.
+        ArgumentError: no such network, it cannot be had at this output stride, in_channels is below 1, or a weight is
+            missing.
     """
     _check_stride("encoder", output_stride, (8, 16, 32))
+    check_channels("encoder", in_channels)
     known = name in torchvision.models.list_models(module=torchvision.models)
-    backbone = _torchvision_encoder(name, output_stride) if known else TimmBackbone(name, output_stride)
+    kind = _torchvision_encoder if known else TimmBackbone
+    backbone: Backbone | TimmBackbone = kind(name, output_stride, in_channels)
     load_backbone(backbone, weights)
     return backbone
 
@@ -90,8 +108,9 @@ RESNETS = tuple(f"resnet{depth}" for depth in (18, 34, 50, 101, 152))
 _LEVELS: dict[float, str] = {4: "low", 8: "mid", 16: "aux", 32: "out"}
 
 
-def _torchvision_encoder(name: str, output_stride: int) -> Backbone:
+def _torchvision_encoder(name: str, output_stride: int, in_channels: int) -> Backbone:
     network = torchvision.models.get_model(name, weights=None)
+    set_in_channels(network, in_channels)
     features = getattr(network, "features", None)
     if features is None:
         tail = ("avgpool", "fc")
@@ -120,7 +139,7 @@ def _torchvision_encoder(name: str, output_stride: int) -> Backbone:
 def _probe(name: str, children: Mapping[str, nn.Module]) -> list[tuple[int, float]]:
     """Channels and stride behind each child, found on tensors without contents."""
     side = 256
-    x = torch.empty(1, 3, side, side, device="meta")
+    x = torch.empty(1, first_layer(nn.ModuleList(children.values())).in_channels, side, side, device="meta")
     found = []
     for child in children.values():
         try:
@@ -134,14 +153,17 @@ def _probe(name: str, children: Mapping[str, nn.Module]) -> list[tuple[int, floa
 class TimmBackbone(nn.Module):
     """timm's feature extractor of that name, on our layers, with the features of `encoder`."""
 
-    def __init__(self, name: str, output_stride: int) -> None:
+    def __init__(self, name: str, output_stride: int, in_channels: int) -> None:
         super().__init__()
+        self.in_channels = in_channels
         try:
             timm = importlib.import_module("timm")
         except ImportError:
             bad_value("encoder", "name", "be a network of torchvision, as timm is not installed", repr(name))
         try:
-            self.network = timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=False)
+            self.network = timm.create_model(
+                name, features_only=True, output_stride=output_stride, pretrained=False, in_chans=in_channels
+            )
         except (RuntimeError, TypeError, NotImplementedError, AttributeError, AssertionError) as error:
             bad_value("encoder", "name", f"be a network that timm makes at output stride {output_stride}", error)
         convert(self.network)
@@ -152,7 +174,7 @@ class TimmBackbone(nn.Module):
         return dict(zip(self.channels, self.network(input)[-4:], strict=True))
 
 
-def resnet(depth: int, output_stride: int, multi_grid: tuple[int, ...] | None = None) -> Backbone:
+def resnet(depth: int, output_stride: int, multi_grid: tuple[int, ...] | None = None, in_channels: int = 3) -> Backbone:
     """ResNet-18, -34, -50, -101 or -152 with atrous last stages.
 
     | feature | child | channels (18, 34) | stride at output_stride 32 | 16 | 8 |
@@ -165,9 +187,10 @@ def resnet(depth: int, output_stride: int, multi_grid: tuple[int, ...] | None = 
     Args:
         multi_grid: factors of the rate of layer4's blocks in turn, such as (1, 2, 4). Without, the first block of an
             atrous stage keeps the rate before it, as in torchvision.
+        in_channels: of the image.
     """
     _check_stride("resnet", output_stride, (8, 16, 32))
-    backbone = _torchvision_encoder(f"resnet{depth}", output_stride)
+    backbone = _torchvision_encoder(f"resnet{depth}", output_stride, in_channels)
     if multi_grid is not None:
         set_rates(backbone["layer4"], 32 // output_stride, multi_grid)
     return backbone
@@ -188,7 +211,7 @@ def set_rates(stage: nn.Module, rate: int, multi_grid: tuple[int, ...]) -> None:
                 conv.dilation = conv.padding = (rate * factor, rate * factor)
 
 
-def mobilenet_v3_large(output_stride: int) -> Backbone:
+def mobilenet_v3_large(output_stride: int, in_channels: int = 3) -> Backbone:
     """MobileNetV3-Large with an atrous last stage.
 
     | feature | child | channels | stride at output_stride 16 | at 8 |
@@ -200,6 +223,7 @@ def mobilenet_v3_large(output_stride: int) -> Backbone:
     """
     _check_stride("mobilenet_v3_large", output_stride, (8, 16))
     features = torchvision.models.mobilenet_v3_large(weights=None, dilated=True).features
+    set_in_channels(features, in_channels)
     children = {str(index): block for index, block in enumerate(features)}
     if output_stride == 8:
         for index in range(7, len(children)):

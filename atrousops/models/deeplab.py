@@ -127,6 +127,7 @@ def deeplabv3(
     image_pooling: bool = True,
     aux: bool = False,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> SegmentationModel:
     """DeepLab v3 on any encoder, with every part of its paper's tables to be left out.
 
@@ -145,16 +146,17 @@ def deeplabv3(
         image_pooling: whether ASPP has the image-level branch.
         aux: an auxiliary classifier on the features of stride 16, whose scores are "aux".
         backbone_weights: as `encoder` takes them.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}, and "aux".
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}, and "aux".
 
     Raises:
         ArgumentError: no such encoder, it has no multi-grid, a bad rate or output_stride, or a weight is missing.
 
     Source: Chen et al., Rethinking atrous convolution for semantic image segmentation (2017), tables 5 and 6.
     """
-    trunk = encoder(backbone, output_stride)
+    trunk = encoder(backbone, output_stride, in_channels=in_channels)
     if multi_grid is not None:
         if backbone not in RESNETS:
             bad_value("deeplabv3", "multi_grid", f"be None unless backbone is one of {', '.join(RESNETS)}", multi_grid)
@@ -170,6 +172,7 @@ def deeplabv3_resnet50(
     aux: bool = False,
     multi_grid: tuple[int, ...] | None = None,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> SegmentationModel:
     """DeepLab v3 on ResNet-50; torchvision's `deeplabv3_resnet50` weights load by `load_state_dict`.
 
@@ -188,9 +191,10 @@ def deeplabv3_resnet50(
         aux: an auxiliary classifier on layer3, whose scores are "aux".
         multi_grid: factors of the rate of layer4's three blocks, (1, 2, 4) in the paper; without, as in torchvision.
         backbone_weights: state dict of torchvision's classifier to start from.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}, and "aux".
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}, and "aux".
 
     Raises:
         ArgumentError: output_stride is neither 8 nor 16, or a weight is missing.
@@ -198,7 +202,7 @@ def deeplabv3_resnet50(
     Source: Chen et al., Rethinking atrous convolution for semantic image segmentation (2017).
     """
     rates = _rates(12, output_stride, reference=8)
-    return _v3(resnet(50, output_stride, multi_grid), num_classes, rates, aux, backbone_weights)
+    return _v3(resnet(50, output_stride, multi_grid, in_channels), num_classes, rates, aux, backbone_weights)
 
 
 def deeplabv3_resnet101(
@@ -207,10 +211,11 @@ def deeplabv3_resnet101(
     aux: bool = False,
     multi_grid: tuple[int, ...] | None = None,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> SegmentationModel:
     """DeepLab v3 on ResNet-101; stages, arguments and result as `deeplabv3_resnet50`, with 23 blocks in layer3."""
     rates = _rates(12, output_stride, reference=8)
-    return _v3(resnet(101, output_stride, multi_grid), num_classes, rates, aux, backbone_weights)
+    return _v3(resnet(101, output_stride, multi_grid, in_channels), num_classes, rates, aux, backbone_weights)
 
 
 def deeplabv3_mobilenet_v3_large(
@@ -218,6 +223,7 @@ def deeplabv3_mobilenet_v3_large(
     output_stride: int = 16,
     aux: bool = False,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> SegmentationModel:
     """DeepLab v3 on MobileNetV3-Large; torchvision's `deeplabv3_mobilenet_v3_large` weights load by `load_state_dict`.
 
@@ -235,7 +241,7 @@ def deeplabv3_mobilenet_v3_large(
     Source: Howard et al., Searching for MobileNetV3 (2019); Chen et al. (2017).
     """
     rates = _rates(12, output_stride, reference=16)
-    return _v3(mobilenet_v3_large(output_stride), num_classes, rates, aux, backbone_weights)
+    return _v3(mobilenet_v3_large(output_stride, in_channels), num_classes, rates, aux, backbone_weights)
 
 
 def deeplabv3plus(
@@ -243,6 +249,7 @@ def deeplabv3plus(
     backbone: str = "resnet101",
     output_stride: int = 16,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> SegmentationModel:
     """DeepLab v3+ on any encoder of `encoder`: stages, arguments and result as `deeplabv3plus_resnet50`.
 
@@ -251,11 +258,16 @@ def deeplabv3plus(
     Raises:
         ArgumentError: no such encoder, a bad output_stride, or a weight is missing.
     """
-    return _v3plus(encoder(backbone, output_stride), num_classes, output_stride, backbone_weights)
+    return _v3plus(
+        encoder(backbone, output_stride, in_channels=in_channels), num_classes, output_stride, backbone_weights
+    )
 
 
 def deeplabv3plus_resnet50(
-    num_classes: int = 21, output_stride: int = 16, backbone_weights: Mapping[str, Tensor] | None = None
+    num_classes: int = 21,
+    output_stride: int = 16,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> SegmentationModel:
     """DeepLab v3+ on ResNet-50.
 
@@ -271,33 +283,40 @@ def deeplabv3plus_resnet50(
         num_classes: K.
         output_stride: 8 or 16.
         backbone_weights: state dict of torchvision's classifier to start from.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
 
     Raises:
         ArgumentError: output_stride is neither 8 nor 16, or a weight is missing.
 
     Source: Chen et al., Encoder-decoder with atrous separable convolution for semantic image segmentation (2018).
     """
-    return _v3plus(resnet(50, output_stride), num_classes, output_stride, backbone_weights)
+    return _v3plus(resnet(50, output_stride, in_channels=in_channels), num_classes, output_stride, backbone_weights)
 
 
 def deeplabv3plus_resnet101(
-    num_classes: int = 21, output_stride: int = 16, backbone_weights: Mapping[str, Tensor] | None = None
+    num_classes: int = 21,
+    output_stride: int = 16,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> SegmentationModel:
     """DeepLab v3+ on ResNet-101; stages, arguments and result as `deeplabv3plus_resnet50`."""
-    return _v3plus(resnet(101, output_stride), num_classes, output_stride, backbone_weights)
+    return _v3plus(resnet(101, output_stride, in_channels=in_channels), num_classes, output_stride, backbone_weights)
 
 
 def deeplabv3plus_mobilenet_v3_large(
-    num_classes: int = 21, output_stride: int = 16, backbone_weights: Mapping[str, Tensor] | None = None
+    num_classes: int = 21,
+    output_stride: int = 16,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> SegmentationModel:
     """DeepLab v3+ on MobileNetV3-Large: low-level features of 24 channels from block 3, 960 from block 16.
 
     Stages of the backbone as `deeplabv3_mobilenet_v3_large`, decoder, arguments and result as `deeplabv3plus_resnet50`.
     """
-    return _v3plus(mobilenet_v3_large(output_stride), num_classes, output_stride, backbone_weights)
+    return _v3plus(mobilenet_v3_large(output_stride, in_channels), num_classes, output_stride, backbone_weights)
 
 
 def deeplabv3plus_xception65(
@@ -305,16 +324,19 @@ def deeplabv3plus_xception65(
     output_stride: int = 16,
     width: int = 32,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> SegmentationModel:
     """DeepLab v3+ on aligned Xception-65: low-level features of 256 channels, 2048 at the end; see `Xception65`.
 
     Decoder, arguments and result as `deeplabv3plus_resnet50`; width is the channels of the first layer, a multiple of
     4, to which the backbone's others are in proportion; backbone_weights is a state dict of timm's xception65.
     """
-    return _v3plus(Xception65(output_stride, width), num_classes, output_stride, backbone_weights)
+    return _v3plus(Xception65(output_stride, width, in_channels), num_classes, output_stride, backbone_weights)
 
 
-def deeplabv3plus_vgg16_lowrank(num_classes: int = 2, output_stride: int = 16) -> SegmentationModel:
+def deeplabv3plus_vgg16_lowrank(
+    num_classes: int = 2, output_stride: int = 16, in_channels: int = 3
+) -> SegmentationModel:
     """A compact DeepLab v3+ of 5.2 M parameters: VGG-16 with every 3x3 filter but the first factorised.
 
     | part | output at output_stride 16 (8) | channels |
@@ -333,9 +355,10 @@ def deeplabv3plus_vgg16_lowrank(num_classes: int = 2, output_stride: int = 16) -
     Args:
         num_classes: K.
         output_stride: 8 or 16.
+        in_channels: of the image.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
 
     Raises:
         ArgumentError: output_stride is neither 8 nor 16.
@@ -343,7 +366,7 @@ def deeplabv3plus_vgg16_lowrank(num_classes: int = 2, output_stride: int = 16) -
     Source: Chen et al. (2018); Simonyan and Zisserman (2014); Jaderberg et al., Speeding up convolutional neural
     networks with low rank expansions (2014).
     """
-    backbone = VGG16LowRank(output_stride)
+    backbone = VGG16LowRank(output_stride, in_channels)
     rates = _rates(3, output_stride, reference=16)
     head = DeepLabV3PlusHead(backbone.out_channels, backbone.low_channels, num_classes, rates, width=160)
     return SegmentationModel(backbone, head)

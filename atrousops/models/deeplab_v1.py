@@ -10,16 +10,22 @@ from atrousops._checks import bad_value
 from atrousops.models.backbones import Backbone
 from atrousops.models.base import Features, SegmentationModel
 from atrousops.models.crf import with_crf
-from atrousops.models.vgg import fully_convolutional, load_vgg16, pool_2x2, vgg16
+from atrousops.models.vgg import fully_convolutional, load_vgg16, vgg16
 from atrousops.nn import AtrousConv2d, MaxPool2d
 
 # Kernel and rate of fc6 -> its channels at width 64.
 VARIANTS = {(7, 4): 4096, (4, 4): 4096, (4, 8): 4096, (3, 12): 1024}
 
 
-def atrous_vgg16(width: int) -> Backbone:
+def atrous_vgg16(width: int, in_channels: int = 3) -> Backbone:
     """VGG-16 whose last two poolings keep the size, 3x3 with stride 1, with conv5 at rate 2: output stride 8."""
-    return vgg16(width, lambda stage: pool_2x2(stage) if stage <= 3 else MaxPool2d(3, 1, 1), dilations=(1, 1, 1, 1, 2))
+
+    def pool(stage: int) -> MaxPool2d:
+        return MaxPool2d(2, 2) if stage <= 3 else MaxPool2d(3, 1, 1)
+
+    backbone = vgg16(width, pool, dilations=(1, 1, 1, 1, 2), in_channels=in_channels)
+    backbone.least = 8
+    return backbone
 
 
 def scores(in_channels: int, num_classes: int, kernel_size: int = 1, rate: int = 1) -> AtrousConv2d:
@@ -51,6 +57,7 @@ def deeplabv1(
     crf: str | None = None,
     width: int = 64,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> nn.Module:
     """DeepLab v1 (DeepLab-LargeFOV): VGG-16 at output stride 8 whose fc6 sees far by a large rate.
 
@@ -79,9 +86,10 @@ def deeplabv1(
         crf: None, "dense" (not in training) or "rnn"; see `WithCRF`.
         width: channels of the first stage; all others are in proportion.
         backbone_weights: state dict of torchvision's vgg16 to start from; its classifier is decimated into fc6 and fc7.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}; log-probabilities where there is a CRF.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}; log-probabilities where there is a CRF.
 
     Raises:
         ArgumentError: another kernel_size or rate, crf is none of these, width is below 1, or a weight is missing.
@@ -92,8 +100,8 @@ def deeplabv1(
     if (kernel_size, rate) not in VARIANTS:
         known = ", ".join(f"{size} at {r}" for size, r in VARIANTS)
         bad_value("deeplabv1", "kernel_size and rate", f"be one of {known}", f"{kernel_size} at {rate}")
-    backbone = atrous_vgg16(width)
+    backbone = atrous_vgg16(width, in_channels)
     channels = VARIANTS[kernel_size, rate] * width // 64
     head = LargeFOVHead(8 * width, channels, num_classes, kernel_size, rate)
     load_vgg16(backbone, head.fc, backbone_weights)
-    return with_crf(SegmentationModel(backbone, head), crf, num_classes)
+    return with_crf(SegmentationModel(backbone, head), crf, num_classes, in_channels)

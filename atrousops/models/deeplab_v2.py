@@ -48,7 +48,7 @@ class MultiScale(nn.Module):
     """One network at several scales of the image, fused by the larger score: out = max over s of network(image at s).
 
     Args:
-        network: images (N, 3, H, W) of any size -> {"out": (N, K, H, W)}.
+        network: images (N, in_channels, H, W) of any size -> {"out": (N, K, H, W)}.
         scales: of the image, bilinear.
 
     Source: Chen et al. (2018), section 4.1 ("MSC").
@@ -59,10 +59,11 @@ class MultiScale(nn.Module):
         if not scales or min(scales) <= 0:
             bad_value("MultiScale", "scales", "be positive numbers", scales)
         self.network = network
+        self.in_channels: int = getattr(network, "in_channels", 3)
         self.scales = tuple(scales)
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
-        check_images(type(self).__name__, input)
+        check_images(type(self).__name__, input, self.in_channels)
         size = input.shape[-2:]
         best = None
         for scale in self.scales:
@@ -81,6 +82,7 @@ def deeplabv2(
     crf: str | None = None,
     width: int = 64,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> nn.Module:
     """DeepLab v2: atrous spatial pyramid pooling by a sum, with scales fused by their maximum.
 
@@ -101,9 +103,10 @@ def deeplabv2(
         width: channels of VGG-16's first stage; all others are in proportion.
         backbone_weights: state dict of torchvision's classifier to start from; that of vgg16 is decimated into each fc6
             and fc7.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}; log-probabilities where there is a CRF.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}; log-probabilities where there is a CRF.
 
     Raises:
         ArgumentError: another backbone, a rate below 1, crf is none of these, or a weight is missing.
@@ -115,15 +118,15 @@ def deeplabv2(
     if backbone not in known:
         bad_value("deeplabv2", "backbone", f"be one of {', '.join(known)}", repr(backbone))
     if backbone == "vgg16":
-        trunk = atrous_vgg16(width)
+        trunk = atrous_vgg16(width, in_channels)
         head = SummedASPP(trunk.channels["out"], num_classes, rates, 16 * width)
         for branch in head:
             load_vgg16(trunk, cast(nn.Sequential, branch.get_submodule("0")), backbone_weights)
     else:
-        trunk = resnet(int(backbone.removeprefix("resnet")), output_stride=8)
+        trunk = resnet(int(backbone.removeprefix("resnet")), output_stride=8, in_channels=in_channels)
         load_backbone(trunk, backbone_weights)
         head = SummedASPP(trunk.channels["out"], num_classes, rates, None)
     network: nn.Module = SegmentationModel(trunk, head)
     if multi_scale:
         network = MultiScale(network)
-    return with_crf(network, crf, num_classes)
+    return with_crf(network, crf, num_classes, in_channels)

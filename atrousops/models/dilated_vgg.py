@@ -19,7 +19,7 @@ _MARGIN = 186
 class DilatedVGG16(nn.Module):
     """The front end, with a context module or without; see `dilated_vgg16`."""
 
-    def __init__(self, num_classes: int, context: str | None, padding: str, width: int) -> None:
+    def __init__(self, num_classes: int, context: str | None, padding: str, width: int, in_channels: int) -> None:
         super().__init__()
         if padding not in ("reflect", "zeros"):
             bad_value("dilated_vgg16", "padding", 'be "reflect" or "zeros"', repr(padding))
@@ -29,14 +29,14 @@ class DilatedVGG16(nn.Module):
         def pool(stage: int) -> nn.Module | None:
             return pool_2x2(stage) if stage <= 3 else None
 
-        self.backbone = vgg16(width, pool, dilations=(1, 1, 1, 1, 2), valid=valid)
+        self.backbone = vgg16(width, pool, dilations=(1, 1, 1, 1, 2), valid=valid, in_channels=in_channels)
         self.fc = fully_convolutional(8 * width, 64 * width, 7, dilation=4, padding=0 if valid else 12)
         self.score = AtrousConv2d(64 * width, num_classes, 1)
         self.context = nn.Identity() if context is None else ContextModule(num_classes, context)
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
-        """Scores of every pixel: (N, 3, H, W), any size -> {"out": (N, num_classes, H, W)}."""
-        check_images(type(self).__name__, input)
+        """Scores of every pixel: (N, in_channels, H, W), any size -> {"out": (N, num_classes, H, W)}."""
+        check_images(type(self).__name__, input, self.backbone.in_channels)
         height, width = input.shape[-2:]
         # Rounded up to whole positions of the last map.
         rows, columns = height + -height % 8, width + -width % 8
@@ -52,6 +52,7 @@ def dilated_vgg16(
     padding: str = "reflect",
     width: int = 64,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> nn.Module:
     """The front end of Yu and Koltun, alone or with their context module: VGG-16 without its last two poolings.
 
@@ -74,9 +75,10 @@ def dilated_vgg16(
             layer keeps the size; on a 224x224 image a fifth of the work, and the same weights serve.
         width: channels of the first stage; all others are in proportion.
         backbone_weights: state dict of torchvision's vgg16 to start from; the classifier becomes fc6 and fc7.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, C, H, W)}; log-probabilities where there is a CRF.
+        (N, in_channels, H, W) -> {"out": (N, C, H, W)}; log-probabilities where there is a CRF.
 
     Raises:
         ArgumentError: context, crf or padding is none of these, width is below 1, or a weight is missing.
@@ -84,6 +86,6 @@ def dilated_vgg16(
     Source: Yu and Koltun, Multi-scale context aggregation by dilated convolutions (2016), sections 3 to 5, tables 1
     and 3.
     """
-    network = DilatedVGG16(num_classes, context, padding, width)
+    network = DilatedVGG16(num_classes, context, padding, width, in_channels)
     load_vgg16(network.backbone, network.fc, backbone_weights)
-    return with_crf(network, crf, num_classes)
+    return with_crf(network, crf, num_classes, in_channels)

@@ -17,6 +17,7 @@ from atrousops.convert import convert
 from atrousops.models._detection import Heads, Proposals, Transform
 from atrousops.models.backbones import Backbone, load_backbone, resnet
 from atrousops.models.base import check_objects
+from atrousops.models.channels import normalisation, set_in_channels
 
 _DEPTHS = (18, 34, 50, 101, 152)
 
@@ -46,7 +47,7 @@ class MaskRCNN(detection.MaskRCNN):
         """The sum of its losses, averaged over images.
 
         Args:
-            images: (N, 3, H, W), RGB in 0..1.
+            images: (N, in_channels, H, W), in 0..1.
             labels: (N, 2, H, W), class and number of the object; pixels of class 255 are of none.
 
         Raises:
@@ -77,6 +78,7 @@ def mask_rcnn(
     features: str = "fpn",
     frozen_norm: bool = False,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
     **settings: Any,
 ) -> MaskRCNN:
     """Mask R-CNN on a ResNet with a feature pyramid, or on its last stage dilated.
@@ -96,15 +98,17 @@ def mask_rcnn(
         features: "fpn" or "dilated_c5".
         frozen_norm: normalisations that do not learn, which suit pretrained weights and small batches.
         backbone_weights: state dict of torchvision's classifier to start from.
-        settings: keyword arguments of torchvision's MaskRCNN, such as min_size, max_size or box_score_thresh.
+        in_channels: C, of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        settings: keyword arguments of torchvision's MaskRCNN, such as min_size, max_size, image_mean, image_std or
+            box_score_thresh.
 
     Returns:
-        In evaluation: a list of N images (3, H, W) in 0..1 -> a list of N dicts with "boxes" (M, 4), "labels" (M,),
+        In evaluation: a list of N images (C, H, W) in 0..1 -> a list of N dicts with "boxes" (M, 4), "labels" (M,),
         "scores" (M,) and "masks" (M, 1, H, W). In training: images and targets -> a dict of losses.
         torch.export takes it in evaluation, whole: the images keep their sizes, the number of objects stays open.
 
     Raises:
-        ArgumentError: backbone or features is none of these, or a weight is missing.
+        ArgumentError: backbone or features is none of these, in_channels is below 1, or a weight is missing.
 
     Source: He et al., Mask R-CNN (2017), section 3, figure 4; Lin et al., Feature pyramid networks (2017); Dai et al.,
     Deformable convolutional networks (2017), section 4.1 (dilated conv5).
@@ -117,9 +121,10 @@ def mask_rcnn(
     if features == "fpn":
         norm = FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d
         trunk = resnet_fpn_backbone(backbone_name=backbone, weights=None, norm_layer=norm, trainable_layers=5)
+        set_in_channels(trunk.body, in_channels)
         load_backbone(trunk.body, backbone_weights)
     else:
-        encoder = resnet(int(backbone.removeprefix("resnet")), output_stride=16)
+        encoder = resnet(int(backbone.removeprefix("resnet")), output_stride=16, in_channels=in_channels)
         load_backbone(encoder, backbone_weights)
         trunk = DilatedC5(encoder)
         if frozen_norm:
@@ -132,7 +137,8 @@ def mask_rcnn(
             "mask_roi_pool": MultiScaleRoIAlign(["0"], 14, 2),
             **settings,
         }
-    network = MaskRCNN(trunk, num_classes, **settings)
+    mean, std = normalisation(in_channels)
+    network = MaskRCNN(trunk, num_classes, **{"image_mean": list(mean), "image_std": list(std), **settings})
     convert(network)
     return network
 

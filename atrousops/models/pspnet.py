@@ -12,6 +12,7 @@ from atrousops.models.backbones import encoder
 from atrousops.models.base import Features, SegmentationModel, resize
 from atrousops.models.deeplab import FCNHead
 from atrousops.nn import AtrousConv2d, conv_norm_relu
+from atrousops.nn.blocks import check_pooled
 
 
 class PyramidPooling(nn.Module):
@@ -25,7 +26,7 @@ class PyramidPooling(nn.Module):
         sizes: bins on each axis.
 
     Raises:
-        ArgumentError: a size below 1, or C is no such multiple.
+        ArgumentError: a size below 1, C is no such multiple, or one image in training with a size of 1.
 
     Source: Zhao et al. (2017), section 3.2, figure 3.
     """
@@ -36,6 +37,7 @@ class PyramidPooling(nn.Module):
             bad_value("PyramidPooling", "sizes", "be integers of at least 1", sizes, "For example (1, 2, 3, 6).")
         if channels % len(sizes):
             bad_value("PyramidPooling", "channels", f"be a multiple of {len(sizes)}, the number of sizes", channels)
+        self.sizes = tuple(sizes)
         width = channels // len(sizes)
         self.branches = nn.ModuleList(
             nn.Sequential(nn.AdaptiveAvgPool2d(size), *conv_norm_relu(channels, width)) for size in sizes
@@ -43,6 +45,9 @@ class PyramidPooling(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         size = input.shape[-2:]
+        for number, branch in enumerate(self.branches):
+            if self.sizes[number] == 1:
+                check_pooled(f"PyramidPooling.branches.{number}", branch, input)
         return torch.cat([input, *(resize(branch(input), size) for branch in self.branches)], dim=1)
 
 
@@ -68,6 +73,7 @@ def pspnet(
     sizes: Sequence[int] = (1, 2, 3, 6),
     aux: bool = True,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> SegmentationModel:
     """PSPNet: a dilated encoder, pyramid pooling, and a second head for training.
 
@@ -88,15 +94,16 @@ def pspnet(
         sizes: bins of the pyramid.
         aux: whether the second head is there; its loss counts 0.4 in the paper.
         backbone_weights: state dict of torchvision's classifier to start from.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}, and "aux".
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}, and "aux".
 
     Raises:
         ArgumentError: a bad backbone, output_stride or size, or a weight is missing.
 
     Source: Zhao et al., Pyramid scene parsing network (2017), sections 3.2 and 3.3, figures 3 and 4.
     """
-    trunk = encoder(backbone, output_stride, backbone_weights)
+    trunk = encoder(backbone, output_stride, backbone_weights, in_channels)
     head = PSPHead(trunk.channels["out"], num_classes, sizes)
     return SegmentationModel(trunk, head, FCNHead(trunk.channels["aux"], num_classes) if aux else None)

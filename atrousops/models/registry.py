@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from atrousops._checks import ArgumentError, bad_value
+from atrousops._checks import ArgumentError, ArgumentTypeError, bad_value
 from atrousops._files import write_atomically
 from atrousops.models import deeplab, fcn
 from atrousops.models.auto_deeplab import auto_deeplab
@@ -106,7 +106,7 @@ class Info:
 
     network, arguments: the factory's name and keyword arguments.
     classes: names, in the order of the scores.
-    mean, std: of RGB in 0..1; the input is (rgb - mean) / std.
+    mean, std: of the image in 0..1, a number for each channel; the input is (image - mean) / std.
     size: the longest side of the images it was trained on, in pixels.
     crf: keyword arguments of DenseCRF that suit its scores, where they were tuned.
     """
@@ -114,8 +114,8 @@ class Info:
     network: str
     arguments: dict[str, Any]
     classes: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     size: int
     crf: dict[str, Any] = field(default_factory=dict)
 
@@ -139,13 +139,15 @@ def build(name: str, **arguments: Any) -> nn.Module:
     """A network by the name of its factory, with fresh weights.
 
     Raises:
-        ArgumentError: there is no such network, or it takes no such argument.
+        ArgumentError, ArgumentTypeError: there is no such network, it takes no such argument, or refuses it.
     """
     if name not in NETWORKS:
         bad_value("build", "name", f"be one of {', '.join(NETWORKS)}", repr(name))
     try:
         return NETWORKS[name](**arguments)
     except TypeError as error:
+        if isinstance(error, ArgumentTypeError):
+            raise
         bad_value(name, "arguments", "be those of the network", f"{arguments}: {error}")
 
 
