@@ -25,10 +25,18 @@ class SegmentationModel(nn.Module):
         backbone: image (N, 3, H, W) -> dict of features.
         classifier: features -> scores (N, num_classes, h, w).
         aux_classifier: a second head for training, or None.
+        align_corners: of the interpolation.
     """
 
-    def __init__(self, backbone: nn.Module, classifier: nn.Module, aux_classifier: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classifier: nn.Module,
+        aux_classifier: nn.Module | None = None,
+        align_corners: bool = False,
+    ) -> None:
         super().__init__()
+        self.align_corners = align_corners
         self.backbone = backbone
         self.classifier = classifier
         self.aux_classifier = aux_classifier
@@ -42,20 +50,32 @@ class SegmentationModel(nn.Module):
         Returns:
             {"out": (N, num_classes, H, W)}, and "aux" of the same shape if the network has an auxiliary head.
         """
+        return {name: self.enlarge(scores, input.shape[-2:]) for name, scores in self.maps(input).items()}
+
+    def maps(self, input: Tensor) -> dict[str, Tensor]:
+        """The scores of the heads as they are, before they are resized to the image."""
         check_images(type(self).__name__, input)
         features = self.backbone(input)
         scores = {"out": self.classifier(features)}
         if self.aux_classifier is not None:
             scores["aux"] = self.aux_classifier(features)
-        return {name: resize(score, input.shape[-2:]) for name, score in scores.items()}
+        return scores
+
+    def enlarge(self, scores: Tensor, size: Sequence[int]) -> Tensor:
+        """A map of scores at the `size` (H, W) of the image."""
+        return resize(scores, size, self.align_corners)
 
 
 @whole
-def resize(input: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear interpolation to `size` (H, W), corners not aligned."""
+def resize(input: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+    """Bilinear interpolation to `size` (H, W).
+
+    align_corners puts the first and the last position of both grids together, as the releases on Caffe and TensorFlow
+    do, for which image sizes are 8 n + 1; without, the pixels cover the same area.
+    """
     if tuple(input.shape[-2:]) == tuple(size):
         return input
-    return F.interpolate(input, size=tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(input, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
 @whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from atrousops.models.backbones import (
     load_backbone,
     mobilenet_v3_large,
     resnet,
-    set_rates,
 )
 from atrousops.models.base import Features, SegmentationModel, resize
 from atrousops.models.vgg16_lowrank import VGG16LowRank
@@ -31,14 +31,20 @@ def _rates(first: int, output_stride: int, reference: int) -> tuple[int, int, in
 
 
 class DeepLabV3Head(nn.Sequential):
-    """ASPP, a 3x3 convolution, scores: features "out" (N, C, h, w) -> (N, num_classes, h, w)."""
+    """ASPP, a 3x3 convolution or none, scores: features "out" (N, C, h, w) -> (N, num_classes, h, w)."""
 
     def __init__(
-        self, in_channels: int, num_classes: int, rates: Sequence[int], width: int = 256, image_pooling: bool = True
+        self,
+        in_channels: int,
+        num_classes: int,
+        rates: Sequence[int],
+        width: int = 256,
+        image_pooling: bool = True,
+        last_3x3: bool = True,
     ) -> None:
         super().__init__(
             ASPP(in_channels, rates, width, image_pooling=image_pooling),
-            *conv_norm_relu(width, width, 3),
+            *(conv_norm_relu(width, width, 3) if last_3x3 else ()),
             AtrousConv2d(width, num_classes, 1),
         )
 
@@ -61,9 +67,14 @@ class FCNHead(nn.Sequential):
 
 
 class DeepLabV3PlusHead(nn.Module):
-    """ASPP on the deepest features, joined by low-level ones; two convolutions, all of them separable or not; scores.
+    """ASPP on the deepest features, joined by low-level ones; two convolutions; scores.
 
     Features "out" (N, out_channels, h, w) and "low" (N, low_channels, H/4, W/4) -> (N, num_classes, H/4, W/4).
+
+    Args:
+        separable: whether the decoder's 3x3 convolutions are.
+        separable_aspp: whether those of ASPP are; as the decoder's, if None.
+        align_corners: of the interpolation to the size of the low-level features.
     """
 
     def __init__(
@@ -76,9 +87,13 @@ class DeepLabV3PlusHead(nn.Module):
         low_width: int = 48,
         dropout: float = 0.1,
         separable: bool = True,
+        separable_aspp: bool | None = None,
+        align_corners: bool = False,
     ) -> None:
         super().__init__()
-        self.aspp = ASPP(out_channels, rates, width, separable=separable, dropout=dropout)
+        self.align_corners = align_corners
+        pyramid = separable if separable_aspp is None else separable_aspp
+        self.aspp = ASPP(out_channels, rates, width, separable=pyramid, dropout=dropout)
         self.low = conv_norm_relu(low_channels, low_width)
         self.decoder = nn.Sequential(
             conv_norm_relu(width + low_width, width, 3, separable=separable),
@@ -88,7 +103,7 @@ class DeepLabV3PlusHead(nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         low = self.low(features["low"])
-        x = resize(self.aspp(features["out"]), low.shape[-2:])
+        x = resize(self.aspp(features["out"]), low.shape[-2:], self.align_corners)
         return self.scores(self.decoder(torch.cat([x, low], dim=1)))
 
 
@@ -98,11 +113,13 @@ def _v3(
     rates: Sequence[int],
     aux: bool,
     weights: Mapping[str, Tensor] | None,
-    image_pooling: bool = True,
+    align_corners: bool = False,
+    **parts: bool,
 ) -> SegmentationModel:
     load_backbone(backbone, weights)
-    head = DeepLabV3Head(backbone.channels["out"], num_classes, rates, image_pooling=image_pooling)
-    return SegmentationModel(backbone, head, FCNHead(backbone.channels["aux"], num_classes) if aux else None)
+    head = DeepLabV3Head(backbone.channels["out"], num_classes, rates, **parts)
+    second = FCNHead(backbone.channels["aux"], num_classes) if aux else None
+    return SegmentationModel(backbone, head, second, align_corners)
 
 
 def _v3plus(
@@ -110,12 +127,23 @@ def _v3plus(
     num_classes: int,
     output_stride: int,
     weights: Mapping[str, Tensor] | None,
+    separable: bool = True,
+    separable_aspp: bool | None = None,
+    align_corners: bool = False,
 ) -> SegmentationModel:
     load_backbone(backbone, weights)
     channels = backbone.channels
     rates = _rates(6, output_stride, reference=16)
-    head = DeepLabV3PlusHead(channels["out"], channels["low"], num_classes, rates)
-    return SegmentationModel(backbone, head)
+    head = DeepLabV3PlusHead(
+        channels["out"],
+        channels["low"],
+        num_classes,
+        rates,
+        separable=separable,
+        separable_aspp=separable_aspp,
+        align_corners=align_corners,
+    )
+    return SegmentationModel(backbone, head, align_corners=align_corners)
 
 
 def deeplabv3(
@@ -123,10 +151,13 @@ def deeplabv3(
     backbone: str = "resnet101",
     output_stride: int = 16,
     rates: Sequence[int] | None = None,
-    multi_grid: tuple[int, ...] | None = None,
+    multi_grid: Sequence[int] | None = None,
     image_pooling: bool = True,
     aux: bool = False,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    last_3x3: bool = True,
+    align_corners: bool = False,
+    backbone_arguments: Mapping[str, Any] | None = None,
 ) -> SegmentationModel:
     """DeepLab v3 on any encoder, with every part of its paper's tables to be left out.
 
@@ -135,6 +166,9 @@ def deeplabv3(
     | encoder, see `encoder` | 1/16 (1/8, 1/32) |
     | ASPP, rates 6 12 18 (12 24 36, 3 6 9), image pooling | same, 256 channels |
     | 3x3, 1x1, bilinear to the input's size | num_classes, 1 |
+
+    The 3x3 convolution is torchvision's. The paper and its release on TensorFlow have none (last_3x3=False), and the
+    release aligns corners.
 
     Args:
         num_classes: K.
@@ -145,6 +179,9 @@ def deeplabv3(
         image_pooling: whether ASPP has the image-level branch.
         aux: an auxiliary classifier on the features of stride 16, whose scores are "aux".
         backbone_weights: as `encoder` takes them.
+        last_3x3: whether the 3x3 convolution behind ASPP is there.
+        align_corners: of the interpolation.
+        backbone_arguments: what `encoder` takes besides, such as a multi-grid of another stage.
 
     Returns:
         (N, 3, H, W) -> {"out": (N, K, H, W)}, and "aux".
@@ -154,14 +191,15 @@ def deeplabv3(
 
     Source: Chen et al., Rethinking atrous convolution for semantic image segmentation (2017), tables 5 and 6.
     """
-    trunk = encoder(backbone, output_stride)
+    form = dict(backbone_arguments or {})
     if multi_grid is not None:
         if backbone not in RESNETS:
             bad_value("deeplabv3", "multi_grid", f"be None unless backbone is one of {', '.join(RESNETS)}", multi_grid)
-        assert isinstance(trunk, Backbone)
-        set_rates(trunk["layer4"], 32 // output_stride, tuple(multi_grid))
+        form["multi_grid"] = multi_grid
+    trunk = encoder(backbone, output_stride, **form)
     rates = _rates(12, output_stride, reference=8) if rates is None else rates
-    return _v3(trunk, num_classes, rates, aux, backbone_weights, image_pooling)
+    parts = {"image_pooling": image_pooling, "last_3x3": last_3x3}
+    return _v3(trunk, num_classes, rates, aux, backbone_weights, align_corners, **parts)
 
 
 def deeplabv3_resnet50(
@@ -243,15 +281,26 @@ def deeplabv3plus(
     backbone: str = "resnet101",
     output_stride: int = 16,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    separable: bool = True,
+    separable_aspp: bool | None = None,
+    align_corners: bool = False,
+    backbone_arguments: Mapping[str, Any] | None = None,
 ) -> SegmentationModel:
     """DeepLab v3+ on any encoder of `encoder`: stages, arguments and result as `deeplabv3plus_resnet50`.
 
     output_stride may be 32, too, with half the rates of 16.
 
+    Args:
+        separable: whether the decoder's 3x3 convolutions are separable.
+        separable_aspp: whether those of ASPP are; as the decoder's, if None.
+        align_corners: of both interpolations; True in the authors' release.
+        backbone_arguments: what `encoder` takes besides.
+
     Raises:
-        ArgumentError: no such encoder, a bad output_stride, or a weight is missing.
+        ArgumentError: no such encoder, bad backbone_arguments or output_stride, or a weight is missing.
     """
-    return _v3plus(encoder(backbone, output_stride), num_classes, output_stride, backbone_weights)
+    trunk = encoder(backbone, output_stride, **(backbone_arguments or {}))
+    return _v3plus(trunk, num_classes, output_stride, backbone_weights, separable, separable_aspp, align_corners)
 
 
 def deeplabv3plus_resnet50(
@@ -305,13 +354,18 @@ def deeplabv3plus_xception65(
     output_stride: int = 16,
     width: int = 32,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    separable: bool = True,
+    separable_aspp: bool | None = None,
+    align_corners: bool = False,
 ) -> SegmentationModel:
     """DeepLab v3+ on aligned Xception-65: low-level features of 256 channels, 2048 at the end; see `Xception65`.
 
     Decoder, arguments and result as `deeplabv3plus_resnet50`; width is the channels of the first layer, a multiple of
-    4, to which the backbone's others are in proportion; backbone_weights is a state dict of timm's xception65.
+    4, to which the backbone's others are in proportion; backbone_weights is a state dict of timm's xception65. The
+    authors' release on TensorFlow is this with align_corners=True; its low-level features are those of `Xception65`.
     """
-    return _v3plus(Xception65(output_stride, width), num_classes, output_stride, backbone_weights)
+    trunk = Xception65(output_stride, width)
+    return _v3plus(trunk, num_classes, output_stride, backbone_weights, separable, separable_aspp, align_corners)
 
 
 def deeplabv3plus_vgg16_lowrank(num_classes: int = 2, output_stride: int = 16) -> SegmentationModel:

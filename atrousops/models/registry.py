@@ -26,7 +26,7 @@ from atrousops.models.deeplab_cascade import deeplabv3_cascade
 from atrousops.models.deeplab_v1 import deeplabv1
 from atrousops.models.deeplab_v2 import deeplabv2
 from atrousops.models.dilated_vgg import dilated_vgg16
-from atrousops.models.enet import enet
+from atrousops.models.enet import enet, enet_davidtvs
 from atrousops.models.espnet import espnet
 from atrousops.models.fcn_resnet import fcn_resnet50, fcn_resnet101
 from atrousops.models.gcn import gcn
@@ -57,6 +57,7 @@ _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     deeplab.deeplabv3plus_xception65,
     dilated_vgg16,
     enet,
+    enet_davidtvs,
     espnet,
     fcn.fcn16s,
     fcn.fcn32s,
