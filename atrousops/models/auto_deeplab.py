@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from atrousops._checks import bad_value
 from atrousops._graphs import whole
 from atrousops.models.base import Features, SegmentationModel, resize
-from atrousops.models.deeplab import DeepLabV3PlusHead
+from atrousops.models.deeplab_v3plus import DeepLabV3PlusHead
 from atrousops.nn import AtrousConv2d
 
 Edge = tuple[int, str]
