@@ -23,11 +23,13 @@ class Loss:
         that show it (Eigen and Fergus 2015, SegNet); "enet", 1 / ln(1.02 + p_c), p_c being its part of all pixels.
     hard: the part of each image's pixels that counts, those with the largest loss (bootstrapping, Wu et al. 2016).
     aux: how much the auxiliary head counts; 0.4 in PSPNet.
+    scales: how much the scores of each scale of a `MultiScale` count; 1 in DeepLab v2.
     """
 
     weights: str = "none"
     hard: float = 1.0
     aux: float = 0.4
+    scales: float = 1.0
 
 
 def class_weights(kind: str, data: SegmentationSet, progress: bool = False) -> Tensor | None:
@@ -70,7 +72,8 @@ class Criterion(nn.Module):
 
         sum_i w[y_i] (-log softmax(s_i)[y_i]) / sum_i w[y_i],
 
-    i over the pixels that count, plus `aux` times the same of the auxiliary scores.
+    i over the pixels that count, plus `aux` times the same of the auxiliary scores and `scales` times that of the
+    scores of each scale.
 
     Args:
         recipe: see `Loss`.
@@ -108,8 +111,10 @@ class Criterion(nn.Module):
             return cast(Any, network).loss(images, labels) * len(images)
         outputs: dict[str, Tensor] = network(images)
         loss = self._sum(outputs["out"], labels)
-        if self.recipe.aux and "aux" in outputs:
-            loss = loss + self.recipe.aux * self._sum(outputs["aux"], labels)
+        for name, scores in outputs.items():
+            share = self.recipe.aux if name == "aux" else self.recipe.scales if name.startswith("scale") else 0
+            if share:
+                loss = loss + share * self._sum(scores, labels)
         return loss
 
     def _sum(self, scores: Tensor, labels: Tensor) -> Tensor:

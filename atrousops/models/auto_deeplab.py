@@ -11,7 +11,7 @@ from atrousops._checks import bad_value
 from atrousops._graphs import whole
 from atrousops.models.base import Features, SegmentationModel, resize
 from atrousops.models.channels import check_channels
-from atrousops.models.deeplab import DeepLabV3PlusHead
+from atrousops.models.deeplab_v3plus import DeepLabV3PlusHead
 from atrousops.nn import AtrousConv2d
 
 Edge = tuple[int, str]

@@ -27,10 +27,18 @@ class SegmentationModel(nn.Module):
             are mirrored up to it.
         classifier: features -> scores (N, num_classes, h, w).
         aux_classifier: a second head for training, or None.
+        align_corners: of the interpolation.
     """
 
-    def __init__(self, backbone: nn.Module, classifier: nn.Module, aux_classifier: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classifier: nn.Module,
+        aux_classifier: nn.Module | None = None,
+        align_corners: bool = False,
+    ) -> None:
         super().__init__()
+        self.align_corners = align_corners
         self.backbone = backbone
         self.classifier = classifier
         self.aux_classifier = aux_classifier
@@ -46,22 +54,34 @@ class SegmentationModel(nn.Module):
         Returns:
             {"out": (N, num_classes, H, W)}, and "aux" of the same shape if the network has an auxiliary head.
         """
+        return {name: self.enlarge(scores, input.shape[-2:]) for name, scores in self.maps(input).items()}
+
+    def maps(self, input: Tensor) -> dict[str, Tensor]:
+        """The scores of the heads as they are, before they are resized to the image."""
         check_images(type(self).__name__, input, self.in_channels)
-        image = at_least(input, self.least)
-        features = self.backbone(image)
+        features = self.backbone(at_least(input, self.least))
         scores = {"out": self.classifier(features)}
         if self.aux_classifier is not None:
             scores["aux"] = self.aux_classifier(features)
-        scores = {name: resize(score, image.shape[-2:]) for name, score in scores.items()}
-        return scores if self.least == 1 else {name: crop(score, 0, input.shape[-2:]) for name, score in scores.items()}
+        return scores
+
+    def enlarge(self, scores: Tensor, size: Sequence[int]) -> Tensor:
+        """A map of scores at the `size` (H, W) of the image."""
+        if self.least == 1:
+            return resize(scores, size, self.align_corners)
+        return crop(resize(scores, [max(side, self.least) for side in size], self.align_corners), 0, size)
 
 
 @whole
-def resize(input: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear interpolation to `size` (H, W), corners not aligned."""
+def resize(input: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+    """Bilinear interpolation to `size` (H, W).
+
+    align_corners puts the first and the last position of both grids together, as the releases on Caffe and TensorFlow
+    do, for which image sizes are 8 n + 1; without, the pixels cover the same area.
+    """
     if tuple(input.shape[-2:]) == tuple(size):
         return input
-    return F.interpolate(input, size=tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(input, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
 @whole

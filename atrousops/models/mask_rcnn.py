@@ -78,6 +78,7 @@ def mask_rcnn(
     features: str = "fpn",
     frozen_norm: bool = False,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    backbone_arguments: Mapping[str, Any] | None = None,
     in_channels: int = 3,
     **settings: Any,
 ) -> MaskRCNN:
@@ -90,6 +91,9 @@ def mask_rcnn(
     | boxes | RoIAlign 7x7, two layers of 1024 | the same |
     | masks | RoIAlign 14x14, four 3x3 of 256, deconvolution k2 s2, 1x1 | the same |
 
+    detectron2's dilated C5 has layer4 at rate 2 from its first block on: backbone_arguments {"full_rate": True}, and
+    "stride_in_1x1" with the weights of He et al.
+
     torchvision's checkpoint of `maskrcnn_resnet50_fpn` loads by `load_state_dict` where frozen_norm is set.
 
     Args:
@@ -98,6 +102,7 @@ def mask_rcnn(
         features: "fpn" or "dilated_c5".
         frozen_norm: normalisations that do not learn, which suit pretrained weights and small batches.
         backbone_weights: state dict of torchvision's classifier to start from.
+        backbone_arguments: of "dilated_c5", what `encoder` takes besides.
         in_channels: C, of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
         settings: keyword arguments of torchvision's MaskRCNN, such as min_size, max_size, image_mean, image_std or
             box_score_thresh.
@@ -108,7 +113,8 @@ def mask_rcnn(
         torch.export takes it in evaluation, whole: the images keep their sizes, the number of objects stays open.
 
     Raises:
-        ArgumentError: backbone or features is none of these, in_channels is below 1, or a weight is missing.
+        ArgumentError: backbone or features is none of these, backbone_arguments with "fpn", in_channels is
+            below 1, or a weight is missing.
 
     Source: He et al., Mask R-CNN (2017), section 3, figure 4; Lin et al., Feature pyramid networks (2017); Dai et al.,
     Deformable convolutional networks (2017), section 4.1 (dilated conv5).
@@ -119,12 +125,16 @@ def mask_rcnn(
     if features not in ("fpn", "dilated_c5"):
         bad_value("mask_rcnn", "features", 'be "fpn" or "dilated_c5"', repr(features))
     if features == "fpn":
+        if backbone_arguments:
+            bad_value("mask_rcnn", "backbone_arguments", 'be None with "fpn"', backbone_arguments)
         norm = FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d
         trunk = resnet_fpn_backbone(backbone_name=backbone, weights=None, norm_layer=norm, trainable_layers=5)
         set_in_channels(trunk.body, in_channels)
         load_backbone(trunk.body, backbone_weights)
     else:
-        encoder = resnet(int(backbone.removeprefix("resnet")), output_stride=16, in_channels=in_channels)
+        encoder = resnet(
+            int(backbone.removeprefix("resnet")), 16, in_channels=in_channels, **(backbone_arguments or {})
+        )
         load_backbone(encoder, backbone_weights)
         trunk = DilatedC5(encoder)
         if frozen_norm:

@@ -92,7 +92,7 @@ def _torchvision(network: str, sha256: str, **arguments: Any) -> Published:
 
 PUBLISHED: dict[str, Published] = {
     "enet_camvid": Published(
-        "enet",
+        "enet_davidtvs",
         {"num_classes": 11},
         _CAMVID,
         "https://github.com/davidtvs/PyTorch-ENet",

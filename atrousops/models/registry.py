@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from atrousops._checks import ArgumentError, ArgumentTypeError, bad_value
 from atrousops._files import write_atomically
-from atrousops.models import deeplab, fcn
+from atrousops.models import deeplab, deeplab_v3plus, fcn
 from atrousops.models.auto_deeplab import auto_deeplab
 from atrousops.models.crf import crfrnn
 from atrousops.models.deconvnet import deconvnet
@@ -26,7 +26,7 @@ from atrousops.models.deeplab_cascade import deeplabv3_cascade
 from atrousops.models.deeplab_v1 import deeplabv1
 from atrousops.models.deeplab_v2 import deeplabv2
 from atrousops.models.dilated_vgg import dilated_vgg16
-from atrousops.models.enet import enet
+from atrousops.models.enet import enet, enet_davidtvs
 from atrousops.models.espnet import espnet
 from atrousops.models.fcn_resnet import fcn_resnet50, fcn_resnet101
 from atrousops.models.gcn import gcn
@@ -49,14 +49,15 @@ _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     deeplab.deeplabv3_mobilenet_v3_large,
     deeplab.deeplabv3_resnet101,
     deeplab.deeplabv3_resnet50,
-    deeplab.deeplabv3plus,
-    deeplab.deeplabv3plus_mobilenet_v3_large,
-    deeplab.deeplabv3plus_resnet101,
-    deeplab.deeplabv3plus_resnet50,
-    deeplab.deeplabv3plus_vgg16_lowrank,
-    deeplab.deeplabv3plus_xception65,
+    deeplab_v3plus.deeplabv3plus,
+    deeplab_v3plus.deeplabv3plus_mobilenet_v3_large,
+    deeplab_v3plus.deeplabv3plus_resnet101,
+    deeplab_v3plus.deeplabv3plus_resnet50,
+    deeplab_v3plus.deeplabv3plus_vgg16_lowrank,
+    deeplab_v3plus.deeplabv3plus_xception65,
     dilated_vgg16,
     enet,
+    enet_davidtvs,
     espnet,
     fcn.fcn16s,
     fcn.fcn32s,

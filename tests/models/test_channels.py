@@ -11,7 +11,9 @@ from atrousops.models.channels import adapt, normalisation
 
 SMALL = {
     "auto_deeplab": {"width": 4},
-    "deeplabv2": {"backbone": "vgg16"},
+    # Without padding, whose poolings leave nothing of few pixels.
+    "deeplabv1": {"pooling": 2},
+    "deeplabv2": {"backbone": "vgg16", "pooling": 2},
     "deeplabv3plus_xception65": {"width": 4},
     "mask_rcnn": {"backbone": "resnet18", "min_size": 32, "max_size": 32},
     "msd": {"depth": 3},
@@ -123,3 +125,10 @@ def test_batch_of_one(name, layer):
         if isinstance(layer, nn.BatchNorm2d):
             layer.eval()
     network(torch.rand(1, 3, 32, 32))
+
+
+def test_enet_has_sixteen_channels():
+    """The pooled image is among them, so that 16 bands would leave no filter."""
+    assert models.enet(2, in_channels=15).initial_block.main_branch.out_channels == 1
+    with pytest.raises(ArgumentError, match="in_channels must be at most 15"):
+        models.enet(2, in_channels=16)
