@@ -53,12 +53,13 @@ def _project(in_channels: int, out_channels: int) -> nn.Sequential:
 
 @whole
 def _half(input: Tensor) -> Tensor:
-    return resize(input, [(side + 1) // 2 for side in input.shape[-2:]])
+    return resize(input, [(side + 1) // 2 for side in input.shape[-2:]], align_corners=True)
 
 
 @whole
 def _twice(input: Tensor) -> Tensor:
-    return resize(input, [2 * side for side in input.shape[-2:]])
+    """2 n - 1 positions, which keeps the corners where they are."""
+    return resize(input, [2 * side - 1 for side in input.shape[-2:]], align_corners=True)
 
 
 class _Operation(nn.Module):
@@ -81,7 +82,8 @@ class _Operation(nn.Module):
             self.layers.extend([nn.ReLU(), depthwise, pointwise, _norm(channels)])
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.layers(_half(input) if self.halves else input)
+        # What is interpolated is rectified; the ReLU of the layers changes it no more.
+        return self.layers(_half(input.relu()) if self.halves else input)
 
 
 class Cell(nn.Module):
@@ -110,7 +112,7 @@ class Cell(nn.Module):
     def forward(self, last: Tensor, older: Tensor) -> Tensor:
         if self.change == -1:
             last = _twice(last)
-        states = [self.last(last), self.older(resize(older, last.shape[-2:]))]
+        states = [self.last(last), self.older(resize(older, last.shape[-2:], align_corners=True))]
         edges = iter(self.edges)
         for left, right in self.sources:
             states.append(next(edges)(states[left]) + next(edges)(states[right]))
@@ -153,7 +155,7 @@ class SearchedEncoder(nn.Module):
             last, older = cell(last, older), last
             if index == self.low:
                 low = last
-        return {"low": low.relu(), "out": last.relu()}
+        return {"low": low, "out": last.relu()}
 
 
 def _check(genotype: Genotype) -> None:
@@ -181,7 +183,9 @@ def auto_deeplab(
     | ASPP: 1x1, 3x3 at rates 12 24 36, image pooling | 256 | 8 |
     | decoder with low-level features, see `DeepLabV3PlusHead`, not separable | 256 num_classes | 4 1 |
 
-    Auto-DeepLab-S, -M and -L have width 20, 32 and 48.
+    Auto-DeepLab-S, -M and -L have width 20, 32 and 48. As in the authors' release all interpolations align corners, so
+    that n positions become (n + 1) / 2 or 2 n - 1: 513 pixels have 129, 65, 33 and 17; and the low-level features are
+    projected as the third cell gives them, without a ReLU.
 
     Args:
         num_classes: K.
@@ -202,5 +206,6 @@ def auto_deeplab(
     encoder = SearchedEncoder(genotype, width, in_channels)
     first = max(1, 24 // 2 ** genotype.path[-1])
     rates = (first, 2 * first, 3 * first)
-    head = DeepLabV3PlusHead(encoder.channels["out"], encoder.channels["low"], num_classes, rates, separable=False)
-    return SegmentationModel(encoder, head)
+    channels = encoder.channels
+    head = DeepLabV3PlusHead(channels["out"], channels["low"], num_classes, rates, separable=False, align_corners=True)
+    return SegmentationModel(encoder, head, align_corners=True)

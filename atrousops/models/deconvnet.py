@@ -54,7 +54,7 @@ def deconvnet(
 
     | part | channels | stride | map of a 224x224 image |
     |---|---|---|---|
-    | conv1 to conv5 with normalisation, 2x2 pooling with codes | 64 128 256 512 512 | 2 to 32 | 7 |
+    | conv1 to conv5 with normalisation, 2x2 pooling rounded up, with codes | 64 128 256 512 512 | 2 to 32 | 7 |
     | fc6 7x7, fc7 1x1 | 4096 | 32 | 1 |
     | deconvolution 7x7 | 512 | 32 | 7 |
     | unpooling 5, three 3x3 deconvolutions | 512 512 512 | 16 | 14 |

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from atrousops.models.base import at_least, check_images, crop
+from atrousops.models.base import check_images
 from atrousops.models.unpooling import UnpoolingDecoder, coding_vgg16, encode
 from atrousops.models.vgg import load_vgg16
 from atrousops.nn import AtrousConv2d
@@ -28,10 +28,7 @@ class SegNet(nn.Module):
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         """Scores of every pixel: (N, in_channels, H, W), any size -> {"out": (N, num_classes, H, W)}."""
         check_images(type(self).__name__, input, self.backbone.in_channels)
-        size = input.shape[-2:]
-        # Five poolings leave nothing of less than 32 pixels.
-        x = at_least(input, 32)
-        return {"out": crop(self.score(self.decoder(*encode(self.backbone, x))), 0, size)}
+        return {"out": self.score(self.decoder(*encode(self.backbone, input)))}
 
 
 def segnet(
@@ -41,12 +38,15 @@ def segnet(
 
     | part | channels | stride |
     |---|---|---|
-    | conv1 to conv5 of VGG-16 with normalisation, 2x2 pooling with codes | 64 128 256 512 512 | 2 4 8 16 32 |
+    | conv1 to conv5 of VGG-16, normalised; 2x2 pooling rounded up, with codes | 64 128 256 512 512 | 2 4 8 16 32 |
     | unpooling 5, three 3x3 | 512 512 512 | 16 |
     | unpooling 4, three 3x3 | 512 512 256 | 8 |
     | unpooling 3, three 3x3 | 256 256 128 | 4 |
     | unpooling 2, two 3x3 | 128 64 | 2 |
     | unpooling 1, two 3x3 | 64 num_classes | 1 |
+
+    The layers are those of the authors' release. Poolings round up and each unpooling gives the size that was pooled:
+    360x480, the authors' CamVid, becomes 45x60, 23x30 and 12x15 and the same on the way back.
 
     Args:
         num_classes: K.

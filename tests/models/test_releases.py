@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 from networks import parameters
-from oracles import releases, table
+from oracles import auto_deeplab, releases, table
 
 from atrousops import models
 
@@ -91,3 +91,51 @@ def test_ceil_pool():
     pool = models.encoder("resnet18", 32, ceil_pool=True)["maxpool"]
     for halved in (15, 16, 17):
         assert pool(torch.rand(1, 2, halved, halved)).shape[-1] == table.pooled_size(halved, 3, 2, 1)
+
+
+def test_segnet():
+    """The authors' 360x480 in small: 45 rows are pooled to 23, 12, 6, 3 and 2, and come back as they went."""
+    check(built("segnet", num_classes=3, width=2), releases.segnet(), 45, 60)
+
+
+def test_deconvnet():
+    """An image that rounding up and down pool to 8 and 7 positions."""
+    check(built("deconvnet", num_classes=3, width=1), releases.deconvnet(), 226, 224)
+
+
+def test_auto_deeplab():
+    """The sides 513, 129, 65, 33, 17 of the release in small."""
+    network = built("auto_deeplab", num_classes=3, width=2)
+    picture = image(65, 97)
+    wanted, sizes = auto_deeplab.run(picture, table.layers(network), width=2)
+    found = []
+    for cell in network.backbone.cells:
+        cell.register_forward_hook(lambda _, inputs, output: found.append(tuple(output.shape[2:])))
+    with torch.no_grad():
+        got = network(picture)["out"]
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9 * wanted.abs().max().item())
+    strides = [4 * 2**level for level in auto_deeplab.PATH]
+    assert found == sizes == [(64 // stride + 1, 96 // stride + 1) for stride in strides]
+
+
+CONTEXTS = {
+    None: {},
+    "voc": {"context": "large", "context_arguments": {"border": "input"}},
+    "kitti": {"context": "basic", "context_arguments": {"dilations": (1, 1, 2, 4, 8, 1)}},
+    "camvid": {"context": "basic"},
+    "cityscapes": {"context": "basic", "context_arguments": {"dilations": (1, 1, 2, 4, 8, 16, 32, 64, 1)}},
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@torch.no_grad()
+def test_dilation(context):
+    network = built("dilated_vgg16", num_classes=3, width=1, placement="corner", **CONTEXTS[context])
+    picture = image(16, 13)
+    # OpenCV's BORDER_REFLECT_101, as often as needed: 186 pixels, and 8 n + 8 in all.
+    rows, columns = (torch.arange(-186, size + 186) % (2 * side - 2) for side, size in ((16, 24), (13, 24)))
+    rows, columns = torch.minimum(rows, 30 - rows), torch.minimum(columns, 24 - columns)
+    maps = table.run(releases.dilation8(context), picture[..., rows, :][..., columns], table.layers(network))["out"]
+    # util.py: between position h // 8 and the next, by h % 8.
+    wanted = table.run("out = interp data zoom=8", maps, [])["out"][..., :16, :13]
+    torch.testing.assert_close(network(picture)["out"], wanted, rtol=1e-9, atol=1e-9 * wanted.abs().max().item())

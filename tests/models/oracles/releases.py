@@ -156,3 +156,74 @@ def enet() -> str:
         "out = deconv up5 k=2 s=2",
     ]  # fmt: skip
     return "\n".join(rows)
+
+
+def segnet() -> str:
+    """SegNet-Tutorial, Models/segnet_inference.prototxt."""
+    rows, last = _coding_vgg()
+    for stage, count in ((5, 3), (4, 3), (3, 3), (2, 2), (1, 2)):
+        rows.append(f"up = unpool {last} pool{stage} conv{stage}")
+        last = "up"
+        for number in range(count):
+            rows.append("x = conv " + last + " k=3 p=1")
+            last = "x"
+            if stage > 1 or number == 0:
+                rows += ["x = bn x", "x = relu x"]
+    return "\n".join([*rows, "out = sum x"])
+
+
+def deconvnet() -> str:
+    """DeconvNet, DeconvNet_inference_deploy.prototxt."""
+    rows, last = _coding_vgg()
+    for kind in ("conv", "conv", "deconv"):
+        size = "k=1" if last == "fc" and kind == "conv" else "k=7"
+        rows += [f"fc = {kind} {last} {size}", "fc = bn fc", "fc = relu fc"]
+        last = "fc"
+    for stage, count in ((5, 3), (4, 3), (3, 3), (2, 2), (1, 2)):
+        rows.append(f"x = unpool {last} pool{stage} conv{stage}")
+        rows += ["x = deconv x k=3 p=1", "x = bn x", "x = relu x"] * count
+        last = "x"
+    return "\n".join([*rows, "out = conv x"])
+
+
+def _coding_vgg() -> tuple[list[str], str]:
+    """VGG-16, normalised, whose stages end in conv1 to conv5 and pool1 to pool5."""
+    rows, last = [], "data"
+    for count, stage in _VGG:
+        for _ in range(count):
+            rows += [f"conv{stage} = conv {last} k=3 p=1", f"conv{stage} = bn conv{stage}"]
+            rows.append(f"conv{stage} = relu conv{stage}")
+            last = f"conv{stage}"
+        rows.append(f"pool{stage} = max {last} k=2 s=2")
+        last = f"pool{stage}"
+    return rows, last
+
+
+def dilation8(context: str | None = None) -> str:
+    """fyu/dilation, models/dilation8_pascal_voc_deploy.prototxt, or dilation{7, 8, 10} of another set by its layers.
+
+    `data` is the image, mirrored by 186 pixels; `out` the map of scores before it is enlarged.
+    """
+    rows, last = [], "data"
+    for count, stage in _VGG:
+        for _ in range(count):
+            rows += [f"x = conv {last} k=3 d={2 if stage == 5 else 1}", "x = relu x"]
+            last = "x"
+        if stage <= 3:
+            rows.append("x = max x k=2 s=2")
+    rows += ["x = conv x k=7 d=4", "x = relu x", "x = conv x", "x = relu x", "out = conv x"]
+    if context == "voc":
+        rates = (1, 1, 2, 4, 8, 16, 1)
+        # The first layer's pad of 33 is all there is.
+        rows += [
+            row
+            for i, d in enumerate(rates)
+            for row in (f"out = conv out k=3 d={d} p={0 if i else 33}", "out = relu out")
+        ]
+        rows.append("out = conv out")
+    elif context is not None:
+        rates = {"kitti": (1, 1, 2, 4, 8, 1), "camvid": (1, 1, 2, 4, 8, 16, 1)}
+        rates["cityscapes"] = (1, 1, 2, 4, 8, 16, 32, 64, 1)
+        rows += [row for d in rates[context] for row in (f"out = conv out k=3 d={d} p={d}", "out = relu out")]
+        rows.append("out = conv out")
+    return "\n".join(rows)

@@ -135,11 +135,12 @@ def caffe_pool(x: Tensor, kernel: int, stride: int, padding: int, average: bool 
 
 
 def unpool(x: Tensor, pooled: Tensor, before: Tensor) -> Tensor:
-    """Each value at the place of the maximum of its 2x2 window of `before`, whose maxima are `pooled`."""
-    y = torch.zeros_like(before[:, : x.shape[1]])
+    """Each value at the first place of its 2x2 window of `before`, row by row, that holds the maximum `pooled`."""
+    y = before.new_zeros((x.shape[0], x.shape[1], *before.shape[2:]))
     for i in range(x.shape[2]):
         for j in range(x.shape[3]):
             window = before[..., 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
-            here = (window == pooled[..., i : i + 1, j : j + 1]).to(x.dtype)
-            y[..., 2 * i : 2 * i + 2, 2 * j : 2 * j + 2] = here * x[..., i : i + 1, j : j + 1]
+            largest = window.flatten(2) == pooled[..., i, j, None]
+            first = largest & (largest.cumsum(2) == 1)
+            y[..., 2 * i : 2 * i + 2, 2 * j : 2 * j + 2] = x[..., i : i + 1, j : j + 1] * first.view_as(window)
     return y
