@@ -35,6 +35,7 @@ from atrousops.models.fcn_resnet import fcn_resnet50, fcn_resnet101
 from atrousops.models.gcn import GCN, gcn
 from atrousops.models.hypercolumns import Hypercolumns, hypercolumns
 from atrousops.models.instance_embedding import Instance, MetricLearning, metric_learning
+from atrousops.models.lraspp import lraspp_mobilenet_v3_large
 from atrousops.models.mask_rcnn import mask_rcnn
 from atrousops.models.msd import MSD, msd
 from atrousops.models.pspnet import pspnet
@@ -96,6 +97,7 @@ __all__ = [
     "load",
     "load_published",
     "load_weights",
+    "lraspp_mobilenet_v3_large",
     "mask_rcnn",
     "metric_learning",
     "msd",

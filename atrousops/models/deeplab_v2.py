@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from atrousops._checks import bad_value
 from atrousops.models.backbones import RESNETS, load_backbone, resnet
-from atrousops.models.base import Features, SegmentationModel, check_images, resize
+from atrousops.models.base import Features, SegmentationModel, at_least, check_images, resize
 from atrousops.models.crf import with_crf
 from atrousops.models.deeplab_v1 import ZoomedModel, atrous_vgg16, scores
 from atrousops.models.vgg import fully_convolutional, load_vgg16
@@ -53,14 +55,19 @@ class MultiScale(nn.Module):
     Args:
         network: images (N, in_channels, H, W) of any size -> {"out": (N, K, H, W)}.
         scales: of the image, bilinear.
-        align_corners: sides are (H - 1) s + 1 with corners aligned, as in the authors' release, instead of H s. The
-            maps of a SegmentationModel are then fused before they are enlarged.
+        align_corners: sides are (H - 1) s + 1 with corners aligned, as in the authors' release, instead of H s.
+        fuse_maps: whether the maps of a SegmentationModel are fused before they are enlarged, and, where corners are
+            not aligned, the sides of its images rounded down; if None, where corners are aligned.
 
     Source: Chen et al. (2018), section 4.1 ("MSC").
     """
 
     def __init__(
-        self, network: nn.Module, scales: Sequence[float] = (1.0, 0.75, 0.5), align_corners: bool = False
+        self,
+        network: nn.Module,
+        scales: Sequence[float] = (1.0, 0.75, 0.5),
+        align_corners: bool = False,
+        fuse_maps: bool | None = None,
     ) -> None:
         super().__init__()
         if not scales or min(scales) <= 0:
@@ -69,19 +76,23 @@ class MultiScale(nn.Module):
         self.in_channels: int = getattr(network, "in_channels", 3)
         self.scales = tuple(scales)
         self.align_corners = align_corners
+        self.fuse_maps = align_corners if fuse_maps is None else fuse_maps
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         check_images(type(self).__name__, input, self.in_channels)
         size = input.shape[-2:]
         network = self.network
-        small = self.align_corners and isinstance(network, SegmentationModel)
+        small = self.fuse_maps and isinstance(network, SegmentationModel)
         maps: list[Tensor] = []
         for scale in self.scales:
             if self.align_corners:
                 sides = [round(scale * (side - 1)) + 1 for side in size]
             else:
                 sides = [max(1, round(scale * side)) for side in size]
-            image = resize(input, sides, self.align_corners)
+            if small and not self.align_corners and scale != 1:
+                image = F.interpolate(at_least(input, math.ceil(1 / scale)), scale_factor=scale, mode="bilinear")
+            else:
+                image = resize(input, sides, self.align_corners)
             found = cast(SegmentationModel, network).maps(image)["out"] if small else network(image)["out"]
             maps.append(resize(found, maps[0].shape[-2:] if maps and small else found.shape[-2:], self.align_corners))
         if not small:
@@ -108,6 +119,7 @@ def deeplabv2(
     pooling: int = 3,
     align_corners: bool = False,
     backbone_arguments: Mapping[str, Any] | None = None,
+    fuse_maps: bool | None = None,
     in_channels: int = 3,
 ) -> nn.Module:
     """DeepLab v2: atrous spatial pyramid pooling by a sum, with scales fused by their maximum.
@@ -135,6 +147,7 @@ def deeplabv2(
         pooling: of VGG-16, see `deeplabv1`: 3, as in the authors' release, interpolated as there, or 2.
         align_corners: of the interpolations of a ResNet's scores and of its image at other scales.
         backbone_arguments: of a ResNet, what `encoder` takes besides.
+        fuse_maps: of `MultiScale`.
         in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
 
     Returns:
@@ -167,5 +180,5 @@ def deeplabv2(
         head = SummedASPP(trunk.channels["out"], num_classes, rates, None)
         network = SegmentationModel(trunk, head, align_corners=align_corners)
     if multi_scale:
-        network = MultiScale(network, align_corners=align_corners)
+        network = MultiScale(network, align_corners=align_corners, fuse_maps=fuse_maps)
     return with_crf(network, crf, num_classes, in_channels)

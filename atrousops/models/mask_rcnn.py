@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, masks_to_boxes
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign, masks_to_boxes
 
 from atrousops._checks import bad_value
 from atrousops.convert import convert
@@ -80,6 +83,7 @@ def mask_rcnn(
     backbone_weights: Mapping[str, Tensor] | None = None,
     backbone_arguments: Mapping[str, Any] | None = None,
     in_channels: int = 3,
+    version: int = 1,
     **settings: Any,
 ) -> MaskRCNN:
     """Mask R-CNN on a ResNet with a feature pyramid, or on its last stage dilated.
@@ -94,7 +98,8 @@ def mask_rcnn(
     detectron2's dilated C5 has layer4 at rate 2 from its first block on: backbone_arguments {"full_rate": True}, and
     "stride_in_1x1" with the weights of He et al.
 
-    torchvision's checkpoint of `maskrcnn_resnet50_fpn` loads by `load_state_dict` where frozen_norm is set.
+    torchvision's checkpoint of `maskrcnn_resnet50_fpn` loads by `load_state_dict` where frozen_norm is set, that of
+    `maskrcnn_resnet50_fpn_v2` with version=2; or both by `load_published`.
 
     Args:
         num_classes: K, background (class 0) included.
@@ -104,6 +109,8 @@ def mask_rcnn(
         backbone_weights: state dict of torchvision's classifier to start from.
         backbone_arguments: of "dilated_c5", what `encoder` takes besides.
         in_channels: C, of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        version: 2: torchvision's second one of "fpn": normalisation in the pyramid and the heads, two layers in the
+            proposals' head, and four 3x3 convolutions before one layer of 1024 for boxes.
         settings: keyword arguments of torchvision's MaskRCNN, such as min_size, max_size, image_mean, image_std or
             box_score_thresh.
 
@@ -113,8 +120,8 @@ def mask_rcnn(
         torch.export takes it in evaluation, whole: the images keep their sizes, the number of objects stays open.
 
     Raises:
-        ArgumentError: backbone or features is none of these, backbone_arguments with "fpn", in_channels is
-            below 1, or a weight is missing.
+        ArgumentError: backbone, features or version is none of these, version 2 of another network than "fpn",
+            backbone_arguments with "fpn", in_channels is below 1, or a weight is missing.
 
     Source: He et al., Mask R-CNN (2017), section 3, figure 4; Lin et al., Feature pyramid networks (2017); Dai et al.,
     Deformable convolutional networks (2017), section 4.1 (dilated conv5).
@@ -124,11 +131,15 @@ def mask_rcnn(
         bad_value("mask_rcnn", "backbone", f'be "resnet" with a depth of {known}', repr(backbone))
     if features not in ("fpn", "dilated_c5"):
         bad_value("mask_rcnn", "features", 'be "fpn" or "dilated_c5"', repr(features))
+    if version not in (1, 2) or (version == 2 and features != "fpn"):
+        bad_value("mask_rcnn", "version", 'be 1, or 2 with "fpn"', version)
     if features == "fpn":
         if backbone_arguments:
             bad_value("mask_rcnn", "backbone_arguments", 'be None with "fpn"', backbone_arguments)
         norm = FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d
         trunk = resnet_fpn_backbone(backbone_name=backbone, weights=None, norm_layer=norm, trainable_layers=5)
+        if version == 2:
+            settings = {**_second(trunk), **settings}
         set_in_channels(trunk.body, in_channels)
         load_backbone(trunk.body, backbone_weights)
     else:
@@ -151,6 +162,22 @@ def mask_rcnn(
     network = MaskRCNN(trunk, num_classes, **{"image_mean": list(mean), "image_std": list(std), **settings})
     convert(network)
     return network
+
+
+def _second(trunk: Any) -> dict[str, nn.Module]:
+    """Gives a pyramid its normalisations, and the heads of torchvision's second version.
+
+    Source: Li et al., Benchmarking detection transfer learning with vision transformers (2021), as in torchvision.
+    """
+    norm, channels = nn.BatchNorm2d, 256
+    widths = [layer[0].in_channels for layer in trunk.fpn.inner_blocks]
+    extra = trunk.fpn.extra_blocks
+    trunk.fpn = FeaturePyramidNetwork(widths, channels, extra, norm)
+    return {
+        "rpn_head": RPNHead(channels, 3, conv_depth=2),
+        "box_head": FastRCNNConvFCHead((channels, 7, 7), [channels] * 4, [1024], norm_layer=norm),
+        "mask_head": MaskRCNNHeads(channels, [channels] * 4, 1, norm_layer=norm),
+    }
 
 
 def _freeze(module: nn.Module) -> None:

@@ -32,6 +32,7 @@ from atrousops.models.fcn_resnet import fcn_resnet50, fcn_resnet101
 from atrousops.models.gcn import gcn
 from atrousops.models.hypercolumns import hypercolumns
 from atrousops.models.instance_embedding import metric_learning
+from atrousops.models.lraspp import lraspp_mobilenet_v3_large
 from atrousops.models.mask_rcnn import mask_rcnn
 from atrousops.models.msd import msd
 from atrousops.models.pspnet import pspnet
@@ -67,6 +68,7 @@ _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     deconvnet,
     gcn,
     hypercolumns,
+    lraspp_mobilenet_v3_large,
     mask_rcnn,
     metric_learning,
     msd,
@@ -235,7 +237,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Info | None]:
         raise WeightsError(f"load: {path} must describe its network in its header; got {error}.") from error
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path, remedy: str = "") -> None:
     """Loads a state dict; raises WeightsError, which says what does not fit and names the file it came from."""
     wanted = model.state_dict()
     missing = [name for name in wanted if name not in state]
@@ -243,8 +245,14 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
     shapes = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
     if missing or unknown or shapes:
         parts = []
-        for title, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes)):
-            if names:
-                parts.append(f"{len(names)} {title}, such as {names[0]}")
-        raise WeightsError(f"load: {path} must hold the weights of {type(model).__name__}; got {'; '.join(parts)}.")
+        if missing:
+            parts.append(f"{len(missing)} missing, such as {missing[0]} {tuple(wanted[missing[0]].shape)}")
+        if unknown:
+            parts.append(f"{len(unknown)} unknown, such as {unknown[0]} {tuple(state[unknown[0]].shape)}")
+        if shapes:
+            first = shapes[0]
+            pair = f"{tuple(state[first].shape)} for {tuple(wanted[first].shape)}"
+            parts.append(f"{len(shapes)} of another shape, such as {first} {pair}")
+        text = f"load: {path} must hold the weights of {type(model).__name__}; got {'; '.join(parts)}."
+        raise WeightsError(f"{text} {remedy}".rstrip())
     model.load_state_dict(state)

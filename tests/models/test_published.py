@@ -72,15 +72,17 @@ def test_pickles_are_not_run(tmp_path, monkeypatch):
         models.load_published("bad", path)
 
 
-@pytest.mark.parametrize("name", models.PUBLISHED)
+@pytest.mark.parametrize("name", [name for name in models.PUBLISHED if not name.startswith("maskrcnn")])
 def test_entries(name):
     entry = models.PUBLISHED[name]
     # PyTorch's unpooling refuses to run otherwise, even without numbers.
     torch.use_deterministic_algorithms(False)
     with torch.device("meta"):
         network = models.build(entry.network, **entry.arguments).eval()
-        scores = network(torch.rand(1, 3, 64, 64))["out"]
-    assert scores.shape[1] == len(entry.classes)
+        # Autocast, which the CRF asks for, knows no such device.
+        network = network.network if isinstance(network, models.WithCRF) else network
+        found = network(torch.rand(1, 3, 64, 64))
+    assert found["out"].shape[1] == len(entry.classes)
 
 
 # Every 50th of the 233 test images, all of which give 0.529 and 0.569.

@@ -1,141 +1,276 @@
-"""Networks against the layers of their authors' releases, in fp64 with the same random weights."""
+"""Published checkpoints: files of each release's names and shapes, loaded, against the release in plain PyTorch."""
 
+import dataclasses
+
+import numpy as np
 import pytest
+import releases
+import releases_caffe
 import torch
 import torchvision
-from networks import parameters
-from oracles import auto_deeplab, releases, table
+from safetensors.torch import save_file
 
-from atrousops import models
+from atrousops import functional, models
+from atrousops.models.published import loading
 
-
-def image(*size: int) -> torch.Tensor:
-    return torch.rand(1, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def built(name: str, **arguments) -> torch.nn.Module:
-    torch.manual_seed(0)
-    return table.randomise(models.build(name, **arguments))
+RESNET50, RESNET101 = (3, 4, 6, 3), (3, 4, 23, 3)
+EIGHT, TEN, SEVEN = (1, 1, 2, 4, 8, 16, 1), (1, 1, 2, 4, 8, 16, 32, 64, 1), (1, 1, 2, 4, 8, 1)
+# Of VGG-16, in the place of 64.
+WIDTH = 4
 
 
-@torch.no_grad()
-def check(network: torch.nn.Module, layers: str, *size: int, outputs: tuple[str, ...] = ("out",)) -> None:
-    picture = image(*size)
-    wanted = table.run(layers, picture, table.layers(network))
-    got = network(picture)
-    for name in outputs:
-        assert wanted[name].std() > 0
-        # Rounding in fp64, dozens of layers deep.
-        torch.testing.assert_close(got[name], wanted[name], rtol=1e-9, atol=1e-9 * wanted[name].abs().max().item())
+def espnet_shapes(q):
+    """The release's names are those of the network here, and one class more is void."""
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in models.espnet(20, 2, q, 20).state_dict().items()}
 
 
-def test_enet():
-    """With its asymmetric and dilated blocks larger than the map."""
-    assert parameters("enet", num_classes=20) == 364_376
-    check(built("enet", num_classes=3), releases.enet(), 40, 24)
+def crfrnn_shapes(width):
+    labels = {f"crfrnn.{name}": (21, 21) for name in ("spatial_ker_weights", "bilateral_ker_weights")}
+    shapes = releases_caffe.fcn_shapes(8, width) | {"upscore2.bias": (21,)}
+    return shapes | labels | {"crfrnn.compatibility_matrix": (21, 21)}
 
 
-def test_deeplabv1():
-    """321 pixels of the release in small: 41, a map of 6."""
-    check(built("deeplabv1", num_classes=3, width=2), releases.deeplab_largefov(), 41, 33)
+def torchvisions(make, **arguments):
+    with torch.device("meta"):
+        network = make(weights=None, weights_backbone=None, **arguments)
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
-@torch.no_grad()
-def test_deeplabv1_sees_every_pixel():
-    """321 and 327 pixels make 41 and 42 positions, eight pixels apart from the first one on."""
-    network = built("deeplabv1", num_classes=2, width=1)
-    assert [network.backbone(image(side, 9))["out"].shape[2] for side in (321, 327)] == [41, 42]
-    wide = image(33, 38)
-    exact = table.run(releases.deeplab_largefov(), wide, table.layers(network))["out"]
-    assert exact.shape[3] == 41
-    torch.testing.assert_close(network(wide)["out"], exact[..., :38])
-
-
-@pytest.fixture
-def thin(monkeypatch):
-    """For ResNet-50 one of fewer and thinner blocks, of which layer3 and layer4 have two."""
-    counts = (1, 1, 2, 2)
-
-    def small(name, weights):
-        resnet = torchvision.models.resnet
-        return resnet.ResNet(resnet.Bottleneck, list(counts), width_per_group=8)
-
-    monkeypatch.setattr(torchvision.models, "get_model", small)
-    return counts
-
-
-RELEASED = {"full_rate": True, "stride_in_1x1": True, "ceil_pool": True}
-
-
-@torch.no_grad()
-def test_deeplabv2(thin):
-    """The 321, 241 and 161 pixels of the release in small: 33, 25 and 17, maps of 5, 4 and 3."""
-    arguments = {"backbone": "resnet50", "align_corners": True, "multi_scale": True, "backbone_arguments": RELEASED}
-    network = built("deeplabv2", num_classes=3, **arguments)
-    picture = image(33, 65)
-    maps = {}
-    for name, shrink, zoom in (("data", 1, 1), ("c075", 4, 3), ("c05", 2, 1)):
-        small = table.run(f"small = interp data shrink={shrink} zoom={zoom}", picture, [])["small"]
-        maps[name] = table.run(releases.deeplab_v2_resnet(thin), small, table.layers(network))["fc1"]
-    wanted = table.run(releases.DEEPLAB_V2_FUSION, maps.pop("data"), [], **maps)["out"]
-    torch.testing.assert_close(network(picture)["out"], wanted, rtol=1e-9, atol=1e-9 * wanted.abs().max().item())
-
-
-def test_pspnet(thin):
-    arguments = {"align_corners": True, "backbone_arguments": {"deep_stem": (64, 64, 128), "full_rate": True}}
-    check(built("pspnet", num_classes=3, **arguments), releases.pspnet(thin), 41, 41, outputs=("out", "aux"))
-
-
-def test_ceil_pool():
-    """The stem's pooling rounds up: 16 or 17 positions of the first layer give 9, one of which would be lost."""
-    pool = models.encoder("resnet18", 32, ceil_pool=True)["maxpool"]
-    for halved in (15, 16, 17):
-        assert pool(torch.rand(1, 2, halved, halved)).shape[-1] == table.pooled_size(halved, 3, 2, 1)
-
-
-def test_segnet():
-    """The authors' 360x480 in small: 45 rows are pooled to 23, 12, 6, 3 and 2, and come back as they went."""
-    check(built("segnet", num_classes=3, width=2), releases.segnet(), 45, 60)
-
-
-def test_deconvnet():
-    """An image that rounding up and down pool to 8 and 7 positions."""
-    check(built("deconvnet", num_classes=3, width=1), releases.deconvnet(), 226, 224)
-
-
-def test_auto_deeplab():
-    """The sides 513, 129, 65, 33, 17 of the release in small."""
-    network = built("auto_deeplab", num_classes=3, width=2)
-    picture = image(65, 97)
-    wanted, sizes = auto_deeplab.run(picture, table.layers(network), width=2)
-    found = []
-    for cell in network.backbone.cells:
-        cell.register_forward_hook(lambda _, inputs, output: found.append(tuple(output.shape[2:])))
-    with torch.no_grad():
-        got = network(picture)["out"]
-    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9 * wanted.abs().max().item())
-    strides = [4 * 2**level for level in auto_deeplab.PATH]
-    assert found == sizes == [(64 // stride + 1, 96 // stride + 1) for stride in strides]
-
-
-CONTEXTS = {
-    None: {},
-    "voc": {"context": "large", "context_arguments": {"border": "input"}},
-    "kitti": {"context": "basic", "context_arguments": {"dilations": (1, 1, 2, 4, 8, 1)}},
-    "camvid": {"context": "basic"},
-    "cityscapes": {"context": "basic", "context_arguments": {"dilations": (1, 1, 2, 4, 8, 16, 32, 64, 1)}},
+_SEMANTIC, _OBJECTS = torchvision.models.segmentation, torchvision.models.detection
+SHAPES = {
+    "deeplabv3_resnet50_voc": lambda: torchvisions(_SEMANTIC.deeplabv3_resnet50, aux_loss=True),
+    "deeplabv3_resnet101_voc": lambda: torchvisions(_SEMANTIC.deeplabv3_resnet101, aux_loss=True),
+    "deeplabv3_mobilenet_v3_large_voc": lambda: torchvisions(_SEMANTIC.deeplabv3_mobilenet_v3_large, aux_loss=True),
+    "fcn_resnet50_voc": lambda: torchvisions(_SEMANTIC.fcn_resnet50, aux_loss=True),
+    "fcn_resnet101_voc": lambda: torchvisions(_SEMANTIC.fcn_resnet101, aux_loss=True),
+    "lraspp_mobilenet_v3_large_voc": lambda: torchvisions(_SEMANTIC.lraspp_mobilenet_v3_large),
+    "maskrcnn_resnet50_fpn_coco": lambda: torchvisions(_OBJECTS.maskrcnn_resnet50_fpn),
+    "maskrcnn_resnet50_fpn_v2_coco": lambda: torchvisions(_OBJECTS.maskrcnn_resnet50_fpn_v2),
+    "deeplabv2_resnet101_cocostuff10k": lambda: releases.deeplabv2_shapes(RESNET101, 182),
+    "deeplabv2_resnet101_cocostuff164k": lambda: releases.deeplabv2_shapes(RESNET101, 182),
+    "deeplabv2_resnet101_voc": lambda: releases.deeplabv2_shapes(RESNET101, 21),
+    "deeplabv3plus_resnet101_voc": lambda: releases.deeplabv3plus_shapes(RESNET101, 21),
+    "fcn32s_voc": lambda: releases_caffe.fcn_shapes(32, 64),
+    "fcn16s_voc": lambda: releases_caffe.fcn_shapes(16, 64),
+    "fcn8s_voc": lambda: releases_caffe.fcn_shapes(8, 64),
+    "dilation8_voc": lambda: releases_caffe.dilation_shapes(64, 21, EIGHT, large=True),
+    "dilation8_camvid": lambda: releases_caffe.dilation_shapes(64, 11, EIGHT, large=False),
+    "dilation7_kitti": lambda: releases_caffe.dilation_shapes(64, 11, SEVEN, large=False),
+    "dilation10_cityscapes": lambda: releases_caffe.dilation_shapes(64, 19, TEN, large=False),
+    "crfrnn_voc": lambda: crfrnn_shapes(64),
+    **{f"espnet_q{q}_cityscapes": (lambda q=q: espnet_shapes(q)) for q in (3, 5, 8)},
+    **{
+        f"pspnet{depth}_{data}": (lambda counts=counts, n=n: releases.pspnet_shapes(counts, n))
+        for depth, counts in ((50, RESNET50), (101, RESNET101))
+        for data, n in (("ade20k", 150), ("cityscapes", 19), ("voc2012", 21))
+    },
 }
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-@torch.no_grad()
-def test_dilation(context):
-    network = built("dilated_vgg16", num_classes=3, width=1, placement="corner", **CONTEXTS[context])
-    picture = image(16, 13)
-    # OpenCV's BORDER_REFLECT_101, as often as needed: 186 pixels, and 8 n + 8 in all.
-    rows, columns = (torch.arange(-186, size + 186) % (2 * side - 2) for side, size in ((16, 24), (13, 24)))
-    rows, columns = torch.minimum(rows, 30 - rows), torch.minimum(columns, 24 - columns)
-    maps = table.run(releases.dilation8(context), picture[..., rows, :][..., columns], table.layers(network))["out"]
-    # util.py: between position h // 8 and the next, by h % 8.
-    wanted = table.run("out = interp data zoom=8", maps, [])["out"][..., :16, :13]
-    torch.testing.assert_close(network(picture)["out"], wanted, rtol=1e-9, atol=1e-9 * wanted.abs().max().item())
+def test_every_checkpoint_is_here():
+    # The two others have files, in test_published.py.
+    assert {*SHAPES, "enet_camvid", "espnet_camvid"} == {*models.PUBLISHED}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_names_and_shapes(name):
+    """Every entry of the release has a place, of its shape, and every place an entry."""
+    entry = models.PUBLISHED[name]
+    with torch.device("meta"):
+        network = models.build(entry.network, **entry.arguments)
+        changed = loading.adjusted(entry, network, releases.random_state(SHAPES[name](), "meta"))
+        assert {k: v.shape for k, v in changed.items()} == {k: v.shape for k, v in network.state_dict().items()}
+
+
+def loaded(monkeypatch, tmp_path, name, state, ending=".pth", **arguments):
+    """The network of a checkpoint, narrower or shallower by `arguments`, from a file with that state."""
+    entry = models.PUBLISHED[name]
+    smaller = dataclasses.replace(entry, arguments={**entry.arguments, **arguments}, sha256="")
+    monkeypatch.setitem(models.PUBLISHED, name, smaller)
+    path = tmp_path / f"file{ending}"
+    if ending == ".npz":
+        np.savez(path, **{key: value.numpy() for key, value in state.items()})
+    elif ending == ".safetensors":
+        save_file({key: value.contiguous() for key, value in state.items()}, path)
+    else:
+        torch.save(state, path)
+    return models.load_published(name, path)
+
+
+def seen(network, rgb):
+    """What a network is given of an image in 0..1."""
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (network.info.mean, network.info.std))
+    return (rgb - mean) / std
+
+
+def blue_first(rgb, mean):
+    """Caffe's image: blue, green, red in 0..255, less the mean, which is given in that order."""
+    return (255 * rgb).flip(1) - torch.tensor(mean).view(3, 1, 1)
+
+
+def assert_same(ours, theirs):
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@torch.inference_mode()
+def test_deeplabv2(monkeypatch, tmp_path):
+    """Sides that three quarters do not divide."""
+    state = releases.random_state(releases.deeplabv2_shapes(RESNET50, 21))
+    ours = loaded(monkeypatch, tmp_path, "deeplabv2_resnet101_voc", state, backbone="resnet50")
+    image = torch.rand(1, 3, 35, 45)
+    theirs = releases.deeplabv2(state, blue_first(image, (104.008, 116.669, 122.675)), RESNET50)
+    assert_same(ours(seen(ours, image))["out"], theirs)
+
+
+@torch.inference_mode()
+def test_pspnet(monkeypatch, tmp_path):
+    """From a training's checkpoint, under DataParallel, with numbers of NumPy beside it."""
+    state = releases.random_state(releases.pspnet_shapes(RESNET50, 21))
+    file = {"epoch": 3, "best": np.float64(0.5), "state_dict": {f"module.{k}": v for k, v in state.items()}}
+    ours = loaded(monkeypatch, tmp_path, "pspnet50_voc2012", file)
+    image = seen(ours, torch.rand(1, 3, 33, 49))
+    assert_same(ours(image)["out"], releases.pspnet(state, image, RESNET50))
+
+
+@torch.inference_mode()
+def test_deeplabv3plus(monkeypatch, tmp_path):
+    state = releases.random_state(releases.deeplabv3plus_shapes(RESNET50, 21))
+    ours = loaded(monkeypatch, tmp_path, "deeplabv3plus_resnet101_voc", {"state_dict": state}, backbone="resnet50")
+    image = seen(ours, torch.rand(1, 3, 33, 47))
+    assert_same(ours(image)["out"], releases.deeplabv3plus(state, image, RESNET50))
+
+
+@pytest.mark.parametrize(("stride", "ending"), [(32, ".npz"), (16, ".safetensors"), (8, ".npz")])
+@torch.inference_mode()
+def test_fcn(monkeypatch, tmp_path, stride, ending):
+    state = releases.random_state(releases_caffe.fcn_shapes(stride, WIDTH))
+    # Exports write blobs after a dot or a slash.
+    file = {key.replace(".", "/"): value for key, value in state.items()} if stride == 8 else state
+    ours = loaded(monkeypatch, tmp_path, f"fcn{stride}s_voc", file, ending, width=WIDTH)
+    image = torch.rand(1, 3, 61, 83)
+    given = blue_first(image, (104.00698793, 116.66876762, 122.67891434))
+    assert_same(ours(seen(ours, image))["out"], releases_caffe.fcn(state, given, stride))
+
+
+@pytest.mark.parametrize(
+    ("name", "dilations", "mean"),
+    [
+        ("dilation8_voc", EIGHT, (102.93, 111.36, 116.52)),
+        ("dilation8_camvid", EIGHT, (110.70313206, 108.77808759, 105.41212523)),
+        ("dilation7_kitti", SEVEN, (96.19429688, 95.55136972, 91.34692262)),
+        ("dilation10_cityscapes", TEN, (72.39, 82.91, 73.16)),
+    ],
+)
+@torch.inference_mode()
+def test_dilation(monkeypatch, tmp_path, name, dilations, mean):
+    """On the map, and at every eighth pixel, where probabilities and scores are interpolated alike."""
+    large, classes = name == "dilation8_voc", len(models.PUBLISHED[name].classes)
+    state = releases.random_state(releases_caffe.dilation_shapes(WIDTH, classes, dilations, large))
+    if "ctx_upsample.weight" in state:
+        state["ctx_upsample.weight"] = releases_caffe.bilinear(classes)
+    ours = loaded(monkeypatch, tmp_path, name, state, ".npz", width=WIDTH)
+    corner = models.PUBLISHED[name].arguments.get("placement") == "corner"
+    image = torch.rand(1, 3, 48, 56)
+    # The release mirrors its image by 186 pixels, and the last position needs eight more where they are corners.
+    more = 8 if corner else 0
+    padded = models.base.reflect(blue_first(image, mean), 186, (186 + more, 186 + more))
+    theirs = releases_caffe.dilation(state, padded, dilations, large)
+    found = ours(seen(ours, image))["out"]
+    if corner:
+        assert_same(found[..., ::8, ::8], theirs[..., :-1, :-1])
+        return
+    upsampled = torch.nn.functional.conv_transpose2d(
+        theirs, state["ctx_upsample.weight"], stride=8, padding=4, groups=classes
+    )
+    # Caffe's deconvolution sees zeros beyond the border, four pixels deep.
+    assert_same(found[..., 4:-4, 4:-4], upsampled[..., 4:-4, 4:-4])
+
+
+@torch.inference_mode()
+def test_crfrnn(monkeypatch, tmp_path):
+    """FCN-8s with the bias that the release alone has, and mean field, whose filters are tested elsewhere."""
+    state = releases.random_state(crfrnn_shapes(WIDTH))
+    state |= {name: state[name] / 10 for name in state if name.startswith("crfrnn.")}
+    ours = loaded(monkeypatch, tmp_path, "crfrnn_voc", state, width=WIDTH)
+    image = torch.rand(1, 3, 33, 41)
+    scores = releases_caffe.fcn(state, blue_first(image, (103.939, 116.779, 123.68)), 8)
+    assert_same(ours.network(seen(ours, image))["out"], scores)
+    # To the last bit what the layer sees: a lattice may change with it.
+    given = seen(ours, image)
+    lattices = ours.crf.lattices((255 * (given * ours.std + ours.mean)).clamp(0, 255))
+    kernels = [state[f"crfrnn.{name}_ker_weights"] for name in ("spatial", "bilateral")]
+    current = scores
+    for _ in range(10):
+        q = current.softmax(1)
+        message = torch.zeros_like(scores)
+        for lattice, kernel in zip(lattices, kernels, strict=True):
+            filtered = functional.permutohedral_filter(q, lattice, "after")
+            message += (kernel @ filtered.flatten(2)).view_as(q)
+        current = scores + (state["crfrnn.compatibility_matrix"] @ message.flatten(2)).view_as(q)
+    found = ours(given)["out"].exp()
+    torch.testing.assert_close(found, current.softmax(1), rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_espnet(monkeypatch, tmp_path):
+    """The release reads blue first, divides by 255 twice and has a twentieth class; the network is espnet_camvid's."""
+    theirs = models.espnet(20, 2, 3, 20).eval()
+    theirs.load_state_dict(releases.random_state(espnet_shapes(3)))
+    ours = loaded(monkeypatch, tmp_path, "espnet_q3_cityscapes", theirs.state_dict())
+    image = torch.rand(1, 3, 40, 48)
+    mean, std = (
+        torch.tensor([72.3923111, 82.90895355, 73.15840149]),
+        torch.tensor([45.3192215, 46.15289307, 44.91483307]),
+    )
+    given = ((255 * image).flip(1) - mean.view(3, 1, 1)) / std.view(3, 1, 1) / 255
+    assert_same(ours(seen(ours, image))["out"], theirs(given)["out"][:, :19])
+
+
+@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large_voc", "deeplabv3_mobilenet_v3_large_voc"])
+@torch.inference_mode()
+def test_torchvision(monkeypatch, tmp_path, name):
+    make = getattr(_SEMANTIC, name.removesuffix("_voc"))
+    aux = {"aux_loss": True} if name.startswith("deeplab") else {}
+    theirs = make(weights=None, weights_backbone=None, **aux).eval()
+    ours = loaded(monkeypatch, tmp_path, name, theirs.state_dict())
+    image = torch.rand(1, 3, 65, 81)
+    for key, wanted in theirs(image).items():
+        assert_same(ours(image)[key], wanted)
+
+
+@pytest.mark.parametrize("version", ["", "_v2"])
+@torch.inference_mode()
+def test_mask_rcnn(monkeypatch, tmp_path, version):
+    small = {"min_size": 64, "max_size": 96, "box_score_thresh": 0.0, "box_detections_per_img": 4}
+    make = getattr(_OBJECTS, f"maskrcnn_resnet50_fpn{version}")
+    theirs = make(weights=None, weights_backbone=None, **small).eval()
+    ours = loaded(monkeypatch, tmp_path, f"maskrcnn_resnet50_fpn{version}_coco", theirs.state_dict(), **small)
+    image = torch.rand(3, 61, 83)
+    wanted, found = theirs([image])[0], ours([image])[0]
+    for key in ("boxes", "scores", "masks"):
+        torch.testing.assert_close(found[key], wanted[key], rtol=1e-3, atol=1e-3)
+
+
+def test_what_does_not_fit(monkeypatch, tmp_path):
+    """One entry is missing and one of another shape; and a whole file of another release is recognised."""
+    for name in {*models.PUBLISHED} - {"fcn16s_voc", "fcn32s_voc", "enet_camvid", "dilation7_kitti"}:
+        monkeypatch.delitem(models.PUBLISHED, name)
+    state = releases.random_state(releases_caffe.fcn_shapes(16, WIDTH))
+    broken = {key: value for key, value in state.items() if key != "fc7.bias"}
+    broken["score_fr.bias"] = torch.zeros(5)
+    text = r"1 missing, such as fc\.3\.bias \(256,\); 1 of another shape, such as score\.bias \(5,\) for \(21,\)"
+    with pytest.raises(models.WeightsError, match=text):
+        loaded(monkeypatch, tmp_path, "fcn16s_voc", broken, width=WIDTH)
+    with pytest.raises(models.WeightsError, match=r"3 unknown, such as skips.*it would be: fcn16s_voc\."):
+        loaded(monkeypatch, tmp_path, "fcn32s_voc", state, width=WIDTH)
+
+
+def test_other_files(monkeypatch, tmp_path):
+    (tmp_path / "file.npz").write_bytes(b"nothing")
+    with pytest.raises(models.WeightsError, match="must be a state dict"):
+        models.load_published("fcn8s_voc", tmp_path / "file.npz")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(models.WeightsError, match="got list"):
+        models.load_published("fcn8s_voc", tmp_path / "list.pth")

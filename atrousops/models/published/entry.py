@@ -1,0 +1,70 @@
+"""What is said of a published checkpoint, and the tools that its own file makes ours of it with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from atrousops.models.channels import MEAN, STD
+from atrousops.models.registry import Info
+
+State = dict[str, Tensor]
+# A pattern, and what a name that it matches whole becomes.
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+
+
+def unchanged(state: State) -> State:
+    return state
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint.
+
+    network, arguments: the factory, and what it is called with.
+    classes: of its scores.
+    source: where the file comes from.
+    sha256: the file's, or how it begins; "" where the release does not say it, so that names and shapes decide.
+    mean, std, size: of Info.
+    change: what makes its state dict ours, given tensors with or without contents. What it does not know it leaves.
+    """
+
+    network: str
+    arguments: dict[str, Any]
+    classes: tuple[str, ...]
+    source: str
+    sha256: str
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    size: int = 520
+    change: Callable[[State], State] = field(default=unchanged)
+
+    @property
+    def info(self) -> Info:
+        return Info(self.network, self.arguments, self.classes, self.mean, self.std, self.size)
+
+
+def renamed(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> State:
+    """A state dict under other names: of each the first rule that matches it whole."""
+    found = {}
+    for name, value in state.items():
+        for pattern, replacement in rules:
+            if match := re.fullmatch(pattern, name):
+                name = match.expand(replacement) if isinstance(replacement, str) else replacement(match)
+                break
+        found[name] = value
+    return found
+
+
+def from_bgr(state: State, name: str) -> State:
+    """The same with the filters `name` turned around, that read blue, green, red, and will read red, green, blue."""
+    return {**state, name: state[name].flip(1)} if name in state and state[name].dim() == 4 else state
+
+
+def of_bytes(red: float, green: float, blue: float) -> dict[str, Any]:
+    """mean and std of a network that sees 0..255 less a mean: (rgb - mean / 255) / (1 / 255)."""
+    return {"mean": (red / 255, green / 255, blue / 255), "std": (1 / 255,) * 3}

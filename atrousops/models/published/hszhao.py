@@ -1,0 +1,38 @@
+"""PSPNet in hszhao's semseg."""
+
+from __future__ import annotations
+
+from atrousops.models.published.entry import Published, State, renamed
+from atrousops.models.published.names import ADE20K, CITYSCAPES, VOC
+
+_STEM = {0: "conv1", 1: "bn1", 3: "conv2", 4: "bn2", 6: "conv3", 7: "bn3"}
+_RULES = [
+    *((rf"layer0\.{number}\.(.+)", rf"backbone.{name}.\1") for number, name in _STEM.items()),
+    (r"(layer[1-4]\..+)", r"backbone.\1"),
+    (r"ppm\.features\.(.+)", r"classifier.0.branches.\1"),
+    (r"cls\.0\.(.+)", r"classifier.1.\1"),
+    (r"cls\.1\.(.+)", r"classifier.2.\1"),
+    (r"cls\.4\.(.+)", r"classifier.5.\1"),
+    (r"aux\.(.+)", r"aux_classifier.\1"),
+]
+
+
+def change(state: State) -> State:
+    return renamed(state, _RULES)
+
+
+def _entry(depth: int, data: str, classes: tuple[str, ...]) -> Published:
+    arguments = {
+        "num_classes": len(classes),
+        "backbone": f"resnet{depth}",
+        "align_corners": True,
+        "backbone_arguments": {"deep_stem": (64, 64, 128), "full_rate": True},
+    }
+    source = f"https://github.com/hszhao/semseg (exp/{data}/pspnet{depth}/model)"
+    return Published("pspnet", arguments, classes, source, "", change=change)
+
+
+_DATA = {"ade20k": ADE20K, "cityscapes": CITYSCAPES, "voc2012": VOC}
+ENTRIES = {
+    f"pspnet{depth}_{data}": _entry(depth, data, classes) for depth in (50, 101) for data, classes in _DATA.items()
+}

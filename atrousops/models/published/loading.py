@@ -1,0 +1,147 @@
+"""Reading a published checkpoint, and saying what does not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from atrousops._checks import bad_value
+from atrousops.models.published import (
+    berkeley,
+    davidtvs,
+    fyu,
+    hszhao,
+    jfzhang95,
+    kazuto1011,
+    sacmehta,
+    sadeepj,
+    torchvision_files,
+)
+from atrousops.models.published.entry import Published, State
+from atrousops.models.registry import WeightsError, build, load_state
+
+_FILES = (
+    davidtvs,
+    sacmehta,
+    torchvision_files,
+    kazuto1011,
+    hszhao,
+    jfzhang95,
+    berkeley,
+    fyu,
+    sadeepj,
+)
+PUBLISHED: dict[str, Published] = {name: entry for file in _FILES for name, entry in file.ENTRIES.items()}
+
+# Under which a training's checkpoint has the network.
+_INSIDE = ("state_dict", "model_state_dict", "model_state", "model")
+
+
+def load_published(name: str, path: str | os.PathLike[str]) -> nn.Module:
+    """A network with a checkpoint that others published, in evaluation mode; its `info` is as that of `load`.
+
+    The file is read without running code that it may hold (`weights_only=True`, or .safetensors, or .npz without
+    pickles). A checkpoint of a training gives its network alone, and DataParallel's prefix is taken away.
+    `save(network, path, network.info)` makes it one of ours.
+
+    Args:
+        name: a key of PUBLISHED.
+        path: the file, as it was published; of a network of Caffe, an export by the names of layers, LAYER.weight and
+            LAYER.bias.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ArgumentError: no such checkpoint.
+        WeightsError: it is another file, by its sha256, or no state dict; or entries are missing, unknown or of another
+            shape: the message says which, and which checkpoints of PUBLISHED it would be.
+    """
+    if name not in PUBLISHED:
+        bad_value("load_published", "name", f"be one of {', '.join(PUBLISHED)}", repr(name))
+    entry, path = PUBLISHED[name], Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"load_published: no file {path}; it comes from {entry.source}")
+    if entry.sha256:
+        got = hashlib.sha256(path.read_bytes()).hexdigest()
+        if not got.startswith(entry.sha256):
+            raise WeightsError(
+                f"load_published: {path} must have a sha256 that begins with {entry.sha256}; got {got}. "
+                f"It comes from {entry.source}"
+            )
+    state = read(path)
+    model = build(entry.network, **entry.arguments)
+    changed = adjusted(entry, model, state)
+    if not _same(changed, model.state_dict()):
+        fitting = ", ".join(fits(state)) or "none"
+        load_state(model, changed, path, f"Of the published checkpoints it would be: {fitting}.")
+    load_state(model, changed, path)
+    setattr(model, "info", entry.info)  # noqa: B010, as in `load`
+    return model.eval()
+
+
+def adjusted(entry: Published, model: nn.Module, state: Mapping[str, Tensor]) -> State:
+    """A published state dict as one of the network's; what the entry does not know stays, for `load_state` to name."""
+    # Old files lack the counters of normalisations, which only training reads, and frozen ones have none.
+    ours = model.state_dict()
+    found = {name: ours[name] for name in ours if name.endswith("num_batches_tracked")}
+    changed = entry.change(dict(state))
+    return found | {name: v for name, v in changed.items() if name in ours or not name.endswith("num_batches_tracked")}
+
+
+def fits(state: Mapping[str, Tensor]) -> list[str]:
+    """The published checkpoints whose names and shapes a state dict has."""
+    found = []
+    shapes = {name: torch.empty(value.shape, device="meta") for name, value in state.items()}
+    for name, entry in PUBLISHED.items():
+        with torch.device("meta"):
+            model = build(entry.network, **entry.arguments)
+            if _same(adjusted(entry, model, shapes), model.state_dict()):
+                found.append(name)
+    return found
+
+
+def _same(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
+    return {name: v.shape for name, v in state.items()} == {name: v.shape for name, v in wanted.items()}
+
+
+def read(path: Path) -> State:
+    """The state dict of a file: PyTorch's, safetensors, or NumPy's .npz.
+
+    Raises:
+        WeightsError: it is damaged, or something else.
+    """
+    wrong = (RuntimeError, pickle.UnpicklingError, EOFError, SafetensorError, ValueError, OSError)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
+        # Scores of trainings, numbers of NumPy, are in some.
+        with torch.serialization.safe_globals(_NUMBERS):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except wrong as error:
+        raise WeightsError(f"load_published: {path} must be a state dict; got {error}") from error
+    state = next((loaded[key] for key in _INSIDE if isinstance(loaded, dict) and key in loaded), loaded)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"load_published: {path} must be a state dict; got {type(state).__name__}")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _numbers() -> list[Any]:
+    # What an array of one number is pickled as; its module has another name in NumPy 1.
+    scalar: Any = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
+    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
+
+
+_NUMBERS = _numbers()

@@ -1,0 +1,107 @@
+"""Networks that were released for Caffe, as `releases` has those for PyTorch; `width` 64 is the releases'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from releases import Shapes, State, conv
+from torch import Tensor
+from torch.nn import functional as F
+
+STAGES = (2, 2, 3, 3, 3)
+
+
+def vgg_shapes(width: int) -> Shapes:
+    found: Shapes = {}
+    inner = 3
+    for stage, count in enumerate(STAGES, start=1):
+        outer = width * min(2 ** (stage - 1), 8)
+        for i in range(1, count + 1):
+            found |= {f"conv{stage}_{i}.weight": (outer, inner, 3, 3), f"conv{stage}_{i}.bias": (outer,)}
+            inner = outer
+    found |= {"fc6.weight": (64 * width, inner, 7, 7), "fc6.bias": (64 * width,)}
+    return found | {"fc7.weight": (64 * width, 64 * width, 1, 1), "fc7.bias": (64 * width,)}
+
+
+def fcn_shapes(stride: int, width: int, classes: int = 21) -> Shapes:
+    found = vgg_shapes(width)
+    scored = {"score_fr": 64 * width}
+    scored |= {"score_pool4": 8 * width} if stride < 32 else {}
+    scored |= {"score_pool3": 4 * width} if stride < 16 else {}
+    for name, inner in scored.items():
+        found |= {f"{name}.weight": (classes, inner, 1, 1), f"{name}.bias": (classes,)}
+    last = {32: "upscore", 16: "upscore16", 8: "upscore8"}[stride]
+    sides = {last: 2 * stride}
+    sides |= {"upscore2": 4} if stride < 32 else {}
+    sides |= {"upscore_pool4": 4} if stride < 16 else {}
+    return found | {f"{name}.weight": (classes, classes, side, side) for name, side in sides.items()}
+
+
+def fcn(s: State, image: Tensor, stride: int) -> Tensor:
+    """Long et al.'s FCN, of blue, green, red less a mean."""
+    pools = []
+    x = image
+    for stage, count in enumerate(STAGES, start=1):
+        for i in range(1, count + 1):
+            x = conv(s, f"conv{stage}_{i}", x, 1, 100 if (stage, i) == (1, 1) else 1).relu()
+        x = F.max_pool2d(x, 2, 2, ceil_mode=True)
+        pools.append(x)
+    x = conv(s, "score_fr", conv(s, "fc7", conv(s, "fc6", x).relu()).relu())
+
+    def up(name: str, x: Tensor, step: int) -> Tensor:
+        return F.conv_transpose2d(x, s[f"{name}.weight"], s.get(f"{name}.bias"), stride=step)
+
+    def window(x: Tensor, offset: int, like: Tensor) -> Tensor:
+        return x[..., offset : offset + like.shape[-2], offset : offset + like.shape[-1]]
+
+    if stride == 32:
+        return window(up("upscore", x, 32), 19, image)
+    x = up("upscore2", x, 2)
+    x = x + window(conv(s, "score_pool4", pools[3]), 5, x)
+    if stride == 16:
+        return window(up("upscore16", x, 16), 27, image)
+    x = up("upscore_pool4", x, 2)
+    x = x + window(conv(s, "score_pool3", pools[2]), 9, x)
+    return window(up("upscore8", x, 8), 31, image)
+
+
+def dilation_shapes(width: int, classes: int, dilations: Sequence[int], large: bool) -> Shapes:
+    found = vgg_shapes(width)
+    final = "fc-final" if large else "final"
+    found |= {f"{final}.weight": (classes, 64 * width, 1, 1), f"{final}.bias": (classes,)}
+    widths = (2, 2, 4, 8, 16, 32, 32) if large else (1,) * len(dilations)
+    inner = classes
+    for name, factor in zip(context_names(dilations, large), widths, strict=True):
+        found |= {f"{name}.weight": (factor * classes, inner, 3, 3), f"{name}.bias": (factor * classes,)}
+        inner = factor * classes
+    last = "ct_final" if large else "ctx_final"
+    found |= {f"{last}.weight": (classes, inner, 1, 1), f"{last}.bias": (classes,)}
+    return found | ({"ctx_upsample.weight": (classes, 1, 16, 16)} if len(dilations) == 9 else {})
+
+
+def context_names(dilations: Sequence[int], large: bool) -> list[str]:
+    names = ["conv1_1", "conv1_2", *(f"conv{i}_1" for i in range(2, len(dilations) - 1)), "fc1"]
+    return [f"{'ct' if large else 'ctx'}_{name}" for name in names]
+
+
+def dilation(s: State, image: Tensor, dilations: Sequence[int], large: bool) -> Tensor:
+    """The scores of Yu and Koltun's networks on the map of stride 8, of an image with 186 pixels more on each side."""
+    x = image
+    for stage, count in enumerate(STAGES, start=1):
+        for i in range(1, count + 1):
+            x = conv(s, f"conv{stage}_{i}", x, dilation=2 if stage == 5 else 1).relu()
+        x = F.max_pool2d(x, 2) if stage <= 3 else x
+    x = conv(s, "fc7", conv(s, "fc6", x, dilation=4).relu()).relu()
+    x = conv(s, "fc-final" if large else "final", x)
+    # The network for VOC pads its first layer by 33, and no other.
+    paddings = [33, *(0 for _ in dilations[1:])] if large else dilations
+    for name, rate, padding in zip(context_names(dilations, large), dilations, paddings, strict=True):
+        x = conv(s, name, x, 1, padding, rate).relu()
+    return conv(s, "ct_final" if large else "ctx_final", x)
+
+
+def bilinear(classes: int) -> Tensor:
+    """The weights (classes, 1, 16, 16) of Caffe's bilinear filler for a deconvolution of stride 8."""
+    ramp = 1 - (torch.arange(16) / 8 - 15 / 16).abs()
+    return (ramp[:, None] * ramp).expand(classes, 1, 16, 16).clone()
