@@ -105,3 +105,69 @@ def bilinear(classes: int) -> Tensor:
     """The weights (classes, 1, 16, 16) of Caffe's bilinear filler for a deconvolution of stride 8."""
     ramp = 1 - (torch.arange(16) / 8 - 15 / 16).abs()
     return (ramp[:, None] * ramp).expand(classes, 1, 16, 16).clone()
+
+
+def unpooling_names(segnet: bool) -> list[tuple[str, str, str]]:
+    """Kind (conv, pool, up, deconv), layer and normalisation of SegNet or DeconvNet, in the order they run."""
+    found = []
+    for stage, count in enumerate(STAGES, start=1):
+        for i in range(1, count + 1):
+            name = f"conv{stage}_{i}"
+            found.append(("conv", name, f"{name}_bn" if segnet else f"bn{stage}_{i}"))
+        found.append(("pool", f"pool{stage}", ""))
+    if not segnet:
+        found += [("conv", "fc6", "bnfc6"), ("conv", "fc7", "bnfc7"), ("deconv", "fc6-deconv", "fc6-deconv-bn")]
+    for stage, count in zip(range(5, 0, -1), reversed(STAGES), strict=True):
+        found.append(("up", f"pool{stage}", ""))
+        for i in range(1, count + 1):
+            name = f"conv{stage}_{count + 1 - i}_D" if segnet else f"deconv{stage}_{i}"
+            found.append(("conv" if segnet else "deconv", name, f"{name}_bn" if segnet else f"debn{stage}_{i}"))
+    # SegNet's last layer is its scores.
+    return [*found[:-1], ("conv", "conv1_1_D", "")] if segnet else [*found, ("conv", "seg-score-voc", "")]
+
+
+def unpooling_shapes(segnet: bool, width: int, classes: int) -> Shapes:
+    found: Shapes = {}
+    inner = 3
+    for kind, name, norm in unpooling_names(segnet):
+        if kind in ("pool", "up"):
+            continue
+        side, pad = 3, name
+        if name.startswith("fc"):
+            outer, side = (64 * width, 1) if name == "fc7" else (64 * width, 7) if name == "fc6" else (8 * width, 7)
+        elif not norm:
+            outer, side = classes, 3 if segnet else 1
+        else:
+            stage = int(pad.removeprefix("de").removeprefix("conv")[0])
+            outer = width * min(2 ** (stage - 1), 8)
+            # The mirror narrows with the last layer of a stage.
+            last = name.endswith("_1_D") if segnet else name == f"deconv{stage}_{STAGES[stage - 1]}"
+            outer = outer // 2 if last and 1 < stage < 5 else outer
+        shape = (inner, outer) if kind == "deconv" else (outer, inner)
+        found |= {f"{name}.weight": (*shape, side, side), f"{name}.bias": (outer,)}
+        if norm:
+            # Blobs of Caffe's normalisation for inference.
+            found |= {f"{norm}.weight": (1, outer, 1, 1), f"{norm}.bias": (1, outer, 1, 1)}
+        inner = outer
+    return found
+
+
+def unpooled(s: State, image: Tensor, segnet: bool) -> Tensor:
+    """SegNet or DeconvNet, of blue, green, red."""
+    x = image
+    pooled = {}
+    for kind, name, norm in unpooling_names(segnet):
+        if kind == "pool":
+            size = x.shape
+            x, where = F.max_pool2d(x, 2, 2, ceil_mode=True, return_indices=True)
+            pooled[name] = where, size
+        elif kind == "up":
+            where, size = pooled[name]
+            x = F.max_unpool2d(x, where, 2, 2, output_size=size[-2:])
+        else:
+            weight, bias = s[f"{name}.weight"], s[f"{name}.bias"]
+            padding = 1 if weight.shape[-1] == 3 else 0
+            run = F.conv_transpose2d if kind == "deconv" else F.conv2d
+            x = run(x, weight, bias, padding=padding)
+            x = (x * s[f"{norm}.weight"] + s[f"{norm}.bias"]).relu() if norm else x
+    return x

@@ -59,6 +59,8 @@ SHAPES = {
     "dilation7_kitti": lambda: releases_caffe.dilation_shapes(64, 11, SEVEN, large=False),
     "dilation10_cityscapes": lambda: releases_caffe.dilation_shapes(64, 19, TEN, large=False),
     "crfrnn_voc": lambda: crfrnn_shapes(64),
+    "segnet_camvid": lambda: releases_caffe.unpooling_shapes(True, 64, 11),
+    "deconvnet_voc": lambda: releases_caffe.unpooling_shapes(False, 64, 21),
     **{f"espnet_q{q}_cityscapes": (lambda q=q: espnet_shapes(q)) for q in (3, 5, 8)},
     **{
         f"pspnet{depth}_{data}": (lambda counts=counts, n=n: releases.pspnet_shapes(counts, n))
@@ -211,6 +213,23 @@ def test_crfrnn(monkeypatch, tmp_path):
         current = scores + (state["crfrnn.compatibility_matrix"] @ message.flatten(2)).view_as(q)
     found = ours(given)["out"].exp()
     torch.testing.assert_close(found, current.softmax(1), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "size"), [("segnet_camvid", (45, 61)), ("deconvnet_voc", (224, 224))])
+@torch.inference_mode()
+def test_unpooling(monkeypatch, tmp_path, name, size):
+    """In fp64 with the same poolings, as a maximum that moves by a rounding moves what is unpooled."""
+    # PyTorch's own unpooling refuses to run otherwise.
+    torch.use_deterministic_algorithms(False)
+    segnet = name == "segnet_camvid"
+    state = releases.random_state(releases_caffe.unpooling_shapes(segnet, WIDTH, 11 if segnet else 21))
+    state |= {key: 0.5 + value.abs() / 4 for key, value in state.items() if value.shape[0] == 1 and "weight" in key}
+    ours = loaded(monkeypatch, tmp_path, name, state, ".npz", width=WIDTH).double()
+    image = torch.rand(1, 3, *size).double()
+    mean = (0, 0, 0) if segnet else (104.00698793, 116.66876762, 122.67891434)
+    double = {key: value.double() for key, value in state.items()}
+    theirs = releases_caffe.unpooled(double, blue_first(image, mean), segnet)
+    assert_same(ours(seen(ours, image))["out"], theirs)
 
 
 @torch.inference_mode()

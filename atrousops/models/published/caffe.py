@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from atrousops.models.published.entry import State, from_bgr, renamed
+from atrousops.models.published.entry import Rule, State, from_bgr, renamed
 
 # Of the mean that was taken from the images of VGG-16: red, green, blue.
 MEAN = (122.67891434, 116.66876762, 104.00698793)
@@ -24,8 +24,10 @@ def blobs(state: Mapping[str, Tensor]) -> State:
     return renamed(state, [(weights, r"\1.weight"), (biases, r"\1.bias")])
 
 
-def vgg16(state: Mapping[str, Tensor], rules: list[tuple[str, str]], prefix: str = "") -> State:
+def vgg16(state: Mapping[str, Tensor], rules: Sequence[Rule], prefix: str = "") -> State:
     """The layers of VGG-16 as `backbone`, fc6 and fc7 as `fc`, and the rest by rules; the images become RGB."""
-    own = [(rf"{name}\.(weight|bias)", rf"{prefix}backbone.{n}.\1") for name, n in zip(LAYERS, _NUMBERS, strict=True)]
+    own: list[Rule] = [
+        (rf"{name}\.(weight|bias)", rf"{prefix}backbone.{n}.\1") for name, n in zip(LAYERS, _NUMBERS, strict=True)
+    ]
     own += [(r"fc6\.(weight|bias)", rf"{prefix}fc.0.\1"), (r"fc7\.(weight|bias)", rf"{prefix}fc.3.\1")]
-    return from_bgr(renamed(blobs(state), own + rules), f"{prefix}backbone.0.weight")
+    return from_bgr(renamed(blobs(state), [*own, *rules]), f"{prefix}backbone.0.weight")

@@ -26,6 +26,7 @@ from atrousops.models.published import (
     sacmehta,
     sadeepj,
     torchvision_files,
+    unpooling,
 )
 from atrousops.models.published.entry import Published, State
 from atrousops.models.registry import WeightsError, build, load_state
@@ -40,6 +41,7 @@ _FILES = (
     berkeley,
     fyu,
     sadeepj,
+    unpooling,
 )
 PUBLISHED: dict[str, Published] = {name: entry for file in _FILES for name, entry in file.ENTRIES.items()}
 
