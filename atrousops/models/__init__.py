@@ -42,6 +42,7 @@ from atrousops.models.pspnet import pspnet
 from atrousops.models.published import PUBLISHED, load_published
 from atrousops.models.registry import Info, WeightsError, build, list, load, load_weights, save
 from atrousops.models.segnet import SegNet, segnet
+from atrousops.models.segnet_basic import segnet_basic
 from atrousops.models.unet import UNet, unet
 
 __all__ = [
@@ -104,5 +105,6 @@ __all__ = [
     "pspnet",
     "save",
     "segnet",
+    "segnet_basic",
     "unet",
 ]

@@ -38,6 +38,19 @@ class GlobalConv2d(nn.Module):
         return self.tall_wide(input) + self.wide_tall(input)
 
 
+class StackedConv2d(nn.Sequential):
+    """A k x k window seen through (k - 1) / 2 layers 3x3 with nothing between: (N, C, H, W) -> (N, K, H, W).
+
+    Source: Peng et al. (2017), section 4.1, figure 4 D, table 3: what the global convolution is compared with.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        count = (kernel_size - 1) // 2
+        super().__init__(
+            *(AtrousConv2d(out_channels if i else in_channels, out_channels, 3, padding=1) for i in range(count))
+        )
+
+
 class BoundaryRefinement(nn.Module):
     """y = x + conv3x3(relu(conv3x3(x))), in as many channels as there are classes.
 
@@ -59,8 +72,11 @@ class BoundaryRefinement(nn.Module):
 class GCN(nn.Module):
     """Global convolutional network; see `gcn`."""
 
-    def __init__(self, backbone: nn.Module, channels: Mapping[str, int], num_classes: int, k: int, refine: bool):
+    def __init__(
+        self, backbone: nn.Module, channels: Mapping[str, int], num_classes: int, k: int, refine: bool, stack: bool
+    ):
         super().__init__()
+        large = StackedConv2d if stack else GlobalConv2d
 
         def refinement() -> nn.Module:
             return BoundaryRefinement(num_classes) if refine else nn.Identity()
@@ -68,7 +84,7 @@ class GCN(nn.Module):
         self.backbone = backbone
         self.in_channels: int = getattr(backbone, "in_channels", 3)
         self.levels = nn.ModuleDict(
-            {name: nn.Sequential(GlobalConv2d(channels[name], num_classes, k), refinement()) for name in _LEVELS}
+            {name: nn.Sequential(large(channels[name], num_classes, k), refinement()) for name in _LEVELS}
         )
         self.up = nn.ModuleList(bilinear_deconvolution(num_classes, 2, padding=1) for _ in range(5))
         self.refined = nn.ModuleList(refinement() for _ in range(5))
@@ -94,6 +110,7 @@ def gcn(
     boundary_refinement: bool = True,
     backbone_weights: Mapping[str, Tensor] | None = None,
     in_channels: int = 3,
+    stack: bool = False,
 ) -> GCN:
     """GCN: scores of each stage by kernels nearly as large as the map, added from coarse to fine.
 
@@ -111,17 +128,20 @@ def gcn(
         boundary_refinement: whether those blocks are there.
         backbone_weights: state dict of torchvision's classifier to start from.
         in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        stack: `StackedConv2d` in the place of the global convolutions, the paper's comparison; k is 3 or more.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
 
     Raises:
-        ArgumentError: kernel_size is even or below 1, a bad backbone, or a weight is missing.
+        ArgumentError: kernel_size is even or below 1, or 1 with a stack, a bad backbone, or a weight is missing.
 
     Source: Peng et al., Large kernel matters: improve semantic segmentation by global convolutional network (2017),
     section 3, figure 2, tables 1 and 4.
     """
     if kernel_size < 1 or kernel_size % 2 == 0:
         bad_value("gcn", "kernel_size", "be odd and at least 1", kernel_size)
+    if stack and kernel_size < 3:
+        bad_value("gcn", "kernel_size", "be at least 3 for a stack", kernel_size)
     trunk = encoder(backbone, 32, backbone_weights, in_channels)
-    return GCN(trunk, trunk.channels, num_classes, kernel_size, boundary_refinement)
+    return GCN(trunk, trunk.channels, num_classes, kernel_size, boundary_refinement, stack)

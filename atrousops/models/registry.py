@@ -37,6 +37,7 @@ from atrousops.models.mask_rcnn import mask_rcnn
 from atrousops.models.msd import msd
 from atrousops.models.pspnet import pspnet
 from atrousops.models.segnet import segnet
+from atrousops.models.segnet_basic import segnet_basic
 from atrousops.models.unet import unet
 from atrousops.nn import DenseCRF
 
@@ -74,6 +75,7 @@ _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     msd,
     pspnet,
     segnet,
+    segnet_basic,
     unet,
 )
 NETWORKS = {factory.__name__: factory for factory in _FACTORIES}

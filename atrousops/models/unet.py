@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from atrousops._checks import bad_value
 from atrousops._graphs import whole
+from atrousops.models.backbones import encoder
 from atrousops.models.base import check_images, crop, init_relu, reflect
 from atrousops.models.channels import check_channels
+from atrousops.models.unet_encoder import UNetOnEncoder
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d, MaxPool2d
 
 # What the convolutions without padding take away on each side.
@@ -75,8 +79,14 @@ def _padded(input: Tensor, valid: bool) -> Tensor:
 
 
 def unet(
-    num_classes: int = 2, width: int = 64, padding: str = "reflect", batch_norm: bool = False, in_channels: int = 3
-) -> UNet:
+    num_classes: int = 2,
+    width: int = 64,
+    padding: str = "reflect",
+    batch_norm: bool = False,
+    in_channels: int = 3,
+    backbone: str | None = None,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+) -> UNet | UNetOnEncoder:
     """U-Net: four poolings, four up-convolutions, and at each resolution the encoder's maps beside the decoder's.
 
     | part | channels | stride | side of a 388x388 image, mirrored to 572 |
@@ -89,21 +99,34 @@ def unet(
     | four times: up-convolution 2x2, the middle of the encoder's map, two 3x3 | 512 256 128 64 | 8 4 2 1 | 388 |
     | scores 1x1 | num_classes | 1 | 388 |
 
+    With a `backbone` the contracting path is a classifier of torchvision or timm at output stride 32, and the expanding
+    one five times an up-convolution 2x2 and two 3x3 with normalisation, of 4 w, 2 w, w, w / 2 and w / 4 channels, the
+    first three of them beside the encoder's maps at strides 16, 8 and 4.
+
     Args:
         num_classes: K.
-        width: channels of the first level; they double from each to the next.
+        width: w, channels of the first level; they double from each to the next.
         padding: "reflect": no layer pads and the image is mirrored 92 pixels deep, as in the paper. "zeros": every
             layer keeps the size; the same weights serve.
         batch_norm: normalisation after each 3x3 convolution, which the paper does not have.
         in_channels: of the image.
+        backbone: a name for `encoder`, with which padding is by zeros and normalisation there, whatever is asked.
+        backbone_weights: state dict of that classifier to start from; its filters for RGB are adapted to in_channels.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
 
     Raises:
-        ArgumentError: padding is neither, or width is below 1.
+        ArgumentError: padding is neither, width or in_channels is below 1, no such backbone, backbone_weights without
+            a backbone, or a weight is missing.
 
     Source: Ronneberger, Fischer, Brox, U-Net: convolutional networks for biomedical image segmentation (2015),
     section 2, figure 1.
     """
-    return UNet(num_classes, width, padding, batch_norm, in_channels)
+    if backbone is None:
+        if backbone_weights is not None:
+            bad_value("unet", "backbone_weights", "be None without a backbone", "a state dict")
+        return UNet(num_classes, width, padding, batch_norm, in_channels)
+    if width < 1:
+        bad_value("unet", "width", "be at least 1", width)
+    return UNetOnEncoder(encoder(backbone, 32, backbone_weights, in_channels), num_classes, width)

@@ -107,6 +107,36 @@ def bilinear(classes: int) -> Tensor:
     return (ramp[:, None] * ramp).expand(classes, 1, 16, 16).clone()
 
 
+def segnet_basic_shapes() -> Shapes:
+    found: Shapes = {}
+    for name in (*(f"conv{i}" for i in range(1, 5)), *(f"conv_decode{i}" for i in range(1, 5))):
+        found |= {f"{name}.weight": (64, 3 if name == "conv1" else 64, 7, 7), f"{name}.bias": (64,)}
+        found |= {f"{name}_bn.weight": (1, 64, 1, 1), f"{name}_bn.bias": (1, 64, 1, 1)}
+    return found | {"conv_classifier.weight": (11, 64, 1, 1), "conv_classifier.bias": (11,)}
+
+
+def segnet_basic(s: State, image: Tensor) -> Tensor:
+    """SegNet-Basic, of blue, green, red in 0..255."""
+
+    def layer(name: str, x: Tensor) -> Tensor:
+        return conv(s, name, x, 1, 3) * s[f"{name}_bn.weight"] + s[f"{name}_bn.bias"]
+
+    # Caffe's LRN over two channels on either side, alpha 1e-4 and beta 0.75.
+    squares = F.pad(image.square(), (0, 0, 0, 0, 2, 2))
+    total = sum(squares[:, i : i + 3] for i in range(5))
+    x = image / (1 + 1e-4 / 5 * total) ** 0.75
+    pooled = []
+    for i in range(1, 5):
+        x = layer(f"conv{i}", x).relu()
+        size = x.shape[-2:]
+        x, where = F.max_pool2d(x, 2, 2, ceil_mode=True, return_indices=True)
+        pooled.append((where, size))
+    for i in range(4, 0, -1):
+        where, size = pooled[i - 1]
+        x = layer(f"conv_decode{i}", F.max_unpool2d(x, where, 2, 2, output_size=size))
+    return conv(s, "conv_classifier", x)
+
+
 def unpooling_names(segnet: bool) -> list[tuple[str, str, str]]:
     """Kind (conv, pool, up, deconv), layer and normalisation of SegNet or DeconvNet, in the order they run."""
     found = []

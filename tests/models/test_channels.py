@@ -21,7 +21,7 @@ SMALL = {
     "deeplabv3_cascade": {"blocks": 5},
 }
 NARROW = ("deeplabv1", "deeplabv2", "dilated_vgg16", "fcn8s", "fcn16s", "fcn32s")
-NARROW += ("hypercolumns", "segnet", "deconvnet", "unet")
+NARROW += ("hypercolumns", "segnet", "segnet_basic", "deconvnet", "unet")
 BACKBONES = ("deeplabv3", "deeplabv3plus", "deeplabv3_cascade", "pspnet", "gcn", "metric_learning")
 SMALL |= {name: {**SMALL.get(name, {}), "width": 4} for name in NARROW}
 SMALL |= {name: {**SMALL.get(name, {}), "backbone": "resnet18"} for name in BACKBONES}

@@ -60,6 +60,7 @@ SHAPES = {
     "dilation10_cityscapes": lambda: releases_caffe.dilation_shapes(64, 19, TEN, large=False),
     "crfrnn_voc": lambda: crfrnn_shapes(64),
     "segnet_camvid": lambda: releases_caffe.unpooling_shapes(True, 64, 11),
+    "segnet_basic_camvid": releases_caffe.segnet_basic_shapes,
     "deconvnet_voc": lambda: releases_caffe.unpooling_shapes(False, 64, 21),
     **{f"espnet_q{q}_cityscapes": (lambda q=q: espnet_shapes(q)) for q in (3, 5, 8)},
     **{
@@ -229,6 +230,19 @@ def test_unpooling(monkeypatch, tmp_path, name, size):
     mean = (0, 0, 0) if segnet else (104.00698793, 116.66876762, 122.67891434)
     double = {key: value.double() for key, value in state.items()}
     theirs = releases_caffe.unpooled(double, blue_first(image, mean), segnet)
+    assert_same(ours(seen(ours, image))["out"], theirs)
+
+
+@torch.inference_mode()
+def test_segnet_basic(monkeypatch, tmp_path):
+    """In fp64, as `test_unpooling`; its image is normalised over channels."""
+    torch.use_deterministic_algorithms(False)
+    state = releases.random_state(releases_caffe.segnet_basic_shapes())
+    state |= {key: 0.5 + value.abs() / 4 for key, value in state.items() if key.endswith("_bn.weight")}
+    ours = loaded(monkeypatch, tmp_path, "segnet_basic_camvid", state, ".npz").double()
+    image = torch.rand(1, 3, 21, 27).double()
+    double = {key: value.double() for key, value in state.items()}
+    theirs = releases_caffe.segnet_basic(double, blue_first(image, (0, 0, 0)))
     assert_same(ours(seen(ours, image))["out"], theirs)
 
 

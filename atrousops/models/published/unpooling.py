@@ -1,4 +1,4 @@
-"""SegNet for CamVid and DeconvNet for VOC, exported from Caffe by the names of layers.
+"""SegNet and SegNet-Basic for CamVid and DeconvNet for VOC, exported from Caffe by the names of layers.
 
 Their files are those for inference, whose normalisations are a scale and a shift alone.
 """
@@ -64,6 +64,18 @@ def _deconvnet_rules() -> list[Rule]:
     return [(r"seg-score(?:-voc)?\.(weight|bias)", r"score.\1"), *rules]
 
 
+def _basic_rules() -> list[Rule]:
+    rules: list[Rule] = []
+    for i in range(4):
+        rules += _pair(f"conv{i + 1}", f"conv{i + 1}_bn", f"encoder.{i}", 0)
+        rules += _pair(f"conv_decode{4 - i}", f"conv_decode{4 - i}_bn", f"decoder.{i}", 0)
+    return [(r"conv_classifier\.(weight|bias)", r"score.\1"), *rules]
+
+
+def segnet_basic(state: State) -> State:
+    return from_bgr(_with_statistics(renamed(caffe.blobs(state), _basic_rules())), "encoder.0.0.weight")
+
+
 def segnet(state: State) -> State:
     return from_bgr(_with_statistics(renamed(caffe.blobs(state), _segnet_rules())), "backbone.0.weight")
 
@@ -81,6 +93,16 @@ ENTRIES = {
         "",
         size=480,
         change=segnet,
+        **of_bytes(0, 0, 0),
+    ),
+    "segnet_basic_camvid": Published(
+        "segnet_basic",
+        {"num_classes": 11, "local_response": True},
+        CAMVID,
+        "https://github.com/alexgkendall/SegNet-Tutorial (segnet_basic's test_weights.caffemodel, exported)",
+        "",
+        size=480,
+        change=segnet_basic,
         **of_bytes(0, 0, 0),
     ),
     "deconvnet_voc": Published(

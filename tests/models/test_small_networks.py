@@ -1,0 +1,66 @@
+"""LR-ASPP, SegNet-Basic, U-Net on encoders, and GCN's stacks of small kernels."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+import torchvision
+from networks import NetworkTests, parameters
+
+from atrousops import models
+from atrousops._checks import ArgumentError
+from atrousops.models.gcn import GlobalConv2d, StackedConv2d
+
+
+class TestLRASPP(NetworkTests):
+    name = "lraspp_mobilenet_v3_large"
+
+
+class TestSegNetBasic(NetworkTests):
+    name = "segnet_basic"
+    arguments: ClassVar = {"num_classes": 3, "width": 8}
+
+
+class TestUNetOnEncoder(NetworkTests):
+    name = "unet"
+    arguments: ClassVar = {"num_classes": 3, "width": 8, "backbone": "resnet18"}
+
+
+class TestStackedGCN(NetworkTests):
+    name = "gcn"
+    arguments: ClassVar = {"num_classes": 3, "backbone": "resnet18", "kernel_size": 5, "stack": True}
+    # Its loss rises for two steps first, with the moments of the encoder's normalisations.
+    steps = 8
+
+
+def test_counts():
+    """torchvision says 3,221,538 of LR-ASPP. SegNet-Basic: 64 filters of 7x7 over 3 and seven times 64 channels."""
+    assert parameters("lraspp_mobilenet_v3_large") == 3_221_538
+    layers = 64 * (3 + 7 * 64) * 49 + 8 * 64
+    assert parameters("segnet_basic") == layers + 8 * 2 * 64 + 11 * 65
+
+
+def test_stack_sees_its_window():
+    """7x7 through three layers without anything between: a pixel four away changes nothing, one three away does."""
+    stack = StackedConv2d(4, 2, 7).double()
+    assert [type(layer).__name__ for layer in stack] == ["AtrousConv2d"] * 3
+    image = torch.rand(1, 4, 15, 15, dtype=torch.float64)
+    base = stack(image)[0, :, 7, 7]
+    for distance, same in ((4, True), (3, False)):
+        other = image.clone()
+        other[0, 0, 7 + distance, 7 + distance] += 1
+        assert torch.equal(stack(other)[0, :, 7, 7], base) == same
+    # Linear, as the global convolution of the same window.
+    zero = stack(torch.zeros_like(image))
+    torch.testing.assert_close(stack(2 * image) - zero, 2 * (stack(image) - zero))
+    assert isinstance(models.gcn(2, "resnet18", 7).levels["out"][0], GlobalConv2d)
+
+
+def test_unet_on_an_encoder_takes_its_weights():
+    weights = torchvision.models.resnet18(weights=None).state_dict()
+    network = models.unet(2, 8, backbone="resnet18", backbone_weights=weights, in_channels=1)
+    torch.testing.assert_close(network.backbone["conv1"].weight.data, weights["conv1.weight"].sum(1, True))
+    with pytest.raises(ArgumentError, match="backbone_weights must be None"):
+        models.unet(2, backbone_weights=weights)
+    with pytest.raises(ArgumentError, match="kernel_size must be at least 3 for a stack"):
+        models.gcn(2, "resnet18", 1, stack=True)
