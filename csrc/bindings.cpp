@@ -11,7 +11,6 @@
 #include "core/problem.h"
 #include "core/tiles.h"
 #include "core/weight_boxes.h"
-#include "straight.h"
 
 namespace py = pybind11;
 using namespace atrousops::core;
@@ -156,5 +155,4 @@ PYBIND11_MODULE(_C, m) {
   m.attr("isas") = ATROUSOPS_ISAS;
   bind_geometry(m);
   bind_planner(m);
-  atrousops::bind_straight(m);
 }

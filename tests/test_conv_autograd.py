@@ -6,8 +6,7 @@ import torch.nn.functional as F
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library, choice
-from atrousops.ops import _conv_dispatch, _subnormals
+from atrousops import _library
 
 pytestmark = pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
 
@@ -91,52 +90,6 @@ def test_no_gradient_no_work():
     assert x.grad is None
     exact = torch.autograd.grad(F.conv2d(x, w, padding=2, dilation=2).sum(), w)[0]
     torch.testing.assert_close(w.grad, exact)
-
-
-@pytest.fixture
-def seen(monkeypatch) -> list:
-    """What is flushed, where the planner says PyTorch whatever it is asked."""
-    flushed = []
-    monkeypatch.setattr(_subnormals, "flush_subnormals", lambda t: flushed.append(t) or A.flush_subnormals(t))
-    monkeypatch.setattr(choice, "choose", lambda *args: "aten")
-    _conv_dispatch.forget()
-    yield flushed
-    _conv_dispatch.forget()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_subnormal_weights_are_cleared_before_pytorch_sees_them(dtype, seen):
-    w = torch.randn(8, 8, 3, 3).to(dtype).requires_grad_()
-    with torch.no_grad():
-        w[::2] = torch.finfo(dtype).smallest_normal / 4
-    zeroed = torch.where(w.abs() < torch.finfo(dtype).smallest_normal, 0, w).detach().requires_grad_()
-    x = torch.randn(1, 8, 7, 6).to(dtype)
-    ours, right = A.conv2d(x, w, padding=1), F.conv2d(x, zeroed, padding=1)
-    assert len(seen) == 1
-    assert seen[0] is w
-    assert torch.equal(ours, right)
-    ours.sum().backward()
-    right.sum().backward()
-    assert torch.equal(w.grad, zeroed.grad)
-    with torch.no_grad():
-        w.copy_(zeroed)  # a new version is looked at anew
-    A.conv2d(x, w, padding=1)
-    assert len(seen) == 1
-
-
-def test_subnormal_inputs_are_cleared_where_that_pays(seen):
-    x, w = torch.full((1, 64, 32, 32), 1e-40), torch.randn(64, 64, 3, 3)
-    assert not A.conv2d(x, w, padding=1).any()
-    assert len(seen) == 1
-
-
-def test_the_memo_keeps_no_weight_alive(seen):
-    w = torch.randn(3, 3, 1, 1)
-    A.conv2d(torch.randn(1, 3, 4, 4), w)
-    key = id(w)
-    assert key in _subnormals._known
-    del w
-    assert key not in _subnormals._known
 
 
 @pytest.mark.parametrize("groups", [1, 8], ids=["dense", "depthwise"])

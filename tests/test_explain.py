@@ -105,7 +105,7 @@ def test_triton_runs_on_a_gpu_without_a_compiled_library(rocm, monkeypatch):
             lambda: ao.functional.conv2d(x, w, None, 1, 24, 24),
             lambda: ao.functional.max_pool2d(x, 2),
             lambda: ao.functional.roi_align(x, boxes, 7),
-            lambda: ao.functional.flush_subnormals(x),
+            lambda: ao.functional.max_unpool2d(x, torch.empty_like(x, dtype=torch.int64), 2),
         ]
         rows = [ao.explain(call).rows[0] for call in calls]
         assert {(row.backend, row.reason) for row in rows[1:]} == {("triton", "our Triton kernel")}
@@ -142,9 +142,9 @@ def test_watching_leaves_no_trace():
 
 
 def test_forced_backends_are_named():
-    x = torch.randn(2, 3, 8)
+    x, boxes = torch.randn(2, 3, 8, 8), torch.tensor([[0.0, 0, 0, 4, 4]])
     with ao.backend("reference"):
-        row = ao.explain(A.flush_subnormals, x).rows[0]
+        row = ao.explain(A.roi_pool, x, boxes, 2).rows[0]
     assert (row.backend, row.reason) == ("reference", "forced by backend('reference')")
     # A pointwise convolution is PyTorch's by plan, unless somebody wants otherwise.
     layer, x = ao.AtrousConv2d(8, 8, 1), torch.randn(1, 8, 9, 9)
@@ -158,13 +158,14 @@ def test_forced_backends_are_named():
 
 @pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
 def test_a_function_of_ours():
-    x = torch.randn(2, 3, 8)
-    explanation = ao.explain(A.flush_subnormals, x)
+    x, boxes = torch.randn(2, 3, 8, 8), torch.tensor([[0.0, 0, 0, 4, 4]])
+    explanation = ao.explain(A.roi_pool, x, boxes, 2)
     (row,) = explanation.rows
-    assert (row.operator, row.backend, row.kernel, row.module) == ("flush_subnormals", "cpu", "flush_subnormals", "")
-    assert row.bytes == 2 * x.nbytes
+    assert (row.operator, row.backend, row.kernel, row.module) == ("roi_pool", "cpu", "roi_pool", "")
+    # Values, and the positions of the maxima as int32.
+    assert row.bytes == x.nbytes + boxes.nbytes + 2 * 4 * 3 * 2 * 2
     # Two calls on behalf of the same line of code are two rows.
-    assert len(ao.explain(lambda x: [A.flush_subnormals(x) for _ in range(2)], x).rows) == 2
+    assert len(ao.explain(lambda x: [A.roi_pool(x, boxes, 2) for _ in range(2)], x).rows) == 2
 
 
 def test_text():

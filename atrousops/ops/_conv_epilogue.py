@@ -13,9 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from atrousops import _library
 from atrousops._checks import bad_type, bad_value
-from atrousops.ops import _subnormals
 from atrousops.ops._conv_arguments import Arguments
-from atrousops.ops._conv_dispatch import Call, Route, allow_tf32, is_traced, plain_tensors, route_of, run, run_in_python
+from atrousops.ops._conv_dispatch import Call, Route, allow_tf32, plain_tensors, route_of, run
 from atrousops.ops._layout import empty_as_kernel, prefers_channels_last
 from atrousops.ops._register import register
 
@@ -45,10 +44,10 @@ def run_with_epilogue(
     if residual is not None and not isinstance(residual, Tensor):
         bad_type(call.name, "residual", "be a Tensor or None", type(residual).__name__)
     if torch.compiler.is_compiling() or _wants_gradients(input, weight, bias, residual):
-        y = (run_in_python if is_traced() else run)(call, input, weight, bias, *args)
+        y = run(call, input, weight, bias, *args)
         return _behind(call, y, residual, activation, in_place=False)
     route = route_of(call, input, weight, bias, args)
-    if route is not None and _fits(route, input, weight, bias, residual):
+    if _fits(route, input, weight, bias, residual):
         if _onednn_fuses(route, input, residual, activation):
             return _onednn(route, input, weight, bias, residual, activation)
         if route.backend == "triton":
@@ -139,9 +138,6 @@ def _onednn(
 ) -> Tensor:
     a = route.arguments
     padding = a.padding[: len(a.stride)]
-    weight = _subnormals.clean_weight(weight)
-    if route.scan_input:
-        input = _subnormals.clean_input(input)
     name, scalars = (None, ()) if activation is None else ACTIVATIONS[activation][1:]
     fused = torch.ops.mkldnn._convolution_pointwise
     geometry = (padding, a.stride, a.dilation, a.groups)

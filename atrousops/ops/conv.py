@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atrousops import reference
 from atrousops.ops._conv_arguments import Arguments, check_conv
-from atrousops.ops._conv_dispatch import Call, allow_tf32, gradient_is_ours, is_traced, run, run_in_python
+from atrousops.ops._conv_dispatch import Call, allow_tf32, gradient_is_ours, run
 from atrousops.ops._conv_epilogue import run_with_epilogue
 from atrousops.ops._layout import empty_as_kernel
 from atrousops.ops._register import register
@@ -44,8 +44,7 @@ def conv1d(
         ArgumentError, ArgumentTypeError: as for `conv2d`.
     """
     if residual is None and activation is None:
-        call = run_in_python if is_traced() else run
-        return call(_CONV1D, input, weight, bias, stride, padding, dilation, groups)
+        return run(_CONV1D, input, weight, bias, stride, padding, dilation, groups)
     args = (stride, padding, dilation, groups)
     return run_with_epilogue(_CONV1D, input, weight, bias, args, residual, activation)
 
@@ -93,8 +92,7 @@ def conv2d(
     Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), eq. (2).
     """
     if residual is None and activation is None:
-        call = run_in_python if is_traced() else run
-        return call(_CONV2D, input, weight, bias, stride, padding, dilation, groups)
+        return run(_CONV2D, input, weight, bias, stride, padding, dilation, groups)
     args = (stride, padding, dilation, groups)
     return run_with_epilogue(_CONV2D, input, weight, bias, args, residual, activation)
 
@@ -125,8 +123,7 @@ def conv3d(
         ArgumentError, ArgumentTypeError: as for `conv2d`.
     """
     if residual is None and activation is None:
-        call = run_in_python if is_traced() else run
-        return call(_CONV3D, input, weight, bias, stride, padding, dilation, groups)
+        return run(_CONV3D, input, weight, bias, stride, padding, dilation, groups)
     args = (stride, padding, dilation, groups)
     return run_with_epilogue(_CONV3D, input, weight, bias, args, residual, activation)
 

@@ -4,7 +4,6 @@ from atrousops.reference.context_module import context_module
 from atrousops.reference.conv import conv
 from atrousops.reference.conv_branches import conv_branches
 from atrousops.reference.conv_transpose import conv_transpose
-from atrousops.reference.flush_subnormals import flush_subnormals
 from atrousops.reference.max_pool import max_pool
 from atrousops.reference.max_unpool import max_unpool
 from atrousops.reference.mean_field import mean_field
@@ -17,7 +16,6 @@ __all__ = [
     "conv",
     "conv_branches",
     "conv_transpose",
-    "flush_subnormals",
     "max_pool",
     "max_unpool",
     "mean_field",
