@@ -97,7 +97,8 @@ class Straight {
         autocast_(std::move(autocast)),
         otherwise_(std::move(otherwise)),
         requires_grad_(tensor, "requires_grad"),
-        version_(tensor, "_version") {}
+        version_(tensor, "_version"),
+        is_cow_(py::getattr(py::module_::import("torch").attr("_C"), "_is_cow_tensor", py::none())) {}
 
   // PyTorch's operator, or null: `found` is not looked at behind what may run Python code, and that come here again.
   py::object find(PyObject* const* a, Py_ssize_t n) const {
@@ -155,6 +156,10 @@ class Straight {
   bool read(PyObject* const* a, Key& key, dlpack::Tensor& t, int64_t& version) const {
     PyObject *const input = a[1], *const weight = a[2];
     if (PyList_GET_ITEM(forced_.ptr(), 0) != Py_None || !is_plain(input) || !is_plain(weight)) return false;
+    // The exchange asks for a pointer to write through, which would copy a copy-on-write tensor.
+    if (!is_cow_.is_none() &&
+        py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_cow_.ptr(), input)).ptr() != Py_False)
+      return false;
     if (api_->tensor_from_object(input, &t) != 0 || t.device_type != dlpack::kCpu || t.rank > kRank) return false;
     if (t.rank > 0 && t.stride == nullptr) return false;
     const py::object stamp = version_.of(weight);
@@ -172,6 +177,7 @@ class Straight {
   py::list forced_;
   py::object grad_enabled_, autocast_, otherwise_;
   Attribute requires_grad_, version_;
+  py::object is_cow_;
   std::unordered_map<Key, Known, KeyHash> calls_;
 };
 

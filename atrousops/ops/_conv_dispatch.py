@@ -18,6 +18,7 @@ from atrousops import _library, _triton, backends, choice, planner
 from atrousops.devices import tf32_allowed
 from atrousops.ops import _subnormals
 from atrousops.ops._conv_arguments import Arguments
+from atrousops.ops._register import PLAIN, foreign, transformed
 
 # Floating-point operations per input element from which looking for subnormals in the input is lost in the noise.
 _SCAN_FLOPS = 500
@@ -49,8 +50,6 @@ class Route(NamedTuple):
 _forced = backends._forced
 _grad_enabled, _autocast_enabled = torch.is_grad_enabled, torch._C._is_any_autocast_enabled
 
-_PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
-
 _routes: dict[tuple, Route] = {}
 _SMALL_SIZE = planner.SMALL
 _SMALL = Route("aten", Arguments((), (), (), 1, ()), scan_weight=True)
@@ -64,6 +63,8 @@ def forget() -> None:
 
 def run_in_python(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
     """Runs a call whose further arguments, in the order of PyTorch's function, are `args`."""
+    if foreign(input, weight, bias) and _forced[0] != "reference":
+        return call.aten(input, weight, bias, *args)
     result, input, weight = _look_up(call, input, weight, bias, args)
     if result is not None:
         return result
@@ -152,15 +153,8 @@ def allow_tf32(t: Tensor) -> bool:
 
 def _needs_pytorch(input: Tensor, weight: Tensor) -> bool:
     # Function transforms and forward-mode derivatives are PyTorch's own there; subclasses bring their own operators.
-    if torch.compiler.is_compiling():
-        return False
-    return not plain_tensors(input, weight)
-
-
-def plain_tensors(input: Tensor, weight: Tensor) -> bool:
-    """Whether neither a subclass nor a function transform has a say in what a call does."""
-    plain = type(input) in _PLAIN and type(weight) in _PLAIN
-    return plain and not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+    # Who reads a traced graph, such as counters of operations, knows PyTorch's.
+    return transformed() or foreign(input, weight) or torch._C._is_tracing()
 
 
 def _find_route(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Route:
@@ -240,6 +234,8 @@ def _ours(
 
 def gradient_is_ours(kind: str, size: Any, weight_size: Any, arguments: Arguments, grad: Tensor) -> bool:
     """Whether a gradient ("input_grad" or "weight_grad") of a convolution of ours is best computed by us, too."""
+    if transformed() or foreign(grad):
+        return False
     forced = backends.forced()
     rank = len(arguments.stride)
     if forced is not None or arguments.padding[:rank] != arguments.padding[-rank:] or 0 in (*size, *weight_size):
@@ -249,7 +245,7 @@ def gradient_is_ours(kind: str, size: Any, weight_size: Any, arguments: Argument
 
 def _straight() -> tuple[Callable[..., Tensor], Callable[..., bool], Callable[..., None], Callable[[], None]]:
     make = getattr(_library.planner, "straight", None)
-    found = make and make(Tensor, _PLAIN, backends._forced, _grad_enabled, _autocast_enabled, run_in_python)
+    found = make and make(Tensor, PLAIN, backends._forced, _grad_enabled, _autocast_enabled, run_in_python)
     return found or (run_in_python, lambda *_: False, lambda *_: None, lambda: None)
 
 
