@@ -48,10 +48,11 @@ _FORMULAS = {
 }
 
 
-def register() -> None:
+def register_formulas() -> None:
     """Tells PyTorch's counter, of the operators that there are."""
     for name, formula in _FORMULAS.items():
         namespace, operator = name.split("::")
         target = getattr(getattr(torch.ops, namespace), operator, None)
         if target is not None and target not in flop_registry:
-            register_flop_formula(target)(formula)
+            register: Any = register_flop_formula(target)
+            register(formula)

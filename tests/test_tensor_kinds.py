@@ -1,6 +1,7 @@
-"""Tensors that are not plain: subclasses, meta, mkldnn, distributed, copy-on-write; and what autocast makes of dtypes."""
+"""Tensors that are not plain: subclasses, meta, mkldnn, distributed, copy-on-write; and dtypes under autocast."""
 
 import re
+from typing import ClassVar
 
 import pytest
 import samples
@@ -26,7 +27,7 @@ def call(name: str, kind=lambda t: t, function=None) -> torch.Tensor:
 class Watched(torch.Tensor):
     """Notes which functions it is given to."""
 
-    seen: list[str] = []
+    seen: ClassVar[list[str]] = []
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):

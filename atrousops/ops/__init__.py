@@ -13,7 +13,7 @@ from atrousops.ops.permutohedral import Lattice, permutohedral_filter, permutohe
 from atrousops.ops.roi_align import roi_align
 from atrousops.ops.roi_pool import roi_pool
 
-_flops.register()
+_flops.register_formulas()
 
 __all__ = [
     "Lattice",

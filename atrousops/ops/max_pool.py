@@ -118,7 +118,8 @@ def _max_pool(
         return _ATEN[axes](input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     kernel = per_axis(op, "kernel_size", kernel_size, axes)
     # PyTorch takes an empty list for None.
-    steps = kernel if stride is None or stride == [] or stride == () else per_axis(op, "stride", stride, axes)
+    given = stride is not None and not (isinstance(stride, (tuple, list)) and len(stride) == 0)
+    steps = per_axis(op, "stride", stride, axes) if given else kernel
     pads = per_axis(op, "padding", padding, axes)
     rates = per_axis(op, "dilation", dilation, axes)
     # PyTorch holds padding against the dilated extent only here.
@@ -296,8 +297,8 @@ def _jvp(ctx, tangent):
 
 def _otherwise(codes: bool) -> Any:
     def pool(input, kernel_size, stride, padding, dilation, ceil_mode):
-        window = [tuple(sizes) for sizes in (kernel_size, stride, padding, dilation)]
-        return reference.max_pool(input, *window, ceil_mode, codes=codes)
+        window: Any = [tuple(sizes) for sizes in (kernel_size, stride, padding, dilation)]
+        return reference.max_pool(input, *window, ceil_mode, codes)
 
     return pool
 
