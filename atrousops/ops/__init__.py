@@ -1,5 +1,6 @@
 """Public functions: argument checks, fake kernels, autograd, autocast, and the choice of a backend."""
 
+from atrousops import _flops
 from atrousops.ops.context_module import context_module
 from atrousops.ops.conv import conv1d, conv2d, conv3d
 from atrousops.ops.conv_branches import conv_branches
@@ -10,6 +11,8 @@ from atrousops.ops.mean_field import mean_field
 from atrousops.ops.permutohedral import Lattice, permutohedral_filter, permutohedral_lattice
 from atrousops.ops.roi_align import roi_align
 from atrousops.ops.roi_pool import roi_pool
+
+_flops.register_formulas()
 
 __all__ = [
     "Lattice",

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd import forward_ad
 
 from atrousops import _library, _triton, backends, choice
 from atrousops.devices import tf32_allowed
 from atrousops.ops._conv_arguments import Arguments
+from atrousops.ops._register import PLAIN, foreign, transformed
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class Route(NamedTuple):
     arguments: Arguments
 
 
-_PLAIN = frozenset({Tensor, torch.nn.Parameter, torch.nn.Buffer})
+_PLAIN = frozenset(PLAIN)
 # Types of further arguments that equal one another only if they mean the same, and can be part of a key.
 _KEY_TYPES = frozenset({int, tuple, str})
 _MOST_ROUTES = 4096
@@ -64,7 +63,7 @@ def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, *args: A
     route = route_of(call, input, weight, bias, args)
     if route.backend == "aten":
         return call.aten(input, weight, bias, *args)
-    if route.backend in backends.COMPILED and not (_is_compiling() or plain_tensors(input, weight)):
+    if route.backend in backends.COMPILED and _needs_pytorch(input, weight):
         return call.aten(input, weight, bias, *args)
     body = call.ours if route.backend in backends.COMPILED else call.reference
     if input.dim() == call.rank + 2:
@@ -74,14 +73,15 @@ def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, *args: A
 
 def route_of(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Route:
     """Where a call goes; the checks are made, and raise, the first time that it comes."""
-    if _is_compiling():
+    plain = not _is_compiling() and type(input) in _PLAIN and type(weight) in _PLAIN
+    plain = plain and (bias is None or type(bias) in _PLAIN)
+    if not (plain and input.layout is weight.layout is torch.strided):
+        # Subclasses bring their own operators, which see PyTorch's function once, and nothing before it.
+        if foreign(input, weight, bias) and _forced[0] != "reference":
+            return _PYTORCH
         return _find_route(call, input, weight, bias, args)
-    plain = type(input) in _PLAIN and type(weight) in _PLAIN and (bias is None or type(bias) in _PLAIN)
-    if not plain:
-        return _route_of_others(call, input, weight, bias, args)
-    strided = input.layout is weight.layout is torch.strided
-    if not strided or not _KEY_TYPES.issuperset(map(type, args)):
-        return _PYTORCH if not strided else _find_route(call, input, weight, bias, args)
+    if not _KEY_TYPES.issuperset(map(type, args)):
+        return _find_route(call, input, weight, bias, args)
     on_cpu = input.is_cpu and weight.is_cpu and (bias is None or bias.is_cpu)
     key = (
         call.name,
@@ -111,23 +111,15 @@ def _autocast_state(input: Tensor) -> tuple[bool, torch.dtype]:
     return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
 
-def _route_of_others(call: Call, input: Any, weight: Any, bias: Any, args: tuple) -> Route:
-    # Subclasses bring their own operators, which see PyTorch's function once, and nothing before it.
-    tensors = all([isinstance(t, Tensor) for t in (input, weight)]) and (bias is None or isinstance(bias, Tensor))
-    if tensors and FakeTensor not in (type(input), type(weight)) and _forced[0] != "reference":
-        return _PYTORCH
-    return _find_route(call, input, weight, bias, args)
-
-
 def allow_tf32(t: Tensor) -> bool:
     """Whether fp32 may be multiplied as TF32: on a GPU, where PyTorch's own convolutions would do so."""
     return t.is_cuda and tf32_allowed()
 
 
-def plain_tensors(input: Tensor, weight: Tensor) -> bool:
-    """Whether neither a subclass nor a function transform has a say in what a call does."""
-    plain = type(input) in _PLAIN and type(weight) in _PLAIN
-    return plain and not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+def _needs_pytorch(input: Tensor, weight: Tensor) -> bool:
+    # Function transforms and forward-mode derivatives are PyTorch's own there; subclasses bring their own operators.
+    # Who reads a traced graph, such as counters of operations, knows PyTorch's.
+    return transformed() or foreign(input, weight) or torch._C._is_tracing()
 
 
 def _find_route(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Route:
@@ -201,6 +193,8 @@ def _ours(
 
 def gradient_is_ours(kind: str, size: Any, weight_size: Any, arguments: Arguments, grad: Tensor) -> bool:
     """Whether a gradient ("input_grad" or "weight_grad") of a convolution of ours is best computed by us, too."""
+    if transformed() or foreign(grad):
+        return False
     forced = backends.forced()
     rank = len(arguments.stride)
     if forced is not None or arguments.padding[:rank] != arguments.padding[-rank:] or 0 in (*size, *weight_size):

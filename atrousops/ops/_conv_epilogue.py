@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from atrousops import _library
 from atrousops._checks import bad_type, bad_value
 from atrousops.ops._conv_arguments import Arguments
-from atrousops.ops._conv_dispatch import Call, Route, allow_tf32, plain_tensors, route_of, run
+from atrousops.ops._conv_dispatch import Call, Route, allow_tf32, route_of, run
 from atrousops.ops._layout import empty_as_kernel, prefers_channels_last
-from atrousops.ops._register import register
+from atrousops.ops._register import foreign, register, transformed
 
 
 class Activation(NamedTuple):
@@ -43,7 +43,8 @@ def run_with_epilogue(
         bad_value(call.name, "activation", f"be one of {', '.join(ACTIVATIONS)} or None", repr(activation))
     if residual is not None and not isinstance(residual, Tensor):
         bad_type(call.name, "residual", "be a Tensor or None", type(residual).__name__)
-    if torch.compiler.is_compiling() or _wants_gradients(input, weight, bias, residual):
+    tensors = (input, weight, bias, residual)
+    if torch.compiler.is_compiling() or transformed() or foreign(*tensors) or _wants_gradients(*tensors):
         y = run(call, input, weight, bias, *args)
         return _behind(call, y, residual, activation, in_place=False)
     route = route_of(call, input, weight, bias, args)
@@ -98,7 +99,6 @@ def _fits(route: Route, input: Tensor, weight: Tensor, bias: Tensor | None, resi
     return (
         input.dim() == len(a.stride) + 2
         and not torch._C._is_any_autocast_enabled()
-        and (plain_tensors(input, weight) or (type(input) is type(weight) is FakeTensor))
         and weight.dtype == input.dtype
         and weight.device == input.device
         and input.numel() * weight.numel() > 0
@@ -129,8 +129,7 @@ def _onednn_adds_and_clips(input: Tensor) -> bool:
 
 def _is_like_output(residual: Tensor, input: Tensor, weight: Tensor, a: Arguments) -> bool:
     same = residual.dtype == input.dtype and residual.device == input.device
-    plain = plain_tensors(residual, weight) or type(residual) is FakeTensor
-    return same and plain and residual.shape == _output_size(input, weight, a)
+    return same and residual.shape == _output_size(input, weight, a)
 
 
 def _onednn(

@@ -11,7 +11,7 @@ from atrousops import _plan_context, backends, reference
 from atrousops._checks import bad_type, bad_value
 from atrousops.devices import tf32_allowed
 from atrousops.ops._layout import empty_as_kernel
-from atrousops.ops._register import register
+from atrousops.ops._register import foreign, register, transformed
 from atrousops.ops.conv import conv2d
 
 
@@ -59,6 +59,8 @@ def runs_as_one(
     if input.device.type != "cuda" and forced not in backends.COMPILED:
         return False
     if torch.is_grad_enabled() and any([t.requires_grad for t in (input, *weights, *(biases or ()))]):
+        return False
+    if transformed() or foreign(input, *weights, *(biases or ())):
         return False
     if torch.is_autocast_enabled(input.device.type) or input.dtype not in backends.FLOATING:
         return False

@@ -153,7 +153,8 @@ def convolve(input: Tensor, weight: Tensor, a: Arguments, size: Sequence[int]) -
     if gradient_is_ours("forward", input.shape, weight.shape, a, input):
         out = _ours(input, weight, None, a)
     else:
-        out = _BY_RANK[rank](input, weight, None, a.stride, a.padding[:rank], a.dilation, a.groups)
+        padded, padding = _evenly_padded(input, a)
+        out = _BY_RANK[rank](padded, weight, None, a.stride, padding, a.dilation, a.groups)
     # A transposed convolution with output_padding >= stride has fewer inputs than its gradient's convolution outputs.
     for axis in range(2, rank + 2):
         if out.shape[axis] != size[axis]:
@@ -184,9 +185,24 @@ def grad_weight(grad: Tensor, input: Tensor, kernel_size: Sequence[int], a: Argu
 def _aten_backward(grad: Tensor, input: Tensor, weight: Tensor, a: Arguments, mask: tuple[bool, bool, bool]):
     rank = len(a.stride)
     no_extra = (0,) * rank
-    return torch.ops.aten.convolution_backward(
-        grad, input, weight, None, a.stride, a.padding[:rank], a.dilation, False, no_extra, a.groups, mask
+    padded, padding = _evenly_padded(input, a)
+    dx, dw, db = torch.ops.aten.convolution_backward(
+        grad, padded, weight, None, a.stride, padding, a.dilation, False, no_extra, a.groups, mask
     )
+    if dx is not None and padded is not input:
+        for axis in range(rank):
+            dx = dx.narrow(axis + 2, a.padding[axis], input.shape[axis + 2])
+    return dx, dw, db
+
+
+def _evenly_padded(input: Tensor, a: Arguments) -> tuple[Tensor, tuple[int, ...]]:
+    """The input and the padding that PyTorch's operators are to be given: those know one number for both sides."""
+    rank = len(a.stride)
+    low, high = a.padding[:rank], a.padding[-rank:]
+    if low == high:
+        return input, low
+    sides = [size for pair in zip(reversed(low), reversed(high)) for size in pair]
+    return F.pad(input, sides), (0,) * rank
 
 
 def grad_bias(grad: Tensor) -> Tensor:

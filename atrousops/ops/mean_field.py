@@ -9,7 +9,7 @@ from torch import Tensor
 
 from atrousops import backends, reference
 from atrousops._checks import bad_type, bad_value
-from atrousops.ops._register import register
+from atrousops.ops._register import foreign, register, transformed
 from atrousops.ops.permutohedral import Lattice, apply_lattice, fake_values, lattice_weights, memory_format_of
 
 
@@ -61,6 +61,8 @@ def _kernel(splat: Tensor, slices: Tensor, lattice: Lattice) -> Callable[[Tensor
 def _fused(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequence[Tensor]) -> bool:
     """One operator for all iterations where no gradient is wanted; else one per filter, and autograd's own record."""
     if torch.is_grad_enabled() and any(t.requires_grad for t in (scores, *compatibilities)):
+        return False
+    if transformed() or foreign(scores, *compatibilities, *[t for lattice in lattices for t in lattice]):
         return False
     if backends.choose("mean_field", scores.device, scores.dtype) not in backends.COMPILED:
         return False

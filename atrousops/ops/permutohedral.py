@@ -10,7 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from atrousops import backends, reference
 from atrousops._checks import bad_type, bad_value
-from atrousops.ops._register import register
+from atrousops.ops._batches import fold
+from atrousops.ops._register import foreign, keep, register
+from atrousops.reference._values import values_of
 from atrousops.reference.permutohedral import Lattice
 
 MAX_FEATURES = 7
@@ -42,7 +44,8 @@ def permutohedral_lattice(features: Tensor) -> Lattice:
     features = features.detach().flatten(2)
     if features.dtype != torch.float64:
         features = features.float()
-    if backends.choose("permutohedral", features.device, features.dtype) not in backends.COMPILED:
+    own = backends.choose("permutohedral", features.device, features.dtype) in backends.COMPILED
+    if not own or foreign(features):
         _check_finite(features)
         parts = reference.permutohedral_lattice(features)
     elif torch.compiler.is_compiling():
@@ -104,7 +107,10 @@ def lattice_weights(lattice: Lattice, normalize: str | None, dtype: torch.dtype,
 def memory_format_of(values: Tensor) -> torch.memory_format:
     """channels_last where values are that and not contiguous, for 4 or 5 dimensions."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(values.dim(), torch.contiguous_format)
-    if not values.is_contiguous() and values.is_contiguous(memory_format=last):
+    # Under vmap nobody may ask.
+    if values.is_contiguous() or torch._C._are_functorch_transforms_active():
+        return torch.contiguous_format
+    if values.is_contiguous(memory_format=last):
         return last
     return torch.contiguous_format
 
@@ -116,24 +122,18 @@ def apply_lattice(values: Tensor, splat: Tensor, slices: Tensor, lattice: Lattic
         # One lattice for all images: they are channels of one.
         return apply_lattice(values.reshape(1, n * c, p), splat, slices, lattice).view(n, c, p)
     own = backends.choose("permutohedral", values.device, values.dtype) in backends.COMPILED
-    run = _apply if own else reference.permutohedral_apply
+    run = _apply if own and not foreign(values, splat, slices, *lattice) else reference.permutohedral_apply
     return run(values, splat, slices, lattice.offsets, *lattice[2:7], False)
 
 
 def _build(features: Tensor) -> tuple[Tensor, ...]:
-    try:
-        offsets, weights, neighbours, starts, rows, bounds, counts = _make_lattice(features)
-    except RuntimeError as error:
-        if "lattice units" not in str(error):
-            _check_finite(features)
-            raise
-        _refuse_span(features)
+    offsets, weights, neighbours, starts, rows, bounds, counts = _make_lattice(features)
     # The operator's outputs have a static upper bound as their size, so that it compiles without data-dependent shapes;
     # only what is in use was ever touched. Copies let the bound go. This is the one place that waits for a GPU, whose
     # kernels say by a negative bound that they could not place the features. Fake features have no values to wait for.
-    if isinstance(features, FakeTensor):
+    if isinstance(features, FakeTensor) or features.is_meta:
         return offsets, weights, neighbours, starts, rows, bounds, counts
-    m, r = torch.stack([counts.sum(), bounds[-1]]).tolist()
+    m, r = torch.stack([values_of(counts).sum(), values_of(bounds)[-1]]).tolist()
     if r < 0:
         _refuse_span(features)
     return offsets, weights, neighbours[:, :m].clone(), starts[: m + 1].clone(), rows[:r].clone(), bounds, counts
@@ -145,13 +145,13 @@ def _refuse_span(features: Tensor) -> NoReturn:
         "permutohedral_lattice",
         "features",
         "fit 64-bit keys",
-        f"values up to {features.abs().max():g}",
+        f"values up to {values_of(features).abs().max():g}",
         "Divide them by larger standard deviations.",
     )
 
 
 def _check_finite(features: Tensor) -> None:
-    if not features.isfinite().all():
+    if not (features.is_meta or values_of(features).isfinite().all()):
         bad_value("permutohedral_lattice", "features", "be finite", "NaN or infinity")
 
 
@@ -222,7 +222,7 @@ def fake_values(values: Tensor, *lattice: object) -> Tensor:
 def _setup(ctx, inputs, output) -> None:
     _, splat, slices, *lattice, reverse = inputs
     ctx.reverse = reverse
-    ctx.save_for_backward(splat, slices, *lattice)
+    keep(ctx, splat, slices, *lattice)
 
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -230,5 +230,44 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     return _apply(grad, slices, splat, *lattice, not ctx.reverse), *[None] * 9
 
 
-_make_lattice = register("permutohedral_lattice", fake=_fake_lattice, autocast="float32")
-_apply = register("permutohedral_apply", fake=fake_values, backward=_backward, setup_context=_setup, autocast="float32")
+def _lattice_of_batches(info, in_dims, features: Tensor) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    """vmap's rule: images of all batches have one lattice, whose vertices are numbered together."""
+    n = features.shape[0 if in_dims[0] else 1]
+    images = features.movedim(in_dims[0], 0).flatten(0, 1)
+    offsets, weights, neighbours, starts, rows, bounds, counts = _make_lattice(images)
+    offsets, weights, counts = (t.unflatten(0, (info.batch_size, n)) for t in (offsets, weights, counts))
+    return (offsets, weights, neighbours, starts, rows, bounds, counts), (0, 0, None, None, None, None, 0)
+
+
+def _vmap_apply(info, in_dims, values, splat, slices, offsets, *rest) -> tuple[Tensor, int]:
+    """vmap's rule: batches are channels over one lattice, or images of the lattice that was built for all of them."""
+    b, lattice = info.batch_size, in_dims[1:9]
+    if all([dim is None for dim in lattice]):
+        values = values.movedim(in_dims[0], 1)
+        out = _apply(values.flatten(1, 2), splat, slices, offsets, *rest)
+        return out.unflatten(1, (b, values.shape[2])), 1
+    if in_dims[3] is None:
+        # Other weights on one lattice.
+        return torch.vmap(reference.permutohedral_apply, in_dims)(values, splat, slices, offsets, *rest), 0
+    *tables, counts, reverse = rest
+    images = [fold(t, dim, b) for t, dim in zip((values, splat, slices, offsets), in_dims)]
+    out = _apply(*images, *tables, fold(counts, in_dims[8], b), reverse)
+    return out.unflatten(0, (b, out.shape[0] // b)), 0
+
+
+_make_lattice = register(
+    "permutohedral_lattice",
+    fake=_fake_lattice,
+    otherwise=reference.permutohedral_lattice,
+    vmap=_lattice_of_batches,
+    autocast="float32",
+)
+_apply = register(
+    "permutohedral_apply",
+    fake=fake_values,
+    otherwise=reference.permutohedral_apply,
+    backward=_backward,
+    setup_context=_setup,
+    vmap=_vmap_apply,
+    autocast="float32",
+)

@@ -95,10 +95,14 @@ void run(const ConvCall& call, const ConvFuse& fuse, const ConvMmaForced& forced
   const int64_t column_blocks = ceil_div(t.dst_channels, tile.columns);
   const int64_t blocks = column_blocks * t.tiles * t.groups * choice.splits;
   STD_TORCH_CHECK(blocks <= INT32_MAX, "conv: tensor cores take up to 2^31 tiles; got ", blocks);
-  ConvMmaArgs args{src.data_ptr(),  weights.tensor.data_ptr(),
-                   nullptr,         positions * channels,
-                   weights.columns, static_cast<int32_t>(column_blocks),
-                   choice.splits,   conv_epilogue(call.bias ? &*call.bias : nullptr, fuse, dst)};
+  ConvMmaArgs args{src.const_data_ptr(),
+                   weights.tensor.const_data_ptr(),
+                   nullptr,
+                   positions * channels,
+                   weights.columns,
+                   static_cast<int32_t>(column_blocks),
+                   choice.splits,
+                   conv_epilogue(call.bias ? &*call.bias : nullptr, fuse, dst)};
   if (t.groups > 1 && t.dst_channels % conv_vector(dtype) != 0)
     args.epilogue.vector_dst = args.epilogue.vector_residual = false;
   std::optional<Tensor> part;
@@ -116,15 +120,15 @@ void run(const ConvCall& call, const ConvFuse& fuse, const ConvMmaForced& forced
 ConvEpilogue conv_epilogue(const Tensor* bias, const ConvFuse& fuse, const Tensor& dst) {
   const int64_t vector = conv_vector(dst.scalar_type());
   ConvEpilogue e{};
-  e.dst = static_cast<char*>(dst.data_ptr()) + fuse.first_channel * (16 / vector);
+  e.dst = memory_of(dst) + fuse.first_channel * (16 / vector);
   e.dst_pitch = dst.size(1);
   e.vector_dst = conv_mma_aligned(dst, dst.size(1)) && fuse.first_channel % vector == 0;
-  e.bias = bias ? bias->data_ptr() : nullptr;
-  e.scale = fuse.scale ? fuse.scale->data_ptr() : nullptr;
+  e.bias = bias ? bias->const_data_ptr() : nullptr;
+  e.scale = fuse.scale ? fuse.scale->const_data_ptr() : nullptr;
   e.fp32_parameters = (bias ? *bias : fuse.scale ? *fuse.scale : dst).scalar_type() == ScalarType::Float;
   e.relu = fuse.relu;
   if (fuse.residual) {
-    e.residual = fuse.residual->data_ptr();
+    e.residual = fuse.residual->const_data_ptr();
     e.residual_pitch = fuse.residual->size(1);
     e.vector_residual = conv_mma_aligned(*fuse.residual, fuse.residual->size(1));
   }
@@ -133,7 +137,7 @@ ConvEpilogue conv_epilogue(const Tensor* bias, const ConvFuse& fuse, const Tenso
 
 bool conv_mma_aligned(const Tensor& t, int64_t channels) {
   const int64_t vector = conv_vector(t.scalar_type());
-  return reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0 && t.size(1) % vector == 0 && channels % vector == 0;
+  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0 && t.size(1) % vector == 0 && channels % vector == 0;
 }
 
 const char* conv_mma_cannot(const core::Problem& p, const Tensor& src) {
