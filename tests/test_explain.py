@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library, _plan_cuda, _triton, backends, choice, planner
+from atrousops import _library, _triton, backends, choice, planner
 
 
 def model() -> nn.Sequential:
@@ -83,7 +83,7 @@ def test_a_gpu_is_explained_without_one(monkeypatch):
         layer = ao.AtrousConv2d(256, 256, 3, padding=18, dilation=18, device="cuda", dtype=torch.bfloat16)
         (row,) = ao.explain(layer.eval(), x).rows
     assert row.device == "cuda"
-    assert [c.kernel for c in row.plan.candidates] == list(_plan_cuda.KERNELS)
+    assert [c.kernel for c in row.plan.candidates] == list(planner.kernels("cuda"))
     assert row.backend == ("aten" if row.plan.kernel == "aten" else backends.own("conv", x.device, x.dtype) or "aten")
     explanation = ao.explain(layer, x)
     assert "depthwise: not one channel in and out a group\n" in str(explanation)
@@ -177,7 +177,7 @@ def test_text():
     assert table[-1].startswith("3 calls: 3 aten; ")
     detail = str(ao.explain(net[0], x))
     assert "live taps   14.8%" in detail
-    assert all(f"{kernel}: " in detail for kernel in planner.KERNELS if kernel != "aten")
+    assert all(f"{kernel}: " in detail for kernel in planner.kernels("cpu") if kernel != "aten")
     assert str(ao.explain(nn.ReLU(), x)).startswith("no operator of this package")
 
 
