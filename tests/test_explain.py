@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library, _plan_cuda, _triton, backends, choice, planner
+from atrousops import _library, _triton, backends, choice, planner
 
 
 def model() -> nn.Sequential:
@@ -83,11 +83,11 @@ def test_a_gpu_is_explained_without_one(monkeypatch):
         layer = ao.AtrousConv2d(256, 256, 3, padding=18, dilation=18, device="cuda", dtype=torch.bfloat16)
         (row,) = ao.explain(layer.eval(), x).rows
     assert row.device == "cuda"
-    assert [c.kernel for c in row.plan.candidates] == list(_plan_cuda.KERNELS)
+    assert [c.kernel for c in row.plan.candidates] == list(planner.kernels("cuda"))
     assert row.backend == ("aten" if row.plan.kernel == "aten" else backends.own("conv", x.device, x.dtype) or "aten")
-    explanation = ao.explain(layer, x)
-    assert "depthwise: not one channel in and out a group\n" in str(explanation)
     if _library.planner is not None:
+        explanation = ao.explain(layer, x)
+        assert "depthwise: not one channel in and out a group\n" in str(explanation)
         assert row.plan.kernel == "wgmma"
         explanation.rows[:] = [replace(row, kernel="wgmma", backend="cuda")]
         assert "positions of 8 images; predicted 2.39 times as fast as with every tap" in str(explanation)
@@ -110,10 +110,13 @@ def test_triton_runs_on_a_gpu_without_a_compiled_library(rocm, monkeypatch):
         rows = [ao.explain(call).rows[0] for call in calls]
         assert {(row.backend, row.reason) for row in rows[1:]} == {("triton", "our Triton kernel")}
         assert rows[0].backend == ("aten" if rows[0].plan.kernel == "aten" else "triton")
-        # Of the rate's nine taps five are live: the plan is of Triton's kernels, with their reasons.
-        assert [(c.kernel, bool(c.reason)) for c in rows[0].plan.candidates][2:] == [("looped", True)]
         assert rows[0].reason == rows[0].plan.reason
-        assert "dot" in rows[0].reason
+        if _library.planner is None:
+            assert rows[0].reason == "aten: the compiled planner is missing"
+        else:
+            # Of the rate's nine taps five are live: the plan is of Triton's kernels, with their reasons.
+            assert [(c.kernel, bool(c.reason)) for c in rows[0].plan.candidates][2:] == [("looped", True)]
+            assert "dot" in rows[0].reason
         with ao.backend("triton"):
             assert ao.explain(calls[0]).rows[0].backend == "triton"
             w = w.requires_grad_(False)
@@ -177,7 +180,7 @@ def test_text():
     assert table[-1].startswith("3 calls: 3 aten; ")
     detail = str(ao.explain(net[0], x))
     assert "live taps   14.8%" in detail
-    assert all(f"{kernel}: " in detail for kernel in planner.KERNELS if kernel != "aten")
+    assert all(f"{kernel}: " in detail for kernel in planner.kernels("cpu") if kernel != "aten")
     assert str(ao.explain(nn.ReLU(), x)).startswith("no operator of this package")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from atrousops import _plan_branches, backends, reference
+from atrousops import backends, choice, reference
 from atrousops._checks import bad_type, bad_value
 from atrousops.ops._conv_arguments import Arguments, check_conv
 from atrousops.ops._conv_dispatch import allow_tf32
@@ -93,7 +93,7 @@ def why_apart(
     size = tuple(input.shape) if input.dim() == 4 else (1, *input.shape)
     shapes = tuple([tuple(w.shape) for w in weights])
     layout, beside = not input.is_contiguous(), sum([t.shape[-3] for t in others])
-    return _plan_branches.why_apart(size, shapes, tuple(padding), tuple(dilation), input.dtype, layout, relu, beside)
+    return choice.why_apart(size, shapes, tuple(padding), tuple(dilation), input.dtype, layout, relu, beside)
 
 
 def _apart(input, weights, biases, padding, dilation, activation, others) -> Tensor:

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/cuda_kernels.h"
 #include "core/phases.h"
 #include "cuda/conv_mma.h"
 
@@ -152,9 +153,8 @@ const char* conv_mma_cannot(const core::Problem& p, const Tensor& src) {
 const char* conv_mma_rule(const ConvCall& call) {
   const core::Problem& p = call.problem;
   if (const char* why = conv_mma_cannot(p, call.src)) return why;
-  const int64_t depth = mma_depth(call.src.scalar_type());
+  if (const char* why = core::mma_cannot(p, static_cast<int64_t>(call.src.element_size()))) return why;
   const int64_t src_channels = (p.kind == core::Kind::input_grad ? p.k : p.c) / p.groups;
-  if (4 * src_channels < depth) return "too few channels for the depth of a step";
   const double products = average_taps(p, core::phases(p)) * static_cast<double>(src_channels);
   const bool split = call.src.scalar_type() == ScalarType::Float && !call.allow_tf32;
   return split && products < kShortSum ? "sums too short to hide the error of three tf32 products" : nullptr;
