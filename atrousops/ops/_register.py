@@ -65,7 +65,7 @@ def _shortest(
     function: Any = type(operator._opname, (torch.autograd.Function,), body)
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or not _is_plain(args[:count]) or (casts and _autocasts()):
+        if torch.compiler.is_compiling() or not is_plain(args[:count]) or (casts and _autocasts()):
             return operator(*args)
         if torch.is_grad_enabled() and any([t.requires_grad for t in args[:count]]):
             return operator(*args) if backward is None else function.apply(*args)
@@ -79,7 +79,7 @@ _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 _autocasts = torch._C._is_any_autocast_enabled
 
 
-def _is_plain(tensors: tuple[Tensor, ...]) -> bool:
+def is_plain(tensors: tuple[Tensor, ...]) -> bool:
     """Whether nothing wraps, transforms, traces or watches them."""
     for t in tensors:
         if type(t) not in _PLAIN:
