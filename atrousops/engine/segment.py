@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from atrousops._files import write_atomically
+from atrousops.data import decode
 from atrousops.engine import pictures
 from atrousops.engine.predict import Predictor
 
@@ -49,9 +50,9 @@ def segment_files(predictor: Predictor, files: Sequence[Path], folder: Path) -> 
     for path, name in zip(files, pictures.result_names(files, folder)):
         start = time.perf_counter()
         try:
-            picture = pictures.read_picture(path)
+            picture = decode.read_image(path)
             labels = predictor(picture)
-        except pictures.PictureError as error:
+        except decode.PictureError as error:
             yield Failed(path, str(error))
             continue
         except (MemoryError, RuntimeError) as error:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from atrousops import backends, reference
-from atrousops._checks import bad_type, bad_value
+from atrousops._checks import ArgumentError, bad_type, bad_value
 from atrousops.ops._batches import fold
-from atrousops.ops._register import foreign, keep, register
+from atrousops.ops._register import foreign, is_plain, keep, register
 from atrousops.reference._values import values_of
 from atrousops.reference.permutohedral import Lattice
 
@@ -41,17 +41,30 @@ def permutohedral_lattice(features: Tensor) -> Lattice:
         ArgumentTypeError: features are not floating.
     """
     _check_features("permutohedral_lattice", features)
+    return lattice_of(features, Blame("permutohedral_lattice", "features", features))
+
+
+class Blame(NamedTuple):
+    """Whose argument, and what it is called, that features come from: for the message if they will not do."""
+
+    op: str
+    argument: str
+    value: Tensor
+
+
+def lattice_of(features: Tensor, blame: Blame) -> Lattice:
+    """As `permutohedral_lattice`, of features whose type and shape are right."""
     features = features.detach().flatten(2)
     if features.dtype != torch.float64:
         features = features.float()
     own = backends.choose("permutohedral", features.device, features.dtype) in backends.COMPILED
     if not own or foreign(features):
-        _check_finite(features)
+        _check_finite(blame)
         parts = reference.permutohedral_lattice(features)
     elif torch.compiler.is_compiling():
         parts = _make_lattice(features)
     else:
-        parts = _build(features)
+        parts = _build(features, blame)
     n, _, p = features.shape
     norm = apply_lattice(features.new_ones(n, 1, p), parts[1], parts[1], Lattice(*parts, norm=features))  # type: ignore[misc]
     return Lattice(*parts, norm=norm)  # type: ignore[misc]
@@ -67,6 +80,9 @@ def permutohedral_filter(values: Tensor, features: Tensor | Lattice, normalize: 
     - "symmetric": y = n^-1/2 K n^-1/2 x (NORMALIZE_SYMMETRIC);
     - "before": y = K n^-1 x (NORMALIZE_BEFORE);
     - "after": y = n^-1 K x (NORMALIZE_AFTER), a weighted mean.
+
+    A value that is not finite stays where it is: y is NaN there, and at all other pixels as if x were 0 there; n stays.
+    That is so on every device, without waiting for one. No gradient reaches such a value.
 
     Args:
         values: (N, C, *), any C; float64 is computed in float64, all else in float32.
@@ -86,7 +102,24 @@ def permutohedral_filter(values: Tensor, features: Tensor | Lattice, normalize: 
     _check_values(op, values, features)
     lattice = features if isinstance(features, Lattice) else permutohedral_lattice(features)
     splat, slices = lattice_weights(lattice, normalize, values.dtype, op)
-    return apply_lattice(values.flatten(2), splat, slices, lattice).view(values.shape)
+    lost = _not_finite(values)
+    y = apply_lattice(fill(values, lost, 0.0).flatten(2), splat, slices, lattice).view(values.shape)
+    return fill(y, lost, float("nan"))
+
+
+def fill(values: Tensor, where: Tensor | None, value: float) -> Tensor:
+    return values if where is None else values.masked_fill(where, value)
+
+
+def is_known(values: Tensor) -> bool:
+    """Whether one may ask for numbers: on a GPU that waits, and where it is traced or transformed there are none."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling() and is_plain((values,))
+
+
+def _not_finite(values: Tensor) -> Tensor | None:
+    """Where values are not finite; None where it is known that all are. Their sum is cheaper, and errs to one side."""
+    values = values.detach()
+    return None if is_known(values) and bool(values.sum().isfinite()) else ~values.isfinite()
 
 
 def lattice_weights(lattice: Lattice, normalize: str | None, dtype: torch.dtype, op: str) -> tuple[Tensor, Tensor]:
@@ -126,8 +159,12 @@ def apply_lattice(values: Tensor, splat: Tensor, slices: Tensor, lattice: Lattic
     return run(values, splat, slices, lattice.offsets, *lattice[2:7], False)
 
 
-def _build(features: Tensor) -> tuple[Tensor, ...]:
-    offsets, weights, neighbours, starts, rows, bounds, counts = _make_lattice(features)
+def _build(features: Tensor, blame: Blame) -> tuple[Tensor, ...]:
+    try:
+        offsets, weights, neighbours, starts, rows, bounds, counts = _make_lattice(features)
+    except ArgumentError:
+        # The kernel names features, which may have been made of somebody's image.
+        _refuse_span(blame)
     # The operator's outputs have a static upper bound as their size, so that it compiles without data-dependent shapes;
     # only what is in use was ever touched. Copies let the bound go. This is the one place that waits for a GPU, whose
     # kernels say by a negative bound that they could not place the features. Fake features have no values to wait for.
@@ -135,24 +172,27 @@ def _build(features: Tensor) -> tuple[Tensor, ...]:
         return offsets, weights, neighbours, starts, rows, bounds, counts
     m, r = torch.stack([values_of(counts).sum(), values_of(bounds)[-1]]).tolist()
     if r < 0:
-        _refuse_span(features)
+        _refuse_span(blame)
     return offsets, weights, neighbours[:, :m].clone(), starts[: m + 1].clone(), rows[:r].clone(), bounds, counts
 
 
-def _refuse_span(features: Tensor) -> NoReturn:
-    _check_finite(features)
-    bad_value(
-        "permutohedral_lattice",
-        "features",
-        "fit 64-bit keys",
-        f"values up to {values_of(features).abs().max():g}",
-        "Divide them by larger standard deviations.",
-    )
+def _refuse_span(blame: Blame) -> NoReturn:
+    _check_finite(blame)
+    op, argument, value = blame
+    got = f"values up to {values_of(value).abs().max():g}"
+    bad_value(op, argument, "fit 64-bit keys", got, "Divide them by larger standard deviations.")
 
 
-def _check_finite(features: Tensor) -> None:
-    if not (features.is_meta or values_of(features).isfinite().all()):
-        bad_value("permutohedral_lattice", "features", "be finite", "NaN or infinity")
+def _check_finite(blame: Blame) -> None:
+    op, argument, value = blame
+    if value.is_meta:
+        return
+    value = values_of(value)
+    lost = ~value.isfinite()
+    if lost.any():
+        first = tuple(lost.nonzero()[0].tolist())
+        got = f"{value[first].item()} at {first}, and {int(lost.sum())} such values in all"
+        bad_value(op, argument, "be finite", got, "Replace them, by torch.nan_to_num say.")
 
 
 def _check_features(op: str, features: Tensor) -> None:
