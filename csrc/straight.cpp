@@ -44,11 +44,14 @@ constexpr size_t kMost = 4096;
 // call, input, weight and bias.
 constexpr Py_ssize_t kTensors = 4;
 
-// What tells one call from another, without its further arguments; compared as bytes, so that `none` fills a gap.
+// What tells one call from another, without its further arguments; compared as bytes. The weight by its address, its
+// data and its shape: a weak reference would forbid torch.utils.swap_tensors.
 struct Key {
   PyObject *call, *weight;
-  uint32_t dtype, rank, flags, none;
-  std::array<int64_t, kRank> size, stride;
+  const void* data;
+  uint32_t dtype, flags;
+  int32_t rank, weight_rank;
+  std::array<int64_t, kRank> size, stride, weight_size;
 
   bool operator==(const Key& o) const { return std::memcmp(this, &o, sizeof(Key)) == 0; }
 };
@@ -78,11 +81,10 @@ bool is_clean(const dlpack::Tensor& t, int64_t step) {
   }
 }
 
-// What goes straight to `aten` with `args` behind its three tensors. The weak reference tells whether the weight is
-// still the one at that address.
+// What goes straight to `aten` with `args` behind its three tensors.
 struct Known {
   int64_t version, step;
-  py::object weight, aten, call;
+  py::object aten, call;
   py::tuple args;
 };
 
@@ -107,7 +109,6 @@ class Straight {
     if (!read(a, key, t, version)) return {};
     const auto found = calls_.find(key);
     if (found == calls_.end() || found->second.version != version) return {};
-    if (PyWeakref_GetObject(found->second.weight.ptr()) != key.weight) return {};
     const py::object aten = found->second.aten;
     const py::tuple args = found->second.args;
     const int64_t step = found->second.step;
@@ -134,11 +135,10 @@ class Straight {
     const int64_t step = PyLong_AsLongLong(a[4]);
     if (step < 0 || !read(a, key, t, version)) return;
     const auto hold = [](PyObject* o) { return py::reinterpret_borrow<py::object>(o); };
-    const auto weak = py::reinterpret_steal<py::object>(PyWeakref_NewRef(key.weight, nullptr));
     const py::object aten = py::getattr(a[0], "aten", py::none());
-    if (!weak || !PyTuple_Check(a[3])) return;
+    if (!PyTuple_Check(a[3])) return;
     if (calls_.size() >= kMost) forget();
-    calls_.insert_or_assign(key, Known{version, step, weak, aten, hold(a[0]), py::reinterpret_borrow<py::tuple>(a[3])});
+    calls_.insert_or_assign(key, Known{version, step, aten, hold(a[0]), py::reinterpret_borrow<py::tuple>(a[3])});
   }
 
   // What is dropped may run Python code, and that come here again.
@@ -155,13 +155,17 @@ class Straight {
   bool read(PyObject* const* a, Key& key, dlpack::Tensor& t, int64_t& version) const {
     PyObject *const input = a[1], *const weight = a[2];
     if (PyList_GET_ITEM(forced_.ptr(), 0) != Py_None || !is_plain(input) || !is_plain(weight)) return false;
+    dlpack::Tensor w;
     if (api_->tensor_from_object(input, &t) != 0 || t.device_type != dlpack::kCpu || t.rank > kRank) return false;
+    if (api_->tensor_from_object(weight, &w) != 0 || w.device_type != dlpack::kCpu || w.rank > kRank) return false;
     if (t.rank > 0 && t.stride == nullptr) return false;
     const py::object stamp = version_.of(weight);
     if (!stamp) return false;
     version = PyLong_AsLongLong(stamp.ptr());
     const bool graded = says(grad_enabled_) && (requires_grad_.holds(input) || requires_grad_.holds(weight));
-    key = {a[0], weight, t.dtype, static_cast<uint32_t>(t.rank), graded + 2u * says(autocast_), 0, {}, {}};
+    const char* data = static_cast<const char*>(w.data) + w.offset;
+    key = {a[0], weight, data, t.dtype, graded + 2u * says(autocast_), t.rank, w.rank, {}, {}, {}};
+    std::copy_n(w.size, w.rank, key.weight_size.begin());
     std::copy_n(t.size, t.rank, key.size.begin());
     std::copy_n(t.stride, t.rank, key.stride.begin());
     return PyErr_Occurred() == nullptr;

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -14,26 +12,25 @@ from atrousops.ops.flush_subnormals import flush_subnormals
 # One block of elements in so many is looked at.
 PART = 64
 
-# id of a weight -> (weak reference, version, whether it holds subnormals). Wrong entries would only cost time. An
-# inference tensor has no version, and its entry none.
-_known: dict[int, tuple[weakref.ref, int | None, bool]] = {}
+# id of a weight -> (where its data lie, version, whether it holds subnormals). Wrong entries would only cost time, and a
+# weak reference would forbid torch.utils.swap_tensors. An inference tensor has no version, and its entry none.
+_known: dict[int, tuple[int, int | None, bool]] = {}
+_MOST = 4096
 
 
 def clean_weight(weight: Tensor) -> Tensor:
     """The weight itself, or, if it holds subnormal numbers, a differentiable copy without; scanned once per version."""
-    entry = _known.get(id(weight))
-    if entry is None or entry[0]() is not weight or not (entry[1] is None or entry[1] == weight._version):
-        entry = _scan(weight)
     # Forward-mode derivatives stay PyTorch's own, at PyTorch's own speed.
-    return flush_subnormals(weight) if entry[2] and forward_ad._current_level < 0 else weight
-
-
-def _scan(weight: Tensor) -> tuple[weakref.ref, int | None, bool]:
-    found = _scannable(weight) and torch.ops.atrousops.has_subnormals(weight.detach(), 1)
-    key = id(weight)
+    if not _scannable(weight):
+        return weight
     version = None if weight.is_inference() else weight._version
-    entry = _known[key] = (weakref.ref(weight, lambda _: _known.pop(key, None)), version, found)
-    return entry
+    entry = _known.get(id(weight))
+    if entry is None or entry[:2] != (weight.data_ptr(), version):
+        if len(_known) >= _MOST:
+            _known.clear()
+        found = torch.ops.atrousops.has_subnormals(weight.detach(), 1)
+        entry = _known[id(weight)] = (weight.data_ptr(), version, found)
+    return flush_subnormals(weight) if entry[2] else weight
 
 
 def clean_input(input: Tensor) -> Tensor:
