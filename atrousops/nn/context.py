@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from atrousops import functional
 from atrousops._checks import bad_value
+from atrousops.nn._stock import leaf
 from atrousops.nn.conv import AtrousConv2d
 from atrousops.ops.context_module import runs_as_one
 
@@ -15,6 +16,7 @@ _DILATIONS = (1, 1, 2, 4, 8, 16, 1)
 _WIDTHS = {"basic": (1, 1, 1, 1, 1, 1, 1, 1), "large": (2, 2, 4, 8, 16, 32, 32, 1)}
 
 
+@leaf
 class ContextModule(nn.Module):
     """Aggregates context with dilated convolutions, without losing resolution.
 

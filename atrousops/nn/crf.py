@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from atrousops import ops
 from atrousops._checks import bad_type, bad_value
 from atrousops.backends import FLOATING
+from atrousops.nn._stock import leaf
 from atrousops.ops.mean_field import check_labels
 from atrousops.ops.permutohedral import MAX_FEATURES, NORMALIZATIONS, Blame, Lattice, is_known, lattice_of
 
@@ -144,6 +145,7 @@ class _GaussianCRF(nn.Module):
         )
 
 
+@leaf
 class DenseCRF(_GaussianCRF):
     """Sharpens label scores along the edges of an image, with a fully connected CRF.
 
@@ -227,6 +229,7 @@ class DenseCRF(_GaussianCRF):
         return f"{super().extra_repr()}, {compat}"
 
 
+@leaf
 class CRFasRNN(_GaussianCRF):
     """A dense CRF whose kernel weights and label compatibilities train with the network (Zheng et al., ICCV 2015).
 
