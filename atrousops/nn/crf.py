@@ -126,7 +126,8 @@ class _GaussianCRF(nn.Module):
         if not image.is_floating_point() or min(self.bilateral_srgb) < 1 or image.numel() == 0 or not is_known(image):
             return
         low, high = (float(v) for v in image.detach().aminmax())
-        if low < 0 or 0 < high <= 1:
+        # A little below 0 lies what was normalised and brought back.
+        if low < -0.5 or 0 < high <= 1:
             warnings.warn(
                 f"{self._name}: image is in {low:g}..{high:g}, where 0..255 is expected: to deviations of "
                 f"{min(self.bilateral_srgb):g} and more its colours are nearly one. Give it in 0..255, or divide "
@@ -172,7 +173,7 @@ class DenseCRF(_GaussianCRF):
         scores.
 
     An image in 0..1 is a single flat colour to a srgb of 13. On the CPU there is a warning of floating images with
-    values below 0, or none above 1, unless a srgb is below 1; on a GPU there is none, since it would wait.
+    values below -0.5, or none above 1, unless a srgb is below 1; on a GPU there is none, since it would wait.
 
     Scores that are not finite: -inf makes a label impossible at a pixel. A pixel with NaN or +inf, or with -inf alone,
     is NaN in Q and takes no part in the others' Q; see `functional.mean_field`. An image that is not finite is an

@@ -220,7 +220,7 @@ def test_images_in_0_to_1_are_warned_of():
         ao.CRFasRNN(2, 1)(scores, image)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ao.DenseCRF(1)(scores, image * 255)
+        ao.DenseCRF(1)(scores, image * 255 - 1e-4)
         ao.DenseCRF(1)(scores, torch.zeros_like(image))
         ao.DenseCRF(1)(scores, (image > 0.5).byte())
         # Meant so.
