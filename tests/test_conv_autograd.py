@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from oracle import assert_close
 
 import atrousops as ao
 import atrousops.functional as A
@@ -40,6 +41,51 @@ def test_first_and_second_derivatives(case, backend):
 def test_derivatives_of_the_reference(case):
     with ao.backend("reference"):
         assert torch.autograd.gradcheck(CASES[case][0], double_inputs(case))
+
+
+# The result is ours and its derivatives are PyTorch's, as the planner may choose, which has no words for them: fewer
+# inputs than the gradient's convolution would have outputs, and uneven padding. The last reads only zeros.
+APART = {
+    "1-D": (lambda x, w: A.conv_transpose1d(x, w, None, 1, 0, 2, 1, 3), (2, 2, 4), (2, 3, 2)),
+    "2-D, padded": (lambda x, w: A.conv_transpose2d(x, w, None, 2, 1, 2, 2, 3), (1, 4, 3, 2), (4, 1, 3, 2)),
+    "2-D, wide padding": (lambda x, w: A.conv_transpose2d(x, w, None, 1, 3, 2, 1, 3), (1, 2, 3, 4), (2, 2, 4, 3)),
+    "3-D": (lambda x, w: A.conv_transpose3d(x, w, None, (1, 2, 1), 1, 2, 1, 3), (1, 2, 2, 1, 3), (2, 1, 2, 2, 2)),
+    "uneven": (lambda x, w: A.conv2d(x, w, padding="same", dilation=3), (1, 2, 4, 5), (3, 2, 2, 4)),
+    "nothing is read": (lambda x, w: A.conv_transpose1d(x, w, None, 1, 2, 4, 1, 5), (1, 1, 1), (1, 1, 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", APART)
+def test_our_results_with_pytorchs_derivatives(case):
+    f, *sizes = APART[case]
+
+    def ours(*tensors):
+        with ao.backend("cpu"):
+            return f(*tensors)
+
+    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in sizes]
+    with ao.backend("aten"):
+        assert torch.autograd.gradcheck(ours, inputs)
+        assert torch.autograd.gradgradcheck(ours, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_output_padding_from_a_stride_on(rank, dtype, last):
+    """As the planner divides it; in eighths, whose products add up without rounding."""
+    eighths = lambda *size: torch.randint(-8, 9, size).to(dtype) / 8  # noqa: E731
+    x, w = eighths(2, 64, *(9, 7, 3)[:rank]), eighths(64, 64, *(3,) * rank)
+    if last:
+        x, w = (t.movedim(1, -1).contiguous().movedim(-1, 1) for t in (x, w))
+    found = []
+    for module, kind in ((A, dtype), (F, torch.float64), (F, dtype)):
+        leaves = [t.to(kind).requires_grad_() for t in (x, w)]
+        y = getattr(module, f"conv_transpose{rank}d")(*leaves, None, 2, 1, 2, 1, 3)
+        grad = (torch.arange(y.numel()) % 17 - 8).view(y.shape).to(kind) / 8
+        found.append((y, *torch.autograd.grad(y, leaves, grad)))
+    for results in zip(*found, strict=True):
+        assert_close(*results)
 
 
 @pytest.mark.parametrize("name", [None, "cpu"])
