@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 
+from atrousops._checks import bad_value
 from atrousops.data.base import VOID
 
 MEAN = (0.485, 0.456, 0.406)
@@ -22,7 +25,7 @@ class Augmentation:
 
     crop: height and width, or the side of a square, in pixels. size: longest side at scale 1. scale: range of the
     random scale. flip: half of the crops are mirrored. colour: strength of brightness, contrast and saturation jitter;
-    a tenth of it turns the hue.
+    a tenth of it turns the hue. Saturation and hue are those of RGB: other images have no such jitter.
     """
 
     crop: int | tuple[int, int] = 224
@@ -32,16 +35,70 @@ class Augmentation:
     colour: float = 0.3
 
 
+class Channels(v2.Transform):
+    """Images (..., C, H, W) of so many channels: RGB becomes grey where one is asked for, and no other number changes.
+
+    grey = 0.299 r + 0.587 g + 0.114 b (ITU-R BT.601).
+
+    Raises:
+        ArgumentError: an image of another number of channels.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not isinstance(inpt, tv_tensors.Image) or inpt.shape[-3] == self.count:
+            return inpt
+        if inpt.shape[-3] != 3 or self.count != 1:
+            remedy = "mean and std have a number for each channel of the image."
+            bad_value("transforms", "image", f"have {self.count} channels", tuple(inpt.shape), remedy)
+        return functional.rgb_to_grayscale(inpt)
+
+
+class Exposure(v2.Transform):
+    """Brightness and contrast of images of any number of channels, all of them alike.
+
+    y = c (b x - m) + m, with b and c drawn from 1 - strength to 1 + strength, and m the mean of b x; cut to the range
+    of the image's dtype.
+    """
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.strength = strength
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        low = max(0.0, 1 - self.strength)
+        brightness, contrast = torch.empty(2).uniform_(low, 1 + self.strength).tolist()
+        return {"brightness": brightness, "contrast": contrast}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        x = inpt.as_subclass(Tensor).float() * params["brightness"]
+        mean = x.mean(dim=(-3, -2, -1), keepdim=True)
+        y = (x - mean) * params["contrast"] + mean
+        most = torch.iinfo(inpt.dtype).max if not inpt.is_floating_point() else 1.0
+        y = y.clamp(0, most)
+        return tv_tensors.wrap(y.to(inpt.dtype) if inpt.is_floating_point() else y.round().to(inpt.dtype), like=inpt)
+
+
 def training(augmentation: Augmentation, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> v2.Compose:
-    """Random scale, crop, flip and colour, then normalisation; void fills what lies outside the image."""
+    """Random scale, crop, flip and colour, then normalisation; void fills what lies outside the image.
+
+    mean and std have a number for each channel of the result; see `Channels`.
+    """
     a = augmentation
-    grey = [round(255 * m) for m in MEAN]
+    grey = [round(255 * m) for m in (MEAN if len(mean) == 3 else mean)]
+    colour = (a.colour, a.colour, a.colour, a.colour / 10)
     return v2.Compose(
         [
+            Channels(len(mean)),
             v2.ScaleJitter((a.size, a.size), tuple(a.scale), antialias=True),
             v2.RandomCrop(a.crop, pad_if_needed=True, fill={tv_tensors.Image: grey, tv_tensors.Mask: VOID}),
             v2.RandomHorizontalFlip(0.5 if a.flip else 0.0),
-            v2.ColorJitter(a.colour, a.colour, a.colour, a.colour / 10),
+            v2.ColorJitter(*colour) if len(mean) in (1, 3) else Exposure(a.colour),
             *_normalise(mean, std),
         ]
     )
@@ -49,7 +106,7 @@ def training(augmentation: Augmentation, mean: Sequence[float] = MEAN, std: Sequ
 
 def evaluation(mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> v2.Compose:
     """Normalisation only: images are seen whole, at their own size."""
-    return v2.Compose(_normalise(mean, std))
+    return v2.Compose([Channels(len(mean)), *_normalise(mean, std)])
 
 
 def plain() -> v2.Compose:
@@ -68,5 +125,5 @@ def _normalise(mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> list
 
 
 def denormalise(image: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
-    """RGB in 0..255 from a normalised image (3, H, W)."""
-    return 255 * (image * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1))
+    """The colours in 0..255 of a normalised image (C, H, W), mean and std having C numbers."""
+    return 255 * (image * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1))

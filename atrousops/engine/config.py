@@ -45,7 +45,8 @@ class Data:
     """name: a key of atrousops.data.SETS. root: folder of the data (None: see atrousops.data.files.find).
 
     train, val: splits. test: that of `atrousops study`, val if None.
-    mean, std: the network sees (rgb / 255 - mean) / std.
+    mean, std: the network sees (image / 255 - mean) / std. As many numbers as it has channels: where it has one, it
+        sees RGB as grey.
     """
 
     name: str
@@ -53,8 +54,13 @@ class Data:
     train: str = "train"
     val: str = "val"
     test: str | None = None
-    mean: tuple[float, float, float] = MEAN
-    std: tuple[float, float, float] = STD
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not self.mean:
+            rule = "have a number for each channel, both as many"
+            bad_value("config", "data.mean and data.std", rule, f"{self.mean} and {self.std}")
 
 
 @dataclass(frozen=True)
@@ -269,5 +275,4 @@ _TYPES: dict[str, Any] = {
     "tuple[float, ...]": tuple,
     "tuple[float, ...] | None": (tuple, _NONE),
     "tuple[float, float]": tuple,
-    "tuple[float, float, float]": tuple,
 }

@@ -17,6 +17,7 @@ from atrousops._files import OutputError, write_atomically
 from atrousops.data import SegmentationSet
 from atrousops.data.transforms import denormalise
 from atrousops.engine import pictures
+from atrousops.engine.channels import to_rgb
 from atrousops.engine.losses import classes_of
 
 
@@ -82,7 +83,7 @@ def write_pictures(
     for index in range(0, len(data), max(1, len(data) // count))[:count]:
         image, labels = data[index]
         found = predict(model, image.to(device)).cpu()
-        picture = denormalise(image, mean, std).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        picture = to_rgb(denormalise(image, mean, std).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
         columns = [picture]
         for classes in (classes_of(labels), found):
             columns.append(np.asarray(pictures.overlay_image(picture, classes.numpy(), colors)))
@@ -94,7 +95,7 @@ def write_pictures(
 
 
 def predict(model: nn.Module, image: Tensor) -> Tensor:
-    """The classes (H, W) of one normalised image (3, H, W)."""
+    """The classes (H, W) of one normalised image (C, H, W)."""
     from atrousops.engine.instances import find
 
     if hasattr(model, "objects"):

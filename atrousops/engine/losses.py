@@ -1,4 +1,4 @@
-"""What training makes small: cross entropy with class weights and hard pixels, or a loss of the network's own."""
+"""What training makes small: a loss of pixels or of regions, with class weights, or one of the network's own."""
 
 from __future__ import annotations
 
@@ -17,17 +17,25 @@ from atrousops.data import VOID, SegmentationSet
 
 @dataclass(frozen=True)
 class Loss:
-    """A pixelwise cross entropy; void pixels never count.
+    """What a network is judged by; void pixels never count.
 
+    name: "cross_entropy", "binary_cross_entropy" and "focal" are means over pixels, "dice" and "lovasz" over images;
+        see `binary_cross_entropy`, `focal`, `dice` and `lovasz`.
+    gamma: of "focal".
     weights: of the classes: "none"; "median_frequency", median(f) / f_c, where f_c is the part of class c in the images
         that show it (Eigen and Fergus 2015, SegNet); "enet", 1 / ln(1.02 + p_c), p_c being its part of all pixels.
-    hard: the part of each image's pixels that counts, those with the largest loss (bootstrapping, Wu et al. 2016).
+    hard: the part of each image's pixels that counts, those with the largest loss (bootstrapping, Wu et al. 2016); not
+        of "dice" and "lovasz", which are losses of whole images.
     aux: how much the auxiliary head counts; 0.4 in PSPNet.
+    scales: how much the scores of each scale of a `MultiScale` count; 1 in DeepLab v2.
     """
 
+    name: str = "cross_entropy"
+    gamma: float = 2.0
     weights: str = "none"
     hard: float = 1.0
     aux: float = 0.4
+    scales: float = 1.0
 
 
 def class_weights(kind: str, data: SegmentationSet, progress: bool = False) -> Tensor | None:
@@ -62,22 +70,112 @@ def classes_of(labels: Tensor) -> Tensor:
     return labels if labels.dim() == 2 else labels[0]
 
 
+def cross_entropy(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """w[y_i] (-log softmax(s_i)[y_i]) of every pixel, 0 of void: (N, L, P), (N, P) -> (N, P)."""
+    return F.cross_entropy(scores, labels, weights, ignore_index=VOID, reduction="none")
+
+
+def binary_cross_entropy(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Every class against all others, by sigmoids: the weighted mean over classes of each pixel's cross entropies.
+
+    l_i = sum_c w_c (-log q_ic) / sum_c w_c, where q_ic = sigmoid(s_ic) if c = y_i, else 1 - sigmoid(s_ic).
+
+    Args:
+        scores: (N, L, P), logits. labels: (N, P), void being 255. weights: (L,), or None for equal ones.
+
+    Returns:
+        (N, P), 0 of void.
+    """
+    return focal(scores, labels, weights, gamma=0.0)
+
+
+def focal(scores: Tensor, labels: Tensor, weights: Tensor | None = None, gamma: float = 2.0) -> Tensor:
+    """`binary_cross_entropy` in which what is right counts little: (1 - q_ic)^gamma (-log q_ic).
+
+    Arguments and result as `binary_cross_entropy`.
+
+    Source: Lin et al., Focal loss for dense object detection (2017), equation 4.
+    """
+    losses = F.binary_cross_entropy_with_logits(scores, _one_hot(scores, labels), reduction="none")
+    if gamma:
+        # From below, so that the power has a finite slope where q is 1.
+        wrong = (-torch.expm1(-losses)).clamp_min(torch.finfo(losses.dtype).tiny)
+        losses = wrong**gamma * losses
+    share = torch.ones_like(scores[0, :, 0]) if weights is None else weights
+    return (losses * (share / share.sum())[:, None]).sum(1) * (labels != VOID)
+
+
+def dice(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """How little the classes of an image overlap with what is predicted: (N, L, P), (N, P) -> (N,).
+
+    l_n = sum_c w_c (1 - 2 sum_i p_ic t_ic / sum_i (p_ic + t_ic)) / sum_c w_c,
+
+    where p = softmax(s), t is 1 where c is the label, i runs over the pixels of image n that count, and c over the
+    classes that it shows. An image without any is 0.
+
+    Source: Milletari et al., V-Net (2016), section 3, of soft labels without squares.
+    """
+    counted = (labels != VOID)[:, None]
+    p, t = scores.softmax(1) * counted, _one_hot(scores, labels) * counted
+    total = (p + t).sum(2)
+    losses = 1 - 2 * (p * t).sum(2) / total.clamp_min(torch.finfo(total.dtype).tiny)
+    return _over_classes(losses, t.amax(2), weights)
+
+
+def lovasz(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Lovasz-softmax, the convex extension of 1 - IoU: (N, L, P), (N, P) -> (N,), one number an image.
+
+    l_n = sum_c w_c g(m_c) / sum_c w_c over the classes that the image shows; m_ic = |t_ic - p_ic| are its errors, and
+    g(m) = sum_k m_(k) (J_k - J_(k-1)), m_(k) being the k-th largest and J_k the Jaccard loss of the k worst pixels.
+
+    Source: Berman et al., The Lovasz-softmax loss (2018), equations 8 to 12.
+    """
+    counted = (labels != VOID)[:, None]
+    t = _one_hot(scores, labels)
+    errors, order = ((t - scores.softmax(1)).abs() * counted).sort(dim=2, descending=True, stable=True)
+    found = (t * counted).gather(2, order)
+    total = found.sum(2, keepdim=True)
+    # A void pixel comes last with error 0 and adds nothing.
+    jaccard = 1 - (total - found.cumsum(2)) / (total + (1 - found).cumsum(2)).clamp_min(1)
+    steps = torch.diff(jaccard, dim=2, prepend=torch.zeros_like(total))
+    return _over_classes((errors * steps).sum(2), (total > 0).squeeze(2), weights)
+
+
+def _one_hot(scores: Tensor, labels: Tensor) -> Tensor:
+    """(N, L, P): 1 at the label of each pixel; void has none."""
+    classes = torch.arange(scores.shape[1], device=scores.device)[:, None]
+    return (labels[:, None] == classes).to(scores.dtype)
+
+
+def _over_classes(losses: Tensor, shown: Tensor, weights: Tensor | None) -> Tensor:
+    """The weighted mean of (N, L) over the classes that are shown, 0 where none is."""
+    share = shown.to(losses.dtype) if weights is None else shown * weights
+    return (losses * share).sum(1) / share.sum(1).clamp_min(torch.finfo(losses.dtype).tiny)
+
+
+_OF_PIXELS = {"cross_entropy": cross_entropy, "binary_cross_entropy": binary_cross_entropy, "focal": focal}
+_OF_IMAGES = {"dice": dice, "lovasz": lovasz}
+
+
 class Criterion(nn.Module):
     """The loss of a network on a batch, as a sum and the number it is to be divided by.
 
     Both are sums over images, so that a batch may be cut into parts, on one machine or several, without changing the
     gradient. A network with a method `loss(images, labels)` brings its own mean over images; any other is judged by
+    the recipe's loss, of which cross entropy is
 
         sum_i w[y_i] (-log softmax(s_i)[y_i]) / sum_i w[y_i],
 
-    i over the pixels that count, plus `aux` times the same of the auxiliary scores.
+    i over the pixels that count, plus `aux` times the same of the auxiliary scores and `scales` times that of the
+    scores of each scale.
 
     Args:
         recipe: see `Loss`.
         weights: (L,), of the classes, or None.
 
     Raises:
-        ArgumentError: hard is not in (0, 1].
+        ArgumentError: no loss of that name, hard is not in (0, 1], or below 1 for a loss of images, or gamma is below
+            0.
     """
 
     weights: Tensor | None
@@ -86,6 +184,12 @@ class Criterion(nn.Module):
         super().__init__()
         if not 0 < recipe.hard <= 1:
             bad_value("Loss", "hard", "be a part in (0, 1]", recipe.hard)
+        if recipe.name not in (*_OF_PIXELS, *_OF_IMAGES):
+            bad_value("Loss", "name", f"be one of {', '.join((*_OF_PIXELS, *_OF_IMAGES))}", repr(recipe.name))
+        if recipe.hard < 1 and recipe.name in _OF_IMAGES:
+            bad_value("Loss", "hard", f"be 1 for {recipe.name}, a loss of images", recipe.hard)
+        if recipe.gamma < 0:
+            bad_value("Loss", "gamma", "be at least 0", recipe.gamma)
         self.recipe = recipe
         self.register_buffer("weights", weights, persistent=False)
 
@@ -97,10 +201,12 @@ class Criterion(nn.Module):
             kept = [self._kept(counted) for counted in (_flat(labels) != VOID).sum(1).tolist()]
             return torch.tensor(float(sum(kept)), device=labels.device)
         flat = _flat(labels)
-        counted = flat[flat != VOID]
-        return (
-            self.weights[counted].sum() if self.weights is not None else counted.numel() + counted.sum() * 0
-        ).float()
+        counted = flat != VOID
+        if self.recipe.name in _OF_IMAGES:
+            return counted.any(1).sum().float()
+        if self.recipe.name != "cross_entropy" or self.weights is None:
+            return counted.sum().float()
+        return self.weights[flat[counted]].sum().float()
 
     def forward(self, network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The sum."""
@@ -108,15 +214,20 @@ class Criterion(nn.Module):
             return cast(Any, network).loss(images, labels) * len(images)
         outputs: dict[str, Tensor] = network(images)
         loss = self._sum(outputs["out"], labels)
-        if self.recipe.aux and "aux" in outputs:
-            loss = loss + self.recipe.aux * self._sum(outputs["aux"], labels)
+        for name, scores in outputs.items():
+            share = self.recipe.aux if name == "aux" else self.recipe.scales if name.startswith("scale") else 0
+            if share:
+                loss = loss + share * self._sum(scores, labels)
         return loss
 
     def _sum(self, scores: Tensor, labels: Tensor) -> Tensor:
-        target = _flat(labels)
-        losses = F.cross_entropy(
-            scores.float().flatten(2), target, self.weights, ignore_index=VOID, reduction="none"
-        )  # fmt: skip
+        target, flat = _flat(labels), scores.float().flatten(2)
+        if self.recipe.name in _OF_IMAGES:
+            return _OF_IMAGES[self.recipe.name](flat, target, self.weights).sum()
+        if self.recipe.name == "focal":
+            losses = focal(flat, target, self.weights, self.recipe.gamma)
+        else:
+            losses = _OF_PIXELS[self.recipe.name](flat, target, self.weights)
         if self.recipe.hard == 1:
             return losses.sum()
         total = losses.sum() * 0

@@ -22,11 +22,11 @@ class MultiScale(nn.Module):
     but for the mean, which is over scores and not over probabilities, so that a CRF can refine it.
 
     Args:
-        network: images (N, 3, H, W) -> scores (N, L, h, w), or a mapping with them under "out"; h and w may be smaller.
+        network: images (N, C, H, W) -> scores (N, L, h, w), or a mapping with them under "out"; h and w may be smaller.
         scales: of the image's sides, each brought to a multiple of 32 pixels; 1 leaves the image as it is.
         flip: add the mirror image of each.
 
-    Forward: (N, 3, H, W) -> {"out": (N, L, H, W)}, in the dtype of the network's scores.
+    Forward: (N, C, H, W) -> {"out": (N, L, H, W)}, in the dtype of the network's scores.
 
     Raises:
         ArgumentError: no scale, or one that is not positive.

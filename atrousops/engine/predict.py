@@ -28,20 +28,20 @@ class Predictor:
     network in tiles whose scores are blended where they overlap (`tiles.weights`).
 
     Args:
-        model: a module that maps (1, 3, H, W) to scores (1, L, h, w), or to a mapping with such a tensor under "out";
+        model: a module that maps (1, C, H, W) to scores (1, L, h, w), or to a mapping with such a tensor under "out";
             h and w may be smaller than H and W. It is put into eval mode and channels_last.
         classes: the names of the L classes, at most 256; their order is the class id.
-        mean, std: what the network expects: (rgb / 255 - mean) / std.
+        mean, std: what the network expects: (picture / 255 - mean) / std, with a number for each of its C channels.
         tile: side of a tile in pixels; a larger picture is cut up. Rounded up to a multiple of 32.
         overlap: how far neighbouring tiles overlap, in pixels; at most tile - 32.
         size: the longest side at which the network sees a picture: a larger one is scaled down for it, and the scores
             up again. None: every picture as it is. A network finds objects of the size it was trained on.
-        crf: a callable (scores (1, L, H, W), image (1, 3, H, W) in 0..255) -> Q (1, L, H, W), such as `ao.DenseCRF()`.
+        crf: a callable (scores (1, L, H, W), image (1, C, H, W) in 0..255) -> Q (1, L, H, W), such as `ao.DenseCRF()`.
         scales, flip: of MultiScale, whose mean the scores are then: better, for as much more time.
 
     Raises:
-        ArgumentError: no classes or more than 256, a std or scale that is not positive, or an overlap that leaves no
-            step.
+        ArgumentError: no classes or more than 256, a std or scale that is not positive, mean and std of different
+            lengths, or an overlap that leaves no step.
     """
 
     def __init__(
@@ -66,8 +66,12 @@ class Predictor:
         self.model = model.eval().to(memory_format=torch.channels_last)
         self.inference = MultiScale(self.model, scales, flip) if flip or tuple(scales) != (1,) else self.model
         self.classes = list(classes)
-        self.mean = torch.tensor(list(mean), dtype=torch.float32).view(1, 3, 1, 1)
-        self.std = torch.tensor(list(std), dtype=torch.float32).view(1, 3, 1, 1)
+        self.mean = torch.tensor(list(mean), dtype=torch.float32).view(1, -1, 1, 1)
+        self.std = torch.tensor(list(std), dtype=torch.float32).view(1, -1, 1, 1)
+        if self.mean.shape != self.std.shape or self.mean.numel() == 0:
+            rule = "have a number for each channel, both as many"
+            bad_value("Predictor", "mean and std", rule, f"{self.mean.numel()} and {self.std.numel()}")
+        self.channels = self.mean.numel()
         if not bool((self.std > 0).all()):
             bad_value("Predictor", "std", "be positive", self.std.flatten().tolist())
         self.tile = -(-tile // tiles.GRID) * tiles.GRID
@@ -80,7 +84,7 @@ class Predictor:
         self.crf = crf
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
-        """Class ids, uint8 (H, W), of a picture, uint8 (H, W, 3) in RGB.
+        """Class ids, uint8 (H, W), of a picture, uint8 or uint16 (H, W, C), such as RGB.
 
         A network that finds objects sees the picture whole, and a pixel has the class of the surest object there.
         """
@@ -92,7 +96,7 @@ class Predictor:
 
     @torch.inference_mode()
     def scores(self, picture: np.ndarray) -> Tensor:
-        """The network's scores, float32 (L, H, W), of a picture, uint8 (H, W, 3) in RGB.
+        """The network's scores, float32 (L, H, W), of a picture, uint8 or uint16 (H, W, C), such as RGB.
 
         Raises:
             ArgumentTypeError, ArgumentError: not such an array; or the network does not give L finite scores a pixel.
@@ -118,8 +122,8 @@ class Predictor:
         return resize(blended[None], picture.shape[:2])[0]
 
     def normalise(self, picture: np.ndarray) -> Tensor:
-        """What the network sees of a picture: (rgb / 255 - mean) / std, float32 (1, 3, h, w), no side above `size`."""
-        image = _tensor(picture) / 255
+        """What the network sees: (picture / 255 - mean) / std, float32 (1, C, h, w), no side above `size`."""
+        image = _tensor(picture, self.channels) / 255
         height, width = image.shape[-2:]
         scale = min(1.0, self.size / max(height, width)) if self.size is not None else 1.0
         image = resize(image, (max(1, round(height * scale)), max(1, round(width * scale))))
@@ -130,7 +134,7 @@ class Predictor:
         """The CRF's distribution Q, (L, H, W), from `scores` (L, H, W) and the picture they came from."""
         if self.crf is None:
             bad_value("Predictor", "crf", "be given to refine", "None")
-        return self.crf(scores[None], _tensor(picture))[0]
+        return self.crf(scores[None], _tensor(picture, self.channels))[0]
 
     def _network(self, image: Tensor) -> Tensor:
         output: Any = self.inference(image)
@@ -168,9 +172,12 @@ def labels(scores: Tensor) -> np.ndarray:
     return scores.argmax(dim=0).to(torch.uint8).numpy()
 
 
-def _tensor(picture: np.ndarray) -> Tensor:
-    if picture.dtype != np.uint8:
-        bad_type("Predictor", "picture", "be uint8", picture.dtype)
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
-        bad_value("Predictor", "picture", "have shape (H, W, 3), not empty", picture.shape)
-    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float()
+def _tensor(picture: np.ndarray, channels: int) -> Tensor:
+    """(1, C, H, W) in 0..255, whole numbers of a byte or 257ths of 16 bits."""
+    if picture.dtype not in (np.uint8, np.uint16):
+        bad_type("Predictor", "picture", "be uint8 or uint16", picture.dtype)
+    if picture.ndim != 3 or picture.shape[2] != channels or picture.size == 0:
+        bad_value("Predictor", "picture", f"have shape (H, W, {channels}), not empty", picture.shape)
+    values = picture.astype(np.float32)
+    image = torch.from_numpy(values if picture.dtype == np.uint8 else values / 257)
+    return image.permute(2, 0, 1)[None]

@@ -14,6 +14,7 @@ import numpy as np
 from atrousops._files import write_atomically
 from atrousops.data import decode
 from atrousops.engine import pictures
+from atrousops.engine.channels import read_channels, to_rgb
 from atrousops.engine.predict import Predictor
 
 COLUMNS = ("picture", "mask", "id", "class", "red", "green", "blue", "pixels", "share")
@@ -50,7 +51,7 @@ def segment_files(predictor: Predictor, files: Sequence[Path], folder: Path) -> 
     for path, name in zip(files, pictures.result_names(files, folder)):
         start = time.perf_counter()
         try:
-            picture = decode.read_image(path)
+            picture = read_channels(path, predictor.channels)
             labels = predictor(picture)
         except decode.PictureError as error:
             yield Failed(path, str(error))
@@ -62,7 +63,7 @@ def segment_files(predictor: Predictor, files: Sequence[Path], folder: Path) -> 
             continue
         mask, overlay = folder / f"{name}_mask.png", folder / f"{name}_overlay.png"
         pictures.write_png(mask, pictures.mask_image(labels, colors))
-        pictures.write_png(overlay, pictures.overlay_image(picture, labels, colors))
+        pictures.write_png(overlay, pictures.overlay_image(to_rgb(picture), labels, colors))
         pixels = np.bincount(labels.ravel(), minlength=len(predictor.classes))
         yield Segmented(path, mask, overlay, tuple(map(int, pixels)), time.perf_counter() - start)
 

@@ -1,8 +1,8 @@
 """Full networks, encoder -> head -> scores at the size of the input, and their weights.
 
-Every network maps normalised images (N, 3, H, W) of any size to a dict: "out" (N, num_classes, H, W), and "aux" of the
-same shape where it has an auxiliary classifier. Mask R-CNN, which finds objects, is torchvision's in what it takes and
-gives.
+Every network maps normalised images (N, in_channels, H, W) of any size to a dict: "out" (N, num_classes, H, W), and
+"aux" of the same shape where it has an auxiliary classifier. Mask R-CNN, which finds objects, is torchvision's in what
+it takes and gives.
 """
 
 from atrousops.models.auto_deeplab import Genotype, auto_deeplab
@@ -15,6 +15,11 @@ from atrousops.models.deeplab import (
     deeplabv3_mobilenet_v3_large,
     deeplabv3_resnet50,
     deeplabv3_resnet101,
+)
+from atrousops.models.deeplab_cascade import deeplabv3_cascade
+from atrousops.models.deeplab_v1 import deeplabv1
+from atrousops.models.deeplab_v2 import MultiScale, deeplabv2
+from atrousops.models.deeplab_v3plus import (
     deeplabv3plus,
     deeplabv3plus_mobilenet_v3_large,
     deeplabv3plus_resnet50,
@@ -22,11 +27,8 @@ from atrousops.models.deeplab import (
     deeplabv3plus_vgg16_lowrank,
     deeplabv3plus_xception65,
 )
-from atrousops.models.deeplab_cascade import deeplabv3_cascade
-from atrousops.models.deeplab_v1 import deeplabv1
-from atrousops.models.deeplab_v2 import MultiScale, deeplabv2
 from atrousops.models.dilated_vgg import DilatedVGG16, dilated_vgg16
-from atrousops.models.enet import ENet, enet
+from atrousops.models.enet import ENet, enet, enet_davidtvs
 from atrousops.models.espnet import ESPNet, espnet
 from atrousops.models.fcn import FCN, fcn8s, fcn16s, fcn32s
 from atrousops.models.fcn_resnet import fcn_resnet50, fcn_resnet101
@@ -81,6 +83,7 @@ __all__ = [
     "dilated_vgg16",
     "encoder",
     "enet",
+    "enet_davidtvs",
     "espnet",
     "fcn8s",
     "fcn16s",

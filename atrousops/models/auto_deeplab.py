@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from atrousops._checks import bad_value
 from atrousops._graphs import whole
 from atrousops.models.base import Features, SegmentationModel, resize
-from atrousops.models.deeplab import DeepLabV3PlusHead
+from atrousops.models.channels import check_channels
+from atrousops.models.deeplab_v3plus import DeepLabV3PlusHead
 from atrousops.nn import AtrousConv2d
 
 Edge = tuple[int, str]
@@ -52,12 +53,13 @@ def _project(in_channels: int, out_channels: int) -> nn.Sequential:
 
 @whole
 def _half(input: Tensor) -> Tensor:
-    return resize(input, [(side + 1) // 2 for side in input.shape[-2:]])
+    return resize(input, [(side + 1) // 2 for side in input.shape[-2:]], align_corners=True)
 
 
 @whole
 def _twice(input: Tensor) -> Tensor:
-    return resize(input, [2 * side for side in input.shape[-2:]])
+    """2 n - 1 positions, which keeps the corners where they are."""
+    return resize(input, [2 * side - 1 for side in input.shape[-2:]], align_corners=True)
 
 
 class _Operation(nn.Module):
@@ -80,7 +82,8 @@ class _Operation(nn.Module):
             self.layers.extend([nn.ReLU(), depthwise, pointwise, _norm(channels)])
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.layers(_half(input) if self.halves else input)
+        # What is interpolated is rectified; the ReLU of the layers changes it no more.
+        return self.layers(_half(input.relu()) if self.halves else input)
 
 
 class Cell(nn.Module):
@@ -109,7 +112,7 @@ class Cell(nn.Module):
     def forward(self, last: Tensor, older: Tensor) -> Tensor:
         if self.change == -1:
             last = _twice(last)
-        states = [self.last(last), self.older(resize(older, last.shape[-2:]))]
+        states = [self.last(last), self.older(resize(older, last.shape[-2:], align_corners=True))]
         edges = iter(self.edges)
         for left, right in self.sources:
             states.append(next(edges)(states[left]) + next(edges)(states[right]))
@@ -119,8 +122,10 @@ class Cell(nn.Module):
 class SearchedEncoder(nn.Module):
     """Stem and cells: images -> features "low" (of the last cell at stride 4 before it is left) and "out"."""
 
-    def __init__(self, genotype: Genotype, width: int) -> None:
+    def __init__(self, genotype: Genotype, width: int, in_channels: int = 3) -> None:
         super().__init__()
+        check_channels("auto_deeplab", in_channels)
+        self.in_channels = in_channels
         _check(genotype)
         if width < 1:
             bad_value("auto_deeplab", "width", "be at least 1", width)
@@ -128,7 +133,7 @@ class SearchedEncoder(nn.Module):
         def layer(inner: int, outer: int, stride: int) -> nn.Sequential:
             return nn.Sequential(AtrousConv2d(inner, outer, 3, stride, 1, bias=False), _norm(outer))
 
-        self.stem = nn.ModuleList([layer(3, 64, 2), layer(64, 64, 1), layer(64, 128, 2)])
+        self.stem = nn.ModuleList([layer(in_channels, 64, 2), layer(64, 64, 1), layer(64, 128, 2)])
         self.cells = nn.ModuleList()
         channels = [64, 128]
         level = 0
@@ -150,7 +155,7 @@ class SearchedEncoder(nn.Module):
             last, older = cell(last, older), last
             if index == self.low:
                 low = last
-        return {"low": low.relu(), "out": last.relu()}
+        return {"low": low, "out": last.relu()}
 
 
 def _check(genotype: Genotype) -> None:
@@ -165,7 +170,9 @@ def _check(genotype: Genotype) -> None:
         bad_value("auto_deeplab", "genotype", "have blocks, and a path from 0 in steps of at most 1", genotype.path)
 
 
-def auto_deeplab(num_classes: int = 19, width: int = 20, genotype: Genotype = PUBLISHED) -> SegmentationModel:
+def auto_deeplab(
+    num_classes: int = 19, width: int = 20, genotype: Genotype = PUBLISHED, in_channels: int = 3
+) -> SegmentationModel:
     """Auto-DeepLab: the published cell, twelve times along the published path, and the decoder of DeepLab v3+.
 
     | part | channels at width F | stride |
@@ -176,15 +183,18 @@ def auto_deeplab(num_classes: int = 19, width: int = 20, genotype: Genotype = PU
     | ASPP: 1x1, 3x3 at rates 12 24 36, image pooling | 256 | 8 |
     | decoder with low-level features, see `DeepLabV3PlusHead`, not separable | 256 num_classes | 4 1 |
 
-    Auto-DeepLab-S, -M and -L have width 20, 32 and 48.
+    Auto-DeepLab-S, -M and -L have width 20, 32 and 48. As in the authors' release all interpolations align corners, so
+    that n positions become (n + 1) / 2 or 2 n - 1: 513 pixels have 129, 65, 33 and 17; and the low-level features are
+    projected as the third cell gives them, without a ReLU.
 
     Args:
         num_classes: K.
         width: F, channels of a block at stride 4.
         genotype: what to build.
+        in_channels: of the image.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
 
     Raises:
         ArgumentError: the genotype cannot be built, or width is below 1.
@@ -193,8 +203,9 @@ def auto_deeplab(num_classes: int = 19, width: int = 20, genotype: Genotype = PU
     figure 3, section 5.1, table 2; the cell as in the authors' release, and the head as the table's parameter counts
     (10.15, 21.62, 44.42 M) tell.
     """
-    encoder = SearchedEncoder(genotype, width)
+    encoder = SearchedEncoder(genotype, width, in_channels)
     first = max(1, 24 // 2 ** genotype.path[-1])
     rates = (first, 2 * first, 3 * first)
-    head = DeepLabV3PlusHead(encoder.channels["out"], encoder.channels["low"], num_classes, rates, separable=False)
-    return SegmentationModel(encoder, head)
+    channels = encoder.channels
+    head = DeepLabV3PlusHead(channels["out"], channels["low"], num_classes, rates, separable=False, align_corners=True)
+    return SegmentationModel(encoder, head, align_corners=True)

@@ -22,51 +22,79 @@ class SegmentationModel(nn.Module):
     maps the features to scores, which are then resized bilinearly to the size of the image.
 
     Args:
-        backbone: image (N, 3, H, W) -> dict of features.
+        backbone: image (N, in_channels, H, W) -> dict of features; without an attribute of that name it reads three.
+            Its attribute `least`, if any, is the shortest side that its poolings leave something of; smaller images
+            are mirrored up to it.
         classifier: features -> scores (N, num_classes, h, w).
         aux_classifier: a second head for training, or None.
+        align_corners: of the interpolation.
     """
 
-    def __init__(self, backbone: nn.Module, classifier: nn.Module, aux_classifier: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classifier: nn.Module,
+        aux_classifier: nn.Module | None = None,
+        align_corners: bool = False,
+    ) -> None:
         super().__init__()
+        self.align_corners = align_corners
         self.backbone = backbone
         self.classifier = classifier
         self.aux_classifier = aux_classifier
+        self.in_channels: int = getattr(backbone, "in_channels", 3)
+        self.least: int = getattr(backbone, "least", 1)
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         """Scores for every pixel.
 
         Args:
-            input: normalised images (N, 3, H, W), any size.
+            input: normalised images (N, in_channels, H, W), any size.
 
         Returns:
             {"out": (N, num_classes, H, W)}, and "aux" of the same shape if the network has an auxiliary head.
         """
-        check_images(type(self).__name__, input)
-        features = self.backbone(input)
+        return {name: self.enlarge(scores, input.shape[-2:]) for name, scores in self.maps(input).items()}
+
+    def maps(self, input: Tensor) -> dict[str, Tensor]:
+        """The scores of the heads as they are, before they are resized to the image."""
+        check_images(type(self).__name__, input, self.in_channels)
+        features = self.backbone(at_least(input, self.least))
         scores = {"out": self.classifier(features)}
         if self.aux_classifier is not None:
             scores["aux"] = self.aux_classifier(features)
-        return {name: resize(score, input.shape[-2:]) for name, score in scores.items()}
+        return scores
+
+    def enlarge(self, scores: Tensor, size: Sequence[int]) -> Tensor:
+        """A map of scores at the `size` (H, W) of the image."""
+        if self.least == 1:
+            return resize(scores, size, self.align_corners)
+        return crop(resize(scores, [max(side, self.least) for side in size], self.align_corners), 0, size)
 
 
 @whole
-def resize(input: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear interpolation to `size` (H, W), corners not aligned."""
+def resize(input: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+    """Bilinear interpolation to `size` (H, W).
+
+    align_corners puts the first and the last position of both grids together, as the releases on Caffe and TensorFlow
+    do, for which image sizes are 8 n + 1; without, the pixels cover the same area.
+    """
     if tuple(input.shape[-2:]) == tuple(size):
         return input
-    return F.interpolate(input, size=tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(input, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
 @whole
-def check_images(network: str, input: Tensor) -> None:
-    """Raises ArgumentError unless input is (N, 3, H, W)."""
-    if input.dim() != 4 or input.shape[1] != 3:
-        bad_value(network, "input", "have shape (N, 3, H, W)", tuple(input.shape))
+def check_images(network: str, input: Tensor, channels: int = 3) -> None:
+    """Raises ArgumentError unless input is (N, channels, H, W) with at least one pixel."""
+    if input.dim() != 4 or input.shape[1] != channels:
+        bad_value(network, "input", f"have shape (N, {channels}, H, W)", tuple(input.shape))
+    if input.shape[2] == 0 or input.shape[3] == 0:
+        bad_value(network, "input", f"have shape (N, {channels}, H, W) with at least one pixel", tuple(input.shape))
 
 
 def check_objects(op: str, images: Tensor, labels: Tensor) -> None:
-    """Raises ArgumentError unless labels are (N, 2, H, W), class and number of the object, for images (N, 3, H, W)."""
+    """Raises ArgumentError unless labels are (N, 2, H, W), class and number of the object, for images (N, C, H, W)."""
     wanted = (len(images), 2, *images.shape[-2:])
     if tuple(labels.shape) != wanted:
         remedy = "Objects are numbered in the sets nuclei and coco_panoptic."

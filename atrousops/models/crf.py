@@ -8,12 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from atrousops._checks import bad_value
+from atrousops.models.channels import MEAN, STD, normalisation
 from atrousops.models.fcn import fcn8s
 from atrousops.nn import CRFasRNN, DenseCRF
-
-# Of RGB in 0..1, on ImageNet.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 class WithCRF(nn.Module):
@@ -23,10 +20,10 @@ class WithCRF(nn.Module):
     learns nothing and, as in the papers that use one, is left out of training. CRFasRNN takes part, with fewer steps.
 
     Args:
-        network: normalised images (N, 3, H, W) -> {"out": (N, L, H, W)}.
+        network: normalised images (N, C, H, W) -> {"out": (N, L, H, W)}.
         crf: DenseCRF or CRFasRNN of L labels.
         training_iterations: steps of mean field in training; those of `crf` otherwise.
-        mean, std: how images were normalised, to find the colours again: rgb = input std + mean, in 0..1.
+        mean, std: how images were normalised, C numbers each, to find the colours again: input std + mean, in 0..1.
 
     Source: Kraehenbuehl and Koltun (2011); Zheng et al. (2015), section 5.2: 5 steps in training, 10 in a test.
     """
@@ -39,15 +36,16 @@ class WithCRF(nn.Module):
         network: nn.Module,
         crf: DenseCRF | CRFasRNN,
         training_iterations: int = 5,
-        mean: tuple[float, float, float] = MEAN,
-        std: tuple[float, float, float] = STD,
+        mean: tuple[float, ...] = MEAN,
+        std: tuple[float, ...] = STD,
     ) -> None:
         super().__init__()
         self.network = network
+        self.in_channels = len(mean)
         self.crf = crf
         self.iterations = {True: training_iterations, False: crf.iterations}
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> WithCRF:
@@ -64,7 +62,7 @@ class WithCRF(nn.Module):
         return {**scores, "out": q.clamp_min(torch.finfo(q.dtype).tiny).log()}
 
 
-def with_crf(network: nn.Module, crf: str | None, num_classes: int) -> nn.Module:
+def with_crf(network: nn.Module, crf: str | None, num_classes: int, in_channels: int = 3) -> nn.Module:
     """The network as it is (None), before a DenseCRF ("dense"), or before CRFasRNN ("rnn").
 
     Raises:
@@ -74,11 +72,17 @@ def with_crf(network: nn.Module, crf: str | None, num_classes: int) -> nn.Module
         return network
     if crf not in ("dense", "rnn"):
         bad_value("with_crf", "crf", 'be None, "dense" or "rnn"', repr(crf))
-    return WithCRF(network, DenseCRF(10) if crf == "dense" else CRFasRNN(num_classes, 10))
+    layer = DenseCRF(10) if crf == "dense" else CRFasRNN(num_classes, 10)
+    mean, std = normalisation(in_channels)
+    return WithCRF(network, layer, mean=mean, std=std)
 
 
 def crfrnn(
-    num_classes: int = 21, width: int = 64, padding: int = 100, backbone_weights: Mapping[str, Tensor] | None = None
+    num_classes: int = 21,
+    width: int = 64,
+    padding: int = 100,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> nn.Module:
     """CRF-RNN: FCN-8s and mean field as a recurrent layer, trained end to end.
 
@@ -90,11 +94,11 @@ def crfrnn(
     Arguments as `fcn8s`. Images must be normalised with ImageNet's mean and deviation, see `WithCRF`.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}, log-probabilities.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}, log-probabilities.
 
     Raises:
         ArgumentError: as `fcn8s`.
 
     Source: Zheng et al., Conditional random fields as recurrent neural networks (2015), sections 4 and 5.
     """
-    return with_crf(fcn8s(num_classes, width, padding, backbone_weights), "rnn", num_classes)
+    return with_crf(fcn8s(num_classes, width, padding, backbone_weights, in_channels), "rnn", num_classes, in_channels)

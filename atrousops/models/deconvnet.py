@@ -10,6 +10,7 @@ from atrousops.models.base import at_least, check_images, crop, init_relu
 from atrousops.models.unpooling import UnpoolingDecoder, coding_vgg16, encode
 from atrousops.models.vgg import load_fully_connected, load_vgg16
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d
+from atrousops.nn.blocks import check_pooled
 
 # The image that fc6 needs: seven positions of the last map.
 _SIDE = 224
@@ -18,14 +19,14 @@ _SIDE = 224
 class DeconvNet(nn.Module):
     """DeconvNet; see `deconvnet`."""
 
-    def __init__(self, num_classes: int, width: int) -> None:
+    def __init__(self, num_classes: int, width: int, in_channels: int) -> None:
         super().__init__()
         wide = 64 * width
 
         def block(layer: nn.Module, channels: int) -> list[nn.Module]:
             return [layer, nn.BatchNorm2d(channels), nn.ReLU()]
 
-        self.backbone = coding_vgg16(width)
+        self.backbone = coding_vgg16(width, in_channels)
         self.fc = nn.Sequential(
             *block(AtrousConv2d(8 * width, wide, 7), wide),
             *block(AtrousConv2d(wide, wide, 1), wide),
@@ -36,21 +37,24 @@ class DeconvNet(nn.Module):
         self.score = AtrousConv2d(width, num_classes, 1)
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
-        """Scores of every pixel: (N, 3, H, W), any size -> {"out": (N, num_classes, H, W)}."""
-        check_images(type(self).__name__, input)
+        """Scores of every pixel: (N, in_channels, H, W), any size -> {"out": (N, num_classes, H, W)}."""
+        check_images(type(self).__name__, input, self.backbone.in_channels)
         size = input.shape[-2:]
         x, pooled = encode(self.backbone, at_least(input, _SIDE))
+        if tuple(x.shape[-2:]) == (7, 7):
+            # fc6 leaves one position.
+            check_pooled("DeconvNet.fc", self.fc[:6], x)
         return {"out": crop(self.score(self.decoder(self.fc(x), pooled)), 0, size)}
 
 
 def deconvnet(
-    num_classes: int = 21, width: int = 64, backbone_weights: Mapping[str, Tensor] | None = None
+    num_classes: int = 21, width: int = 64, backbone_weights: Mapping[str, Tensor] | None = None, in_channels: int = 3
 ) -> DeconvNet:
     """DeconvNet: VGG-16, its fully connected layers as convolutions, and a mirror that unpools and deconvolves.
 
     | part | channels | stride | map of a 224x224 image |
     |---|---|---|---|
-    | conv1 to conv5 with normalisation, 2x2 pooling with codes | 64 128 256 512 512 | 2 to 32 | 7 |
+    | conv1 to conv5 with normalisation, 2x2 pooling rounded up, with codes | 64 128 256 512 512 | 2 to 32 | 7 |
     | fc6 7x7, fc7 1x1 | 4096 | 32 | 1 |
     | deconvolution 7x7 | 512 | 32 | 7 |
     | unpooling 5, three 3x3 deconvolutions | 512 512 512 | 16 | 14 |
@@ -67,16 +71,17 @@ def deconvnet(
         num_classes: K.
         width: channels of the first stage; all others are in proportion.
         backbone_weights: state dict of torchvision's vgg16_bn to start from; the classifier becomes fc6 and fc7.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
 
     Raises:
         ArgumentError: width is below 1, or a weight is missing.
 
     Source: Noh, Hong, Han, Learning deconvolution network for semantic segmentation (2015), section 3, table 5.
     """
-    network = DeconvNet(num_classes, width)
+    network = DeconvNet(num_classes, width, in_channels)
     load_vgg16(network.backbone, None, backbone_weights)
     load_fully_connected(network.fc, backbone_weights)
     return network

@@ -51,6 +51,7 @@ def deeplabv3_cascade(
     multi_grid: tuple[int, ...] | None = None,
     aux: bool = False,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> SegmentationModel:
     """DeepLab v3 with atrous blocks in cascade instead of ASPP: blocks 5 to 7 are copies of a ResNet's block 4.
 
@@ -70,9 +71,10 @@ def deeplabv3_cascade(
             the two blocks of ResNet-18.
         aux: an auxiliary classifier on layer3, whose scores are "aux".
         backbone_weights: state dict of torchvision's classifier to start from; blocks 5 to 7 start afresh.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}, and "aux".
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}, and "aux".
 
     Raises:
         ArgumentError: backbone, output_stride, blocks or multi_grid is out of range, or a weight is missing.
@@ -87,7 +89,7 @@ def deeplabv3_cascade(
         bad_value("deeplabv3_cascade", "blocks", "be 4 to 7", blocks)
     if multi_grid is None:
         multi_grid = (1, 2) if backbone == "resnet18" else (1, 2, 1)
-    trunk = resnet(int(backbone.removeprefix("resnet")), output_stride, multi_grid)
+    trunk = resnet(int(backbone.removeprefix("resnet")), output_stride, multi_grid, in_channels)
     load_backbone(trunk, backbone_weights)
     block = BasicBlock if backbone in ("resnet18", "resnet34") else Bottleneck
     head = CascadeHead(trunk.channels["out"], num_classes, blocks, output_stride, multi_grid, block)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from atrousops._checks import bad_value
+from atrousops._graphs import whole
 from atrousops.models.backbones import Backbone
-from atrousops.models.base import Features, SegmentationModel
+from atrousops.models.base import Features, SegmentationModel, crop, resize
 from atrousops.models.crf import with_crf
 from atrousops.models.vgg import fully_convolutional, load_vgg16, pool_2x2, vgg16
 from atrousops.nn import AtrousConv2d, MaxPool2d
@@ -17,9 +18,37 @@ from atrousops.nn import AtrousConv2d, MaxPool2d
 VARIANTS = {(7, 4): 4096, (4, 4): 4096, (4, 8): 4096, (3, 12): 1024}
 
 
-def atrous_vgg16(width: int) -> Backbone:
-    """VGG-16 whose last two poolings keep the size, 3x3 with stride 1, with conv5 at rate 2: output stride 8."""
-    return vgg16(width, lambda stage: pool_2x2(stage) if stage <= 3 else MaxPool2d(3, 1, 1), dilations=(1, 1, 1, 1, 2))
+def atrous_vgg16(width: int, pooling: int, in_channels: int = 3) -> Backbone:
+    """VGG-16 whose last two poolings keep the size, 3x3 with stride 1, with conv5 at rate 2: output stride 8.
+
+    Args:
+        pooling: side of the three poolings with stride. 3: padded by 1 and rounded up, as in the authors' releases, so
+            that position i of the last map is centred on pixel 8 i; 2: as in VGG-16.
+    """
+    if pooling not in (2, 3):
+        bad_value("deeplab", "pooling", "be 3, as in the authors' release, or 2, as in VGG-16", pooling)
+
+    def pool(stage: int) -> nn.Module:
+        if stage > 3:
+            return MaxPool2d(3, 1, 1)
+        return pool_2x2(stage) if pooling == 2 else MaxPool2d(3, 2, 1, ceil_mode=True)
+
+    backbone = vgg16(width, pool, dilations=(1, 1, 1, 1, 2), in_channels=in_channels)
+    # Three poolings of 2x2 leave nothing of a shorter side.
+    backbone.least = 8 if pooling == 2 else 1
+    return backbone
+
+
+class ZoomedModel(SegmentationModel):
+    """A SegmentationModel whose map has position i on pixel 8 i: scores are enlarged to 8 n - 7 pixels and cut."""
+
+    def enlarge(self, scores: Tensor, size: Sequence[int]) -> Tensor:
+        return _zoom(scores, size)
+
+
+@whole
+def _zoom(scores: Tensor, size: Sequence[int]) -> Tensor:
+    return crop(resize(scores, [8 * side - 7 for side in scores.shape[-2:]], align_corners=True), 0, size)
 
 
 def scores(in_channels: int, num_classes: int, kernel_size: int = 1, rate: int = 1) -> AtrousConv2d:
@@ -32,16 +61,20 @@ def scores(in_channels: int, num_classes: int, kernel_size: int = 1, rate: int =
 
 
 class LargeFOVHead(nn.Module):
-    """fc6 with holes, fc7, scores: features "out" (N, C, h, w) -> (N, num_classes, h, w)."""
+    """Average pooling or none, fc6 with holes, fc7, scores: features "out" (N, C, h, w) -> (N, num_classes, h, w)."""
 
-    def __init__(self, in_channels: int, channels: int, num_classes: int, kernel_size: int, rate: int) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, num_classes: int, kernel_size: int, rate: int, average: bool
+    ) -> None:
         super().__init__()
+        # "pool5a" of the release, in which the padding counts as zeros.
+        self.pool = nn.AvgPool2d(3, 1, 1) if average else nn.Identity()
         # Even a 4x4 filter keeps the size, as its rate is even.
         self.fc = fully_convolutional(in_channels, channels, kernel_size, rate, rate * (kernel_size - 1) // 2)
         self.scores = scores(channels, num_classes)
 
     def forward(self, features: Features) -> Tensor:
-        return self.scores(self.fc(features["out"]))
+        return self.scores(self.fc(self.pool(features["out"])))
 
 
 def deeplabv1(
@@ -51,16 +84,18 @@ def deeplabv1(
     crf: str | None = None,
     width: int = 64,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    pooling: int = 3,
+    in_channels: int = 3,
 ) -> nn.Module:
     """DeepLab v1 (DeepLab-LargeFOV): VGG-16 at output stride 8 whose fc6 sees far by a large rate.
 
     | part | channels | stride |
     |---|---|---|
-    | conv1, conv2, conv3, 2x2 pooling | 64 128 256 | 2 4 8 |
+    | conv1, conv2, conv3, 3x3 pooling of stride 2, rounded up | 64 128 256 | 2 4 8 |
     | conv4, 3x3 pooling of stride 1 | 512 | 8 |
-    | conv5 at rate 2, 3x3 pooling of stride 1 | 512 | 8 |
+    | conv5 at rate 2, 3x3 pooling of stride 1, 3x3 average pooling of stride 1 | 512 | 8 |
     | fc6 kernel_size^2 at `rate`, fc7 1x1, dropout | 1024 (3x3) or 4096 | 8 |
-    | scores 1x1, bilinear to the input's size | num_classes | 1 |
+    | scores 1x1, bilinear, position i on pixel 8 i | num_classes | 1 |
     | dense CRF, or CRF-RNN | num_classes | 1 |
 
     | fc6 | rate | field of view | parameters (21 classes) |
@@ -70,8 +105,8 @@ def deeplabv1(
     | 4x4 | 8 | 224 | 65.1 M |
     | 3x3 | 12 | 224 | 20.5 M |
 
-    The poolings with stride are 2x2, as in VGG-16: bilinear interpolation then puts each score at the middle of its
-    pixels. (The authors' release has 3x3 there too.)
+    The layers are those of the authors' release (DeepLab-LargeFOV). With pooling=2 the poolings with stride are 2x2, as
+    in VGG-16, there is no average pooling, and bilinear interpolation puts each score at the middle of its pixels.
 
     Args:
         num_classes: K.
@@ -79,12 +114,15 @@ def deeplabv1(
         crf: None, "dense" (not in training) or "rnn"; see `WithCRF`.
         width: channels of the first stage; all others are in proportion.
         backbone_weights: state dict of torchvision's vgg16 to start from; its classifier is decimated into fc6 and fc7.
+        pooling: side of the poolings with stride, 3 as in the release or 2.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}; log-probabilities where there is a CRF.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}; log-probabilities where there is a CRF.
 
     Raises:
-        ArgumentError: another kernel_size or rate, crf is none of these, width is below 1, or a weight is missing.
+        ArgumentError: another kernel_size, rate or pooling, crf is none of these, width is below 1, or a weight is
+            missing.
 
     Source: Chen et al., Semantic image segmentation with deep convolutional nets and fully connected CRFs (2015),
     section 3, table 2.
@@ -92,8 +130,9 @@ def deeplabv1(
     if (kernel_size, rate) not in VARIANTS:
         known = ", ".join(f"{size} at {r}" for size, r in VARIANTS)
         bad_value("deeplabv1", "kernel_size and rate", f"be one of {known}", f"{kernel_size} at {rate}")
-    backbone = atrous_vgg16(width)
+    backbone = atrous_vgg16(width, pooling, in_channels)
     channels = VARIANTS[kernel_size, rate] * width // 64
-    head = LargeFOVHead(8 * width, channels, num_classes, kernel_size, rate)
+    head = LargeFOVHead(8 * width, channels, num_classes, kernel_size, rate, average=pooling == 3)
     load_vgg16(backbone, head.fc, backbone_weights)
-    return with_crf(SegmentationModel(backbone, head), crf, num_classes)
+    model = ZoomedModel if pooling == 3 else SegmentationModel
+    return with_crf(model(backbone, head), crf, num_classes, in_channels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from atrousops._checks import bad_value
 from atrousops.models.backbones import RESNETS, load_backbone, resnet
 from atrousops.models.base import Features, SegmentationModel, check_images, resize
 from atrousops.models.crf import with_crf
-from atrousops.models.deeplab_v1 import atrous_vgg16, scores
+from atrousops.models.deeplab_v1 import ZoomedModel, atrous_vgg16, scores
 from atrousops.models.vgg import fully_convolutional, load_vgg16
 
 
@@ -47,30 +47,54 @@ class SummedASPP(nn.ModuleList):
 class MultiScale(nn.Module):
     """One network at several scales of the image, fused by the larger score: out = max over s of network(image at s).
 
+    In training the scores of every scale come too, "scale1.0", "scale0.75" and so on, at the image's size: the paper
+    adds the loss of each to that of their maximum, as `Criterion` does.
+
     Args:
-        network: images (N, 3, H, W) of any size -> {"out": (N, K, H, W)}.
+        network: images (N, in_channels, H, W) of any size -> {"out": (N, K, H, W)}.
         scales: of the image, bilinear.
+        align_corners: sides are (H - 1) s + 1 with corners aligned, as in the authors' release, instead of H s. The
+            maps of a SegmentationModel are then fused before they are enlarged.
 
     Source: Chen et al. (2018), section 4.1 ("MSC").
     """
 
-    def __init__(self, network: nn.Module, scales: Sequence[float] = (1.0, 0.75, 0.5)) -> None:
+    def __init__(
+        self, network: nn.Module, scales: Sequence[float] = (1.0, 0.75, 0.5), align_corners: bool = False
+    ) -> None:
         super().__init__()
         if not scales or min(scales) <= 0:
             bad_value("MultiScale", "scales", "be positive numbers", scales)
         self.network = network
+        self.in_channels: int = getattr(network, "in_channels", 3)
         self.scales = tuple(scales)
+        self.align_corners = align_corners
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
-        check_images(type(self).__name__, input)
+        check_images(type(self).__name__, input, self.in_channels)
         size = input.shape[-2:]
-        best = None
+        network = self.network
+        small = self.align_corners and isinstance(network, SegmentationModel)
+        maps: list[Tensor] = []
         for scale in self.scales:
-            image = resize(input, [max(1, round(scale * side)) for side in size])
-            found = resize(self.network(image)["out"], size)
-            best = found if best is None else torch.maximum(best, found)
-        assert best is not None
-        return {"out": best}
+            if self.align_corners:
+                sides = [round(scale * (side - 1)) + 1 for side in size]
+            else:
+                sides = [max(1, round(scale * side)) for side in size]
+            image = resize(input, sides, self.align_corners)
+            found = cast(SegmentationModel, network).maps(image)["out"] if small else network(image)["out"]
+            maps.append(resize(found, maps[0].shape[-2:] if maps and small else found.shape[-2:], self.align_corners))
+        if not small:
+            maps = [resize(found, size, self.align_corners) for found in maps]
+        best = maps[0]
+        for found in maps[1:]:
+            best = torch.maximum(best, found)
+        outputs = {"out": best}
+        if self.training:
+            outputs |= {f"scale{scale}": found for scale, found in zip(self.scales, maps, strict=True)}
+        if small:
+            outputs = {name: cast(SegmentationModel, network).enlarge(x, size) for name, x in outputs.items()}
+        return outputs
 
 
 def deeplabv2(
@@ -81,6 +105,10 @@ def deeplabv2(
     crf: str | None = None,
     width: int = 64,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    pooling: int = 3,
+    align_corners: bool = False,
+    backbone_arguments: Mapping[str, Any] | None = None,
+    in_channels: int = 3,
 ) -> nn.Module:
     """DeepLab v2: atrous spatial pyramid pooling by a sum, with scales fused by their maximum.
 
@@ -92,6 +120,9 @@ def deeplabv2(
     | multi_scale: maximum over the image at 1, 0.75, 0.5 | K, 1 | K, 1 |
     | dense CRF, or CRF-RNN | K, 1 | K, 1 |
 
+    The ResNet is torchvision's unless one asks for the authors', which is align_corners=True with backbone_arguments
+    {"full_rate": True, "stride_in_1x1": True, "ceil_pool": True}, for images of 8 n + 1 pixels.
+
     Args:
         num_classes: K.
         backbone: "vgg16", or "resnet" with its depth, from 18 to 152.
@@ -101,12 +132,18 @@ def deeplabv2(
         width: channels of VGG-16's first stage; all others are in proportion.
         backbone_weights: state dict of torchvision's classifier to start from; that of vgg16 is decimated into each fc6
             and fc7.
+        pooling: of VGG-16, see `deeplabv1`: 3, as in the authors' release, interpolated as there, or 2.
+        align_corners: of the interpolations of a ResNet's scores and of its image at other scales.
+        backbone_arguments: of a ResNet, what `encoder` takes besides.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}; log-probabilities where there is a CRF.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}; log-probabilities where there is a CRF. With multi_scale, in
+        training, the scores of each scale too.
 
     Raises:
-        ArgumentError: another backbone, a rate below 1, crf is none of these, or a weight is missing.
+        ArgumentError: another backbone or pooling, backbone_arguments it does not take, a rate below 1, crf is none of
+            these, or a weight is missing.
 
     Source: Chen et al., DeepLab: semantic image segmentation with deep convolutional nets, atrous convolution, and
     fully connected CRFs (2018), section 3, tables 3 and 4.
@@ -114,16 +151,21 @@ def deeplabv2(
     known = ("vgg16", *RESNETS)
     if backbone not in known:
         bad_value("deeplabv2", "backbone", f"be one of {', '.join(known)}", repr(backbone))
+    network: nn.Module
     if backbone == "vgg16":
-        trunk = atrous_vgg16(width)
+        if backbone_arguments:
+            bad_value("deeplabv2", "backbone_arguments", "be None with vgg16", backbone_arguments)
+        trunk = atrous_vgg16(width, pooling, in_channels)
         head = SummedASPP(trunk.channels["out"], num_classes, rates, 16 * width)
         for branch in head:
             load_vgg16(trunk, cast(nn.Sequential, branch.get_submodule("0")), backbone_weights)
+        align_corners = pooling == 3
+        network = ZoomedModel(trunk, head) if align_corners else SegmentationModel(trunk, head)
     else:
-        trunk = resnet(int(backbone.removeprefix("resnet")), output_stride=8)
+        trunk = resnet(int(backbone.removeprefix("resnet")), 8, in_channels=in_channels, **(backbone_arguments or {}))
         load_backbone(trunk, backbone_weights)
         head = SummedASPP(trunk.channels["out"], num_classes, rates, None)
-    network: nn.Module = SegmentationModel(trunk, head)
+        network = SegmentationModel(trunk, head, align_corners=align_corners)
     if multi_scale:
-        network = MultiScale(network)
-    return with_crf(network, crf, num_classes)
+        network = MultiScale(network, align_corners=align_corners)
+    return with_crf(network, crf, num_classes, in_channels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,30 +20,50 @@ _MARGIN = 186
 class DilatedVGG16(nn.Module):
     """The front end, with a context module or without; see `dilated_vgg16`."""
 
-    def __init__(self, num_classes: int, context: str | None, padding: str, width: int) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        context: str | None,
+        padding: str,
+        width: int,
+        placement: str = "centre",
+        context_arguments: Mapping[str, Any] | None = None,
+        in_channels: int = 3,
+    ) -> None:
         super().__init__()
         if padding not in ("reflect", "zeros"):
             bad_value("dilated_vgg16", "padding", 'be "reflect" or "zeros"', repr(padding))
+        if placement not in ("centre", "corner"):
+            bad_value("dilated_vgg16", "placement", 'be "centre" or "corner"', repr(placement))
+        self.corner = placement == "corner"
         valid = padding == "reflect"
         self.margin = _MARGIN if valid else 0
 
         def pool(stage: int) -> nn.Module | None:
             return pool_2x2(stage) if stage <= 3 else None
 
-        self.backbone = vgg16(width, pool, dilations=(1, 1, 1, 1, 2), valid=valid)
+        self.backbone = vgg16(width, pool, dilations=(1, 1, 1, 1, 2), valid=valid, in_channels=in_channels)
         self.fc = fully_convolutional(8 * width, 64 * width, 7, dilation=4, padding=0 if valid else 12)
         self.score = AtrousConv2d(64 * width, num_classes, 1)
-        self.context = nn.Identity() if context is None else ContextModule(num_classes, context)
+        if context is None and context_arguments:
+            bad_value("dilated_vgg16", "context_arguments", "be None without a context", context_arguments)
+        self.context: nn.Module = nn.Identity()
+        if context is not None:
+            self.context = ContextModule(num_classes, context, **(context_arguments or {}))
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
-        """Scores of every pixel: (N, 3, H, W), any size -> {"out": (N, num_classes, H, W)}."""
-        check_images(type(self).__name__, input)
+        """Scores of every pixel: (N, in_channels, H, W), any size -> {"out": (N, num_classes, H, W)}."""
+        check_images(type(self).__name__, input, self.backbone.in_channels)
         height, width = input.shape[-2:]
         # Rounded up to whole positions of the last map.
         rows, columns = height + -height % 8, width + -width % 8
+        if self.corner:
+            # And one more, as the last pixels lie between two positions.
+            rows, columns = rows + 8, columns + 8
         padded = reflect(input, self.margin, (self.margin + rows - height, self.margin + columns - width))
         x = self.context(self.score(self.fc(self.backbone(padded)["out"])))
-        return {"out": crop(resize(x, (rows, columns)), 0, (height, width))}
+        x = resize(x, (rows - 7, columns - 7), align_corners=True) if self.corner else resize(x, (rows, columns))
+        return {"out": crop(x, 0, (height, width))}
 
 
 def dilated_vgg16(
@@ -52,6 +73,9 @@ def dilated_vgg16(
     padding: str = "reflect",
     width: int = 64,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
+    placement: str = "centre",
+    context_arguments: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """The front end of Yu and Koltun, alone or with their context module: VGG-16 without its last two poolings.
 
@@ -64,6 +88,10 @@ def dilated_vgg16(
     | bilinear to the input's size | num_classes | 1 |
     | dense CRF, or CRF-RNN | num_classes | 1 |
 
+    The authors' release interpolates class probabilities instead of scores, with placement "corner" (but on Cityscapes
+    with "centre", by a deconvolution). Its context modules are "large" with border "input" on VOC, "basic" on the
+    others, see `ContextModule`.
+
     The context module starts as the identity on what is positive, so it can be put behind a trained front end.
 
     Args:
@@ -74,16 +102,21 @@ def dilated_vgg16(
             layer keeps the size; on a 224x224 image a fifth of the work, and the same weights serve.
         width: channels of the first stage; all others are in proportion.
         backbone_weights: state dict of torchvision's vgg16 to start from; the classifier becomes fc6 and fc7.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        placement: of position i of the map: "centre": the middle of pixels 8 i to 8 i + 7, on which its receptive field
+            is centred; "corner": pixel 8 i, whose label the release trains it with.
+        context_arguments: keyword arguments of `ContextModule`, dilations, border and noise.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, C, H, W)}; log-probabilities where there is a CRF.
+        (N, in_channels, H, W) -> {"out": (N, C, H, W)}; log-probabilities where there is a CRF.
 
     Raises:
-        ArgumentError: context, crf or padding is none of these, width is below 1, or a weight is missing.
+        ArgumentError: context, crf, padding or placement is none of these, context_arguments without a context or with
+            bad values, width is below 1, or a weight is missing.
 
     Source: Yu and Koltun, Multi-scale context aggregation by dilated convolutions (2016), sections 3 to 5, tables 1
     and 3.
     """
-    network = DilatedVGG16(num_classes, context, padding, width)
+    network = DilatedVGG16(num_classes, context, padding, width, placement, context_arguments, in_channels)
     load_vgg16(network.backbone, network.fc, backbone_weights)
-    return with_crf(network, crf, num_classes)
+    return with_crf(network, crf, num_classes, in_channels)

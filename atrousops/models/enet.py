@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atrousops._checks import bad_value
 from atrousops.models.base import check_images
+from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d, MaxPool2d, MaxUnpool2d
 
 # Stages 2 and 3 share this middle: kind of the bottleneck, and its dilation.
@@ -21,60 +23,101 @@ _MIDDLE = (
 )
 
 
-def _block(conv: nn.Module, channels: int) -> list[nn.Module]:
-    return [conv, nn.BatchNorm2d(channels), nn.PReLU()]
+def _norm(channels: int, port: bool) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-5 if port else 1e-3)
 
 
 class _Initial(nn.Module):
-    """A strided convolution beside a max-pooling, concatenated: 3 -> 16 channels, half the size."""
+    """A strided convolution beside a max-pooling, concatenated: C -> 16 channels, half the size."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: bool, in_channels: int) -> None:
         super().__init__()
-        self.main_branch = AtrousConv2d(3, 13, 3, stride=2, padding=1, bias=False)
-        self.ext_branch = MaxPool2d(3, stride=2, padding=1)
-        self.batch_norm = nn.BatchNorm2d(16)
+        self.main_branch = AtrousConv2d(in_channels, 16 - in_channels, 3, stride=2, padding=1, bias=not port)
+        self.ext_branch = _pool(port)
+        self.batch_norm = _norm(16, port)
         self.out_prelu = nn.PReLU(16)
 
     def forward(self, input: Tensor) -> Tensor:
         return self.out_prelu(self.batch_norm(torch.cat([self.main_branch(input), self.ext_branch(input)], dim=1)))
 
 
-class _Bottleneck(nn.Module):
-    """Projection, a convolution of some kind, expansion, spatial dropout; subclasses add the main branch."""
+def _pool(port: bool, return_indices: bool = False) -> MaxPool2d:
+    return MaxPool2d(3, 2, 1, return_indices=return_indices) if port else MaxPool2d(2, return_indices=return_indices)
 
-    def __init__(self, project: nn.Module, middle: list[nn.Module], inner: int, outer: int, dropout: float) -> None:
+
+class _Bottleneck(nn.Module):
+    """Projection, a convolution of some kind, expansion, spatial dropout; subclasses add the main branch.
+
+    Args:
+        decoder: ReLU in the place of PReLU and no dropout, which the port does not have.
+    """
+
+    def __init__(
+        self,
+        project: nn.Module,
+        middle: list[nn.Module],
+        inner: int,
+        outer: int,
+        dropout: float,
+        port: bool,
+        decoder: bool = False,
+    ) -> None:
         super().__init__()
-        self.ext_conv1 = nn.Sequential(*_block(project, inner))
-        self.ext_conv2 = nn.Sequential(*middle)
-        self.ext_conv3 = nn.Sequential(*_block(AtrousConv2d(inner, outer, 1, bias=False), outer))
-        self.ext_regul = nn.Dropout2d(dropout)
-        self.out_prelu = nn.PReLU(outer)
+        plain = decoder and not port
+
+        def norm_act(channels: int) -> list[nn.Module]:
+            # The port's branches share one slope.
+            act = nn.ReLU() if plain else nn.PReLU(1 if port else channels)
+            return [_norm(channels, port), act]
+
+        def with_norms(layers: list[nn.Module]) -> list[nn.Module]:
+            # Of two thin convolutions, only the port has something in between.
+            if port:
+                return [part for layer in layers for part in (layer, *norm_act(inner))]
+            return [*layers, *norm_act(inner)]
+
+        expand = AtrousConv2d(inner, outer, 1, bias=False)
+        self.ext_conv1 = nn.Sequential(project, *norm_act(inner))
+        self.ext_conv2 = nn.Sequential(*with_norms(middle))
+        self.ext_conv3 = nn.Sequential(expand, *(norm_act(outer) if port else (_norm(outer, port),)))
+        self.ext_regul = nn.Identity() if plain else nn.Dropout2d(dropout)
+        self.out_prelu = nn.ReLU() if plain else nn.PReLU(outer)
 
     def extension(self, input: Tensor) -> Tensor:
         return self.ext_regul(self.ext_conv3(self.ext_conv2(self.ext_conv1(input))))
 
 
 class _Regular(_Bottleneck):
-    def __init__(self, channels: int, dropout: float, kind: str = "regular", dilation: int = 1) -> None:
+    def __init__(
+        self,
+        channels: int,
+        dropout: float,
+        port: bool,
+        kind: str = "regular",
+        dilation: int = 1,
+        decoder: bool = False,
+    ) -> None:
         inner = channels // 4
+        middle: list[nn.Module]
         if kind == "asymmetric":
-            middle = _block(AtrousConv2d(inner, inner, (5, 1), padding=(2, 0), bias=False), inner)
-            middle += _block(AtrousConv2d(inner, inner, (1, 5), padding=(0, 2), bias=False), inner)
+            tall = AtrousConv2d(inner, inner, (5, 1), padding=(2, 0), bias=not port)
+            wide = AtrousConv2d(inner, inner, (1, 5), padding=(0, 2), bias=False)
+            middle = [tall, wide] if port else [wide, tall]
         else:
-            middle = _block(AtrousConv2d(inner, inner, 3, padding=dilation, dilation=dilation, bias=False), inner)
-        super().__init__(AtrousConv2d(channels, inner, 1, bias=False), middle, inner, channels, dropout)
+            middle = [AtrousConv2d(inner, inner, 3, padding=dilation, dilation=dilation, bias=not port)]
+        super().__init__(AtrousConv2d(channels, inner, 1, bias=False), middle, inner, channels, dropout, port, decoder)
 
     def forward(self, input: Tensor) -> Tensor:
         return self.out_prelu(input + self.extension(input))
 
 
 class _Down(_Bottleneck):
-    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
-        inner = in_channels // 4
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, port: bool) -> None:
+        inner = (in_channels if port else out_channels) // 4
         project = AtrousConv2d(in_channels, inner, 2, stride=2, bias=False)
-        middle = _block(AtrousConv2d(inner, inner, 3, padding=1, bias=False), inner)
-        super().__init__(project, middle, inner, out_channels, dropout)
-        self.main_max1 = MaxPool2d(3, stride=2, padding=1, return_indices=True)
+        middle: list[nn.Module] = [AtrousConv2d(inner, inner, 3, padding=1, bias=not port)]
+        super().__init__(project, middle, inner, out_channels, dropout, port)
+        self.main_max1 = _pool(port, return_indices=True)
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
         main, indices = self.main_max1(input)
@@ -84,15 +127,15 @@ class _Down(_Bottleneck):
 
 
 class _Up(_Bottleneck):
-    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
-        inner = in_channels // 4
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, port: bool) -> None:
+        inner = (in_channels if port else out_channels) // 4
         project = AtrousConv2d(in_channels, inner, 1, bias=False)
-        middle = _block(
-            AtrousConvTranspose2d(inner, inner, 3, stride=2, padding=1, output_padding=1, bias=False), inner
-        )
-        super().__init__(project, middle, inner, out_channels, dropout)
+        middle: list[nn.Module] = [
+            AtrousConvTranspose2d(inner, inner, 3, stride=2, padding=1, output_padding=1, bias=not port)
+        ]
+        super().__init__(project, middle, inner, out_channels, dropout, port, decoder=True)
         self.main_conv1 = nn.Sequential(
-            AtrousConv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
+            AtrousConv2d(in_channels, out_channels, 1, bias=False), _norm(out_channels, port)
         )
         self.main_unpool1 = MaxUnpool2d(2)
 
@@ -101,42 +144,52 @@ class _Up(_Bottleneck):
 
 
 class ENet(nn.Module):
-    """ENet; see `enet`. Module names are those of davidtvs' PyTorch-ENet, whose weights load."""
+    """ENet; see `enet` and, with `port`, `enet_davidtvs`."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, port: bool = False, in_channels: int = 3) -> None:
         super().__init__()
-        self.initial_block = _Initial()
-        self.downsample1_0 = _Down(16, 64, dropout=0.01)
+        check_channels("enet", in_channels)
+        if in_channels > 15:
+            bad_value(
+                "enet", "in_channels", "be at most 15: 16 channels hold the pooled image and one more", in_channels
+            )
+        self.in_channels = in_channels
+        self.initial_block = _Initial(port, in_channels)
+        self.downsample1_0 = _Down(16, 64, 0.01, port)
         for number in range(1, 5):
-            self.add_module(f"regular1_{number}", _Regular(64, dropout=0.01))
-        self.downsample2_0 = _Down(64, 128, dropout=0.1)
-        self.regular2_1 = _Regular(128, dropout=0.1)
-        self._add_middle(stage=2, first=2)
-        self.regular3_0 = _Regular(128, dropout=0.1)
-        self._add_middle(stage=3, first=1)
-        self.upsample4_0 = _Up(128, 64, dropout=0.1)
-        self.regular4_1 = _Regular(64, dropout=0.1)
-        self.regular4_2 = _Regular(64, dropout=0.1)
-        self.upsample5_0 = _Up(64, 16, dropout=0.1)
-        self.regular5_1 = _Regular(16, dropout=0.1)
-        self.transposed_conv = AtrousConvTranspose2d(
-            16, num_classes, 3, stride=2, padding=1, output_padding=1, bias=False
-        )
+            self.add_module(f"regular1_{number}", _Regular(64, 0.01, port))
+        self.downsample2_0 = _Down(64, 128, 0.1, port)
+        self.regular2_1 = _Regular(128, 0.1, port)
+        self._add_middle(2, 2, port)
+        self.regular3_0 = _Regular(128, 0.1, port)
+        self._add_middle(3, 1, port)
+        self.upsample4_0 = _Up(128, 64, 0.1, port)
+        self.regular4_1 = _Regular(64, 0.1, port, decoder=True)
+        self.regular4_2 = _Regular(64, 0.1, port, decoder=True)
+        self.upsample5_0 = _Up(64, 16, 0.1, port)
+        self.regular5_1 = _Regular(16, 0.1, port, decoder=True)
+        if port:
+            self.transposed_conv = AtrousConvTranspose2d(
+                16, num_classes, 3, stride=2, padding=1, output_padding=1, bias=False
+            )
+        else:
+            self.transposed_conv = AtrousConvTranspose2d(16, num_classes, 2, stride=2)
 
-    def _add_middle(self, stage: int, first: int) -> None:
+    def _add_middle(self, stage: int, first: int, port: bool) -> None:
         for number, (kind, dilation) in enumerate(_MIDDLE, start=first):
-            self.add_module(f"{kind}{stage}_{number}", _Regular(128, 0.1, kind, dilation))
+            self.add_module(f"{kind}{stage}_{number}", _Regular(128, 0.1, port, kind, dilation))
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         """Scores for every pixel.
 
         Args:
-            input: RGB in 0..1, (N, 3, H, W). Sizes that are no multiple of 8 are padded with zeros, and the scores cut.
+            input: in 0..1, (N, in_channels, H, W). Sizes that are no multiple of 8 are padded with zeros, and the
+                scores cut.
 
         Returns:
             {"out": (N, num_classes, H, W)}.
         """
-        check_images(type(self).__name__, input)
+        check_images(type(self).__name__, input, self.in_channels)
         height, width = input.shape[-2:]
         x = F.pad(input, (0, -width % 8, 0, -height % 8))
         indices: dict[str, Tensor] = {}
@@ -150,21 +203,38 @@ class ENet(nn.Module):
         return {"out": x[..., :height, :width]}
 
 
-def enet(num_classes: int = 12) -> ENet:
-    """ENet, 0.36 M parameters.
+def enet(num_classes: int = 12, in_channels: int = 3) -> ENet:
+    """ENet as its authors released it, 0.36 M parameters.
 
     | stage | blocks | channels | stride |
     |---|---|---|---|
-    | initial | 3x3 stride 2 beside max-pooling | 16 | 2 |
+    | initial | 3x3 stride 2 beside 2x2 max-pooling | 16 | 2 |
     | 1 | down, 4 regular | 64 | 4 |
     | 2 | down, regular, dilated 2, asymmetric 5, dilated 4, regular, dilated 8, asymmetric 5, dilated 16 | 128 | 8 |
     | 3 | as stage 2 without the down | 128 | 8 |
     | 4 | up (max-unpooling beside a transposed convolution), 2 regular | 64 | 4 |
     | 5 | up, regular | 16 | 2 |
-    | full | transposed convolution 3x3 | num_classes | 1 |
+    | full | transposed convolution 2x2 | num_classes | 1 |
 
-    The weights of davidtvs' PyTorch-ENet for CamVid load by `load_state_dict`: 12 classes, the last one void.
+    A block is a 1x1 projection (2x2 with stride 2 going down) to a quarter of its output's channels, its convolution,
+    and a 1x1 expansion, each with normalisation (eps 1e-3); behind the first two and behind the sum PReLUs with a slope
+    a channel, in stages 4 and 5 ReLUs. Spatial dropout of 0.01 in stage 1, 0.1 in stages 2 and 3. The initial block has
+    16 - in_channels filters; ArgumentError if that is none.
 
-    Source: Paszke et al., ENet: a deep neural network architecture for real-time semantic segmentation (2016), table 1.
+    Source: Paszke et al., ENet: a deep neural network architecture for real-time semantic segmentation (2016), table 1;
+    the authors' release, e-lab's ENet-training.
     """
-    return ENet(num_classes)
+    return ENet(num_classes, in_channels=in_channels)
+
+
+def enet_davidtvs(num_classes: int = 12, in_channels: int = 3) -> ENet:
+    """ENet as davidtvs' PyTorch-ENet has it, whose weights for CamVid load: 12 classes, the last one void.
+
+    Stages as `enet`. It differs in these points: poolings are 3x3 with padding; a block is a quarter of its input's
+    channels wide where they change; PReLUs, in the decoder too, share one slope inside a block, and are also behind the
+    expansion and between the two asymmetric convolutions, of which the vertical one comes first; the eps is 1e-5; only
+    normalisations have biases; the decoder has dropout; the last transposed convolution is 3x3.
+
+    Source: https://github.com/davidtvs/PyTorch-ENet, its first release.
+    """
+    return ENet(num_classes, True, in_channels)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from atrousops._checks import bad_value
 from atrousops.models.base import check_images
+from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d
 
 _DILATIONS = (1, 2, 4, 8, 16)
@@ -98,14 +99,14 @@ class _Block(_Pyramid):
 
 
 class _Encoder(nn.Module):
-    def __init__(self, num_classes: int, p: int, q: int) -> None:
+    def __init__(self, num_classes: int, p: int, q: int, in_channels: int) -> None:
         super().__init__()
-        self.level1 = _ConvNormAct(3, 16, 3, 2)
-        self.b1 = _NormAct(16 + 3)
-        self.level2_0 = _Down(16 + 3, 64)
+        self.level1 = _ConvNormAct(in_channels, 16, 3, 2)
+        self.b1 = _NormAct(16 + in_channels)
+        self.level2_0 = _Down(16 + in_channels, 64)
         self.level2 = nn.ModuleList(_Block(64, 64) for _ in range(p))
-        self.b2 = _NormAct(128 + 3)
-        self.level3_0 = _Down(128 + 3, 128)
+        self.b2 = _NormAct(128 + in_channels)
+        self.level3_0 = _Down(128 + in_channels, 128)
         self.level3 = nn.ModuleList(_Block(128, 128) for _ in range(q))
         self.b3 = _NormAct(256)
         self.classifier = _Conv(256, num_classes, 1)
@@ -123,12 +124,14 @@ class _Encoder(nn.Module):
 class ESPNet(nn.Module):
     """ESPNet; see `espnet`. Module names are those of the authors' release, whose weights load."""
 
-    def __init__(self, num_classes: int, p: int, q: int, width: int) -> None:
+    def __init__(self, num_classes: int, p: int, q: int, width: int, in_channels: int = 3) -> None:
         super().__init__()
-        self.encoder = _Encoder(width, p, q)
-        self.level3_C = _Conv(128 + 3, width, 1)
+        check_channels("espnet", in_channels)
+        self.in_channels = in_channels
+        self.encoder = _Encoder(width, p, q, in_channels)
+        self.level3_C = _Conv(128 + in_channels, width, 1)
         self.br = nn.BatchNorm2d(width, eps=1e-3)
-        self.conv = _ConvNormAct(19 + width, width, 3)
+        self.conv = _ConvNormAct(16 + in_channels + width, width, 3)
         self.up_l3 = nn.Sequential(_double(width, width))
         self.combine_l2_l3 = nn.Sequential(_NormAct(2 * width), _Block(2 * width, width))
         self.up_l2 = nn.Sequential(_double(width, width), _NormAct(width))
@@ -138,12 +141,13 @@ class ESPNet(nn.Module):
         """Scores for every pixel.
 
         Args:
-            input: images (N, 3, H, W). Sizes that are no multiple of 8 are padded with zeros, and the scores cut.
+            input: images (N, in_channels, H, W). Sizes that are no multiple of 8 are padded with zeros, and the scores
+                cut.
 
         Returns:
             {"out": (N, num_classes, H, W)}.
         """
-        check_images(type(self).__name__, input)
+        check_images(type(self).__name__, input, self.in_channels)
         height, width = input.shape[-2:]
         x = F.pad(input, (0, -width % 8, 0, -height % 8))
         first, second, third = self.encoder(x)
@@ -167,7 +171,7 @@ def _run(blocks: nn.ModuleList, input: Tensor) -> Tensor:
     return input
 
 
-def espnet(num_classes: int = 12, p: int = 2, q: int = 8, width: int | None = None) -> ESPNet:
+def espnet(num_classes: int = 12, p: int = 2, q: int = 8, width: int | None = None, in_channels: int = 3) -> ESPNet:
     """ESPNet, 0.36 M parameters at p = 2, q = 8.
 
     | stage | blocks | channels | stride |
@@ -185,9 +189,10 @@ def espnet(num_classes: int = 12, p: int = 2, q: int = 8, width: int | None = No
         num_classes: K.
         p, q: pyramids of stages 2 and 3.
         width: channels of the decoder, at least 5; K in the paper, and 5 for fewer classes, if None.
+        in_channels: of the image.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
 
     Raises:
         ArgumentError: a width below 5, which the five rates before the scores divide.
@@ -195,4 +200,4 @@ def espnet(num_classes: int = 12, p: int = 2, q: int = 8, width: int | None = No
     Source: Mehta et al., ESPNet: efficient spatial pyramid of dilated convolutions for semantic segmentation (2018),
     sections 3 and 4, figure 4.
     """
-    return ESPNet(num_classes, p, q, max(num_classes, len(_DILATIONS)) if width is None else width)
+    return ESPNet(num_classes, p, q, max(num_classes, len(_DILATIONS)) if width is None else width, in_channels)

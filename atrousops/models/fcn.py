@@ -24,14 +24,16 @@ _SKIPS: dict[int, tuple[dict[str, int], int]] = {
 class FCN(nn.Module):
     """A fully convolutional VGG-16; see `fcn8s`."""
 
-    def __init__(self, num_classes: int, stride: int, width: int, padding: int) -> None:
+    def __init__(self, num_classes: int, stride: int, width: int, padding: int, in_channels: int) -> None:
         super().__init__()
         if padding not in (0, 100):
             bad_value(f"fcn{stride}s", "padding", "be 100, as in the paper, or 0", padding)
         self.padding = padding
         self.crops, self.final_crop = _SKIPS[stride]
         # Rounded up, no pixel at the border is lost.
-        self.backbone = vgg16(width, lambda _: MaxPool2d(2, 2, ceil_mode=True), keep=tuple(self.crops))
+        self.backbone = vgg16(
+            width, lambda _: MaxPool2d(2, 2, ceil_mode=True), keep=tuple(self.crops), in_channels=in_channels
+        )
         if padding:
             cast(AtrousConv2d, self.backbone["0"]).padding = (padding, padding)
         self.fc = fully_convolutional(8 * width, 64 * width, 7, dilation=1, padding=0 if padding else 3)
@@ -47,12 +49,12 @@ class FCN(nn.Module):
         """Scores of every pixel.
 
         Args:
-            input: normalised images (N, 3, H, W), any size.
+            input: normalised images (N, in_channels, H, W), any size.
 
         Returns:
             {"out": (N, num_classes, H, W)}.
         """
-        check_images(type(self).__name__, input)
+        check_images(type(self).__name__, input, self.backbone.in_channels)
         features = self.backbone(input)
         x = self.score(self.fc(features["out"]))
         for name, offset in self.crops.items():
@@ -74,34 +76,53 @@ def _zero(in_channels: int, num_classes: int) -> AtrousConv2d:
     return layer
 
 
-def _fcn(num_classes: int, stride: int, width: int, padding: int, backbone_weights: Mapping[str, Tensor] | None) -> FCN:
-    network = FCN(num_classes, stride, width, padding)
+def _fcn(
+    num_classes: int,
+    stride: int,
+    width: int,
+    padding: int,
+    backbone_weights: Mapping[str, Tensor] | None,
+    in_channels: int,
+) -> FCN:
+    network = FCN(num_classes, stride, width, padding, in_channels)
     load_vgg16(network.backbone, network.fc, backbone_weights)
     return network
 
 
 def fcn32s(
-    num_classes: int = 21, width: int = 64, padding: int = 100, backbone_weights: Mapping[str, Tensor] | None = None
+    num_classes: int = 21,
+    width: int = 64,
+    padding: int = 100,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> FCN:
     """FCN-32s: the scores of VGG-16's last layer, and one deconvolution of kernel 64 and stride 32.
 
     Stages up to the scores, arguments, result and source as `fcn8s`.
     """
-    return _fcn(num_classes, 32, width, padding, backbone_weights)
+    return _fcn(num_classes, 32, width, padding, backbone_weights, in_channels)
 
 
 def fcn16s(
-    num_classes: int = 21, width: int = 64, padding: int = 100, backbone_weights: Mapping[str, Tensor] | None = None
+    num_classes: int = 21,
+    width: int = 64,
+    padding: int = 100,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> FCN:
     """FCN-16s: FCN-32s' scores doubled (k 4, s 2), those of pool4 added, and a deconvolution of kernel 32, stride 16.
 
     Stages up to the scores, arguments, result and source as `fcn8s`.
     """
-    return _fcn(num_classes, 16, width, padding, backbone_weights)
+    return _fcn(num_classes, 16, width, padding, backbone_weights, in_channels)
 
 
 def fcn8s(
-    num_classes: int = 21, width: int = 64, padding: int = 100, backbone_weights: Mapping[str, Tensor] | None = None
+    num_classes: int = 21,
+    width: int = 64,
+    padding: int = 100,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> FCN:
     """FCN-8s: VGG-16 made convolutional, its scores joined by those of pool4 and pool3.
 
@@ -122,9 +143,10 @@ def fcn8s(
             scores where they belong, as in the paper's release. 0: every layer keeps the size (fc6 pads by 3); less
             than half the work on a 224x224 image, and the same weights serve.
         backbone_weights: state dict of torchvision's vgg16 to start from; the classifier becomes fc6 and fc7.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
 
     Raises:
         ArgumentError: padding is neither 100 nor 0, width is below 1, or a weight is missing.
@@ -132,4 +154,4 @@ def fcn8s(
     Source: Long, Shelhamer, Darrell, Fully convolutional networks for semantic segmentation (2015), section 4 and
     figure 3.
     """
-    return _fcn(num_classes, 8, width, padding, backbone_weights)
+    return _fcn(num_classes, 8, width, padding, backbone_weights, in_channels)

@@ -12,9 +12,9 @@ from atrousops.models.deeplab import FCNHead
 
 
 def _fcn_resnet(
-    depth: int, num_classes: int, output_stride: int, aux: bool, weights: Mapping[str, Tensor] | None
+    depth: int, num_classes: int, output_stride: int, aux: bool, weights: Mapping[str, Tensor] | None, in_channels: int
 ) -> SegmentationModel:
-    backbone = resnet(depth, output_stride)
+    backbone = resnet(depth, output_stride, in_channels=in_channels)
     load_backbone(backbone, weights)
     head = FCNHead(backbone.channels["out"], num_classes, "out")
     return SegmentationModel(backbone, head, FCNHead(backbone.channels["aux"], num_classes) if aux else None)
@@ -25,6 +25,7 @@ def fcn_resnet50(
     output_stride: int = 8,
     aux: bool = False,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> SegmentationModel:
     """FCN on ResNet-50; torchvision's `fcn_resnet50` weights load by `load_state_dict`.
 
@@ -39,16 +40,17 @@ def fcn_resnet50(
         output_stride: 8, as in torchvision, 16 or 32.
         aux: an auxiliary classifier on layer3, whose scores are "aux".
         backbone_weights: state dict of torchvision's classifier to start from.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}, and "aux".
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}, and "aux".
 
     Raises:
         ArgumentError: a bad output_stride, or a weight is missing.
 
     Source: torchvision; Long et al. (2015) on the ResNet of He et al. (2016).
     """
-    return _fcn_resnet(50, num_classes, output_stride, aux, backbone_weights)
+    return _fcn_resnet(50, num_classes, output_stride, aux, backbone_weights, in_channels)
 
 
 def fcn_resnet101(
@@ -56,6 +58,7 @@ def fcn_resnet101(
     output_stride: int = 8,
     aux: bool = False,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> SegmentationModel:
     """FCN on ResNet-101; stages, arguments, result and source as `fcn_resnet50`."""
-    return _fcn_resnet(101, num_classes, output_stride, aux, backbone_weights)
+    return _fcn_resnet(101, num_classes, output_stride, aux, backbone_weights, in_channels)

@@ -66,6 +66,7 @@ class GCN(nn.Module):
             return BoundaryRefinement(num_classes) if refine else nn.Identity()
 
         self.backbone = backbone
+        self.in_channels: int = getattr(backbone, "in_channels", 3)
         self.levels = nn.ModuleDict(
             {name: nn.Sequential(GlobalConv2d(channels[name], num_classes, k), refinement()) for name in _LEVELS}
         )
@@ -73,8 +74,8 @@ class GCN(nn.Module):
         self.refined = nn.ModuleList(refinement() for _ in range(5))
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
-        """Scores of every pixel: (N, 3, H, W), any size -> {"out": (N, num_classes, H, W)}."""
-        check_images(type(self).__name__, input)
+        """Scores of every pixel: (N, in_channels, H, W), any size -> {"out": (N, num_classes, H, W)}."""
+        check_images(type(self).__name__, input, self.in_channels)
         features = self.backbone(input)
         finer = [self.levels[name](features[name]) for name in reversed(_LEVELS[:-1])]
         x = self.levels["out"](features["out"])
@@ -92,6 +93,7 @@ def gcn(
     kernel_size: int = 15,
     boundary_refinement: bool = True,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> GCN:
     """GCN: scores of each stage by kernels nearly as large as the map, added from coarse to fine.
 
@@ -108,9 +110,10 @@ def gcn(
         kernel_size: k, odd, 3 to 15 in the paper.
         boundary_refinement: whether those blocks are there.
         backbone_weights: state dict of torchvision's classifier to start from.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
 
     Raises:
         ArgumentError: kernel_size is even or below 1, a bad backbone, or a weight is missing.
@@ -120,5 +123,5 @@ def gcn(
     """
     if kernel_size < 1 or kernel_size % 2 == 0:
         bad_value("gcn", "kernel_size", "be odd and at least 1", kernel_size)
-    trunk = encoder(backbone, 32, backbone_weights)
+    trunk = encoder(backbone, 32, backbone_weights, in_channels)
     return GCN(trunk, trunk.channels, num_classes, kernel_size, boundary_refinement)

@@ -18,12 +18,14 @@ from atrousops.nn import AtrousConv2d, MaxPool2d
 class Hypercolumns(nn.Module):
     """A linear classifier of hypercolumns; see `hypercolumns`."""
 
-    def __init__(self, num_classes: int, grid: int, width: int) -> None:
+    def __init__(self, num_classes: int, grid: int, width: int, in_channels: int) -> None:
         super().__init__()
         if grid < 1:
             bad_value("hypercolumns", "grid", "be at least 1", grid)
         self.num_classes, self.grid = num_classes, grid
-        self.backbone = vgg16(width, lambda _: MaxPool2d(2, 2, ceil_mode=True), keep=("pool2", "conv4"))
+        self.backbone = vgg16(
+            width, lambda _: MaxPool2d(2, 2, ceil_mode=True), keep=("pool2", "conv4"), in_channels=in_channels
+        )
         self.fc = fully_convolutional(8 * width, 64 * width, 7, dilation=1, padding=3)
         channels = {**self.backbone.channels, "fc7": 64 * width}
         self.scores = nn.ModuleDict(
@@ -31,8 +33,8 @@ class Hypercolumns(nn.Module):
         )
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
-        """Scores of every pixel: (N, 3, H, W), any size -> {"out": (N, num_classes, H, W)}."""
-        check_images(type(self).__name__, input)
+        """Scores of every pixel: (N, in_channels, H, W), any size -> {"out": (N, num_classes, H, W)}."""
+        check_images(type(self).__name__, input, self.backbone.in_channels)
         features = self.backbone(input)
         features["fc7"] = self.fc(features["out"])
         # Scoring and interpolating are linear, so that the small maps may be scored before they are enlarged.
@@ -48,7 +50,11 @@ class Hypercolumns(nn.Module):
 
 
 def hypercolumns(
-    num_classes: int = 21, grid: int = 1, width: int = 64, backbone_weights: Mapping[str, Tensor] | None = None
+    num_classes: int = 21,
+    grid: int = 1,
+    width: int = 64,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> Hypercolumns:
     """Hypercolumns: VGG-16's pool2, conv4 and fc7 above each pixel, interpolated bilinearly, and a linear classifier.
 
@@ -67,15 +73,16 @@ def hypercolumns(
         grid: classifiers along each axis of the image, each for its part of it.
         width: channels of the first stage; all others are in proportion.
         backbone_weights: state dict of torchvision's vgg16 to start from; the classifier becomes fc6 and fc7.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
 
     Raises:
         ArgumentError: grid or width is below 1, or a weight is missing.
 
     Source: Hariharan et al., Hypercolumns for object segmentation and fine-grained localization (2015), section 3.
     """
-    network = Hypercolumns(num_classes, grid, width)
+    network = Hypercolumns(num_classes, grid, width, in_channels)
     load_vgg16(network.backbone, network.fc, backbone_weights)
     return network

@@ -33,6 +33,7 @@ class MetricLearning(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.backbone = backbone
+        self.in_channels: int = getattr(backbone, "in_channels", 3)
         self.embedding = AtrousConv2d(channels, dimensions, 1)
         self.seeds = AtrousConv2d(channels, len(THRESHOLDS) * num_classes, 1)
 
@@ -40,13 +41,13 @@ class MetricLearning(nn.Module):
         """Class scores, embeddings and seed scores of every pixel.
 
         Args:
-            input: normalised images (N, 3, H, W), any size.
+            input: normalised images (N, in_channels, H, W), any size.
 
         Returns:
             {"out": (N, K, H, W), log-probabilities at the threshold that favours each class most;
             "embedding": (N, D, H, W); "seeds": (N, T, K, H, W), logits for each of `THRESHOLDS`}.
         """
-        check_images(type(self).__name__, input)
+        check_images(type(self).__name__, input, self.in_channels)
         size = input.shape[-2:]
         features = self.backbone(input)["out"]
         seeds = resize(self.seeds(features), size).unflatten(1, (len(THRESHOLDS), self.num_classes))
@@ -57,7 +58,7 @@ class MetricLearning(nn.Module):
         """`similarity_loss` plus `seed_loss` at ten pixels of each object, averaged over images.
 
         Args:
-            images: (N, 3, H, W), normalised.
+            images: (N, in_channels, H, W), normalised.
             labels: (N, 2, H, W), class and number of the object; class 255 does not count.
 
         Raises:
@@ -90,6 +91,7 @@ def metric_learning(
     output_stride: int = 8,
     dimensions: int = 64,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
 ) -> MetricLearning:
     """Instance segmentation by deep metric learning: an embedding and a seed score for every pixel.
 
@@ -107,9 +109,10 @@ def metric_learning(
         output_stride: 8, 16 or 32.
         dimensions: D, of the embedding.
         backbone_weights: state dict of torchvision's classifier to start from.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W), "embedding": (N, D, H, W), "seeds": (N, 4, K, H, W)}.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W), "embedding": (N, D, H, W), "seeds": (N, 4, K, H, W)}.
 
     Raises:
         ArgumentError: a bad backbone or output_stride, dimensions below 1, or a weight is missing.
@@ -118,7 +121,7 @@ def metric_learning(
     """
     if dimensions < 1:
         bad_value("metric_learning", "dimensions", "be at least 1", dimensions)
-    trunk = encoder(backbone, output_stride, backbone_weights)
+    trunk = encoder(backbone, output_stride, backbone_weights, in_channels)
     return MetricLearning(trunk, trunk.channels["out"], num_classes, dimensions)
 
 

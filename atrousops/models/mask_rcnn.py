@@ -17,6 +17,7 @@ from atrousops.convert import convert
 from atrousops.models._detection import Heads, Proposals, Transform
 from atrousops.models.backbones import Backbone, load_backbone, resnet
 from atrousops.models.base import check_objects
+from atrousops.models.channels import normalisation, set_in_channels
 
 _DEPTHS = (18, 34, 50, 101, 152)
 
@@ -46,7 +47,7 @@ class MaskRCNN(detection.MaskRCNN):
         """The sum of its losses, averaged over images.
 
         Args:
-            images: (N, 3, H, W), RGB in 0..1.
+            images: (N, in_channels, H, W), in 0..1.
             labels: (N, 2, H, W), class and number of the object; pixels of class 255 are of none.
 
         Raises:
@@ -77,6 +78,8 @@ def mask_rcnn(
     features: str = "fpn",
     frozen_norm: bool = False,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    backbone_arguments: Mapping[str, Any] | None = None,
+    in_channels: int = 3,
     **settings: Any,
 ) -> MaskRCNN:
     """Mask R-CNN on a ResNet with a feature pyramid, or on its last stage dilated.
@@ -88,6 +91,9 @@ def mask_rcnn(
     | boxes | RoIAlign 7x7, two layers of 1024 | the same |
     | masks | RoIAlign 14x14, four 3x3 of 256, deconvolution k2 s2, 1x1 | the same |
 
+    detectron2's dilated C5 has layer4 at rate 2 from its first block on: backbone_arguments {"full_rate": True}, and
+    "stride_in_1x1" with the weights of He et al.
+
     torchvision's checkpoint of `maskrcnn_resnet50_fpn` loads by `load_state_dict` where frozen_norm is set.
 
     Args:
@@ -96,15 +102,19 @@ def mask_rcnn(
         features: "fpn" or "dilated_c5".
         frozen_norm: normalisations that do not learn, which suit pretrained weights and small batches.
         backbone_weights: state dict of torchvision's classifier to start from.
-        settings: keyword arguments of torchvision's MaskRCNN, such as min_size, max_size or box_score_thresh.
+        backbone_arguments: of "dilated_c5", what `encoder` takes besides.
+        in_channels: C, of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        settings: keyword arguments of torchvision's MaskRCNN, such as min_size, max_size, image_mean, image_std or
+            box_score_thresh.
 
     Returns:
-        In evaluation: a list of N images (3, H, W) in 0..1 -> a list of N dicts with "boxes" (M, 4), "labels" (M,),
+        In evaluation: a list of N images (C, H, W) in 0..1 -> a list of N dicts with "boxes" (M, 4), "labels" (M,),
         "scores" (M,) and "masks" (M, 1, H, W). In training: images and targets -> a dict of losses.
         torch.export takes it in evaluation, whole: the images keep their sizes, the number of objects stays open.
 
     Raises:
-        ArgumentError: backbone or features is none of these, or a weight is missing.
+        ArgumentError: backbone or features is none of these, backbone_arguments with "fpn", in_channels is
+            below 1, or a weight is missing.
 
     Source: He et al., Mask R-CNN (2017), section 3, figure 4; Lin et al., Feature pyramid networks (2017); Dai et al.,
     Deformable convolutional networks (2017), section 4.1 (dilated conv5).
@@ -115,11 +125,16 @@ def mask_rcnn(
     if features not in ("fpn", "dilated_c5"):
         bad_value("mask_rcnn", "features", 'be "fpn" or "dilated_c5"', repr(features))
     if features == "fpn":
+        if backbone_arguments:
+            bad_value("mask_rcnn", "backbone_arguments", 'be None with "fpn"', backbone_arguments)
         norm = FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d
         trunk = resnet_fpn_backbone(backbone_name=backbone, weights=None, norm_layer=norm, trainable_layers=5)
+        set_in_channels(trunk.body, in_channels)
         load_backbone(trunk.body, backbone_weights)
     else:
-        encoder = resnet(int(backbone.removeprefix("resnet")), output_stride=16)
+        encoder = resnet(
+            int(backbone.removeprefix("resnet")), 16, in_channels=in_channels, **(backbone_arguments or {})
+        )
         load_backbone(encoder, backbone_weights)
         trunk = DilatedC5(encoder)
         if frozen_norm:
@@ -132,7 +147,8 @@ def mask_rcnn(
             "mask_roi_pool": MultiScaleRoIAlign(["0"], 14, 2),
             **settings,
         }
-    network = MaskRCNN(trunk, num_classes, **settings)
+    mean, std = normalisation(in_channels)
+    network = MaskRCNN(trunk, num_classes, **{"image_mean": list(mean), "image_std": list(std), **settings})
     convert(network)
     return network
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from atrousops import functional
 from atrousops._checks import bad_value
 from atrousops.models.base import check_images, crop, reflect
+from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d
 from atrousops.ops._conv_arguments import Arguments
 from atrousops.ops.conv import grad_bias, grad_input, grad_weight
@@ -95,19 +96,23 @@ def _fold(grad: Tensor, margin: int, size: Sequence[int]) -> Tensor:
 class MSD(nn.Module):
     """Mixed-scale dense network; see `msd`."""
 
-    def __init__(self, num_classes: int, depth: int, width: int, dilations: Sequence[int]) -> None:
+    def __init__(
+        self, num_classes: int, depth: int, width: int, dilations: Sequence[int], in_channels: int = 3
+    ) -> None:
         super().__init__()
+        check_channels("msd", in_channels)
         if depth < 1 or width < 1:
             bad_value("msd", "depth and width", "be at least 1", f"{depth} and {width}")
         if not dilations or min(dilations) < 1:
             bad_value("msd", "dilations", "be integers of at least 1", dilations, "For example range(1, 11).")
-        self.width = width
+        self.in_channels, self.width = in_channels, width
         self.dilations = tuple(dilations[i % len(dilations)] for i in range(depth * width))
         self.layers = nn.ModuleList(
-            AtrousConv2d(_inputs(3, i, width), 1, 3, dilation=dilation) for i, dilation in enumerate(self.dilations)
+            AtrousConv2d(_inputs(in_channels, i, width), 1, 3, dilation=dilation)
+            for i, dilation in enumerate(self.dilations)
         )
-        self.score = AtrousConv2d(3 + depth * width, num_classes, 1)
-        deviation = math.sqrt(2 / (9 * (3 + width * (depth - 1)) + num_classes))
+        self.score = AtrousConv2d(in_channels + depth * width, num_classes, 1)
+        deviation = math.sqrt(2 / (9 * (in_channels + width * (depth - 1)) + num_classes))
         for layer in self.layers:
             assert isinstance(layer, AtrousConv2d)
             assert layer.bias is not None
@@ -115,8 +120,8 @@ class MSD(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
-        """Scores of every pixel: (N, 3, H, W), any size -> {"out": (N, num_classes, H, W)}."""
-        check_images(type(self).__name__, input)
+        """Scores of every pixel: (N, in_channels, H, W), any size -> {"out": (N, num_classes, H, W)}."""
+        check_images(type(self).__name__, input, self.in_channels)
         parameters = list(self.layers.parameters())
         if torch.is_grad_enabled() and not torch.compiler.is_exporting():
             maps = _Grow.apply(input, self.dilations, self.width, *parameters)
@@ -125,7 +130,13 @@ class MSD(nn.Module):
         return {"out": crop(self.score(maps), max(self.dilations), input.shape[-2:])}
 
 
-def msd(num_classes: int = 2, depth: int = 100, width: int = 1, dilations: Sequence[int] = tuple(range(1, 11))) -> MSD:
+def msd(
+    num_classes: int = 2,
+    depth: int = 100,
+    width: int = 1,
+    dilations: Sequence[int] = tuple(range(1, 11)),
+    in_channels: int = 3,
+) -> MSD:
     """MS-D: `depth` layers of `width` channels, each from all channels before it, at cycling dilations.
 
     z_i = relu(sum over all channels j of earlier layers of w_ij *_(s_i) z_j + b_i),  s_i = dilations[i mod 10]
@@ -143,9 +154,10 @@ def msd(num_classes: int = 2, depth: int = 100, width: int = 1, dilations: Seque
         depth: d, layers.
         width: w, channels a layer; each channel has its own dilation, dilations[(i w + j) mod 10].
         dilations: to cycle through.
+        in_channels: of the image.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
 
     Raises:
         ArgumentError: depth, width or a dilation is below 1.
@@ -153,4 +165,4 @@ def msd(num_classes: int = 2, depth: int = 100, width: int = 1, dilations: Seque
     Source: Pelt and Sethian, A mixed-scale dense convolutional neural network for image analysis (2018), equations 3
     to 5.
     """
-    return MSD(num_classes, depth, width, dilations)
+    return MSD(num_classes, depth, width, dilations, in_channels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from atrousops.models.backbones import encoder
 from atrousops.models.base import Features, SegmentationModel, resize
 from atrousops.models.deeplab import FCNHead
 from atrousops.nn import AtrousConv2d, conv_norm_relu
+from atrousops.nn.blocks import check_pooled
 
 
 class PyramidPooling(nn.Module):
@@ -23,35 +25,42 @@ class PyramidPooling(nn.Module):
     Args:
         channels: C, a multiple of the number of sizes.
         sizes: bins on each axis.
+        align_corners: of up.
 
     Raises:
-        ArgumentError: a size below 1, or C is no such multiple.
+        ArgumentError: a size below 1, C is no such multiple, or one image in training with a size of 1.
 
     Source: Zhao et al. (2017), section 3.2, figure 3.
     """
 
-    def __init__(self, channels: int, sizes: Sequence[int] = (1, 2, 3, 6)) -> None:
+    def __init__(self, channels: int, sizes: Sequence[int] = (1, 2, 3, 6), align_corners: bool = False) -> None:
         super().__init__()
         if not sizes or min(sizes) < 1:
             bad_value("PyramidPooling", "sizes", "be integers of at least 1", sizes, "For example (1, 2, 3, 6).")
         if channels % len(sizes):
             bad_value("PyramidPooling", "channels", f"be a multiple of {len(sizes)}, the number of sizes", channels)
+        self.sizes = tuple(sizes)
         width = channels // len(sizes)
+        self.align_corners = align_corners
         self.branches = nn.ModuleList(
             nn.Sequential(nn.AdaptiveAvgPool2d(size), *conv_norm_relu(channels, width)) for size in sizes
         )
 
     def forward(self, input: Tensor) -> Tensor:
         size = input.shape[-2:]
-        return torch.cat([input, *(resize(branch(input), size) for branch in self.branches)], dim=1)
+        for number, branch in enumerate(self.branches):
+            if self.sizes[number] == 1:
+                check_pooled(f"PyramidPooling.branches.{number}", branch, input)
+        averages = [resize(branch(input), size, self.align_corners) for branch in self.branches]
+        return torch.cat([input, *averages], dim=1)
 
 
 class PSPHead(nn.Sequential):
     """Pyramid pooling, a 3x3 convolution, scores: features "out" (N, C, h, w) -> (N, num_classes, h, w)."""
 
-    def __init__(self, channels: int, num_classes: int, sizes: Sequence[int]) -> None:
+    def __init__(self, channels: int, num_classes: int, sizes: Sequence[int], align_corners: bool) -> None:
         super().__init__(
-            PyramidPooling(channels, sizes),
+            PyramidPooling(channels, sizes, align_corners),
             *conv_norm_relu(2 * channels, channels // 4, 3),
             nn.Dropout(0.1),
             AtrousConv2d(channels // 4, num_classes, 1),
@@ -68,6 +77,9 @@ def pspnet(
     sizes: Sequence[int] = (1, 2, 3, 6),
     aux: bool = True,
     backbone_weights: Mapping[str, Tensor] | None = None,
+    align_corners: bool = False,
+    backbone_arguments: Mapping[str, Any] | None = None,
+    in_channels: int = 3,
 ) -> SegmentationModel:
     """PSPNet: a dilated encoder, pyramid pooling, and a second head for training.
 
@@ -79,7 +91,9 @@ def pspnet(
     | bilinear to the input's size | num_classes | 1 |
     | "aux": 3x3, dropout, 1x1 on the stage before the last | 256 num_classes | 1 |
 
-    The encoder is torchvision's, whose first layer is one 7x7 convolution; the authors' release has three 3x3 there.
+    The encoder is torchvision's unless one asks for the authors': their release aligns corners, and has three 3x3
+    convolutions in the stem and the first block of a stage at the stage's rate, which is align_corners=True with
+    backbone_arguments {"deep_stem": (64, 64, 128), "full_rate": True}, for images of 8 n + 1 pixels.
 
     Args:
         num_classes: K.
@@ -88,15 +102,19 @@ def pspnet(
         sizes: bins of the pyramid.
         aux: whether the second head is there; its loss counts 0.4 in the paper.
         backbone_weights: state dict of torchvision's classifier to start from.
+        align_corners: of every interpolation.
+        backbone_arguments: what `encoder` takes besides.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}, and "aux".
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}, and "aux".
 
     Raises:
-        ArgumentError: a bad backbone, output_stride or size, or a weight is missing.
+        ArgumentError: a bad backbone, backbone_arguments, output_stride or size, or a weight is missing.
 
     Source: Zhao et al., Pyramid scene parsing network (2017), sections 3.2 and 3.3, figures 3 and 4.
     """
-    trunk = encoder(backbone, output_stride, backbone_weights)
-    head = PSPHead(trunk.channels["out"], num_classes, sizes)
-    return SegmentationModel(trunk, head, FCNHead(trunk.channels["aux"], num_classes) if aux else None)
+    trunk = encoder(backbone, output_stride, backbone_weights, in_channels, **(backbone_arguments or {}))
+    head = PSPHead(trunk.channels["out"], num_classes, sizes, align_corners)
+    second = FCNHead(trunk.channels["aux"], num_classes) if aux else None
+    return SegmentationModel(trunk, head, second, align_corners)

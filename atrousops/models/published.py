@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models._meta import _VOC_CATEGORIES
 
 from atrousops._checks import bad_value
-from atrousops.models.crf import MEAN, STD
+from atrousops.models.channels import MEAN, STD
 from atrousops.models.registry import Info, WeightsError, build, load_state
 
 _CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
@@ -92,7 +92,7 @@ def _torchvision(network: str, sha256: str, **arguments: Any) -> Published:
 
 PUBLISHED: dict[str, Published] = {
     "enet_camvid": Published(
-        "enet",
+        "enet_davidtvs",
         {"num_classes": 11},
         _CAMVID,
         "https://github.com/davidtvs/PyTorch-ENet",

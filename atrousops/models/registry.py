@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from atrousops._checks import ArgumentError, bad_value
+from atrousops._checks import ArgumentError, ArgumentTypeError, bad_value
 from atrousops._files import write_atomically
-from atrousops.models import deeplab, fcn
+from atrousops.models import deeplab, deeplab_v3plus, fcn
 from atrousops.models.auto_deeplab import auto_deeplab
 from atrousops.models.crf import crfrnn
 from atrousops.models.deconvnet import deconvnet
@@ -25,7 +25,7 @@ from atrousops.models.deeplab_cascade import deeplabv3_cascade
 from atrousops.models.deeplab_v1 import deeplabv1
 from atrousops.models.deeplab_v2 import deeplabv2
 from atrousops.models.dilated_vgg import dilated_vgg16
-from atrousops.models.enet import enet
+from atrousops.models.enet import enet, enet_davidtvs
 from atrousops.models.espnet import espnet
 from atrousops.models.fcn_resnet import fcn_resnet50, fcn_resnet101
 from atrousops.models.gcn import gcn
@@ -48,14 +48,15 @@ _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     deeplab.deeplabv3_mobilenet_v3_large,
     deeplab.deeplabv3_resnet101,
     deeplab.deeplabv3_resnet50,
-    deeplab.deeplabv3plus,
-    deeplab.deeplabv3plus_mobilenet_v3_large,
-    deeplab.deeplabv3plus_resnet101,
-    deeplab.deeplabv3plus_resnet50,
-    deeplab.deeplabv3plus_vgg16_lowrank,
-    deeplab.deeplabv3plus_xception65,
+    deeplab_v3plus.deeplabv3plus,
+    deeplab_v3plus.deeplabv3plus_mobilenet_v3_large,
+    deeplab_v3plus.deeplabv3plus_resnet101,
+    deeplab_v3plus.deeplabv3plus_resnet50,
+    deeplab_v3plus.deeplabv3plus_vgg16_lowrank,
+    deeplab_v3plus.deeplabv3plus_xception65,
     dilated_vgg16,
     enet,
+    enet_davidtvs,
     espnet,
     fcn.fcn16s,
     fcn.fcn32s,
@@ -105,7 +106,7 @@ class Info:
 
     network, arguments: the factory's name and keyword arguments.
     classes: names, in the order of the scores.
-    mean, std: of RGB in 0..1; the input is (rgb - mean) / std.
+    mean, std: of the image in 0..1, a number for each channel; the input is (image - mean) / std.
     size: the longest side of the images it was trained on, in pixels.
     crf: keyword arguments of DenseCRF that suit its scores, where they were tuned.
     """
@@ -113,8 +114,8 @@ class Info:
     network: str
     arguments: dict[str, Any]
     classes: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     size: int
     crf: dict[str, Any] = field(default_factory=dict)
 
@@ -138,13 +139,15 @@ def build(name: str, **arguments: Any) -> nn.Module:
     """A network by the name of its factory, with fresh weights.
 
     Raises:
-        ArgumentError: there is no such network, or it takes no such argument.
+        ArgumentError, ArgumentTypeError: there is no such network, it takes no such argument, or refuses it.
     """
     if name not in NETWORKS:
         bad_value("build", "name", f"be one of {', '.join(NETWORKS)}", repr(name))
     try:
         return NETWORKS[name](**arguments)
     except TypeError as error:
+        if isinstance(error, ArgumentTypeError):
+            raise
         bad_value(name, "arguments", "be those of the network", f"{arguments}: {error}")
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from atrousops._checks import bad_value
 from atrousops._graphs import whole
 from atrousops.models.base import check_images, crop, init_relu, reflect
+from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d, MaxPool2d
 
 # What the convolutions without padding take away on each side.
@@ -17,8 +18,10 @@ _MARGIN = 92
 class UNet(nn.Module):
     """U-Net; see `unet`."""
 
-    def __init__(self, num_classes: int, width: int, padding: str, batch_norm: bool) -> None:
+    def __init__(self, num_classes: int, width: int, padding: str, batch_norm: bool, in_channels: int = 3) -> None:
         super().__init__()
+        check_channels("unet", in_channels)
+        self.in_channels = in_channels
         if padding not in ("reflect", "zeros"):
             bad_value("unet", "padding", 'be "reflect" or "zeros"', repr(padding))
         if width < 1:
@@ -34,7 +37,7 @@ class UNet(nn.Module):
                 layers.append(nn.ReLU())
             return nn.Sequential(*layers)
 
-        self.down = nn.ModuleList(double(i, o) for i, o in zip([3, *widths], widths, strict=False))
+        self.down = nn.ModuleList(double(i, o) for i, o in zip([in_channels, *widths], widths, strict=False))
         # At the end of the contracting path.
         self.dropout = nn.Dropout(0.5)
         self.pool = MaxPool2d(2, 2)
@@ -44,8 +47,8 @@ class UNet(nn.Module):
         self.score = AtrousConv2d(width, num_classes, 1)
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
-        """Scores of every pixel: (N, 3, H, W), any size -> {"out": (N, num_classes, H, W)}."""
-        check_images(type(self).__name__, input)
+        """Scores of every pixel: (N, in_channels, H, W), any size -> {"out": (N, num_classes, H, W)}."""
+        check_images(type(self).__name__, input, self.in_channels)
         size = input.shape[-2:]
         x = _padded(input, self.valid)
         skips = []
@@ -71,7 +74,9 @@ def _padded(input: Tensor, valid: bool) -> Tensor:
     return reflect(input, margin, after)
 
 
-def unet(num_classes: int = 2, width: int = 64, padding: str = "reflect", batch_norm: bool = False) -> UNet:
+def unet(
+    num_classes: int = 2, width: int = 64, padding: str = "reflect", batch_norm: bool = False, in_channels: int = 3
+) -> UNet:
     """U-Net: four poolings, four up-convolutions, and at each resolution the encoder's maps beside the decoder's.
 
     | part | channels | stride | side of a 388x388 image, mirrored to 572 |
@@ -90,9 +95,10 @@ def unet(num_classes: int = 2, width: int = 64, padding: str = "reflect", batch_
         padding: "reflect": no layer pads and the image is mirrored 92 pixels deep, as in the paper. "zeros": every
             layer keeps the size; the same weights serve.
         batch_norm: normalisation after each 3x3 convolution, which the paper does not have.
+        in_channels: of the image.
 
     Returns:
-        (N, 3, H, W) -> {"out": (N, K, H, W)}.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
 
     Raises:
         ArgumentError: padding is neither, or width is below 1.
@@ -100,4 +106,4 @@ def unet(num_classes: int = 2, width: int = 64, padding: str = "reflect", batch_
     Source: Ronneberger, Fischer, Brox, U-Net: convolutional networks for biomedical image segmentation (2015),
     section 2, figure 1.
     """
-    return UNet(num_classes, width, padding, batch_norm)
+    return UNet(num_classes, width, padding, batch_norm, in_channels)

@@ -15,9 +15,16 @@ from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d, MaxPool2d, MaxUnpo
 STAGES = ((8, 8, 8), (8, 8, 4), (4, 4, 2), (2, 1), (1, 1))
 
 
-def coding_vgg16(width: int) -> Backbone:
-    """VGG-16 with normalisation whose poolings return one-byte codes beside their maxima; run it by `encode`."""
-    return vgg16(width, lambda _: MaxPool2d(2, 2, return_indices="codes"), batch_norm=True)  # type: ignore[arg-type]
+def coding_vgg16(width: int, in_channels: int = 3) -> Backbone:
+    """VGG-16 with normalisation whose poolings return one-byte codes beside their maxima; run it by `encode`.
+
+    Sizes are rounded up, as Caffe does: nothing at the border is lost, and any image has five poolings.
+    """
+
+    def pool(stage: int) -> MaxPool2d:
+        return MaxPool2d(2, 2, ceil_mode=True, return_indices="codes")  # type: ignore[arg-type]
+
+    return vgg16(width, pool, batch_norm=True, in_channels=in_channels)
 
 
 def encode(backbone: Backbone, input: Tensor) -> tuple[Tensor, list[tuple[Tensor, Sequence[int]]]]:

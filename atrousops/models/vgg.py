@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from atrousops._checks import bad_value
 from atrousops.models.backbones import Backbone, load_backbone
 from atrousops.models.base import init_relu
+from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d, MaxPool2d
 
 # Convolutions of each stage, and their width in units of the first one's.
@@ -28,6 +29,7 @@ def vgg16(
     valid: bool = False,
     batch_norm: bool = False,
     keep: tuple[str, ...] = (),
+    in_channels: int = 3,
 ) -> Backbone:
     """The trunk of VGG-16.
 
@@ -48,15 +50,17 @@ def vgg16(
         valid: no padding anywhere.
         batch_norm: normalisation after each convolution.
         keep: features to keep beside "out".
+        in_channels: of the image.
 
     Raises:
-        ArgumentError: width below 1.
+        ArgumentError: width or in_channels below 1.
     """
+    check_channels("vgg16", in_channels)
     if width < 1:
         bad_value("vgg16", "width", "be at least 1", width)
     layers: dict[str, nn.Module] = {}
     outputs = {}
-    channels, number = 3, 0
+    channels, number = in_channels, 0
     for stage, ((count, factor), dilation) in enumerate(zip(_STAGES, dilations, strict=True), start=1):
         for _ in range(count):
             padding = 0 if valid else dilation

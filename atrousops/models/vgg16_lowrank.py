@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atrousops._checks import bad_value
+from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d
 
 # Per stage: output channels, and the rank of each convolution (None: kept whole).
@@ -66,12 +67,15 @@ class VGG16LowRank(nn.Module):
     out_channels = 512
     low_channels = 256
 
-    def __init__(self, output_stride: int = 16) -> None:
+    def __init__(self, output_stride: int = 16, in_channels: int = 3) -> None:
         super().__init__()
+        check_channels("VGG16LowRank", in_channels)
+        # Of poolings without padding nothing is left below that.
+        self.in_channels, self.least = in_channels, output_stride
         if output_stride not in (8, 16):
             bad_value("VGG16LowRank", "output_stride", "be 8 or 16", output_stride)
         self.output_stride = output_stride
-        channels = 3
+        channels = in_channels
         for number, (width, ranks) in enumerate(STAGES, start=1):
             dilation = 2 if number == 5 and output_stride == 8 else 1
             stage = nn.Sequential()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from atrousops._checks import bad_value
+from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d
 
 
@@ -91,15 +92,18 @@ class Xception65(nn.Module):
     Args:
         output_stride: 8, 16 or 32.
         width: channels of the first layer, a multiple of 4; all others are in proportion.
+        in_channels: of the image.
 
     Raises:
-        ArgumentError: output_stride is none of these, or width no multiple of 4.
+        ArgumentError: output_stride is none of these, width no multiple of 4, or in_channels below 1.
 
     Source: Chen et al., DeepLab v3+ (2018), section 3.2 and figure 4; Chollet, Xception (2017).
     """
 
-    def __init__(self, output_stride: int = 16, width: int = 32) -> None:
+    def __init__(self, output_stride: int = 16, width: int = 32, in_channels: int = 3) -> None:
         super().__init__()
+        check_channels("Xception65", in_channels)
+        self.in_channels = in_channels
         if output_stride not in (8, 16, 32):
             bad_value("Xception65", "output_stride", "be 8, 16 or 32", output_stride)
         if width < 4 or width % 4:
@@ -109,7 +113,7 @@ class Xception65(nn.Module):
         widths += [(middle,) * 3] * 16
         widths += [(middle, 32 * width, 32 * width), (48 * width, 48 * width, 64 * width)]
         self.channels = {"low": 8 * width, "out": 64 * width}
-        self.stem = nn.Sequential(_Plain(3, width, 3, 2), _Plain(width, 2 * width, 3, 1))
+        self.stem = nn.Sequential(_Plain(in_channels, width, 3, 2), _Plain(width, 2 * width, 3, 1))
         self.blocks = nn.Sequential()
         channels, reached, dilation = 2 * width, 2, 1
         for index, three in enumerate(widths):

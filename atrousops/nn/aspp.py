@@ -9,16 +9,18 @@ from torch import Tensor, nn
 
 from atrousops._checks import bad_value
 from atrousops._graphs import whole
-from atrousops.nn.blocks import conv_norm_relu
+from atrousops.nn.blocks import check_pooled, conv_norm_relu
 
 
 class _ImagePooling(nn.Sequential):
     """The image-level feature: global average, 1x1 convolution, and every pixel gets it."""
 
-    def __init__(self, in_channels: int, out_channels: int, norm: Callable[[int], nn.Module]) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: Callable[[int], nn.Module], name: str) -> None:
         super().__init__(nn.AdaptiveAvgPool2d(1), *conv_norm_relu(in_channels, out_channels, norm=norm))
+        self.name = name
 
     def forward(self, input: Tensor) -> Tensor:
+        check_pooled(self.name, self, input)
         return spread(super().forward(input), input)
 
 
@@ -52,7 +54,7 @@ class ASPP(nn.Module):
         input: (N, C, H, W); output: (N, K, H, W) in the input's memory format.
 
     Raises:
-        ArgumentError: a rate below 1, or a bad input shape.
+        ArgumentError: a rate below 1, a bad input shape, or one image in training with image pooling.
 
     Source: Chen et al., Rethinking atrous convolution for semantic image segmentation (2017), section 3.3.
     """
@@ -74,7 +76,7 @@ class ASPP(nn.Module):
         branches: list[nn.Module] = [conv_norm_relu(in_channels, out_channels, norm=norm)]
         branches += [conv_norm_relu(in_channels, out_channels, 3, rate, separable, norm) for rate in rates]
         if image_pooling:
-            branches.append(_ImagePooling(in_channels, out_channels, norm))
+            branches.append(_ImagePooling(in_channels, out_channels, norm, f"ASPP.convs.{len(branches)}"))
         self.convs = nn.ModuleList(branches)
         self.project = nn.Sequential(
             *conv_norm_relu(len(branches) * out_channels, out_channels, norm=norm), nn.Dropout(dropout)

@@ -4,9 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from atrousops._checks import bad_value
 from atrousops.nn.conv import AtrousConv2d
+
+
+def check_pooled(name: str, layers: nn.Module, input: Tensor) -> None:
+    """For layers behind a global pooling: the batch of one that a batch normalisation cannot learn from.
+
+    Args:
+        name: of the layers in their network.
+        layers: that see (N, C, 1, 1).
+        input: of the pooling, (N, C, H, W).
+
+    Raises:
+        ArgumentError: N is 1, and a batch normalisation among them is in training.
+    """
+    if not layers.training or len(input) != 1:
+        return
+    for path, layer in layers.named_modules():
+        # SyncBatchNorm has the images of other processes.
+        if isinstance(layer, _BatchNorm) and not isinstance(layer, nn.SyncBatchNorm) and layer.training:
+            bad_value(
+                f"{name}.{path}",
+                "input",
+                f"hold two images or more in training, as {type(layer).__name__} has one value a channel of an image",
+                tuple(input.shape),
+                "Train with larger batches (or fewer accumulated parts), put this layer into eval(), or give it "
+                "another normalisation, such as GroupNorm.",
+            )
 
 
 def conv_norm_relu(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,17 +13,24 @@ from atrousops.nn._stock import leaf
 from atrousops.nn.conv import AtrousConv2d
 from atrousops.ops.context_module import runs_as_one
 
-# Table 1 of the paper; a last 1x1 layer follows. The rows give each layer's width in units of C.
+# Table 1 of the paper; a last 1x1 layer follows.
 _DILATIONS = (1, 1, 2, 4, 8, 16, 1)
-_WIDTHS = {"basic": (1, 1, 1, 1, 1, 1, 1, 1), "large": (2, 2, 4, 8, 16, 32, 32, 1)}
+
+
+def _widths(kind: str, count: int) -> list[int]:
+    """Channels of each 3x3 layer in units of C: (2, 2, 4, 8, 16, 32, 32) for seven of the large module."""
+    if kind == "basic":
+        return [1] * count
+    doubled = [2 ** max(1, i) for i in range(count)]
+    return doubled[:-1] + doubled[-2:-1] if count > 1 else doubled
 
 
 @leaf
 class ContextModule(nn.Module):
     """Aggregates context with dilated convolutions, without losing resolution.
 
-    Seven 3x3 convolutions with dilation 1, 1, 2, 4, 8, 16, 1, each followed by max(., 0), then a 1x1 convolution. Each
-    pads with zeros by its dilation, so that maps keep their size; the receptive field is 67 x 67.
+    3x3 convolutions, with dilation 1, 1, 2, 4, 8, 16, 1 in the paper, each followed by max(., 0), then a 1x1
+    convolution. Maps keep their size; the receptive field is 67 x 67.
 
     The weights start as the identity: k^b(t, a) = C / c_out where t = 0 and floor(a C / c_in) = floor(b C / c_out),
     for input map a and output map b (eq. (5)); in the basic module, where all widths are C, that is eq. (4).
@@ -32,27 +41,49 @@ class ContextModule(nn.Module):
         channels: C, of input and output.
         kind: "basic" (all layers C wide) or "large" (2C, 2C, 4C, 8C, 16C, 32C, 32C, C).
         noise: standard deviation of the large module's noise in units of C / c_out.
+        dilations: of the 3x3 layers. The authors' releases have, with the 1x1 layer, eight layers for VOC and CamVid,
+            seven for KITTI, (1, 1, 2, 4, 8, 1), and ten for Cityscapes, (1, 1, 2, 4, 8, 16, 32, 64, 1).
+        border: "layers": each layer pads with zeros by its dilation (CamVid, KITTI, Cityscapes); "input": the input is
+            padded with zeros by all of them, 33, and no layer pads, so that what stands behind the border goes through
+            the biases and the ReLUs too (VOC).
 
     Shapes:
         input: (N, C, H, W) or (C, H, W), any floating dtype; output: the same.
 
     Raises:
-        ArgumentError: `channels` below 1, an unknown `kind`, or a negative `noise`.
+        ArgumentError: `channels` or a dilation below 1, no dilation, an unknown `kind` or `border`, or a negative
+            `noise`.
 
-    Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), section 3, table 1.
+    Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), section 3, table 1;
+    the authors' release, fyu/dilation.
     """
 
-    def __init__(self, channels: int, kind: str = "basic", noise: float = 0.01) -> None:
+    def __init__(
+        self,
+        channels: int,
+        kind: str = "basic",
+        noise: float = 0.01,
+        dilations: Sequence[int] = _DILATIONS,
+        border: str = "layers",
+    ) -> None:
         super().__init__()
-        if kind not in _WIDTHS:
+        if kind not in ("basic", "large"):
             bad_value("ContextModule", "kind", 'be "basic" or "large"', repr(kind))
         if channels < 1:
             bad_value("ContextModule", "channels", "be at least 1", channels)
         if noise < 0:
             bad_value("ContextModule", "noise", "be 0 or more", noise)
+        if not dilations or min(dilations) < 1:
+            bad_value("ContextModule", "dilations", "be integers of at least 1", dilations, f"Such as {_DILATIONS}.")
+        if border not in ("layers", "input"):
+            bad_value("ContextModule", "border", 'be "layers" or "input"', repr(border))
         self.channels, self.kind, self.noise = channels, kind, noise
-        widths = [channels, *(channels * factor for factor in _WIDTHS[kind])]
-        layers = [AtrousConv2d(widths[i], widths[i + 1], 3, padding=d, dilation=d) for i, d in enumerate(_DILATIONS)]
+        self.margin = sum(dilations) if border == "input" else 0
+        widths = [channels * factor for factor in (1, *_widths(kind, len(dilations)), 1)]
+        layers = [
+            AtrousConv2d(widths[i], widths[i + 1], 3, padding=0 if self.margin else d, dilation=d)
+            for i, d in enumerate(dilations)
+        ]
         self.layers = nn.ModuleList([*layers, AtrousConv2d(widths[-2], widths[-1], 1)])
         self.reset_parameters()
 
@@ -76,7 +107,9 @@ class ContextModule(nn.Module):
             layer.bias.zero_()
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.kind == "basic" and (one := self._as_one(input)) is not None:
+        if self.margin:
+            input = nn.functional.pad(input, (self.margin,) * 4)
+        elif self.kind == "basic" and (one := self._as_one(input)) is not None:
             return one
         *inner, last = self.layers
         for layer in inner:

@@ -25,15 +25,17 @@ def test_parameters(width, millions):
 
 @torch.inference_mode()
 def test_path():
-    """Each cell's channels and stride."""
+    """Each cell's channels, and its side of an image of 128 n + 1 pixels."""
     network = models.auto_deeplab(2, width=2).backbone.eval()
     found = []
     for cell in network.cells:
-        cell.register_forward_hook(lambda _, inputs, output: found.append((output.shape[1], 128 // output.shape[2])))
-    features = network(torch.rand(1, 3, 128, 64))
-    assert found == [(10 * 2**level, 4 * 2**level) for level in PUBLISHED.path]
-    assert features["low"].shape[1:] == (10, 32, 16)
-    assert features["out"].shape[1:] == (20, 16, 8)
+        cell.register_forward_hook(lambda _, inputs, output: found.append(tuple(output.shape[1:3])))
+    features = network(torch.rand(1, 3, 129, 65))
+    assert found == [(10 * 2**level, 32 // 2**level + 1) for level in PUBLISHED.path]
+    assert features["low"].shape[1:] == (10, 33, 17)
+    assert features["out"].shape[1:] == (20, 17, 9)
+    # Projected as the cell gives it.
+    assert features["low"].min() < 0
 
 
 def test_cell():

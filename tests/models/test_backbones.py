@@ -62,6 +62,47 @@ def test_multi_grid():
         models.deeplabv3_resnet50(2, multi_grid=(1, 2))
 
 
+def geometry(backbone):
+    """Stride and rate of each block's convolutions."""
+    return {
+        name: [
+            [(c.stride[0], c.dilation[0]) for c in block.modules() if isinstance(c, torch.nn.Conv2d)] for block in stage
+        ]
+        for name, stage in backbone.items()
+        if name.startswith("layer")
+    }
+
+
+def test_forms():
+    """What detectron2 calls dilated C5: layer4 at rate 2 throughout, the strides of others in the first 1x1."""
+    with torch.device("meta"):
+        found = geometry(models.encoder("resnet50", 16, full_rate=True, stride_in_1x1=True))
+        grids = geometry(models.encoder("resnet18", 8, multi_grid={"layer2": (1, 2), "layer3": (1, 3)}))
+        stem = models.encoder("resnet18", 32, deep_stem=(4, 6, 10))
+    assert found["layer4"][0] == [(1, 1), (1, 2), (1, 1), (1, 1)]
+    # The last is the shortcut's.
+    assert found["layer3"][0] == [(2, 1), (1, 1), (1, 1), (2, 1)]
+    assert [[rate for _, rate in block] for block in grids["layer2"]] == [[1, 1, 1], [2, 2]]
+    assert [[rate for _, rate in block] for block in grids["layer3"]] == [[2, 2, 1], [6, 6]]
+    assert [stem[f"conv{i}"].weight.shape[:2] for i in (1, 2, 3)] == [(4, 3), (6, 4), (10, 6)]
+    assert stem["layer1"][0].conv1.in_channels == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "match"),
+    [
+        ("mobilenet_v2", {"full_rate": True}, "full_rate"),
+        ("resnet18", {"stride_in_1x1": True}, "stride_in_1x1"),
+        ("resnet18", {"deep_stem": (64, 128)}, "deep_stem"),
+        ("resnet18", {"multi_grid": {"layer5": (1, 2)}}, "multi_grid"),
+        ("resnet18", {"multi_grid": (1, 2, 4)}, "multi_grid"),
+    ],
+)
+def test_bad_forms(name, form, match):
+    with pytest.raises(ArgumentError, match=match):
+        models.encoder(name, 8, **form)
+
+
 def test_weights():
     theirs = torchvision.models.mobilenet_v2(weights=None)
     ours = models.encoder("mobilenet_v2", 8, theirs.state_dict())

@@ -59,7 +59,7 @@ def test_output_stride_and_field_of_view(variant):
     """Every variant keeps 1/8, and the outermost taps of fc6 are rate (kernel_size - 1) apart."""
     kernel_size, rate = variant
     network = models.deeplabv1(2, kernel_size, rate, width=1).eval()
-    features = network.backbone(torch.rand(1, 3, 160, 96))
+    features = network.backbone(torch.rand(1, 3, 153, 89))
     assert features["out"].shape[-2:] == (20, 12)
     assert network.classifier(features).shape == (1, 2, 20, 12)
     fc6 = network.classifier.fc[0]

@@ -143,7 +143,17 @@ def test_vgg_weights():
         models.dilated_vgg16(3, width=2, backbone_weights=weights)
 
 
-@pytest.mark.parametrize("wrong", [{"context": "huge"}, {"crf": "sparse"}, {"padding": "circular"}, {"width": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"context": "huge"},
+        {"crf": "sparse"},
+        {"padding": "circular"},
+        {"placement": "middle"},
+        {"context_arguments": {"border": "input"}},
+        {"width": 0},
+    ],
+)
 def test_bad_arguments(wrong: dict[str, Any]):
     with pytest.raises(ArgumentError, match=next(iter(wrong)) if "context" not in wrong else "kind"):
         models.dilated_vgg16(2, **{"width": 1, **wrong})

@@ -33,7 +33,7 @@ def test_camvid(real_data, weights):
     """Labels as the stock operators give on 99.99 % of the pixels, and a mIoU within 0.002 of theirs."""
     # PyTorch's own unpooling refuses to run otherwise.
     torch.use_deterministic_algorithms(False)
-    ours, theirs = models.enet().eval(), stock(models.enet()).eval()
+    ours, theirs = models.enet_davidtvs().eval(), stock(models.enet_davidtvs()).eval()
     ours.load_state_dict(weights)
     theirs.load_state_dict(weights)
     data = CamVid(real_data, "test", transforms.plain())

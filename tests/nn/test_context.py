@@ -4,10 +4,11 @@ import torch
 from atrousops.nn import ContextModule
 
 
+@pytest.mark.parametrize("border", ["layers", "input"])
 @pytest.mark.parametrize("kind", ["basic", "large"])
-def test_starts_as_the_identity_borders_included(kind):
+def test_starts_as_the_identity_borders_included(kind, border):
     # The shares C / c_out are powers of two and the input has eight bits, so that every sum is exact.
-    context = ContextModule(3, kind, noise=0.0)
+    context = ContextModule(3, kind, noise=0.0, border=border)
     x = torch.randint(0, 256, (2, 3, 9, 11)) / 256
     torch.testing.assert_close(context(x), x, rtol=0, atol=0)
     # Truncation after every layer but the last: negative inputs come out as zero.
@@ -20,6 +21,16 @@ def test_equation_5_by_hand():
     expected = torch.zeros(4, 2, 3, 3)
     expected[:2, 0, 1, 1] = expected[2:, 1, 1, 1] = 0.5
     torch.testing.assert_close(first.detach(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("dilations", "widths"), [((1, 1, 2, 4, 8, 16, 1), (2, 2, 4, 8, 16, 32, 32, 1)), ((1, 1, 2, 1), (2, 2, 4, 4, 1))]
+)
+def test_widths(dilations, widths):
+    """Table 1 of the paper, and a shorter module: doubled from the third layer on, but not by the last 3x3 layer."""
+    context = ContextModule(3, "large", dilations=dilations)
+    assert [layer.out_channels for layer in context.layers] == [3 * width for width in widths]
+    assert [layer.dilation[0] for layer in context.layers] == [*dilations, 1]
 
 
 def test_noise_is_small_and_elsewhere():
@@ -55,7 +66,14 @@ def test_compiles_without_graph_breaks_and_trains():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0,), "channels must be at least 1"), ((3, "huge"), "kind must be"), ((3, "large", -1.0), "noise must be")],
+    [
+        ((0,), "channels must be at least 1"),
+        ((3, "huge"), "kind must be"),
+        ((3, "large", -1.0), "noise must be"),
+        ((3, "basic", 0.0, ()), "dilations must be"),
+        ((3, "basic", 0.0, (1, 0)), "dilations must be"),
+        ((3, "basic", 0.0, (1, 2), "reflect"), "border must be"),
+    ],
 )
 def test_rejects(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,231 @@
+"""DeepLab v3+."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atrousops.models.backbones import (
+    Backbone,
+    TimmBackbone,
+    encoder,
+    load_backbone,
+    mobilenet_v3_large,
+    resnet,
+)
+from atrousops.models.base import Features, SegmentationModel, resize
+from atrousops.models.deeplab import rates_at
+from atrousops.models.vgg16_lowrank import VGG16LowRank
+from atrousops.models.xception import Xception65
+from atrousops.nn import ASPP, AtrousConv2d, conv_norm_relu
+
+
+class DeepLabV3PlusHead(nn.Module):
+    """ASPP on the deepest features, joined by low-level ones; two convolutions; scores.
+
+    Features "out" (N, out_channels, h, w) and "low" (N, low_channels, H/4, W/4) -> (N, num_classes, H/4, W/4).
+
+    Args:
+        separable: whether the decoder's 3x3 convolutions are.
+        separable_aspp: whether those of ASPP are; as the decoder's, if None.
+        align_corners: of the interpolation to the size of the low-level features.
+    """
+
+    def __init__(
+        self,
+        out_channels: int,
+        low_channels: int,
+        num_classes: int,
+        rates: tuple[int, ...],
+        width: int = 256,
+        low_width: int = 48,
+        dropout: float = 0.1,
+        separable: bool = True,
+        separable_aspp: bool | None = None,
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__()
+        self.align_corners = align_corners
+        pyramid = separable if separable_aspp is None else separable_aspp
+        self.aspp = ASPP(out_channels, rates, width, separable=pyramid, dropout=dropout)
+        self.low = conv_norm_relu(low_channels, low_width)
+        self.decoder = nn.Sequential(
+            conv_norm_relu(width + low_width, width, 3, separable=separable),
+            conv_norm_relu(width, width, 3, separable=separable),
+        )
+        self.scores = AtrousConv2d(width, num_classes, 1)
+
+    def forward(self, features: Features) -> Tensor:
+        low = self.low(features["low"])
+        x = resize(self.aspp(features["out"]), low.shape[-2:], self.align_corners)
+        return self.scores(self.decoder(torch.cat([x, low], dim=1)))
+
+
+def _v3plus(
+    backbone: Backbone | TimmBackbone | Xception65,
+    num_classes: int,
+    output_stride: int,
+    weights: Mapping[str, Tensor] | None,
+    separable: bool = True,
+    separable_aspp: bool | None = None,
+    align_corners: bool = False,
+) -> SegmentationModel:
+    load_backbone(backbone, weights)
+    channels = backbone.channels
+    rates = rates_at(6, output_stride, reference=16)
+    head = DeepLabV3PlusHead(
+        channels["out"],
+        channels["low"],
+        num_classes,
+        rates,
+        separable=separable,
+        separable_aspp=separable_aspp,
+        align_corners=align_corners,
+    )
+    return SegmentationModel(backbone, head, align_corners=align_corners)
+
+
+def deeplabv3plus(
+    num_classes: int = 21,
+    backbone: str = "resnet101",
+    output_stride: int = 16,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    separable: bool = True,
+    separable_aspp: bool | None = None,
+    align_corners: bool = False,
+    backbone_arguments: Mapping[str, Any] | None = None,
+    in_channels: int = 3,
+) -> SegmentationModel:
+    """DeepLab v3+ on any encoder of `encoder`: stages, arguments and result as `deeplabv3plus_resnet50`.
+
+    output_stride may be 32, too, with half the rates of 16.
+
+    Args:
+        separable: whether the decoder's 3x3 convolutions are separable.
+        separable_aspp: whether those of ASPP are; as the decoder's, if None.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        align_corners: of both interpolations; True in the authors' release.
+        backbone_arguments: what `encoder` takes besides.
+
+    Raises:
+        ArgumentError: no such encoder, bad backbone_arguments or output_stride, or a weight is missing.
+    """
+    trunk = encoder(backbone, output_stride, in_channels=in_channels, **(backbone_arguments or {}))
+    return _v3plus(trunk, num_classes, output_stride, backbone_weights, separable, separable_aspp, align_corners)
+
+
+def deeplabv3plus_resnet50(
+    num_classes: int = 21,
+    output_stride: int = 16,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
+) -> SegmentationModel:
+    """DeepLab v3+ on ResNet-50.
+
+    | part | output at output_stride 16 (8) | channels |
+    |---|---|---|
+    | layer1 ("low") -> 1x1 | 1/4 | 256 -> 48 |
+    | layer4 ("out") | 1/16, rate 2 (1/8, rate 4) | 2048 |
+    | atrous separable ASPP, rates 6 12 18 (12 24 36), image pooling | same | 256 |
+    | bilinear, concatenated with low, two separable 3x3 | 1/4 | 304 -> 256 |
+    | 1x1, bilinear to the input's size | 1 | num_classes |
+
+    Args:
+        num_classes: K.
+        output_stride: 8 or 16.
+        backbone_weights: state dict of torchvision's classifier to start from.
+        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+
+    Returns:
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
+
+    Raises:
+        ArgumentError: output_stride is neither 8 nor 16, or a weight is missing.
+
+    Source: Chen et al., Encoder-decoder with atrous separable convolution for semantic image segmentation (2018).
+    """
+    return _v3plus(resnet(50, output_stride, in_channels=in_channels), num_classes, output_stride, backbone_weights)
+
+
+def deeplabv3plus_resnet101(
+    num_classes: int = 21,
+    output_stride: int = 16,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
+) -> SegmentationModel:
+    """DeepLab v3+ on ResNet-101; stages, arguments and result as `deeplabv3plus_resnet50`."""
+    return _v3plus(resnet(101, output_stride, in_channels=in_channels), num_classes, output_stride, backbone_weights)
+
+
+def deeplabv3plus_mobilenet_v3_large(
+    num_classes: int = 21,
+    output_stride: int = 16,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    in_channels: int = 3,
+) -> SegmentationModel:
+    """DeepLab v3+ on MobileNetV3-Large: low-level features of 24 channels from block 3, 960 from block 16.
+
+    Stages of the backbone as `deeplabv3_mobilenet_v3_large`, decoder, arguments and result as `deeplabv3plus_resnet50`.
+    """
+    return _v3plus(mobilenet_v3_large(output_stride, in_channels), num_classes, output_stride, backbone_weights)
+
+
+def deeplabv3plus_xception65(
+    num_classes: int = 21,
+    output_stride: int = 16,
+    width: int = 32,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    separable: bool = True,
+    separable_aspp: bool | None = None,
+    align_corners: bool = False,
+    in_channels: int = 3,
+) -> SegmentationModel:
+    """DeepLab v3+ on aligned Xception-65: low-level features of 256 channels, 2048 at the end; see `Xception65`.
+
+    Decoder, arguments and result as `deeplabv3plus_resnet50`; width is the channels of the first layer, a multiple of
+    4, to which the backbone's others are in proportion; backbone_weights is a state dict of timm's xception65. The
+    authors' release on TensorFlow is this with align_corners=True; its low-level features are those of `Xception65`.
+    """
+    trunk = Xception65(output_stride, width, in_channels)
+    return _v3plus(trunk, num_classes, output_stride, backbone_weights, separable, separable_aspp, align_corners)
+
+
+def deeplabv3plus_vgg16_lowrank(
+    num_classes: int = 2, output_stride: int = 16, in_channels: int = 3
+) -> SegmentationModel:
+    """A compact DeepLab v3+ of 5.2 M parameters: VGG-16 with every 3x3 filter but the first factorised.
+
+    | part | output at output_stride 16 (8) | channels |
+    |---|---|---|
+    | stage1, stage2 | 1, 1/2 | 64, 128 |
+    | stage3 ("low") -> 1x1 | 1/4 | 256 -> 48 |
+    | stage4 | 1/8 | 512 |
+    | stage5 ("out") | 1/16 (1/8, rate 2) | 512 |
+    | atrous separable ASPP, rates 3 6 9 (6 12 18), image pooling | same | 160 |
+    | bilinear, concatenated with low, two separable 3x3 | 1/4 | 208 -> 160 |
+    | 1x1, bilinear to the input's size | 1 | num_classes |
+
+    The rates are half of the paper's, as it is meant for images of about 400 pixels instead of 513 and crops of 224.
+    The same weights serve both output strides.
+
+    Args:
+        num_classes: K.
+        output_stride: 8 or 16.
+        in_channels: of the image.
+
+    Returns:
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
+
+    Raises:
+        ArgumentError: output_stride is neither 8 nor 16.
+
+    Source: Chen et al. (2018); Simonyan and Zisserman (2014); Jaderberg et al., Speeding up convolutional neural
+    networks with low rank expansions (2014).
+    """
+    backbone = VGG16LowRank(output_stride, in_channels)
+    rates = rates_at(3, output_stride, reference=16)
+    head = DeepLabV3PlusHead(backbone.out_channels, backbone.low_channels, num_classes, rates, width=160)
+    return SegmentationModel(backbone, head)
