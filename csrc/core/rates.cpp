@@ -60,14 +60,14 @@ bool beyond_image(const Problem& p, int64_t, double limit) {
 bool row_dilation(const Problem& p, int64_t, double limit) { return static_cast<double>(p.axis[1].dilation) == limit; }
 bool row_bytes_above(const Problem& p, int64_t itemsize, double limit) {
   const Axis &rows = p.axis[1], &columns = p.axis[2];
-  const int64_t row = p.kind == Kind::forward ? columns.in * p.c : columns.out * p.k;
-  return static_cast<double>((rows.dilation * (rows.kernel - 1) + 1) * row * itemsize) > limit;
+  const double row = static_cast<double>(p.kind == Kind::forward ? columns.in * p.c : columns.out * p.k);
+  return static_cast<double>(rows.dilation * (rows.kernel - 1) + 1) * row * static_cast<double>(itemsize) > limit;
 }
 bool channels_below(const Problem& p, int64_t, double limit) {
   return p.groups == 1 && static_cast<double>(width_and_depth(p).first) < limit;
 }
 bool bytes_apart(const Problem& p, int64_t itemsize, double limit) {
-  return width_and_depth(p).second * itemsize % static_cast<int64_t>(limit) == 0;
+  return width_and_depth(p).second * itemsize % std::max<int64_t>(static_cast<int64_t>(limit), 1) == 0;
 }
 
 constexpr Condition kConditions[] = {

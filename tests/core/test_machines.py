@@ -7,8 +7,9 @@ from math import inf
 
 import pytest
 import torch
+from planner_cases import conv
 
-from atrousops import _library, devices
+from atrousops import _library, devices, planner
 from atrousops._checks import ArgumentError
 
 native = _library.planner
@@ -65,6 +66,47 @@ def test_units_and_what_is_derived():
     half_of_it = devices.gpu_rates("h100", 66, "half", True)
     assert (half_of_it["wgmma"], half_of_it["copy"], half_of_it["our_call"]) == (250e12, 1.5e12, 12e-6)
     assert devices.gpu_rates("mi300x", 66, "half", True) == half_of_it
+
+
+# A condition with a limit, a problem of which it holds, and one of which it just does not hold.
+CONDITIONS = {
+    "dilation_above": (6, conv(64, 64, 33, 3, 7), conv(64, 64, 33, 3, 6)),
+    "dilation_at_most": (6, conv(64, 64, 33, 3, 6), conv(64, 64, 33, 3, 7)),
+    "padding_above": (6, conv(64, 64, 33, 3, 7), conv(64, 64, 33, 3, 6)),
+    # Of weight gradients alone.
+    "weight_grad_kernel_above": (3, conv(64, 64, 33, 5, 1, kind="weight_grad"), conv(64, 64, 33, 5, 1)),
+    # 33 positions of a kernel on a map of 32, and on one of 33.
+    "beyond_image": (True, conv(64, 64, 32, 3, 16), conv(64, 64, 33, 3, 16)),
+    "row_dilation": (2, conv(64, 64, 33, 3, 2), conv(64, 64, 33, 3, 3)),
+    # Five rows of 33 positions of 64 channels of 4 bytes.
+    "row_bytes_above": (5 * 33 * 64 * 4 - 1, conv(64, 64, 33, 3, 2), conv(63, 64, 33, 3, 2)),
+    "channels_below": (32, conv(64, 31, 33, 3, 1), conv(64, 32, 33, 3, 1)),
+    "bytes_apart": (4096, conv(1024, 64, 33, 3, 1), conv(1032, 64, 33, 3, 1)),
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_an_exception_counts_where_its_condition_holds(name):
+    limit, inside, outside = CONDITIONS[name]
+    device = devices.cpu("plain", torch.float32, False, 1)
+    for problem, holds in ((inside, True), (outside, False)):
+        usual = "aten_weight_grad" if problem.kind == "weight_grad" else "aten"
+        # A rate of which all else is nothing; and another condition that always holds.
+        exception = {
+            "of": usual,
+            "when": {name: limit, "dilation_at_most": limit if "most" in name else 99},
+            "rate": 1e6,
+        }
+        seconds = [
+            planner.plan(problem, device._replace(rates=device.rates | {"exceptions": all}), 4).candidates[0].seconds
+            for all in ([], [exception], [exception | {"of": "aten_pointwise"}])
+        ]
+        assert seconds[2] == seconds[0]
+        assert seconds[1] == (pytest.approx(problem.dense_flops / 1e6, rel=1e-2) if holds else seconds[0])
+
+
+def test_every_condition_has_its_case():
+    assert list(CONDITIONS) == native.conditions()
 
 
 @pytest.fixture
