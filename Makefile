@@ -8,7 +8,7 @@ ABI_TORCH ?= 2.13.0
 # nvcc takes minutes: unasked only where there is a GPU to run the kernels. `make cuda` or CUDA=ON asks.
 CUDA ?= $(if $(shell command -v nvidia-smi),AUTO,OFF)
 # Whole operator tests, but for those that need torchvision; RoIAlign and RoIPool run in the house test.
-ABI_TESTS := tests/test_conv.py $(wildcard tests/test_conv_*.py tests/test_max_*.py) tests/test_flush_subnormals.py \
+ABI_TESTS := tests/test_conv.py $(wildcard tests/test_conv_*.py tests/test_max_*.py) \
   tests/test_permutohedral.py tests/nn/test_crf.py tests/house/test_threads.py
 
 # Those that take a backend; under the interpreter, which is slow, a choice of their cases.

@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 from atrousops import functional, nn
 from atrousops.autotune import autotune
 from atrousops.backends import backend
-from atrousops.convert import convert
+from atrousops.convert import convert, revert
 from atrousops.explain import explain
 from atrousops.info import info
 from atrousops.nn import *  # noqa: F403
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from atrousops import engine as engine
     from atrousops import models as models
 
-__all__ = ["__version__", "autotune", "backend", "convert", "explain", "functional", "info", "nn", "optimize"]
+__all__ = ["__version__", "autotune", "backend", "convert", "explain", "functional", "info", "nn", "optimize", "revert"]
 __all__ += nn.__all__
 
 # Imported when they are first asked for: they bring torchvision, which takes as long to import as torch.

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from atrousops import backends
-from atrousops._plan_branches import plan_branches
-from atrousops._plan_context import plan_context
-from atrousops.devices import device_of
+from atrousops.choice import plan_branches, plan_context
 from atrousops.ops.conv_branches import why_apart
 
 if TYPE_CHECKING:
@@ -32,8 +30,8 @@ def settle_branches(row: Row, ours: str, arguments: dict[str, Any]) -> None:
     (padding, dilation), others = arguments["around"], arguments["others"]
     beside = sum([t.shape[-3] for t in others])
     layout = not input.is_contiguous()
-    shapes, device = [tuple(w.shape) for w in weights], device_of(row.device, row.dtype, layout)
-    row.plan = plan_branches(_size(input), shapes, padding, dilation, row.dtype, layout, relu, beside, device)
+    shapes = [tuple(w.shape) for w in weights]
+    row.plan = plan_branches(_size(input), shapes, padding, dilation, row.dtype, layout, relu, beside, row.device)
     row.bytes = row.plan.bytes_floor
     row.kernel = "conv_branches" if ours == "conv_branches" else "branches"
     if row.kernel == "branches":

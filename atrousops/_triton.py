@@ -21,14 +21,11 @@ from atrousops import _library
 
 # Dispatch keys of the devices that Triton compiles for; ROCm's is CUDA.
 KEYS = {"cuda": "CUDA", "xpu": "XPU"}
-# What is asked of CPU tensors alone.
-CPU_ONLY = frozenset({"has_subnormals"})
 _FILES = (
     "context_module",
     "conv_branches",
     "conv_transpose",
     "conv",
-    "flush_subnormals",
     "max_pool",
     "max_unpool",
     "mean_field",
@@ -100,8 +97,7 @@ def force(wanted: bool) -> None:
 def _implement(key: str, override: bool) -> torch.library.Library:
     library = torch.library.Library("atrousops", "IMPL")
     for name in _library.OPERATORS + _library.TRITON_OPERATORS:
-        if name not in CPU_ONLY:
-            library.impl(name, _eager(name), key, allow_override=override)
+        library.impl(name, _eager(name), key, allow_override=override)
     return library
 
 
@@ -126,7 +122,7 @@ def _device(args: Any) -> torch.device:
 
 def register_rule(name: str) -> None:
     """Lets torch.compile decompose the operator into its Triton kernels where those would run."""
-    if name in CPU_ONLY or not installed():
+    if not installed():
         return
     from torch._subclasses.functional_tensor import FunctionalTensorMode
 

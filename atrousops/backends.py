@@ -21,8 +21,8 @@ log = logging.getLogger("atrousops")
 
 NAMES = ("cuda", "triton", "cpu", "aten", "reference")
 # Those with kernels behind torch.ops.atrousops; the dispatcher finds the one for the device. Triton compiles its own
-# when they are first called.
-COMPILED = ("cpu", "cuda", "triton")
+# when they are first called. On "meta" there are shapes only, and nobody asks for it by name.
+COMPILED = ("cpu", "cuda", "triton", "meta")
 # Devices that PyTorch's own choice of kernels is weighed against ours on.
 PLANNED = ("cpu", "cuda")
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -98,6 +98,8 @@ def choose(op: str, device: torch.device, dtype: torch.dtype) -> str:
     Raises ArgumentError if a backend is forced that cannot run this.
     """
     forced = _forced[0]
+    if device.type == "meta" and dtype in FLOATING and _library.has_schemas:
+        return "meta"
     if forced is not None:
         verdict = can_run(forced, op, device, dtype)
         if not verdict.ok:

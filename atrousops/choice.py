@@ -1,4 +1,4 @@
-"""Which kernel runs a call: as predicted, or as was measured; `choose` for dispatch, `plan_call` to be read."""
+"""Which kernel runs a call: as predicted, or as was measured. Plans are to be read, answers are kept."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-from atrousops import measured
+from atrousops import _library, devices, measured, planner
 from atrousops.devices import constant_in_graphs, device_of, tf32_allowed
-from atrousops.planner import Candidate, Plan, call_problem, plan
+from atrousops.planner import Candidate, ContextPlan, Plan, call_problem
 
 # Positions along an axis whose size torch.compile leaves open; its batch counts as 1.
 UNKNOWN_SIZE = 64
@@ -103,8 +103,11 @@ def predict_call(
     arguments: CallArguments, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str
 ) -> Plan:
     """`plan_call` without what was measured."""
+    problem = call_problem(*arguments)
+    if _library.planner is None:
+        return planner.unplanned([problem], dtype.itemsize)
     machine = device_of(device, dtype, channels_last)
-    return plan(call_problem(*arguments), machine, dtype.itemsize, needs_grad=needs_grad)
+    return planner.plan(problem, machine, dtype.itemsize, needs_grad=needs_grad)
 
 
 def _as_measured(predicted: Plan, key: tuple) -> Plan:
@@ -173,3 +176,99 @@ def plan_call(
     args = CallArguments(kind, input_size, weight_size, stride, padding, dilation, groups, output_padding)
     predicted = predict_call(args, dtype, channels_last, needs_grad, device)
     return _as_measured(predicted, (tuple(args), dtype, channels_last, needs_grad, _state(device)))
+
+
+def plan_branches(
+    size: tuple[int, int, int, int],
+    weight_sizes: Sequence[tuple[int, ...]],
+    padding: Sequence[tuple[int, ...]],
+    dilation: Sequence[tuple[int, ...]],
+    dtype: torch.dtype,
+    channels_last: bool,
+    relu: bool,
+    others: int = 0,
+    device: str = "cuda",
+) -> Plan:
+    """The plan of `conv_branches`: its kernel is "conv_branches" for one launch, "branches" for one by one.
+
+    Args:
+        size: (N, C, H, W) of the input; weight_sizes: (K, C, *kernel) of each; others: channels that follow.
+        device: "cpu" or "cuda", also where there is no GPU.
+    """
+    around = zip(weight_sizes, padding, dilation)
+    problems = [call_problem("forward", size, w, (1,) * len(p), p, d, 1) for w, p, d in around]
+    if _library.planner is None:
+        return planner.unplanned(problems, dtype.itemsize, "branches")
+    machine = device_of(device, dtype, channels_last)
+    return planner.plan_branches(problems, machine, dtype.itemsize, channels_last, relu, others)
+
+
+@constant_in_graphs
+def why_apart(
+    size: tuple,
+    weights: tuple,
+    padding: tuple,
+    dilation: tuple,
+    dtype: torch.dtype,
+    nhwc: bool,
+    relu: bool,
+    others: int,
+) -> str:
+    """Why branches on a GPU are not for one launch, or nothing; answers are kept."""
+    key = (size, weights, padding, dilation, dtype, nhwc, relu, others, tf32_allowed())
+    answer = _apart.get(key)
+    if answer is None:
+        if len(_apart) >= 4096:
+            _apart.clear()
+        plan = plan_branches(*key[:-1])
+        answer = _apart[key] = "" if plan.kernel == "conv_branches" else plan.candidates[-1].reason or plan.reason
+    return answer
+
+
+_apart: dict[tuple, str] = {}
+
+
+def plan_context(
+    size: tuple[int, int, int, int],
+    dilation: tuple[int, ...],
+    kernel_sizes: tuple[int, ...],
+    dtype: torch.dtype,
+    channels_last: bool,
+    gpu: tuple[int, int, int] | None = None,
+) -> ContextPlan:
+    """The plan of `context_module` for (N, C, H, W) and layers of C channels, their dilations and kernel sizes 1 or 3.
+
+    `gpu`: multiprocessors, bytes of shared memory of a block, capability; this machine's if None, an H100's where there
+    is none.
+    """
+
+    def by_layers() -> float:
+        rates = devices.gpu_device(dtype, channels_last).rates
+        moved = 2.0 * dtype.itemsize * size[0] * size[1] * size[2] * size[3]
+        seconds = 0.0
+        for d, k in zip(dilation, kernel_sizes):
+            weight, reach = (size[1], size[1], k, k), (d * (k // 2),) * 2
+            args = ("forward", size, weight, (1, 1), reach, (d, d), 1, dtype, channels_last)
+            # And max(., 0), which is a launch of its own.
+            seconds += plan_call(*args, device="cuda").seconds + rates["aten_call"] + moved / rates["copy"]
+        return seconds
+
+    if gpu is None and _library.planner is not None:
+        gpu = devices.gpu_device(dtype, channels_last)[3:6]
+    reach = [d if k == 3 else 0 for d, k in zip(dilation, kernel_sizes)]
+    return planner.plan_context(size, reach, dtype.itemsize, gpu or (0, 0, 0), by_layers)
+
+
+@constant_in_graphs
+def one_launch(size: tuple, dilation: tuple, kernel_sizes: tuple, dtype: torch.dtype, channels_last: bool) -> bool:
+    """Whether a context module's plan is for one launch; answers are kept."""
+    key = (size, dilation, kernel_sizes, dtype, channels_last)
+    answer = _together.get(key)
+    if answer is None:
+        if len(_together) >= 4096:
+            _together.clear()
+        answer = _together[key] = plan_context(*key).cluster > 0
+    return answer
+
+
+_together: dict[tuple, bool] = {}

@@ -1,4 +1,4 @@
-"""convert: somebody else's model on this package's layers."""
+"""convert: somebody else's model on this package's layers; revert: and back."""
 
 from __future__ import annotations
 
@@ -8,27 +8,13 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn as stock
-from torch.nn.utils import parametrize
 
 from atrousops import nn
 from atrousops._checks import bad_type, bad_value
+from atrousops.nn._stock import OURS, become_stock, class_of, set_class
 
 _Swaps = dict[type[stock.Module], type[stock.Module]]
 
-_SWAPS: _Swaps = {
-    stock.Conv1d: nn.AtrousConv1d,
-    stock.Conv2d: nn.AtrousConv2d,
-    stock.Conv3d: nn.AtrousConv3d,
-    stock.ConvTranspose1d: nn.AtrousConvTranspose1d,
-    stock.ConvTranspose2d: nn.AtrousConvTranspose2d,
-    stock.ConvTranspose3d: nn.AtrousConvTranspose3d,
-    stock.MaxPool1d: nn.MaxPool1d,
-    stock.MaxPool2d: nn.MaxPool2d,
-    stock.MaxPool3d: nn.MaxPool3d,
-    stock.MaxUnpool1d: nn.MaxUnpool1d,
-    stock.MaxUnpool2d: nn.MaxUnpool2d,
-    stock.MaxUnpool3d: nn.MaxUnpool3d,
-}
 # By name: importing torchvision takes as long as importing torch.
 _TORCHVISION_SWAPS = ("MultiScaleRoIAlign", "RoIAlign", "RoIPool")
 
@@ -99,22 +85,50 @@ def convert(model: stock.Module, memory_format: torch.memory_format | None = Non
         bad_value("convert", "memory_format", "be torch.channels_last or None", memory_format)
     if not isinstance(model, stock.Module):
         bad_type("convert", "model", "be a torch.nn.Module", type(model).__name__)
-    swaps = _SWAPS | _torchvision_swaps()
+    swaps = OURS | _torchvision_swaps()
     report = Conversion()
     for name, layer in model.named_modules():
         name = name or "(the model itself)"
-        parametrized = parametrize.is_parametrized(layer)
-        kind = parametrize.type_before_parametrizations(layer) if parametrized else type(layer)
+        kind = class_of(layer)
         ours = swaps.get(kind)
         reason = _reason_to_leave(layer, kind, swaps)
         if reason is not None:
             report.left.append(Left(name, _name_of(layer, kind), reason))
         elif ours is not None:
-            # The class that parametrize made may be shared with a deep copy of this layer: it gets a new one.
-            layer.__class__ = _parametrized(type(layer), ours) if parametrized else ours
+            set_class(layer, ours)
             report.swapped.append(Swapped(name, kind.__name__, ours.__name__))
     if memory_format is not None:
         lay_out_weights(model)
+    return report
+
+
+def revert(model: stock.Module) -> Conversion:
+    """Turns this package's layers of `model` that torch.nn has too back into torch.nn's, in place: undoes `convert`.
+
+    For tools that know layers by their very class and neither subclasses nor other operators: graph-mode quantisation,
+    counters of operations, TorchScript, exporters to other formats. A layer stays the same object with the same state.
+    `torch.ao.quantization.prepare`, `prepare_qat` and `fuse_modules` need no call of this: there each layer becomes
+    torch.nn's by itself. Layers that `optimize` made, and those for regions of interest, are left, and the report says
+    so.
+
+    Args:
+        model: any module, a single layer included.
+
+    Returns:
+        The report: `.swapped` and `.left`, printable.
+
+    Raises:
+        ArgumentTypeError: `model` is not a torch.nn.Module.
+    """
+    if not isinstance(model, stock.Module):
+        bad_type("revert", "model", "be a torch.nn.Module", type(model).__name__)
+    report = Conversion()
+    for name, layer in model.named_modules():
+        kind, name = class_of(layer), name or "(the model itself)"
+        if become_stock(layer):
+            report.swapped.append(Swapped(name, kind.__name__, class_of(layer).__name__))
+        elif kind.__name__ in nn.__all__ and getattr(nn, kind.__name__) is kind:
+            report.left.append(Left(name, kind.__name__, "torch.nn has none of its kind"))
     return report
 
 
@@ -156,11 +170,6 @@ def _reason_to_leave(
     if "forward" in vars(layer):
         return "its forward was replaced on this instance"
     return None
-
-
-def _parametrized(old: type, ours: type) -> type:
-    members = {key: value for key, value in vars(old).items() if key not in ("__dict__", "__weakref__")}
-    return type(f"Parametrized{ours.__name__}", (ours,), members)
 
 
 def _name_of(layer: stock.Module, kind: type) -> str:

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from atrousops import _plan_triton, backends, choice, ops, planner
+from atrousops import backends, choice, ops, planner
 from atrousops._checks import bad_type
 from atrousops._explain_stacks import settle_branches, settle_context
 
@@ -40,7 +40,6 @@ _STOCK |= {
     torch.max_pool3d: "max_pool3d",
     torch._C._nn.max_pool2d_with_indices: "max_pool2d",
     torch._C._nn.max_pool3d_with_indices: "max_pool3d",
-    torch._C._nn.max_unpool2d: "max_unpool2d",
 }
 _STOCK_OPERATORS = {"torchvision::roi_align": "roi_align", "torchvision::roi_pool": "roi_pool"}
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -257,7 +256,8 @@ def _settle(row: Row, ours: str, fake: bool) -> None:
     if ours or (fake and meant in backends.COMPILED):
         row.backend = forced or row.own
         # Where Triton is forced beside a CUDA library the plan is of that one's kernels.
-        if row.plan is not None and planned and (row.backend != "triton" or row.plan.kernel in _plan_triton.KERNELS):
+        theirs = row.backend == "triton" and row.plan is not None and row.plan.kernel not in planner.kernels("triton")
+        if row.plan is not None and planned and not theirs:
             row.kernel, row.reason = row.plan.kernel, row.plan.reason
         elif row.plan is None or row.backend == "triton":
             row.kernel = ours or re.sub(r"[123]d$", "", row.operator)
@@ -357,7 +357,7 @@ def _detail(row: Row) -> list[str]:
         f"  live taps   {row.live_share:.1%} in {row.plan.regions} regions",
         f"  floor       {row.flops / 1e9:.3f} GFLOP dense, {live / 1e9:.3f} live; {row.bytes / 1e6:.2f} MB",
     ]
-    if row.kernel == row.plan.kernel:
+    if row.kernel == row.plan.kernel and row.plan.seconds > 0:
         lines.append(f"  predicted   {row.plan.seconds * 1e3:.3f} ms")
         if row.plan.boxes is not None:
             lines.append(f"  boxes       {row.plan.boxes}")

@@ -2,7 +2,8 @@
 
 Every dense operator is the same sum over taps, y[n, P(o), k] = sum_t sum_c x[n, Q(o) + delta_t, c] w[t, k, c], with
 P(o) = p0 + p * o and Q(o) = q0 + q * o on each of three spatial axes (D, H, W; unused ones have size 1).
-The functions here are equal to the C++ ones (held by tests) and run where nothing is compiled, or under torch.compile.
+The functions here are equal to the C++ ones (held by tests): the reference and Triton's launchers run where nothing is
+compiled, and under torch.compile.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from atrousops._checks import bad_value
 
 KINDS = ("forward", "input_grad", "weight_grad")
 _MOST = 2**63 - 1
+_FEW = 64
 _OPS = {"forward": "convolution", "input_grad": "input gradient", "weight_grad": "weight gradient"}
 
 
@@ -234,31 +236,19 @@ def regions(problem: Problem) -> list[Region]:
     return all
 
 
-def region_count(problem: Problem) -> int:
-    """How many live regions a problem has."""
-    return product([sum([len(p.segments) for p in axis_phases(problem.kind, a)]) for a in problem.axes])
-
-
-def live_pairs(phases_of_axis: Sequence[AxisPhase]) -> int:
-    """How many (position, tap) pairs of one axis read inside the tensor."""
-    return sum([tap.end - tap.begin for phase in phases_of_axis for tap in phase.taps])
-
-
-def gathered_pairs(phases_of_axis: Sequence[AxisPhase]) -> int:
-    """The same, but once for all phases that have the same taps at the same positions: they read one gathered row."""
-    blocks = set()
-    for phase in phases_of_axis:
-        for s in phase.segments:
-            blocks.add((s.begin, s.end, tuple([tap.delta for tap in phase.taps[s.tap_begin : s.tap_end]])))
-    return sum([(end - begin) * len(deltas) for begin, end, deltas in blocks])
-
-
 def live_share(problem: Problem) -> float:
     """Live (output, tap) pairs divided by all of them, dead ones included."""
     share = 1.0
     for axis in problem.axes:
-        share *= live_pairs(axis_phases(problem.kind, axis)) / (float(axis.output) * axis.kernel)
+        taps = [tap for phase in axis_phases(problem.kind, axis) for tap in phase.taps]
+        share *= sum([tap.end - tap.begin for tap in taps]) / (float(axis.output) * axis.kernel)
     return share
+
+
+def few_channels(problem: Problem) -> bool:
+    """Whether Triton's loop runs groups of too few channels for a GEMM; as csrc/core/plan_triton.cpp has it."""
+    p = problem
+    return p.groups > 1 and (p.c // p.groups) * (p.k // p.groups) <= _FEW
 
 
 def _axis_phase(lattice: tuple[int, int, int, int, int, int], taps: list[tuple[int, int]]) -> AxisPhase:

@@ -1,17 +1,17 @@
 // `_C`: the planner and build facts, for explain(), tests and benchmarks. No operator is bound here.
+#include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <bit>
+#include <initializer_list>
+#include <span>
 
 #include "core/boxes.h"
-#include "core/context.h"
 #include "core/phases.h"
 #include "core/plan.h"
 #include "core/problem.h"
 #include "core/tiles.h"
 #include "core/weight_boxes.h"
-#include "straight.h"
 
 namespace py = pybind11;
 using namespace atrousops::core;
@@ -35,6 +35,14 @@ static Problem problem_of(const std::string& kind, int64_t n, int64_t c, int64_t
   return {kind_of(kind), n, c, k, groups, {axis_of(axes[0]), axis_of(axes[1]), axis_of(axes[2])}};
 }
 
+using ProblemFields = std::tuple<std::string, int64_t, int64_t, int64_t, int64_t, AxesFields>;
+
+static std::vector<Problem> problems_of(const std::vector<ProblemFields>& fields) {
+  std::vector<Problem> all;
+  for (const ProblemFields& f : fields) all.push_back(std::apply(problem_of, f));
+  return all;
+}
+
 static AxesFields axes_of(const Problem& p) {
   AxesFields all;
   for (int i = 0; i < kAxes; ++i) {
@@ -51,11 +59,66 @@ static py::tuple tuple_of(const AxisPhase& p) {
   return py::make_tuple(p.p0, p.p, p.q0, p.q, p.count, p.bound, py::tuple(taps), py::tuple(segments));
 }
 
-static py::tuple tuple_of(const Plan& p) {
+static py::object tuple_of(const std::optional<BoxPlan>& p, int64_t itemsize) {
+  if (!p) return py::none();
+  const TileShape& s = tile_shapes()[static_cast<size_t>(p->shape)];
+  return py::make_tuple(py::tuple(py::cast(p->box.size)), p->box.images, s.rows, s.columns, 128 / itemsize, p->splits,
+                        p->tiles, p->steps, p->finish, p->seconds, p->dense_seconds);
+}
+
+static py::tuple tuple_of(const Plan& p, int64_t itemsize) {
   py::list candidates;
   for (const Candidate& c : p.candidates) candidates.append(py::make_tuple(c.kernel, c.seconds, c.reason));
   return py::make_tuple(p.kernel, p.reason, p.seconds, p.live_share, p.regions, p.dense_flops, p.bytes_floor,
-                        p.workspace, candidates);
+                        p.workspace, candidates, tuple_of(p.boxes, itemsize));
+}
+
+// An entry of a list, by its name.
+template <class T>
+static const T& named(std::span<const T> all, const std::string& name) {
+  for (const T& each : all)
+    if (name == each.name) return each;
+  throw py::value_error("no rate or condition is named " + name);
+}
+
+template <class T>
+static T one_of(const std::string& name, std::initializer_list<std::pair<const char*, T>> all) {
+  for (const auto& [known, value] : all)
+    if (name == known) return value;
+  throw py::value_error("the planner knows no " + name);
+}
+
+static Exception exception_of(const py::dict& d) {
+  Exception e;
+  e.of = named(rate_names(), d["of"].cast<std::string>()).value;
+  e.rate = d["rate"].cast<double>();
+  if (d.contains("skips")) e.skips = d["skips"].cast<int64_t>();
+  for (const auto& [name, limit] : d["when"].cast<py::dict>())
+    e.when.emplace_back(&named(conditions(), name.cast<std::string>()), limit.cast<double>());
+  return e;
+}
+
+static DeviceKind device_kind_of(const std::string& name) {
+  return one_of<DeviceKind>(name,
+                            {{"cpu", DeviceKind::cpu}, {"cuda", DeviceKind::cuda}, {"triton", DeviceKind::triton}});
+}
+
+// devices.py's Device, by the names of its fields.
+static Device device_of(const py::dict& d) {
+  Device device;
+  device.kind = device_kind_of(d["kind"].cast<std::string>());
+  device.threads = d["threads"].cast<int64_t>();
+  const auto rates = d["rates"].cast<py::dict>();
+  for (const RateName& r : rate_names())
+    if (device.kind == DeviceKind::cpu ? r.cpu : r.gpu) device.rates.*r.value = rates[r.name].cast<double>();
+  for (const auto& e : rates["exceptions"]) device.rates.exceptions.push_back(exception_of(e.cast<py::dict>()));
+  device.multiprocessors = d["multiprocessors"].cast<int64_t>();
+  device.math = {d["capability"].cast<int64_t>(),
+                 one_of<Precision>(d["precision"].cast<std::string>(), {{"double", Precision::f64},
+                                                                        {"float", Precision::f32},
+                                                                        {"tf32", Precision::tf32},
+                                                                        {"half", Precision::half}})};
+  return device;
 }
 
 static void bind_geometry(py::module_& m) {
@@ -97,21 +160,45 @@ static void bind_geometry(py::module_& m) {
 
 static void bind_planner(py::module_& m) {
   m.def("plan", [](const std::string& kind, int64_t n, int64_t c, int64_t k, int64_t groups, const AxesFields& axes,
-                   const std::string& device, int64_t threads, const std::array<double, kRates>& r,
-                   int64_t multiprocessors, int64_t itemsize, bool needs_grad, int64_t workspace_limit) {
-    const Rates rates = std::bit_cast<Rates>(r);
-    const Device d{device == "cpu" ? DeviceKind::cpu : DeviceKind::cuda, threads, rates, multiprocessors};
-    return tuple_of(plan({problem_of(kind, n, c, k, groups, axes), itemsize, needs_grad, workspace_limit}, d));
+                   const py::dict& device, int64_t itemsize, bool needs_grad, int64_t workspace_limit) {
+    const Problem p = problem_of(kind, n, c, k, groups, axes);
+    return tuple_of(plan({p, itemsize, needs_grad, workspace_limit}, device_of(device)), itemsize);
   });
-  m.def("plan_boxes", [](const std::vector<std::tuple<std::string, int64_t, int64_t, int64_t, AxesFields>>& problems,
-                         int64_t itemsize, int64_t multiprocessors, double rate) {
-    BoxRequest q{{}, itemsize, multiprocessors, rate};
-    for (const auto& [kind, n, c, k, axes] : problems) q.problems.push_back(problem_of(kind, n, c, k, 1, axes));
-    const BoxPlan p = plan_boxes(q);
-    const TileShape& s = tile_shapes()[static_cast<size_t>(p.shape)];
-    return py::make_tuple(py::tuple(py::cast(p.box.size)), p.box.images, s.rows, s.columns, 128 / itemsize, p.splits,
-                          p.tiles, p.steps, p.finish, p.seconds, p.dense_seconds);
+  m.def("plan_branches", [](const std::vector<ProblemFields>& problems, const py::dict& device, int64_t itemsize,
+                            bool channels_last, bool relu, int64_t others) {
+    return tuple_of(plan_branches({problems_of(problems), itemsize, channels_last, relu, others}, device_of(device)),
+                    itemsize);
   });
+  m.def("plan_context",
+        [](int64_t n, int64_t c, int64_t h, int64_t w, const Sizes& reach, int64_t itemsize, int64_t multiprocessors,
+           int64_t shared_memory, int64_t capability, const std::function<double()>& by_layers) {
+          const ContextDecision d =
+              plan_context({n, c, h, w, reach, itemsize}, {multiprocessors, capability, shared_memory}, by_layers);
+          return py::make_tuple(d.together ? d.one.cluster : 0, d.one.rows, d.one.shared_bytes, d.one.seconds,
+                                d.by_layers, d.reason);
+        });
+  m.def("kernels", [](const std::string& kind) { return kernel_names(device_kind_of(kind)); });
+  // What the files of atrousops/machines consist of: name -> (unit, whether a CPU has it, whether a GPU has it).
+  m.def("rates", [] {
+    py::dict all;
+    for (const RateName& r : rate_names()) {
+      const char* const units[] = {"operations", "bytes", "seconds", "count"};
+      all[r.name] = py::make_tuple(units[static_cast<size_t>(r.unit)], r.cpu, r.gpu);
+    }
+    return all;
+  });
+  m.def("conditions", [] {
+    std::vector<std::string> all;
+    for (const Condition& c : conditions()) all.emplace_back(c.name);
+    return all;
+  });
+}
+
+static void bind_boxes(py::module_& m) {
+  m.def("plan_boxes",
+        [](const std::vector<ProblemFields>& problems, int64_t itemsize, int64_t multiprocessors, double rate) {
+          return tuple_of(plan_boxes({problems_of(problems), itemsize, multiprocessors, rate}), itemsize);
+        });
   m.def("boxes_cannot", [](const std::string& kind, int64_t n, int64_t c, int64_t k, int64_t groups,
                            const AxesFields& axes, int64_t itemsize) {
     const Problem p = problem_of(kind, n, c, k, groups, axes);
@@ -141,11 +228,6 @@ static void bind_planner(py::module_& m) {
       all.append(py::make_tuple(t.name, py::tuple(py::cast(t.box)), t.batch, t.tiles, t.work, t.finish));
     return all;
   });
-  m.def("context_plan", [](int64_t n, int64_t c, int64_t h, int64_t w, const Sizes& reach, int64_t itemsize,
-                           int64_t multiprocessors, int64_t shared_memory, int64_t capability) {
-    const ContextPlan p = context_plan({n, c, h, w, reach, itemsize}, {multiprocessors, capability, shared_memory});
-    return py::make_tuple(p.cluster, p.rows, p.shared_bytes, p.seconds, p.reason);
-  });
 }
 
 PYBIND11_MODULE(_C, m) {
@@ -156,5 +238,5 @@ PYBIND11_MODULE(_C, m) {
   m.attr("isas") = ATROUSOPS_ISAS;
   bind_geometry(m);
   bind_planner(m);
-  atrousops::bind_straight(m);
+  bind_boxes(m);
 }

@@ -19,8 +19,6 @@ import atrousops as ao
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = re.findall(r'm\.def\("(\w+)\(', (ROOT / "csrc" / "library.cpp").read_text())
-# A question that is only ever asked of CPU tensors.
-CPU_ONLY = frozenset({"has_subnormals"})
 
 
 def library_path() -> Path:
@@ -78,8 +76,7 @@ def host_cuda() -> Iterator[None]:
     override = torch.library.Library("atrousops", "IMPL")
     try:
         for name in SCHEMAS:
-            if name not in CPU_ONLY:
-                override.impl(name, _implementation(name), "CPU", allow_override=True)
+            override.impl(name, _implementation(name), "CPU", allow_override=True)
         with ao.backend("cpu"):
             yield
     finally:

@@ -35,7 +35,7 @@ THOROUGH = (
 )
 MOST = 3
 FLOATING = ("float64", "float32", "bfloat16", "float16")
-OPERATORS = ("conv", "max_pool", "max_unpool", "roi_align", "roi_pool", "permutohedral", "flush_subnormals")
+OPERATORS = ("conv", "max_pool", "max_unpool", "roi_align", "roi_pool", "permutohedral")
 # Of these shapes the interpreter takes minutes; others have phases too.
 SLOW = ("k16 s8: 64 phases of four taps", "bilinear: one channel a group")
 # A training of fifteen steps; the gradients it follows are compared by other tests.

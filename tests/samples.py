@@ -62,7 +62,6 @@ def _conv_branches() -> tuple[tuple, dict]:
 FUNCTIONS: dict[str, Callable[[], tuple[tuple, dict]]] = {
     "context_module": _context_module,
     "conv_branches": _conv_branches,
-    "flush_subnormals": lambda: ((rand(2, 3, 4, 5) * torch.tensor([1.0, 1e-39, 1, 1, 1]),), {}),
     "mean_field": _mean_field,
     "permutohedral_filter": lambda: ((rand(1, 4, 5, 6), rand(1, 3, 5, 6)), {"normalize": "symmetric"}),
     "permutohedral_lattice": lambda: ((rand(1, 3, 5, 6),), {}),

@@ -10,7 +10,7 @@ import torch
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library, choice, measured, planner
+from atrousops import _library, choice, devices, measured
 from atrousops._checks import ArgumentError, ArgumentTypeError
 from atrousops.autotune import _forget_choices
 from atrousops.measured import Times
@@ -64,8 +64,9 @@ def test_nothing_is_measured_twice():
 
 def test_training_measures_gradients(monkeypatch):
     # Gradients of ours are only looked for behind a forward pass of ours.
-    monkeypatch.setattr(planner, "MARGIN", 1e9)
-    monkeypatch.setattr(_library, "planner", None)
+    device = devices.cpu_device(torch.float32, False)
+    rates = device.rates | {"aten_call": 1.0}
+    monkeypatch.setattr(devices, "cpu_device", lambda dtype, channels_last: device._replace(rates=rates))
     tuning = ao.autotune(layers(), torch.randn(1, 8, 24, 24, requires_grad=True), budget=0)
     assert {("forward", True), ("transposed", True), ("input_grad", False), ("weight_grad", False)} <= set(
         kinds(tuning)

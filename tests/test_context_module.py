@@ -1,5 +1,6 @@
 """context_module against the same layers in fp64, wherever it runs: in one launch, or layer by layer."""
 
+import math
 from dataclasses import dataclass
 
 import host_cuda
@@ -10,7 +11,7 @@ from oracle import assert_close
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library, _plan_context
+from atrousops import _library, choice
 from atrousops.nn import ContextModule
 
 PAPER = (1, 1, 2, 4, 8, 16, 1, 1)
@@ -101,7 +102,8 @@ def test_clusters_of_every_size(blocks, capability, shared, cluster):
     assert all(torch.equal(results[0], y) for y in results)
     assert runs() - before == (3 if cluster else 0)
     if _library.planner is not None:
-        assert _library.planner.context_plan(*case.size, [1, 7, 0], 2, blocks, shared, capability)[0] == cluster
+        plan = _library.planner.plan_context(*case.size, [1, 7, 0], 2, blocks, shared, capability, lambda: math.inf)
+        assert plan[0] == cluster
 
 
 def runs() -> int:
@@ -110,7 +112,7 @@ def runs() -> int:
 
 
 def plan(size, dilation=PAPER, kernels=(3,) * 7 + (1,), dtype=torch.bfloat16, gpu=host_cuda.H100):
-    return _plan_context.plan_context(size, dilation, kernels, dtype, False, (gpu[0], gpu[2], gpu[1]))
+    return choice.plan_context(size, dilation, kernels, dtype, False, (gpu[0], gpu[2], gpu[1]))
 
 
 @pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing")

@@ -96,6 +96,27 @@ def test_strides_with_dilations(stride, dilation, backend):
         assert torch.equal(mine, right)
 
 
+@compiled
+@pytest.mark.parametrize("channels", [1, 2], ids=["depthwise", "grouped"])
+@pytest.mark.parametrize("stride", [3, 5, 6, 7, 9])
+def test_rows_shorter_than_the_period_of_their_phases(stride, channels):
+    """A vector's phases repeat after `stride` vectors; rows of fewer vectors once ended in a division by zero."""
+    groups = 4
+    for dtype in DTYPES:
+        for width in (1, 2, 3, 5, 9):
+            shape = TransposedShape(
+                "", 1, groups * channels, groups * channels, (2, width), (2, 3), (1, stride), groups=groups
+            )
+            x, w, _ = tensors(shape, torch.float64, False)
+            right = call(F, shape, x, w, None).to(dtype)
+            with ao.backend("cpu"):
+                assert torch.equal(call(A, shape, x.to(dtype), w.to(dtype), None), right)
+            # The input gradient of the convolution is the same map.
+            rest = ([1, stride], [0, 0], [1, 1], groups)
+            dx = torch.ops.atrousops.conv_grad_input(x.to(dtype), w.to(dtype), right.shape, *rest)
+            assert torch.equal(dx, right)
+
+
 @contextlib.contextmanager
 def another_order(backend: str):
     """Inside, the same work is done in another order: one thread, or other fibers first."""

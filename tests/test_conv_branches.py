@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library, _plan_branches, _plan_cuda, backends, devices, planner
+from atrousops import _library, backends, devices, planner
 from atrousops.explain import Explanation
 
 BF16, HALF, FLOAT = torch.bfloat16, torch.float16, torch.float32
@@ -189,15 +189,18 @@ def arguments_of(size, rates, k=(256, 256, 256, 256), channels=2048):
 
 def gpu(dtype=BF16, chip=host_cuda.H100, channels_last=True):
     multiprocessors, capability, shared = chip[:3]
-    shown = multiprocessors, shared, capability
-    return devices.Device("cuda", 1, devices.gpu_rates(shown, dtype, channels_last, True), *shown)
+    return devices.gpu("cuda", (multiprocessors, shared, capability), dtype, channels_last, True)
 
 
 def plan(batch, size, rates, *, dtype=BF16, chip=host_cuda.H100, others=0, channels_last=True, channels=2048, **k):
-    arguments = arguments_of(size, rates, channels=channels, **k)
+    problems = problems_of((batch, channels, size, size), *arguments_of(size, rates, channels=channels, **k))
     device = gpu(dtype, chip, channels_last)
-    shape = (batch, channels, size, size)
-    return _plan_branches.plan_branches(shape, *arguments, dtype, channels_last, True, others, device)
+    return planner.plan_branches(problems, device, dtype.itemsize, channels_last, True, others)
+
+
+def problems_of(shape, weights, padding, dilation):
+    each = zip(weights, padding, dilation)
+    return [planner.call_problem("forward", shape, w, (1, 1), p, d, 1) for w, p, d in each]
 
 
 @pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing")
@@ -209,9 +212,8 @@ def test_what_is_planned(name):
     apart = one.candidates[0].seconds
     assert one.seconds / apart == pytest.approx(of_calls, abs=0.006)
     assert f"predicted {one.seconds / apart:.2f} of their time one by one" in one.reason
-    each = zip(*arguments_of(size, rates))
-    problems = [planner.call_problem("forward", (batch, 2048, size, size), w, (1, 1), p, d, 1) for w, p, d in each]
-    launches = sum(_plan_cuda.boxes([p], gpu(), 2).seconds for p in problems)
+    problems = problems_of((batch, 2048, size, size), *arguments_of(size, rates))
+    launches = sum(planner.boxes([p], gpu(), 2).seconds for p in problems)
     assert one.boxes.seconds / launches == pytest.approx(of_launches, abs=0.006)
     # What stands beside them is copied either way; planes are brought into channels_last and back.
     beside = plan(batch, size, rates, others=256)

@@ -9,7 +9,17 @@ import torch
 from PIL import Image
 
 from atrousops._checks import ArgumentError
-from atrousops.data import SETS, VOC, VOID, Cityscapes, COCOPanoptic, COCOStuff, Nuclei, transforms
+from atrousops.data import (
+    SETS,
+    VOC,
+    VOID,
+    CamVid,
+    Cityscapes,
+    COCOPanoptic,
+    COCOStuff,
+    Nuclei,
+    transforms,
+)
 
 HEIGHT, WIDTH = 6, 8
 
@@ -92,6 +102,24 @@ def test_coco_things_are_those_of_torchvision():
     from torchvision.models._meta import _COCO_CATEGORIES
 
     assert list(COCOStuff.classes[:80]) == [name for name in _COCO_CATEGORIES[1:] if name != "N/A"]
+
+
+def test_coco_panoptic_files_that_disagree(panoptic):
+    path = panoptic / "coco" / "annotations" / "panoptic_val2017.json"
+    whole = path.read_text()
+    for old, new, said in (
+        (
+            '"id": 5,',
+            '"id": 6,',
+            r"panoptic_val2017/000000000139\.png must hold ids of the segments.*got 5, and 8 such",
+        ),
+        ('"image_id": 139', '"image_id": 140', r"panoptic_val2017\.json must list the image .*id 140"),
+        ('"categories"', '"kinds"', r"panoptic_val2017\.json must have the entry 'categories'"),
+        ('"categories"', "", r"panoptic_val2017\.json must be JSON"),
+    ):
+        path.write_text(whole.replace(old, new))
+        with pytest.raises(ArgumentError, match=said):
+            COCOPanoptic(panoptic, "val")[0]
 
 
 @pytest.fixture
@@ -195,8 +223,80 @@ def test_no_folder(tmp_path):
 def test_sizes_differ(tmp_path):
     write(tmp_path / "nuclei_dsb2018.zip" / "image" / "a.png", picture())
     write(tmp_path / "nuclei_dsb2018.zip" / "label" / "a.png", grey()[:4])
-    with pytest.raises(ArgumentError, match="size of its image"):
+    both = r"nuclei_dsb2018.zip/label/a.png must have the size of its image .*nuclei_dsb2018.zip/image/a.png, 6 x 8 "
+    with pytest.raises(ArgumentError, match=both + r".*got 4 x 8"):
         Nuclei(tmp_path, "all")[0]
+
+
+def camvid(folder, mask, mode=None, kind="png"):
+    """CamVid with one image, whose labels are `mask`."""
+    write(folder / "camvid11.zip" / "val" / "a.jpg", picture())
+    write(folder / "camvid11.zip" / "valannot" / f"a.{kind}", mask, mode)
+    return CamVid(folder, "val")
+
+
+def test_palettes_are_not_looked_at(tmp_path):
+    """CamVid's labels as a palette file: its indices, where a conversion to grey gives luminances."""
+    data = camvid(tmp_path, grey(r1=1, r2=10, r3=11, r4=255), "P")
+    assert rows(data[0][1]) == [0, 1, 10, VOID, VOID, 0]
+
+
+def test_colours_are_no_labels(tmp_path):
+    data = camvid(tmp_path, picture())
+    with pytest.raises(ArgumentError, match=r"camvid11\.zip/valannot/a\.png: .* mode is RGB; convert it to ids first"):
+        data[0]
+
+
+def test_unknown_ids_are_told(tmp_path):
+    """With file, id, place and count; beyond 8 bits as well."""
+    for array in (grey(r2=12, r5=12), grey(r2=12, r5=12).astype(np.uint16) * 100):
+        data = camvid(tmp_path, array)
+        said = (
+            rf"CamVid: .*/valannot/a\.png must hold ids of 0-11, 255; got {array[2, 0]} at row 2, column 0, and 16 such"
+        )
+        with pytest.raises(ArgumentError, match=said):
+            data[0]
+    write(tmp_path / "cityscapes" / "leftImg8bit" / "val" / "ulm" / "a_leftImg8bit.png", picture())
+    write(tmp_path / "cityscapes" / "gtFine" / "val" / "ulm" / "a_gtFine_labelIds.png", grey(r1=34))
+    with pytest.raises(ArgumentError, match=r"hold ids of 0-33, 255; got 34 at row 1"):
+        Cityscapes(tmp_path, "val")[0]
+
+
+def test_training_reads_pictures_as_segment_does(tmp_path):
+    """Upright, 16 bits scaled, transparency on white; once the readers turned neither and clipped 16 bits."""
+    folder = tmp_path / "nuclei_dsb2018.zip"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    upright = np.rot90(picture(), -1)
+    write(folder / "label" / "a.png", grey()[:, :HEIGHT].repeat(2, 0)[:WIDTH])
+    (folder / "image").mkdir()
+    Image.fromarray(picture()).save(folder / "image" / "a.png", exif=turned)
+    image, _ = Nuclei(tmp_path, "all")[0]
+    np.testing.assert_array_equal(image.permute(1, 2, 0), upright)
+    write(folder / "image" / "a.png", np.full((WIDTH, HEIGHT), 257 * 200, dtype=np.uint16))
+    assert (Nuclei(tmp_path, "all")[0][0] == 200).all()
+    write(folder / "image" / "a.png", np.zeros((WIDTH, HEIGHT, 4), dtype=np.uint8))
+    assert (Nuclei(tmp_path, "all")[0][0] == 255).all()
+
+
+def test_nuclei_in_masks_of_ones(tmp_path):
+    """A mask of 0 and 1 holds a nucleus as one of 0 and 255 does; so does one of a single bit."""
+    folder = tmp_path / "nuclei_dsb2018.zip" / "a"
+    write(folder / "images" / "a.png", picture())
+    for number, mask in enumerate((grey(r1=1), grey(r2=255), grey(r3=1).astype(bool)), start=1):
+        write(folder / "masks" / f"{number}.png", mask)
+    assert rows(Nuclei(tmp_path, "all")[0][1][1]) == [0, 1, 2, 3, 0, 0]
+
+
+def test_more_classes_than_labels(tmp_path):
+    """Class 255 would be void."""
+
+    class Many(CamVid):
+        classes = tuple(map(str, range(256)))
+
+    camvid(tmp_path, grey())
+    with pytest.raises(ArgumentError, match="Many: classes must be at most 255"):
+        Many(tmp_path, "val")
 
 
 def test_real_nuclei(real_data):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,8 @@ class SegmentationSet(Dataset[Sample]):
         transform: called with (tv_tensors.Image, tv_tensors.Mask).
 
     Raises:
-        ArgumentError: no such split, or a file or folder of the layout is missing; the message names it.
+        ArgumentError: no such split, more than 255 classes, or a file or folder of the layout is missing; the message
+            names it.
     """
 
     file: str
@@ -51,6 +52,9 @@ class SegmentationSet(Dataset[Sample]):
         self.split = split
         self.transform = transform
         self.names = self._list()
+        if len(self.classes) > VOID:
+            rule = f"be at most {VOID}, for label {VOID} is void"
+            bad_value(type(self).__name__, "classes", rule, len(self.classes))
         if not self.names:
             where, what = f"hold {self._expected()}", f"nothing of that kind in {self.files.path}"
             bad_value(type(self).__name__, "root", where, what)
@@ -68,17 +72,19 @@ class SegmentationSet(Dataset[Sample]):
 
         Raises:
             FileNotFoundError: one of its files is missing.
-            ArgumentError: the two are of different sizes.
+            PictureError: one is damaged, or is no image or mask.
+            ArgumentError: the two are of different sizes, or there is an id that the set does not know.
         """
-        image_name, label_name, mode = self._paths(name)
-        picture = np.array(self.files.image(image_name, "RGB"))
-        labels = self._relabel(torch.from_numpy(np.array(self.files.image(label_name, mode)).astype(np.int64)))
-        return self._pair(name, picture, labels)
+        image, mask = self._paths(name)
+        return self._pair(image, self.files.image(image), mask, self._relabel(mask, self.files.mask(mask)))
 
-    def _pair(self, name: str, picture: np.ndarray, labels: Tensor) -> Sample:
-        if labels.shape[-2:] != picture.shape[:2]:
-            rule = f"have labels of the size of its image, {picture.shape[:2]}"
-            bad_value(type(self).__name__, name, rule, tuple(labels.shape[-2:]))
+    def _pair(self, image: str, picture: np.ndarray, mask: str, labels: Tensor) -> Sample:
+        """Image and labels as tensors; their files are named where the sizes differ."""
+        (h, w), (rows, columns) = picture.shape[:2], labels.shape[-2:]
+        if (h, w) != (rows, columns):
+            op, where = type(self).__name__, self.files.place(mask)
+            rule = f"have the size of its image {self.files.place(image)}, {h} x {w} (height x width)"
+            bad_value(op, where, rule, f"{rows} x {columns}", "Orientation in EXIF is applied to both.")
         return torch.from_numpy(picture).permute(2, 0, 1).contiguous(), labels
 
     def _expected(self) -> str:
@@ -88,16 +94,38 @@ class SegmentationSet(Dataset[Sample]):
     def _list(self) -> list[str]:
         raise NotImplementedError
 
-    def _paths(self, name: str) -> tuple[str, str, str]:
-        """Files of the image and of the labels, and the labels' Pillow mode."""
+    def _paths(self, name: str) -> tuple[str, str]:
+        """Files of the image and of the labels."""
         raise NotImplementedError
 
-    def _relabel(self, labels: Tensor) -> Tensor:
-        raise NotImplementedError
+    def _ids(self) -> Mapping[int, int]:
+        """The ids that the files may hold, with the class that each is, or VOID; 255 is void in all."""
+        return {number: number for number in range(len(self.classes))}
+
+    def _relabel(self, mask: str, ids: np.ndarray) -> Tensor:
+        """Ids of the file `mask` as classes."""
+        table = np.full(257, -1, dtype=np.int64)
+        known = {VOID: VOID, **self._ids()}
+        table[list(known)] = list(known.values())
+        # What is out of the table's range meets its last entry.
+        classes = table[np.where((ids < 0) | (ids > 255), 256, ids)]
+        if (classes < 0).any():
+            rows, columns = np.nonzero(classes < 0)
+            got = ids[rows[0], columns[0]]
+            where = f"{got} at row {rows[0]}, column {columns[0]}, and {len(rows)} such pixels in all"
+            names = ", ".join(_ranges(known))
+            bad_value(
+                type(self).__name__, self.files.place(mask), f"hold ids of {names}", where, "Convert its ids first."
+            )
+        return torch.from_numpy(classes)
 
 
-def lookup(table: dict[int, int], size: int = 256) -> Tensor:
-    """The ids of a file as the numbers of classes: a tensor to be indexed by labels, void where the table is silent."""
-    found = torch.full((size,), VOID)
-    found[list(table)] = torch.tensor(list(table.values()))
-    return found
+def _ranges(numbers: Iterable[int]) -> list[str]:
+    """Numbers as "a-b", or "a" where it stands alone."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return [f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]

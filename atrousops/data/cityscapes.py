@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Mapping
 
-from atrousops.data.base import SegmentationSet, lookup
+from atrousops.data.base import VOID, SegmentationSet
 
-# The ids of the files that are judged, with the names of their classes; all others are void.
+# The ids of the files that are judged, with the names of their classes; all others up to 33 are void.
 _IDS = {
     7: "road",
     8: "sidewalk",
@@ -48,9 +48,9 @@ class Cityscapes(SegmentationSet):
     def _expected(self) -> str:
         return f"leftImg8bit/{self.split}/CITY/*_leftImg8bit.png and gtFine/{self.split}/CITY/*_gtFine_labelIds.png"
 
-    def _paths(self, name: str) -> tuple[str, str, str]:
+    def _paths(self, name: str) -> tuple[str, str]:
         image = f"leftImg8bit/{self.split}/{name}_leftImg8bit.png"
-        return image, f"gtFine/{self.split}/{name}_gtFine_labelIds.png", "L"
+        return image, f"gtFine/{self.split}/{name}_gtFine_labelIds.png"
 
-    def _relabel(self, labels: Tensor) -> Tensor:
-        return lookup({id: number for number, id in enumerate(_IDS)})[labels]
+    def _ids(self) -> Mapping[int, int]:
+        return dict.fromkeys(range(34), VOID) | {id: number for number, id in enumerate(_IDS)}

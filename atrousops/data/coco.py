@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from atrousops._checks import bad_value
-from atrousops.data.base import VOID, Sample, SegmentationSet, lookup
+from atrousops._checks import ArgumentError, bad_value
+from atrousops.data.base import VOID, Sample, SegmentationSet
 
 # By id, from 1; a dash where COCO took a class out again.
 _THINGS = (
@@ -53,11 +51,11 @@ class COCOStuff(SegmentationSet):
     def _expected(self) -> str:
         return f"{self.split}2017/*.jpg and stuffthingmaps/{self.split}2017/*.png"
 
-    def _paths(self, name: str) -> tuple[str, str, str]:
-        return f"{self.split}2017/{name}.jpg", f"stuffthingmaps/{self.split}2017/{name}.png", "L"
+    def _paths(self, name: str) -> tuple[str, str]:
+        return f"{self.split}2017/{name}.jpg", f"stuffthingmaps/{self.split}2017/{name}.png"
 
-    def _relabel(self, labels: Tensor) -> Tensor:
-        return lookup({grey: number for number, grey in enumerate(_NAMES)})[labels]
+    def _ids(self) -> Mapping[int, int]:
+        return dict.fromkeys(range(max(_NAMES) + 1), VOID) | {grey: number for number, grey in enumerate(_NAMES)}
 
 
 class COCOPanoptic(SegmentationSet):
@@ -86,13 +84,23 @@ class COCOPanoptic(SegmentationSet):
         super().__init__(root, split, transform)
 
     def _list(self) -> list[str]:
-        found = json.loads(self.files.read(f"annotations/panoptic_{self.split}2017.json"))
+        listing = f"annotations/panoptic_{self.split}2017.json"
+        try:
+            found = json.loads(self.files.read(listing))
+        except ValueError as error:
+            raise ArgumentError(f"COCOPanoptic: {self.files.place(listing)} must be JSON; got {error}.") from error
+        for key in ("categories", "images", "annotations"):
+            if key not in found:
+                bad_value("COCOPanoptic", self.files.place(listing), f"have the entry {key!r}", ", ".join(found))
         categories = sorted(found["categories"], key=lambda c: (not c["isthing"], c["id"]))
         self.classes = tuple(c["name"] for c in categories)
         self.things = sum(c["isthing"] for c in categories)
         self._numbers = {c["id"]: number for number, c in enumerate(categories)}
         images = {image["id"]: image["file_name"] for image in found["images"]}
         for annotation in found["annotations"]:
+            if annotation["image_id"] not in images:
+                rule, got = "list the image of every annotation", f"none with id {annotation['image_id']}"
+                bad_value("COCOPanoptic", self.files.place(listing), rule, got)
             self._annotations[annotation["file_name"]] = annotation | {"image": images[annotation["image_id"]]}
         return sorted(self._annotations)
 
@@ -101,18 +109,22 @@ class COCOPanoptic(SegmentationSet):
 
     def read(self, name: str) -> Sample:
         annotation = self._annotations[name]
-        picture = np.array(self.files.image(f"{self.split}2017/{annotation['image']}", "RGB"))
-        colours = np.array(self.files.image(f"annotations/panoptic_{self.split}2017/{name}", "RGB")).astype(np.int64)
-        ids = torch.from_numpy(colours @ np.array([1, 256, 65536]))
+        image, mask = f"{self.split}2017/{annotation['image']}", f"annotations/panoptic_{self.split}2017/{name}"
+        ids = torch.from_numpy(self.files.colour_ids(mask))
+        unknown = ids[(ids != 0) & ~torch.isin(ids, torch.tensor([s["id"] for s in annotation["segments_info"]]))]
+        if len(unknown):
+            got = f"{int(unknown[0])}, and {len(unknown)} such pixels in all"
+            bad_value("COCOPanoptic", self.files.place(mask), "hold ids of the segments in its annotation, or 0", got)
         labels = torch.stack([torch.full_like(ids, VOID), torch.zeros_like(ids)])
         number = 0
         for segment in annotation["segments_info"]:
             where = ids == segment["id"]
             category = self._numbers.get(segment["category_id"])
             if category is None:
-                bad_value("COCOPanoptic", name, "have the categories of its list", segment["category_id"])
+                rule = "have the categories of the annotations' list"
+                bad_value("COCOPanoptic", self.files.place(mask), rule, segment["category_id"])
             if not segment["iscrowd"]:
                 is_thing = category < self.things
                 number += is_thing
                 labels[0][where], labels[1][where] = category, number if is_thing else 0
-        return self._pair(name, picture, labels)
+        return self._pair(image, self.files.image(image), mask, labels)

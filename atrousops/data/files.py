@@ -7,9 +7,10 @@ import os
 import zipfile
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
 
 from atrousops._checks import bad_value
+from atrousops.data import decode
 
 
 def find(name: str, root: str | os.PathLike[str] | None = None) -> Path:
@@ -73,10 +74,21 @@ class Files:
         inside = (n[len(start) :] for n in self._zip().namelist() if n.startswith(start))
         return sorted({name.split("/")[0] for name in inside if "/" in name})
 
-    def image(self, name: str, mode: str) -> Image.Image:
-        """One picture, decoded; mode "RGB", or "P", "L" or "I" for labels, whose numbers are kept."""
-        picture = Image.open(io.BytesIO(self.read(name)))
-        return picture if picture.mode == mode else picture.convert(mode)
+    def place(self, name: str) -> str:
+        """The file for messages: the path of the folder or archive, and the name in it."""
+        return f"{self.path}/{name}"
+
+    def image(self, name: str) -> np.ndarray:
+        """One picture, uint8 (H, W, 3); see `decode.read_image`. Raises PictureError, FileNotFoundError."""
+        return decode.image_from(io.BytesIO(self.read(name)), self.place(name))
+
+    def mask(self, name: str) -> np.ndarray:
+        """The ids of one mask, int64 (H, W); see `decode.read_mask`. Raises PictureError, FileNotFoundError."""
+        return decode.mask_from(io.BytesIO(self.read(name)), self.place(name))
+
+    def colour_ids(self, name: str) -> np.ndarray:
+        """Ids R + 256 G + 65536 B of one file, int64 (H, W). Raises PictureError, FileNotFoundError."""
+        return decode.colour_ids_from(io.BytesIO(self.read(name)), self.place(name))
 
     def _zip(self) -> zipfile.ZipFile:
         if self._archive is None or self._process != os.getpid():

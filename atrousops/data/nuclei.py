@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from atrousops._checks import bad_value
 from atrousops.data.base import Sample, SegmentationSet
 
 
@@ -12,8 +14,8 @@ class Nuclei(SegmentationSet):
     """Microscope images of the Data Science Bowl 2018, classes background and nucleus, labels (2, H, W).
 
     Either image/NAME.png with label/NAME.png, whose greys number the nuclei; or, as it was handed out,
-    NAME/images/NAME.png with one NAME/masks/*.png for each nucleus. Neither knows splits: every fifth image by name is
-    "val", the others are "train".
+    NAME/images/NAME.png with one NAME/masks/*.png for each nucleus, which is where a mask is brighter than half of its
+    brightest. Neither knows splits: every fifth image by name is "val", the others are "train".
     """
 
     file = "nuclei_dsb2018.zip"
@@ -33,13 +35,23 @@ class Nuclei(SegmentationSet):
 
     def read(self, name: str) -> Sample:
         image = f"image/{name}.png" if self.flat else f"{name}/images/{name}.png"
-        picture = np.array(self.files.image(image, "RGB"))
+        picture = self.files.image(image)
         if self.flat:
-            numbers = np.array(self.files.image(f"label/{name}.png", "I")).astype(np.int64)
-        else:
-            numbers = np.zeros(picture.shape[:2], dtype=np.int64)
-            masks = self.files.names(f"{name}/masks", ".png")
-            for number, mask in enumerate(masks, start=1):
-                numbers[np.array(self.files.image(f"{name}/masks/{mask}.png", "L")) > 127] = number
-        found = torch.from_numpy(numbers)
-        return self._pair(name, picture, torch.stack([(found > 0).long(), found]))
+            mask = f"label/{name}.png"
+            numbers = self.files.mask(mask)
+            if numbers.min() < 0:
+                bad_value("Nuclei", self.files.place(mask), "number its nuclei from 1, and the rest 0", numbers.min())
+            return self._pair(image, picture, mask, _labels(numbers))
+        numbers = np.zeros(picture.shape[:2], dtype=np.int64)
+        for number, stem in enumerate(self.files.names(f"{name}/masks", ".png"), start=1):
+            mask = f"{name}/masks/{stem}.png"
+            greys = self.files.mask(mask)
+            self._pair(image, picture, mask, torch.from_numpy(greys))
+            numbers[2 * greys > greys.max()] = number
+        return self._pair(image, picture, f"{name}/masks", _labels(numbers))
+
+
+def _labels(numbers: np.ndarray) -> Tensor:
+    """Class and number of each pixel."""
+    found = torch.from_numpy(numbers)
+    return torch.stack([(found > 0).long(), found])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping
 
 from atrousops.data.base import VOID, SegmentationSet
 
@@ -36,11 +35,11 @@ class CamVid(SegmentationSet):
     def _expected(self) -> str:
         return f"{self.split}/*.jpg and {self.split}annot/*.png"
 
-    def _paths(self, name: str) -> tuple[str, str, str]:
-        return f"{self.split}/{name}.jpg", f"{self.split}annot/{name}.png", "L"
+    def _paths(self, name: str) -> tuple[str, str]:
+        return f"{self.split}/{name}.jpg", f"{self.split}annot/{name}.png"
 
-    def _relabel(self, labels: Tensor) -> Tensor:
-        return torch.where(labels < len(self.classes), labels, VOID)
+    def _ids(self) -> Mapping[int, int]:
+        return {**super()._ids(), len(self.classes): VOID}
 
 
 class VOC(SegmentationSet):
@@ -84,11 +83,8 @@ class VOC(SegmentationSet):
     def _expected(self) -> str:
         return f"names in {self.lists}{self.split}.txt"
 
-    def _paths(self, name: str) -> tuple[str, str, str]:
-        return f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png", "P"
-
-    def _relabel(self, labels: Tensor) -> Tensor:
-        return torch.where(labels < len(self.classes), labels, VOID)
+    def _paths(self, name: str) -> tuple[str, str]:
+        return f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png"
 
 
 class VOCPerson(VOC):
@@ -99,5 +95,5 @@ class VOCPerson(VOC):
     classes = ("background", "person")
     splits = ("train", "val")
 
-    def _relabel(self, labels: Tensor) -> Tensor:
-        return torch.where(labels == VOID, VOID, (labels == 15).long())
+    def _ids(self) -> Mapping[int, int]:
+        return {id: int(id == 15) for id in range(len(VOC.classes))}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from atrousops.engine.pictures import PictureError, read_picture
+from atrousops.data.decode import PictureError, read_image
 
 # Red, green, blue; ITU-R BT.601, as Pillow's grey.
 _GREY = np.array([0.299, 0.587, 0.114])
@@ -19,7 +19,7 @@ def read_channels(path: str | Path, channels: int) -> np.ndarray:
 
     | channels | read from |
     |---|---|
-    | 3 | any image Pillow opens, as `read_picture` |
+    | 3 | any image Pillow opens, as `read_image` |
     | 1 | the same, as grey |
     | other | .npy of (H, W, C) or (C, H, W); TIFF of C samples or pages, where tifffile is installed; RGBA, CMYK |
 
@@ -30,12 +30,12 @@ def read_channels(path: str | Path, channels: int) -> np.ndarray:
     if path.suffix.lower() == ".npy":
         return _checked(path, _numpy(path), channels)
     if channels == 3:
-        return read_picture(path)
+        return read_image(path)
     if channels == 1:
-        return np.rint(read_picture(path) @ _GREY).astype(np.uint8)[..., None]
+        return np.rint(read_image(path) @ _GREY).astype(np.uint8)[..., None]
     if path.suffix.lower() in (".tif", ".tiff"):
         return _checked(path, _tiff(path), channels)
-    read_picture(path)
+    read_image(path)
     with Image.open(path) as image:
         return _checked(path, np.asarray(image), channels)
 

@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from atrousops import models
 from atrousops._checks import bad_value
-from atrousops.data import SETS, VOID, SegmentationSet, transforms
+from atrousops.data import VOID, SegmentationSet, transforms
 from atrousops.engine import config as configs
+from atrousops.engine import outputs
 from atrousops.engine.distributed import Processes, pick_device
 from atrousops.engine.instances import find
 from atrousops.engine.multiscale import MultiScale
@@ -155,25 +156,38 @@ def opened(
     """What a recipe and weights say, ready to be used; the arguments are those of `main`."""
     recipe = configs.load(config_path, overrides)
     root = data_root if data_root is not None else recipe.data.root
+    data = outputs.reader(recipe)(root, split or recipe.data.val)
     if published is None:
+        outputs.check_recipe(recipe, data.classes, defaults=False)
         model = models.load(weights, **recipe.model.arguments)
     else:
         model = models.load_published(published, weights)
     info = cast(models.Info, model.info)
     norm = info.mean, info.std
-    data = SETS[recipe.data.name](root, split or recipe.data.val, transforms.evaluation(*norm))
+    data.transform = transforms.evaluation(*norm)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
+    arguments = {**info.arguments, **(recipe.model.arguments if published is None else {})}
+    outputs.check_weights("evaluate", info.network, arguments, data.classes, recipe.data.name)
     if info.classes != data.classes:
         bad_value("evaluate", "weights", f"be of the classes {', '.join(data.classes)}", ", ".join(info.classes))
     model = scaled(model.to(pick_device(recipe.device)), recipe.scales if scales is None else scales, flip)
     return Opened(model, data, info, norm)
 
 
-def scores_of(model: nn.Module, image: Tensor) -> Tensor:
-    """The scores (1, L, H, W) of an image (3, H, W), on the network's device."""
+def scores_of(model: nn.Module, image: Tensor, classes: Sequence[str]) -> Tensor:
+    """The scores (1, L, H, W) of an image (3, H, W), on the network's device.
+
+    Raises:
+        ArgumentError: there is not one for each class.
+    """
     device = next(iter(model.parameters())).device
     found: Tensor = model(image[None].to(device).contiguous(memory_format=torch.channels_last))["out"]
+    if found.shape[1] != len(classes):
+        rule = f"give a score for each of the {len(classes)} classes {', '.join(classes)}"
+        bad_value(
+            "evaluate", "model", rule, f"{found.shape[1]} scores a pixel", f"Build it with {len(classes)} outputs."
+        )
     return found
 
 
@@ -220,7 +234,7 @@ def score(
         if data.instances:
             scores.update_objects(model, image.to(device), labels)
             continue
-        found = scores_of(model, image)
+        found = scores_of(model, image, data.classes)
         if crf is not None:
             found = crf(found.float().cpu().contiguous(), transforms.denormalise(image, *norm)[None])
         scores.update(found.argmax(1)[0].cpu(), labels)

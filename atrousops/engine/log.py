@@ -83,10 +83,10 @@ def write_pictures(
     for index in range(0, len(data), max(1, len(data) // count))[:count]:
         image, labels = data[index]
         found = predict(model, image.to(device)).cpu()
-        picture = to_rgb(denormalise(image, mean, std).clamp(0, 255).byte().permute(1, 2, 0).numpy())
+        picture = to_rgb(denormalise(image, mean, std).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
         columns = [picture]
         for classes in (classes_of(labels), found):
-            columns.append(np.asarray(pictures.overlay_image(picture, classes.byte().numpy(), colors)))
+            columns.append(np.asarray(pictures.overlay_image(picture, classes.numpy(), colors)))
         rows.append(np.concatenate(columns, axis=1))
     model.train(was_training)
     width = max(row.shape[1] for row in rows)

@@ -17,6 +17,7 @@ from atrousops import models
 from atrousops._files import write_atomically
 from atrousops.bench.results import DISPATCHED, Report, Result
 from atrousops.bench.suites.networks import ON_CAMVID
+from atrousops.data import decode
 from atrousops.engine import pictures
 from atrousops.engine.predict import load_predictor
 from atrousops.engine.table import Scored, scored, sections
@@ -126,7 +127,7 @@ def _picture(runs: Path, recipes: list[Scored], path: Path, photo: Photo | None)
             image = _segmented(weights, photo.path)
             says = f"What `{key}` says of a photograph ({photo.credit})"
         elif left:
-            image, says = Image.open(left[-1]).convert("RGB"), f"Images, labels, and what `{key}` says"
+            image, says = Image.fromarray(decode.read_image(left[-1])), f"Images, labels, and what `{key}` says"
             image = image.crop((0, 0, image.width, image.height // 2))
         else:
             continue
@@ -146,7 +147,7 @@ def _kept(path: Path, key: str, weights: Path) -> str | None:
 
 
 def _segmented(weights: Path, path: Path) -> Image.Image:
-    predictor, picture = load_predictor(weights), pictures.read_picture(path)
+    predictor, picture = load_predictor(weights), decode.read_image(path)
     found = pictures.overlay_image(picture, predictor(picture), pictures.class_colors(predictor.classes))
     both = Image.new("RGB", (2 * found.width, found.height))
     both.paste(Image.fromarray(picture))

@@ -1,91 +1,19 @@
-"""Pictures in and out: any image Pillow opens becomes RGB; class ids become a palette PNG and a colour overlay."""
+"""Pictures found and written: the files of a folder, class ids as a palette PNG and as a colour overlay."""
 
 from __future__ import annotations
 
 import colorsys
-import contextlib
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFilter
 
+from atrousops._checks import bad_value
 from atrousops._files import write_atomically
-
-Image.preinit()
-
-
-class PictureError(ValueError):
-    """A file that cannot be used as a picture; the message names the file and says why in one line."""
-
-
-def read_picture(path: str | Path) -> np.ndarray:
-    """Reads the first frame of any image Pillow opens, upright, as RGB.
-
-    The EXIF orientation is applied. Transparent pixels are laid on white. 16-bit greys are divided by 257, float
-    greys in 0..1 multiplied by 255; any other 32-bit grey is stretched from its minimum and maximum to 0..255.
-
-    Returns:
-        uint8 array (H, W, 3), values 0..255.
-
-    Raises:
-        PictureError: there is no such file, it is no image, or it is damaged or truncated.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise PictureError(f"{path}: a folder, where a picture file is needed")
-    if not path.exists():
-        raise PictureError(f"{path}: no such file")
-    if not path.is_file():
-        raise PictureError(f"{path}: not a regular file")
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of very large files, odd palettes and odd tags; all are read as well as they can be.
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                image.load()
-                return _to_rgb(_upright(image))
-    except UnidentifiedImageError:
-        raise PictureError(f"{path}: not an image that Pillow can read") from None
-    except MemoryError:
-        raise PictureError(f"{path}: too large for the memory of this machine") from None
-    except Exception as error:  # Pillow's decoders raise anything from SyntaxError to struct.error on damaged files.
-        raise PictureError(f"{path}: cannot be read: {_reason(error)}") from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    # An EXIF block that cannot be parsed says nothing about the orientation, and the pixels are there.
-    with contextlib.suppress(Exception):
-        return ImageOps.exif_transpose(image)
-    return image
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
-        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        return np.repeat(_stretch(np.asarray(image))[..., None], 3, axis=2)
-    if image.mode in ("RGBa", "La"):
-        image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
-
-
-def _stretch(grey: np.ndarray) -> np.ndarray:
-    """32-bit greys as bytes. PNG and TIFF keep 16-bit samples in mode I, so its usual range is 0..65535."""
-    values = np.nan_to_num(grey.astype(np.float64))
-    low, high = values.min(), values.max()
-    if grey.dtype.kind == "f" and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    elif grey.dtype.kind != "f" and low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0 if high > 255 else 255.0
-    return np.rint((values - low) * (255.0 / max(high - low, 1e-300))).astype(np.uint8)
+from atrousops.data.decode import PictureError, reason
 
 
 def picture_files(inputs: Iterable[str | Path], skip: Path | None = None) -> tuple[list[Path], list[PictureError]]:
@@ -115,7 +43,7 @@ def picture_files(inputs: Iterable[str | Path], skip: Path | None = None) -> tup
                 and not p.stem.endswith(ours)
             ]
         except OSError as error:
-            errors.append(PictureError(f"{path}: cannot be listed: {_reason(error)}"))
+            errors.append(PictureError(f"{path}: cannot be listed: {reason(error)}"))
             continue
         if not found:
             errors.append(PictureError(f"{path}: no pictures directly in this folder"))
@@ -163,8 +91,12 @@ def class_colors(classes: Sequence[str]) -> np.ndarray:
 
 
 def mask_image(labels: np.ndarray, colors: np.ndarray) -> Image.Image:
-    """Class ids, uint8 (H, W), as a palette image: its pixel values are the ids, its palette the colours (L, 3)."""
-    image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
+    """Class ids, integer (H, W), as a palette image: its pixel values are the ids, its palette the colours (L, 3).
+
+    Raises:
+        ArgumentError: an id has no colour, or does not fit into 8 bits.
+    """
+    image = Image.fromarray(_bytes("mask_image", labels, colors))
     image.putpalette(np.ascontiguousarray(colors).tobytes())
     return image
 
@@ -176,16 +108,31 @@ def overlay_image(picture: np.ndarray, labels: np.ndarray, colors: np.ndarray, a
 
     Args:
         picture: uint8 (H, W, 3).
-        labels: uint8 (H, W).
+        labels: integer (H, W), in 0..L-1.
         colors: uint8 (L, 3).
         alpha: the share of the class colour, 0..1.
+
+    Raises:
+        ArgumentError: as `mask_image`.
     """
+    labels = _bytes("overlay_image", labels, colors)
     black = (colors == 0).all(axis=1)
     share = np.where(black, 0.0, alpha).astype(np.float32)[labels][..., None]
     blended = np.rint(picture * (1 - share) + colors[labels] * share).astype(np.uint8)
     edge = contours(labels)
     blended[edge] = np.where(black[:, None], 255, colors).astype(np.uint8)[labels[edge]]
     return Image.fromarray(blended)
+
+
+def _bytes(op: str, labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """Class ids as uint8, checked, for a larger one would come back as another."""
+    least, most = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
+    largest = min(len(colors), 256) - 1
+    if labels.dtype.kind not in "iu" or least < 0 or most > largest:
+        bad_value(
+            op, "labels", f"be class ids in 0..{largest}, as there are colours", f"{labels.dtype} {least}..{most}"
+        )
+    return np.ascontiguousarray(labels, dtype=np.uint8)
 
 
 def contours(labels: np.ndarray) -> np.ndarray:
@@ -200,8 +147,3 @@ def contours(labels: np.ndarray) -> np.ndarray:
 def write_png(path: Path, image: Image.Image) -> None:
     """Writes `image` to `path` as PNG, whole or not at all; raises OutputError as `write_atomically` does."""
     write_atomically(path, lambda name: image.save(name, format="PNG"))
-
-
-def _reason(error: BaseException) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__

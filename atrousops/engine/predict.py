@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from atrousops import models
 from atrousops._checks import bad_type, bad_value
-from atrousops.engine import tiles
+from atrousops.engine import outputs, tiles
 from atrousops.engine.instances import find
 from atrousops.engine.multiscale import MultiScale, resize
 
@@ -157,10 +157,12 @@ def load_predictor(
         options: `tile`, `overlap`, `size`, `scales` and `flip` of Predictor; `size` is by default that of the training.
 
     Raises:
-        FileNotFoundError, ArgumentError: as `atrousops.models.load`.
+        FileNotFoundError, ArgumentError: as `atrousops.models.load`; or the network has more or fewer outputs than the
+            file names classes.
     """
     model = models.load(name) if published is None else models.load_published(published, name)
     info = cast(models.Info, model.info)
+    outputs.check_weights("load_predictor", info.network, info.arguments, info.classes, str(name))
     refine = info.dense_crf() if crf else None
     return Predictor(model, info.classes, info.mean, info.std, **{"size": info.size, "crf": refine, **options})
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from atrousops._files import write_atomically
+from atrousops.data import decode
 from atrousops.engine import pictures
 from atrousops.engine.channels import read_channels, to_rgb
 from atrousops.engine.predict import Predictor
@@ -52,7 +53,7 @@ def segment_files(predictor: Predictor, files: Sequence[Path], folder: Path) -> 
         try:
             picture = read_channels(path, predictor.channels)
             labels = predictor(picture)
-        except pictures.PictureError as error:
+        except decode.PictureError as error:
             yield Failed(path, str(error))
             continue
         except (MemoryError, RuntimeError) as error:

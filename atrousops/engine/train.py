@@ -21,9 +21,9 @@ from tqdm import tqdm
 from atrousops import models
 from atrousops._checks import bad_value
 from atrousops._files import write_atomically
-from atrousops.data import SETS, SegmentationSet, transforms
+from atrousops.data import SegmentationSet, transforms
 from atrousops.engine import config as configs
-from atrousops.engine import optimise, start
+from atrousops.engine import optimise, outputs, start
 from atrousops.engine.config import Config
 from atrousops.engine.distributed import Processes, join, pick_device
 from atrousops.engine.evaluate import scaled, score
@@ -93,7 +93,7 @@ class Trainer:
         processes: that do it together.
 
     Raises:
-        ArgumentError: a wrong recipe.
+        ArgumentError: a wrong recipe, or its network has more or fewer outputs than its data has classes.
     """
 
     def __init__(
@@ -109,9 +109,10 @@ class Trainer:
         self.device = device or torch.device("cpu")
         self.processes = processes or Processes()
         _check(recipe, self.device, self.processes)
-        reader, colours = SETS[recipe.data.name], (recipe.data.mean, recipe.data.std)
+        reader, colours = outputs.reader(recipe), (recipe.data.mean, recipe.data.std)
         self.train_set = reader(root, recipe.data.train, transforms.training(recipe.augmentation, *colours))
         self.val_set = reader(root, recipe.data.val, transforms.evaluation(*colours))
+        outputs.check_recipe(recipe, self.train_set.classes)
         torch.manual_seed(recipe.seed)
         self.model = models.build(recipe.model.name, **recipe.model.arguments)
         if initialise and recipe.init.trunk:
@@ -313,8 +314,6 @@ class _StopRequest:
 
 
 def _check(recipe: Config, device: torch.device, processes: Processes) -> None:
-    if recipe.data.name not in SETS:
-        bad_value("config", "data.name", f"be one of {', '.join(SETS)}", repr(recipe.data.name))
     if recipe.autocast not in (None, "bfloat16"):
         bad_value("config", "autocast", "be bfloat16, or null for none", repr(recipe.autocast))
     if recipe.batch < 1 or recipe.batch % processes.world:

@@ -129,7 +129,7 @@ def _cases(
     for index in chosen:
         image, labels = data[index]
         colours = transforms.denormalise(image, *norm)[None]
-        cases.append((evaluate.scores_of(model, image).float().cpu().contiguous(), colours, labels))
+        cases.append((evaluate.scores_of(model, image, data.classes).float().cpu().contiguous(), colours, labels))
     model.train(was_training)
     return cases
 

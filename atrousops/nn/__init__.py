@@ -20,6 +20,7 @@ from atrousops.nn.multi_scale_roi_align import MultiScaleRoIAlign
 from atrousops.nn.permutohedral import PermutohedralFilter
 from atrousops.nn.pool import MaxPool1d, MaxPool2d, MaxPool3d, MaxUnpool1d, MaxUnpool2d, MaxUnpool3d
 from atrousops.nn.roi import RoIAlign, RoIPool
+from atrousops.nn.stock import STOCK as STOCK
 
 __all__ = [
     "ASPP",

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from atrousops import functional
+from atrousops.nn._stock import leaf
 from atrousops.nn.conv import FusedConv2d
 from atrousops.ops.conv_branches import why_apart
 
 
+@leaf
 class FusedBranches(nn.Module):
     """concat(branch_1(input), ..., branch_n(input), others...): what `atrousops.optimize` makes of ASPP's branches.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from atrousops import functional
 from atrousops._checks import bad_value
+from atrousops.nn._stock import leaf
 from atrousops.nn.conv import AtrousConv2d
 from atrousops.ops.context_module import runs_as_one
 
@@ -24,6 +25,7 @@ def _widths(kind: str, count: int) -> list[int]:
     return doubled[:-1] + doubled[-2:-1] if count > 1 else doubled
 
 
+@leaf
 class ContextModule(nn.Module):
     """Aggregates context with dilated convolutions, without losing resolution.
 

@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from atrousops import functional
 from atrousops._checks import bad_value
+from atrousops.nn._stock import in_place_of, leaf
 
 
 class _AtrousConv(_ConvNd):
@@ -105,6 +106,7 @@ def _check_rank(layer: _ConvNd, input: Tensor) -> None:
         )
 
 
+@in_place_of(nn.Conv1d)
 class AtrousConv1d(_AtrousConv, nn.Conv1d):
     """Convolution with gaps of `dilation` between the taps, over sequences.
 
@@ -125,6 +127,7 @@ class AtrousConv1d(_AtrousConv, nn.Conv1d):
     _function = staticmethod(functional.conv1d)
 
 
+@in_place_of(nn.Conv2d)
 class AtrousConv2d(_AtrousConv, nn.Conv2d):
     """Convolution with gaps of `dilation` between the taps (atrous convolution), over images.
 
@@ -148,6 +151,7 @@ class AtrousConv2d(_AtrousConv, nn.Conv2d):
     _function = staticmethod(functional.conv2d)
 
 
+@in_place_of(nn.Conv3d)
 class AtrousConv3d(_AtrousConv, nn.Conv3d):
     """Convolution with gaps of `dilation` between the taps, over volumes.
 
@@ -168,6 +172,7 @@ class AtrousConv3d(_AtrousConv, nn.Conv3d):
     _function = staticmethod(functional.conv3d)
 
 
+@in_place_of(nn.ConvTranspose1d)
 class AtrousConvTranspose1d(_AtrousConvTranspose, nn.ConvTranspose1d):
     """Transposed convolution over sequences: the gradient of `AtrousConv1d` with respect to its input.
 
@@ -189,6 +194,7 @@ class AtrousConvTranspose1d(_AtrousConvTranspose, nn.ConvTranspose1d):
     _function = staticmethod(functional.conv_transpose1d)
 
 
+@in_place_of(nn.ConvTranspose2d)
 class AtrousConvTranspose2d(_AtrousConvTranspose, nn.ConvTranspose2d):
     """Transposed convolution over images: the gradient of `AtrousConv2d` with respect to its input.
 
@@ -211,6 +217,7 @@ class AtrousConvTranspose2d(_AtrousConvTranspose, nn.ConvTranspose2d):
     _function = staticmethod(functional.conv_transpose2d)
 
 
+@in_place_of(nn.ConvTranspose3d)
 class AtrousConvTranspose3d(_AtrousConvTranspose, nn.ConvTranspose3d):
     """Transposed convolution over volumes: the gradient of `AtrousConv3d` with respect to its input.
 
@@ -230,10 +237,12 @@ class AtrousConvTranspose3d(_AtrousConvTranspose, nn.ConvTranspose3d):
     _function = staticmethod(functional.conv_transpose3d)
 
 
+@leaf
 class FusedConv1d(_FusedConv, AtrousConv1d):
     """activation(AtrousConv1d(input) + residual); see FusedConv2d."""
 
 
+@leaf
 class FusedConv2d(_FusedConv, AtrousConv2d):
     """activation(AtrousConv2d(input) + residual) in one call: what `atrousops.optimize` makes of a convolution.
 
@@ -246,5 +255,6 @@ class FusedConv2d(_FusedConv, AtrousConv2d):
     """
 
 
+@leaf
 class FusedConv3d(_FusedConv, AtrousConv3d):
     """activation(AtrousConv3d(input) + residual); see FusedConv2d."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -11,8 +12,12 @@ from torch import Tensor, nn
 from atrousops import ops
 from atrousops._checks import bad_type, bad_value
 from atrousops.backends import FLOATING
-from atrousops.ops.permutohedral import NORMALIZATIONS, Lattice
+from atrousops.nn._stock import leaf
+from atrousops.ops.mean_field import check_labels
+from atrousops.ops.permutohedral import MAX_FEATURES, NORMALIZATIONS, Blame, Lattice, is_known, lattice_of
 
+# Of the features two are the position.
+MAX_CHANNELS = MAX_FEATURES - 2
 Compatibility = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
 
 
@@ -36,19 +41,21 @@ class _GaussianCRF(nn.Module):
         if normalization not in NORMALIZATIONS:
             bad_value(self._name, "normalization", f"be one of {', '.join(NORMALIZATIONS)}", repr(normalization))
         self.iterations = iterations
-        self.gaussian_sxy = self._deviations("gaussian_sxy", gaussian_sxy, 2)
-        self.bilateral_sxy = self._deviations("bilateral_sxy", bilateral_sxy, 2)
-        self.bilateral_srgb = self._deviations("bilateral_srgb", bilateral_srgb, 3)
+        self.gaussian_sxy = self._deviations("gaussian_sxy", gaussian_sxy, (2,))
+        self.bilateral_sxy = self._deviations("bilateral_sxy", bilateral_sxy, (2,))
+        # One serves all channels.
+        self.bilateral_srgb = self._deviations("bilateral_srgb", bilateral_srgb, range(1, MAX_CHANNELS + 1))
         self.normalization = normalization
 
-    def _deviations(self, argument: str, value: float | Sequence[float], count: int) -> tuple[float, ...]:
-        """One positive number for all axes, or one for each."""
+    def _deviations(self, argument: str, value: float | Sequence[float], counts: Sequence[int]) -> tuple[float, ...]:
+        """One positive number for all axes, or one for each; as many as the first count, or another of them."""
+        many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         try:
-            numbers = (float(value),) * count if isinstance(value, int | float) else tuple(map(float, value))
+            numbers = (float(value),) * counts[0] if isinstance(value, int | float) else tuple(map(float, value))
         except (TypeError, ValueError):
-            bad_type(self._name, argument, f"be a number or {count} of them", repr(value))
-        if len(numbers) != count or not all(0 < v < math.inf for v in numbers):
-            bad_value(self._name, argument, f"be a positive number or {count} of them", repr(value))
+            bad_type(self._name, argument, f"be a number or {many} of them", repr(value))
+        if len(numbers) not in counts or not all(0 < v < math.inf for v in numbers):
+            bad_value(self._name, argument, f"be a positive number or {many} of them", repr(value))
         return numbers
 
     def _compatibilities(self, labels: int) -> list[Tensor]:
@@ -58,7 +65,8 @@ class _GaussianCRF(nn.Module):
         """The lattices of the spatial kernel (one for all images) and of the bilateral kernel.
 
         Args:
-            image: (N, 3, H, W) in 0..255, float32 or float64.
+            image: (N, C, H, W) in 0..255, float32 or float64; C = 1 to 5, as many as bilateral_srgb has numbers, or
+                any where that is one.
         """
         h, w = image.shape[2:]
         x = torch.arange(w, dtype=image.dtype, device=image.device)
@@ -71,11 +79,12 @@ class _GaussianCRF(nn.Module):
         colour = image / image.new_tensor(self.bilateral_srgb)[:, None, None]
         place = position(self.bilateral_sxy).expand(len(image), 2, h, w)
         spatial = ops.permutohedral_lattice(position(self.gaussian_sxy))
-        return [spatial, ops.permutohedral_lattice(torch.cat([place, colour], 1))]
+        return [spatial, lattice_of(torch.cat([place, colour], 1), Blame(self._name, "image", image))]
 
     def forward(self, scores: Tensor, image: Tensor) -> Tensor:
-        """Q (N, L, H, W) for scores (N, L, H, W) and image (N, 3, H, W) in 0..255."""
+        """Q (N, L, H, W) for scores (N, L, H, W) and image (N, C, H, W) in 0..255."""
         self._check(scores, image)
+        self._check_range(image)
         device = scores.device.type
         dtype = torch.float32 if torch.is_autocast_enabled(device) and scores.dtype != torch.float64 else scores.dtype
         compute = torch.float64 if dtype == torch.float64 else torch.float32
@@ -95,8 +104,12 @@ class _GaussianCRF(nn.Module):
             bad_type(self._name, "scores", "be float64, float32, bfloat16 or float16", scores.dtype)
         if image.dtype not in (*FLOATING, torch.uint8):
             bad_type(self._name, "image", "be uint8 or floating, in 0..255", image.dtype)
-        if image.shape[1] != 3:
-            bad_value(self._name, "image", "have 3 channels", tuple(image.shape), "Repeat a grey image three times.")
+        check_labels(self._name, scores)
+        deviations = len(self.bilateral_srgb)
+        if not 1 <= image.shape[1] <= MAX_CHANNELS or deviations not in (1, image.shape[1]):
+            wanted = f"1 to {MAX_CHANNELS} channels" if deviations == 1 else f"{deviations} channels, as bilateral_srgb"
+            remedy = "A grey image has one channel; repeated three times, its distances grow by the root of 3."
+            bad_value(self._name, "image", f"have {wanted}", tuple(image.shape), remedy)
         if scores.shape[0] != image.shape[0] or scores.shape[2:] != image.shape[2:]:
             bad_value(
                 self._name,
@@ -107,6 +120,20 @@ class _GaussianCRF(nn.Module):
             )
         if scores.device != image.device:
             bad_value(self._name, "image", f"be on {scores.device}, as scores", image.device)
+
+    def _check_range(self, image: Tensor) -> None:
+        """Warns of an image whose colours make no difference. Not of a GPU's, since that would wait for it."""
+        if not image.is_floating_point() or min(self.bilateral_srgb) < 1 or image.numel() == 0 or not is_known(image):
+            return
+        low, high = (float(v) for v in image.detach().aminmax())
+        # A little below 0 lies what was normalised and brought back.
+        if low < -0.5 or 0 < high <= 1:
+            warnings.warn(
+                f"{self._name}: image is in {low:g}..{high:g}, where 0..255 is expected: to deviations of "
+                f"{min(self.bilateral_srgb):g} and more its colours are nearly one. Give it in 0..255, or divide "
+                "bilateral_srgb accordingly.",
+                stacklevel=2,
+            )
 
     def extra_repr(self) -> str:
         def short(values: tuple[float, ...]) -> str:
@@ -119,6 +146,7 @@ class _GaussianCRF(nn.Module):
         )
 
 
+@leaf
 class DenseCRF(_GaussianCRF):
     """Sharpens label scores along the edges of an image, with a fully connected CRF.
 
@@ -132,20 +160,28 @@ class DenseCRF(_GaussianCRF):
     Args:
         iterations: of mean field.
         gaussian_sxy, bilateral_sxy: standard deviations in pixels, one or (sx, sy).
-        bilateral_srgb: standard deviation in image units, one or three.
+        bilateral_srgb: standard deviation in image units, one for all channels or one for each.
         gaussian_compat, bilateral_compat: a number w, the Potts model, which rewards neighbours of one label with w; or
             L numbers mu_l or an (L, L) matrix of penalties (so that Potts is -w on the diagonal), of which, as in
             pydensecrf, the symmetric part counts.
         normalization: "symmetric", "before", "after" or "none"; see `functional.permutohedral_filter`.
 
     Shape:
-        scores (N, L, H, W), log-probabilities or logits, left as they are; image (N, 3, H, W) in 0..255 (one in 0..1 is
-        a single flat colour to a srgb of 13), uint8 or floating; output Q (N, L, H, W), probabilities of the dtype of
-        scores. Computed in float64 for float64 scores, else in float32, also under autocast, which then returns
-        float32. Differentiable in scores.
+        scores (N, L, H, W), L >= 2, log-probabilities or logits, left as they are; image (N, C, H, W) in 0..255, uint8
+        or floating, C from 1 (grey) to 5; output Q (N, L, H, W), probabilities of the dtype of scores. Computed in
+        float64 for float64 scores, else in float32, also under autocast, which then returns float32. Differentiable in
+        scores.
+
+    An image in 0..1 is a single flat colour to a srgb of 13. On the CPU there is a warning of floating images with
+    values below -0.5, or none above 1, unless a srgb is below 1; on a GPU there is none, since it would wait.
+
+    Scores that are not finite: -inf makes a label impossible at a pixel. A pixel with NaN or +inf, or with -inf alone,
+    is NaN in Q and takes no part in the others' Q; see `functional.mean_field`. An image that is not finite is an
+    error.
 
     Raises:
-        ArgumentError: an argument is out of range, or shapes or devices disagree.
+        ArgumentError: an argument is out of range, shapes or devices disagree, there are fewer than two labels, or the
+            image is not finite.
         ArgumentTypeError: an argument is of the wrong type or dtype.
     """
 
@@ -194,6 +230,7 @@ class DenseCRF(_GaussianCRF):
         return f"{super().extra_repr()}, {compat}"
 
 
+@leaf
 class CRFasRNN(_GaussianCRF):
     """A dense CRF whose kernel weights and label compatibilities train with the network (Zheng et al., ICCV 2015).
 
@@ -232,8 +269,14 @@ class CRFasRNN(_GaussianCRF):
         super().__init__(iterations, gaussian_sxy, bilateral_sxy, bilateral_srgb, normalization)
         if not isinstance(labels, int) or isinstance(labels, bool):
             bad_type(self._name, "labels", "be an int", type(labels).__name__)
-        if labels < 1:
-            bad_value(self._name, "labels", "be 1 or more", labels)
+        if labels < 2:
+            bad_value(
+                self._name,
+                "labels",
+                "be 2 or more",
+                labels,
+                "A binary network has two: the scores [0, s] of its score s.",
+            )
         self.labels = labels
         self._start = (gaussian_weight, bilateral_weight)
         self.gaussian_weight = nn.Parameter(torch.empty(labels, labels, device=device, dtype=dtype))

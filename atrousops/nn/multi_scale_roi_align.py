@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from atrousops import functional
 from atrousops._checks import bad_value
+from atrousops.nn._stock import leaf
 
 
+@leaf
 class MultiScaleRoIAlign(nn.Module):
     """RoIAlign on a feature pyramid, in place of torchvision.ops.MultiScaleRoIAlign.
 

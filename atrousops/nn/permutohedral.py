@@ -6,9 +6,11 @@ from torch import Tensor, nn
 
 from atrousops import ops
 from atrousops._checks import bad_value
+from atrousops.nn._stock import leaf
 from atrousops.ops.permutohedral import NORMALIZATIONS, Lattice
 
 
+@leaf
 class PermutohedralFilter(nn.Module):
     """Filters values with a Gaussian in feature space, y_i = sum_j exp(-|f_i - f_j|^2 / 2) x_j.
 

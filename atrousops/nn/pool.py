@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from atrousops import functional
+from atrousops.nn._stock import in_place_of
 
 
 class _MaxPool(nn.modules.pooling._MaxPoolNd):
@@ -21,12 +22,14 @@ class _MaxPool(nn.modules.pooling._MaxPoolNd):
         )
 
 
+@in_place_of(nn.MaxPool1d)
 class MaxPool1d(_MaxPool, nn.MaxPool1d):
     """torch.nn.MaxPool1d on functional.max_pool1d; see MaxPool2d."""
 
     _function = staticmethod(functional.max_pool1d)
 
 
+@in_place_of(nn.MaxPool2d)
 class MaxPool2d(_MaxPool, nn.MaxPool2d):
     """torch.nn.MaxPool2d on functional.max_pool2d: (N, C, H, W) -> (N, C, H_out, W_out).
 
@@ -37,6 +40,7 @@ class MaxPool2d(_MaxPool, nn.MaxPool2d):
     _function = staticmethod(functional.max_pool2d)
 
 
+@in_place_of(nn.MaxPool3d)
 class MaxPool3d(_MaxPool, nn.MaxPool3d):
     """torch.nn.MaxPool3d on functional.max_pool3d; see MaxPool2d."""
 
@@ -52,12 +56,14 @@ class _MaxUnpool(nn.modules.pooling._MaxUnpoolNd):
         return self._function(input, indices, self.kernel_size, self.stride, self.padding, output_size)
 
 
+@in_place_of(nn.MaxUnpool1d)
 class MaxUnpool1d(_MaxUnpool, nn.MaxUnpool1d):
     """torch.nn.MaxUnpool1d on functional.max_unpool1d; see MaxUnpool2d."""
 
     _function = staticmethod(functional.max_unpool1d)
 
 
+@in_place_of(nn.MaxUnpool2d)
 class MaxUnpool2d(_MaxUnpool, nn.MaxUnpool2d):
     """torch.nn.MaxUnpool2d on functional.max_unpool2d: (N, C, H, W) -> (N, C, H_out, W_out).
 
@@ -67,6 +73,7 @@ class MaxUnpool2d(_MaxUnpool, nn.MaxUnpool2d):
     _function = staticmethod(functional.max_unpool2d)
 
 
+@in_place_of(nn.MaxUnpool3d)
 class MaxUnpool3d(_MaxUnpool, nn.MaxUnpool3d):
     """torch.nn.MaxUnpool3d on functional.max_unpool3d; see MaxUnpool2d."""
 

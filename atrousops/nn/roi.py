@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from atrousops import functional
+from atrousops.nn._stock import leaf
 from atrousops.ops._roi import BoxList
 
 
+@leaf
 class RoIAlign(nn.Module):
     """`functional.roi_align` as a layer, in place of torchvision.ops.RoIAlign.
 
@@ -40,6 +42,7 @@ class RoIAlign(nn.Module):
         )
 
 
+@leaf
 class RoIPool(nn.Module):
     """`functional.roi_pool` as a layer, in place of torchvision.ops.RoIPool.
 

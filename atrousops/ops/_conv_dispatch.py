@@ -1,7 +1,6 @@
 """Where a convolution runs: PyTorch's own operator, ours, or the reference, as the planner says. One place for all six.
 
-A call that goes to PyTorch's operator as it is, the common answer, is known from the last time: that is what a small
-call can afford.
+The answer is looked up by everything it depends on, so that a call pays for its checks and its plan once.
 """
 
 from __future__ import annotations
@@ -12,15 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from atrousops import _library, _triton, backends, choice, planner
+from atrousops import _library, _triton, backends, choice
 from atrousops.devices import tf32_allowed
-from atrousops.ops import _subnormals
 from atrousops.ops._conv_arguments import Arguments
-
-# Floating-point operations per input element from which looking for subnormals in the input is lost in the noise.
-_SCAN_FLOPS = 500
+from atrousops.ops._register import PLAIN, foreign, transformed
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,108 +36,79 @@ class Route(NamedTuple):
 
     backend: str
     arguments: Arguments
-    scan_weight: bool = False
-    scan_input: bool = False
 
+
+_PLAIN = frozenset(PLAIN)
+# Types of further arguments that equal one another only if they mean the same, and can be part of a key.
+_KEY_TYPES = frozenset({int, tuple, str})
+_MOST_ROUTES = 4096
+
+_routes: dict[tuple, Route] = {}
+# PyTorch's operator, whatever the arguments: it knows best what to do, or what to refuse.
+_PYTORCH = Route("aten", Arguments((), (), (), 1, ()))
 
 # By names of this module: behind a large convolution the dictionaries of other modules are not in the cache.
 _forced = backends._forced
 _grad_enabled, _autocast_enabled = torch.is_grad_enabled, torch._C._is_any_autocast_enabled
-
-_PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
-
-_routes: dict[tuple, Route] = {}
-_SMALL_SIZE = planner.SMALL
-_SMALL = Route("aten", Arguments((), (), (), 1, ()), scan_weight=True)
+_threads, _is_compiling = torch.get_num_threads, torch.compiler.is_compiling
 
 
 def forget() -> None:
     """Drops what was looked up, after the planner has learnt something."""
     _routes.clear()
-    _forget_known()
 
 
-def run_in_python(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
+def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
     """Runs a call whose further arguments, in the order of PyTorch's function, are `args`."""
-    result, input, weight = _look_up(call, input, weight, bias, args)
-    if result is not None:
-        return result
-    try:
+    route = route_of(call, input, weight, bias, args)
+    if route.backend == "aten":
         return call.aten(input, weight, bias, *args)
-    except (RuntimeError, TypeError, ValueError):
-        call.check(call.name, call.rank, input, weight, bias, *args)
-        raise
+    if route.backend in backends.COMPILED and _needs_pytorch(input, weight):
+        return call.aten(input, weight, bias, *args)
+    body = call.ours if route.backend in backends.COMPILED else call.reference
+    if input.dim() == call.rank + 2:
+        return body(input, weight, bias, route.arguments)
+    return body(input.unsqueeze(0), weight, bias, route.arguments).squeeze(0)
 
 
-def _look_up(
-    call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The result, or, if PyTorch's operator is to be called, None and what it takes."""
-    compiling = torch.compiler.is_compiling()
-    route = (_find_route if compiling else route_of)(call, input, weight, bias, args)
-    if route is None:
-        return _run_unhashable(call, input, weight, bias, args), input, weight
-    if route.backend != "aten":
-        return _run_route(call, route, input, weight, bias, args), input, weight
-    clean = _subnormals.clean_weight(weight) if route.scan_weight else weight
-    if clean is weight and forward_ad._current_level < 0 and not compiling:
-        note(call, input, weight, args, _subnormals.PART if route.scan_input else 0)
-    return None, _subnormals.clean_input(input) if route.scan_input else input, clean
-
-
-def route_of(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Route | None:
-    """Where a call goes, looked up; None where it cannot be: no tensors, or lists as PyTorch's functions take too."""
-    try:
-        # The planner's rule for small calls, at the price that a small call can afford.
-        on_cpu = input.is_cpu and weight.is_cpu
-        forced = _forced[0]
-        if on_cpu and forced is None and input.numel() * weight.numel() <= _SMALL_SIZE:
-            return _SMALL
-        # Everything the choice depends on, and nothing that takes long to ask for.
-        key = (
-            call.name,
-            input.shape,
-            weight.shape,
-            args,
-            input.dtype,
-            input.is_contiguous(),
-            on_cpu,
-            not on_cpu and input.is_cuda and 1 + tf32_allowed(),
-            (input.requires_grad or weight.requires_grad) and _grad_enabled(),
-            _autocast_enabled(),
-            forced,
-        )
-        route = _routes.get(key)
-    except (AttributeError, TypeError):
-        return None
+def route_of(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Route:
+    """Where a call goes; the checks are made, and raise, the first time that it comes."""
+    plain = not _is_compiling() and type(input) in _PLAIN and type(weight) in _PLAIN
+    plain = plain and (bias is None or type(bias) in _PLAIN)
+    if not (plain and input.layout is weight.layout is torch.strided):
+        # Subclasses bring their own operators, which see PyTorch's function once, and nothing before it.
+        if foreign(input, weight, bias) and _forced[0] != "reference":
+            return _PYTORCH
+        return _find_route(call, input, weight, bias, args)
+    if not _KEY_TYPES.issuperset(map(type, args)):
+        return _find_route(call, input, weight, bias, args)
+    on_cpu = input.is_cpu and weight.is_cpu and (bias is None or bias.is_cpu)
+    key = (
+        call.name,
+        input.shape,
+        weight.shape,
+        args,
+        input.dtype,
+        weight.dtype,
+        None if bias is None else (bias.shape, bias.dtype),
+        input.is_contiguous(),
+        _threads() if on_cpu else (input.device, weight.device, bias is not None and bias.device, tf32_allowed()),
+        (input.requires_grad or weight.requires_grad) and _grad_enabled(),
+        _autocast_enabled() and _autocast_state(input),
+        _forced[0],
+    )
+    route = _routes.get(key)
     if route is None:
         route = _find_route(call, input, weight, bias, args)
-        if len(_routes) >= 4096:
+        if len(_routes) >= _MOST_ROUTES:
             _routes.clear()
         _routes[key] = route
     return route
 
 
-def _run_unhashable(call: Call, input: Any, weight: Any, bias: Any, args: tuple) -> Tensor:
-    arguments = call.check(call.name, call.rank, input, weight, bias, *args)
-    hashable = tuple(tuple(a) if isinstance(a, list) else a for a in args)
-    if hashable != args or any(isinstance(a, list) for a in args):
-        return run_in_python(call, input, weight, bias, *hashable)
-    return _run_route(call, _route(call, input, weight, arguments), input, weight, bias, args)
-
-
-def _run_route(call: Call, route: Route, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Tensor:
-    if route.backend == "aten" or (route.backend in backends.COMPILED and _needs_pytorch(input, weight)):
-        return call.aten(input, weight, bias, *args)
-    others = (weight,) if bias is None else (weight, bias)
-    channels = weight.shape[0] if call.op == "conv" else weight.shape[1] * route.arguments.groups
-    fits = bias is None or (bias.dim() == 1 and bias.shape[0] == channels)
-    if not fits or any([t.dtype != input.dtype or t.device != input.device for t in others]):
-        call.check(call.name, call.rank, input, weight, bias, *args)
-    body = call.ours if route.backend in backends.COMPILED else call.reference
-    if input.dim() == call.rank + 2:
-        return body(input, weight, bias, route.arguments)
-    return body(input.unsqueeze(0), weight, bias, route.arguments).squeeze(0)
+def _autocast_state(input: Tensor) -> tuple[bool, torch.dtype]:
+    device = input.device.type
+    return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
 
 def allow_tf32(t: Tensor) -> bool:
@@ -152,15 +118,8 @@ def allow_tf32(t: Tensor) -> bool:
 
 def _needs_pytorch(input: Tensor, weight: Tensor) -> bool:
     # Function transforms and forward-mode derivatives are PyTorch's own there; subclasses bring their own operators.
-    if torch.compiler.is_compiling():
-        return False
-    return not plain_tensors(input, weight)
-
-
-def plain_tensors(input: Tensor, weight: Tensor) -> bool:
-    """Whether neither a subclass nor a function transform has a say in what a call does."""
-    plain = type(input) in _PLAIN and type(weight) in _PLAIN
-    return plain and not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+    # Who reads a traced graph, such as counters of operations, knows PyTorch's.
+    return transformed() or foreign(input, weight) or torch._C._is_tracing()
 
 
 def _find_route(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Route:
@@ -180,13 +139,7 @@ def _route(call: Call, input: Tensor, weight: Tensor, arguments: Arguments) -> R
     needs_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
     kind = "forward" if call.op == "conv" else "transposed"
     ours = _ours(kind, size, weight.shape, arguments, dtype, not input.is_contiguous(), device, needs_grad)
-    backend = backends.own(call.op, input.device, dtype) if ours else "aten"
-    # Compiled: no look at values, and no guard on an open size. A GPU multiplies subnormals as fast as anything.
-    if torch.compiler.is_compiling() or device != "cpu":
-        return Route(backend, arguments)
-    channels = weight.shape[1] * arguments.groups if kind == "forward" else weight.shape[0]
-    per_element = 2 * weight.numel() // channels
-    return Route(backend, arguments, True, input.numel() >= 1 << 16 and per_element >= _SCAN_FLOPS)
+    return Route(backends.own(call.op, input.device, dtype) if ours else "aten", arguments)
 
 
 def _is_empty(input: Tensor) -> bool:
@@ -240,22 +193,10 @@ def _ours(
 
 def gradient_is_ours(kind: str, size: Any, weight_size: Any, arguments: Arguments, grad: Tensor) -> bool:
     """Whether a gradient ("input_grad" or "weight_grad") of a convolution of ours is best computed by us, too."""
+    if transformed() or foreign(grad):
+        return False
     forced = backends.forced()
     rank = len(arguments.stride)
     if forced is not None or arguments.padding[:rank] != arguments.padding[-rank:] or 0 in (*size, *weight_size):
         return forced != "aten"
     return _ours(kind, tuple(size), weight_size, arguments, grad.dtype, not grad.is_contiguous(), grad.device.type)
-
-
-def _straight() -> tuple[Callable[..., Tensor], Callable[..., bool], Callable[..., None], Callable[[], None]]:
-    make = getattr(_library.planner, "straight", None)
-    found = make and make(Tensor, _PLAIN, backends._forced, _grad_enabled, _autocast_enabled, run_in_python)
-    return found or (run_in_python, lambda *_: False, lambda *_: None, lambda: None)
-
-
-# run(call, input, weight, bias, *args): PyTorch's operator at once if known(the same), else `run_in_python`. A call is
-# known where nothing is to be done before, as note(call, input, weight, args, step) said, and one block of the input in
-# `step` is free of subnormals. Compiled, because behind a large convolution Python's own code is not in the cache
-# either. Dynamo cannot see into it; whatever else traces brings tensors that are not known.
-is_traced = torch.compiler.is_dynamo_compiling
-run, known, note, _forget_known = _straight()

@@ -13,11 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from atrousops import _library
 from atrousops._checks import bad_type, bad_value
-from atrousops.ops import _subnormals
 from atrousops.ops._conv_arguments import Arguments
-from atrousops.ops._conv_dispatch import Call, Route, allow_tf32, is_traced, plain_tensors, route_of, run, run_in_python
+from atrousops.ops._conv_dispatch import Call, Route, allow_tf32, route_of, run
 from atrousops.ops._layout import empty_as_kernel, prefers_channels_last
-from atrousops.ops._register import register
+from atrousops.ops._register import foreign, register, transformed
 
 
 class Activation(NamedTuple):
@@ -44,11 +43,12 @@ def run_with_epilogue(
         bad_value(call.name, "activation", f"be one of {', '.join(ACTIVATIONS)} or None", repr(activation))
     if residual is not None and not isinstance(residual, Tensor):
         bad_type(call.name, "residual", "be a Tensor or None", type(residual).__name__)
-    if torch.compiler.is_compiling() or _wants_gradients(input, weight, bias, residual):
-        y = (run_in_python if is_traced() else run)(call, input, weight, bias, *args)
+    tensors = (input, weight, bias, residual)
+    if torch.compiler.is_compiling() or transformed() or foreign(*tensors) or _wants_gradients(*tensors):
+        y = run(call, input, weight, bias, *args)
         return _behind(call, y, residual, activation, in_place=False)
     route = route_of(call, input, weight, bias, args)
-    if route is not None and _fits(route, input, weight, bias, residual):
+    if _fits(route, input, weight, bias, residual):
         if _onednn_fuses(route, input, residual, activation):
             return _onednn(route, input, weight, bias, residual, activation)
         if route.backend == "triton":
@@ -99,7 +99,6 @@ def _fits(route: Route, input: Tensor, weight: Tensor, bias: Tensor | None, resi
     return (
         input.dim() == len(a.stride) + 2
         and not torch._C._is_any_autocast_enabled()
-        and (plain_tensors(input, weight) or (type(input) is type(weight) is FakeTensor))
         and weight.dtype == input.dtype
         and weight.device == input.device
         and input.numel() * weight.numel() > 0
@@ -130,8 +129,7 @@ def _onednn_adds_and_clips(input: Tensor) -> bool:
 
 def _is_like_output(residual: Tensor, input: Tensor, weight: Tensor, a: Arguments) -> bool:
     same = residual.dtype == input.dtype and residual.device == input.device
-    plain = plain_tensors(residual, weight) or type(residual) is FakeTensor
-    return same and plain and residual.shape == _output_size(input, weight, a)
+    return same and residual.shape == _output_size(input, weight, a)
 
 
 def _onednn(
@@ -139,9 +137,6 @@ def _onednn(
 ) -> Tensor:
     a = route.arguments
     padding = a.padding[: len(a.stride)]
-    weight = _subnormals.clean_weight(weight)
-    if route.scan_input:
-        input = _subnormals.clean_input(input)
     name, scalars = (None, ()) if activation is None else ACTIVATIONS[activation][1:]
     fused = torch.ops.mkldnn._convolution_pointwise
     geometry = (padding, a.stride, a.dilation, a.groups)

@@ -1,4 +1,4 @@
-"""The one way an operator gets its fake kernel, autograd and autocast, and is called."""
+"""The one way an operator gets its fake kernel, autograd, transforms and autocast, and is called."""
 
 from __future__ import annotations
 
@@ -7,33 +7,77 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
 from atrousops import _library, _triton
+from atrousops._checks import ArgumentError
+from atrousops.ops import _batches
 
 _AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "xpu": "AutocastXPU"}
 _autocast_library = torch.library.Library("atrousops", "FRAGMENT") if _library.has_schemas else None
+
+PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+_PLAIN = frozenset(PLAIN)
+# What traces a call brings these, and they know every registered operator.
+_KNOWN = frozenset({*PLAIN, FakeTensor, FunctionalTensor})
+_autocasts = torch._C._is_any_autocast_enabled
+_transforms = torch._C._are_functorch_transforms_active
+
+# Every registered operator by its name, as `register` returned it.
+CALLS: dict[str, Callable[..., Any]] = {}
+
+
+def foreign(*values: Any) -> bool:
+    """Whether one of the tensors has rules of its own: a subclass, or a layout with another memory than strides.
+
+    PyTorch's operators know what to do with them, ours do not.
+    """
+    for t in values:
+        if type(t) in _KNOWN:
+            if t.layout is not torch.strided or t.is_nested:
+                return True
+        elif isinstance(t, Tensor):
+            return True
+    return False
+
+
+def transformed() -> bool:
+    """Whether a transform of functions is at work: those of torch.func, or forward-mode differentiation."""
+    return _transforms() or forward_ad._current_level >= 0
 
 
 def register(
     name: str,
     *,
     fake: Callable[..., Any],
+    otherwise: Callable[..., Any] | None = None,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
+    jvp: Callable[..., Any] | None = None,
+    vmap: Callable[..., Any] | None = None,
     autocast: str | None = None,
 ) -> Callable[..., Any]:
     """Registers what belongs to operator `atrousops::name`, if there are kernels: a compiled library's, or Triton's.
 
-    autocast: "lower" casts floating tensors to the autocast dtype, "float32" to fp32; None leaves dtypes alone.
+    Args:
+        name: of the operator.
+        fake: its result's shape, on fake and meta tensors.
+        otherwise: the same in PyTorch's operators, for tensors that no kernel can read: batched ones, and subclasses.
+        backward, setup_context: its derivative; `keep` what both directions need.
+        jvp: its forward-mode derivative; by default that of an operator that is linear in its first tensor, whose
+            `setup_context` keeps all others in their order.
+        vmap: its rule for a further batch dimension; by default that of an operator on entries of the leading one.
+        autocast: "lower" casts floating tensors to the autocast dtype, "float32" to fp32; None leaves dtypes alone.
 
     Returns:
         The operator, to be called with all of its arguments, tensors first. torch.library's autograd is Python between
-        two passes through the dispatcher, which costs a small call more than all else; eager calls on plain tensors do
-        without it, and record the same backward.
+        two passes through the dispatcher, which costs a small call more than all else, and knows no transforms; eager
+        calls do without it, and record the same backward.
     """
     if not _library.has_schemas:
-        return _missing
+        return CALLS.setdefault(name, otherwise or _missing)
     qualified = f"atrousops::{name}"
     torch.library.register_fake(qualified, fake)
     _triton.register_rule(name)
@@ -42,65 +86,136 @@ def register(
     if autocast is not None:
         for device, key in _AUTOCAST_KEYS.items():
             _register_autocast(name, device, key, autocast)
-    return _shortest(getattr(torch.ops.atrousops, name).default, backward, setup_context, autocast is not None)
+    operator = getattr(torch.ops.atrousops, name).default
+    rules = _Rules(operator, otherwise or operator, backward, setup_context, jvp, vmap)
+    return CALLS.setdefault(name, _caller(rules, autocast))
+
+
+def keep(ctx: Any, *tensors: Tensor | None) -> None:
+    """Saves tensors for the derivatives in both directions."""
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
 
 
 def _missing(*args: Any) -> Any:
     raise NotImplementedError("the compiled library is missing")
 
 
-def _shortest(
-    operator: Any, backward: Callable[..., Any] | None, setup_context: Callable[..., Any] | None, casts: bool
-) -> Callable[..., Any]:
-    count = sum(isinstance(argument.type, torch.TensorType) for argument in operator._schema.arguments)
+class _Rules:
+    """What is known of an operator, as two classes of autograd functions: one for eager calls, one for transforms."""
 
-    def forward(ctx: Any, *args: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            output = operator(*args)
-            if setup_context is not None:
-                setup_context(ctx, args, output)
+    def __init__(
+        self,
+        operator: Any,
+        otherwise: Callable[..., Any],
+        backward: Callable[..., Any] | None,
+        setup_context: Callable[..., Any] | None,
+        jvp: Callable[..., Any] | None,
+        vmap: Callable[..., Any] | None,
+    ) -> None:
+        self.operator, self.otherwise, self.differentiable = operator, otherwise, backward is not None
+        self.count = sum(isinstance(argument.type, torch.TensorType) for argument in operator._schema.arguments)
+        self._setup_context, self._jvp = setup_context, jvp
+        name, parents = operator._opname, (torch.autograd.Function,)
+        derivative = staticmethod(backward or _missing)
+        # With a `setup_context` of its own a call of the first would cost 10 us more.
+        self.eager: Any = type(name, parents, {"forward": staticmethod(self._forward), "backward": derivative})
+        body = {
+            "forward": staticmethod(self._transformed_forward),
+            "setup_context": staticmethod(self._setup),
+            "backward": derivative,
+            "jvp": staticmethod(self._forward_derivative),
+            "vmap": staticmethod(vmap or _batches.over_leading(lambda *args: CALLS[name](*args), self.count)),
+        }
+        self.transformed: Any = type(name, parents, body)
+
+    def run(self, *args: Any) -> Any:
+        """The kernel, on plain tensors."""
+        try:
+            with torch._C._AutoDispatchBelowAutograd():
+                return self.operator(*args)
+        except ValueError as error:
+            # A kernel's word on values that it alone sees; nothing else of Python's or PyTorch's runs in here.
+            raise ArgumentError(str(error)) from None
+
+    def _forward(self, ctx: Any, *args: Any) -> Any:
+        output = self.run(*args)
+        if self._setup_context is not None:
+            with torch._C._AutoDispatchBelowAutograd():
+                self._setup_context(ctx, args, output)
         return output
 
-    body = {"forward": staticmethod(forward), "backward": staticmethod(backward or _missing)}
-    function: Any = type(operator._opname, (torch.autograd.Function,), body)
+    def _transformed_forward(self, *args: Any) -> Any:
+        if not _is_watched() and all([type(t) in _PLAIN for t in args[: self.count]]):
+            return self.run(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.operator(*args)
+
+    def _setup(self, ctx: Any, inputs: tuple, output: Any) -> None:
+        if self._setup_context is not None:
+            self._setup_context(ctx, inputs, output)
+        ctx.set_materialize_grads(True)
+        ctx.rest = inputs[self.count :]
+
+    def _forward_derivative(self, ctx: Any, tangent: Tensor, *others: Any) -> Any:
+        if self._jvp is not None:
+            return self._jvp(ctx, tangent)
+        return CALLS[self.operator._opname](tangent, *ctx.saved_tensors, *ctx.rest)
+
+
+def _caller(rules: _Rules, autocast: str | None) -> Callable[..., Any]:
+    operator, count, run, eager = rules.operator, rules.count, rules.run, rules.eager
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or not _is_plain(args[:count]) or (casts and _autocasts()):
+        if torch.compiler.is_compiling():
+            return rules.otherwise(*args) if _transforms() or foreign(*args[:count]) else operator(*args)
+        casts = autocast is not None and _autocasts()
+        if is_plain(args[:count]) and not casts:
+            if torch.is_grad_enabled() and any([t.requires_grad for t in args[:count]]):
+                return eager.apply(*args) if rules.differentiable else operator(*args)
+            return run(*args)
+        if not (transformed() or foreign(*args[:count])):
             return operator(*args)
-        if torch.is_grad_enabled() and any([t.requires_grad for t in args[:count]]):
-            return operator(*args) if backward is None else function.apply(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator(*args)
+        if casts:
+            device = args[0].device.type
+            args = tuple([_cast(value, device, str(autocast)) for value in args])
+        if foreign(*args[:count]):
+            return rules.otherwise(*args)
+        if _batches.outside_its_layer(args[:count]):
+            return _batches.inside_its_layer(call, args)
+        return rules.transformed.apply(*args)
 
     return call
 
 
-_PLAIN = frozenset({Tensor, torch.nn.Parameter})
-_autocasts = torch._C._is_any_autocast_enabled
-
-
-def _is_plain(tensors: tuple[Tensor, ...]) -> bool:
+def is_plain(tensors: tuple[Tensor, ...]) -> bool:
     """Whether nothing wraps, transforms, traces or watches them."""
     for t in tensors:
-        if type(t) not in _PLAIN:
+        if type(t) not in _PLAIN or t.layout is not torch.strided:
             return False
-    watched = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()
-    return not (watched or torch._C._is_tracing() or forward_ad._current_level >= 0)
+    return not (_transforms() or _is_watched() or forward_ad._current_level >= 0)
+
+
+def _is_watched() -> bool:
+    return bool(torch._C._len_torch_dispatch_stack()) or torch._C._is_tracing()
+
+
+def _cast(value: Any, device: str, policy: str) -> Any:
+    wants = isinstance(value, Tensor) and value.is_floating_point() and value.device.type == device
+    if not wants or value.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return value
+    return value.to(torch.float32 if policy == "float32" else torch.get_autocast_dtype(device))
 
 
 def _register_autocast(name: str, device: str, key: str, policy: str) -> None:
     op = getattr(torch.ops.atrousops, name)
 
     def cast_and_call(*args: Any, **kwargs: Any) -> Any:
-        dtype = torch.float32 if policy == "float32" else torch.get_autocast_dtype(device)
-
-        def cast(value: Any) -> Any:
-            wants = isinstance(value, torch.Tensor) and value.is_floating_point() and value.device.type == device
-            return value.to(dtype) if wants and value.dtype != torch.float64 else value
-
         excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+        args = tuple([_cast(value, device, policy) for value in args])
+        kwargs = {k: _cast(value, device, policy) for k, value in kwargs.items()}
         with torch._C._ExcludeDispatchKeyGuard(excluded):
-            return op(*map(cast, args), **{k: cast(v) for k, v in kwargs.items()})
+            return op(*args, **kwargs)
 
     assert _autocast_library is not None
     _autocast_library.impl(name, cast_and_call, key)

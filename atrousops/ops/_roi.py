@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import numbers
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from atrousops import backends
-from atrousops._checks import ArgumentError, bad_type, bad_value
+from atrousops._checks import bad_type, bad_value
+from atrousops.ops._windows import integer
+from atrousops.reference._values import values_of
 
 BoxList: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 
@@ -30,21 +33,33 @@ def prepare(
     if input.shape[2] == 0 or input.shape[3] == 0:
         bad_value(op, "input", "have at least one pixel", tuple(input.shape))
     height, width = pair(op, output_size)
-    if isinstance(spatial_scale, bool) or not isinstance(spatial_scale, (int, float)):
-        bad_type(op, "spatial_scale", "be a number", type(spatial_scale).__name__)
+    spatial_scale = _number(op, "spatial_scale", spatial_scale)
     if not (spatial_scale > 0 and math.isfinite(spatial_scale)):
         bad_value(op, "spatial_scale", "be positive and finite", spatial_scale, "It is features' size / image's size.")
-    return _rows(op, input, boxes), height, width, float(spatial_scale)
+    return _rows(op, input, boxes), height, width, spatial_scale
 
 
 def pair(op: str, output_size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) from one number or two."""
-    sizes = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-    if len(sizes) != 2 or not all(isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in sizes):
-        bad_value(op, "output_size", "be one integer or (height, width)", output_size)
-    if sizes[0] < 1 or sizes[1] < 1:
+    rule = "be one integer or (height, width)"
+    sizes = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size, output_size)
+    if len(sizes) != 2:
+        bad_value(op, "output_size", rule, output_size)
+    height, width = (integer(op, "output_size", n, rule) for n in sizes)
+    if height < 1 or width < 1:
         bad_value(op, "output_size", "be positive", output_size)
-    return sizes[0], sizes[1]
+    return height, width
+
+
+def _number(op: str, argument: str, value: Any) -> float:
+    """A float of any real number: also NumPy's, and tensors of one element; not bool."""
+    if isinstance(value, Tensor):
+        real = value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
+    else:
+        real = isinstance(value, (numbers.Real, torch.SymInt, torch.SymFloat)) and not isinstance(value, bool)
+    if not real:
+        bad_type(op, argument, "be a number", type(value).__name__)
+    return float(value)
 
 
 def _rows(op: str, input: Tensor, boxes: Tensor | BoxList) -> Tensor:
@@ -82,21 +97,10 @@ def _at_least_float(boxes: Tensor) -> Tensor:
     return boxes if boxes.dtype in (torch.float32, torch.float64) else boxes.float()
 
 
-def call(kernel: Callable[..., Any], *args: Any) -> Any:
-    """Runs an operator that checks the boxes' values itself, and gives its complaint our type."""
-    if torch.compiler.is_compiling():
-        return kernel(*args)
-    try:
-        return kernel(*args)
-    except (ValueError, RuntimeError) as error:
-        if "boxes must" in str(error):
-            raise ArgumentError(str(error)) from None
-        raise
-
-
 def check_boxes(op: str, rois: Tensor, batch: int) -> None:
-    """The CPU operator's checks of the boxes' values, for the backends that have none; fake boxes have no values."""
-    if torch.compiler.is_compiling() or rois.shape[0] == 0 or isinstance(rois, FakeTensor):
+    """The CPU operator's checks of the boxes' values, for what has none. Fake boxes and those on meta hold none."""
+    rois = values_of(rois).flatten(0, -2)
+    if torch.compiler.is_compiling() or rois.shape[0] == 0 or isinstance(rois, FakeTensor) or rois.is_meta:
         return
     image, corners = rois[:, 0], rois[:, 1:]
     _refuse(op, rois, ~rois.isfinite().all(1), "be finite", "Drop such boxes.")
@@ -113,7 +117,10 @@ def _refuse(op: str, rois: Tensor, bad: Tensor, rule: str, remedy: str) -> None:
 
 def is_channels_last(t: Tensor) -> bool:
     """Whether the CPU operators answer such an input in channels_last."""
-    return not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
+    # Under vmap nobody may ask, and nothing of ours runs.
+    if t.is_contiguous() or torch._C._are_functorch_transforms_active():
+        return False
+    return t.is_contiguous(memory_format=torch.channels_last)
 
 
 def empty_in_format(like: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from atrousops import backends
+from atrousops.ops._register import PLAIN, transformed
 
 # Elements of input up to which a call is all overhead, and PyTorch's.
 SMALL = 1 << 14
@@ -16,25 +16,19 @@ SMALL = 1 << 14
 _DTYPES = frozenset({torch.float32, torch.float64})
 
 
-def small(input: Tensor, function: Callable[..., Any], *args: Any, last: int = 0) -> Any:
-    """What `function`, made of PyTorch's operators, gives for a small call with the same results as ours.
+def is_small(input: Any, last: int = 0) -> bool:
+    """Whether a call with this input is small: PyTorch's operator, with the same results, takes less time.
 
-    None where the call is another one, or where PyTorch complains: our checks then say what is wrong. Maps in
-    channels_last, in float32 and without gradients, are small up to `last` elements.
+    Maps in channels_last, in float32 and without gradients, are small up to `last` elements.
     """
-    if torch.compiler.is_compiling() or backends._forced[0] is not None:
-        return None
-    try:
-        size = input.numel()
-        if input.is_contiguous():
-            fits = size <= SMALL and input.dtype in _DTYPES
-        else:
-            fits = size <= last and input.dtype is torch.float32 and _is_last_without_gradient(input)
-        if not (fits and size > 0 and input.is_cpu):
-            return None
-        return function(input, *args)
-    except (AttributeError, RuntimeError, TypeError, ValueError):
-        return None
+    if torch.compiler.is_compiling() or backends._forced[0] is not None or type(input) not in PLAIN:
+        return False
+    size = input.numel()
+    if transformed() or not (0 < size <= max(SMALL, last) and input.is_cpu and input.layout is torch.strided):
+        return False
+    if input.is_contiguous():
+        return size <= SMALL and input.dtype in _DTYPES
+    return size <= last and input.dtype is torch.float32 and _is_last_without_gradient(input)
 
 
 def _is_last_without_gradient(input: Tensor) -> bool:

@@ -13,23 +13,51 @@ from atrousops._checks import bad_type, bad_value
 
 
 def per_axis(op: str, argument: str, value: Any, axes: int) -> tuple[int, ...]:
-    """One integer per spatial axis, from an integer or a sequence of one or `axes` of them."""
+    """One integer per spatial axis, from an integer or a tuple or list of one or `axes` of them."""
     if type(value) is int:
         return (value,) * axes
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        if len(value) == axes and all(type(v) is int for v in value):
-            return tuple(value)
-        if len(value) == 1:
-            return per_axis(op, argument, value[0], axes)
-        if len(value) != axes:
-            bad_value(op, argument, f"be one integer or {axes}", value, _torch_length(op, argument, axes))
-        return tuple(per_axis(op, argument, v, 1)[0] for v in value)
-    if isinstance(value, torch.SymInt):
-        return (value,) * axes  # type: ignore[return-value]
-    try:
-        return (operator.index(value),) * axes
-    except TypeError:
-        bad_type(op, argument, f"be one integer or {axes}", repr(value))
+    rule = f"be one integer or {axes}"
+    if not isinstance(value, (tuple, list)):
+        return (integer(op, argument, value, rule),) * axes
+    if len(value) == axes and all(type(v) is int for v in value):
+        return tuple(value)
+    if len(value) not in (1, axes):
+        bad_value(op, argument, rule, value, _torch_length(op, argument, axes))
+    found = tuple([integer(op, argument, v, rule) for v in value])
+    return found * axes if len(found) == 1 else found
+
+
+def integer(op: str, argument: str, value: Any, rule: str) -> int:
+    """An int of what PyTorch takes for one: also NumPy's integers and integer tensors of one element, not bool."""
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]
+    whole = (
+        not (value.is_floating_point() or value.is_complex() or value.numel() != 1)
+        if isinstance(value, Tensor)
+        else (hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0)
+    )
+    if not whole:
+        bad_type(op, argument, rule, repr(value))
+    return operator.index(value)
+
+
+def check_tensor(op: str, name: str, value: Any) -> None:
+    """Raises ArgumentTypeError unless it is a tensor."""
+    if not isinstance(value, Tensor):
+        bad_type(op, name, "be a Tensor", type(value).__name__)
+
+
+def check_bool(op: str, name: str, value: Any) -> None:
+    """Raises ArgumentTypeError unless it is True or False."""
+    if value is not True and value is not False:
+        bad_type(op, name, "be True or False", repr(value))
+
+
+def in_float32(input: Tensor) -> Tensor:
+    """Cast as PyTorch's autocast on a CPU does for operators that it computes in float32."""
+    if input.is_cpu and input.dtype in (torch.bfloat16, torch.float16) and torch.is_autocast_enabled("cpu"):
+        return input.float()
+    return input
 
 
 def _torch_length(op: str, argument: str, axes: int) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from atrousops import _plan_context, backends, reference
+from atrousops import backends, choice, reference
 from atrousops._checks import bad_type, bad_value
 from atrousops.devices import tf32_allowed
 from atrousops.ops._layout import empty_as_kernel
-from atrousops.ops._register import register
+from atrousops.ops._register import foreign, register, transformed
 from atrousops.ops.conv import conv2d
 
 
@@ -60,6 +60,8 @@ def runs_as_one(
         return False
     if torch.is_grad_enabled() and any([t.requires_grad for t in (input, *weights, *(biases or ()))]):
         return False
+    if transformed() or foreign(input, *weights, *(biases or ())):
+        return False
     if torch.is_autocast_enabled(input.device.type) or input.dtype not in backends.FLOATING:
         return False
     if forced is not None:
@@ -71,7 +73,7 @@ def runs_as_one(
         return False
     size = tuple(input.shape) if input.dim() == 4 else (1, *input.shape)
     kernels = tuple([w.shape[-1] for w in weights])
-    return _plan_context.one_launch(size, tuple(dilation), kernels, input.dtype, not input.is_contiguous())
+    return choice.one_launch(size, tuple(dilation), kernels, input.dtype, not input.is_contiguous())
 
 
 def _by_layers(

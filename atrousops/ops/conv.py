@@ -10,9 +10,9 @@ from torch import Tensor
 
 from atrousops import reference
 from atrousops.ops._conv_arguments import Arguments, check_conv
-from atrousops.ops._conv_dispatch import Call, allow_tf32, gradient_is_ours, is_traced, run, run_in_python
+from atrousops.ops._conv_dispatch import Call, allow_tf32, gradient_is_ours, run
 from atrousops.ops._conv_epilogue import run_with_epilogue
-from atrousops.ops._layout import empty_as_kernel
+from atrousops.ops._layout import empty_as_kernel, prefers_channels_last
 from atrousops.ops._register import register
 
 Size = int | Sequence[int]
@@ -44,8 +44,7 @@ def conv1d(
         ArgumentError, ArgumentTypeError: as for `conv2d`.
     """
     if residual is None and activation is None:
-        call = run_in_python if is_traced() else run
-        return call(_CONV1D, input, weight, bias, stride, padding, dilation, groups)
+        return run(_CONV1D, input, weight, bias, stride, padding, dilation, groups)
     args = (stride, padding, dilation, groups)
     return run_with_epilogue(_CONV1D, input, weight, bias, args, residual, activation)
 
@@ -93,8 +92,7 @@ def conv2d(
     Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), eq. (2).
     """
     if residual is None and activation is None:
-        call = run_in_python if is_traced() else run
-        return call(_CONV2D, input, weight, bias, stride, padding, dilation, groups)
+        return run(_CONV2D, input, weight, bias, stride, padding, dilation, groups)
     args = (stride, padding, dilation, groups)
     return run_with_epilogue(_CONV2D, input, weight, bias, args, residual, activation)
 
@@ -125,8 +123,7 @@ def conv3d(
         ArgumentError, ArgumentTypeError: as for `conv2d`.
     """
     if residual is None and activation is None:
-        call = run_in_python if is_traced() else run
-        return call(_CONV3D, input, weight, bias, stride, padding, dilation, groups)
+        return run(_CONV3D, input, weight, bias, stride, padding, dilation, groups)
     args = (stride, padding, dilation, groups)
     return run_with_epilogue(_CONV3D, input, weight, bias, args, residual, activation)
 
@@ -155,13 +152,15 @@ def convolve(input: Tensor, weight: Tensor, a: Arguments, size: Sequence[int]) -
     rank = len(a.stride)
     if gradient_is_ours("forward", input.shape, weight.shape, a, input):
         out = _ours(input, weight, None, a)
-    else:
-        out = _BY_RANK[rank](input, weight, None, a.stride, a.padding[:rank], a.dilation, a.groups)
-    # A transposed convolution with output_padding >= stride has fewer inputs than its gradient's convolution outputs.
-    for axis in range(2, rank + 2):
-        if out.shape[axis] != size[axis]:
-            out = out.narrow(axis, 0, size[axis])
-    return out
+        # A transposed convolution with output_padding >= stride has fewer inputs than its gradient outputs.
+        if out.shape != torch.Size(size):
+            for axis in range(2, rank + 2):
+                out = out.narrow(axis, 0, size[axis])
+            out = _dense(out, input)
+        return out
+    extent = _extent(input.shape, weight.shape[2:], size, a)
+    input, padding = _as_read(input, extent, a)
+    return _BY_RANK[rank](input, weight, None, a.stride, padding, a.dilation, a.groups)
 
 
 def grad_input(grad: Tensor, weight: Tensor, size: Sequence[int], a: Arguments) -> Tensor:
@@ -169,9 +168,17 @@ def grad_input(grad: Tensor, weight: Tensor, size: Sequence[int], a: Arguments) 
     if gradient_is_ours("input_grad", size, weight.shape, a, grad):
         rest = (a.stride, a.padding, a.dilation, a.groups, allow_tf32(grad))
         return torch.ops.atrousops.conv_grad_input(grad, weight, size, *rest)
+    extent = _extent(size, weight.shape[2:], grad.shape, a)
     # Only its size counts.
-    input = grad.new_empty(1).expand(size)
-    return _aten_backward(grad, input, weight, a, (True, False, False))[0]
+    input, padding = _as_read(grad.new_empty(1).expand(size), extent, a)
+    out = _aten_backward(grad, input, weight, padding, a, (True, False, False))[0]
+    if extent is None:
+        return out
+    for axis, length in enumerate(size[2:], 2):
+        low = a.padding[axis - 2]
+        behind = max(0, low + length - out.shape[axis])
+        out = F.pad(out, (0, 0) * (out.dim() - axis - 1) + (0, behind)).narrow(axis, low, length)
+    return _dense(out, grad)
 
 
 def grad_weight(grad: Tensor, input: Tensor, kernel_size: Sequence[int], a: Arguments) -> Tensor:
@@ -181,14 +188,56 @@ def grad_weight(grad: Tensor, input: Tensor, kernel_size: Sequence[int], a: Argu
         rest = (a.stride, a.padding, a.dilation, a.groups, allow_tf32(grad))
         return torch.ops.atrousops.conv_grad_weight(grad, input, kernel_size, *rest)
     weight = grad.new_empty(1).expand(size)
-    return _aten_backward(grad, input, weight, a, (False, True, False))[1]
+    input, padding = _as_read(input, _extent(input.shape, kernel_size, grad.shape, a), a)
+    return _aten_backward(grad, input, weight, padding, a, (False, True, False))[1]
 
 
-def _aten_backward(grad: Tensor, input: Tensor, weight: Tensor, a: Arguments, mask: tuple[bool, bool, bool]):
+def _extent(
+    input_size: Sequence[int], kernel_size: Sequence[int], output_size: Sequence[int], a: Arguments
+) -> tuple[int, ...] | None:
+    """What the windows span of the padded input, where PyTorch's convolution has no words for the padding, else None.
+
+    It pads both sides alike, and has all the outputs that fit; a transposed convolution with output_padding >= stride
+    has fewer inputs.
+    """
     rank = len(a.stride)
-    no_extra = (0,) * rank
+    low, high = a.padding[:rank], a.padding[-rank:]
+    spans = tuple(d * (k - 1) + 1 for d, k in zip(a.dilation, kernel_size))
+    all_fit = all(
+        (i + 2 * p - span) // s + 1 == o
+        for i, p, span, s, o in zip(input_size[2:], low, spans, a.stride, output_size[2:])
+    )
+    if all_fit and low == high:
+        return None
+    return tuple((o - 1) * s + span for o, s, span in zip(output_size[2:], a.stride, spans))
+
+
+def _as_read(input: Tensor, extent: tuple[int, ...] | None, a: Arguments) -> tuple[Tensor, tuple[int, ...]]:
+    """The input that PyTorch's convolution is given, and its padding: none if the zeros are in the input."""
+    rank = len(a.stride)
+    if extent is None:
+        return input, a.padding[:rank]
+    zeros: list[int] = []
+    for low, length, span in zip(a.padding[:rank], input.shape[2:], extent):
+        zeros = [low, max(0, span - low - length), *zeros]
+    input = F.pad(input, zeros)
+    for axis, span in enumerate(extent, 2):
+        input = input.narrow(axis, 0, span)
+    return input, (0,) * rank
+
+
+def _dense(t: Tensor, like: Tensor) -> Tensor:
+    """`t` without gaps, in channels_last if `like` is."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d} if prefers_channels_last(like) else {}
+    return t.contiguous(memory_format=last.get(t.dim(), torch.contiguous_format))
+
+
+def _aten_backward(
+    grad: Tensor, input: Tensor, weight: Tensor, padding: tuple[int, ...], a: Arguments, mask: tuple[bool, bool, bool]
+):
+    no_extra = (0,) * len(a.stride)
     return torch.ops.aten.convolution_backward(
-        grad, input, weight, None, a.stride, a.padding[:rank], a.dilation, False, no_extra, a.groups, mask
+        grad, input, weight, None, a.stride, padding, a.dilation, False, no_extra, a.groups, mask
     )
 
 

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-from atrousops import _plan_branches, backends, reference
+from atrousops import backends, choice, reference
 from atrousops._checks import bad_type, bad_value
 from atrousops.ops._conv_arguments import Arguments, check_conv
-from atrousops.ops._conv_dispatch import allow_tf32, plain_tensors
+from atrousops.ops._conv_dispatch import allow_tf32
 from atrousops.ops._layout import empty_as_kernel, prefers_channels_last
-from atrousops.ops._register import register
+from atrousops.ops._register import foreign, register, transformed
 from atrousops.ops.conv import conv2d, grad_bias, grad_input, grad_weight
 
 Sizes = Sequence[int | tuple[int, int]]
@@ -56,7 +55,7 @@ def conv_branches(
     """
     around = _check(input, weights, biases, padding, dilation, activation, others)
     relu = activation is not None
-    if why_apart(input, weights, *around, relu, others):
+    if why_apart(input, weights, *around, relu, others, biases or ()):
         return _apart(input, weights, biases, *around, activation, others)
     batch, others = (input, others) if input.dim() == 4 else (input[None], [t[None] for t in others])
     pads, gaps = ([v for values in sizes for v in values] for sizes in around)
@@ -72,6 +71,7 @@ def why_apart(
     dilation: Sequence[tuple[int, int]],
     relu: bool,
     others: Sequence[Tensor] = (),
+    biases: Sequence[Tensor] = (),
 ) -> str:
     """Why branches run one by one, each as it is planned; empty where the operator runs."""
     forced, kind = backends.forced(), input.device.type
@@ -80,7 +80,7 @@ def why_apart(
     if torch.is_autocast_enabled(kind) or input.dtype not in backends.FLOATING:
         return "they are cast one by one"
     compiling = torch.compiler.is_compiling()
-    if not (compiling or plain_tensors(input, weights[0]) or type(input) is FakeTensor):
+    if transformed() or foreign(input, *weights, *others, *biases):
         return "subclasses and transforms of functions know them one by one"
     if forced is not None:
         own = backends.choose("conv_branches", input.device, input.dtype) in backends.COMPILED
@@ -93,7 +93,7 @@ def why_apart(
     size = tuple(input.shape) if input.dim() == 4 else (1, *input.shape)
     shapes = tuple([tuple(w.shape) for w in weights])
     layout, beside = not input.is_contiguous(), sum([t.shape[-3] for t in others])
-    return _plan_branches.why_apart(size, shapes, tuple(padding), tuple(dilation), input.dtype, layout, relu, beside)
+    return choice.why_apart(size, shapes, tuple(padding), tuple(dilation), input.dtype, layout, relu, beside)
 
 
 def _apart(input, weights, biases, padding, dilation, activation, others) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atrousops import reference
 from atrousops.ops._conv_arguments import Arguments, check_conv_transpose
-from atrousops.ops._conv_dispatch import Call, allow_tf32, is_traced, run, run_in_python
+from atrousops.ops._conv_dispatch import Call, allow_tf32, run
 from atrousops.ops._layout import empty_as_kernel
 from atrousops.ops._register import register
 from atrousops.ops.conv import convolve, grad_bias, grad_weight
@@ -41,8 +41,7 @@ def conv_transpose1d(
     Raises:
         ArgumentError, ArgumentTypeError: as for `conv_transpose2d`.
     """
-    call = run_in_python if is_traced() else run
-    return call(_CONV_TRANSPOSE1D, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return run(_CONV_TRANSPOSE1D, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def conv_transpose2d(
@@ -81,8 +80,7 @@ def conv_transpose2d(
 
     Source: Zeiler et al., Adaptive deconvolutional networks (2011); Long et al., FCN (2015), section 3.3.
     """
-    call = run_in_python if is_traced() else run
-    return call(_CONV_TRANSPOSE2D, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return run(_CONV_TRANSPOSE2D, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def conv_transpose3d(
@@ -108,8 +106,7 @@ def conv_transpose3d(
     Raises:
         ArgumentError, ArgumentTypeError: as for `conv_transpose2d`.
     """
-    call = run_in_python if is_traced() else run
-    return call(_CONV_TRANSPOSE3D, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return run(_CONV_TRANSPOSE3D, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def _ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments) -> Tensor:

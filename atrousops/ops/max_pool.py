@@ -11,9 +11,10 @@ from torch import Tensor
 
 from atrousops import backends, reference
 from atrousops._checks import bad_value
-from atrousops.ops._register import register
-from atrousops.ops._small import small
-from atrousops.ops._windows import empty_map, per_axis, prefers_channels_last
+from atrousops.ops import _register
+from atrousops.ops._register import foreign, keep, register, transformed
+from atrousops.ops._small import is_small
+from atrousops.ops._windows import check_bool, check_tensor, empty_map, in_float32, per_axis, prefers_channels_last
 
 Size = int | Sequence[int]
 ReturnIndices = bool | Literal["codes"]
@@ -104,34 +105,38 @@ def _max_pool(
     return_indices: ReturnIndices,
 ) -> Tensor | tuple[Tensor, Tensor]:
     op = _NAMES[axes]
-    # Behind a dilated window with nothing in it PyTorch's gradient writes outside its memory.
-    if (return_indices is True or return_indices is False) and type(dilation) is int and dilation == 1:
+    if (return_indices is True or return_indices is False) and type(kernel_size) is int:
         step = kernel_size if stride is None else stride
-        by_two = axes == 2 and type(kernel_size) is int and kernel_size == step == 2
-        last = _SMALL_LAST if by_two and return_indices else 0
-        done = small(input, _SMALL[axes][return_indices], kernel_size, step, padding, dilation, ceil_mode, last=last)
-        if done is not None:
-            return done
+        if _goes_to_pytorch(axes, input, kernel_size, step, padding, dilation, ceil_mode, return_indices):
+            return _SMALL[axes][return_indices](input, kernel_size, step, padding, dilation, ceil_mode)
+    check_tensor(op, "input", input)
+    codes = isinstance(return_indices, str)
+    if codes and return_indices != "codes":
+        bad_value(op, "return_indices", 'be True, False or "codes"', repr(return_indices))
+    return_indices = return_indices if codes else bool(return_indices)
+    if not codes and foreign(input) and backends.forced() != "reference":
+        return _ATEN[axes](input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     kernel = per_axis(op, "kernel_size", kernel_size, axes)
     # PyTorch takes an empty list for None.
-    steps = kernel if stride is None or stride == [] or stride == () else per_axis(op, "stride", stride, axes)
+    given = stride is not None and not (isinstance(stride, (tuple, list)) and len(stride) == 0)
+    steps = per_axis(op, "stride", stride, axes) if given else kernel
     pads = per_axis(op, "padding", padding, axes)
     rates = per_axis(op, "dilation", dilation, axes)
     # PyTorch holds padding against the dilated extent only here.
     half_extent = axes == 1 and not return_indices
+    check_bool(op, "ceil_mode", ceil_mode)
     _check(op, axes, input, kernel, steps, pads, rates, ceil_mode, half_extent)
-    codes = return_indices == "codes"
     if codes:
         _check_codes(op, kernel, rates)
-    elif return_indices is not True and return_indices is not False:
-        bad_value(op, "return_indices", 'be True, False or "codes"', repr(return_indices))
+    if axes == 3 and not return_indices:
+        input = in_float32(input)
     backend = backends.choose("max_pool", input.device, input.dtype)
-    if backend in backends.COMPILED:
+    if backend in backends.COMPILED and not foreign(input):
         if codes:
             return pool_codes(input, kernel, steps, pads, rates, ceil_mode)
         if return_indices:
             return pool(input, kernel, steps, pads, rates, ceil_mode)
-        if not (torch.is_grad_enabled() and input.requires_grad):
+        if not (torch.is_grad_enabled() and input.requires_grad) and not transformed():
             return _pool_values(input, kernel, steps, pads, rates, ceil_mode)
         # The backward pass needs to know where the maxima were: a byte a window says it, if windows are small.
         marked = pool_codes if _taps(kernel) <= _MOST_TAPS else pool
@@ -140,6 +145,24 @@ def _max_pool(
         return _ATEN[axes](input, kernel, steps, pads, rates, ceil_mode, return_indices)
     values, marks = reference.max_pool(input, kernel, steps, pads, rates, ceil_mode, codes=codes)
     return (values, marks) if return_indices else values
+
+
+def _goes_to_pytorch(
+    axes: int, input: Any, kernel: int, stride: Any, padding: Any, dilation: Any, ceil_mode: Any, indices: bool
+) -> bool:
+    """Whether PyTorch's pooling is asked straight away: a small call without anything that it could refuse.
+
+    Behind a dilated window with nothing in it PyTorch's gradient would write outside its memory.
+    """
+    if not (type(stride) is type(padding) is type(dilation) is int and dilation == 1):
+        return False
+    if not (stride > 0 and 0 <= 2 * padding <= kernel and (ceil_mode is True or ceil_mode is False)):
+        return False
+    last = _SMALL_LAST if axes == 2 and kernel == stride == 2 and indices else 0
+    if not is_small(input, last):
+        return False
+    shape = input.shape
+    return len(shape) in (axes + 1, axes + 2) and min(shape[-axes:]) + 2 * padding >= kernel > 0
 
 
 def _taps(kernel: tuple[int, ...]) -> int:
@@ -253,8 +276,7 @@ def _fake(dtype: torch.dtype | None) -> Any:
 
 def _setup(ctx, inputs, output) -> None:
     input, kernel, stride, padding, dilation, _ = inputs
-    ctx.save_for_backward(output[1])
-    ctx.mark_non_differentiable(output[1])
+    keep(ctx, output[1])
     ctx.set_materialize_grads(False)
     ctx.window = (kernel, stride, padding, dilation)
     ctx.size = input.shape[-len(kernel) :]
@@ -267,23 +289,43 @@ def _backward(ctx, grad, _):
     return pool_backward(grad, marks, ctx.size, *ctx.window), None, None, None, None, None
 
 
+def _jvp(ctx, tangent):
+    kernel, stride, padding, dilation = ctx.window
+    (marks,) = ctx.saved_tensors
+    return _register.CALLS["max_unpool_backward"](tangent, marks, kernel, stride, padding, dilation), None
+
+
+def _otherwise(codes: bool) -> Any:
+    def pool(input, kernel_size, stride, padding, dilation, ceil_mode):
+        window = [tuple(sizes) for sizes in (kernel_size, stride, padding, dilation)]
+        kernel, steps, pads, rates = window
+        return reference.max_pool(input, kernel, steps, pads, rates, ceil_mode, codes)
+
+    return pool
+
+
 def _backward_fake(grad, indices, input_size, kernel_size, stride, padding, dilation):
     return empty_map(grad, input_size, prefers_channels_last(grad, len(kernel_size)))
 
 
 def _backward_setup(ctx, inputs, output) -> None:
     _, indices, _, *ctx.window = inputs
-    ctx.save_for_backward(indices)
+    keep(ctx, indices)
 
 
 def _double_backward(ctx, grad):
     (indices,) = ctx.saved_tensors
-    return torch.ops.atrousops.max_unpool_backward(grad, indices, *ctx.window), None, None, None, None, None, None
+    return _register.CALLS["max_unpool_backward"](grad, indices, *ctx.window), None, None, None, None, None, None
 
 
-pool = register("max_pool", fake=_fake(torch.int64), backward=_backward, setup_context=_setup)
-pool_codes = register("max_pool_codes", fake=_fake(torch.uint8), backward=_backward, setup_context=_setup)
+_derivatives: dict[str, Any] = {"backward": _backward, "setup_context": _setup, "jvp": _jvp}
+pool = register("max_pool", fake=_fake(torch.int64), otherwise=_otherwise(codes=False), **_derivatives)
+pool_codes = register("max_pool_codes", fake=_fake(torch.uint8), otherwise=_otherwise(codes=True), **_derivatives)
 _pool_values = register("max_pool_values", fake=_fake(None))
 pool_backward = register(
-    "max_pool_backward", fake=_backward_fake, backward=_double_backward, setup_context=_backward_setup
+    "max_pool_backward",
+    fake=_backward_fake,
+    otherwise=reference.max_pool_backward,
+    backward=_double_backward,
+    setup_context=_backward_setup,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atrousops import backends, reference
-from atrousops._checks import ArgumentError, bad_type, bad_value
-from atrousops.ops._register import register
-from atrousops.ops._small import small
-from atrousops.ops._windows import empty_map, per_axis, prefers_channels_last
+from atrousops._checks import bad_type, bad_value
+from atrousops.ops._register import foreign, keep, register
+from atrousops.ops._windows import check_tensor, empty_map, in_float32, integer, per_axis, prefers_channels_last
 from atrousops.ops.max_pool import Size, pool_backward
 
 _NAMES = ("", "max_unpool1d", "max_unpool2d", "max_unpool3d")
@@ -87,34 +85,23 @@ def _max_unpool(
     output_size: Sequence[int] | None,
 ) -> Tensor:
     op = _NAMES[axes]
+    check_tensor(op, "input", input)
+    check_tensor(op, "indices", indices)
+    apart = foreign(input, indices)
+    if apart and indices.dtype == torch.int64 and backends.forced() != "reference":
+        return _ATEN[axes](input, indices, kernel_size, stride, padding, output_size)
     kernel = per_axis(op, "kernel_size", kernel_size, axes)
     steps = kernel if stride is None else per_axis(op, "stride", stride, axes)
     pads = per_axis(op, "padding", padding, axes)
     _check(op, axes, input, indices, kernel, steps, pads)
     size = _output_size(op, input.shape[-axes:], kernel, steps, pads, output_size)
-    done = small(input, _in_order, indices, size) if axes == 2 else None
-    if done is not None:
-        return done
+    input = in_float32(input)
     backend = backends.choose("max_unpool", input.device, input.dtype)
-    if backend in backends.COMPILED:
-        try:
-            return _unpool(input, indices, size, kernel, steps, pads)
-        except RuntimeError as error:
-            # What only the kernel can see: an index or code out of range.
-            _, found, said = str(error).partition("max_unpool: ")
-            if found:
-                raise ArgumentError(f"{op}: " + said.partition("\nException raised")[0]) from None
-            raise
+    if backend in backends.COMPILED and not apart:
+        return _unpool(input, indices, size, kernel, steps, pads)
     if backend == "aten" and indices.dtype == torch.int64:
         return _ATEN[axes](input, indices, kernel, steps, pads, size)
     return reference.max_unpool(input, indices, size, kernel, steps, pads)
-
-
-def _in_order(input: Tensor, indices: Tensor, size: tuple[int, ...]) -> Tensor | None:
-    # PyTorch cuts all planes together into one run a thread, and within a run the last of several values stays.
-    if indices.dtype != torch.int64 or (input.numel() // math.prod(input.shape[-2:])) % torch.get_num_threads():
-        return None
-    return torch._C._nn.max_unpool2d(input, indices, size)
 
 
 def _check(
@@ -172,9 +159,10 @@ def _output_size(
         out = default
     else:
         axes = len(kernel)
-        if not isinstance(wish, Sequence):
-            bad_type(op, "output_size", f"be a sequence of {axes} or {axes + 2} integers, or None", repr(wish))
-        out = tuple(wish[2:] if len(wish) == axes + 2 else wish)
+        rule = f"be a tuple or list of {axes} or {axes + 2} integers, or None"
+        if not isinstance(wish, (tuple, list)):
+            bad_type(op, "output_size", rule, repr(wish))
+        out = tuple([integer(op, "output_size", n, rule) for n in (wish[2:] if len(wish) == axes + 2 else wish)])
         if len(out) != axes:
             bad_value(
                 op,
@@ -212,7 +200,7 @@ def _fake(input, indices, output_size, kernel_size, stride, padding):
 
 def _setup(ctx, inputs, output) -> None:
     _, indices, _, kernel, stride, padding = inputs
-    ctx.save_for_backward(indices)
+    keep(ctx, indices)
     ctx.window = (kernel, stride, padding, [1] * len(kernel))
 
 
@@ -228,7 +216,7 @@ def _backward_fake(grad, indices, kernel_size, stride, padding, dilation):
 
 def _backward_setup(ctx, inputs, output) -> None:
     grad, indices, *ctx.window = inputs
-    ctx.save_for_backward(indices)
+    keep(ctx, indices)
     ctx.size = grad.shape[-len(ctx.window[0]) :]
 
 
@@ -237,7 +225,11 @@ def _double_backward(ctx, grad):
     return pool_backward(grad, indices, ctx.size, *ctx.window), None, None, None, None, None
 
 
-_unpool = register("max_unpool", fake=_fake, backward=_backward, setup_context=_setup)
+_unpool = register("max_unpool", fake=_fake, otherwise=reference.max_unpool, backward=_backward, setup_context=_setup)
 _unpool_backward = register(
-    "max_unpool_backward", fake=_backward_fake, backward=_double_backward, setup_context=_backward_setup
+    "max_unpool_backward",
+    fake=_backward_fake,
+    otherwise=reference.max_unpool_backward,
+    backward=_double_backward,
+    setup_context=_backward_setup,
 )

@@ -9,8 +9,16 @@ from torch import Tensor
 
 from atrousops import backends, reference
 from atrousops._checks import bad_type, bad_value
-from atrousops.ops._register import register
-from atrousops.ops.permutohedral import Lattice, apply_lattice, fake_values, lattice_weights, memory_format_of
+from atrousops.ops._register import foreign, register, transformed
+from atrousops.ops.permutohedral import (
+    Lattice,
+    apply_lattice,
+    fake_values,
+    fill,
+    is_known,
+    lattice_weights,
+    memory_format_of,
+)
 
 
 def mean_field(
@@ -25,9 +33,14 @@ def mean_field(
     Q = softmax(scores) at first, then `iterations` times Q = softmax(scores - sum_k mu_k K_k Q), over labels, with K_k
     the filter of lattice k, normalised. All lattices are built before and serve every iteration and the backward pass.
 
+    A score of -inf says that its label is impossible there: Q is 0. A pixel with a NaN or +inf among its scores, or
+    with -inf alone, has no softmax: its Q is NaN, and it takes no part in the others', as if its Q were zero; what
+    filters are normalised by stays. That is so on every device, without waiting for one. No gradient reaches its
+    scores.
+
     Args:
-        scores: (N, L, *), minus the unary energies: logits or log-probabilities. float64 is computed in float64, all
-            else in float32.
+        scores: (N, L, *), L >= 2, minus the unary energies: logits or log-probabilities. float64 is computed in
+            float64, all else in float32.
         lattices: one for each kernel, of N images or of one that serves all.
         compatibilities: mu_k, (L) for a diagonal or (L, L) for a full matrix (output label, input label). Positive
             entries are penalties: Potts with weight w is -w for every label.
@@ -38,7 +51,7 @@ def mean_field(
         Q, (N, L, *), of the dtype of scores; differentiable in scores and compatibilities.
 
     Raises:
-        ArgumentError: shapes, counts or devices disagree, or normalize is unknown.
+        ArgumentError: there are fewer than 2 labels; shapes, counts or devices disagree, or normalize is unknown.
         ArgumentTypeError: scores are not floating, or an argument is of the wrong type.
     """
     _check(scores, lattices, compatibilities, iterations)
@@ -49,18 +62,28 @@ def mean_field(
         tensors = [t for w, lattice in zip(weights, lattices) for t in (*w, lattice.offsets, *lattice[2:7])]
         return torch.ops.atrousops.mean_field(scores.flatten(2), tensors, mus, iterations).view(scores.shape)
     flat = scores.flatten(2).to(compute, memory_format=torch.contiguous_format)
-    kernels = [_kernel(*w, lattice) for w, lattice in zip(weights, lattices)]
-    q = reference.mean_field(flat, kernels, mus, iterations).view(scores.shape).to(scores.dtype)
+    lost = _without_softmax(flat)
+    kernels = [_kernel(*w, lattice, lost) for w, lattice in zip(weights, lattices)]
+    q = reference.mean_field(fill(flat, lost, 0.0), kernels, mus, iterations)
+    q = fill(q, lost, float("nan")).view(scores.shape).to(scores.dtype)
     return q.contiguous(memory_format=memory_format_of(scores))
 
 
-def _kernel(splat: Tensor, slices: Tensor, lattice: Lattice) -> Callable[[Tensor], Tensor]:
-    return lambda q: apply_lattice(q, splat, slices, lattice)
+def _kernel(splat: Tensor, slices: Tensor, lattice: Lattice, lost: Tensor | None) -> Callable[[Tensor], Tensor]:
+    return lambda q: apply_lattice(fill(q, lost, 0.0), splat, slices, lattice)
+
+
+def _without_softmax(scores: Tensor) -> Tensor | None:
+    """Pixels (N, 1, P) whose largest score is no number; None where it is known that there is none."""
+    lost = ~scores.detach().amax(1, keepdim=True).isfinite()
+    return None if is_known(scores) and not bool(lost.any()) else lost
 
 
 def _fused(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequence[Tensor]) -> bool:
     """One operator for all iterations where no gradient is wanted; else one per filter, and autograd's own record."""
     if torch.is_grad_enabled() and any(t.requires_grad for t in (scores, *compatibilities)):
+        return False
+    if transformed() or foreign(scores, *compatibilities, *[t for lattice in lattices for t in lattice]):
         return False
     if backends.choose("mean_field", scores.device, scores.dtype) not in backends.COMPILED:
         return False
@@ -76,6 +99,7 @@ def _check(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequenc
         bad_type(op, "scores", "be a tensor of float64, float32, bfloat16 or float16", got)
     if scores.dim() < 3:
         bad_value(op, "scores", "be (N, L, *)", f"shape {tuple(scores.shape)}")
+    check_labels(op, scores)
     if not isinstance(iterations, int) or isinstance(iterations, bool):
         bad_type(op, "iterations", "be an int", type(iterations).__name__)
     if iterations < 0:
@@ -101,6 +125,16 @@ def _check(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequenc
             bad_value(op, "compatibilities", f"be ({labels}) or ({labels}, {labels})", tuple(mu.shape))
         if mu.device != scores.device:
             bad_value(op, "compatibilities", f"be on {scores.device}, as scores", mu.device)
+
+
+def check_labels(op: str, scores: Tensor) -> None:
+    """Raises ArgumentError unless there are two labels: over one, every softmax is 1."""
+    if scores.shape[1] < 2:
+        remedy = (
+            "Of a binary network, whose probability is sigmoid(s), give torch.cat([torch.zeros_like(s), s], 1): the "
+            "softmax of [0, s] is [1 - sigmoid(s), sigmoid(s)]."
+        )
+        bad_value(op, "scores", "have a channel for each of 2 or more labels", tuple(scores.shape), remedy)
 
 
 def _fake(scores: Tensor, lattices: list[Tensor], compatibilities: list[Tensor], iterations: int) -> Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from atrousops import backends, reference
-from atrousops._checks import bad_type, bad_value
-from atrousops.ops._register import register
+from atrousops._checks import ArgumentError, bad_type, bad_value
+from atrousops.ops._batches import fold
+from atrousops.ops._register import foreign, is_plain, keep, register
+from atrousops.reference._values import values_of
 from atrousops.reference.permutohedral import Lattice
 
 MAX_FEATURES = 7
@@ -39,16 +41,30 @@ def permutohedral_lattice(features: Tensor) -> Lattice:
         ArgumentTypeError: features are not floating.
     """
     _check_features("permutohedral_lattice", features)
+    return lattice_of(features, Blame("permutohedral_lattice", "features", features))
+
+
+class Blame(NamedTuple):
+    """Whose argument, and what it is called, that features come from: for the message if they will not do."""
+
+    op: str
+    argument: str
+    value: Tensor
+
+
+def lattice_of(features: Tensor, blame: Blame) -> Lattice:
+    """As `permutohedral_lattice`, of features whose type and shape are right."""
     features = features.detach().flatten(2)
     if features.dtype != torch.float64:
         features = features.float()
-    if backends.choose("permutohedral", features.device, features.dtype) not in backends.COMPILED:
-        _check_finite(features)
+    own = backends.choose("permutohedral", features.device, features.dtype) in backends.COMPILED
+    if not own or foreign(features):
+        _check_finite(blame)
         parts = reference.permutohedral_lattice(features)
     elif torch.compiler.is_compiling():
         parts = _make_lattice(features)
     else:
-        parts = _build(features)
+        parts = _build(features, blame)
     n, _, p = features.shape
     norm = apply_lattice(features.new_ones(n, 1, p), parts[1], parts[1], Lattice(*parts, norm=features))  # type: ignore[misc]
     return Lattice(*parts, norm=norm)  # type: ignore[misc]
@@ -64,6 +80,9 @@ def permutohedral_filter(values: Tensor, features: Tensor | Lattice, normalize: 
     - "symmetric": y = n^-1/2 K n^-1/2 x (NORMALIZE_SYMMETRIC);
     - "before": y = K n^-1 x (NORMALIZE_BEFORE);
     - "after": y = n^-1 K x (NORMALIZE_AFTER), a weighted mean.
+
+    A value that is not finite stays where it is: y is NaN there, and at all other pixels as if x were 0 there; n stays.
+    That is so on every device, without waiting for one. No gradient reaches such a value.
 
     Args:
         values: (N, C, *), any C; float64 is computed in float64, all else in float32.
@@ -83,7 +102,24 @@ def permutohedral_filter(values: Tensor, features: Tensor | Lattice, normalize: 
     _check_values(op, values, features)
     lattice = features if isinstance(features, Lattice) else permutohedral_lattice(features)
     splat, slices = lattice_weights(lattice, normalize, values.dtype, op)
-    return apply_lattice(values.flatten(2), splat, slices, lattice).view(values.shape)
+    lost = _not_finite(values)
+    y = apply_lattice(fill(values, lost, 0.0).flatten(2), splat, slices, lattice).view(values.shape)
+    return fill(y, lost, float("nan"))
+
+
+def fill(values: Tensor, where: Tensor | None, value: float) -> Tensor:
+    return values if where is None else values.masked_fill(where, value)
+
+
+def is_known(values: Tensor) -> bool:
+    """Whether one may ask for numbers: on a GPU that waits, and where it is traced or transformed there are none."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling() and is_plain((values,))
+
+
+def _not_finite(values: Tensor) -> Tensor | None:
+    """Where values are not finite; None where it is known that all are. Their sum is cheaper, and errs to one side."""
+    values = values.detach()
+    return None if is_known(values) and bool(values.sum().isfinite()) else ~values.isfinite()
 
 
 def lattice_weights(lattice: Lattice, normalize: str | None, dtype: torch.dtype, op: str) -> tuple[Tensor, Tensor]:
@@ -104,7 +140,10 @@ def lattice_weights(lattice: Lattice, normalize: str | None, dtype: torch.dtype,
 def memory_format_of(values: Tensor) -> torch.memory_format:
     """channels_last where values are that and not contiguous, for 4 or 5 dimensions."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(values.dim(), torch.contiguous_format)
-    if not values.is_contiguous() and values.is_contiguous(memory_format=last):
+    # Under vmap nobody may ask.
+    if values.is_contiguous() or torch._C._are_functorch_transforms_active():
+        return torch.contiguous_format
+    if values.is_contiguous(memory_format=last):
         return last
     return torch.contiguous_format
 
@@ -116,43 +155,44 @@ def apply_lattice(values: Tensor, splat: Tensor, slices: Tensor, lattice: Lattic
         # One lattice for all images: they are channels of one.
         return apply_lattice(values.reshape(1, n * c, p), splat, slices, lattice).view(n, c, p)
     own = backends.choose("permutohedral", values.device, values.dtype) in backends.COMPILED
-    run = _apply if own else reference.permutohedral_apply
+    run = _apply if own and not foreign(values, splat, slices, *lattice) else reference.permutohedral_apply
     return run(values, splat, slices, lattice.offsets, *lattice[2:7], False)
 
 
-def _build(features: Tensor) -> tuple[Tensor, ...]:
+def _build(features: Tensor, blame: Blame) -> tuple[Tensor, ...]:
     try:
         offsets, weights, neighbours, starts, rows, bounds, counts = _make_lattice(features)
-    except RuntimeError as error:
-        if "lattice units" not in str(error):
-            _check_finite(features)
-            raise
-        _refuse_span(features)
+    except ArgumentError:
+        # The kernel names features, which may have been made of somebody's image.
+        _refuse_span(blame)
     # The operator's outputs have a static upper bound as their size, so that it compiles without data-dependent shapes;
     # only what is in use was ever touched. Copies let the bound go. This is the one place that waits for a GPU, whose
     # kernels say by a negative bound that they could not place the features. Fake features have no values to wait for.
-    if isinstance(features, FakeTensor):
+    if isinstance(features, FakeTensor) or features.is_meta:
         return offsets, weights, neighbours, starts, rows, bounds, counts
-    m, r = torch.stack([counts.sum(), bounds[-1]]).tolist()
+    m, r = torch.stack([values_of(counts).sum(), values_of(bounds)[-1]]).tolist()
     if r < 0:
-        _refuse_span(features)
+        _refuse_span(blame)
     return offsets, weights, neighbours[:, :m].clone(), starts[: m + 1].clone(), rows[:r].clone(), bounds, counts
 
 
-def _refuse_span(features: Tensor) -> NoReturn:
-    _check_finite(features)
-    bad_value(
-        "permutohedral_lattice",
-        "features",
-        "fit 64-bit keys",
-        f"values up to {features.abs().max():g}",
-        "Divide them by larger standard deviations.",
-    )
+def _refuse_span(blame: Blame) -> NoReturn:
+    _check_finite(blame)
+    op, argument, value = blame
+    got = f"values up to {values_of(value).abs().max():g}"
+    bad_value(op, argument, "fit 64-bit keys", got, "Divide them by larger standard deviations.")
 
 
-def _check_finite(features: Tensor) -> None:
-    if not features.isfinite().all():
-        bad_value("permutohedral_lattice", "features", "be finite", "NaN or infinity")
+def _check_finite(blame: Blame) -> None:
+    op, argument, value = blame
+    if value.is_meta:
+        return
+    value = values_of(value)
+    lost = ~value.isfinite()
+    if lost.any():
+        first = tuple(lost.nonzero()[0].tolist())
+        got = f"{value[first].item()} at {first}, and {int(lost.sum())} such values in all"
+        bad_value(op, argument, "be finite", got, "Replace them, by torch.nan_to_num say.")
 
 
 def _check_features(op: str, features: Tensor) -> None:
@@ -222,7 +262,7 @@ def fake_values(values: Tensor, *lattice: object) -> Tensor:
 def _setup(ctx, inputs, output) -> None:
     _, splat, slices, *lattice, reverse = inputs
     ctx.reverse = reverse
-    ctx.save_for_backward(splat, slices, *lattice)
+    keep(ctx, splat, slices, *lattice)
 
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -230,5 +270,44 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     return _apply(grad, slices, splat, *lattice, not ctx.reverse), *[None] * 9
 
 
-_make_lattice = register("permutohedral_lattice", fake=_fake_lattice, autocast="float32")
-_apply = register("permutohedral_apply", fake=fake_values, backward=_backward, setup_context=_setup, autocast="float32")
+def _lattice_of_batches(info, in_dims, features: Tensor) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    """vmap's rule: images of all batches have one lattice, whose vertices are numbered together."""
+    n = features.shape[0 if in_dims[0] else 1]
+    images = features.movedim(in_dims[0], 0).flatten(0, 1)
+    offsets, weights, neighbours, starts, rows, bounds, counts = _make_lattice(images)
+    offsets, weights, counts = (t.unflatten(0, (info.batch_size, n)) for t in (offsets, weights, counts))
+    return (offsets, weights, neighbours, starts, rows, bounds, counts), (0, 0, None, None, None, None, 0)
+
+
+def _vmap_apply(info, in_dims, values, splat, slices, offsets, *rest) -> tuple[Tensor, int]:
+    """vmap's rule: batches are channels over one lattice, or images of the lattice that was built for all of them."""
+    b, lattice = info.batch_size, in_dims[1:9]
+    if all([dim is None for dim in lattice]):
+        values = values.movedim(in_dims[0], 1)
+        out = _apply(values.flatten(1, 2), splat, slices, offsets, *rest)
+        return out.unflatten(1, (b, values.shape[2])), 1
+    if in_dims[3] is None:
+        # Other weights on one lattice.
+        return torch.vmap(reference.permutohedral_apply, in_dims)(values, splat, slices, offsets, *rest), 0
+    *tables, counts, reverse = rest
+    images = [fold(t, dim, b) for t, dim in zip((values, splat, slices, offsets), in_dims)]
+    out = _apply(*images, *tables, fold(counts, in_dims[8], b), reverse)
+    return out.unflatten(0, (b, out.shape[0] // b)), 0
+
+
+_make_lattice = register(
+    "permutohedral_lattice",
+    fake=_fake_lattice,
+    otherwise=reference.permutohedral_lattice,
+    vmap=_lattice_of_batches,
+    autocast="float32",
+)
+_apply = register(
+    "permutohedral_apply",
+    fake=fake_values,
+    otherwise=reference.permutohedral_apply,
+    backward=_backward,
+    setup_context=_setup,
+    vmap=_vmap_apply,
+    autocast="float32",
+)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from atrousops import backends, reference
-from atrousops._checks import bad_type
-from atrousops.ops._register import register
-from atrousops.ops._roi import BoxList, call, check_boxes, empty_in_format, is_channels_last, prepare
+from atrousops.ops._batches import fold, fold_boxes
+from atrousops.ops._register import foreign, keep, register
+from atrousops.ops._roi import BoxList, check_boxes, empty_in_format, is_channels_last, prepare
+from atrousops.ops._windows import check_bool, integer
 
 
 def roi_align(
@@ -48,14 +49,15 @@ def roi_align(
     Source:
         He et al., Mask R-CNN, arXiv:1703.06870, section 3; the borders are torchvision.ops.roi_align's.
     """
-    if isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, int):
-        bad_type("roi_align", "sampling_ratio", "be an integer", type(sampling_ratio).__name__)
+    sampling_ratio = integer("roi_align", "sampling_ratio", sampling_ratio, "be an integer")
+    check_bool("roi_align", "aligned", aligned)
     rois, height, width, scale = prepare("roi_align", input, boxes, output_size, spatial_scale)
     backend = backends.choose("roi_align", input.device, input.dtype)
-    if backend in backends.COMPILED:
-        return call(_run, input, rois, scale, height, width, sampling_ratio, aligned)
+    apart = foreign(input, rois)
+    if backend in backends.COMPILED and not apart:
+        return _run(input, rois, scale, height, width, sampling_ratio, aligned)
     check_boxes("roi_align", rois, input.shape[0])
-    if backend == "aten":
+    if backend == "aten" and not apart:
         import torchvision
 
         # torchvision wants one dtype for both, and has none of 16 bits that is right for boxes.
@@ -72,7 +74,7 @@ def _fake(input, boxes, spatial_scale, pooled_height, pooled_width, sampling_rat
 
 def _setup(ctx, inputs, output):
     input, boxes, *ctx.geometry = inputs
-    ctx.save_for_backward(boxes)
+    keep(ctx, boxes)
     ctx.size = input.shape
     ctx.channels_last = is_channels_last(input)
 
@@ -92,7 +94,7 @@ def _fake_backward(
 
 def _setup_backward(ctx, inputs, output):
     grad, boxes, scale, _, _, _, _, sampling_ratio, aligned, _ = inputs
-    ctx.save_for_backward(boxes)
+    keep(ctx, boxes)
     ctx.geometry = scale, *grad.shape[2:], sampling_ratio, aligned
 
 
@@ -102,8 +104,40 @@ def _double_backward(ctx, grad):
     return _run(grad, boxes, *ctx.geometry), *[None] * 9
 
 
+def _otherwise(input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned):
+    check_boxes("roi_align", boxes, input.shape[0])
+    return reference.roi_align(input, boxes, (pooled_height, pooled_width), spatial_scale, sampling_ratio, aligned)
+
+
+def _otherwise_backward(
+    grad, boxes, spatial_scale, batch_size, channels, height, width, sampling_ratio, aligned, channels_last
+):
+    size = (batch_size, channels, height, width)
+    return reference.roi_align_backward(grad, boxes, size, spatial_scale, sampling_ratio, aligned)
+
+
+def _vmap(info, in_dims, input, boxes, *geometry):
+    images = input.shape[1 if in_dims[0] == 0 else 0]
+    check_boxes("roi_align", boxes, images)
+    rows = fold_boxes(boxes, in_dims[1], info.batch_size, images)
+    out = _run(fold(input, in_dims[0], info.batch_size), rows, *geometry)
+    return out.unflatten(0, (info.batch_size, rows.shape[0] // info.batch_size)), 0
+
+
+def _vmap_backward(info, in_dims, grad, boxes, scale, batch_size, *geometry):
+    rows = fold_boxes(boxes, in_dims[1], info.batch_size, batch_size)
+    grad = fold(grad, in_dims[0], info.batch_size)
+    out = _run_backward(grad, rows, scale, info.batch_size * batch_size, *geometry)
+    return out.unflatten(0, (info.batch_size, batch_size)), 0
+
+
 # No autocast: 16-bit features are pooled in fp32 and rounded once anyway, which is what a cast there and back gives.
-_run = register("roi_align", fake=_fake, backward=_backward, setup_context=_setup)
+_run = register("roi_align", fake=_fake, otherwise=_otherwise, backward=_backward, setup_context=_setup, vmap=_vmap)
 _run_backward = register(
-    "roi_align_backward", fake=_fake_backward, backward=_double_backward, setup_context=_setup_backward
+    "roi_align_backward",
+    fake=_fake_backward,
+    otherwise=_otherwise_backward,
+    backward=_double_backward,
+    setup_context=_setup_backward,
+    vmap=_vmap_backward,
 )

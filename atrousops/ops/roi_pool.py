@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from atrousops import backends, reference
-from atrousops.ops._register import register
-from atrousops.ops._roi import BoxList, call, check_boxes, empty_in_format, is_channels_last, prepare
+from atrousops.ops._batches import fold, fold_boxes
+from atrousops.ops._register import foreign, keep, register
+from atrousops.ops._roi import BoxList, check_boxes, empty_in_format, is_channels_last, prepare
 
 
 def roi_pool(
@@ -34,17 +35,17 @@ def roi_pool(
             a GPU, where a look at the boxes would make the host wait, such a box is not refused: its output is NaN, and
             it sends no gradient.
         ArgumentTypeError: a dtype that is not floating, or an argument of the wrong type.
-        NotImplementedError: a second derivative is asked for.
 
     Source:
         Girshick, Fast R-CNN, arXiv:1504.08083, section 2.1; the rounding is torchvision.ops.roi_pool's.
     """
     rois, height, width, scale = prepare("roi_pool", input, boxes, output_size, spatial_scale)
     backend = backends.choose("roi_pool", input.device, input.dtype)
-    if backend in backends.COMPILED:
-        return call(_run, input, rois, scale, height, width)[0]
+    apart = foreign(input, rois)
+    if backend in backends.COMPILED and not apart:
+        return _run(input, rois, scale, height, width)[0]
     check_boxes("roi_pool", rois, input.shape[0])
-    if backend == "aten":
+    if backend == "aten" and not apart:
         import torchvision
 
         # torchvision wants one dtype for both, and has none of 16 bits that is right for boxes.
@@ -62,14 +63,16 @@ def _fake(input, boxes, spatial_scale, pooled_height, pooled_width):
 def _setup(ctx, inputs, output):
     input, boxes, scale, _, _ = inputs
     _, argmax = output
-    ctx.mark_non_differentiable(argmax)
-    ctx.save_for_backward(boxes, argmax)
+    ctx.set_materialize_grads(False)
+    keep(ctx, boxes, argmax)
     ctx.scale = scale
     ctx.size = input.shape
     ctx.channels_last = is_channels_last(input)
 
 
 def _backward(ctx, grad, _):
+    if grad is None:
+        return (None,) * 5
     boxes, argmax = ctx.saved_tensors
     args = (grad, boxes, argmax, ctx.scale, *ctx.size, ctx.channels_last)
     return _run_backward(*args), *[None] * 4
@@ -79,16 +82,54 @@ def _fake_backward(grad, boxes, argmax, spatial_scale, batch_size, channels, hei
     return empty_in_format(grad, (batch_size, channels, height, width), channels_last)
 
 
+def _jvp(ctx, tangent):
+    return reference.gather_maxima(tangent, *ctx.saved_tensors)[0], None
+
+
+def _otherwise(input, boxes, spatial_scale, pooled_height, pooled_width):
+    check_boxes("roi_pool", boxes, input.shape[0])
+    return reference.roi_pool_with_argmax(input, boxes, spatial_scale, pooled_height, pooled_width)
+
+
+def _otherwise_backward(grad, boxes, argmax, spatial_scale, batch_size, channels, height, width, channels_last):
+    return reference.roi_pool_backward(grad, boxes, argmax, (batch_size, channels, height, width))
+
+
 def _setup_backward(ctx, inputs, output):
-    """Nothing is needed."""
+    _, boxes, argmax, *_ = inputs
+    keep(ctx, boxes, argmax)
 
 
 def _double_backward(ctx, grad):
-    raise NotImplementedError("roi_pool: no second derivative; use roi_align, which has one.")
+    # Linear in what comes from above, and its transpose takes from where that was sent.
+    return reference.gather_maxima(grad, *ctx.saved_tensors)[0], *[None] * 8
+
+
+def _vmap(info, in_dims, input, boxes, *geometry):
+    images = input.shape[1 if in_dims[0] == 0 else 0]
+    check_boxes("roi_pool", boxes, images)
+    rows = fold_boxes(boxes, in_dims[1], info.batch_size, images)
+    outputs = _run(fold(input, in_dims[0], info.batch_size), rows, *geometry)
+    size = (info.batch_size, rows.shape[0] // info.batch_size)
+    return tuple([t.unflatten(0, size) for t in outputs]), (0, 0)
+
+
+def _vmap_backward(info, in_dims, grad, boxes, argmax, scale, batch_size, *geometry):
+    rows = fold_boxes(boxes, in_dims[1], info.batch_size, batch_size)
+    grad, argmax = (fold(t, dim, info.batch_size) for t, dim in ((grad, in_dims[0]), (argmax, in_dims[2])))
+    out = _run_backward(grad, rows, argmax, scale, info.batch_size * batch_size, *geometry)
+    return out.unflatten(0, (info.batch_size, batch_size)), 0
 
 
 # No autocast: the largest of 16-bit features is the same number in fp32, and boxes are fp32 in any case.
-_run = register("roi_pool", fake=_fake, backward=_backward, setup_context=_setup)
+_run = register(
+    "roi_pool", fake=_fake, otherwise=_otherwise, backward=_backward, setup_context=_setup, jvp=_jvp, vmap=_vmap
+)
 _run_backward = register(
-    "roi_pool_backward", fake=_fake_backward, backward=_double_backward, setup_context=_setup_backward
+    "roi_pool_backward",
+    fake=_fake_backward,
+    otherwise=_otherwise_backward,
+    backward=_double_backward,
+    setup_context=_setup_backward,
+    vmap=_vmap_backward,
 )

@@ -1,10 +1,12 @@
 from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from atrousops.geometry import Axis, AxisTap, axis_phases
+from atrousops.reference._values import connected
 
 Slices = tuple[slice, ...]
 
@@ -38,9 +40,9 @@ def conv(
     rank = len(stride)
     sizes = zip(input.shape[2:], weight.shape[2:], stride, dilation, padding[:rank], padding[-rank:])
     axes = [Axis(i, (i + lo + hi - d * (k - 1) - 1) // s + 1, k, s, d, lo, hi) for i, k, s, d, lo, hi in sizes]
-    x = _wide(input).unflatten(1, (groups, -1))
-    w = _wide(weight).unflatten(0, (groups, -1))
-    y = x.new_zeros(input.shape[0], groups, w.shape[1], *(a.output for a in axes))
+    x = _wide(input).unflatten(1, (groups, weight.shape[1]))
+    w = _wide(weight).unflatten(0, (groups, weight.shape[0] // groups))
+    y: Any = connected(x.new_zeros(input.shape[0], groups, w.shape[1], *(a.output for a in axes)), x, w)
     for r, outputs, inputs in taps_of(axes):
         y[tuple([..., *outputs])] += torch.einsum("ngc...,gkc->ngk...", x[tuple([..., *inputs])], w[tuple([..., *r])])
     return _with_bias(y.flatten(1, 2), bias).to(input.dtype)

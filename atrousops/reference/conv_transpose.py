@@ -1,9 +1,11 @@
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from atrousops.geometry import Axis
+from atrousops.reference._values import connected
 from atrousops.reference.conv import _wide, _with_bias, taps_of
 
 
@@ -23,9 +25,9 @@ def conv_transpose(
     """
     sizes = zip(input.shape[2:], weight.shape[2:], stride, dilation, padding, output_padding)
     axes = [Axis((i - 1) * s - 2 * p + d * (k - 1) + e + 1, i, k, s, d, p, p) for i, k, s, d, p, e in sizes]
-    x = _wide(input).unflatten(1, (groups, -1))
-    w = _wide(weight).unflatten(0, (groups, -1))
-    y = x.new_zeros(input.shape[0], groups, w.shape[2], *(a.input for a in axes))
+    x = _wide(input).unflatten(1, (groups, weight.shape[0] // groups))
+    w = _wide(weight).unflatten(0, (groups, weight.shape[0] // groups))
+    y: Any = connected(x.new_zeros(input.shape[0], groups, w.shape[2], *(a.input for a in axes)), x, w)
     for r, read, written in taps_of(axes):
         y[tuple([..., *written])] += torch.einsum("ngk...,gkc->ngc...", x[tuple([..., *read])], w[tuple([..., *r])])
     return _with_bias(y.flatten(1, 2), bias).to(input.dtype)

@@ -1,9 +1,13 @@
+from __future__ import annotations
+
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from atrousops._checks import bad_value
+from atrousops.reference._values import connected, values_of
 
 
 def max_unpool(
@@ -16,19 +20,12 @@ def max_unpool(
 ) -> Tensor:
     """y[indices[i]] = x[i] in each plane, zero elsewhere; of several values for one position the last stays."""
     axes = len(kernel_size)
-    leading, windows = input.shape[:-axes], input.shape[-axes:]
-    plane = 1
-    for n in output_size:
-        plane *= n
-    inside = torch.ones_like(indices, dtype=torch.bool)
-    if indices.dtype == torch.uint8:
-        indices, inside = _positions(indices.long(), windows, output_size, kernel_size, stride, padding)
-    elif plane and bool(((indices < 0) | (indices >= plane)).any()):
-        wrong = indices[(indices < 0) | (indices >= plane)][0].item()
-        bad_value(
-            "max_unpool", "indices", f"lie between 0 and {plane - 1}", wrong, f"Found an invalid max index: {wrong}"
-        )
-    values, flat, inside = (t.reshape(*leading, -1) for t in (input, indices, inside))
+    leading = input.shape[:-axes]
+    plane = math.prod(output_size)
+    if plane == 0 or input.numel() == 0:
+        return connected(input.new_zeros((*leading, *output_size)), input)
+    _check(indices, plane, kernel_size)
+    values, flat, inside = _flat(input, indices, output_size, kernel_size, stride, padding)
 
     # Who writes last at each position: windows count from 1, and 0 says nobody.
     order = torch.arange(1, values.shape[-1] + 1, device=input.device).expand(flat.shape) * inside
@@ -37,26 +34,84 @@ def max_unpool(
     placed = values.gather(-1, (writer - 1).clamp(min=0))
     out = torch.where(writer > 0, placed, torch.zeros_like(placed)).reshape(*leading, *output_size)
     channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(axes + 2)
-    if channels_last and len(leading) == 2 and input.is_contiguous(memory_format=channels_last):
+    batched = torch._C._are_functorch_transforms_active()
+    if channels_last and len(leading) == 2 and not batched and input.is_contiguous(memory_format=channels_last):
         return out.contiguous(memory_format=channels_last)
     return out
 
 
+def max_unpool_backward(
+    grad: Tensor,
+    indices: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """x[i] = y[indices[i]] in each plane, and zero where that lies outside."""
+    size = grad.shape[-len(kernel_size) :]
+    if math.prod(size) == 0:
+        return connected(grad.new_zeros(indices.shape), grad)
+    _, flat, inside = _flat(indices, indices, size, kernel_size, stride, padding)
+    picked = grad.flatten(-len(size)).gather(-1, flat * inside)
+    return torch.where(inside, picked, torch.zeros_like(picked)).view(indices.shape)
+
+
+def max_pool_backward(
+    grad: Tensor,
+    indices: Tensor,
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """y[indices[i]] += x[i] in each plane; what lies outside is left out."""
+    values, flat, inside = _flat(grad, indices, input_size, kernel_size, stride, padding)
+    zeros = connected(values.new_zeros((*values.shape[:-1], math.prod(input_size))), values, flat)
+    sums = zeros.scatter_add(-1, flat * inside, torch.where(inside, values, torch.zeros_like(values)))
+    return sums.view(*values.shape[:-1], *input_size)
+
+
+def _check(indices: Tensor, plane: int, kernel_size: Sequence[int]) -> None:
+    all_indices = values_of(indices)
+    if indices.dtype == torch.uint8:
+        taps, largest = math.prod(kernel_size), int(all_indices.max())
+        if largest >= taps:
+            bad_value("max_unpool", "indices", f"hold codes between 0 and {taps - 1}", largest)
+        return
+    wrong = all_indices[(all_indices < 0) | (all_indices >= plane)]
+    if wrong.numel():
+        first = wrong[0].item()
+        rule = f"lie between 0 and {plane - 1}"
+        bad_value("max_unpool", "indices", rule, first, f"Found an invalid max index: {first}")
+
+
+def _flat(
+    values: Tensor,
+    indices: Tensor,
+    size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Planes as rows: the values, their positions in planes of `size`, and whether these lie inside."""
+    axes = len(kernel_size)
+    if indices.dtype == torch.uint8:
+        indices, inside = _positions(indices.long(), indices.shape[-axes:], size, kernel_size, stride, padding)
+    else:
+        inside = (indices >= 0) & (indices < math.prod(size))
+    return values.flatten(-axes), indices.flatten(-axes), inside.flatten(-axes)
+
+
 def _positions(codes, windows, output_size, kernel_size, stride, padding) -> tuple[Tensor, Tensor]:
     """Flat positions of the taps that codes number, and whether they lie inside the output."""
-    taps = 1
-    for k in kernel_size:
-        taps *= k
-    if codes.numel() and int(codes.max()) >= taps:
-        bad_value("max_unpool", "indices", f"hold codes between 0 and {taps - 1}", int(codes.max()))
     flat, inside = torch.zeros_like(codes), torch.ones_like(codes, dtype=torch.bool)
     axes = len(kernel_size)
     for axis in range(axes):
-        after = 1
-        for k in kernel_size[axis + 1 :]:
-            after *= k
+        after = math.prod(kernel_size[axis + 1 :])
         start = torch.arange(windows[axis], device=codes.device) * stride[axis] - padding[axis]
         x = start.reshape(-1, *[1] * (axes - 1 - axis)) + codes // after % kernel_size[axis]
-        inside &= (x >= 0) & (x < output_size[axis])
+        inside = inside & (x >= 0) & (x < output_size[axis])
         flat = flat * output_size[axis] + x
     return flat, inside

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from atrousops.reference._values import values_of
+
 
 class Lattice(NamedTuple):
     """Which lattice vertices enclose each pixel, and how vertices are linked; a pytree of tensors.
@@ -143,7 +145,8 @@ def permutohedral_apply(
     """y = alpha S_slice B_D ... B_0 S_splat^T x for values (N, C, P); B in the opposite order if reverse."""
     n, c, p = values.shape
     corners = offsets.shape[2]
-    m = int(counts.sum())
+    # Of all batches, where a transform has put some around.
+    m = int(values_of(counts).sum())
     compute = torch.float64 if values.dtype == torch.float64 else torch.float32
     row_vertex = torch.empty_like(rows).scatter_(
         0,

@@ -1,6 +1,8 @@
 import torch
 from torch import Tensor
 
+from atrousops.reference._values import values_of
+
 
 def roi_align(
     input: Tensor,
@@ -13,7 +15,7 @@ def roi_align(
     """Bilinear samples of each bin, averaged; boxes (K, 5) in fp32 or fp64."""
     dtype = input.dtype
     x = input.to(torch.promote_types(dtype, torch.float32))
-    rois = boxes.to(torch.promote_types(x.dtype, boxes.dtype))
+    rois = boxes.detach().to(torch.promote_types(x.dtype, boxes.dtype))
     image = rois[:, 0].long()
     offset = 0.5 if aligned else 0.0
     x1, y1, x2, y2 = (rois[:, 1:] * spatial_scale - offset).unbind(1)
@@ -42,7 +44,9 @@ class _Axis:
         self.samples = (
             torch.full_like(length, sampling_ratio) if sampling_ratio > 0 else (length / bins).ceil()
         ).long()
-        most = int(self.samples.max()) if len(start) else 0
+        most = sampling_ratio
+        if sampling_ratio <= 0:
+            most = int(values_of(self.samples).max()) if len(start) else 0
         p = torch.arange(bins, device=start.device)[None, :, None]
         i = torch.arange(most, device=start.device)[None, None, :]
         samples = self.samples[:, None, None]
@@ -52,3 +56,20 @@ class _Axis:
         low = position.nan_to_num(0.0).long()
         fraction = torch.where(counts, position - low, torch.nan)
         self.corners = (low, 1 - fraction), ((low + 1).clamp(max=size - 1), fraction)
+
+
+def roi_align_backward(
+    grad: Tensor,
+    boxes: Tensor,
+    size: tuple[int, int, int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """The transposed of the map above, from its output's shape to features of `size`."""
+    bins = (grad.shape[2], grad.shape[3])
+    features = grad.new_zeros(size)
+    transposed = torch.func.vjp(lambda x: roi_align(x, boxes, bins, spatial_scale, sampling_ratio, aligned), features)[
+        1
+    ]
+    return transposed(grad)[0]

@@ -11,7 +11,6 @@ import triton.language as tl
 from torch import Tensor
 
 from atrousops import geometry
-from atrousops._plan_triton import FEW
 from atrousops.geometry import Problem
 from atrousops.triton._common import cdiv, full, interpreted, jit, launch, split, wide
 from atrousops.triton._maps import in_format, precision, small, strides_of, widened
@@ -84,8 +83,8 @@ def weight_sum(problem: Problem, dy: Tensor, x: Tensor, kernel_size: Sequence[in
     """dw (K, C / groups, *kernel_size)."""
     depth, width = problem.c // problem.groups, problem.k // problem.groups
     tf32 = tf32 and x.dtype == torch.float32
-    few = problem.groups > 1 and depth * width <= FEW
-    total = (_looped_sum if few else _matrix_sum)(problem, in_format(dy), in_format(x), depth, width, tf32)
+    sum_of = _looped_sum if geometry.few_channels(problem) else _matrix_sum
+    total = sum_of(problem, in_format(dy), in_format(x), depth, width, tf32)
     return total.reshape(problem.k, depth, *kernel_size).to(x.dtype).contiguous()
 
 

@@ -14,7 +14,6 @@ import triton.language as tl
 from torch import Tensor
 
 from atrousops import geometry
-from atrousops._plan_triton import FEW
 from atrousops.geometry import Problem
 from atrousops.ops._layout import empty_as_kernel
 from atrousops.triton._common import cdiv, full, inline, interpreted, jit, launch, narrow, split, split3, wide
@@ -150,7 +149,7 @@ def tap_sum(problem: Problem, x: Tensor, w: Tensor, end: Epilogue, size: Sequenc
     # (group, K of it, C of it, tap); depth is summed over, width written.
     w = w.reshape(groups, problem.k // groups, problem.c // groups, places)
     depth_axis, width_axis = (1, 2) if problem.kind == "input_grad" else (2, 1)
-    if groups > 1 and w.shape[depth_axis] * w.shape[width_axis] <= FEW:
+    if geometry.few_channels(problem):
         _looped_sum(problem, x, w.permute(3, depth_axis, 0, width_axis).contiguous(), y, end)
     else:
         _matrix_sum(problem, x, w.permute(0, 3, depth_axis, width_axis).contiguous(), y, end, tf32)

@@ -1,4 +1,7 @@
-"""Q <- softmax of scores - sum_k mu_k K_k Q over labels, from softmax(scores); scores (N, L, P), mu (L) or (L, L)."""
+"""Q <- softmax of scores - sum_k mu_k K_k Q over labels, from softmax(scores); scores (N, L, P), mu (L) or (L, L).
+
+A pixel whose scores have no softmax sends no message, and is NaN in the end.
+"""
 
 import torch
 import triton
@@ -13,7 +16,7 @@ from atrousops.triton.permutohedral import Filter, apply, filter_of
 @jit
 def mean_field_kernel(
     logits, message, mu, out, labels: tl.int64, pixels: tl.int64, count: tl.int64, l_n: tl.int64, l_c: tl.int64,
-    l_p: tl.int64, o_n: tl.int64, o_c: tl.int64, o_p: tl.int64, HAS_MESSAGE: tl.constexpr, FULL: tl.constexpr,
+    l_p: tl.int64, o_n: tl.int64, o_c: tl.int64, o_p: tl.int64, lost, HAS_MESSAGE: tl.constexpr, FULL: tl.constexpr,
     SOFTMAX: tl.constexpr, BM: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     # The message is (N, P, L) and contiguous.
@@ -36,19 +39,22 @@ def mean_field_kernel(
     if SOFTMAX:
         largest = tl.max(tl.where(exists[None, :], value, float("-inf")), 1)
         power = tl.where(exists[None, :], tl.exp(value - largest[:, None]), 0)
-        value = power / tl.sum(power, 1)[:, None]
+        total = tl.sum(power, 1)[:, None]
+        value = tl.where(total == total, power / total, lost)
     to = out + (image * o_n + p * o_p)[:, None] + (c * o_c)[None, :]
     tl.store(to, narrow(value, out), mask=both)
 
 
-def _step(logits: Tensor, message: Tensor | None, mu: Tensor | None, out: Tensor, softmax: bool) -> Tensor:
+def _step(logits: Tensor, message: Tensor | None, mu: Tensor | None, out: Tensor, softmax: bool, last: bool) -> Tensor:
     n, labels, p = logits.shape
     columns = triton.next_power_of_2(max(labels, 1))
     rows = max(4096 // columns, 16) if interpreted() else max(1024 // columns, 1)
     given = message is not None and mu is not None
     arguments = (logits, message if given else logits, mu if given else logits, out, labels, p, n * p)
     flags = (given, mu is not None and mu.dim() == 2, softmax)
-    launch(mean_field_kernel, cdiv(n * p, rows), *arguments, *logits.stride(), *out.stride(), *flags, rows, columns)
+    lost = float("nan") if last else 0.0
+    strides = (*logits.stride(), *out.stride())
+    launch(mean_field_kernel, cdiv(n * p, rows), *arguments, *strides, lost, *flags, rows, columns)
     return out
 
 
@@ -65,14 +71,15 @@ def mean_field(scores: Tensor, lattices: list[Tensor], compatibilities: list[Ten
         built.append(filter_of(splat, slices, neighbours, row_starts, rows, counts))
     mus = [mu.contiguous() for mu in compatibilities]
     output = fake_values(scores)
-    q = _step(scores, None, None, buffer() if iterations and mus else output, True)
+    iterated = iterations > 0 and len(mus) > 0
+    q = _step(scores, None, None, buffer() if iterated else output, True, not iterated)
     for iteration in range(iterations if mus else 0):
         logits = scores
         for k, (lattice, mu) in enumerate(zip(built, mus)):
             message = _message(q, lattice, buffer())
-            last = k + 1 == len(mus)
-            out = output if last and iteration + 1 == iterations else buffer()
-            logits = _step(logits, message, mu, out, last)
+            normalise = k + 1 == len(mus)
+            last = normalise and iteration + 1 == iterations
+            logits = _step(logits, message, mu, output if last else buffer(), normalise, last)
         q = logits
     return output
 

@@ -1,38 +1,33 @@
-// Which kernel runs a problem, at what predicted cost, and why the others do not.
+// Which kernel runs a problem, at what predicted cost, and why the others do not: the one place where that is decided,
+// for CPUs, for our CUDA kernels and for Triton's.
 //
 // seconds = overhead of a call + floating-point operations / rate + bytes moved / copy rate. The rates come with the
-// device: defaults or measurements, this file does not know. Equal to atrousops/planner.py, which documents the fields.
+// device. atrousops/planner.py shows the answers.
 #pragma once
 
+#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "core/phases.h"
+#include "core/boxes.h"
+#include "core/context.h"
+#include "core/cuda_kernels.h"
 #include "core/problem.h"
+#include "core/rates.h"
 
 namespace atrousops::core {
 
-// FLOP/s of one thread, or of a whole GPU, down to `wgmma`; then a dilation, a number of axes, bytes/s of the
-// machine, and seconds.
-struct Rates {
-  double aten, aten_far, aten_two, aten_thin, aten_pointwise, aten_weight_grad, aten_weight_grad_odd,
-      aten_weight_grad_far;
-  double aten_strided, aten_strided_odd, aten_strided_grouped;
-  double aten_grouped, aten_grouped_grad;
-  double aten_depthwise, aten_depthwise_grad, aten_depthwise_far;
-  double gemm, gemm_weight, depthwise, grouped, tensor, wgmma;
-  double near, skips, weight_skips, tails, columns, results, pieces, copy, aten_call, our_call, our_region;
-};
-inline constexpr int kRates = 33;
-static_assert(sizeof(Rates) == kRates * sizeof(double));
-
-enum class DeviceKind { cpu, cuda };
+// triton: a GPU that Triton serves.
+enum class DeviceKind { cpu, cuda, triton };
 
 struct Device {
   DeviceKind kind = DeviceKind::cpu;
   int64_t threads = 1;
   Rates rates{};
-  int64_t multiprocessors = 0, shared_memory = 0, capability = 0;  // of a GPU
+  // Of a GPU.
+  int64_t multiprocessors = 0;
+  CudaMath math{};
 };
 
 struct Request {
@@ -55,10 +50,37 @@ struct Plan {
   double dense_flops = 0, bytes_floor = 0;
   int64_t workspace = 0;
   std::vector<Candidate> candidates;
-  std::array<int64_t, 3> tile = {0, 0, 0};
-  int64_t split_k = 1, stages = 0, shared_memory = 0;
+  // How wgmma's launch is cut; a weight gradient has another kernel.
+  std::optional<BoxPlan> boxes;
 };
 
+// Ours must be predicted this much faster than PyTorch's, or one launch than several: predictions are not better.
+inline constexpr double kMargin = 0.9;
+std::string fixed2(double value);
+
 Plan plan(const Request& request, const Device& device);
+// The names of the kernels that are considered on a device, PyTorch's first.
+std::vector<std::string> kernel_names(DeviceKind kind);
+
+// Convolutions of one map: as one launch ("conv_branches"), or one by one ("branches") with a launch for each ReLU and
+// the concatenation, to which `others` channels are added.
+struct BranchesRequest {
+  std::vector<Problem> problems;
+  int64_t itemsize = 2;
+  bool channels_last = false, relu = false;
+  int64_t others = 0;
+};
+Plan plan_branches(const BranchesRequest& request, const Device& device);
+
+// A context module: as one launch, or layer by layer, which takes `by_layers` seconds; that is asked only where one
+// launch is possible.
+struct ContextDecision {
+  ContextPlan one;
+  double by_layers = 0;
+  bool together = false;
+  std::string reason;
+};
+ContextDecision plan_context(const ContextStack& stack, const ContextDevice& device,
+                             const std::function<double()>& by_layers);
 
 }  // namespace atrousops::core

@@ -44,22 +44,32 @@ inline std::pair<int64_t, int64_t> width_and_depth(const Problem& p) {
   return p.kind == Kind::input_grad ? std::pair{p.c, p.k} : std::pair{p.k, p.c};
 }
 
+// Operations that do not multiply padding.
+inline double live_flops(const Facts& f) { return f.problem.dense_flops() * (f.live[0] * f.live[1] * f.live[2]); }
+
 struct Entry {
   const char* kernel;
   const char* (*rule)(const Problem&, const Device&, int64_t itemsize);  // why it cannot run the problem, or null
   double (*seconds)(const Facts&, const Device&);
   int64_t (*workspace)(const Facts&, const Device&);
 };
-// PyTorch's own kernel first.
 std::span<const Entry> cpu_entries();
 std::span<const Entry> cuda_entries();
+std::span<const Entry> triton_entries();
 
-// Shared by both.
-const char* no_rule(const Problem&, const Device&, int64_t);
+// PyTorch's own kernel, the first of each.
 double aten_seconds(const Facts& f, const Device& d);
-double depthwise_seconds(const Facts& f, const Device& d);
-double grouped_seconds(const Facts& f, const Device& d);
+const char* no_rule(const Problem&, const Device&, int64_t);
 int64_t no_workspace(const Facts&, const Device&);
+inline constexpr Entry kAten = {"aten", no_rule, aten_seconds, no_workspace};
+
+// What kernels of several devices have in common: a loop over live taps; a GEMM in tiles, of which some are lost at the
+// edges of regions; weights in an order of their own.
+double loop_seconds(const Facts& f, const Device& d, double rate);
+struct Tile {
+  int64_t rows, columns, splits;  // splits: blocks that may share a sum
+};
+double tiled_seconds(const Facts& f, const Device& d, double rate, const Tile& tile);
 int64_t packed_weights(const Facts& f, const Device&);
 
 }  // namespace atrousops::core

@@ -157,7 +157,7 @@ void make_plan(Plan& plan, const core::Problem& p, const Tensor& src, bool chann
   s.n = p.n;
   s.groups = p.groups;
   s.blocks = channels_last ? (p.groups + kConvDirectBlock - 1) / kConvDirectBlock : p.groups;
-  s.src.data = src.data_ptr();
+  s.src.data = src.const_data_ptr();
   s.src.count = (forward ? p.c : p.k) / p.groups;
   s.dst_count = (forward ? p.k : p.c) / p.groups;
   for (int i = 0; i < kAxes; ++i) {
@@ -209,7 +209,7 @@ struct Scratch {
 
   // By one thread for each worker: it clears the packed tensors when it first comes.
   ConvDirectScratch of(int64_t worker) {
-    char* base = static_cast<char*>(bytes.data_ptr()) + worker * size;
+    char* base = static_cast<char*>(bytes.mutable_data_ptr()) + worker * size;
     if (!cleared[worker]) std::memset(base + begin[1], 0, begin[3] - begin[1]);
     cleared[worker] = 1;
     const auto at = [&](int i) { return static_cast<void*>(base + begin[i]); };
@@ -250,7 +250,7 @@ Tensor conv_direct(const core::Problem& p, const Tensor& src, const Tensor& weig
   Plan plan;
   make_plan(plan, p, in, channels_last);
   const ConvDirectShape& s = plan.shape;
-  const ConvDirectArgs args{s, out.data_ptr(), w.data_ptr(), b ? b->data_ptr() : nullptr};
+  const ConvDirectArgs args{s, out.mutable_data_ptr(), w.const_data_ptr(), b ? b->const_data_ptr() : nullptr};
   const int64_t items = s.n * s.blocks * s.bands, taps = most_taps(plan);
   // Of all vectors that differ in their weights.
   const int64_t lanes = channels_last ? kConvDirectBlock + kConvDirectLanes : kConvDirectLanes * plan.lines[0].period;
@@ -279,7 +279,7 @@ Tensor conv_direct_weight(const core::Problem& p, const Tensor& grad, const Tens
   for (const ConvBand& b : plan.bands) rows = std::max(rows, b.end - b.begin);
   const ConvPiece all{0, 1, 0, 1, s.dst_size[2]};
   ConvDirectWeightArgs args{s, {}, nullptr, 1};
-  args.grad = {g.data_ptr(),
+  args.grad = {g.const_data_ptr(),
                s.dst_count,
                {s.dst_size[0], s.dst_size[1], s.dst_size[2]},
                rows,
@@ -290,7 +290,7 @@ Tensor conv_direct_weight(const core::Problem& p, const Tensor& grad, const Tens
   args.slices = std::clamp<int64_t>(64 / s.blocks, 1, std::clamp<int64_t>(s.n * s.bands, 1, 16));
   const int64_t taps = product(s.kernel), channels = s.dst_count * s.src.count, each = channels * taps;
   const Tensor part = torch::stable::empty({args.slices, p.groups, each}, compute, std::nullopt, input.device());
-  args.part = part.data_ptr();
+  args.part = part.mutable_data_ptr();
   const int64_t items = args.slices * s.blocks;
   const int64_t lanes = kConvDirectLanes + (channels_last ? kConvDirectBlock : 0);
   Scratch scratch(conv_workers(items), compute, 2 * taps,

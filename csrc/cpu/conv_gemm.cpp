@@ -121,8 +121,8 @@ Tensor pack_block(const Job& job, const Block& b) {
   const int64_t bytes = job.src_count * element_size(job.gemm_dtype);
   Tensor packed = torch::stable::empty({job.groups * b.phases() * job.dst_count, b.taps() * job.src_count},
                                        job.gemm_dtype, std::nullopt, job.src.device());
-  const char* src = static_cast<const char*>(job.weight.data_ptr());
-  char* dst = static_cast<char*>(packed.data_ptr());
+  const char* src = static_cast<const char*>(job.weight.const_data_ptr());
+  char* dst = static_cast<char*>(packed.mutable_data_ptr());
   const int64_t rows = job.groups * b.phases() * job.dst_count;
   const int64_t grain = 1 + 32768 / (b.taps() * bytes + 1);
   parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
@@ -157,13 +157,13 @@ void set_pieces(const Job& job, Block& b) {
   const bool in_place = b.phases() == 1 && (cuts.size() == 2 || (!job.one_piece && job.src_count >= kDepth));
   if (!in_place) {
     b.packed = pack_block(job, b);
-    add_pieces(job, b, 0, taps, b.packed->data_ptr(), taps * job.src_count,
+    add_pieces(job, b, 0, taps, b.packed->const_data_ptr(), taps * job.src_count,
                b.phases() * job.dst_count * taps * job.src_count);
     return;
   }
   for (size_t i = 0; i + 1 < cuts.size(); ++i)
-    add_pieces(job, b, cuts[i], cuts[i + 1], at(job.weight.data_ptr(), b.tap[cuts[i]] * job.src_count, job.gemm_dtype),
-               ld, job.dst_count * ld);
+    add_pieces(job, b, cuts[i], cuts[i + 1],
+               at(job.weight.const_data_ptr(), b.tap[cuts[i]] * job.src_count, job.gemm_dtype), ld, job.dst_count * ld);
 }
 
 std::vector<Block> make_blocks(const core::Problem& p, const Job& job) {
@@ -249,7 +249,7 @@ void run_gemms(const Job& job, const Task& task, const Scratch& scratch) {
   if (accumulate) start_from_bias(job, task, scratch.result);
   for (const Piece& piece : b.pieces) {
     const int64_t taps = piece.tap_end - piece.tap_begin, depth = taps * job.src_count;
-    gather({job.src.data_ptr(), scratch.rows, job.dtype, job.gemm_dtype, b.source, job.groups * job.src_count,
+    gather({job.src.const_data_ptr(), scratch.rows, job.dtype, job.gemm_dtype, b.source, job.groups * job.src_count,
             task.group * job.src_count, job.src_count, taps, depth, b.read.data() + piece.tap_begin},
            task.row_begin, task.row_end);
     const void* weight =
@@ -318,7 +318,7 @@ Tensor conv_gemm(const core::Problem& problem, const Tensor& src, const Tensor& 
   Tensor out = empty(out_size, src, channels_last);
   if (out.numel() == 0) return out;
   const std::optional<Tensor> bias_row = bias ? std::optional(dense(*bias, false)) : std::nullopt;
-  const Job job = make_job(problem, src, weight, bias_row ? bias_row->data_ptr() : nullptr, channels_last);
+  const Job job = make_job(problem, src, weight, bias_row ? bias_row->const_data_ptr() : nullptr, channels_last);
   const std::vector<Block> blocks = make_blocks(problem, job);
   const std::vector<Task> tasks = make_tasks(job, blocks);
   int64_t row_elements = 0, result_elements = 0;
@@ -334,8 +334,9 @@ Tensor conv_gemm(const core::Problem& problem, const Tensor& src, const Tensor& 
     return torch::stable::empty({workers, elements}, job.gemm_dtype, std::nullopt, src.device());
   };
   const Tensor rows = scratch(row_elements), results = scratch(result_elements);
-  char *row_data = static_cast<char*>(rows.data_ptr()), *result_data = static_cast<char*>(results.data_ptr());
-  void* const out_data = out.data_ptr();
+  char *row_data = static_cast<char*>(rows.mutable_data_ptr()),
+       *result_data = static_cast<char*>(results.mutable_data_ptr());
+  void* const out_data = out.mutable_data_ptr();
   conv_each(items, [&](int64_t item, int64_t worker) {
     const Scratch own{at(row_data, worker * row_elements, job.gemm_dtype),
                       at(result_data, worker * result_elements, job.gemm_dtype)};

@@ -148,10 +148,10 @@ void run_task(const Job& job, const Task& task, char* a, char* b, char* block, v
   const int64_t zero = 0;
   for (int64_t row = task.row_begin; row < task.row_end; row += kDepth) {
     const int64_t end = std::min(row + kDepth, task.row_end);
-    gather({job.grad.data_ptr(), a, job.dtype, job.gemm_dtype, task.taps->grad, job.groups * job.k,
+    gather({job.grad.const_data_ptr(), a, job.dtype, job.gemm_dtype, task.taps->grad, job.groups * job.k,
             task.group * job.k + task.k_begin, k, 1, k, &zero},
            row, end);
-    gather({job.input.data_ptr(), b, job.dtype, job.gemm_dtype, task.taps->input, job.groups * job.c,
+    gather({job.input.const_data_ptr(), b, job.dtype, job.gemm_dtype, task.taps->input, job.groups * job.c,
             task.group * job.c + task.c_begin, c, taps, taps * c, task.taps->offset.data() + task.tap_begin},
            row, end);
     const Matrix left = transposed({a, end - row, k, k}), right{b, end - row, taps * c, taps * c};
@@ -188,8 +188,9 @@ Tensor conv_gemm_weight(const core::Problem& problem, const Tensor& grad, const 
   };
   const int64_t outputs = conv_aligned(std::min(job.k, kOutputs));
   const Tensor left = scratch(kDepth, outputs), right = scratch(kDepth, columns), block = scratch(outputs, columns);
-  void *left_data = left.data_ptr(), *right_data = right.data_ptr(), *block_data = block.data_ptr();
-  void* part_data = part.data_ptr();
+  void *left_data = left.mutable_data_ptr(), *right_data = right.mutable_data_ptr(),
+       *block_data = block.mutable_data_ptr();
+  void* part_data = part.mutable_data_ptr();
   conv_each(items, [&](int64_t item, int64_t worker) {
     run_task(job, tasks[item], at(left_data, worker * kDepth * outputs, job.gemm_dtype),
              at(right_data, worker * kDepth * columns, job.gemm_dtype),

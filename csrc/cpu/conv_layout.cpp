@@ -8,7 +8,7 @@ namespace atrousops::cpu {
 
 Tensor conv_packed(const Tensor& src, std::array<int64_t, 4> sizes, std::array<int64_t, 4> strides, ScalarType dtype) {
   Tensor dst = torch::stable::empty({sizes.begin(), sizes.end()}, dtype, std::nullopt, src.device());
-  ConvPackArgs args{src.data_ptr(), dst.data_ptr(), src.scalar_type(), dtype, {}, {}};
+  ConvPackArgs args{src.const_data_ptr(), dst.mutable_data_ptr(), src.scalar_type(), dtype, {}, {}};
   std::copy(sizes.begin(), sizes.end(), args.sizes);
   std::copy(strides.begin(), strides.end(), args.strides);
   if (dst.numel() == 0) return dst;
@@ -32,8 +32,18 @@ Tensor conv_weight_from(const Tensor& part, int64_t slices, std::array<int64_t, 
                         const std::vector<int64_t>& out_size, ScalarType dtype) {
   Tensor out = torch::stable::empty(out_size, dtype, std::nullopt, part.device());
   const auto [k, taps, c] = sizes;
-  const ConvWeightSumArgs args{part.data_ptr(), out.data_ptr(), part.scalar_type(), dtype,     slices, k, taps, c,
-                               tap.data(),      strides[0],     strides[2],         strides[1]};
+  const ConvWeightSumArgs args{part.const_data_ptr(),
+                               out.mutable_data_ptr(),
+                               part.scalar_type(),
+                               dtype,
+                               slices,
+                               k,
+                               taps,
+                               c,
+                               tap.data(),
+                               strides[0],
+                               strides[2],
+                               strides[1]};
   const auto kernel = ATROUSOPS_SELECT(conv_weight_sum);
   parallel_for(0, k, 1 + 32768 / (taps * c + 1), [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
   return out;

@@ -21,8 +21,9 @@ inline void expect_writes(const Tensor& t) {
   const int64_t bytes = t.numel() * static_cast<int64_t>(t.element_size());
   if (bytes < kMappedBytes) return;
   const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(t.data_ptr()) + page - 1) / page * page;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(t.data_ptr()) + static_cast<uintptr_t>(bytes)) / page * page;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(t.const_data_ptr()) + page - 1) / page * page;
+  const uintptr_t last =
+      (reinterpret_cast<uintptr_t>(t.const_data_ptr()) + static_cast<uintptr_t>(bytes)) / page * page;
   madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #else
   (void)t;

@@ -31,8 +31,13 @@ static std::pair<Tensor, std::optional<Tensor>> pool(const char* op, const Tenso
   if (kind != Marks::none) marks = empty(size, in, nhwc, kind == Marks::indices ? ScalarType::Long : ScalarType::Byte);
   expect_writes(values);
   if (marks) expect_writes(*marks);
-  const MaxPoolArgs a{
-      g, in.data_ptr(), values.data_ptr(), marks ? marks->data_ptr() : nullptr, kind, in.scalar_type(), nhwc};
+  const MaxPoolArgs a{g,
+                      in.const_data_ptr(),
+                      values.mutable_data_ptr(),
+                      marks ? marks->mutable_data_ptr() : nullptr,
+                      kind,
+                      in.scalar_type(),
+                      nhwc};
   const auto kernel = ATROUSOPS_SELECT(max_pool);
   const int64_t rows = g.batch * g.small_plane() * (nhwc ? 1 : g.channels) / (nhwc ? 1 : g.small[2]);
   const int64_t work = g.taps() * (nhwc ? g.channels : g.small[2]) + 1;

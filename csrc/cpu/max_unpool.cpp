@@ -77,8 +77,8 @@ static std::pair<Tensor, bool> place(const char* op, const Tensor& small, const 
   const Tensor in = dense(small, nhwc), m = dense(marks, nhwc);
   Tensor out = empty(size_with(small, args, g.large), in, nhwc);
   expect_writes(out);
-  const bool complete =
-      fill_large({g, in.data_ptr(), m.data_ptr(), out.data_ptr(), kind_of(op, marks), meeting, in.scalar_type(), nhwc});
+  const bool complete = fill_large({g, in.const_data_ptr(), m.const_data_ptr(), out.mutable_data_ptr(),
+                                    kind_of(op, marks), meeting, in.scalar_type(), nhwc});
   return {out, complete};
 }
 
@@ -95,8 +95,14 @@ static Tensor pick_elements(const char* op, const Tensor& large, const Tensor& m
   const Tensor in = dense(large, nhwc), m = dense(marks, nhwc);
   Tensor out = empty(sizes_of(marks), in, nhwc);
   expect_writes(out);
-  const MaxUnpoolArgs a{
-      g, in.data_ptr(), m.data_ptr(), out.data_ptr(), kind_of(op, marks), Meeting::last, in.scalar_type(), nhwc};
+  const MaxUnpoolArgs a{g,
+                        in.const_data_ptr(),
+                        m.const_data_ptr(),
+                        out.mutable_data_ptr(),
+                        kind_of(op, marks),
+                        Meeting::last,
+                        in.scalar_type(),
+                        nhwc};
   const int64_t units = g.batch * g.small[0] * g.small[1] * (nhwc ? g.small[2] : g.channels);
   const auto kernel = ATROUSOPS_SELECT(pick);
   parallel_for_exact(0, units, kPoolGrain / (1 + (nhwc ? g.channels : g.small[2])),
@@ -111,10 +117,10 @@ static void refuse(const Tensor& marks, const std::vector<int64_t>& output_size)
   int64_t plane = 1;
   for (const int64_t n : output_size) plane *= n;
   for (int64_t i = 0; i < m.numel(); ++i)
-    STD_TORCH_CHECK(p[i] >= 0 && p[i] < plane, "max_unpool: indices must lie between 0 and ", plane - 1,
-                    " (positions in an output plane of ", plane, " elements); got ", p[i], " at element ", i,
-                    ". Found an invalid max index: ", p[i],
-                    ". Pass the indices of the pooling that is undone, and its input's size as output_size.");
+    if (p[i] < 0 || p[i] >= plane)
+      bad_value("max_unpool: indices must lie between 0 and ", plane - 1, " (positions in an output plane of ", plane,
+                " elements); got ", p[i], " at element ", i, ". Found an invalid max index: ", p[i],
+                ". Pass the indices of the pooling that is undone, and its input's size as output_size.");
 }
 static void check_codes(const Tensor& marks, const std::vector<int64_t>& kernel_size) {
   const Tensor m = dense(marks, prefers_channels_last(marks));
@@ -130,9 +136,9 @@ static void check_codes(const Tensor& marks, const std::vector<int64_t>& kernel_
     while (most > before && !worst.compare_exchange_weak(before, most)) {
     }
   });
-  STD_TORCH_CHECK(worst < taps, "max_unpool: one-byte codes in indices must lie between 0 and ", taps - 1,
-                  " for a window of ", taps, "; got ", worst.load(),
-                  ". Pass the kernel_size of the pooling that is undone.");
+  if (worst >= taps)
+    bad_value("max_unpool: one-byte codes in indices must lie between 0 and ", taps - 1, " for a window of ", taps,
+              "; got ", worst.load(), ". Pass the kernel_size of the pooling that is undone.");
 }
 
 Tensor max_unpool(const Tensor& input, const Tensor& indices, std::vector<int64_t> output_size,

@@ -37,8 +37,13 @@ class Inference {
     unary_ = empty({scores.pixels * vectors * lanes}, like, false, compute);
     tiles_ = empty({chunks_ * kPixelTile * vectors * lanes}, like, false, compute);
     tile_bytes_ = kPixelTile * vectors * kVectorBytes;
-    args_ = {
-        kernels_.data(), first_.data(), static_cast<int64_t>(kernels_.size()), vectors, unary_.data_ptr(), scores, q};
+    args_ = {kernels_.data(),
+             first_.data(),
+             static_cast<int64_t>(kernels_.size()),
+             vectors,
+             unary_.mutable_data_ptr(),
+             scores,
+             q};
   }
 
   void run(int64_t iterations) {
@@ -56,7 +61,7 @@ class Inference {
       for (int64_t c = begin; c < end; ++c) {
         for (size_t k = 0; k < work_.size() && !store; ++k) work_[k].clear_rows(first_chunk_[k] + c);
         kernel(args_, args_.scores.pixels * c / chunks_, args_.scores.pixels * (c + 1) / chunks_, start, store,
-               static_cast<char*>(tiles_.data_ptr()) + c * tile_bytes_);
+               static_cast<char*>(tiles_.mutable_data_ptr()) + c * tile_bytes_);
       }
     });
   }
@@ -101,7 +106,7 @@ Tensor mean_field(const Tensor& scores, std::vector<Tensor> lattices, std::vecto
   for (int64_t n = 0; n < images; ++n) {
     const int64_t shift = n * labels * pixels * static_cast<int64_t>(in.element_size());
     const auto image = [&](const Tensor& t) {
-      return PermutohedralImage{static_cast<char*>(t.data_ptr()) + shift, dtype, nhwc, labels, pixels};
+      return PermutohedralImage{memory_of(t) + shift, dtype, nhwc, labels, pixels};
     };
     Inference(views, compatibilities, n, image(in), image(q), compute, in).run(iterations);
   }

@@ -26,8 +26,7 @@ Tensor permutohedral_apply(const Tensor& values, const Tensor& splat_weights, co
   LatticeWork work(lattice, 0, lattice.images, in.size(1), compute, LatticeWork::Rows::shared, in);
   const auto image = [&](const Tensor& t, int64_t n) {
     const int64_t bytes = in.size(1) * lattice.pixels * static_cast<int64_t>(in.element_size());
-    return PermutohedralImage{static_cast<char*>(t.data_ptr()) + n * bytes, in.scalar_type(), nhwc, in.size(1),
-                              lattice.pixels};
+    return PermutohedralImage{memory_of(t) + n * bytes, in.scalar_type(), nhwc, in.size(1), lattice.pixels};
   };
 
   const auto splat = ATROUSOPS_SELECT(permutohedral_splat);

@@ -134,10 +134,11 @@ void Builder::place_pixels() {
     uint64_t keys[kLatticeTile * (kMaxFeatures + 1)];
     for (int64_t c = begin; c < end; ++c) {
       const int64_t n = c / chunks, first = pixels * (c % chunks) / chunks, stop = pixels * (c % chunks + 1) / chunks;
-      const PermutohedralGeometryArgs args{static_cast<const char*>(features.data_ptr()) + n * dims * pixels * item,
-                                           static_cast<char*>(weights.data_ptr()) + n * pixels * corners * item,
-                                           features.scalar_type(), static_cast<int>(dims), pixels};
-      int32_t* out = static_cast<int32_t*>(offsets.data_ptr()) + (n * pixels + first) * corners;
+      const PermutohedralGeometryArgs args{
+          static_cast<const char*>(features.const_data_ptr()) + n * dims * pixels * item,
+          static_cast<char*>(weights.mutable_data_ptr()) + n * pixels * corners * item, features.scalar_type(),
+          static_cast<int>(dims), pixels};
+      int32_t* out = static_cast<int32_t*>(offsets.mutable_data_ptr()) + (n * pixels + first) * corners;
       for (int64_t p = first; p < stop; p += kLatticeTile) {
         const int64_t tile_end = std::min(p + kLatticeTile, stop), total = (tile_end - p) * corners;
         geometry(args, p, tile_end, keys, &ok);
@@ -172,7 +173,7 @@ void Builder::number_vertices() {
     for (int64_t c = begin; c < end; ++c) {
       const int64_t n = c / chunks, first = pixels * (c % chunks) / chunks, stop = pixels * (c % chunks + 1) / chunks;
       for (int64_t i = bounds[c]; i < bounds[c + 1]; ++i) row_vertex[i] += static_cast<int32_t>(image_base[n]);
-      int32_t* out = static_cast<int32_t*>(offsets.data_ptr()) + n * pixels * corners;
+      int32_t* out = static_cast<int32_t*>(offsets.mutable_data_ptr()) + n * pixels * corners;
       const int32_t base = static_cast<int32_t>(bounds[c]);
       for (int64_t i = first * corners; i < stop * corners; ++i) out[i] += base;
     }
@@ -222,9 +223,10 @@ void Builder::check(const char* phase) const {
   for (const auto* tables : {&chunk_tables, &image_tables})
     for (const KeyTable& t : *tables)
       STD_TORCH_CHECK(!t.failed(), "permutohedral_lattice: out of memory while ", phase);
-  STD_TORCH_CHECK(fits, "permutohedral_lattice: features must be finite and within ",
-                  static_cast<int64_t>(KeyLayout(static_cast<int>(dims)).limit() * (dims + 1)), " lattice units for ",
-                  dims, " of them; divide them by larger standard deviations");
+  if (!fits)
+    bad_value("permutohedral_lattice: features must be finite and within ",
+              static_cast<int64_t>(KeyLayout(static_cast<int>(dims)).limit() * (dims + 1)), " lattice units for ", dims,
+              " of them; divide them by larger standard deviations");
 }
 
 }  // namespace

@@ -54,10 +54,10 @@ LatticeWork::LatticeWork(const LatticeView& lattice, int64_t first, int64_t coun
   const int64_t first_row = lattice.bounds[first * lattice.chunks];
   const int64_t row_count = lattice.bounds[(first + count) * lattice.chunks] - first_row;
   row_values_ = empty({(rows == Rows::separate ? 2 : 1) * row_count * width}, like, false, compute);
-  char* row_data = static_cast<char*>(row_values_.data_ptr()) - first_row * row_bytes_;
+  char* row_data = static_cast<char*>(row_values_.mutable_data_ptr()) - first_row * row_bytes_;
   const int64_t vertex_count = last_vertex_ - first_vertex_ + 1;
   vertex_values_ = empty({2 * vertex_count * width}, like, false, compute);
-  char* vertices = static_cast<char*>(vertex_values_.data_ptr());
+  char* vertices = static_cast<char*>(vertex_values_.mutable_data_ptr());
   std::memset(vertices, 0, row_bytes_);
   std::memset(vertices + vertex_count * row_bytes_, 0, row_bytes_);
   // The first of each buffer is the zero vertex.
@@ -66,8 +66,8 @@ LatticeWork::LatticeWork(const LatticeView& lattice, int64_t first, int64_t coun
           vectors,
           lattice.corners,
           data<int32_t>(lattice.offsets),
-          lattice.splat_weights.data_ptr(),
-          lattice.slice_weights.data_ptr(),
+          lattice.splat_weights.const_data_ptr(),
+          lattice.slice_weights.const_data_ptr(),
           data<int32_t>(lattice.neighbours),
           lattice.neighbours.size(1),
           data<int32_t>(lattice.row_starts),
@@ -109,8 +109,8 @@ void LatticeWork::set_gain(double factor, const Tensor* each) {
     fill_gain(mutable_data<double>(gain_), width, channels_, factor * alpha, each);
   else
     fill_gain(mutable_data<float>(gain_), width, channels_, factor * alpha, each);
-  args.gain = matrix ? nullptr : gain_.data_ptr();
-  args.mix = matrix ? gain_.data_ptr() : nullptr;
+  args.gain = matrix ? nullptr : gain_.const_data_ptr();
+  args.mix = matrix ? gain_.const_data_ptr() : nullptr;
 }
 
 void LatticeWork::blur(bool reverse) const {

@@ -22,7 +22,7 @@ constexpr int64_t kGrain = int64_t{1} << 16;
 // A dense 4-D tensor in either order. Strides in elements.
 struct Layout {
   Layout(const Tensor& t, bool nhwc)
-      : base(static_cast<char*>(t.data_ptr())),
+      : base(memory_of(t)),
         dtype(t.scalar_type()),
         batch(t.size(0)),
         channels(t.size(1)),

@@ -56,7 +56,7 @@ static void run(bool is_backward, const Layout& map, const Layout& pooled, const
                 double spatial_scale) {
   const Windows windows(map, pooled, boxes, spatial_scale);
   const RoiPoolArgs common{pooled.height, pooled.width, windows.rows.data(), windows.columns.data(),
-                           static_cast<int32_t*>(argmax.data_ptr())};
+                           static_cast<int32_t*>(argmax.mutable_data_ptr())};
   const auto kernel = is_backward ? ATROUSOPS_SELECT(roi_pool_backward) : ATROUSOPS_SELECT(roi_pool_forward);
   const auto run_block = [&](const RoiBlock& block, const int64_t* rois, int64_t begin, int64_t end) {
     RoiPoolArgs args = common;

@@ -28,8 +28,8 @@ Tensor run(const core::ContextPlan& plan, const Tensor& input, const std::vector
   if (out.numel() == 0) return out;
   const int64_t channels = in.size(1), pixels = in.size(2) * in.size(3);
   ContextArgs a{};
-  a.input = in.data_ptr();
-  a.output = out.data_ptr();
+  a.input = in.const_data_ptr();
+  a.output = out.mutable_data_ptr();
   a.image_stride = channels * pixels;
   a.channel_stride = nhwc ? 1 : pixels;
   a.pixel_stride = nhwc ? channels : 1;
@@ -43,8 +43,8 @@ Tensor run(const core::ContextPlan& plan, const Tensor& input, const std::vector
   for (size_t i = 0; i < weights.size(); ++i) {
     const Tensor& w = weights[i];
     if (!biases.empty()) kept.push_back(dense(biases[i], false));
-    a.layer[i] = {w.data_ptr(),
-                  biases.empty() ? nullptr : kept.back().data_ptr(),
+    a.layer[i] = {w.const_data_ptr(),
+                  biases.empty() ? nullptr : kept.back().const_data_ptr(),
                   w.stride(0),
                   w.stride(1),
                   w.stride(2),

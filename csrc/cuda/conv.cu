@@ -1,4 +1,8 @@
-// conv, conv_transpose and the two gradients on CUDA: arguments to a problem, and the problem to a kernel.
+// conv, conv_transpose and the two gradients on CUDA: arguments to a problem, and the problem to the kernel that the
+// planner names for it.
+#include <algorithm>
+
+#include "core/cuda_kernels.h"
 #include "cuda/conv_kernels.h"
 #include "cuda/registration.h"
 #include "stable/conv_arguments.h"
@@ -6,48 +10,56 @@
 namespace atrousops::cuda {
 namespace {
 
+using core::CudaKernel;
 using Ints = std::vector<int64_t>;
 
-// Groups this small leave most of a GEMM's tile empty.
-bool is_small(const core::Problem& p) { return (p.c / p.groups) * (p.k / p.groups) <= (p.groups > 1 ? 64 : 4); }
-
-const char* grouped_rule(const ConvCall& call) {
-  return is_small(call.problem) ? nullptr : "too many channels a group for a loop";
-}
-const char* grouped_weight_rule(const ConvWeightCall& call) {
-  return call.problem.groups > 1 && is_small(call.problem) ? nullptr : "too many channels a group for a loop";
-}
 template <class Call>
-const char* no_rule(const Call&) {
+const char* any_tensors(const Call&) {
   return nullptr;
 }
 
-// A rule answers why the kernel cannot or should not run a call, or null. The first kernel without an answer runs: a
-// new one goes before those it beats. `reason` says what makes it the choice.
+// The kernels in the planner's order. A rule answers why a kernel cannot run a call whose problem it could, or null:
+// what the planner does not see are addresses, strides and how the library was built.
 template <class Call>
 struct Kernel {
-  const char *name, *reason;
+  CudaKernel name;
   const char* (*rule)(const Call&);
   void (*run)(const Call&);
 };
 constexpr Kernel<ConvCall> kConv[] = {
-    {"depthwise", "one channel a group, 16 bytes of channels at a time", conv_depthwise_rule, conv_depthwise},
-    {"grouped", "groups of few channels, an element a thread", grouped_rule, conv_grouped},
-    {"wgmma", "tensor cores by TMA and wgmma", conv_wgmma_rule, conv_wgmma},
-    {"mma", "tensor cores by mma.sync", conv_mma_rule, conv_mma},
-    {"simt", "any dtype, channels and strides", no_rule<ConvCall>, conv_simt},
+    {CudaKernel::depthwise, conv_depthwise_rule, conv_depthwise},
+    {CudaKernel::grouped, any_tensors<ConvCall>, conv_grouped},
+    {CudaKernel::wgmma, conv_wgmma_rule, conv_wgmma},
+    {CudaKernel::mma, conv_mma_rule, conv_mma},
+    {CudaKernel::simt, any_tensors<ConvCall>, conv_simt},
 };
+// One channel a group is no case of its own here: a weight a warp.
 constexpr Kernel<ConvWeightCall> kConvWeight[] = {
-    {"grouped", "groups of few channels, a weight a warp", grouped_weight_rule, conv_grouped_weight},
-    {"wgmma", "tensor cores by wgmma, boxes by TMA", conv_wgmma_weight_rule, conv_wgmma_weight},
-    {"mma", "tensor cores by mma.sync", conv_mma_weight_rule, conv_mma_weight},
-    {"simt", "any dtype, channels and strides", no_rule<ConvWeightCall>, conv_simt_weight},
+    {CudaKernel::depthwise, any_tensors<ConvWeightCall>, conv_grouped_weight},
+    {CudaKernel::grouped, any_tensors<ConvWeightCall>, conv_grouped_weight},
+    {CudaKernel::wgmma, conv_wgmma_weight_rule, conv_wgmma_weight},
+    {CudaKernel::mma, conv_mma_weight_rule, conv_mma_weight},
+    {CudaKernel::simt, any_tensors<ConvWeightCall>, conv_simt_weight},
 };
 
+core::CudaMath math_of(const Tensor& t, bool allow_tf32) {
+  const int64_t capability = properties(t).capability;
+  switch (t.scalar_type()) {
+    case ScalarType::Double: return {capability, core::Precision::f64};
+    case ScalarType::Float: return {capability, allow_tf32 ? core::Precision::tf32 : core::Precision::f32};
+    default: return {capability, core::Precision::half};
+  }
+}
+
+// The planned kernel, or the next that can take these tensors.
 template <class Call, size_t N>
-void run_first(const Kernel<Call> (&kernels)[N], const Call& call) {
-  for (const Kernel<Call>& k : kernels)
-    if (k.rule(call) == nullptr) return k.run(call);
+void run_planned(const Kernel<Call> (&kernels)[N], const Call& call, const Tensor& source) {
+  const CudaKernel planned =
+      core::cuda_kernel(call.problem, static_cast<int64_t>(source.element_size()), math_of(source, call.allow_tf32));
+  const auto* const found = std::find_if(std::begin(kernels), std::end(kernels), [&](const Kernel<Call>& k) {
+    return k.name >= planned && k.rule(call) == nullptr;
+  });
+  found->run(call);
 }
 
 Tensor run(const ConvArguments& a, const Tensor& src, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -56,7 +68,7 @@ Tensor run(const ConvArguments& a, const Tensor& src, const Tensor& weight, cons
   Tensor dst = empty(a.out_size, src, prefers_channels_last(src));
   if (dst.numel() == 0) return dst;
   const std::optional<Tensor> dense_bias = bias ? std::optional(dense(*bias, false)) : std::nullopt;
-  run_first(kConv, ConvCall{a.problem, src, weight, dense_bias, dst, allow_tf32});
+  run_planned(kConv, ConvCall{a.problem, src, weight, dense_bias, dst, allow_tf32}, src);
   return dst;
 }
 
@@ -80,7 +92,7 @@ Tensor conv_grad_weight(const Tensor& grad, const Tensor& input, const Ints& ker
   const DeviceGuard guard(input);
   if (input.numel() == 0 || grad.numel() == 0) return torch::stable::new_zeros(input, a.out_size);
   Tensor out = torch::stable::empty(a.out_size, input.scalar_type(), std::nullopt, input.device());
-  run_first(kConvWeight, ConvWeightCall{a.problem, grad, input, out, allow_tf32});
+  run_planned(kConvWeight, ConvWeightCall{a.problem, grad, input, out, allow_tf32}, input);
   return out;
 }
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/cuda_kernels.h"
 #include "core/phases.h"
 #include "cuda/conv_mma.h"
 
@@ -95,10 +96,14 @@ void run(const ConvCall& call, const ConvFuse& fuse, const ConvMmaForced& forced
   const int64_t column_blocks = ceil_div(t.dst_channels, tile.columns);
   const int64_t blocks = column_blocks * t.tiles * t.groups * choice.splits;
   STD_TORCH_CHECK(blocks <= INT32_MAX, "conv: tensor cores take up to 2^31 tiles; got ", blocks);
-  ConvMmaArgs args{src.data_ptr(),  weights.tensor.data_ptr(),
-                   nullptr,         positions * channels,
-                   weights.columns, static_cast<int32_t>(column_blocks),
-                   choice.splits,   conv_epilogue(call.bias ? &*call.bias : nullptr, fuse, dst)};
+  ConvMmaArgs args{src.const_data_ptr(),
+                   weights.tensor.const_data_ptr(),
+                   nullptr,
+                   positions * channels,
+                   weights.columns,
+                   static_cast<int32_t>(column_blocks),
+                   choice.splits,
+                   conv_epilogue(call.bias ? &*call.bias : nullptr, fuse, dst)};
   if (t.groups > 1 && t.dst_channels % conv_vector(dtype) != 0)
     args.epilogue.vector_dst = args.epilogue.vector_residual = false;
   std::optional<Tensor> part;
@@ -116,15 +121,15 @@ void run(const ConvCall& call, const ConvFuse& fuse, const ConvMmaForced& forced
 ConvEpilogue conv_epilogue(const Tensor* bias, const ConvFuse& fuse, const Tensor& dst) {
   const int64_t vector = conv_vector(dst.scalar_type());
   ConvEpilogue e{};
-  e.dst = static_cast<char*>(dst.data_ptr()) + fuse.first_channel * (16 / vector);
+  e.dst = memory_of(dst) + fuse.first_channel * (16 / vector);
   e.dst_pitch = dst.size(1);
   e.vector_dst = conv_mma_aligned(dst, dst.size(1)) && fuse.first_channel % vector == 0;
-  e.bias = bias ? bias->data_ptr() : nullptr;
-  e.scale = fuse.scale ? fuse.scale->data_ptr() : nullptr;
+  e.bias = bias ? bias->const_data_ptr() : nullptr;
+  e.scale = fuse.scale ? fuse.scale->const_data_ptr() : nullptr;
   e.fp32_parameters = (bias ? *bias : fuse.scale ? *fuse.scale : dst).scalar_type() == ScalarType::Float;
   e.relu = fuse.relu;
   if (fuse.residual) {
-    e.residual = fuse.residual->data_ptr();
+    e.residual = fuse.residual->const_data_ptr();
     e.residual_pitch = fuse.residual->size(1);
     e.vector_residual = conv_mma_aligned(*fuse.residual, fuse.residual->size(1));
   }
@@ -133,7 +138,7 @@ ConvEpilogue conv_epilogue(const Tensor* bias, const ConvFuse& fuse, const Tenso
 
 bool conv_mma_aligned(const Tensor& t, int64_t channels) {
   const int64_t vector = conv_vector(t.scalar_type());
-  return reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0 && t.size(1) % vector == 0 && channels % vector == 0;
+  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0 && t.size(1) % vector == 0 && channels % vector == 0;
 }
 
 const char* conv_mma_cannot(const core::Problem& p, const Tensor& src) {
@@ -148,9 +153,8 @@ const char* conv_mma_cannot(const core::Problem& p, const Tensor& src) {
 const char* conv_mma_rule(const ConvCall& call) {
   const core::Problem& p = call.problem;
   if (const char* why = conv_mma_cannot(p, call.src)) return why;
-  const int64_t depth = mma_depth(call.src.scalar_type());
+  if (const char* why = core::mma_cannot(p, static_cast<int64_t>(call.src.element_size()))) return why;
   const int64_t src_channels = (p.kind == core::Kind::input_grad ? p.k : p.c) / p.groups;
-  if (4 * src_channels < depth) return "too few channels for the depth of a step";
   const double products = average_taps(p, core::phases(p)) * static_cast<double>(src_channels);
   const bool split = call.src.scalar_type() == ScalarType::Float && !call.allow_tf32;
   return split && products < kShortSum ? "sums too short to hide the error of three tf32 products" : nullptr;

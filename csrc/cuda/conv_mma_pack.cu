@@ -52,7 +52,7 @@ ConvMmaWeights conv_mma_weights(const core::Problem& p, const Tensor& weight) {
   const int64_t lines = swapped && fp32 ? c : k, columns = swapped && fp32 ? k : c;
   const int64_t vector = conv_vector(weight.scalar_type()), pitch = (columns + vector - 1) / vector * vector;
   const bool ready = !(swapped && fp32) && pitch == columns && is_channels_last(weight) &&
-                     reinterpret_cast<uintptr_t>(weight.data_ptr()) % 16 == 0;
+                     reinterpret_cast<uintptr_t>(weight.const_data_ptr()) % 16 == 0;
   ConvMmaWeights w{weight, {lines * taps * pitch, taps * pitch, 1, {}}, pitch, along};
   if (!along) std::swap(w.strides.dst, w.strides.src);
   w.strides.tap[2] = pitch;

@@ -98,8 +98,8 @@ void conv_mma_weight(const ConvWeightCall& call, const ConvMmaForced& forced) {
   const int64_t blocks = row_blocks * column_blocks * taps * p.groups * choice.splits, elements = p.weight_elements();
   STD_TORCH_CHECK(blocks <= INT32_MAX, "conv_grad_weight: tensor cores take up to 2^31 tiles; got ", blocks);
   Tensor part = torch::stable::empty({choice.splits, elements}, ScalarType::Float, std::nullopt, input.device());
-  const ConvMmaWeightArgs args{grad.data_ptr(),
-                               input.data_ptr(),
+  const ConvMmaWeightArgs args{grad.const_data_ptr(),
+                               input.const_data_ptr(),
                                mutable_data<float>(part),
                                elements,
                                static_cast<int32_t>(row_blocks),

@@ -46,7 +46,7 @@ ConvMap map_of(const Counts& n, const ConvWeights& w, ConvOrder order) {
 bool conv_fits_vectors(const Tensor& t, int64_t vector) {
   const ConvTensor s = conv_strides(t);
   const auto whole = [&](int64_t stride) { return stride % vector == 0; };
-  return reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0 && s.channel == 1 && whole(s.n) &&
+  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0 && s.channel == 1 && whole(s.n) &&
          std::all_of(s.axis, s.axis + kAxes, whole);
 }
 

@@ -49,7 +49,8 @@ TensorMapType map_type(ScalarType dtype) {
 
 TensorMap source_map(const ConvTable& t, const core::Problem& p, const Tensor& src, const core::Box& box) {
   const int64_t size = bytes_of(map_type(src.scalar_type()));
-  TensorMapArguments a{map_type(src.scalar_type()), 5, src.data_ptr(), {}, {}, {}, {1, 1, 1, 1, 1}, Swizzle::bytes_128};
+  TensorMapArguments a{map_type(src.scalar_type()), 5, src.const_data_ptr(), {}, {}, {}, {1, 1, 1, 1, 1},
+                       Swizzle::bytes_128};
   a.sizes[0] = t.src_channels;
   a.box[0] = static_cast<int>(kSpan / size);
   // Computed, since a tensor may give any stride where it has one position.
@@ -75,7 +76,7 @@ TensorMap weight_map(const ConvTable& t, const core::Problem& p, const ConvMmaWe
   const int span = static_cast<int>(kSpan / size);
   return make_tensor_map({map_type(dtype),
                           3,
-                          w.tensor.data_ptr(),
+                          w.tensor.const_data_ptr(),
                           {w.columns, taps, w.along ? t.dst_channels : t.src_channels},
                           {0, w.columns * size, w.columns * taps * size},
                           {span, 1, w.along ? static_cast<int>(columns) : span},
@@ -186,7 +187,7 @@ const char* conv_wgmma_rule(const ConvCall& call) {
   if (properties(call.src).capability != 90) return "needs compute capability 9.0";
   if (dtype == ScalarType::Double || (dtype == ScalarType::Float && !call.allow_tf32))
     return "wgmma multiplies no fp64, and fp32 as tf32 only";
-  if (reinterpret_cast<uintptr_t>(call.src.data_ptr()) % 16 != 0) return "rows are not aligned to 16 bytes";
+  if (reinterpret_cast<uintptr_t>(call.src.const_data_ptr()) % 16 != 0) return "rows are not aligned to 16 bytes";
   return core::boxes_cannot(call.problem, bytes_of(map_type(dtype)));
 }
 

@@ -19,7 +19,7 @@ constexpr double kRate = 500e12;
 TensorMap map_of(const Tensor& t, const int64_t (&size)[kAxes], const core::Box& box, const int64_t (&stride)[kAxes]) {
   TensorMapArguments a{t.scalar_type() == ScalarType::Half ? TensorMapType::f16 : TensorMapType::bf16,
                        5,
-                       t.data_ptr(),
+                       t.const_data_ptr(),
                        {t.size(1)},
                        {},
                        {kBoxChannels},
@@ -42,7 +42,9 @@ TensorMap map_of(const Tensor& t, const int64_t (&size)[kAxes], const core::Box&
 }
 
 // Dense in channels_last it is as it is; else a copy comes first, which is aligned.
-bool aligned(const Tensor& t) { return !is_channels_last(t) || reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0; }
+bool aligned(const Tensor& t) {
+  return !is_channels_last(t) || reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
+}
 
 }  // namespace
 

@@ -30,7 +30,7 @@ void with_workspace(const char* what, const Tensor& like, const F& run) {
     // A null workspace would be another question for the size.
     const Tensor workspace =
         torch::stable::empty({static_cast<int64_t>(bytes) + 1}, ScalarType::Byte, std::nullopt, like.device());
-    status = run(workspace.data_ptr(), bytes);
+    status = run(workspace.mutable_data_ptr(), bytes);
   }
   STD_TORCH_CHECK(status == cudaSuccess, what, ": ", cudaGetErrorString(status));
 }

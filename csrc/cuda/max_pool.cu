@@ -84,7 +84,7 @@ template <class T, class M>
 static void run(const PoolWindows& g, const Tensor& in, Tensor& values, Tensor* marks) {
   const T* from = data<T>(in);
   T* to = mutable_data<T>(values);
-  M* marked = marks ? static_cast<M*>(marks->data_ptr()) : nullptr;
+  M* marked = marks ? static_cast<M*>(marks->mutable_data_ptr()) : nullptr;
   const int64_t n = values.numel();
   const Stream stream = current_stream(in);
   const auto go = [&]<int kN>() {

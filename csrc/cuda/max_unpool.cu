@@ -145,7 +145,7 @@ static void place(const PoolWindows& g, const Tensor& in, const Tensor& marks, T
   unsigned long long* matched = nullptr;
   if (kIndices) {
     count = torch::stable::empty({1}, ScalarType::Long, std::nullopt, in.device());
-    matched = static_cast<unsigned long long*>(count->data_ptr());
+    matched = static_cast<unsigned long long*>(count->mutable_data_ptr());
     launch<clear_kernel>({1, 1}, stream, matched);
   }
   const auto go = [&]<int kN>() {

@@ -23,6 +23,7 @@ struct StepArgs {
   int lane_bits;
   const T* base;  // rows: the scores, or what earlier passes added up
   T* q;           // rows
+  T lost;         // what a row becomes whose softmax is not a number
 };
 
 __device__ __forceinline__ float exponential(float v) { return expf(v); }
@@ -60,7 +61,7 @@ struct Row {
   }
 };
 
-// q = base + what the sources hold; with kNormalise its softmax over labels, zero beyond them.
+// q = base + what the sources hold; with kNormalise its softmax over labels, zero beyond them, or a.lost.
 template <class T, bool kInRegisters, bool kNormalise>
 __global__ void __launch_bounds__(kFilterThreads) mean_field_step(StepArgs<T> a) {
   const int64_t step = group_step(a.lane_bits);
@@ -91,11 +92,14 @@ __global__ void __launch_bounds__(kFilterThreads) mean_field_step(StepArgs<T> a)
             }
           },
           false);
-      const T inverse = T(1) / reduce_group(sum, a.lane_bits, [](T x, T y) { return x + y; });
+      sum = reduce_group(sum, a.lane_bits, [](T x, T y) { return x + y; });
+      const bool is_lost = sum != sum;
+      const T inverse = T(1) / sum;
       row.sweep(
-          [&](RowPack<T>& v, int64_t) {
+          [&](RowPack<T>& v, int64_t b) {
 #pragma unroll
-            for (int i = 0; i < kPack<T>; ++i) v[i] *= inverse;
+            for (int i = 0; i < kPack<T>; ++i)
+              v[i] = is_lost ? (b * kPack<T> + i < a.labels ? a.lost : T(0)) : v[i] * inverse;
           },
           false);
     }
@@ -127,11 +131,11 @@ class Inference {
 
   void run(const Tensor& scores, bool nhwc, int64_t iterations, Tensor& out) {
     to_rows<T>(scores, nhwc, mutable_data<T>(unary_));
-    step({});
+    step({}, iterations == 0);
     for (int64_t i = 0; i < iterations; ++i) {
       std::vector<SliceSource<T>> sources;
       for (size_t k = 0; k < filters_.size(); ++k) sources.push_back(filters_[k].blur(args_.q, false, gains_[k]));
-      step(sources);
+      step(sources, i + 1 == iterations);
     }
     from_rows<T>(args_.q, out, nhwc);
   }
@@ -141,7 +145,9 @@ class Inference {
     return empty({pixels * packs_ * kPack<T>}, in, false, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
   }
 
-  void step(const std::vector<SliceSource<T>>& sources) {
+  // A pixel that is lost sends no message, and is NaN in the end.
+  void step(const std::vector<SliceSource<T>>& sources, bool last) {
+    args_.lost = last ? std::numeric_limits<T>::quiet_NaN() : T(0);
     args_.base = data<T>(unary_);
     size_t done = 0;
     do {

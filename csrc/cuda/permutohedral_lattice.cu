@@ -271,7 +271,7 @@ struct Builder {
 
   Tensor make(const std::vector<int64_t>& size, ScalarType type) const { return empty(size, features, false, type); }
   Tensor make_keys() const { return make({count}, ScalarType::Long); }
-  static uint64_t* keys_of(const Tensor& t) { return static_cast<uint64_t*>(t.data_ptr()); }
+  static uint64_t* keys_of(const Tensor& t) { return static_cast<uint64_t*>(t.mutable_data_ptr()); }
   static Launch grid(int64_t items) { return {blocks_for(items, kLatticeThreads), kLatticeThreads}; }
 
   template <class T, int D>
@@ -328,7 +328,7 @@ void Builder::sort(const Tensor& keys, Tensor& sorted) {
   sort_pairs(features, stream, keys_of(keys), keys_of(sorted), data<int32_t>(offsets), mutable_data<int32_t>(by_key),
              count, bits);
   const Tensor image = make({count}, ScalarType::Int), sorted_image = make({count}, ScalarType::Int);
-  const auto words = [](const Tensor& t) { return static_cast<uint32_t*>(t.data_ptr()); };
+  const auto words = [](const Tensor& t) { return static_cast<uint32_t*>(t.mutable_data_ptr()); };
   launch<lattice_images>(grid(count), stream, data<int32_t>(by_key), count, pixels * corners, words(image));
   int image_bits = 1;
   while ((images - 1) >> image_bits > 0) ++image_bits;

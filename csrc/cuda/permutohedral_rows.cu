@@ -64,7 +64,7 @@ static void transpose(const Tensor& values, bool channels_last, R* rows) {
   dispatch_floating(values.scalar_type(), "permutohedral", [&]<class S>() {
     if constexpr (std::is_same_v<accumulate_t<S>, T>)
       launch<transpose_rows<T, S, kBack>>({blocks_for(tiles, 1), kTile * kTileRows}, current_stream(values), shape,
-                                          static_cast<S*>(values.data_ptr()), rows);
+                                          static_cast<S*>(values.mutable_data_ptr()), rows);
   });
 }
 

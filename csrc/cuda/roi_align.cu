@@ -117,7 +117,7 @@ struct RoiAlignTables {
     rows = make_axis(map[0], pooled[0], boxes, bands);
     columns = make_axis(map[1], pooled[1], boxes, bands);
     bounds_memory = ints(boxes, count * static_cast<int64_t>(sizeof(RoiBounds) / sizeof(int32_t)));
-    bounds = static_cast<RoiBounds*>(bounds_memory.data_ptr());
+    bounds = static_cast<RoiBounds*>(bounds_memory.mutable_data_ptr());
     range_memory = ints(boxes, 2 * images);
     torch::stable::zero_(range_memory);
     image_range = mutable_data<int32_t>(range_memory);
@@ -140,7 +140,7 @@ struct RoiAlignTables {
   P* take(const Tensor& like, int64_t n) {
     const int64_t words = (n * static_cast<int64_t>(sizeof(P)) + 7) / 8;
     memory.push_back(empty({words}, like, false, ScalarType::Long));
-    return static_cast<P*>(memory.back().data_ptr());
+    return static_cast<P*>(memory.back().mutable_data_ptr());
   }
 
   RoiAxis<W> make_axis(int64_t size, int64_t bins, const Tensor& like, bool bands) {

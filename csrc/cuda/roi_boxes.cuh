@@ -66,7 +66,7 @@ inline void check_pooled(const char* op, int64_t channels, int64_t height, int64
 }
 
 inline BoxRows box_rows(const Tensor& dense_boxes, int64_t images) {
-  return {dense_boxes.data_ptr(), dense_boxes.scalar_type() == ScalarType::Double, dense_boxes.size(0), images};
+  return {dense_boxes.const_data_ptr(), dense_boxes.scalar_type() == ScalarType::Double, dense_boxes.size(0), images};
 }
 
 }  // namespace atrousops::cuda

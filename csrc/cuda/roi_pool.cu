@@ -263,14 +263,15 @@ Tensor roi_pool_backward(const Tensor& grad, const Tensor& boxes, const Tensor& 
   Tensor bounds = empty({rois * 5}, out, false, ScalarType::Int), range = empty({2 * batch_size}, bounds, false);
   Tensor row_bins = empty({rois * height}, bounds, false), column_bins = empty({rois * width}, bounds, false);
   torch::stable::zero_(range);
-  const RoiTiles tiles = make_tiles(static_cast<RoiBounds*>(bounds.data_ptr()), mutable_data<int32_t>(range),
-                                    static_cast<BinRange*>(row_bins.data_ptr()),
-                                    static_cast<BinRange*>(column_bins.data_ptr()), rois, out, channels_last, 1);
+  const RoiTiles tiles =
+      make_tiles(static_cast<RoiBounds*>(bounds.mutable_data_ptr()), mutable_data<int32_t>(range),
+                 static_cast<BinRange*>(row_bins.mutable_data_ptr()),
+                 static_cast<BinRange*>(column_bins.mutable_data_ptr()), rois, out, channels_last, 1);
   const auto find_bounds = [&]<class G>() {
     launch<roi_pool_bounds<G>>(Launch{blocks_for(rois, 1), kRoiBoundsThreads}, current_stream(out), shape,
-                               static_cast<RoiBounds*>(bounds.data_ptr()), mutable_data<int32_t>(range),
-                               static_cast<BinRange*>(row_bins.data_ptr()),
-                               static_cast<BinRange*>(column_bins.data_ptr()));
+                               static_cast<RoiBounds*>(bounds.mutable_data_ptr()), mutable_data<int32_t>(range),
+                               static_cast<BinRange*>(row_bins.mutable_data_ptr()),
+                               static_cast<BinRange*>(column_bins.mutable_data_ptr()));
   };
   if (rois > 0 && shape.is_double) find_bounds.template operator()<double>();
   if (rois > 0 && !shape.is_double) find_bounds.template operator()<float>();

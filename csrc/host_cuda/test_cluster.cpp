@@ -140,17 +140,17 @@ __global__ void __launch_bounds__(384, 1) roles_kernel(const float* in, float* o
 void test_cluster_exchange(const Tensor& in, Tensor out, int64_t size, int64_t fault) {
   Launch l{static_cast<unsigned>(in.numel() / 128), 32, 512};
   l.cluster = static_cast<unsigned>(size);
-  launch<exchange_kernel>(l, current_stream(in), static_cast<const uint4*>(in.data_ptr()),
-                          static_cast<uint4*>(out.data_ptr()), static_cast<ExchangeFault>(fault));
+  launch<exchange_kernel>(l, current_stream(in), static_cast<const uint4*>(in.const_data_ptr()),
+                          static_cast<uint4*>(out.mutable_data_ptr()), static_cast<ExchangeFault>(fault));
 }
 
 void test_cluster_multicast(const Tensor& in, Tensor out, int64_t fault) {
-  const TensorMapArguments a{TensorMapType::bf16, 2, in.data_ptr(), {64, in.size(0)}, {0, 128}, {64, 8}, {1, 1},
+  const TensorMapArguments a{TensorMapType::bf16, 2, in.const_data_ptr(), {64, in.size(0)}, {0, 128}, {64, 8}, {1, 1},
                              Swizzle::none};
   Launch l{2, 32, 2048 + 16};
   l.cluster = 2;
   launch<multicast_kernel>(l, current_stream(in), make_tensor_map(a), static_cast<int>(in.size(0) / 16),
-                           static_cast<uint16_t*>(out.data_ptr()), static_cast<MulticastFault>(fault));
+                           static_cast<uint16_t*>(out.mutable_data_ptr()), static_cast<MulticastFault>(fault));
 }
 
 void test_roles(const Tensor& in, Tensor out, int64_t fault) {

@@ -77,7 +77,7 @@ TensorMapArguments arguments(const Tensor& tensor, const Ints& sizes, const Ints
            : tf32                       ? TensorMapType::tf32
                                         : TensorMapType::f32;
   a.rank = static_cast<int>(sizes.size());
-  a.address = tensor.data_ptr();
+  a.address = tensor.const_data_ptr();
   for (size_t i = 0; i < sizes.size(); ++i) {
     a.sizes[i] = sizes[i];
     a.strides[i] = strides[i];
@@ -124,7 +124,7 @@ void test_tma_store(const Tensor& bytes, const Ints& sizes, const Ints& strides,
   const int count = static_cast<int>(bytes.numel());
   with_rank(at, [&]<int kRank>(Coordinates<kRank> c) {
     launch<store_kernel<kRank>>({1, 32, count + 1024}, current_stream(bytes), map, c, count, data<unsigned char>(bytes),
-                                static_cast<unsigned char*>(out.data_ptr()), mutable_data<unsigned char>(seen),
+                                static_cast<unsigned char*>(out.mutable_data_ptr()), mutable_data<unsigned char>(seen),
                                 static_cast<Fault>(fault));
   });
 }

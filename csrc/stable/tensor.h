@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <array>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <vector>
 
 namespace atrousops {
@@ -18,11 +20,23 @@ using torch::stable::Tensor;
 
 template <class T>
 const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.data_ptr());
+  return static_cast<const T*>(t.const_data_ptr());
 }
 template <class T>
 T* mutable_data(Tensor& t) {
-  return static_cast<T*>(t.data_ptr());
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+// For a structure that describes inputs and outputs alike. Asking for a mutable pointer would copy a copy-on-write
+// input; outputs are fresh, and no such tensors.
+inline char* memory_of(const Tensor& t) { return const_cast<char*>(static_cast<const char*>(t.const_data_ptr())); }
+
+// For values that only a kernel sees; becomes ValueError in Python, which nothing else that a kernel calls raises.
+template <class... Text>
+[[noreturn]] void bad_value(const Text&... text) {
+  std::ostringstream all;
+  (all << ... << text);
+  throw std::invalid_argument(all.str());
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }

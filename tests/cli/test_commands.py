@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from people import write_recipe
 from PIL import Image
 
 from atrousops import cli, models
@@ -125,3 +126,31 @@ def test_a_reader_that_leaves(weights):
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize(("folder", "mode", "said"), [
+    ("SegmentationClass", "RGB", "its mode is RGB; convert it to ids first"),
+    ("SegmentationClass", "cut", "cannot be read: "),
+    ("JPEGImages", "cut", "cannot be read: "),
+])  # fmt: skip
+def test_a_file_that_will_not_do_is_named(tmp_path, folder, mode, said, capsys):
+    """Training and evaluation, in one line, without a traceback."""
+    name = "a.png" if folder == "SegmentationClass" else "a.jpg"
+    for file in ("SegmentationClass/a.png", "JPEGImages/a.jpg"):
+        path = tmp_path / "voc_person.zip" / file
+        path.parent.mkdir(parents=True)
+        pictures = Image.effect_noise((48, 40), 50)
+        pictures.point(lambda v: 15 * (v > 127)).save(path) if file.endswith("png") else pictures.save(path)
+    for split in ("train", "val"):
+        (tmp_path / "voc_person.zip" / f"{split}.txt").write_text("a")
+    bad = tmp_path / "voc_person.zip" / folder / name
+    Image.open(bad).convert("RGB").save(bad) if mode == "RGB" else bad.write_bytes(bad.read_bytes()[:-200])
+    file = tmp_path / "fresh.safetensors"
+    info = models.Info("enet", {"num_classes": 2}, ("background", "person"), (0.5,) * 3, (0.2,) * 3, 64)
+    models.save(models.build("enet", num_classes=2), file, info)
+    recipe = write_recipe(tmp_path)
+    for command in (("train", recipe, "--output", tmp_path / "run"), ("evaluate", recipe, "--weights", file)):
+        assert run(*command, "--data", tmp_path) == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert f"atrousops: {bad}: " in line
+        assert said in line

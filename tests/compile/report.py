@@ -5,6 +5,7 @@ python tests/compile/report.py, with the CUDA library built; no GPU takes part a
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import resources
 import torch
 
-from atrousops import _library, devices, geometry, planner
+from atrousops import devices, geometry, planner
 
 ARCH = "sm_90a"
 # Of a multiprocessor of compute capability 9.0; registers are given to a warp 256 at a time, and a block takes 1 KiB of
@@ -67,9 +68,8 @@ def dynamic_shared(name: str) -> int:
 
 def context_shared(chunks: int) -> int:
     """Of the basic context module on a map of 64 x 64, as the planner has it."""
-    assert _library.planner is not None
     reach = [1, 1, 2, 4, 8, 16, 1, 0]
-    return _library.planner.context_plan(1, 8 * chunks, 64, 64, reach, 2, *H100)[2]
+    return planner.plan_context((1, 8 * chunks, 64, 64), reach, 2, H100, lambda: math.inf).shared_memory
 
 
 def resident_blocks(threads: int, registers: int, shared: int) -> int:
@@ -111,7 +111,7 @@ class Prediction(NamedTuple):
 
 def predictions() -> list[Prediction]:
     """Of bf16 in channels_last; passes of which the planner predicts the same share a row."""
-    device = devices.Device("cuda", 1, devices.gpu_rates(H100, torch.bfloat16, True, False), *H100)
+    device = devices.gpu("cuda", H100, torch.bfloat16, True, False)
     rows: list[Prediction] = []
     for layer, (n, c, k, size, kernel, dilation, groups) in LAYERS.items():
         pad = (dilation * (kernel - 1) // 2,) * 2

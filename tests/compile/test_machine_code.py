@@ -45,7 +45,6 @@ EXPECTED = {
     r"roi_gather<RoiPoolGather<\w+, [248], true>>": [STORE_16],
     r"lattice_(splat|blur|join|slice)<\w+>": [LOAD_16, STORE_16],
     r"mean_field_step<.*>": [LOAD_16, STORE_16],
-    r"flush_subnormals_kernel<.*, [248]>": [LOAD_16, STORE_16],
     r"conv_simt_kernel<(float|half|bfloat16), .*>": [r"LDS\.128", "FFMA"],
     r"conv_simt_kernel<double, .*>": ["DFMA"],
     r"conv_simt_weight_kernel<(float|half|bfloat16)>": [r"LDS\.128", "FFMA"],

@@ -3,13 +3,13 @@
 import torch
 
 from atrousops import devices, planner
-from atrousops.devices import Device
 
 FLOAT, HALF = torch.float32, torch.bfloat16
 
 
-def machine(isa, dtype, channels_last, amx=False):
-    return Device("cpu", 2, devices.default_rates(isa, amx, dtype, channels_last))
+def machine(name, dtype, channels_last):
+    """Two threads of a CPU of atrousops/machines."""
+    return devices.cpu(name, dtype, channels_last, 2)
 
 
 def conv(c, k, size, kernel, dilation, groups=1, stride=1, n=1, kind="forward"):

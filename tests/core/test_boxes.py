@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from atrousops import _library, _plan_cuda, devices, geometry, planner
+from atrousops import _library, devices, geometry, planner
 from atrousops.bench.suites.deeplab import LAYERS
-from atrousops.devices import Device
 from atrousops.geometry import Axis
 
 native = _library.planner
@@ -19,7 +18,7 @@ pytestmark = pytest.mark.skipif(native is None, reason="the compiled planner is 
 
 BF16 = torch.bfloat16
 H100 = (132, 227 << 10, 90)
-GPU = Device("cuda", 1, devices.gpu_rates(H100, BF16, True, False), *H100)
+GPU = devices.gpu("cuda", H100, BF16, True, False) if native is not None else None
 
 
 def live_taps(phase, begin: int, end: int) -> set[int]:
@@ -109,7 +108,7 @@ def test_every_shape_of_deeplab_has_its_kernel_and_box():
         assert legal == ["mma" if narrow else odd], (layer.name, p.kind)
         if legal != ["wgmma"]:
             continue
-        boxes = _plan_cuda.boxes([p], GPU, 2)
+        boxes = planner.boxes([p], GPU, 2)
         assert prod(boxes.size) * boxes.images <= boxes.rows
         assert boxes.steps == steps_by_hand(p, boxes)
         # No more than every tap in full tiles would take, but for a tile's rows that no box fills.
@@ -132,7 +131,7 @@ def test_every_shape_of_deeplab_has_its_kernel_and_box():
 def test_predicted_speed_over_dense(size, dilation, batch, k, least):
     two = (dilation,) * 2
     p = geometry.convolution(batch, 2048, k, (size,) * 2, (3, 3), (1, 1), two, two, two)
-    boxes = _plan_cuda.boxes([p], GPU, 2)
+    boxes = planner.boxes([p], GPU, 2)
     assert boxes.dense_seconds / boxes.seconds >= least
 
 
@@ -143,7 +142,7 @@ def test_branches_share_one_launch():
         kernel, two = (1 if rate == 1 else 3,) * 2, (rate,) * 2
         pad = (0, 0) if rate == 1 else two
         branches.append(geometry.convolution(1, 2048, 256, (33, 33), kernel, (1, 1), two, pad, pad))
-    together, alone = _plan_cuda.boxes(branches, GPU, 2), [_plan_cuda.boxes([p], GPU, 2) for p in branches]
+    together, alone = planner.boxes(branches, GPU, 2), [planner.boxes([p], GPU, 2) for p in branches]
     assert together.seconds < sum(b.seconds for b in alone)
     assert together.finish >= together.steps / together.splits / 132 / together.splits
 

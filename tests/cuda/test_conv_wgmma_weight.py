@@ -7,7 +7,7 @@ from oracle import assert_close
 from test_conv_mma import Case, channels_last, ops, random
 
 import atrousops.functional as A
-from atrousops import _library, _plan_cuda, devices, geometry, planner
+from atrousops import _library, devices, geometry, planner
 
 pytestmark = pytest.mark.skipif(host_cuda.problem() is not None, reason=str(host_cuda.problem()))
 
@@ -100,21 +100,28 @@ def problem(n, c, k, size, dilation, stride=1):
     return geometry.convolution(n, c, k, [size] * 2, [3, 3], [stride] * 2, two, two, two, kind="weight_grad")
 
 
-H100 = devices.Device("cuda", 1, devices.gpu_rates((132, 227 << 10, 90), BF16, True, False), 132, 227 << 10, 90)
+def h100():
+    return devices.gpu("cuda", (132, 227 << 10, 90), BF16, True, False)
+
+
+def weight_boxes(p):
+    """Steps of all taps, and predicted seconds."""
+    *_, steps, seconds = _library.planner.plan_weight_boxes(p.n, p.c, p.k, p.axes, 132, h100().rates["wgmma"])
+    return steps, seconds
 
 
 @pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing")
 def test_what_is_planned():
     # By hand: taps of rate 18 on 33 pixels read 15, 33 and 15 of them, so boxes of one pixel and 64 images are exact.
-    far = _plan_cuda.weight_boxes(problem(64, 2048, 256, 33, 18), H100)
-    assert far.steps == (15 + 33 + 15) ** 2
+    far, seconds = weight_boxes(problem(64, 2048, 256, 33, 18))
+    assert far == (15 + 33 + 15) ** 2
     # Two images: what fills 64 positions best is a matter of the rectangles' sides.
-    near = _plan_cuda.weight_boxes(problem(2, 512, 512, 65, 2), H100)
+    near, _ = weight_boxes(problem(2, 512, 512, 65, 2))
     dense = 9 * 2 * 65 * 65 / 64
-    assert dense * 0.9 < near.steps < dense * 1.15
+    assert dense * 0.9 < near < dense * 1.15
     # A tap of a large rate costs what it reads.
-    assert far.seconds < 0.5 * _plan_cuda.weight_boxes(problem(64, 2048, 256, 33, 1), H100).seconds
-    plan = planner.plan(problem(16, 2048, 256, 33, 18), H100, 2)
+    assert seconds < 0.5 * weight_boxes(problem(64, 2048, 256, 33, 1))[1]
+    plan = planner.plan(problem(16, 2048, 256, 33, 18), h100(), 2)
     assert plan.kernel == "wgmma"
 
 
@@ -130,4 +137,5 @@ def test_what_is_planned():
     ],
 )
 def test_what_is_left_to_others(why, arguments, itemsize):
-    assert why in _plan_cuda.illegal("wgmma", problem(*arguments), H100, itemsize)
+    candidates = planner.plan(problem(*arguments), h100(), itemsize).candidates
+    assert why in {c.kernel: c.reason for c in candidates}["wgmma"]

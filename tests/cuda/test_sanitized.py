@@ -21,7 +21,6 @@ TESTS = {
     "tests/test_conv_branches.py": "host_cuda and fp64 and bfloat16 or test_launches",
     "tests/test_context_module.py": "host_cuda and (fp64 and bfloat16) and not paper",
     "tests/test_conv.py": "host_cuda and (match_pytorch and float32 and (prime or 41 or 33 or phases or few) or views)",
-    "tests/test_flush_subnormals.py": "host_cuda",
     "tests/test_max_pool.py": "host_cuda and (values_and or views or codes) and not 300",
     "tests/test_max_unpool.py": "host_cuda and (last_in_order or views or outside or anywhere)",
     "tests/test_permutohedral.py": "host_cuda and (dtypes and (21 or 33) or equals_reference and symmetric or pixels)",

@@ -26,7 +26,6 @@ CALLS = {
     "max_pool_codes": lambda: ops.max_pool_codes(gpu(2, 3, 16, 16), [3, 3], [2, 2], [1, 1], [1, 1], False),
     "roi_align": lambda: ops.roi_align(gpu(2, 8, 16, 16), gpu(3, 5), 1.0, 7, 7, 2, False),
     "roi_pool": lambda: ops.roi_pool(gpu(2, 8, 16, 16), gpu(3, 5), 1.0, 7, 7)[0],
-    "flush_subnormals": lambda: ops.flush_subnormals(gpu(3, 5)),
 }
 
 
@@ -75,5 +74,4 @@ def test_an_exported_program_is_whole_and_becomes_kernels_when_it_is_compiled():
 
 def test_every_schema_has_a_launcher():
     for name in _library.OPERATORS + _library.TRITON_OPERATORS:
-        if name not in _triton.CPU_ONLY:
-            assert _triton.implementation(name).__name__ == name
+        assert _triton.implementation(name).__name__ == name

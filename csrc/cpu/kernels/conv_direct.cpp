@@ -154,12 +154,13 @@ static void store_line(const Job<T>& job, const ConvLine& line, const compute_t<
   }
 }
 
-// Vectors that differ in their weights: of groups, or of positions until phases repeat.
+// Vectors that differ in their weights: of groups, or of positions until phases repeat or the line ends.
 template <class C>
-static int64_t kinds_of_vectors(const ConvDirectShape& s, const ConvGroups<C>& groups, const ConvLine& line) {
+static int64_t kinds_of_vectors(const ConvDirectShape& s, const ConvGroups<C>& groups, const ConvLine& line,
+                                int64_t vectors) {
   if (s.channels_last) return groups.vectors;
   int64_t n = 1;
-  while (n * kLanes<C> % line.period != 0) ++n;
+  while (n < vectors && n * kLanes<C> % line.period != 0) ++n;
   return n;
 }
 
@@ -185,7 +186,7 @@ static void run_line(const Job<T>& job, const ConvRun& r0, const ConvRun& r1, co
   if (begin >= end) return;
   const int64_t unit = last ? s.groups * s.dst_count : 1, row = s.dst_size[2] * unit;
   const int64_t vectors = last ? line.count : (line.count + L - 1) / L, back = last ? 0 : vectors * L - line.count;
-  const int64_t kinds = kinds_of_vectors(s, job.groups, line), taps = list_offsets(job, r0, r1, line);
+  const int64_t kinds = kinds_of_vectors(s, job.groups, line, vectors), taps = list_offsets(job, r0, r1, line);
   C *const weight = static_cast<C*>(job.scratch.weight), *const values = static_cast<C*>(job.scratch.line);
   for (int64_t k = 0; k < kinds; ++k) list_weights(job, r0, r1, line, k, weight + k * (taps + 1) * L);
   const bool here = in_place(job, line, back);

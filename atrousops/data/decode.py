@@ -1,0 +1,249 @@
+"""The one decoder of image files: pictures become RGB bytes, masks class ids, and nothing is reinterpreted silently."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from atrousops._checks import ArgumentError
+
+Image.preinit()
+
+# What Pillow documents (OSError, ValueError, EOFError), and what its own `Image.open` and `ImageFile` take for damage.
+_DAMAGE = (OSError, ValueError, EOFError, SyntaxError, IndexError, KeyError, TypeError, OverflowError, struct.error)
+_ORIENTATION, _BITS, _PHOTOMETRIC, _LARGEST = 274, 258, 262, 281
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_COLOURED = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
+_TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
+_SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+class PictureError(ArgumentError):
+    """A file that cannot be used as a picture or mask; the message names the file and says why in one line."""
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """bits: of a stored sample, as far as the file says; largest: TIFF's MaxSampleValue; inverted: zero is white."""
+
+    image: Image.Image
+    name: str
+    format: str
+    bits: int | None = None
+    largest: int | None = None
+    inverted: bool = False
+
+    def refuse(self, why: str) -> PictureError:
+        return PictureError(f"{self.name}: {why}")
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Reads the first frame or page of an image file, upright, as RGB.
+
+    | samples | become |
+    |---|---|
+    | 8-bit grey, palette, RGB, CMYK, YCbCr, HSV | RGB, by Pillow's conversion; ICC profiles and gamma are not applied |
+    | alpha, or a transparent colour | laid on white |
+    | 16-bit grey | round(255 v / white), see below |
+    | 16-bit colour | its upper byte, for Pillow reads no more; TIFF whose values fill 14 bits or fewer is refused |
+    | float grey | round(255 v) where all are within 0..1, else refused |
+    | 32-bit integer | as 16-bit where all are within 0..65535, else refused |
+
+    White is 65535 in PNG and PGM, which say so; 4095 in a TIFF of 12 bits a sample. In any other file it is the largest
+    number of 8, 10, 12, 14 or 16 bits that neither the values nor TIFF's MaxSampleValue exceed, so that what a 12-bit
+    camera saved in 16 bits is not nearly black. EXIF's and TIFF's orientation is applied, that of EXIF that cannot be
+    parsed is not.
+
+    Returns:
+        uint8 array (H, W, 3), values 0..255.
+
+    Raises:
+        PictureError: no such file; no image; damaged, truncated, or beyond Pillow's limit of pixels; or refused above.
+    """
+    with _stream(Path(path)) as stream:
+        return image_from(stream, str(path))
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Reads the class ids of a mask: the stored numbers, never colours, of its first frame or page.
+
+    1-bit and 2- to 16-bit greys give their numbers, palette images the indices, whatever the palette; 32-bit integers
+    too. Orientation is applied as `read_image` does.
+
+    Returns:
+        int64 array (H, W).
+
+    Raises:
+        PictureError: as `read_image`; the samples are colours, floats or have an alpha channel; the file is of a kind
+            that may change ids (JPEG, WebP), or a TIFF in which zero is white.
+    """
+    with _stream(Path(path)) as stream:
+        return mask_from(stream, str(path))
+
+
+def image_from(stream: BinaryIO, name: str) -> np.ndarray:
+    """As `read_image`, from a binary stream; `name` stands in messages."""
+    decoded = _decode(stream, name)
+    image = decoded.image
+    if image.mode in (*_SIXTEEN, "I"):
+        return _as_rgb(_grey(decoded))
+    if image.mode == "F":
+        return _as_rgb(_unit(decoded))
+    if image.mode not in (*_COLOURED, *_TRANSPARENT):
+        raise decoded.refuse(f"samples of mode {image.mode} have no reading as RGB; save it as RGB")
+    if decoded.format == "TIFF" and decoded.bits == 16:
+        _check_upper_bytes(decoded)
+    if image.mode in ("RGBa", "La"):
+        image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def mask_from(stream: BinaryIO, name: str) -> np.ndarray:
+    """As `read_mask`, from a binary stream; `name` stands in messages."""
+    decoded = _decode(stream, name)
+    _check_exact(decoded, (*_SIXTEEN, "1", "L", "P", "I"), "one class id a pixel (mode 1, L, P, I or I;16)")
+    if decoded.inverted:
+        raise decoded.refuse("a TIFF in which zero is white, so that its ids may be meant inverted; save it as PNG")
+    ids = np.asarray(decoded.image).astype(np.int64)
+    if decoded.image.mode == "L" and decoded.bits in (2, 4):
+        # Pillow stretches them to 0..255.
+        ids //= 255 // (2**decoded.bits - 1)
+    return ids
+
+
+def colour_ids_from(stream: BinaryIO, name: str) -> np.ndarray:
+    """Ids R + 256 G + 65536 B of an RGB file that is made of them, as COCO panoptic's are: int64 (H, W)."""
+    decoded = _decode(stream, name)
+    _check_exact(decoded, ("RGB",), "ids R + 256 G + 65536 B (mode RGB)")
+    if decoded.bits == 16:
+        raise decoded.refuse("16 bits a colour, of which ids R + 256 G + 65536 B have 8")
+    return np.asarray(decoded.image).astype(np.int64) @ np.array([1, 256, 65536])
+
+
+@contextlib.contextmanager
+def _stream(path: Path) -> Iterator[BinaryIO]:
+    if path.is_dir():
+        raise PictureError(f"{path}: a folder, where an image file is needed")
+    if not path.exists():
+        raise PictureError(f"{path}: no such file")
+    if not path.is_file():
+        raise PictureError(f"{path}: not a regular file")
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise PictureError(f"{path}: cannot be read: {reason(error)}") from error
+    with stream:
+        yield stream
+
+
+def _decode(stream: BinaryIO, name: str) -> _Decoded:
+    header = stream.read(26)
+    stream.seek(0)
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of very large files, odd palettes and odd tags; all are read as well as they can be.
+            warnings.simplefilter("ignore")
+            with Image.open(stream) as image:
+                tags = getattr(image, "tag_v2", {})
+                facts = {key: _number(tags.get(key)) for key in (_BITS, _LARGEST, _PHOTOMETRIC)}
+                kind = image.format or ""
+                image.load()
+                upright = _upright(image)
+    except UnidentifiedImageError as error:
+        raise PictureError(f"{name}: not an image that Pillow can read") from error
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        remedy = "scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS for files that you trust"
+        raise PictureError(f"{name}: more than the {limit} pixels that Pillow reads; {remedy}") from error
+    except MemoryError as error:
+        raise PictureError(f"{name}: too large for the memory of this machine") from error
+    except (*_DAMAGE, NotImplementedError) as error:
+        raise PictureError(f"{name}: cannot be read: {reason(error)}") from error
+    bits = header[24] if kind == "PNG" and len(header) > 24 else facts[_BITS]
+    return _Decoded(upright, name, kind, bits, facts[_LARGEST], facts[_PHOTOMETRIC] == 0)
+
+
+def _number(value: object) -> int | None:
+    """A TIFF tag that is a number, or the largest of its numbers."""
+    numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, int)]
+    return max(numbers, default=None)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # An EXIF block that cannot be parsed says nothing about the orientation, and the pixels are there.
+    with contextlib.suppress(*_DAMAGE):
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        return image if turn is None else image.transpose(turn)
+    return image
+
+
+def _grey(decoded: _Decoded) -> np.ndarray:
+    values = np.asarray(decoded.image).astype(np.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise decoded.refuse(f"integers from {low} to {high}, where 0..65535 can be read; save it with 8 or 16 bits")
+    if decoded.format in ("PNG", "PPM"):
+        white = 65535
+    else:
+        stated = 2**decoded.bits - 1 if decoded.bits is not None and decoded.bits < 16 else 0
+        most = max(high, decoded.largest or 0, stated)
+        white = next((2**bits - 1 for bits in (8, 10, 12, 14) if most < 2**bits), 65535)
+        # Pillow inverts such greys of up to 8 bits, and no others.
+        values = white - values if decoded.inverted else values
+    return ((255 * values + white // 2) // white).astype(np.uint8)
+
+
+def _unit(decoded: _Decoded) -> np.ndarray:
+    values = np.asarray(decoded.image)
+    if not bool(((values >= 0) & (values <= 1)).all()):
+        found = f"floats from {values.min():g} to {values.max():g}"
+        raise decoded.refuse(f"{found}, where 0..1 can be read; scale it to 0..1, or save it with 8 or 16 bits")
+    return np.rint(255 * values.astype(np.float64)).astype(np.uint8)
+
+
+def _as_rgb(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _check_upper_bytes(decoded: _Decoded) -> None:
+    """Raises where the upper bytes of 16-bit colours are not the picture."""
+    upper = int(np.asarray(decoded.image).max()) if decoded.largest is None else decoded.largest >> 8
+    if upper < 64:
+        why = "16-bit colours that fill 14 bits or fewer, of which Pillow keeps the upper 8 of 16"
+        raise decoded.refuse(f"{why}, nearly black; save it with 8 bits a colour")
+
+
+def _check_exact(decoded: _Decoded, modes: tuple[str, ...], what: str) -> None:
+    """Raises unless the samples are numbers as they were written."""
+    if decoded.image.mode not in modes:
+        remedy = "convert it to ids first" if modes != ("RGB",) else "write it as RGB"
+        raise decoded.refuse(f"a mask must hold {what}; its mode is {decoded.image.mode}; {remedy}")
+    lossy = "jpeg" in str(decoded.image.info.get("compression", ""))
+    if decoded.format not in ("PNG", "TIFF", "BMP", "GIF") or lossy:
+        kind = f"{decoded.format} with JPEG compression" if lossy else decoded.format
+        raise decoded.refuse(f"a mask must be PNG, TIFF, BMP or GIF, which keep ids as they are; it is {kind}")
+
+
+def reason(error: BaseException) -> str:
+    """Why, in one line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,23 @@
+"""What the definitions in plain PyTorch share: values to decide by, and results that belong to a graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def values_of(t: Tensor) -> Tensor:
+    """The tensor without the wrappers of torch.func: with all batch dimensions, outside all derivatives.
+
+    For what Python has to know, such as the largest of all values; inside of a transform a tensor has none.
+    """
+    while not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(t):
+        t = torch._C._functorch.get_unwrapped(t)
+    return t.detach()
+
+
+def connected(t: Tensor, *inputs: Tensor) -> Tensor:
+    """The tensor, as a function of `inputs` that does not depend on them: derivatives are zero, and not missing."""
+    for x in inputs:
+        t = t + x.flatten()[:0].sum().to(t.dtype)
+    return t

@@ -1,0 +1,161 @@
+"""What a call of a convolution does to its caller: one call of PyTorch's function on the tensors as they came."""
+
+import contextlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import assert_close
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
+import atrousops as ao
+import atrousops.functional as A
+from atrousops._checks import ArgumentError
+
+
+class Calls(TorchFunctionMode):
+    """Counts the calls of each function and keeps their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+    def of(self, function):
+        return [args for func, args in self.seen if func is function]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("forced", [False, True], ids=["planned", "forced"])
+def test_weights_below_the_smallest_normal_number_are_numbers(dtype, forced, backend):
+    """2e-5 is subnormal in fp16, and an ordinary number to multiply with."""
+    with contextlib.nullcontext() if forced else ao.backend(None):
+        _small_weights(dtype)
+
+
+def _small_weights(dtype):
+    x = (1000 * torch.randn(1, 8, 9, 8)).to(dtype)
+    w = (torch.randn(6, 8, 3, 3) * 2e-5).to(dtype)
+    exact = F.conv2d(x.double(), w.double(), padding=2, dilation=2)
+    assert exact.abs().amax() > 0.1
+    assert_close(A.conv2d(x, w, padding=2, dilation=2), exact, F.conv2d(x, w, padding=2, dilation=2))
+
+
+@pytest.mark.parametrize("size", [(1, 8, 9, 8), (1, 64, 32, 32)], ids=["small", "large"])
+def test_pytorch_gets_the_tensors_as_they_came(size):
+    """Half the weights and the input are subnormal in fp32: nothing is scanned, copied or cleared."""
+    x, w = torch.full(size, 1e-40), torch.randn(8, size[1], 1, 1)
+    w[::2] = 1e-39
+    with Calls() as calls:
+        y = A.conv2d(x, w)
+    ((input, weight, *_),) = calls.of(F.conv2d)
+    assert input is x
+    assert weight is w
+    assert torch.equal(y, F.conv2d(x, w))
+
+
+def test_a_box_filter_in_half_precision_survives_optimize():
+    """129 x 129 taps of 6e-5 each: the mean of an image, not zero."""
+    layer = nn.Conv2d(1, 1, 129, padding=64, bias=False).eval().half()
+    nn.init.constant_(layer.weight, 1 / 129**2)
+    x = torch.rand(1, 1, 129, 129).half()
+    expected = layer.double()(x.double())
+    y = ao.optimize(layer.half())(x)
+    assert_close(y, expected, layer.half()(x))
+    assert y[0, 0, 64, 64] > 0.4
+
+
+@pytest.mark.parametrize("early_stop", [True, False])
+def test_gradient_checkpointing(early_stop):
+    """PyTorch leaves the second forward pass by an exception, once the last saved tensor is there."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2, 2), nn.Conv2d(4, 2, 1))
+    x = torch.randn(1, 3, 8, 8, requires_grad=True)
+    expected = torch.autograd.grad(model(x).sum(), (x, *model.parameters()))
+    ao.convert(model)
+    with torch.utils.checkpoint.set_checkpoint_early_stop(early_stop):
+        y = checkpoint(model, x, use_reentrant=False)
+        got = torch.autograd.grad(y.sum(), (x, *model.parameters()))
+    for a, b in zip(got, expected):
+        torch.testing.assert_close(a, b)
+
+
+class Refused(RuntimeError):
+    pass
+
+
+def test_what_a_hook_raises_arrives_and_the_hook_has_run_once():
+    seen = []
+
+    def pack(tensor):
+        seen.append(tensor)
+        raise Refused("saved tensors")
+
+    x, w = torch.randn(1, 3, 5, 5), torch.randn(2, 3, 3, 3, requires_grad=True)
+    A.conv2d(x, w)
+    with pytest.raises(Refused), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        A.conv2d(x, w)
+    assert len(seen) == 1
+
+
+def test_what_a_mode_raises_arrives_and_the_mode_has_run_once():
+    class Raises(Calls):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is F.conv2d:
+                self.seen.append((func, args))
+                raise Refused("conv2d")
+            return super().__torch_function__(func, types, args, kwargs)
+
+    x, w = torch.randn(1, 3, 5, 5), torch.randn(2, 3, 3, 3)
+    mode = Raises()
+    with pytest.raises(Refused), mode:
+        A.conv2d(x, w)
+    assert len(mode.of(F.conv2d)) == 1
+
+
+class Logged(torch.Tensor):
+    """A subclass that sees every function called on it."""
+
+    seen: list = []  # noqa: RUF012
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.seen.append(func)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+@pytest.mark.parametrize("function", ["conv2d", "conv_transpose2d"])
+def test_a_subclass_sees_pytorchs_function_and_nothing_else(function):
+    x, w = torch.randn(1, 3, 5, 5).as_subclass(Logged), torch.randn(3, 3, 3, 3)
+    Logged.seen.clear()
+    y = getattr(A, function)(x, w, None, 1, 1)
+    assert type(y) is Logged
+    assert Logged.seen == [getattr(F, function)]
+
+
+@pytest.mark.parametrize(("dtype", "threads"), [(torch.bfloat16, 1), (torch.float16, 1), (torch.bfloat16, 2)], ids=str)
+def test_every_autocast_dtype_is_looked_up_anew(dtype, threads):
+    x, w = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.autocast("cpu", dtype):
+            assert A.conv2d(x, w).dtype == dtype
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_lists_numbers_and_errors_are_as_on_the_first_call():
+    """A call that is known by its arguments does not let others pass that only equal them."""
+    x, w = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    expected = A.conv2d(x, w, None, 1, 1)
+    assert torch.equal(A.conv2d(x, w, None, [1, 1], [1, 1]), expected)
+    for stride in (1.0, None, "1"):
+        with pytest.raises(TypeError):
+            A.conv2d(x, w, None, stride, 1)
+    with pytest.raises(ArgumentError, match="bias"):
+        A.conv2d(x, w, torch.zeros(7), 1, 1)

@@ -1,0 +1,177 @@
+"""Tensors that are not plain: subclasses, meta, mkldnn, distributed, copy-on-write; and dtypes under autocast."""
+
+import re
+from typing import ClassVar
+
+import pytest
+import samples
+import torch
+import torch.nn.functional as F
+from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+import atrousops.functional as A
+from atrousops import nn
+
+NAMES = list(samples.FUNCTIONS)
+IN_TORCH = [name for name in NAMES if hasattr(F, name)]
+
+
+def call(name: str, kind=lambda t: t, function=None) -> torch.Tensor:
+    """The first output for the sample, of which every tensor is made into that kind."""
+    args, kwargs = samples.FUNCTIONS[name]()
+    args = tree_map_only(torch.Tensor, kind, list(args))
+    return samples.tensors((function or getattr(A, name))(*args, **kwargs))[0]
+
+
+class Watched(torch.Tensor):
+    """Notes which functions it is given to."""
+
+    seen: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        cls.seen.append(getattr(function, "__name__", str(function)))
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+@pytest.fixture
+def nondeterministic():
+    """PyTorch's unpooling refuses otherwise."""
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("nondeterministic")
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "kind", [lambda t: TwoTensor(t, t.clone()), lambda t: t.as_subclass(Watched)], ids=["dispatch", "function"]
+)
+def test_subclasses_stay_what_they_are(name, kind):
+    y = call(name, kind)
+    assert type(y) is type(kind(torch.ones(1)))
+    inside = y.a if type(y) is TwoTensor else y.as_subclass(torch.Tensor)
+    if name != "permutohedral_lattice":  # its numbering is free
+        torch.testing.assert_close(inside, call(name))
+
+
+@pytest.mark.usefixtures("nondeterministic")
+@pytest.mark.parametrize("name", IN_TORCH)
+def test_a_subclass_is_given_to_pytorch_s_function_once(name):
+    """Whatever PyTorch's function asks of it, ours asks no more than its own dtype and layout."""
+    seen = []
+    for function in (None, getattr(F, name)):
+        Watched.seen.clear()
+        call(name, lambda t: t.as_subclass(Watched), function)
+        seen.append([s for s in Watched.seen if s != "__get__"])
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("name", IN_TORCH)
+def test_mkldnn_tensors_go_to_pytorch(name):
+    def mkldnn(t: torch.Tensor) -> torch.Tensor:
+        return t.to_mkldnn() if t.is_floating_point() else t
+
+    try:
+        expected = call(name, mkldnn, getattr(F, name))
+    except RuntimeError as error:
+        with pytest.raises(type(error), match=re.escape(str(error)[:40])):
+            call(name, mkldnn)
+        return
+    got = call(name, mkldnn)
+    assert got.layout == expected.layout
+    torch.testing.assert_close(got.to_dense(), expected.to_dense())
+
+
+# On meta PyTorch's convolution answers in contiguous memory where its kernels do not.
+@pytest.mark.parametrize(
+    ("name", "last"), [(name, last) for name in NAMES for last in (False, True) if not (last and "con" in name)]
+)
+def test_meta_tensors_get_what_the_kernels_answer(name, last):
+    def kind(device: str):
+        def move(t: torch.Tensor) -> torch.Tensor:
+            t = t.contiguous(memory_format=torch.channels_last) if last and t.dim() == 4 else t
+            return t.to(device)
+
+        return move
+
+    real, meta = call(name, kind("cpu")), call(name, kind("meta"))
+    assert meta.is_meta
+    assert (meta.shape, meta.dtype, meta.stride()) == (real.shape, real.dtype, real.stride())
+
+
+@pytest.mark.parametrize("name", ["max_unpool2d", "roi_align", "roi_pool", "permutohedral_filter", "mean_field"])
+def test_meta_and_cpu_do_not_mix(name):
+    (first, *rest), kwargs = samples.FUNCTIONS[name]()
+    with pytest.raises(ValueError, match="be on"):
+        getattr(A, name)(first.to("meta"), *rest, **kwargs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_copy_on_write_tensors_are_not_copied(name):
+    (first, *rest), kwargs = samples.FUNCTIONS[name]()
+    leaves = [t for t in tree_leaves([first, rest]) if isinstance(t, torch.Tensor)]
+    clones = {id(t): torch._lazy_clone(t) for t in leaves}
+    args = tree_map_only(torch.Tensor, lambda t: clones[id(t)], [first, *rest])
+    for _ in range(2):
+        getattr(A, name)(*args, **kwargs)
+    assert all(torch._C._is_cow_tensor(t) for t in clones.values())
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory):
+    distributed = torch.distributed
+    store = distributed.FileStore(str(tmp_path_factory.mktemp("store") / "file"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield distributed.init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("nondeterministic")
+@pytest.mark.parametrize("name", IN_TORCH)
+@pytest.mark.parametrize("shard", [False, True], ids=["replicated", "sharded"])
+def test_distributed_tensors(mesh, name, shard):
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+    def distribute(t: torch.Tensor) -> torch.Tensor:
+        return distribute_tensor(t, mesh, [Shard(0) if shard else Replicate()])
+
+    def attempt(function=None):
+        try:
+            return call(name, distribute, function)
+        except (RuntimeError, NotImplementedError) as error:
+            return str(error)
+
+    got, expected = attempt(), attempt(getattr(F, name))
+    assert type(got) is type(expected)
+    if isinstance(got, DTensor):
+        assert got.placements == expected.placements
+        torch.testing.assert_close(got.full_tensor(), expected.full_tensor())
+    else:
+        assert got == expected
+
+
+@pytest.mark.usefixtures("nondeterministic")
+@pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", IN_TORCH)
+def test_dtypes_under_autocast(name, dtype, lower):
+    def cast(t: torch.Tensor) -> torch.Tensor:
+        return t.to(dtype) if t.is_floating_point() else t
+
+    with torch.autocast("cpu", lower):
+        assert call(name, cast).dtype == call(name, cast, getattr(F, name)).dtype
+
+
+@pytest.mark.parametrize("padding", [1, "same", "valid"])
+def test_gradients_of_each_sample(padding):
+    """PyTorch's expanded weights."""
+    from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+
+    ours, stock = (conv(2, 3, 3, padding=padding, dilation=2) for conv in (nn.AtrousConv2d, torch.nn.Conv2d))
+    ours.load_state_dict(stock.state_dict())
+    x = samples.rand(4, 2, 8, 8)
+    for layer in (ours, stock):
+        call_for_per_sample_grads(layer)(x).square().sum().backward()
+    for got, expected in zip(ours.parameters(), stock.parameters()):
+        assert got.grad_sample.shape == (4, *got.shape)
+        torch.testing.assert_close(got.grad_sample, expected.grad_sample)
