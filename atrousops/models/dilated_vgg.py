@@ -46,7 +46,7 @@ class DilatedVGG16(nn.Module):
         self.score = AtrousConv2d(64 * width, num_classes, 1)
         if context is None and context_arguments:
             bad_value("dilated_vgg16", "context_arguments", "be None without a context", context_arguments)
-        self.context = nn.Identity()
+        self.context: nn.Module = nn.Identity()
         if context is not None:
             self.context = ContextModule(num_classes, context, **(context_arguments or {}))
 

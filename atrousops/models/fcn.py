@@ -24,7 +24,7 @@ _SKIPS: dict[int, tuple[dict[str, int], int]] = {
 class FCN(nn.Module):
     """A fully convolutional VGG-16; see `fcn8s`."""
 
-    def __init__(self, num_classes: int, stride: int, width: int, padding: int) -> None:
+    def __init__(self, num_classes: int, stride: int, width: int, padding: int, frozen_up: bool = False) -> None:
         super().__init__()
         if padding not in (0, 100):
             bad_value(f"fcn{stride}s", "padding", "be 100, as in the paper, or 0", padding)
@@ -39,6 +39,9 @@ class FCN(nn.Module):
         self.skips = nn.ModuleDict({name: _zero(self.backbone.channels[name], num_classes) for name in self.crops})
         self.doublings = nn.ModuleDict({name: self._up(num_classes, 2) for name in self.crops})
         self.upscore = self._up(num_classes, stride)
+        if frozen_up:
+            self.doublings.requires_grad_(False)
+            self.upscore.requires_grad_(False)
 
     def _up(self, num_classes: int, factor: int) -> nn.Module:
         return bilinear_deconvolution(num_classes, factor, padding=0 if self.padding else factor // 2)
@@ -74,34 +77,53 @@ def _zero(in_channels: int, num_classes: int) -> AtrousConv2d:
     return layer
 
 
-def _fcn(num_classes: int, stride: int, width: int, padding: int, backbone_weights: Mapping[str, Tensor] | None) -> FCN:
-    network = FCN(num_classes, stride, width, padding)
+def _fcn(
+    num_classes: int,
+    stride: int,
+    width: int,
+    padding: int,
+    backbone_weights: Mapping[str, Tensor] | None,
+    frozen_up: bool,
+) -> FCN:
+    network = FCN(num_classes, stride, width, padding, frozen_up)
     load_vgg16(network.backbone, network.fc, backbone_weights)
     return network
 
 
 def fcn32s(
-    num_classes: int = 21, width: int = 64, padding: int = 100, backbone_weights: Mapping[str, Tensor] | None = None
+    num_classes: int = 21,
+    width: int = 64,
+    padding: int = 100,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    frozen_up: bool = False,
 ) -> FCN:
     """FCN-32s: the scores of VGG-16's last layer, and one deconvolution of kernel 64 and stride 32.
 
     Stages up to the scores, arguments, result and source as `fcn8s`.
     """
-    return _fcn(num_classes, 32, width, padding, backbone_weights)
+    return _fcn(num_classes, 32, width, padding, backbone_weights, frozen_up)
 
 
 def fcn16s(
-    num_classes: int = 21, width: int = 64, padding: int = 100, backbone_weights: Mapping[str, Tensor] | None = None
+    num_classes: int = 21,
+    width: int = 64,
+    padding: int = 100,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    frozen_up: bool = False,
 ) -> FCN:
     """FCN-16s: FCN-32s' scores doubled (k 4, s 2), those of pool4 added, and a deconvolution of kernel 32, stride 16.
 
     Stages up to the scores, arguments, result and source as `fcn8s`.
     """
-    return _fcn(num_classes, 16, width, padding, backbone_weights)
+    return _fcn(num_classes, 16, width, padding, backbone_weights, frozen_up)
 
 
 def fcn8s(
-    num_classes: int = 21, width: int = 64, padding: int = 100, backbone_weights: Mapping[str, Tensor] | None = None
+    num_classes: int = 21,
+    width: int = 64,
+    padding: int = 100,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    frozen_up: bool = False,
 ) -> FCN:
     """FCN-8s: VGG-16 made convolutional, its scores joined by those of pool4 and pool3.
 
@@ -113,7 +135,7 @@ def fcn8s(
     | deconvolution k4 s2, + score of pool3 | num_classes | 8 |
     | deconvolution k16 s8, cropped to the input's size | num_classes | 1 |
 
-    All deconvolutions learn and start bilinear; the scores start at zero.
+    All deconvolutions start bilinear, and learn unless frozen_up; the scores start at zero.
 
     Args:
         num_classes: K.
@@ -122,6 +144,7 @@ def fcn8s(
             scores where they belong, as in the paper's release. 0: every layer keeps the size (fc6 pads by 3); less
             than half the work on a 224x224 image, and the same weights serve.
         backbone_weights: state dict of torchvision's vgg16 to start from; the classifier becomes fc6 and fc7.
+        frozen_up: the deconvolutions stay bilinear, as the authors' release trains them (a learning rate of 0).
 
     Returns:
         (N, 3, H, W) -> {"out": (N, K, H, W)}.
@@ -132,4 +155,4 @@ def fcn8s(
     Source: Long, Shelhamer, Darrell, Fully convolutional networks for semantic segmentation (2015), section 4 and
     figure 3.
     """
-    return _fcn(num_classes, 8, width, padding, backbone_weights)
+    return _fcn(num_classes, 8, width, padding, backbone_weights, frozen_up)

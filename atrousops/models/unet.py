@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from atrousops._checks import bad_value
 from atrousops._graphs import whole
-from atrousops.models.base import check_images, crop, init_relu, reflect
+from atrousops.models.base import check_images, crop, reflect
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d, MaxPool2d
 
 # What the convolutions without padding take away on each side.
@@ -40,8 +42,18 @@ class UNet(nn.Module):
         self.pool = MaxPool2d(2, 2)
         self.up = nn.ModuleList(AtrousConvTranspose2d(2 * w, w, 2, stride=2) for w in reversed(widths[:-1]))
         self.join = nn.ModuleList(double(2 * w, w) for w in reversed(widths[:-1]))
-        init_relu(self)
         self.score = AtrousConv2d(width, num_classes, 1)
+        self._init()
+
+    def _init(self) -> None:
+        """Normal weights of deviation sqrt(2 / N), N being the numbers that one of a layer's outputs is made of."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                # The windows of the up-convolutions do not overlap, so that each pixel comes from one.
+                inputs = layer.in_channels if isinstance(layer, nn.ConvTranspose2d) else layer.weight[0].numel()
+                nn.init.normal_(layer.weight, std=math.sqrt(2 / inputs))
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         """Scores of every pixel: (N, 3, H, W), any size -> {"out": (N, num_classes, H, W)}."""
@@ -83,6 +95,9 @@ def unet(num_classes: int = 2, width: int = 64, padding: str = "reflect", batch_
     | two 3x3, dropout | 1024 | 16 | 28 |
     | four times: up-convolution 2x2, the middle of the encoder's map, two 3x3 | 512 256 128 64 | 8 4 2 1 | 388 |
     | scores 1x1 | num_classes | 1 | 388 |
+
+    Weights start as in the paper, from a normal distribution of deviation sqrt(2 / N) with N inputs to a neuron, biases
+    at zero.
 
     Args:
         num_classes: K.

@@ -86,6 +86,41 @@ def test_pspnet(thin):
     check(built("pspnet", num_classes=3, **arguments), releases.pspnet(thin), 41, 41, outputs=("out", "aux"))
 
 
+def test_deeplabv3plus_xception():
+    """513 pixels of the release in small: low-level features of 17, a last map of 5."""
+    network = built("deeplabv3plus_xception65", num_classes=3, width=4, align_corners=True)
+    check(network, releases.deeplab_v3plus_xception(), 65, 33)
+
+
+@pytest.mark.parametrize(("separable", "separable_aspp"), [(True, False), (False, True), (False, None)])
+def test_deeplabv3plus_parts(separable, separable_aspp):
+    """Decoders and ASPPs that are separable or not: depthwise layers in 3 branches, in 2 layers."""
+    with torch.device("meta"):
+        network = models.deeplabv3plus(
+            2, "resnet18", separable=separable, separable_aspp=separable_aspp, align_corners=True
+        )
+    counts = [
+        sum(isinstance(layer, torch.nn.Conv2d) and layer.groups > 1 for layer in part.modules())
+        for part in (network.classifier.aspp, network.classifier.decoder)
+    ]
+    assert counts == [3 * bool(separable if separable_aspp is None else separable_aspp), 2 * separable]
+    assert network.align_corners
+    assert network.classifier.align_corners
+
+
+@torch.no_grad()
+def test_deeplabv3_head():
+    """The paper's: scores of what ASPP says, corners aligned."""
+    arguments = {"backbone": "resnet18", "last_3x3": False, "align_corners": True, "multi_grid": (1, 2)}
+    network = built("deeplabv3", num_classes=3, **arguments)
+    assert [(type(layer).__name__) for layer in network.classifier] == ["ASPP", "AtrousConv2d"]
+    picture = image(33, 33)
+    aspp, scores = network.classifier
+    found = aspp(network.backbone(picture)["out"])
+    wanted = table.run("x = conv data\nout = interp x like", found, [scores], like=picture)["out"]
+    torch.testing.assert_close(network(picture)["out"], wanted)
+
+
 def test_ceil_pool():
     """The stem's pooling rounds up: 16 or 17 positions of the first layer give 9, one of which would be lost."""
     pool = models.encoder("resnet18", 32, ceil_pool=True)["maxpool"]
