@@ -135,7 +135,8 @@ def fcn8s(
     | deconvolution k4 s2, + score of pool3 | num_classes | 8 |
     | deconvolution k16 s8, cropped to the input's size | num_classes | 1 |
 
-    All deconvolutions start bilinear, and learn unless frozen_up; the scores start at zero.
+    All deconvolutions start bilinear, and learn unless frozen_up; the scores start at zero. The authors' release is
+    this with padding 100; its images are BGR in 0..255.
 
     Args:
         num_classes: K.
