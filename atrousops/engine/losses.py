@@ -23,7 +23,8 @@ class Loss:
         see `binary_cross_entropy`, `focal`, `dice` and `lovasz`.
     gamma: of "focal".
     weights: of the classes: "none"; "median_frequency", median(f) / f_c, where f_c is the part of class c in the images
-        that show it (Eigen and Fergus 2015, SegNet); "enet", 1 / ln(1.02 + p_c), p_c being its part of all pixels.
+        that show it (Eigen and Fergus 2015, SegNet), and the median of an even number of classes is the mean of the two
+        in the middle; "enet", 1 / ln(1.02 + p_c), p_c being its part of all pixels.
     hard: the part of each image's pixels that counts, those with the largest loss (bootstrapping, Wu et al. 2016); not
         of "dice" and "lovasz", which are losses of whole images.
     aux: how much the auxiliary head counts; 0.4 in PSPNet.
@@ -61,7 +62,7 @@ def class_weights(kind: str, data: SegmentationSet, progress: bool = False) -> T
         weights = 1 / torch.log(1.02 + pixels / pixels.sum())
     else:
         frequency = pixels / shown
-        weights = frequency.nanmedian() / frequency
+        weights = frequency.nanquantile(0.5) / frequency
     return torch.where(pixels > 0, weights, 0).float()
 
 

@@ -105,6 +105,10 @@ def _about(name: str, parameters: str) -> Iterator[str]:
     taken = inspect.signature(models.registry.NETWORKS[name]).parameters.values()
     arguments = ", ".join(f"{p.name}={p.default!r}" for p in taken)
     yield f"`atrousops.models.{name}({arguments})` has {parameters} parameters.\n"
+    loads = [f"| `{key}` | {entry.source} |" for key, entry in models.PUBLISHED.items() if entry.network == name]
+    if loads:
+        yield "Weights that others published and `load_published` reads:\n\n| name | from |\n|---|---|"
+        yield "\n".join(loads) + "\n"
     if colon:
         yield f"```\nArgs:\n{rest.rstrip()}\n```\n"
 

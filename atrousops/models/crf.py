@@ -101,4 +101,6 @@ def crfrnn(
 
     Source: Zheng et al., Conditional random fields as recurrent neural networks (2015), sections 4 and 5.
     """
-    return with_crf(fcn8s(num_classes, width, padding, backbone_weights, in_channels), "rnn", num_classes, in_channels)
+    return with_crf(
+        fcn8s(num_classes, width, padding, backbone_weights, in_channels=in_channels), "rnn", num_classes, in_channels
+    )

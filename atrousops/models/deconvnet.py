@@ -67,6 +67,9 @@ def deconvnet(
     Every layer but the scores is normalised. An image of less than 224 pixels is mirrored up to that; a larger one
     is seen by fc6 in every window of seven positions.
 
+    Release: DeconvNet_inference_deploy.prototxt, whose image has 224 pixels and is BGR in 0..255. Weights: the
+    release's fit layer by layer.
+
     Args:
         num_classes: K.
         width: channels of the first stage; all others are in proportion.

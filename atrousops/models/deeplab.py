@@ -103,6 +103,9 @@ def deeplabv3(
     The 3x3 convolution is torchvision's. The paper and its release on TensorFlow have none (last_3x3=False), and the
     release aligns corners.
 
+    Release: torchvision's with these defaults, whose weights load. Of TensorFlow's the head can be had; its ResNets
+    have the stride of a stage in its last block, which is not here, and image pooling comes first in its ASPP.
+
     Args:
         num_classes: K.
         backbone: of torchvision or timm, by name, as `encoder` has it.

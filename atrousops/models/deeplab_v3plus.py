@@ -186,8 +186,10 @@ def deeplabv3plus_xception65(
     """DeepLab v3+ on aligned Xception-65: low-level features of 256 channels, 2048 at the end; see `Xception65`.
 
     Decoder, arguments and result as `deeplabv3plus_resnet50`; width is the channels of the first layer, a multiple of
-    4, to which the backbone's others are in proportion; backbone_weights is a state dict of timm's xception65. The
-    authors' release on TensorFlow is this with align_corners=True; its low-level features are those of `Xception65`.
+    4, to which the backbone's others are in proportion; backbone_weights is a state dict of timm's xception65.
+
+    Release: TensorFlow's deeplab with xception_65 is this with align_corners=True, layer by layer, for images of
+    8 n + 1 pixels; its low-level features are those of `Xception65`, and image pooling comes first in its ASPP.
     """
     trunk = Xception65(output_stride, width, in_channels)
     return _v3plus(trunk, num_classes, output_stride, backbone_weights, separable, separable_aspp, align_corners)

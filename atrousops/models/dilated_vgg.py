@@ -90,7 +90,7 @@ def dilated_vgg16(
 
     The authors' release interpolates class probabilities instead of scores, with placement "corner" (but on Cityscapes
     with "centre", by a deconvolution). Its context modules are "large" with border "input" on VOC, "basic" on the
-    others, see `ContextModule`.
+    others, see `ContextModule`. Its weights fit layer by layer.
 
     The context module starts as the identity on what is positive, so it can be put behind a trained front end.
 

@@ -221,6 +221,9 @@ def enet(num_classes: int = 12, in_channels: int = 3) -> ENet:
     a channel, in stages 4 and 5 ReLUs. Spatial dropout of 0.01 in stage 1, 0.1 in stages 2 and 3. The initial block has
     16 - in_channels filters; ArgumentError if that is none.
 
+    Release: e-lab's ENet-training, layer by layer; sizes that are no multiple of 8, which it does not take, are padded
+    with zeros. Weights: no file of the authors' is at hand; those of davidtvs' port need `enet_davidtvs`.
+
     Source: Paszke et al., ENet: a deep neural network architecture for real-time semantic segmentation (2016), table 1;
     the authors' release, e-lab's ENet-training.
     """

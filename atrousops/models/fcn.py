@@ -24,7 +24,9 @@ _SKIPS: dict[int, tuple[dict[str, int], int]] = {
 class FCN(nn.Module):
     """A fully convolutional VGG-16; see `fcn8s`."""
 
-    def __init__(self, num_classes: int, stride: int, width: int, padding: int, in_channels: int) -> None:
+    def __init__(
+        self, num_classes: int, stride: int, width: int, padding: int, frozen_up: bool = False, in_channels: int = 3
+    ) -> None:
         super().__init__()
         if padding not in (0, 100):
             bad_value(f"fcn{stride}s", "padding", "be 100, as in the paper, or 0", padding)
@@ -41,6 +43,9 @@ class FCN(nn.Module):
         self.skips = nn.ModuleDict({name: _zero(self.backbone.channels[name], num_classes) for name in self.crops})
         self.doublings = nn.ModuleDict({name: self._up(num_classes, 2) for name in self.crops})
         self.upscore = self._up(num_classes, stride)
+        if frozen_up:
+            self.doublings.requires_grad_(False)
+            self.upscore.requires_grad_(False)
 
     def _up(self, num_classes: int, factor: int) -> nn.Module:
         return bilinear_deconvolution(num_classes, factor, padding=0 if self.padding else factor // 2)
@@ -82,9 +87,10 @@ def _fcn(
     width: int,
     padding: int,
     backbone_weights: Mapping[str, Tensor] | None,
+    frozen_up: bool,
     in_channels: int,
 ) -> FCN:
-    network = FCN(num_classes, stride, width, padding, in_channels)
+    network = FCN(num_classes, stride, width, padding, frozen_up, in_channels)
     load_vgg16(network.backbone, network.fc, backbone_weights)
     return network
 
@@ -95,12 +101,13 @@ def fcn32s(
     padding: int = 100,
     backbone_weights: Mapping[str, Tensor] | None = None,
     in_channels: int = 3,
+    frozen_up: bool = False,
 ) -> FCN:
     """FCN-32s: the scores of VGG-16's last layer, and one deconvolution of kernel 64 and stride 32.
 
     Stages up to the scores, arguments, result and source as `fcn8s`.
     """
-    return _fcn(num_classes, 32, width, padding, backbone_weights, in_channels)
+    return _fcn(num_classes, 32, width, padding, backbone_weights, frozen_up, in_channels)
 
 
 def fcn16s(
@@ -109,12 +116,13 @@ def fcn16s(
     padding: int = 100,
     backbone_weights: Mapping[str, Tensor] | None = None,
     in_channels: int = 3,
+    frozen_up: bool = False,
 ) -> FCN:
     """FCN-16s: FCN-32s' scores doubled (k 4, s 2), those of pool4 added, and a deconvolution of kernel 32, stride 16.
 
     Stages up to the scores, arguments, result and source as `fcn8s`.
     """
-    return _fcn(num_classes, 16, width, padding, backbone_weights, in_channels)
+    return _fcn(num_classes, 16, width, padding, backbone_weights, frozen_up, in_channels)
 
 
 def fcn8s(
@@ -123,6 +131,7 @@ def fcn8s(
     padding: int = 100,
     backbone_weights: Mapping[str, Tensor] | None = None,
     in_channels: int = 3,
+    frozen_up: bool = False,
 ) -> FCN:
     """FCN-8s: VGG-16 made convolutional, its scores joined by those of pool4 and pool3.
 
@@ -134,7 +143,8 @@ def fcn8s(
     | deconvolution k4 s2, + score of pool3 | num_classes | 8 |
     | deconvolution k16 s8, cropped to the input's size | num_classes | 1 |
 
-    All deconvolutions learn and start bilinear; the scores start at zero.
+    All deconvolutions start bilinear, and learn unless frozen_up; the scores start at zero. The authors' release is
+    this with padding 100; its images are BGR in 0..255.
 
     Args:
         num_classes: K.
@@ -144,6 +154,7 @@ def fcn8s(
             than half the work on a 224x224 image, and the same weights serve.
         backbone_weights: state dict of torchvision's vgg16 to start from; the classifier becomes fc6 and fc7.
         in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        frozen_up: the deconvolutions stay bilinear, as the authors' release trains them (a learning rate of 0).
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
@@ -154,4 +165,4 @@ def fcn8s(
     Source: Long, Shelhamer, Darrell, Fully convolutional networks for semantic segmentation (2015), section 4 and
     figure 3.
     """
-    return _fcn(num_classes, 8, width, padding, backbone_weights, in_channels)
+    return _fcn(num_classes, 8, width, padding, backbone_weights, frozen_up, in_channels)

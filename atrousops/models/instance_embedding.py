@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -29,9 +30,24 @@ class Instance(NamedTuple):
 class MetricLearning(nn.Module):
     """Embeddings and seeds; see `metric_learning`."""
 
-    def __init__(self, backbone: nn.Module, channels: int, num_classes: int, dimensions: int) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        channels: int,
+        num_classes: int,
+        dimensions: int,
+        scales: Sequence[float] = (1.0,),
+        seed_weight: float = 0.2,
+    ) -> None:
         super().__init__()
+        if not scales or min(scales) <= 0:
+            bad_value("metric_learning", "scales", "be positive numbers", scales, "Such as (0.25, 0.5, 1, 2).")
+        if seed_weight < 0:
+            bad_value("metric_learning", "seed_weight", "be 0 or more", seed_weight)
         self.num_classes = num_classes
+        self.scales = tuple(scales)
+        self.seed_weight = seed_weight
+        channels *= len(self.scales)
         self.backbone = backbone
         self.in_channels: int = getattr(backbone, "in_channels", 3)
         self.embedding = AtrousConv2d(channels, dimensions, 1)
@@ -49,13 +65,24 @@ class MetricLearning(nn.Module):
         """
         check_images(type(self).__name__, input, self.in_channels)
         size = input.shape[-2:]
-        features = self.backbone(input)["out"]
+        features = self._features(input)
         seeds = resize(self.seeds(features), size).unflatten(1, (len(THRESHOLDS), self.num_classes))
         out = seeds.log_softmax(dim=2).amax(dim=1)
         return {"out": out, "embedding": resize(self.embedding(features), size), "seeds": seeds}
 
+    def _features(self, input: Tensor) -> Tensor:
+        """The backbone's maps of the image at every scale, side by side, at the size of that of the scale next to 1."""
+        maps = []
+        for scale in self.scales:
+            sides = [max(1, round(scale * side)) for side in input.shape[-2:]]
+            maps.append(self.backbone(resize(input, sides))["out"])
+        middle = min(range(len(maps)), key=lambda i: abs(math.log(self.scales[i])))
+        return torch.cat([resize(x, maps[middle].shape[-2:]) for x in maps], dim=1) if len(maps) > 1 else maps[0]
+
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """`similarity_loss` plus `seed_loss` at ten pixels of each object, averaged over images.
+        """`similarity_loss` at ten pixels of each object plus seed_weight times `seed_loss` there and at ten others.
+
+        Averaged over images. Background is no object: its pixels have no part in the similarities.
 
         Args:
             images: (N, in_channels, H, W), normalised.
@@ -71,10 +98,11 @@ class MetricLearning(nn.Module):
         total = outputs["seeds"].sum() * 0
         for (classes, numbers), embedding, seeds in zip(labels, outputs["embedding"], outputs["seeds"], strict=True):
             instances = torch.where(classes == 255, -1, numbers)
-            pixels = sample(instances)
+            pixels = sample(instances, background=True)
+            objects = pixels[instances.flatten()[pixels] > 0]
             embedding, seeds = embedding.float(), seeds.float()
-            total = total + similarity_loss(embedding, instances, pixels)
-            total = total + seed_loss(seeds, embedding, instances, classes, pixels)
+            total = total + similarity_loss(embedding, instances, objects)
+            total = total + self.seed_weight * seed_loss(seeds, embedding, instances, classes, pixels)
         return total / len(images)
 
     def objects(self, image: Tensor) -> tuple[list[int], list[float], Tensor]:
@@ -92,6 +120,8 @@ def metric_learning(
     dimensions: int = 64,
     backbone_weights: Mapping[str, Tensor] | None = None,
     in_channels: int = 3,
+    scales: Sequence[float] = (1.0,),
+    seed_weight: float = 0.2,
 ) -> MetricLearning:
     """Instance segmentation by deep metric learning: an embedding and a seed score for every pixel.
 
@@ -101,7 +131,11 @@ def metric_learning(
     | embedding 1x1, bilinear to the input's size | dimensions | 8, 1 |
     | seeds 1x1, bilinear to the input's size | 4 thresholds x num_classes | 8, 1 |
 
-    Train it with `similarity_loss` and `seed_loss`, and find objects with `group`.
+    `loss` trains it and `group` finds objects. The paper runs its backbone, DeepLab v2's ResNet-101 trained on COCO, on
+    the image at scales (0.25, 0.5, 1, 2) and feeds the concatenated maps to both layers; here the image is seen at its
+    own size unless `scales` says more. There is no release. The paper does not say at which size the maps are
+    concatenated (here that of the scale next to 1), nor how pixels of the background are chosen for the seeds (here ten
+    an image, as of an object).
 
     Args:
         num_classes: K, background (class 0) included.
@@ -110,19 +144,23 @@ def metric_learning(
         dimensions: D, of the embedding.
         backbone_weights: state dict of torchvision's classifier to start from.
         in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        scales: of the image.
+        seed_weight: lambda, how much the seeds count in the loss; in the paper 0 at first, and 0.2 when embeddings have
+            settled.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W), "embedding": (N, D, H, W), "seeds": (N, 4, K, H, W)}.
 
     Raises:
-        ArgumentError: a bad backbone or output_stride, dimensions below 1, or a weight is missing.
+        ArgumentError: a bad backbone, output_stride or scale, dimensions below 1, a negative seed_weight, or a weight
+            is missing.
 
     Source: Fathi et al., Semantic instance segmentation via deep metric learning (2017), sections 3.1 to 3.4.
     """
     if dimensions < 1:
         bad_value("metric_learning", "dimensions", "be at least 1", dimensions)
     trunk = encoder(backbone, output_stride, backbone_weights, in_channels)
-    return MetricLearning(trunk, trunk.channels["out"], num_classes, dimensions)
+    return MetricLearning(trunk, trunk.channels["out"], num_classes, dimensions, scales, seed_weight)
 
 
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -135,16 +173,19 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
     return 2 * torch.sigmoid(-squared_distance(a, b))
 
 
-def sample(instances: Tensor, count: int = 10, generator: torch.Generator | None = None) -> Tensor:
-    """Up to `count` pixels of each instance of (H, W), and as many of the rest: positions in the flattened image (S,).
+def sample(
+    instances: Tensor, count: int = 10, generator: torch.Generator | None = None, background: bool = False
+) -> Tensor:
+    """Up to `count` pixels of each instance of (H, W): positions in the flattened image (S,).
 
     Args:
         instances: 0 for what is no object, numbers from 1 for objects, negative for what does not count.
+        background: as many pixels of what is no object, too.
     """
     flat = instances.flatten()
     picked = []
     for number in flat.unique().tolist():
-        if number >= 0:
+        if number > 0 or (background and number == 0):
             where = (flat == number).nonzero()[:, 0]
             order = torch.randperm(len(where), generator=generator)[:count].to(where.device)
             picked.append(where[order])
@@ -156,7 +197,7 @@ def similarity_loss(embedding: Tensor, instances: Tensor, pixels: Tensor) -> Ten
 
     L = -sum over pairs p, q of w_pq (1{y_p = y_q} log sigma_pq + 1{y_p != y_q} log(1 - sigma_pq)),
 
-    where w_pq is inverse to the sizes of both instances among the pixels, and the weights sum to 1.
+    where w_pq is inverse to the sizes of both instances in pixels of the image, and the weights sum to 1.
 
     Args:
         embedding: (D, H, W) of one image.
@@ -173,7 +214,8 @@ def similarity_loss(embedding: Tensor, instances: Tensor, pixels: Tensor) -> Ten
     if len(e) == 0:
         return embedding.sum() * 0
     same = number[:, None] == number
-    weight = 1 / same.sum(1).to(e.dtype)
+    _, which, counts = instances.flatten().unique(return_inverse=True, return_counts=True)
+    weight = 1 / counts[which[pixels]].to(e.dtype)
     weight = weight[:, None] * weight
     d = squared_distance(e, e)
     # log sigma = log 2 - softplus(d). 1 - sigma = tanh(d / 2), and two equal embeddings of different objects cost 16.

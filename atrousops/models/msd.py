@@ -118,6 +118,9 @@ class MSD(nn.Module):
             assert layer.bias is not None
             nn.init.normal_(layer.weight, std=deviation)
             nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.score.weight)
+        assert self.score.bias is not None
+        nn.init.zeros_(self.score.bias)
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         """Scores of every pixel: (N, in_channels, H, W), any size -> {"out": (N, num_classes, H, W)}."""
@@ -148,6 +151,9 @@ def msd(
 
     The maps of all layers live in one tensor, in training too: memory grows with the depth, not with its square.
     Gradients are of first order.
+
+    Weights start as the authors' do: of the layers from a normal distribution of deviation sqrt(2 / n), where
+    n = 9 (3 + w (d - 1)) + K; those of the scores, and all biases, at zero.
 
     Args:
         num_classes: K.

@@ -48,6 +48,10 @@ def segnet(
     The layers are those of the authors' release. Poolings round up and each unpooling gives the size that was pooled:
     360x480, the authors' CamVid, becomes 45x60, 23x30 and 12x15 and the same on the way back.
 
+    Release: SegNet-Tutorial's segnet_inference.prototxt, but for its input, which is BGR in 0..255. Weights: the
+    release's fit layer by layer; its normalisations hold a scale and a shift alone, which are a mean of 0 and a
+    variance of 1 - eps here.
+
     Args:
         num_classes: K.
         width: channels of the first stage; all others are in proportion.

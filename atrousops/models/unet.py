@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from atrousops._checks import bad_value
 from atrousops._graphs import whole
 from atrousops.models.backbones import encoder
-from atrousops.models.base import check_images, crop, init_relu, reflect
+from atrousops.models.base import check_images, crop, reflect
 from atrousops.models.channels import check_channels
 from atrousops.models.unet_encoder import UNetOnEncoder
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d, MaxPool2d
@@ -47,8 +48,18 @@ class UNet(nn.Module):
         self.pool = MaxPool2d(2, 2)
         self.up = nn.ModuleList(AtrousConvTranspose2d(2 * w, w, 2, stride=2) for w in reversed(widths[:-1]))
         self.join = nn.ModuleList(double(2 * w, w) for w in reversed(widths[:-1]))
-        init_relu(self)
         self.score = AtrousConv2d(width, num_classes, 1)
+        self._init()
+
+    def _init(self) -> None:
+        """Normal weights of deviation sqrt(2 / N), N being the numbers that one of a layer's outputs is made of."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                # The windows of the up-convolutions do not overlap, so that each pixel comes from one.
+                inputs = layer.in_channels if isinstance(layer, nn.ConvTranspose2d) else layer.weight[0].numel()
+                nn.init.normal_(layer.weight, std=math.sqrt(2 / inputs))
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         """Scores of every pixel: (N, in_channels, H, W), any size -> {"out": (N, num_classes, H, W)}."""
@@ -102,6 +113,9 @@ def unet(
     With a `backbone` the contracting path is a classifier of torchvision or timm at output stride 32, and the expanding
     one five times an up-convolution 2x2 and two 3x3 with normalisation, of 4 w, 2 w, w, w / 2 and w / 4 channels, the
     first three of them beside the encoder's maps at strides 16, 8 and 4.
+
+    Weights start as in the paper, from a normal distribution of deviation sqrt(2 / N) with N inputs to a neuron, biases
+    at zero. The authors' release is a prototxt for grey images of 572 pixels, which was not at hand.
 
     Args:
         num_classes: K.

@@ -63,6 +63,16 @@ def test_all_void():
     assert criterion.denominator(Fixed(), labels) == 0
 
 
+def test_every_scale_counts():
+    """DeepLab v2 adds the loss of each scale to that of their maximum."""
+    labels, images = torch.randint(0, 3, (1, 2, 2)), torch.zeros(1, 3, 2, 2)
+    first, second = torch.randn(2, 1, 3, 2, 2)
+    network = Fixed(**{"out": torch.maximum(first, second), "scale1.0": first, "scale0.5": second})
+    parts = [Criterion(Loss())(Fixed(out=x), images, labels) for x in (torch.maximum(first, second), first, second)]
+    torch.testing.assert_close(Criterion(Loss())(network, images, labels), sum(parts))
+    torch.testing.assert_close(Criterion(Loss(scales=0.0))(network, images, labels), parts[0])
+
+
 def test_parts_add_up(case):
     scores, _, labels = case
     for recipe in (Loss(), Loss(hard=0.25)):
@@ -87,9 +97,9 @@ class Labels:
 
 def test_class_weights():
     assert class_weights("none", Labels()) is None
-    # f_0 = 10 / 15 over both images, f_1 = 5 / 7 where it is shown; their (lower) median is f_0.
+    # f_0 = 10 / 15 over both images, f_1 = 5 / 7 where it is shown; their median is between the two.
     frequency = torch.tensor([10 / 15, 5 / 7])
-    torch.testing.assert_close(class_weights("median_frequency", Labels())[:2], frequency[0] / frequency)
+    torch.testing.assert_close(class_weights("median_frequency", Labels())[:2], frequency.mean() / frequency)
     part = 10 / 15, 5 / 15
     wanted = torch.tensor([*(1 / math.log(1.02 + p) for p in part), 0.0])
     torch.testing.assert_close(class_weights("enet", Labels()), wanted)

@@ -105,8 +105,12 @@ class _Affine(torch.nn.Module):
 def test_scales_are_fused_by_maximum():
     """A constant image of 3: rows are 16, 12, 8; the first class wants many of them, the second few."""
     network = models.MultiScale(_Affine())
-    out = network(torch.full((1, 3, 16, 16), 3.0))["out"]
-    torch.testing.assert_close(out, torch.tensor([19.0, -5.0]).view(1, 2, 1, 1).expand(1, 2, 16, 16))
+    found = network(torch.full((1, 3, 16, 16), 3.0))
+    wanted = {"out": (19, -5), "scale1.0": (19, -13), "scale0.75": (15, -9), "scale0.5": (11, -5)}
+    assert list(found) == list(wanted)
+    for name, scores in wanted.items():
+        torch.testing.assert_close(found[name], torch.tensor(scores).view(1, 2, 1, 1).expand(1, 2, 16, 16).float())
+    assert list(network.eval()(torch.ones(1, 3, 16, 16))) == ["out"]
 
 
 @pytest.mark.parametrize(
@@ -114,6 +118,8 @@ def test_scales_are_fused_by_maximum():
     [
         ("deeplabv1", {"kernel_size": 3, "rate": 4}, "rate"),
         ("deeplabv1", {"crf": "yes", "width": 1}, "crf"),
+        ("deeplabv1", {"pooling": 4, "width": 1}, "pooling"),
+        ("deeplabv2", {"backbone": "vgg16", "width": 1, "backbone_arguments": {"ceil_pool": True}}, "backbone_arg"),
         ("deeplabv2", {"backbone": "vgg19"}, "backbone"),
         ("deeplabv2", {"backbone": "resnet18", "rates": (0,)}, "rates"),
     ],

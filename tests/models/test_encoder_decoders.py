@@ -81,16 +81,16 @@ def test_decoder_puts_maxima_back():
     network = coding_vgg16(1).eval()
     image = torch.rand(1, 3, 33, 70)
     x, pooled = encode(network, image)
-    assert x.shape == (1, 8, 1, 2)
-    assert [tuple(size) for _, size in pooled] == [(33, 70), (16, 35), (8, 17), (4, 8), (2, 4)]
+    assert x.shape == (1, 8, 2, 3)
+    assert [tuple(size) for _, size in pooled] == [(33, 70), (17, 35), (9, 18), (5, 9), (3, 5)]
     assert all(codes.dtype == torch.uint8 for codes, _ in pooled)
     mirror = UnpoolingDecoder(1, AtrousConv2d).eval()
-    maps = torch.rand(1, 8, 1, 2)
+    maps = torch.rand(1, 8, 2, 3)
     y = mirror.unpool(maps, *pooled[-1])
-    assert y.shape == (1, 8, 2, 4)
+    assert y.shape == (1, 8, 3, 5)
     # Each value once, at the place of the maximum that it came from.
     assert sorted(y[y != 0].tolist()) == sorted(maps.flatten().tolist())
-    fed = torch.nn.functional.max_pool2d(y, 2)
+    fed = torch.nn.functional.max_pool2d(y, 2, ceil_mode=True)
     assert torch.equal(fed, maps)
     assert mirror(maps, pooled).shape == (1, 1, 33, 70)
 
@@ -117,6 +117,15 @@ def test_unet_of_the_papers_image():
     assert sides[5:] == [(56, 52), (104, 100), (200, 196), (392, 388)]
 
 
+@pytest.mark.parametrize("part", ["down.1.0", "join.0.0", "up.0", "score"])
+def test_unet_starts_as_in_the_paper(part):
+    """Deviation sqrt(2 / N): of 64 channels to 128 N = 576, joined 9 x 1024; of an up-convolution one tap."""
+    inputs = {"down.1.0": 9 * 16, "join.0.0": 9 * 256, "up.0": 256, "score": 16}[part]
+    torch.manual_seed(0)
+    weight = models.unet(300, width=16).get_submodule(part).weight
+    assert abs(weight.std() / (2 / inputs) ** 0.5 - 1) < 3 / (2 * weight.numel()) ** 0.5
+
+
 @torch.no_grad()
 def test_unet_paddings_share_weights():
     """Away from the border both say the same, wherever the poolings fall alike."""
@@ -125,8 +134,9 @@ def test_unet_paddings_share_weights():
     zeros.load_state_dict(valid.state_dict())
     # Without padding, windows of 16 pixels start at 2 modulo 16; 14 rows and columns less let them fall alike.
     image = torch.rand(1, 3, 276, 276)
-    got = zeros(image)["out"][..., 96:176, 96:176]
-    wanted = valid(image[..., 14:, 14:])["out"][..., 82:162, 82:162]
+    # A pixel sees 92 pixels to each side, and the windows of 16 that they lie in.
+    got = zeros(image)["out"][..., 112:160, 112:160]
+    wanted = valid(image[..., 14:, 14:])["out"][..., 98:146, 98:146]
     assert got.std() > 0
     torch.testing.assert_close(got, wanted)
 

@@ -106,6 +106,13 @@ def test_vgg_weights():
     torch.testing.assert_close(network.fc[3](network.fc[0](x)).flatten(), wanted)
 
 
+def test_frozen():
+    """Only the deconvolutions, which stay bilinear."""
+    network = models.fcn8s(width=1, frozen_up=True)
+    frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["doublings.pool4.weight", "doublings.pool3.weight", "upscore.weight"]
+
+
 def test_bad_padding():
     with pytest.raises(ArgumentError, match="padding"):
         models.fcn8s(width=1, padding=50)

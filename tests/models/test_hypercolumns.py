@@ -53,6 +53,31 @@ def test_grid():
     torch.testing.assert_close(out[16, 16], torch.tensor(2.5))
 
 
+@torch.no_grad()
+def test_of_the_release():
+    """model_defs/hypercolumn_test.prototxt: pool3 by 3x3, pool4 and fc7 by 1x1, 25 classifiers of 20 classes."""
+    network = models.hypercolumns(20, grid=5, width=2, layers={"pool3": 3, "pool4": 1, "fc7": 1}).double().eval()
+    assert {name: tuple(score.weight.shape) for name, score in network.scores.items()} == {
+        "pool3": (500, 8, 3, 3), "pool4": (500, 16, 1, 1), "fc7": (500, 128, 1, 1)
+    }  # fmt: skip
+    image = torch.rand(1, 3, 50, 50, dtype=torch.float64)
+    features = network.backbone(image)
+    features["fc7"] = network.fc(features["out"])
+    x = 0
+    for name, side in (("pool3", 3), ("pool4", 1), ("fc7", 1)):
+        score = network.scores[name]
+        x = x + F.interpolate(
+            F.conv2d(features[name], score.weight, score.bias, padding=side // 2), size=(50, 50), mode="bilinear"
+        )
+    torch.testing.assert_close(network(image)["out"], network._blend(x))
+
+
+@pytest.mark.parametrize("layers", [{"pool5": 1}, {"pool3": 2}])
+def test_bad_layers(layers):
+    with pytest.raises(ArgumentError, match="layers"):
+        models.hypercolumns(2, width=1, layers=layers)
+
+
 def test_vgg_weights():
     weights = vgg16_weights(width=2)
     network = models.hypercolumns(3, width=2, backbone_weights=weights)

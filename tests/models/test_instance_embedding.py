@@ -80,6 +80,41 @@ def test_loss_of_three_pixels():
     torch.testing.assert_close(got, torch.tensor(wanted, dtype=torch.float64))
 
 
+def test_weights_are_of_whole_instances():
+    """Of 2 and 6 pixels, of which one each is seen: weights 1/4, 1/36 and twice 1/12, which sum to 4/9."""
+    embedding = torch.tensor([0.0] * 2 + [1.0] * 6, dtype=torch.float64).view(1, 2, 4)
+    instances = torch.tensor([[1, 1, 2, 2], [2, 2, 2, 2]])
+    wanted = -(2 / 12 * math.log(1 - 2 / (1 + math.e))) / (4 / 9)
+    got = ml.similarity_loss(embedding, instances, torch.tensor([0, 5]))
+    torch.testing.assert_close(got, torch.tensor(wanted, dtype=torch.float64))
+
+
+def test_background_is_no_instance():
+    """The loss asks nothing of the embedding of pixels that are of no object."""
+    network = models.metric_learning(2, "resnet18", dimensions=2, seed_weight=0.0)
+    labels = torch.zeros(1, 2, 32, 32, dtype=torch.long)
+    labels[:, :, :16] = 1
+    seen = []
+    network.register_forward_hook(lambda _, inputs, output: seen.append(output["embedding"]))
+    found = network.eval().loss(torch.rand(1, 3, 32, 32), labels)
+    (gradient,) = torch.autograd.grad(found, seen[0])
+    assert gradient[..., :16, :].any()
+    assert not gradient[..., 16:, :].any()
+
+
+@torch.no_grad()
+def test_scales():
+    """The maps of the image at half and at its own size side by side, at the size of the latter."""
+    network = models.metric_learning(2, "resnet18", dimensions=3, scales=(0.5, 1.0)).double().eval()
+    image = torch.rand(1, 3, 48, 64, dtype=torch.float64)
+    half = torch.nn.functional.interpolate(image, scale_factor=0.5, mode="bilinear")
+    small, own = (network.backbone(x)["out"] for x in (half, image))
+    small = torch.nn.functional.interpolate(small, size=own.shape[2:], mode="bilinear")
+    embedding = network.embedding(torch.cat([small, own], dim=1))
+    wanted = torch.nn.functional.interpolate(embedding, size=(48, 64), mode="bilinear")
+    torch.testing.assert_close(network(image)["embedding"], wanted)
+
+
 def test_loss_falls_as_objects_part():
     embedding, instances = scene()
     pixels = ml.sample(instances, 5)
@@ -91,7 +126,8 @@ def test_loss_falls_as_objects_part():
 def test_sample():
     instances = torch.tensor([[0, 0, 1], [1, -1, 2]])
     picked = ml.sample(instances, 1)
-    assert sorted(instances.flatten()[picked].tolist()) == [0, 1, 2]
+    assert sorted(instances.flatten()[picked].tolist()) == [1, 2]
+    assert sorted(instances.flatten()[ml.sample(instances, 1, background=True)].tolist()) == [0, 1, 2]
     assert ml.similarity_loss(torch.zeros(2, 2, 3), instances, picked[:0]) == 0
 
 
@@ -99,7 +135,7 @@ def test_seeds_are_asked_for_what_they_would_give():
     """Well parted objects: their pixels are good seeds of their class at every threshold, background of none."""
     embedding, instances = scene()
     labels = torch.tensor([0, 2, 1])[instances]
-    pixels = ml.sample(instances, 4)
+    pixels = ml.sample(instances, 4, background=True)
     right = torch.full((4, 3, 8, 10), -20.0).scatter(1, labels.expand(4, 1, 8, 10), 20.0)
     assert ml.seed_loss(right, embedding, instances, labels, pixels) < 1e-6
     # Where all look alike a mask is the whole image, and no pixel a good seed.
@@ -125,5 +161,6 @@ def test_group_finds_objects():
 def test_bad_arguments():
     with pytest.raises(ArgumentError, match="seeds"):
         ml.group(torch.zeros(2, 4, 5), torch.zeros(3, 2, 4, 5))
-    with pytest.raises(ArgumentError, match="dimensions"):
-        models.build("metric_learning", backbone="resnet18", dimensions=0)
+    for wrong in ({"dimensions": 0}, {"scales": (0.0,)}, {"seed_weight": -1.0}):
+        with pytest.raises(ArgumentError, match=next(iter(wrong))):
+            models.build("metric_learning", backbone="resnet18", **wrong)

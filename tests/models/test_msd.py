@@ -33,6 +33,8 @@ def concatenating(network, image):
 @pytest.mark.parametrize(("depth", "width", "batch"), [(23, 1, 2), (4, 3, 1)])
 def test_is_the_concatenating_form(depth, width, batch):
     network = models.msd(3, depth, width).double()
+    # They start at zero, behind which nothing is seen.
+    torch.nn.init.normal_(network.score.weight)
     image = torch.rand(batch, 3, 13, 17, dtype=torch.float64, requires_grad=True)
     wanted = concatenating(network, image)
     weight = torch.randn_like(wanted)
@@ -50,6 +52,17 @@ def test_dilations_cycle():
     assert models.msd().dilations == tuple(range(1, 11)) * 10
     # Each channel of a layer has its own.
     assert models.msd(2, 4, 3).dilations == (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2)
+
+
+def test_starts_as_the_authors_do():
+    """40 layers of 1: deviation sqrt(2 / (9 (3 + 39) + 2)) of 40 (3 + 39 / 2) 9 weights; scores at zero."""
+    network = models.msd(2, 40)
+    weights = torch.cat([layer.weight.flatten() for layer in network.layers])
+    assert len(weights) == 8100
+    # Three standard errors.
+    assert abs(weights.std() / (2 / 380) ** 0.5 - 1) < 3 / 16200**0.5
+    assert not network.score.weight.any()
+    assert not any(layer.bias.any() for layer in (*network.layers, network.score))
 
 
 def test_parameters():

@@ -49,6 +49,7 @@ PAGES: dict[str, dict[str, Any]] = {
     "deeplabv3plus_xception65": {},
     "dilated_vgg16": {"context": "basic"},
     "enet": {},
+    "enet_davidtvs": {},
     "espnet": {},
     "fcn8s": {},
     "fcn16s": {},

@@ -227,3 +227,46 @@ def dilation8(context: str | None = None) -> str:
         rows += [row for d in rates[context] for row in (f"out = conv out k=3 d={d} p={d}", "out = relu out")]
         rows.append("out = conv out")
     return "\n".join(rows)
+
+
+def deeplab_v3plus_xception(middle: int = 16) -> str:
+    """DeepLab v3+ on xception_65 at output stride 16: TensorFlow's deeplab/core/xception.py and deeplab/model.py."""
+
+    def separable(stride: int, rate: int, eps: str, act: bool) -> list[str]:
+        relu = ["x = relu x"] if act else []
+        return [
+            f"x = conv x k=3 s={stride} p={rate} d={rate} dw=1 bias=0", f"x = bn x {eps}", *relu,
+            "x = conv x bias=0", f"x = bn x {eps}", *relu,
+        ]  # fmt: skip
+
+    def block(stride: int, rate: int = 1, skip: str = "sum", keep: str | None = None) -> list[str]:
+        rows = ["last = sum x"]
+        if skip == "conv":
+            rows += [f"last = conv x s={stride} bias=0", "last = bn last eps=1e-3"]
+        for number in (1, 2, 3):
+            rows += [] if skip == "none" else ["x = relu x"]
+            rows += separable(stride if number == 3 else 1, rate, "eps=1e-3", act=skip == "none")
+            if number == 2 and keep:
+                rows.append(f"{keep} = sum x")
+        return rows if skip == "none" else [*rows, "x = sum x last"]
+
+    rows = [
+        "x = conv data k=3 s=2 p=1 bias=0", "x = bn x eps=1e-3", "x = relu x",
+        "x = conv x k=3 p=1 bias=0", "x = bn x eps=1e-3", "x = relu x",
+        # entry_flow/block1 to block3; entry_flow/block2/unit_1/xception_module/separable_conv2_pointwise is "low".
+        *block(2, skip="conv"), *block(2, skip="conv", keep="low"), *block(2, skip="conv"),
+        *block(1) * middle,
+        *block(1, skip="conv"), *block(1, rate=2, skip="none"),
+        "out = sum x",
+        "a0 = conv out bias=0", "a0 = bn a0", "a0 = relu a0",
+    ]  # fmt: skip
+    for rate in (6, 12, 18):
+        rows += ["x = sum out", *separable(1, rate, "", act=True), f"a{rate} = sum x"]
+    rows += [
+        "pool = mean out", "pool = conv pool bias=0", "pool = bn pool", "pool = relu pool", "pool = interp pool out",
+        "x = cat a0 a6 a12 a18 pool", "x = conv x bias=0", "x = bn x", "x = relu x",
+        "low = conv low bias=0", "low = bn low", "low = relu low", "x = interp x low", "x = cat x low",
+        *separable(1, 1, "", act=True), *separable(1, 1, "", act=True),
+        "x = conv x", "out = interp x data",
+    ]  # fmt: skip
+    return "\n".join(rows)

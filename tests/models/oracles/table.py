@@ -1,7 +1,7 @@
 """Runs a table of layers, one a line, `top = kind bottoms size=number ...`, with the weights of another network.
 
 Kinds are those of Caffe's prototxts, and mean what they mean there: `conv`, `deconv`, `bn`, `relu`, `prelu`, `max` and
-`ave` (pooling, its size rounded up), `unpool`, `widen` (channels
+`ave` (pooling, its size rounded up), `mean`, `unpool`, `widen` (channels
 of zeros), `sum`, `cat`, `top` (elementwise maximum), `interp` (corners aligned),
 `crop`.
 """
@@ -74,6 +74,8 @@ def _layer(kind: str, bottoms: list[Tensor], sizes: dict[str, float], taken: Ite
         return caffe_pool(x, number["k"], number.get("s", 1), number.get("p", 0), kind == "ave")
     if kind == "unpool":
         return unpool(x, bottoms[1], bottoms[2])
+    if kind == "mean":
+        return x.mean((2, 3), keepdim=True)
     if kind == "widen":
         return F.pad(x, (0, 0, 0, 0, 0, bottoms[1].shape[1] - x.shape[1]))
     if kind == "sum":
@@ -108,7 +110,7 @@ def _weighted(kind: str, x: Tensor, sizes: dict[str, float], layer: nn.Module) -
     height, width = int(sizes.get("kh", sizes.get("k", 1))), int(sizes.get("kw", sizes.get("k", 1)))
     assert layer.kernel_size == (height, width), layer
     assert (layer.bias is not None) == bool(sizes.get("bias", 1)), layer
-    stride, rate, groups = int(sizes.get("s", 1)), int(sizes.get("d", 1)), int(sizes.get("g", 1))
+    stride, rate, groups = int(sizes.get("s", 1)), int(sizes.get("d", 1)), x.shape[1] if sizes.get("dw") else 1
     padding = (int(sizes.get("ph", sizes.get("p", 0))), int(sizes.get("pw", sizes.get("p", 0))))
     if kind == "deconv":
         extra = int(sizes.get("extra", 0))
