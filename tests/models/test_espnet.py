@@ -6,7 +6,7 @@ from networks import NetworkTests, parameters
 
 from atrousops import models
 from atrousops._checks import ArgumentError
-from atrousops.models.published import espnet_from_bgr
+from atrousops.models.published.sacmehta import espnet_from_bgr
 
 
 class TestESPNet(NetworkTests):
