@@ -97,7 +97,7 @@ def unet(num_classes: int = 2, width: int = 64, padding: str = "reflect", batch_
     | scores 1x1 | num_classes | 1 | 388 |
 
     Weights start as in the paper, from a normal distribution of deviation sqrt(2 / N) with N inputs to a neuron, biases
-    at zero. The authors' release is a prototxt for grey images of 572 pixels, which was not at hand.
+    at zero. The layers are the paper's; the authors' release was not at hand.
 
     Args:
         num_classes: K.
