@@ -115,7 +115,7 @@ def unet(
     first three of them beside the encoder's maps at strides 16, 8 and 4.
 
     Weights start as in the paper, from a normal distribution of deviation sqrt(2 / N) with N inputs to a neuron, biases
-    at zero. The authors' release is a prototxt for grey images of 572 pixels, which was not at hand.
+    at zero. The layers are the paper's; the authors' release was not at hand.
 
     Args:
         num_classes: K.
