@@ -70,7 +70,7 @@ def test_our_kernels_match_pytorch(shape, dtype, last, backend):
     for mine, right, ways in zip(ours, exact, zip(*theirs, strict=True), strict=True):
         assert_close(mine, right, worst(right, *ways))
     assert all(torch.equal(a, b) for a, b in zip(arguments, before)), "an input was written to"
-    if ours[0].numel() and last and 1 not in ours[0].shape:
+    if ours[0].numel() and last and len(shape.size) > 1 and 1 not in ours[0].shape:
         assert ours[0].stride(1) == 1, "channels_last in, something else out"
 
 
