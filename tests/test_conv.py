@@ -192,6 +192,38 @@ def test_the_weight_of_a_dead_tap_reaches_nothing(groups, last, backend):
     assert torch.equal(clean, ours)
 
 
+UNREAD = (
+    Shape("columns between windows and behind the last", 1, 8, 8, (7, 23), (1, 2), (2, 5), groups=8),
+    Shape("rows of one vector and a column", 2, 8, 16, (3, 19), (2, 2), (1, 2), groups=8),
+    Shape("the same, dense", 1, 3, 5, (7, 23), (1, 2), (2, 5)),
+    Shape("1-D", 1, 6, 6, (38,), (3,), (4,), (0,), (1,), groups=6),
+    TransposedShape("outputs between those that are reached", 1, 8, 8, (3, 7), (2, 1), (3, 3), groups=8),
+    TransposedShape("inputs whose outputs are cut off", 1, 8, 8, (4, 9), (1, 1), (1, 1), (1, 2), groups=8),
+    TransposedShape("the same, dense", 1, 3, 5, (4, 9), (1, 1), (1, 1), (1, 2)),
+)
+
+
+@compiled
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", UNREAD, ids=str)
+def test_what_no_window_reads_reaches_nothing(shape, last):
+    """NaN and infinities there change no bit of result or gradient."""
+    for dtype in DTYPES:
+        x, w, _ = tensors(shape, dtype, last, bias=False)
+        ones = [torch.ones_like(t, dtype=torch.float64).requires_grad_() for t in (x, w)]
+        y = call(F, shape, *ones, None)
+        unread, unreached = torch.autograd.grad(y.sum(), ones[0])[0] == 0, y == 0
+        assert unread.any() or unreached.any()
+        grad = random(y.shape, dtype)
+        with ao.backend("cpu"):
+            clean = with_gradients(A, shape, (x, w, None), grad)[:3]
+            for value in (float("nan"), float("inf")):
+                other, sent = x.clone(), grad.clone()
+                other[unread], sent[unreached] = value, value
+                found = with_gradients(A, shape, (other, w, None), sent)[:3]
+                assert all(torch.equal(a, b) for a, b in zip(clean, found))
+
+
 @pytest.mark.parametrize("groups", [1, 4], ids=["dense", "depthwise"])
 def test_nan_and_inf_elsewhere_spread_as_in_pytorch(groups, backend):
     x, w = torch.randn(1, 4, 9, 8), torch.randn(4, 4 // groups, 3, 3)
