@@ -224,6 +224,20 @@ def test_what_no_window_reads_reaches_nothing(shape, last):
                 assert all(torch.equal(a, b) for a, b in zip(clean, found))
 
 
+@compiled
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("groups", [1, 4], ids=["dense", "depthwise"])
+def test_the_weight_of_a_dead_tap_in_phases(groups, last):
+    """Three phases of one tap each, of which only the middle one's output lies on the map."""
+    grad, w = random((1, 4, 1, 1), torch.float64), random((4, 4 // groups, 1, 3), torch.float64)
+    grad, w = (channels_last(grad), channels_last(w)) if last else (grad, w)
+    dx = lambda w: torch.ops.atrousops.conv_grad_input(grad, w, (1, 4, 1, 5), [1, 3], [0, 2], [1, 4], groups)  # noqa: E731
+    poisoned = w.clone()
+    poisoned[..., [0, 2]] = float("nan")
+    assert torch.equal(dx(poisoned), dx(w))
+    assert dx(w)[..., 2].any()
+
+
 @pytest.mark.parametrize("groups", [1, 4], ids=["dense", "depthwise"])
 def test_nan_and_inf_elsewhere_spread_as_in_pytorch(groups, backend):
     x, w = torch.randn(1, 4, 9, 8), torch.randn(4, 4 // groups, 3, 3)

@@ -47,13 +47,15 @@ void set_runs(Plan& plan, int axis, const std::vector<core::AxisPhase>& phases) 
     }
 }
 
-// Whether all phases have the same taps but for one displacement: with each source repeated they run as one.
+// Whether all phases have the same taps but for one displacement: with each source repeated they run as one. Not with a
+// tap that reads padding alone, whose weight may be NaN.
 bool alike(const std::vector<core::AxisPhase>& phases) {
   const auto& first = phases[0].taps;
   if (phases.size() == 1 || static_cast<int64_t>(phases.size()) != phases[0].p || first.empty()) return false;
   return std::all_of(phases.begin(), phases.end(), [&](const core::AxisPhase& p) {
     for (size_t t = 0; t < p.taps.size() && t < first.size(); ++t)
-      if (p.taps[t].delta - first[t].delta != p.taps[0].delta - first[0].delta) return false;
+      if (p.taps[t].begin >= p.taps[t].end || p.taps[t].delta - first[t].delta != p.taps[0].delta - first[0].delta)
+        return false;
     return p.taps.size() == first.size();
   });
 }
