@@ -70,7 +70,7 @@ def test_our_kernels_match_pytorch(shape, dtype, last, backend):
     for mine, right, ways in zip(ours, exact, zip(*theirs, strict=True), strict=True):
         assert_close(mine, right, worst(right, *ways))
     assert all(torch.equal(a, b) for a, b in zip(arguments, before)), "an input was written to"
-    if ours[0].numel() and last and 1 not in ours[0].shape:
+    if ours[0].numel() and last and len(shape.size) > 1 and 1 not in ours[0].shape:
         assert ours[0].stride(1) == 1, "channels_last in, something else out"
 
 
@@ -190,6 +190,52 @@ def test_the_weight_of_a_dead_tap_reaches_nothing(groups, last, backend):
     assert torch.equal(dx(clean, w, x.shape, *rest), dx(clean, poisoned, x.shape, *rest))
     assert dw(clean, x, [3, 3], *rest)[:, :, 0, 0].eq(0).all()
     assert torch.equal(clean, ours)
+
+
+UNREAD = (
+    Shape("columns between windows and behind the last", 1, 8, 8, (7, 23), (1, 2), (2, 5), groups=8),
+    Shape("rows of one vector and a column", 2, 8, 16, (3, 19), (2, 2), (1, 2), groups=8),
+    Shape("the same, dense", 1, 3, 5, (7, 23), (1, 2), (2, 5)),
+    Shape("1-D", 1, 6, 6, (38,), (3,), (4,), (0,), (1,), groups=6),
+    TransposedShape("outputs between those that are reached", 1, 8, 8, (3, 7), (2, 1), (3, 3), groups=8),
+    TransposedShape("inputs whose outputs are cut off", 1, 8, 8, (4, 9), (1, 1), (1, 1), (1, 2), groups=8),
+    TransposedShape("the same, dense", 1, 3, 5, (4, 9), (1, 1), (1, 1), (1, 2)),
+)
+
+
+@compiled
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", UNREAD, ids=str)
+def test_what_no_window_reads_reaches_nothing(shape, last):
+    """NaN and infinities there change no bit of result or gradient."""
+    for dtype in DTYPES:
+        x, w, _ = tensors(shape, dtype, last, bias=False)
+        ones = [torch.ones_like(t, dtype=torch.float64).requires_grad_() for t in (x, w)]
+        y = call(F, shape, *ones, None)
+        unread, unreached = torch.autograd.grad(y.sum(), ones[0])[0] == 0, y == 0
+        assert unread.any() or unreached.any()
+        grad = random(y.shape, dtype)
+        with ao.backend("cpu"):
+            clean = with_gradients(A, shape, (x, w, None), grad)[:3]
+            for value in (float("nan"), float("inf")):
+                other, sent = x.clone(), grad.clone()
+                other[unread], sent[unreached] = value, value
+                found = with_gradients(A, shape, (other, w, None), sent)[:3]
+                assert all(torch.equal(a, b) for a, b in zip(clean, found))
+
+
+@compiled
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("groups", [1, 4], ids=["dense", "depthwise"])
+def test_the_weight_of_a_dead_tap_in_phases(groups, last):
+    """Three phases of one tap each, of which only the middle one's output lies on the map."""
+    grad, w = random((1, 4, 1, 1), torch.float64), random((4, 4 // groups, 1, 3), torch.float64)
+    grad, w = (channels_last(grad), channels_last(w)) if last else (grad, w)
+    dx = lambda w: torch.ops.atrousops.conv_grad_input(grad, w, (1, 4, 1, 5), [1, 3], [0, 2], [1, 4], groups)  # noqa: E731
+    poisoned = w.clone()
+    poisoned[..., [0, 2]] = float("nan")
+    assert torch.equal(dx(poisoned), dx(w))
+    assert dx(w)[..., 2].any()
 
 
 @pytest.mark.parametrize("groups", [1, 4], ids=["dense", "depthwise"])

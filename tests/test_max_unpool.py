@@ -368,3 +368,21 @@ def test_layers_pass_codes():
 def test_reference_at_a_hand_worked_case():
     x, indices = torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[4, 0, 4]]])
     exactly(reference.max_unpool(x, indices, (6,), (2,), (2,), (0,)), torch.tensor([[[2.0, 0, 0, 0, 3.0, 0]]]))
+
+
+@pytest.mark.parametrize("channels", [3, 40], ids=["one block of channels", "several"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_maps_without_elements(channels, channels_last):
+    """Nothing to place, or nowhere to place it: no kernel divides by the size of a map."""
+    op, grad_op = torch.ops.atrousops.max_unpool, torch.ops.atrousops.max_pool_backward
+    for small, large in (((0, 3), (4, 6)), ((2, 0), (4, 6)), ((0, 0), (4, 6)), ((2, 3), (0, 6)), ((2, 3), (4, 0))):
+        x, marks = torch.ones(2, channels, *small), torch.zeros(2, channels, *small, dtype=torch.long)
+        if channels_last:
+            x, marks = (t.to(memory_format=torch.channels_last) for t in (x, marks))
+        # Windows that meet, too, which another kernel sums.
+        for window in ([2, 2], [3, 3]):
+            last = op(x, marks, large, window, [2, 2], [0, 0])
+            total = grad_op(x, marks, large, window, [2, 2], [0, 0], [1, 1])
+            assert last.shape == total.shape == (2, channels, *large)
+            assert not last.any()
+            assert not total.any()

@@ -46,6 +46,30 @@ def test_matches_torchvision(shape, count, size, scale, dtype, channels_last, ba
     assert torch.equal(boxes, before[1])
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [1, 40])  # read where they are, and from a tile
+def test_subnormals_are_numbers(count, dtype, channels_last):
+    """By hand: of subnormals the largest wins, and goes through bit for bit, as does a gradient that is one."""
+    least = torch.finfo(dtype).smallest_normal
+    x = torch.zeros(1, 17, 4, 4, dtype=dtype)
+    x[..., 0, 0], x[..., 0, 1], x[..., 1, 2] = least / 4, least / 2, -least / 4
+    x[..., 2:, 2:] = -least
+    x[..., 3, 3] = -least / 2
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    boxes = torch.tensor([[0.0, 0, 0, 3, 3]]).repeat(count, 1).to(torch.promote_types(dtype, torch.float32))
+    upstream = torch.zeros(count, 17, 2, 2, dtype=dtype)
+    upstream[0] = least / 4
+    with ao.backend("cpu"):
+        y, dx = with_gradient(A.roi_pool, x, boxes, (2, 2), 1.0, upstream=upstream)
+    assert torch.equal(y, torch.tensor([[least / 2, 0], [0, -least / 2]], dtype=dtype).expand_as(y))
+    assert y[..., 1, 1].ne(0).all()
+    expected = torch.zeros_like(dx)
+    expected[..., [0, 0, 2, 3], [1, 2, 0, 3]] = least / 4
+    assert torch.equal(dx, expected)
+
+
 def test_worked_by_hand(backend):
     # The box covers rows 1..3 and columns 0..4 (its corners included): bins of 1.5 rows and 2.5 columns overlap.
     x = torch.arange(36.0).view(1, 1, 6, 6)

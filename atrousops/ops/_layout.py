@@ -20,8 +20,8 @@ def prefers_channels_last(t: Tensor) -> bool:
 
 
 def empty_as_kernel(size: Sequence[int], like: Tensor) -> Tensor:
-    """Uninitialised (N, C, *), stored as (N, *, C) if `like` prefers that."""
-    if not prefers_channels_last(like):
+    """Uninitialised (N, C, *), stored as (N, *, C) if `like` prefers that; (N, C, L) is contiguous, as PyTorch's is."""
+    if like.dim() < 4 or not prefers_channels_last(like):
         return like.new_empty(size)
     n, c, *spatial = size
     last = len(size) - 1

@@ -66,8 +66,8 @@ def _torch_length(op: str, argument: str, axes: int) -> str:
 
 
 def prefers_channels_last(input: Tensor, axes: int) -> bool:
-    """Whether the kernels answer in channels_last: a batched input that is dense so, and not plainly contiguous."""
-    if input.dim() != axes + 2 or input.is_contiguous():
+    """Whether the kernels answer in channels_last: batched maps that are dense so, and not plainly contiguous."""
+    if axes == 1 or input.dim() != axes + 2 or input.is_contiguous():
         return False
     expected = input.size(1)
     if expected != 1 and input.stride(1) != 1:

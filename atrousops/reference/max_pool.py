@@ -58,4 +58,6 @@ def max_pool(
         better = (value > best) | value.isnan()
         best = torch.where(better, value, best)
         marks = torch.where(better, mark(list(taps)), marks)
+    if axes == 1:
+        best, marks = best.contiguous(), marks.contiguous()
     return best, marks.to(torch.uint8 if codes else torch.int64)

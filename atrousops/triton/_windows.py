@@ -40,7 +40,7 @@ def windows(
         padded = (*[fill] * (3 - rank), *values)
         return padded[0], padded[1], padded[2]
 
-    nhwc = like.dim() == rank + 2 and channels_are_inner(like)
+    nhwc = rank > 1 and like.dim() == rank + 2 and channels_are_inner(like)
     sizes = (three(large, 1), three(small, 1))
     return Windows(
         like.shape[1] if nhwc else 1,

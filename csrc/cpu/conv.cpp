@@ -13,7 +13,7 @@ using Ints = std::vector<int64_t>;
 static bool is_direct(const core::Problem& p) { return p.groups > 1 && (p.c / p.groups) * (p.k / p.groups) <= 16; }
 
 static Tensor run(const ConvArguments& a, const Tensor& src, const Tensor& weight, const std::optional<Tensor>& bias) {
-  const bool channels_last = prefers_channels_last(src);
+  const bool channels_last = answers_channels_last(src);
   if (is_direct(a.problem)) return conv_direct(a.problem, src, weight, bias, a.out_size, channels_last);
   return conv_gemm(a.problem, src, weight, bias, a.out_size, channels_last);
 }

@@ -47,13 +47,15 @@ void set_runs(Plan& plan, int axis, const std::vector<core::AxisPhase>& phases) 
     }
 }
 
-// Whether all phases have the same taps but for one displacement: with each source repeated they run as one.
+// Whether all phases have the same taps but for one displacement: with each source repeated they run as one. Not with a
+// tap that reads padding alone, whose weight may be NaN.
 bool alike(const std::vector<core::AxisPhase>& phases) {
   const auto& first = phases[0].taps;
   if (phases.size() == 1 || static_cast<int64_t>(phases.size()) != phases[0].p || first.empty()) return false;
   return std::all_of(phases.begin(), phases.end(), [&](const core::AxisPhase& p) {
     for (size_t t = 0; t < p.taps.size() && t < first.size(); ++t)
-      if (p.taps[t].delta - first[t].delta != p.taps[0].delta - first[0].delta) return false;
+      if (p.taps[t].begin >= p.taps[t].end || p.taps[t].delta - first[t].delta != p.taps[0].delta - first[0].delta)
+        return false;
     return p.taps.size() == first.size();
   });
 }
@@ -266,6 +268,18 @@ Tensor conv_direct(const core::Problem& p, const Tensor& src, const Tensor& weig
   return out;
 }
 
+// Of the gradient's last axis what some tap meets: elsewhere windows lie on padding, and the gradient may be NaN.
+static std::vector<ConvPiece> positions_read(const core::Problem& p) {
+  std::vector<ConvPiece> all;
+  const std::vector<core::AxisPhase> phases = core::axis_phases(core::Kind::weight_grad, p.axis[2]);
+  for (const core::AxisSegment& s : phases[0].segments)
+    if (s.taps() > 0 && !all.empty() && all.back().begin + all.back().count == s.begin)
+      all.back().count += s.length();
+    else if (s.taps() > 0)
+      all.push_back({s.begin, 1, s.begin, 1, s.length()});
+  return all;
+}
+
 Tensor conv_direct_weight(const core::Problem& p, const Tensor& grad, const Tensor& input,
                           const std::vector<int64_t>& out_size) {
   if (p.n == 0 || p.c == 0) return torch::stable::new_zeros(input, out_size);
@@ -277,15 +291,15 @@ Tensor conv_direct_weight(const core::Problem& p, const Tensor& grad, const Tens
   const ConvDirectShape& s = plan.shape;
   int64_t rows = 0;
   for (const ConvBand& b : plan.bands) rows = std::max(rows, b.end - b.begin);
-  const ConvPiece all{0, 1, 0, 1, s.dst_size[2]};
+  const std::vector<ConvPiece> read = positions_read(p);
   ConvDirectWeightArgs args{s, {}, nullptr, 1};
   args.grad = {g.const_data_ptr(),
                s.dst_count,
                {s.dst_size[0], s.dst_size[1], s.dst_size[2]},
                rows,
                s.dst_size[2] + (channels_last ? 0 : kConvDirectLanes),
-               &all,
-               1};
+               read.data(),
+               static_cast<int64_t>(read.size())};
   // Slices make enough items for any pool; their number never depends on its size.
   args.slices = std::clamp<int64_t>(64 / s.blocks, 1, std::clamp<int64_t>(s.n * s.bands, 1, 16));
   const int64_t taps = product(s.kernel), channels = s.dst_count * s.src.count, each = channels * taps;

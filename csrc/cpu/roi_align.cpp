@@ -38,7 +38,7 @@ static void run(bool is_backward, const Layout& map, const Layout& pooled, const
     kernel(args, block, rois, begin, end);
   };
   RoiLaunch launch(map, pooled, boxes, spans, g.feature_reads,
-                   (g.most_columns + s.pooled_height * s.pooled_width) * kLanes);
+                   (g.most_columns + s.pooled_height * s.pooled_width) * kLanes, false);
   if (is_backward)
     launch.backward(run_block);
   else

@@ -58,7 +58,7 @@ static int64_t place(std::vector<int32_t>& list, int64_t begin, int32_t value) {
   int64_t i = static_cast<int64_t>(list.size()) - 1;
   while (i >= begin && list[i] > value) --i;
   if (i >= begin && list[i] == value) return i;
-  list.insert(list.begin() + i + 1, value);
+  list.insert(list.begin() + (i + 1), value);
   return i + 1;
 }
 

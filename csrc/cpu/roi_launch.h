@@ -65,9 +65,9 @@ inline void widen(Span& span, int64_t begin, int64_t end) {
 // Runs a RoI kernel over blocks of channels.
 class RoiLaunch {
  public:
-  // spans: one a row of every image; reads: pixels that all RoIs read, with repetitions.
+  // spans: one a row of every image; reads: pixels that all RoIs read, with repetitions; exact: subnormals are kept.
   RoiLaunch(const Layout& map, const Layout& pooled, const Boxes& boxes, const std::vector<Span>& spans, int64_t reads,
-            int64_t scratch_elements);
+            int64_t scratch_elements, bool exact);
 
   // kernel(block, rois, begin, end) reads the features and writes the pooled side.
   template <class F>
@@ -99,25 +99,31 @@ class RoiLaunch {
   void workers(int64_t items, const F& f) const {
     const int64_t grain = std::clamp<int64_t>(kGrain * items / std::max<int64_t>(cost_, 1), 1, items);
     const int64_t count = std::clamp<int64_t>(items / grain, 1, workers_);
-    parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+    const auto share = [&](int64_t first, int64_t last) {
       for (int64_t w = first; w < last; ++w) f(w, items * w / count, items * (w + 1) / count);
-    });
+    };
+    if (exact_)
+      parallel_for_exact(0, count, 1, share);
+    else
+      parallel_for(0, count, 1, share);
   }
 
   const Layout& map_;
   const Layout& pooled_;
   const Boxes& boxes_;
   const std::vector<Span>& spans_;
+  bool exact_;
   int64_t compute_bytes_, touched_, reads_, cost_, workers_, scratch_bytes_;
   RoiBlock common_{};
 };
 
 inline RoiLaunch::RoiLaunch(const Layout& map, const Layout& pooled, const Boxes& boxes, const std::vector<Span>& spans,
-                            int64_t reads, int64_t scratch_elements)
+                            int64_t reads, int64_t scratch_elements, bool exact)
     : map_(map),
       pooled_(pooled),
       boxes_(boxes),
       spans_(spans),
+      exact_(exact),
       compute_bytes_(map.dtype == ScalarType::Double ? 8 : 4),
       touched_(0),
       reads_(reads),

@@ -63,7 +63,7 @@ static void run(bool is_backward, const Layout& map, const Layout& pooled, const
     args.argmax += (static_cast<char*>(block.pooled) - pooled.base) / pooled.element;
     kernel(args, block, rois, begin, end);
   };
-  RoiLaunch launch(map, pooled, boxes, windows.spans, windows.reads, 0);
+  RoiLaunch launch(map, pooled, boxes, windows.spans, windows.reads, 0, true);
   if (is_backward)
     launch.backward(run_block);
   else

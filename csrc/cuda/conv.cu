@@ -65,7 +65,7 @@ void run_planned(const Kernel<Call> (&kernels)[N], const Call& call, const Tenso
 Tensor run(const ConvArguments& a, const Tensor& src, const Tensor& weight, const std::optional<Tensor>& bias,
            bool allow_tf32) {
   const DeviceGuard guard(src);
-  Tensor dst = empty(a.out_size, src, prefers_channels_last(src));
+  Tensor dst = empty(a.out_size, src, answers_channels_last(src));
   if (dst.numel() == 0) return dst;
   const std::optional<Tensor> dense_bias = bias ? std::optional(dense(*bias, false)) : std::nullopt;
   run_planned(kConv, ConvCall{a.problem, src, weight, dense_bias, dst, allow_tf32}, src);

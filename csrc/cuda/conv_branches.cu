@@ -53,7 +53,7 @@ Tensor conv_branches(const Tensor& input, std::vector<Tensor> weights, std::vect
     }
   }
   put_others(all, dst);
-  if (prefers_channels_last(input)) return dst;
+  if (answers_channels_last(input)) return dst;
   Tensor out = empty(all.out_size, input, false);
   torch::stable::copy_(out, dst);
   return out;

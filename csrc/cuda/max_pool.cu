@@ -104,7 +104,7 @@ static std::pair<Tensor, std::optional<Tensor>> pool(const char* op, const Tenso
   const PoolGeometry g = pooled_geometry(op, input, args, ceil_mode);
   STD_TORCH_CHECK(kind != Marks::codes || g.taps() <= 256, op,
                   ": one-byte codes number at most 256 taps of a window; got ", g.taps());
-  const bool nhwc = is_batched(input, args) && prefers_channels_last(input);
+  const bool nhwc = is_batched(input, args) && answers_channels_last(input);
   const Tensor in = dense(input, nhwc);
   const auto size = size_with(input, args, g.small);
   Tensor values = empty(size, in, nhwc);

@@ -179,7 +179,7 @@ Tensor place_in_large(const char* op, const Tensor& small, const Tensor& marks, 
     STD_TORCH_CHECK(large_size[i] >= 0, op, ": output_size must not be negative; got ", large_size[i]);
     g.large[3 - args.axes() + i] = large_size[i];
   }
-  const bool nhwc = is_batched(small, args) && prefers_channels_last(small);
+  const bool nhwc = is_batched(small, args) && answers_channels_last(small);
   const Tensor in = dense(small, nhwc), m = dense(marks, nhwc);
   Tensor out = empty(size_with(small, args, g.large), in, nhwc);
   const PoolWindows windows = pool_windows(op, g, nhwc);
@@ -201,7 +201,7 @@ static Tensor pick_elements(const char* op, const Tensor& large, const Tensor& m
   spatial(marks, args, g.small);
   for (int64_t i = 0; i < marks.dim() - args.axes(); ++i)
     STD_TORCH_CHECK(marks.size(i) == large.size(i), op, ": indices must have the batch and channels of the gradient");
-  const bool nhwc = is_batched(large, args) && prefers_channels_last(marks);
+  const bool nhwc = is_batched(large, args) && answers_channels_last(marks);
   const Tensor in = dense(large, nhwc), m = dense(marks, nhwc);
   Tensor out = empty(sizes_of(marks), in, nhwc);
   const PoolWindows windows = pool_windows(op, g, nhwc);

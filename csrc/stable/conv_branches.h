@@ -77,7 +77,7 @@ inline void put_others(const ConvBranches& all, Tensor& out) {
 template <class F>
 Tensor conv_branches_apart(const F& conv, const ConvBranches& all, const Tensor& input,
                            const std::vector<Tensor>& weights, bool relu, bool allow_tf32) {
-  Tensor out = empty(all.out_size, input, prefers_channels_last(input));
+  Tensor out = empty(all.out_size, input, answers_channels_last(input));
   for (size_t i = 0; i < weights.size(); ++i) {
     const ConvBranch& b = all.each[i];
     const std::vector<int64_t> one(b.padding.size(), 1);

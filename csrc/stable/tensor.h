@@ -57,6 +57,9 @@ inline bool is_channels_last(const Tensor& t) {
 // The format an operator computes and answers in: channels_last only where the input is that and not contiguous.
 inline bool prefers_channels_last(const Tensor& t) { return !t.is_contiguous() && is_channels_last(t); }
 
+// The same for maps (N, C, *): sequences (N, C, L) are answered contiguous, as PyTorch answers them.
+inline bool answers_channels_last(const Tensor& t) { return t.dim() > 3 && prefers_channels_last(t); }
+
 // Uninitialised, (N, C, *) of any rank, stored as (N, *, C) if asked.
 inline Tensor empty(const std::vector<int64_t>& size, const Tensor& like, bool channels_last,
                     std::optional<ScalarType> dtype = std::nullopt) {

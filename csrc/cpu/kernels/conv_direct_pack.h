@@ -61,16 +61,18 @@ static void pack_plane_rows(const ConvPacked& p, const T* src, int64_t rows, C* 
 template <class T, class C>
 static void pack_channels_row(const ConvPacked& p, const ConvGroups<C>& g, const T* src, int64_t channels, int64_t i,
                               C* dst) {
-  const ConvPiece piece = p.pieces == 0 ? ConvPiece{} : *p.piece;
-  src += piece.from * channels + g.first * p.count + i;
-  dst += piece.begin * kConvDirectBlock;
-  for (int64_t x = 0; x < piece.count; ++x, src += channels, dst += kConvDirectBlock) {
-    if (p.count == 1) {
-      load_short(src, dst, g.count);
-    } else {
-      for (int64_t l = 0; l < g.count; ++l) dst[l] = load(src[l * p.count]);
+  src += g.first * p.count + i;
+  for (const ConvPiece* piece = p.piece; piece != p.piece + p.pieces; ++piece) {
+    const T* from = src + piece->from * channels;
+    C* to = dst + piece->begin * kConvDirectBlock;
+    for (int64_t x = 0; x < piece->count; ++x, from += channels, to += kConvDirectBlock) {
+      if (p.count == 1) {
+        load_short(from, to, g.count);
+      } else {
+        for (int64_t l = 0; l < g.count; ++l) to[l] = load(from[l * p.count]);
+      }
+      for (int64_t l = g.count; l < kLanes<C>; ++l) to[l] = 0;
     }
-    for (int64_t l = g.count; l < kLanes<C>; ++l) dst[l] = 0;
   }
 }
 

@@ -3,12 +3,17 @@
 
 namespace atrousops::cpu::ATROUSOPS_ISA {
 
-// Rows of vectors of the gradient, and of the input that taps read at an offset.
+template <class C>
+using mask_t = decltype(lanes_t<C>{} == lanes_t<C>{});
+
+// Rows of vectors of the gradient, and of the input that taps read at an offset. Of each row's last vector `lanes`
+// count: behind them lie inputs that no window reads, which may be NaN.
 template <class C>
 struct Dots {
   const C *grad, *input;
   int64_t count, grad_row, input_row;
   int64_t vectors, grad_step, step;  // elements from one vector to the next
+  int64_t lanes;
   const int64_t* offset;
 };
 
@@ -17,11 +22,14 @@ template <int N, class C>
 static inline void dots(const Dots<C>& d, const int64_t* place, double* total) {
   constexpr int64_t L = kLanes<C>;
   lanes_t<C> sum[N], g, x;
+  mask_t<C> live;
 #pragma GCC unroll 9
   for (int t = 0; t < N; ++t) sum[t] = lanes_t<C>{};
+  for (int64_t l = 0; l < L; ++l) live[l] = l < d.lanes ? -1 : 0;
+  const int64_t whole = d.vectors - (d.lanes < L);
   const C *grad = d.grad, *input = d.input;
-  for (int64_t i = 0; i < d.count; ++i, grad += d.grad_row, input += d.input_row)
-    for (int64_t v = 0; v < d.vectors; ++v) {
+  for (int64_t i = 0; i < d.count; ++i, grad += d.grad_row, input += d.input_row) {
+    for (int64_t v = 0; v < whole; ++v) {
       load_lanes(grad + v * d.grad_step, g);
 #pragma GCC unroll 9
       for (int t = 0; t < N; ++t) {
@@ -29,6 +37,14 @@ static inline void dots(const Dots<C>& d, const int64_t* place, double* total) {
         sum[t] += g * x;
       }
     }
+    if (whole == d.vectors) continue;
+    load_lanes(grad + whole * d.grad_step, g);
+#pragma GCC unroll 9
+    for (int t = 0; t < N; ++t) {
+      load_lanes(input + d.offset[t] + whole * d.step, x);
+      sum[t] += g * reinterpret_cast<lanes_t<C>>(reinterpret_cast<mask_t<C>>(x) & live);
+    }
+  }
   for (int t = 0; t < N; ++t) {
     double* to = total + place[t] * L;
     for (int64_t l = 0; l < L; ++l) to[l] += sum[t][l];
@@ -59,6 +75,7 @@ static void run_taps(const Dots<C>& all, const int64_t* offset, const int64_t* p
         d.input = all.input + row * all.input_row + v * all.step;
         d.count = rows < all.count - row ? rows : all.count - row;
         d.vectors = kTerms < all.vectors - v ? kTerms : all.vectors - v;
+        d.lanes = v + d.vectors == all.vectors ? all.lanes : kLanes<C>;
         d.offset = offset + t;
         dots_of<kTaps>(kTaps < taps - t ? kTaps : taps - t, d, place + t, sum);
       }
@@ -90,11 +107,13 @@ static void run_line(const Bands<C>& b, const ConvRun& r0, const ConvRun& r1, do
                     line.at[t2] * unit;
         place[n] = (r0.r[t0] * s.kernel[1] + r1.r[t1]) * s.kernel[2] + line.r[t2];
       }
-  const int64_t vectors = s.channels_last ? line.count : (line.count + kLanes<C> - 1) / kLanes<C>;
+  constexpr int64_t L = kLanes<C>;
+  const int64_t vectors = s.channels_last ? line.count : (line.count + L - 1) / L;
+  const int64_t lanes = s.channels_last ? L : line.count - (vectors - 1) * L;
   for (int64_t j = r0.begin; j < r0.end; ++j)
     run_taps<C>({b.grad + j * grad_slab + (begin - b.band.begin) * grad_row,
                  b.input + r0.q * j * input_slab + r1.q * begin * input_row, end - begin, grad_row, r1.q * input_row,
-                 vectors, s.channels_last ? unit : kLanes<C>, s.channels_last ? line.step * unit : kLanes<C>, nullptr},
+                 vectors, s.channels_last ? unit : L, s.channels_last ? line.step * unit : L, lanes, nullptr},
                 offset, place, n, sum);
 }
 

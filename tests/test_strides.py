@@ -1,0 +1,102 @@
+"""The memory order of results: sequences (N, C, L) are contiguous, as PyTorch's are, and fake kernels know it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
+
+import atrousops as ao
+import atrousops.functional as A
+
+
+def inner(t: torch.Tensor) -> torch.Tensor:
+    """The same values, stored as (N, *, C)."""
+    return t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+LAYOUTS = {
+    "contiguous": torch.Tensor.contiguous,
+    "(N, L, C)": inner,
+    "every second position": lambda t: torch.stack([t, t], -1)[..., 0],
+    "a slice of (N, L, C)": lambda t: inner(torch.cat([t, t], 1))[:, : t.shape[1]],
+}
+
+
+def sequences(module, layout):
+    """Results and gradients of every function of sequences."""
+    # PyTorch's unpooling would refuse.
+    torch.use_deterministic_algorithms(False)
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(s, generator=generator) for s in ((2, 4, 9), (4, 4, 3)))
+    x, w = (t.to(torch.get_default_device()) for t in (x, w))
+    x = LAYOUTS[layout](x).requires_grad_()
+    values, indices = F.max_pool1d(x.detach(), 2, return_indices=True)
+    values = LAYOUTS[layout](values).requires_grad_()
+    found = {
+        "conv1d": (module.conv1d(x, w, padding=2, dilation=2), x),
+        "depthwise": (module.conv1d(x, w[:, :1], padding=1, groups=4), x),
+        "conv_transpose1d": (module.conv_transpose1d(x, w, stride=2), x),
+        "max_pool1d": (module.max_pool1d(x.detach(), 3, 2), None),
+        "max_unpool1d": (module.max_unpool1d(values, indices, 2), values),
+    }
+    gradients = {f"gradient of {n}": torch.autograd.grad(y, at, y)[0] for n, (y, at) in found.items() if at is not None}
+    return {name: y for name, (y, _) in found.items()} | gradients
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sequences_are_contiguous_as_in_pytorch(layout, backend):
+    ours, theirs = sequences(A, layout), sequences(F, layout)
+    for name, y in ours.items():
+        assert theirs[name].is_contiguous(), f"{name}: PyTorch's is not"
+        assert y.stride() == theirs[name].stride(), name
+        y.detach().view(-1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sequences_on_the_reference(layout):
+    with ao.backend("reference"):
+        results = {name: y for name, y in sequences(A, layout).items() if "gradient" not in name}
+        for name, y in results.items():
+            assert y.is_contiguous(), name
+
+
+def operators(rank):
+    """Calls of the operators, with the tensors whose layout may differ first."""
+    op, ones, zeros = torch.ops.atrousops, [1] * rank, [0] * rank
+    map_, small = torch.randn(2, 4, *(9, 8, 7)[:rank]), torch.randn(2, 4, *(4, 4, 3)[:rank])
+    w = torch.randn(4, 4, *[3] * rank)
+    marks = F.max_pool3d(map_[(...,) + (None,) * (3 - rank)], [2] * rank + [1] * (3 - rank), return_indices=True)[1]
+    window, rest = [2] * rank, (ones, zeros, ones, 1)
+    pool = (window, window, zeros, ones, False)
+    marks = marks.view(small.shape)
+    yield "conv", lambda t: op.conv(t, w, None, *rest), (map_,)
+    yield (
+        "conv_grad_input",
+        lambda t: op.conv_grad_input(t, w, [2, 4, *(n + 2 for n in map_.shape[2:])], *rest),
+        (map_,),
+    )
+    yield "conv_transpose", lambda t: op.conv_transpose(t, w, None, window, zeros, zeros, ones, 1), (map_,)
+    yield "max_pool", lambda t: op.max_pool(t, *pool), (map_,)
+    yield "max_pool_codes", lambda t: op.max_pool_codes(t, *pool), (map_,)
+    yield "max_pool_values", lambda t: op.max_pool_values(t, *pool), (map_,)
+    size = list(map_.shape[2:])
+    yield "max_unpool", lambda t, m: op.max_unpool(t, m, size, window, window, zeros), (small, marks)
+    yield (
+        "max_pool_backward",
+        lambda t, m: op.max_pool_backward(t, m, size, window, window, zeros, ones),
+        (small, marks),
+    )
+    yield "max_unpool_backward", lambda t, m: op.max_unpool_backward(t, m, window, window, zeros, ones), (map_, marks)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_fake_kernels_know_the_strides(rank, backend):
+    for name, call, tensors in operators(rank):
+        for layout, arrange in LAYOUTS.items():
+            arranged = [arrange(t) for t in tensors]
+            real = call(*arranged)
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                fake = call(*map(mode.from_tensor, arranged))
+            pairs = zip(real, fake) if isinstance(real, tuple) else [(real, fake)]
+            for a, b in pairs:
+                assert (a.shape, a.stride()) == (b.shape, b.stride()), f"{name}, {layout}"
