@@ -310,7 +310,7 @@ def test_gpu_kernels_leave_out_indices_outside_the_output(channels_last, backend
 def test_messages(message, arguments, backend):
     if "codes" in message and backend != "cpu":
         return  # a kernel that looks at values after the call has returned cannot raise
-    with pytest.raises((ValueError, TypeError), match=f"max_unpool2d: {message}"):
+    with pytest.raises((ValueError, TypeError), match=f"max_unpool(2d)?: {message}"):
         A.max_unpool2d(*arguments)
 
 

@@ -119,7 +119,8 @@ def allow_tf32(t: Tensor) -> bool:
 def _needs_pytorch(input: Tensor, weight: Tensor) -> bool:
     # Function transforms and forward-mode derivatives are PyTorch's own there; subclasses bring their own operators.
     # Who reads a traced graph, such as counters of operations, knows PyTorch's.
-    return transformed() or foreign(input, weight) or torch._C._is_tracing()
+    is_traced_by_jit = not torch.compiler.is_compiling() and torch._C._is_tracing()
+    return is_traced_by_jit or transformed() or foreign(input, weight)
 
 
 def _find_route(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Route:

@@ -297,8 +297,7 @@ def _jvp(ctx, tangent):
 
 def _otherwise(codes: bool) -> Any:
     def pool(input, kernel_size, stride, padding, dilation, ceil_mode):
-        window = [tuple(sizes) for sizes in (kernel_size, stride, padding, dilation)]
-        kernel, steps, pads, rates = window
+        kernel, steps, pads, rates = (tuple(sizes) for sizes in (kernel_size, stride, padding, dilation))
         return reference.max_pool(input, kernel, steps, pads, rates, ceil_mode, codes)
 
     return pool

@@ -159,7 +159,7 @@ def _output_size(
         out = default
     else:
         axes = len(kernel)
-        rule = f"be a tuple or list of {axes} or {axes + 2} integers, or None"
+        rule = f"be a sequence of {axes} or {axes + 2} integers, or None"
         if not isinstance(wish, (tuple, list)):
             bad_type(op, "output_size", rule, repr(wish))
         out = tuple([integer(op, "output_size", n, rule) for n in (wish[2:] if len(wish) == axes + 2 else wish)])
