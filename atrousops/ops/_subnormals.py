@@ -12,8 +12,8 @@ from atrousops.ops.flush_subnormals import flush_subnormals
 # One block of elements in so many is looked at.
 PART = 64
 
-# id of a weight -> (where its data lie, version, whether it holds subnormals). Wrong entries would only cost time, and a
-# weak reference would forbid torch.utils.swap_tensors. An inference tensor has no version, and its entry none.
+# id of a weight -> (where its data lie, version, whether it holds subnormals). Wrong entries would only cost time, and
+# a weak reference would forbid torch.utils.swap_tensors. An inference tensor has no version, and its entry none.
 _known: dict[int, tuple[int, int | None, bool]] = {}
 _MOST = 4096
 
