@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from atrousops._checks import bad_type, bad_value
+
+_INT64 = 1 << 63
+_C_TYPES = {
+    torch.float64: "double",
+    torch.float32: "float",
+    torch.float16: "c10::Half",
+    torch.bfloat16: "c10::BFloat16",
+}
 
 
 class Arguments(NamedTuple):
@@ -38,25 +47,24 @@ def check_conv(
     _check_ranks(op, rank, input, weight)
     _check_weight(op, weight, groups)
     if input.shape[-rank - 1] != weight.shape[1] * groups:
+        why = f"weight.shape[1] * groups = {weight.shape[1]} * {groups}"
         remedy = f"Give weight {input.shape[-rank - 1] // groups} input channels a group."
-        _bad_channels(
-            op, input, weight.shape[1] * groups, f"weight.shape[1] * groups = {weight.shape[1]} * {groups}", remedy
-        )
-    _check_bias(op, bias, weight.shape[0])
+        _bad_channels(op, rank, input, weight, f"groups={groups}", weight.shape[1] * groups, why, remedy)
+    _check_bias(op, weight, bias, weight.shape[0], "")
     kernel = tuple(weight.shape[2:])
     if text is not None:
         low, high = _text_padding(op, text, kernel, stride, dilation)
     else:
         low = high = padding
-    for size, k, d, lo, hi in zip(input.shape[-rank:], kernel, dilation, low, high):
-        if d * (k - 1) + 1 > size + lo + hi:
-            bad_value(
-                op,
-                "input",
-                f"be at least as large as the dilated kernel, {d * (k - 1) + 1}, once padded",
-                f"{size} + {lo + hi}",
-                "Kernel size can't be greater than actual input size: add padding or lower dilation.",
-            )
+    padded = [size + lo + hi for size, lo, hi in zip(input.shape[-rank:], low, high)]
+    extent = [d * (k - 1) + 1 for k, d in zip(kernel, dilation)]
+    if any(e > p for e, p in zip(extent, padded)):
+        phrase = (
+            f"Calculated padded input size per channel: ({_by(padded)}). Kernel size: ({_by(extent)}). "
+            "Kernel size can't be greater than actual input size: add padding or lower dilation."
+        )
+        rule = f"be at least as large as the dilated kernel, {_by(extent)}, once padded"
+        bad_value(op, "input", rule, _by(padded), phrase)
     return Arguments(stride, low if low == high else low + high, dilation, groups, ())
 
 
@@ -85,8 +93,8 @@ def check_conv_transpose(
     _check_weight(op, weight, groups)
     if input.shape[-rank - 1] != weight.shape[0]:
         remedy = f"Give weight {input.shape[-rank - 1]} at dimension 0."
-        _bad_channels(op, input, weight.shape[0], "weight.shape[0]", remedy)
-    _check_bias(op, bias, weight.shape[1] * groups)
+        _bad_channels(op, rank, input, weight, "transposed=1", weight.shape[0], "weight.shape[0]", remedy)
+    _check_bias(op, weight, bias, weight.shape[1] * groups, "transposed=1, ")
     for e, s, d in zip(extra, stride, dilation):
         if e >= max(s, d):
             phrase = "output padding must be smaller than either stride or dilation."
@@ -97,7 +105,11 @@ def check_conv_transpose(
     )
     if min(sizes) < 1:
         rule = "leave an output of at least 1 on every axis"
-        bad_value(op, "padding", rule, f"an output of {sizes}", "Output size is too small: lower padding.")
+        phrase = (
+            f"Given input size per channel: ({_by(input.shape[-rank:])}). Calculated output size per channel: "
+            f"({_by(sizes)}). Output size is too small: lower padding."
+        )
+        bad_value(op, "padding", rule, f"an output of {_by(sizes)}", phrase)
     return Arguments(stride, padding, dilation, groups, extra)
 
 
@@ -105,29 +117,60 @@ def _check_tensors(op: str, input: Any, weight: Any, bias: Any) -> None:
     for name, value in (("input", input), ("weight", weight), ("bias", bias)):
         if not isinstance(value, Tensor) and not (name == "bias" and value is None):
             bad_type(op, name, "be a Tensor", type(value).__name__)
-    others = [("weight", weight)] if bias is None else [("weight", weight), ("bias", bias)]
-    for name, value in others:
+    for name, value in [("weight", weight)] if bias is None else [("weight", weight), ("bias", bias)]:
         if value.device != input.device:
-            bad_value(op, name, f"be on input's device, {input.device}", value.device, f"Use {name}.to(input.device).")
+            phrase = f"{_types(input, name, value)}: use {name}.to(input.device)."
+            bad_value(op, name, f"be on input's device, {input.device}", value.device, phrase)
         if value.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
-            phrase = f"Input type and {name} type should be the same: use {name}.to(input.dtype)."
+            # PyTorch looks at the bias first.
+            also = name == "weight" and bias is not None and bias.dtype != input.dtype
+            said = f"{_types(input, 'bias', bias)}, " if also else ""
+            phrase = f"{said}{_types(input, name, value)}: use {name}.to(input.dtype)."
             bad_type(op, name, f"have input's dtype, {input.dtype}", value.dtype, phrase)
 
 
+def _types(input: Tensor, name: str, value: Tensor) -> str:
+    """What PyTorch says of the two, on one device or another."""
+    if name == "bias" and input.dtype in _C_TYPES and value.dtype in _C_TYPES and input.device == value.device:
+        return f"Input type ({_C_TYPES[input.dtype]}) and bias type ({_C_TYPES[value.dtype]}) should be the same"
+    theirs, ours = input.type(), value.type()
+    said = f"Input type ({theirs}) and {name} type ({ours}) should be the same"
+    if value.dtype != input.dtype and input.device == value.device:
+        theirs, ours = (t.rpartition(".")[2].removesuffix("Tensor") for t in (theirs, ours))
+        said += f", expected scalar type {theirs} but found {ours}"
+    return said
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
 def _check_groups(op: str, groups: Any) -> int:
+    if isinstance(groups, (tuple, list)):
+        bad_type(op, "groups", "be an int", repr(groups))
     (groups,) = _ints(op, "groups", groups, 1)
     _positive(op, "groups", (groups,), "non-positive groups is not supported.")
     return groups
 
 
 def _ints(op: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
-    values = value if isinstance(value, (tuple, list)) else (value,)
+    many = isinstance(value, (tuple, list))
+    values = value if many else (value,)
     try:
         ints = tuple(operator.index(v) for v in values)
     except (TypeError, RuntimeError):
+        ints = ()
+    if len(ints) != len(values) or any([isinstance(v, bool) for v in values]):
         bad_type(op, name, f"be an int or a tuple of {rank} ints" if rank > 1 else "be an int", repr(value))
+    if any([not -_INT64 <= v < _INT64 for v in ints]):
+        phrase = "Overflow when unpacking long long: give what fits into 64 bits."
+        (bad_type if many else bad_value)(op, name, "be smaller than 2^63", repr(value), phrase)
     if len(ints) not in (1, rank):
-        bad_value(op, name, f"have 1 or {rank} entries", repr(value), f"Give one int, or {rank}: one per spatial axis.")
+        phrase = (
+            f"expected {name} to be a single integer value or a list of {rank} values to match the convolution "
+            f"dimensions, but got {name}={list(ints)}."
+        )
+        bad_value(op, name, f"have 1 or {rank} entries" if rank > 1 else "have 1 entry", repr(value), phrase)
     return ints * rank if len(ints) == 1 else ints
 
 
@@ -153,8 +196,9 @@ def _check_ranks(op: str, rank: int, input: Tensor, weight: Tensor) -> None:
         phrase = f"Expected {d}-dimensional input for {d}-dimensional weight"
         bad_value(op, "weight", f"have {rank + 2} dimensions", got, f"{phrase}: use conv{d - 2}d, or another weight.")
     if input.dim() not in (rank + 1, rank + 2):
-        phrase = f"Expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input to {op}"
-        bad_value(op, "input", f"have {rank + 1} or {rank + 2} dimensions", tuple(input.shape), phrase + ".")
+        expected = f"Expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input to {op}"
+        phrase = f"{expected}, but got input of size: {list(input.shape)}."
+        bad_value(op, "input", f"have {rank + 1} or {rank + 2} dimensions", tuple(input.shape), phrase)
     if min(weight.shape[2:]) < 1:
         phrase = "kernel size should be greater than zero."
         bad_value(op, "weight", "have a kernel of at least 1 on every axis", got, phrase)
@@ -162,22 +206,33 @@ def _check_ranks(op: str, rank: int, input: Tensor, weight: Tensor) -> None:
 
 def _check_weight(op: str, weight: Tensor, groups: int) -> None:
     k, got = weight.shape[0], tuple(weight.shape)
+    expected, but = f"Given groups={groups}, expected weight to be", f"but got weight of size {list(got)} instead"
     if k < groups:
-        phrase = f"Given groups={groups}, expected weight to be at least {groups} at dimension 0."
+        phrase = f"{expected} at least {groups} at dimension 0, {but}."
         bad_value(op, "weight", "have a channel for every group", got, phrase)
     if k % groups:
-        phrase = f"Given groups={groups}, expected weight to be divisible by {groups} at dimension 0."
+        phrase = f"{expected} divisible by {groups} at dimension 0, {but}."
         bad_value(op, "weight", f"have a multiple of groups = {groups} at dimension 0", got, phrase)
 
 
-def _bad_channels(op: str, input: Tensor, channels: int, why: str, remedy: str) -> None:
-    got = f"{tuple(input.shape)}, expected input to have {channels} channels"
-    bad_value(op, "input", f"have {channels} channels ({why})", got, remedy)
+def _bad_channels(
+    op: str, rank: int, input: Tensor, weight: Tensor, given: str, channels: int, why: str, remedy: str
+) -> NoReturn:
+    # PyTorch names the batch of one that it makes.
+    size = list(input.shape) if input.dim() == rank + 2 else [1, *input.shape]
+    phrase = (
+        f"Given {given}, weight of size {list(weight.shape)}, expected input{size} to have {channels} channels, "
+        f"but got {size[1]} channels instead. {remedy}"
+    )
+    bad_value(op, "input", f"have {channels} channels ({why})", tuple(input.shape), phrase)
 
 
-def _check_bias(op: str, bias: Tensor | None, channels: int) -> None:
+def _check_bias(op: str, weight: Tensor, bias: Tensor | None, channels: int, given: str) -> None:
     if bias is not None and tuple(bias.shape) != (channels,):
-        phrase = f"expected bias to be 1-dimensional with {channels} elements."
+        phrase = (
+            f"Given {given}weight of size {list(weight.shape)}, expected bias to be 1-dimensional with {channels} "
+            f"elements, but got bias of size {list(bias.shape)} instead."
+        )
         bad_value(op, "bias", f"have shape ({channels},)", tuple(bias.shape), phrase)
 
 

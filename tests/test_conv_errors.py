@@ -1,0 +1,191 @@
+"""Wrong arguments of convolutions: an exception of PyTorch's class wherever PyTorch has one, and PyTorch's words."""
+
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import atrousops as ao
+import atrousops.functional as A
+
+# Sizes, flags and names that mean nothing, each of another type.
+NONSENSE = [
+    None,
+    "x",
+    1.5,
+    [1.5],
+    [],
+    [1, 2, 3, 4],
+    (1, "x"),
+    True,
+    np.ones(2),
+    np.int64(2),
+    np.float32(1),
+    {},
+    object(),
+]
+NONSENSE += [torch.tensor(1), torch.tensor(1.5), torch.tensor([1, 1]), 0, -1, (0,), (-1,), 2**63, (2**63,), [None]]
+SIZES = {1: (9,), 2: (9, 8), 3: (7, 6, 5)}
+RANKS = pytest.mark.parametrize("rank", SIZES)
+
+
+def tensors(good: torch.Tensor) -> list:
+    """What might come in place of a float32 tensor: other types, dtypes, and shapes with an axis more, less or empty.
+
+    Meta tensors are left out: PyTorch takes them beside others.
+    """
+    types = [None, "x", 1.5, [1.0], True, good.numpy(), good.to_sparse(), torch.empty(()), torch.empty(0)]
+    dtypes = [good.to(dtype) for dtype in (torch.int32, torch.bool, torch.float64, torch.float16, torch.complex64)]
+    shapes = [good[:0], good[1:], good[None], good[0], good[..., :0], good[..., :1]]
+    return types + dtypes + shapes + ([good[:, 1:], good[0, 0]] if good.dim() > 1 else [])
+
+
+def outcome(function, *args, **kwargs):
+    try:
+        return function(*args, **kwargs)
+    # Whatever PyTorch answers is what is compared.
+    except Exception as error:
+        return error
+
+
+def compare(what: str, theirs, ours, *args, **kwargs) -> None:
+    expected, got = outcome(theirs, *args, **kwargs), outcome(ours, *args, **kwargs)
+    if isinstance(expected, Exception):
+        # A kernel that PyTorch lacks is a RuntimeError like another.
+        kind = RuntimeError if isinstance(expected, NotImplementedError) else type(expected)
+        assert isinstance(got, kind), f"{what}: {type(expected).__name__} {expected} but {got!r}"
+    else:
+        assert isinstance(got, torch.Tensor), f"{what}: {got!r}"
+        assert (got.shape, got.dtype) == (expected.shape, expected.dtype), what
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@RANKS
+@pytest.mark.parametrize("name", ["conv", "conv_transpose"])
+def test_functions_refuse_with_pytorchs_classes(name, rank):
+    name = f"{name}{rank}d"
+    theirs, ours = getattr(F, name), getattr(A, name)
+    good = {"input": torch.ones(2, 4, *SIZES[rank]), "weight": torch.ones(4, 4, *[3] * rank), "bias": torch.ones(4)}
+    for argument, tensor in good.items():
+        for i, wrong in enumerate(tensors(tensor)):
+            compare(f"{name} {argument} {i}", theirs, ours, *(good | {argument: wrong}).values())
+    for dtype in (torch.int32, torch.int64, torch.bool, torch.uint8):
+        compare(f"{name} in {dtype}", theirs, ours, *[t.to(dtype) for t in good.values()])
+    options = ["stride", "padding", "dilation", "groups"] + ["output_padding"] * name.startswith("conv_t")
+    for option in options:
+        for wrong in [*NONSENSE, "same", "valid"]:
+            compare(f"{name} {option}={wrong!r}", theirs, ours, *good.values(), **{option: wrong})
+    compare(f"{name} without weight", theirs, ours, good["input"])
+    compare(f"{name} with too much", theirs, ours, *good.values(), 1, 0, 1, 1, 1, 1)
+
+
+def made(kind, given, x):
+    return kind(**given)(x)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@RANKS
+@pytest.mark.parametrize("name", ["Conv", "ConvTranspose"])
+def test_layers_refuse_with_pytorchs_classes(name, rank):
+    theirs, ours = getattr(nn, f"{name}{rank}d"), getattr(ao, f"Atrous{name}{rank}d")
+    x = torch.ones(2, 4, *SIZES[rank])
+    options = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias"]
+    for option in [*options, "output_padding", "padding_mode", "dtype", "device"]:
+        for wrong in [*NONSENSE, "same", "reflect"]:
+            given = {"in_channels": 4, "out_channels": 4, "kernel_size": 3, option: wrong}
+            compare(f"{name}{rank}d({option}={wrong!r})", partial(made, theirs, given), partial(made, ours, given), x)
+    layers = theirs(4, 4, 3), ours(4, 4, 3)
+    for i, wrong in enumerate(tensors(x)):
+        compare(f"{name}{rank}d(input {i})", *layers, wrong)
+    for size in ([5] * 9, "x", 3, [1.5] * rank, [None] * rank):
+        compare(f"{name}{rank}d(input, {size})", *layers, x, size)
+
+
+X, W, B = torch.randn(1, 4, 5, 5), torch.randn(4, 4, 3, 3), torch.randn(4)
+VOLUME = torch.randn(1, 1, 4, 5, 5)
+MESSAGES = [
+    ("conv2d", (X, W), {"stride": 0}),
+    ("conv2d", (X, W), {"dilation": (1, 0)}),
+    ("conv2d", (X, W), {"padding": -1}),
+    ("conv2d", (X, W), {"padding": "some"}),
+    ("conv2d", (X, W), {"padding": "same", "stride": 2}),
+    ("conv2d", (X, W), {"stride": (1, 2, 3)}),
+    ("conv2d", (X, W), {"padding": (1, 2, 3)}),
+    ("conv2d", (X, W), {"dilation": (1, 2, 3)}),
+    ("conv2d", (X, W), {"groups": 0}),
+    ("conv2d", (X, W), {"groups": 3}),
+    ("conv2d", (X, W[:2]), {"groups": 4}),
+    ("conv2d", (X, W), {"groups": 2}),
+    ("conv2d", (X, W[:, :3]), {}),
+    ("conv2d", (X[0], W[:, :3]), {}),
+    ("conv2d", (X, W), {"dilation": 3}),
+    ("conv2d", (X[..., :1], W), {"padding": (1, 0)}),
+    ("conv2d", (X[0], torch.randn(4, 4, 7, 3)), {}),
+    ("conv2d", (X, W, B[:3]), {}),
+    ("conv2d", (X, W, B[:, None]), {}),
+    ("conv2d", (X, W.double()), {}),
+    ("conv2d", (X.double(), W), {}),
+    ("conv2d", (X.half(), W), {}),
+    ("conv2d", (X.long(), W), {}),
+    ("conv2d", (X, W, B.double()), {}),
+    ("conv2d", (X.half(), W.half(), B), {}),
+    ("conv2d", (X[0, 0], W), {}),
+    ("conv2d", (X[None], W), {}),
+    ("conv2d", (X, W[0, 0]), {}),
+    ("conv2d", (X, W[..., :0]), {}),
+    ("conv1d", (X[0, 0, 0], W[0]), {}),
+    ("conv1d", (X[0], W[0, :, :]), {"stride": (1, 1)}),
+    ("conv1d", (X[0], torch.randn(4, 3, 2)), {}),
+    ("conv3d", (X[0], W[None]), {}),
+    ("conv3d", (VOLUME, torch.randn(2, 3, 1, 1, 1)), {}),
+    ("conv3d", (VOLUME, torch.randn(2, 1, 7, 1, 1)), {}),
+    ("conv_transpose2d", (X, W), {"stride": 0}),
+    ("conv_transpose2d", (X, W), {"padding": -1}),
+    ("conv_transpose2d", (X, W), {"padding": 9}),
+    ("conv_transpose2d", (X, W), {"dilation": 0}),
+    ("conv_transpose2d", (X, W), {"output_padding": 1}),
+    ("conv_transpose2d", (X, W), {"output_padding": -1}),
+    ("conv_transpose2d", (X, W), {"output_padding": (1, 1, 1)}),
+    ("conv_transpose2d", (X, W), {"groups": 3}),
+    ("conv_transpose2d", (X, W[:3]), {}),
+    ("conv_transpose2d", (X, W, B[:3]), {}),
+    ("conv_transpose2d", (X, W, B[:3]), {"groups": 2}),
+    ("conv_transpose2d", (X[0, 0], W), {}),
+    ("conv_transpose2d", (X, W.double()), {}),
+    ("conv_transpose1d", (X[0], W[0]), {}),
+    ("conv_transpose3d", (VOLUME, VOLUME[..., :1, :1, :1]), {"padding": 4}),
+    ("conv_transpose3d", (VOLUME, VOLUME[..., :1, :1, :1]), {"output_padding": 4}),
+]
+
+
+def words(error: Exception) -> str:
+    """PyTorch's first sentence, without the names of its axes and what else it can do with a MKLDNN tensor."""
+    first = str(error).partition("\n")[0].replace("[[", "[").replace("]]", "]")
+    first = re.sub(r", but got (kernel|dilation|output_padding)(_|=|\[| \[).*", "", first)
+    return re.sub(r"(dilation should be greater than zero), but got.*", r"\1", first).partition(" or input should")[0]
+
+
+@pytest.mark.parametrize(("name", "args", "options"), MESSAGES, ids=str)
+def test_pytorchs_words_are_in_ours(name, args, options):
+    expected = outcome(getattr(F, name), *args, **options)
+    assert isinstance(expected, RuntimeError)
+    for backend in (None, "reference"):
+        with ao.backend(backend):
+            got = outcome(getattr(A, name), *args, **options)
+        assert isinstance(got, RuntimeError)
+        assert words(expected) in str(got), backend
+
+
+def test_layers_say_the_same():
+    layer, stock = ao.AtrousConv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+    for wrong in (X, X[0], X[0, 0], X[:, :3, :2], X[:, :3].double()):
+        assert words(outcome(stock, wrong)) in str(outcome(layer, wrong))
+
+
+def test_a_gpus_words_for_tensors_on_two_devices():
+    got = outcome(A.conv2d, X, W.to("meta"))
+    assert "Input type (torch.FloatTensor) and weight type (torch.meta.FloatTensor) should be the same" in str(got)
