@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atrousops._checks import bad_value
-from atrousops._graphs import whole
 from atrousops.nn import AtrousConvTranspose2d
 
 Features = dict[str, Tensor]
@@ -50,7 +49,6 @@ class SegmentationModel(nn.Module):
         return {name: resize(score, input.shape[-2:]) for name, score in scores.items()}
 
 
-@whole
 def resize(input: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear interpolation to `size` (H, W), corners not aligned."""
     if tuple(input.shape[-2:]) == tuple(size):
@@ -58,7 +56,6 @@ def resize(input: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(input, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-@whole
 def check_images(network: str, input: Tensor) -> None:
     """Raises ArgumentError unless input is (N, 3, H, W)."""
     if input.dim() != 4 or input.shape[1] != 3:
@@ -73,13 +70,11 @@ def check_objects(op: str, images: Tensor, labels: Tensor) -> None:
         bad_value(op, "labels", f"have shape {wanted}, class and number of the object", tuple(labels.shape), remedy)
 
 
-@whole
 def crop(input: Tensor, offset: int, size: Sequence[int]) -> Tensor:
     """The window of `size` (H, W) that starts `offset` rows and columns from the corner."""
     return input[..., offset : offset + size[0], offset : offset + size[1]]
 
 
-@whole
 def reflect(input: Tensor, before: int, after: Sequence[int]) -> Tensor:
     """Pads rows and columns by mirroring at the border pixel, as often as needed, so that any size will do.
 
@@ -96,7 +91,6 @@ def reflect(input: Tensor, before: int, after: Sequence[int]) -> Tensor:
     return input
 
 
-@whole
 def at_least(input: Tensor, side: int) -> Tensor:
     """Mirrored at the lower and right border where the image has fewer rows or columns than `side`."""
     missing = [max(0, side - size) for size in input.shape[-2:]]

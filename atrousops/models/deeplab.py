@@ -22,6 +22,7 @@ from atrousops.models.base import Features, SegmentationModel, resize
 from atrousops.models.vgg16_lowrank import VGG16LowRank
 from atrousops.models.xception import Xception65
 from atrousops.nn import ASPP, AtrousConv2d, conv_norm_relu
+from atrousops.nn.sequence import run_layers
 
 
 def _rates(first: int, output_stride: int, reference: int) -> tuple[int, int, int]:
@@ -43,7 +44,7 @@ class DeepLabV3Head(nn.Sequential):
         )
 
     def forward(self, features: Features) -> Tensor:
-        return super().forward(features["out"])
+        return run_layers(self.children(), features["out"])
 
 
 class FCNHead(nn.Sequential):
@@ -57,7 +58,7 @@ class FCNHead(nn.Sequential):
         self.feature = feature
 
     def forward(self, features: Features) -> Tensor:
-        return super().forward(features[self.feature])
+        return run_layers(self.children(), features[self.feature])
 
 
 class DeepLabV3PlusHead(nn.Module):

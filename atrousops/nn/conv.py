@@ -7,10 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from atrousops import functional
 from atrousops._checks import bad_value
+from atrousops.nn._leaf import as_leaf
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class _AtrousConv(_ConvNd):
@@ -19,6 +23,8 @@ class _AtrousConv(_ConvNd):
     _function: ClassVar[Callable[..., Tensor]]
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if isinstance(input, Proxy):
+            return as_leaf(self, input)
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input, padding = self._padded(input), 0
@@ -45,32 +51,28 @@ class _AtrousConv(_ConvNd):
 
 
 class _FusedConv(_AtrousConv):
-    """What the three ranks share: what `optimize` makes of a convolution and what stands behind it."""
+    """What the three ranks share: what `optimize` makes of a convolution."""
 
-    activation: str | None = None
-    # The memory format that the input is brought into, where it has four or five axes.
-    memory_format: torch.memory_format | None = None
+    # Whether the input is brought into channels_last, where it has four or five axes.
+    channels_last: bool = False
+    # Whether the result is contiguous whatever the input is: somebody behind reads how it lies in memory.
+    contiguous_output: bool = False
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if self.memory_format is not None and input.dim() == len(self.kernel_size) + 2:
-            input = input.contiguous(memory_format=self.memory_format)
+    def forward(self, input: Tensor, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
+        if isinstance(input, Proxy):
+            return as_leaf(self, input)
+        return self.convolve(input, self.weight, residual, activation)
+
+    def convolve(self, input: Tensor, weight: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
+        """activation(convolution with another weight + residual)."""
+        if self.channels_last and input.dim() == len(self.kernel_size) + 2:
+            input = input.contiguous(memory_format=_CHANNELS_LAST.get(input.dim(), torch.contiguous_format))
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input, padding = self._padded(input), 0
-        return self._function(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            residual=residual,
-            activation=self.activation,
-        )
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
+        around = (self.stride, padding, self.dilation, self.groups)
+        y = self._function(input, weight, self.bias, *around, residual=residual, activation=activation)
+        return y.contiguous() if self.contiguous_output else y
 
 
 class _AtrousConvTranspose(_ConvTransposeNd):
@@ -79,6 +81,8 @@ class _AtrousConvTranspose(_ConvTransposeNd):
     _function: ClassVar[Callable[..., Tensor]]
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if isinstance(input, Proxy):
+            return as_leaf(self, input, output_size)
         output_padding: Any = self.output_padding
         if output_size is not None:
             _check_rank(self, input)
@@ -237,8 +241,9 @@ class FusedConv1d(_FusedConv, AtrousConv1d):
 class FusedConv2d(_FusedConv, AtrousConv2d):
     """activation(AtrousConv2d(input) + residual) in one call: what `atrousops.optimize` makes of a convolution.
 
-    The attribute `activation` is None, "relu", "relu6", "hardswish" or "silu"; `memory_format`, if not None, is what
-    the input is brought into first.
+    `forward(input, residual=None, activation=None)`; activation is None, "relu", "relu6", "hardswish" or "silu". The
+    input is brought into channels_last first where the attribute of that name is set; where `contiguous_output` is set,
+    the result is contiguous whatever the input is.
 
     Shapes:
         input: (N, C, H, W) or (C, H, W); residual: the output's shape, or one that broadcasts with it, or None.

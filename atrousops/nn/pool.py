@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from atrousops import functional
+from atrousops.nn._leaf import as_leaf
 
 
 class _MaxPool(nn.modules.pooling._MaxPoolNd):
@@ -16,6 +18,8 @@ class _MaxPool(nn.modules.pooling._MaxPoolNd):
     _function: ClassVar[Callable[..., Any]]
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if isinstance(input, Proxy):
+            return as_leaf(self, input)
         return self._function(
             input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
         )
@@ -49,6 +53,8 @@ class _MaxUnpool(nn.modules.pooling._MaxUnpoolNd):
     _function: ClassVar[Callable[..., Tensor]]
 
     def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if isinstance(input, Proxy):
+            return as_leaf(self, input, indices, output_size)
         return self._function(input, indices, self.kernel_size, self.stride, self.padding, output_size)
 
 
