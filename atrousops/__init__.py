@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 from atrousops import functional, nn
+from atrousops._report import optimization_report
 from atrousops.autotune import autotune
 from atrousops.backends import backend
 from atrousops.convert import convert, revert
@@ -19,7 +20,19 @@ if TYPE_CHECKING:
     from atrousops import engine as engine
     from atrousops import models as models
 
-__all__ = ["__version__", "autotune", "backend", "convert", "explain", "functional", "info", "nn", "optimize", "revert"]
+__all__ = [
+    "__version__",
+    "autotune",
+    "backend",
+    "convert",
+    "explain",
+    "functional",
+    "info",
+    "nn",
+    "optimization_report",
+    "optimize",
+    "revert",
+]
 __all__ += nn.__all__
 
 # Imported when they are first asked for: they bring torchvision, which takes as long to import as torch.

@@ -3,221 +3,115 @@
 from __future__ import annotations
 
 import copy
-import logging
-import operator
-from collections import Counter
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
 from atrousops._checks import bad_type, bad_value
-from atrousops._fusion import Fusion, is_watched
-from atrousops._graphs import WHOLE
-from atrousops._joined_branches import join_branches
-from atrousops._pooled_branch import take_out_of_concat
-from atrousops.convert import convert, lay_out_weights
-
-log = logging.getLogger("atrousops")
+from atrousops._fusion import Fusion
+from atrousops._hold import Standard, made_inputs
+from atrousops._report import Optimization, attach
+from atrousops._watch import Watch, run_seeded
+from atrousops.convert import convert
+from atrousops.nn.sequence import hooks_on_all
 
 
 def optimize(
-    model: nn.Module, *example: Tensor, memory_format: torch.memory_format | None = torch.channels_last
+    model: nn.Module,
+    *example: Any,
+    memory_format: torch.memory_format | None = torch.channels_last,
+    check: bool = True,
 ) -> nn.Module:
     """A copy of a trained model that does the same in fewer and faster steps, for inference.
 
     - batch normalisation becomes a part of the convolution before it: w' = w g / sqrt(v + eps), in fp64, rounded once;
-    - bias, residual and ReLU (ReLU6, Hardswish, SiLU) become a part of the convolution's call (`FusedConv2d`);
+    - in nn.Sequential and in known blocks (torchvision's residual ones, ASPP), residual and ReLU (ReLU6, Hardswish,
+      SiLU) become a part of the convolution's call (`FusedConv2d`), and ASPP's branches one layer;
     - layers become this package's (`convert`), and convolutions work in channels_last;
-    - the image-level branch of ASPP is no longer repeated for every pixel: a convolution's weights for it are applied
-      to one pixel, and added;
-    - ASPP's other branches become one layer (`FusedBranches`), which on a GPU of compute capability 9.0 is one launch;
-    - weights below the smallest normal number become zero: a CPU multiplies them a hundred times slower;
-    - dropout and identities are gone.
+    - parameters in float32 or bfloat16 below the smallest normal number become zero: a CPU multiplies them a hundred
+      times slower.
 
-    The results are equal up to the order of roundings (which may move a maximum between two that are as good as equal,
-    and with it what max-unpooling puts there). Modules are traced with torch.fx where they can be; where a
-    `forward` decides by shapes or values, its submodules are treated one by one. Layers with hooks, parametrizations
-    or several users stay as they are. The copy's weights want no gradients; the model itself is not changed.
+    Every module stays the object it is, under its name, with its attributes and methods, and an instance of its class.
+    A normalisation is folded only where the source of the code that calls both layers shows that it gets all that the
+    convolution returns, on every path, and runs of a copy agree; it returns its input then, and the convolution called
+    alone gives the normalised result. Layers with hooks, parametrizations, a class or `forward` of somebody's own,
+    several users, or weights that somebody else reads stay as they are. Convolutions whose results somebody views or
+    gets returned keep their layout.
+
+    The copy is held to the model, on the example or on random images of two sizes, outputs within twice the rounding
+    errors that the model itself makes; what does not agree is undone. The copy's weights want no gradients; the model
+    itself is neither changed nor run (copies of it are).
 
     Args:
-        model: any module in evaluation mode.
-        example: inputs to hold the copy to the model with; without them nothing is run.
-        memory_format: of all convolutions with two or three spatial axes; None leaves it as it comes.
+        model: any module in evaluation mode. Parts in training mode, such as Monte-Carlo dropout, stay in it.
+        example: inputs to hold the copy to the model with. Without them, and where the model takes no images, only
+            what needs no run is done.
+        memory_format: of convolutions with two or three spatial axes; None leaves it as it comes.
+        check: False leaves out all runs, and with them memory formats.
 
     Returns:
-        The copy. `explain(copy, input)` shows what is left of it.
+        The copy. `optimization_report(copy)` says what was fused, what was left, and why.
 
     Raises:
         ArgumentTypeError: `model` is not a torch.nn.Module.
-        ArgumentError: a part of it is in training mode, or the copy disagrees with it on `example`.
+        ArgumentError: it is in training mode, or raises on the example.
     """
     if not isinstance(model, nn.Module):
         bad_type("optimize", "model", "be a torch.nn.Module", type(model).__name__)
-    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
-    if training:
-        bad_value("optimize", "model", "be in evaluation mode", f"{training[0]} in training mode", "Call model.eval().")
-    result = copy.deepcopy(model)
-    convert(result)
-    result = _Rewriter(result, memory_format).rewrite(result, top=True)
-    result.requires_grad_(False).eval()
-    _clear_subnormals(result)
-    if memory_format is torch.channels_last:
-        lay_out_weights(result)
-    if example:
-        _hold(model, result, example)
+    if model.training:
+        bad_value("optimize", "model", "be in evaluation mode", "one in training mode", "Call model.eval().")
+    if not check:
+        return _made(model, None, None, ["not held to the model, as asked for"])
+    inputs = [example] if example else made_inputs(model)
+    if not inputs:
+        note = "it takes no image that could be made here: give an example of its inputs to have layers fused"
+        return _made(model, None, memory_format, [note], fuse=False)
+    standard, watched = Standard(model, inputs), copy.deepcopy(model)
+    watch = Watch(watched)
+    for given in inputs:
+        run_seeded(watched, given, watch)
+    notes: list[str] = []
+    for format in dict.fromkeys((memory_format, None)):
+        result = _made(model, watch, format, notes)
+        reason = standard.disagreement(result)
+        if not reason:
+            return result
+        notes = [*notes, f"undone{' in channels_last' if format is not None else ''}, as the copy disagreed: {reason}"]
+    result = copy.deepcopy(model).requires_grad_(False)
+    attach(result, Optimization(notes=notes))
     return result
 
 
-class _Proxy(fx.Proxy):
-    """torch.fx takes x += y for x = x + y, and who else holds x would not see it change."""
-
-    def _in_place(self, function: Any, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    def __iadd__(self, other: Any) -> Any:
-        return self._in_place(operator.iadd, other)
-
-    def __isub__(self, other: Any) -> Any:
-        return self._in_place(operator.isub, other)
-
-    def __imul__(self, other: Any) -> Any:
-        return self._in_place(operator.imul, other)
-
-    def __itruediv__(self, other: Any) -> Any:
-        return self._in_place(operator.itruediv, other)
-
-
-class _Tracer(fx.Tracer):
-    def __init__(self, leaves: set[int]) -> None:
-        super().__init__(autowrap_functions=tuple(WHOLE))
-        self.leaves = leaves
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return id(m) in self.leaves
+def _made(
+    model: nn.Module,
+    watch: Watch | None,
+    memory_format: torch.memory_format | None,
+    notes: list[str],
+    fuse: bool = True,
+) -> nn.Module:
+    result, report = copy.deepcopy(model), Optimization(notes=list(notes))
+    if hooks_on_all():
+        report.notes.append("left as it is: hooks on all modules want to see every call")
+        fuse = False
+    convert(result)
+    if fuse:
+        fusion = Fusion(result, watch)
+        fusion.fold_norms(report)
+        fusion.prepare_convs(report, memory_format)
+        fusion.mix_in(report)
+    result.requires_grad_(False)
+    _clear_subnormals(result, report)
+    attach(result, report)
+    return result
 
 
-class _FusedSequential(nn.Sequential):
-    """Layers that are only right when they run one after the other, and say so to whoever takes one out."""
-
-    def forward(self, input: Any) -> Any:
-        for module in self._modules.values():
-            input = module(input)
-        return input
-
-    def __iter__(self) -> NoReturn:
-        self._refuse()
-
-    def __getitem__(self, index: Any) -> NoReturn:
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        rule = "not take single layers out of an nn.Sequential in a forward that torch.fx cannot trace"
-        remedy = "Make such a Sequential an nn.ModuleList, or optimise the parts of the model apart."
-        bad_value("optimize", "model", rule, f"one that indexes or iterates over {len(self)} layers", remedy)
-
-
-class _Rewriter:
-    """Goes through a model from above; what can be traced becomes a graph, of the rest each part is looked at."""
-
-    def __init__(self, model: nn.Module, memory_format: torch.memory_format | None) -> None:
-        self.memory_format = memory_format
-        self.leaves: set[int] = set()
-        self.done: dict[int, nn.Module] = {}
-        paths = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-        self.shared = {key for key, count in paths.items() if count > 1}
-        self._find_leaves(model)
-
-    def _find_leaves(self, module: nn.Module) -> None:
-        # From below, so that a part that cannot be traced is a single call in what can.
-        if id(module) in self.leaves:
-            return
-        for child in module.children():
-            self._find_leaves(child)
-        if isinstance(module, nn.ModuleList | nn.ModuleDict) and type(module).forward is nn.Module.forward:
-            return
-        if not self._is_composite(module) or self._graph(module) is None:
-            self.leaves.add(id(module))
-
-    def _is_composite(self, module: nn.Module) -> bool:
-        stock = type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential)
-        watched = is_watched(module) or parametrize.is_parametrized(module)
-        return bool(next(module.children(), None)) and not (stock or watched)
-
-    def _graph(self, module: nn.Module, leaves: set[int] | None = None) -> fx.Graph | None:
-        try:
-            return _Tracer(self.leaves if leaves is None else leaves).trace(module)
-        # Whatever a forward does with what is no tensor, it may raise anything.
-        except Exception as error:
-            log.debug("optimize: %s is not traced: %s", type(module).__name__, error)
-            return None
-
-    def rewrite(self, module: nn.Module, top: bool = False) -> nn.Module:
-        """The module, or what stands in its place."""
-        if id(module) not in self.done:
-            self.done[id(module)] = module
-            self.done[id(module)] = self._rewritten(module, top)
-        return self.done[id(module)]
-
-    def _rewritten(self, module: nn.Module, top: bool) -> nn.Module:
-        graph = self._graph(module) if id(module) not in self.leaves and self._is_composite(module) else None
-        if graph is None:
-            self._rewrite_children(module)
-            return module
-        if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict) and not top:
-            # Its owner may index it, or go through it.
-            if type(module).forward is nn.Sequential.forward:
-                self._fuse_in_place(module)
-            else:
-                self._rewrite_children(module)
-            return module
-        fusion = Fusion(graph, module, self.shared, self.memory_format)
-        fusion.run()
-        take_out_of_concat(graph, module, self.shared)
-        self.leaves |= {id(layer) for layer in join_branches(fusion)}
-        result = fx.GraphModule(module, graph, type(module).__name__)
-        result.delete_all_unused_submodules()
-        for name in {str(node.target) for node in graph.nodes if node.op == "call_module"}:
-            result.set_submodule(name, self.rewrite(result.get_submodule(name)))
-        return result
-
-    def _fuse_in_place(self, module: nn.Module) -> None:
-        graph = self._graph(module, {id(m) for m in module.modules() if type(m).forward is not nn.Sequential.forward})
-        if graph is not None:
-            fusion = Fusion(graph, module, self.shared, self.memory_format)
-            fusion.run()
-            for name in fusion.erased:
-                module.set_submodule(name, nn.Identity())
-            if fusion.erased:
-                module.__class__ = _FusedSequential
-        self._rewrite_children(module)
-
-    def _rewrite_children(self, module: nn.Module) -> None:
-        for name, child in list(module.named_children()):
-            new = self.rewrite(child)
-            if new is not child:
-                setattr(module, name, new)
-
-
-def _clear_subnormals(model: nn.Module) -> None:
-    for weight in model.parameters():
-        if weight.dtype in (torch.float32, torch.bfloat16):
-            tiny = weight.data.abs() < torch.finfo(weight.dtype).tiny
-            weight.data = weight.data.masked_fill(tiny, 0)
-
-
-def _hold(model: nn.Module, result: nn.Module, example: tuple[Tensor, ...]) -> None:
-    leaves = torch.utils._pytree.tree_leaves
-    with torch.no_grad():
-        pairs = list(zip(leaves(model(*example)), leaves(result(*example)), strict=True))
-    for index, (expected, got) in enumerate(pairs):
-        if isinstance(expected, Tensor) and expected.is_floating_point():
-            bound = torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().amax().item()
-            error = (got - expected).abs().amax().item()
-            if not error <= bound:
-                rule = f"be one that its optimised copy agrees with to {bound:.1e} on the example"
-                bad_value("optimize", "model", rule, f"a difference of {error:.1e} in output {index}")
+def _clear_subnormals(model: nn.Module, report: Optimization) -> None:
+    for name, weight in model.named_parameters():
+        # Subnormal numbers are ordinary ones in fp16, and nothing in fp64 is slower for them than for others' sake.
+        if weight.dtype not in (torch.float32, torch.bfloat16) or "parametrizations." in name or weight.is_meta:
+            continue
+        small = (weight.data.abs() < torch.finfo(weight.dtype).tiny) & (weight.data != 0)
+        if count := int(small.sum()):
+            report.cleared[name] = count
+            weight.data.masked_fill_(small, 0)

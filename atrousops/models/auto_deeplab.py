@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from atrousops._checks import bad_value
-from atrousops._graphs import whole
 from atrousops.models.base import Features, SegmentationModel, resize
 from atrousops.models.channels import check_channels
 from atrousops.models.deeplab_v3plus import DeepLabV3PlusHead
@@ -51,12 +50,10 @@ def _project(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(nn.ReLU(), AtrousConv2d(in_channels, out_channels, 1, bias=False), _norm(out_channels))
 
 
-@whole
 def _half(input: Tensor) -> Tensor:
     return resize(input, [(side + 1) // 2 for side in input.shape[-2:]], align_corners=True)
 
 
-@whole
 def _twice(input: Tensor) -> Tensor:
     """2 n - 1 positions, which keeps the corners where they are."""
     return resize(input, [2 * side - 1 for side in input.shape[-2:]], align_corners=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from atrousops._checks import bad_value
 from atrousops.convert import convert
 from atrousops.models.channels import adapted, check_channels, first_layer, set_in_channels
+from atrousops.nn.sequence import run_layers
 
 
 class Backbone(nn.ModuleDict):
@@ -39,11 +40,12 @@ class Backbone(nn.ModuleDict):
         convert(self)
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
-        features = {}
+        features, waiting = {}, list[nn.Module]()
         for name, module in self.items():
-            input = module(input)
+            waiting.append(module)
             if name in self.outputs:
-                features[self.outputs[name]] = input
+                features[self.outputs[name]] = input = run_layers(waiting, input)
+                waiting = []
         return features
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atrousops._checks import bad_value
-from atrousops._graphs import whole
 from atrousops.nn import AtrousConvTranspose2d
 
 Features = dict[str, Tensor]
@@ -72,7 +71,6 @@ class SegmentationModel(nn.Module):
         return crop(resize(scores, [max(side, self.least) for side in size], self.align_corners), 0, size)
 
 
-@whole
 def resize(input: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
     """Bilinear interpolation to `size` (H, W).
 
@@ -84,7 +82,6 @@ def resize(input: Tensor, size: Sequence[int], align_corners: bool = False) -> T
     return F.interpolate(input, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
-@whole
 def check_images(network: str, input: Tensor, channels: int = 3) -> None:
     """Raises ArgumentError unless input is (N, channels, H, W) with at least one pixel."""
     if input.dim() != 4 or input.shape[1] != channels:
@@ -101,13 +98,11 @@ def check_objects(op: str, images: Tensor, labels: Tensor) -> None:
         bad_value(op, "labels", f"have shape {wanted}, class and number of the object", tuple(labels.shape), remedy)
 
 
-@whole
 def crop(input: Tensor, offset: int, size: Sequence[int]) -> Tensor:
     """The window of `size` (H, W) that starts `offset` rows and columns from the corner."""
     return input[..., offset : offset + size[0], offset : offset + size[1]]
 
 
-@whole
 def reflect(input: Tensor, before: int, after: Sequence[int]) -> Tensor:
     """Pads rows and columns by mirroring at the border pixel, as often as needed, so that any size will do.
 
@@ -124,7 +119,6 @@ def reflect(input: Tensor, before: int, after: Sequence[int]) -> Tensor:
     return input
 
 
-@whole
 def at_least(input: Tensor, side: int) -> Tensor:
     """Mirrored at the lower and right border where the image has fewer rows or columns than `side`."""
     missing = [max(0, side - size) for size in input.shape[-2:]]

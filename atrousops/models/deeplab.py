@@ -19,6 +19,7 @@ from atrousops.models.backbones import (
 )
 from atrousops.models.base import Features, SegmentationModel
 from atrousops.nn import ASPP, AtrousConv2d, conv_norm_relu
+from atrousops.nn.sequence import run_layers
 
 
 def rates_at(first: int, output_stride: int, reference: int) -> tuple[int, int, int]:
@@ -46,7 +47,7 @@ class DeepLabV3Head(nn.Sequential):
         )
 
     def forward(self, features: Features) -> Tensor:
-        return super().forward(features["out"])
+        return run_layers(self.children(), features["out"])
 
 
 class FCNHead(nn.Sequential):
@@ -60,7 +61,7 @@ class FCNHead(nn.Sequential):
         self.feature = feature
 
     def forward(self, features: Features) -> Tensor:
-        return super().forward(features[self.feature])
+        return run_layers(self.children(), features[self.feature])
 
 
 def _v3(

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from atrousops._checks import bad_value
-from atrousops._graphs import whole
 from atrousops.models.backbones import Backbone
 from atrousops.models.base import Features, SegmentationModel, crop, resize
 from atrousops.models.crf import with_crf
@@ -46,7 +45,6 @@ class ZoomedModel(SegmentationModel):
         return _zoom(scores, size)
 
 
-@whole
 def _zoom(scores: Tensor, size: Sequence[int]) -> Tensor:
     return crop(resize(scores, [8 * side - 7 for side in scores.shape[-2:]], align_corners=True), 0, size)
 

@@ -14,6 +14,7 @@ from atrousops.models.base import Features, SegmentationModel, resize
 from atrousops.models.deeplab import FCNHead
 from atrousops.nn import AtrousConv2d, conv_norm_relu
 from atrousops.nn.blocks import check_pooled
+from atrousops.nn.sequence import run_layers
 
 
 class PyramidPooling(nn.Module):
@@ -67,7 +68,7 @@ class PSPHead(nn.Sequential):
         )
 
     def forward(self, features: Features) -> Tensor:
-        return super().forward(features["out"])
+        return run_layers(self.children(), features["out"])
 
 
 def pspnet(

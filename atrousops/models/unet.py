@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from atrousops._checks import bad_value
-from atrousops._graphs import whole
 from atrousops.models.backbones import encoder
 from atrousops.models.base import check_images, crop, reflect
 from atrousops.models.channels import check_channels
@@ -79,7 +78,6 @@ class UNet(nn.Module):
         return {"out": crop(self.score(x), 0, size)}
 
 
-@whole
 def _padded(input: Tensor, valid: bool) -> Tensor:
     """To a size that all four poolings halve evenly: 16 n + 188 without padding, 16 n with."""
     margin = _MARGIN if valid else 0

@@ -10,6 +10,7 @@ from atrousops.models.backbones import Backbone
 from atrousops.models.base import init_relu
 from atrousops.models.vgg import vgg16
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d, MaxPool2d, MaxUnpool2d
+from atrousops.nn.sequence import run_layers
 
 # Widths behind each convolution of a stage, from the deepest, in units of the encoder's first stage.
 STAGES = ((8, 8, 8), (8, 8, 4), (4, 4, 2), (2, 1), (1, 1))
@@ -30,15 +31,16 @@ def coding_vgg16(width: int, in_channels: int = 3) -> Backbone:
 def encode(backbone: Backbone, input: Tensor) -> tuple[Tensor, list[tuple[Tensor, Sequence[int]]]]:
     """The last map of `coding_vgg16`, and for each pooling its codes and the size of what it pooled."""
     pooled: list[tuple[Tensor, Sequence[int]]] = []
-    x = input
+    x, waiting = input, list[nn.Module]()
     for layer in backbone.values():
         if isinstance(layer, MaxPool2d):
+            x, waiting = run_layers(waiting, x), []
             size = x.shape[-2:]
             x, codes = layer(x)
             pooled.append((codes, size))
         else:
-            x = layer(x)
-    return x, pooled
+            waiting.append(layer)
+    return run_layers(waiting, x), pooled
 
 
 class UnpoolingDecoder(nn.Module):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from atrousops._checks import bad_value
-from atrousops._graphs import whole
 from atrousops.nn.blocks import check_pooled, conv_norm_relu
+from atrousops.nn.branches import run_branches
+from atrousops.nn.conv import FusedConv2d
+from atrousops.nn.sequence import activation_of, does_nothing, flat, hooks_on_all, run_layers, single, watched
 
 
 class _ImagePooling(nn.Sequential):
@@ -21,10 +24,9 @@ class _ImagePooling(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         check_pooled(self.name, self, input)
-        return spread(super().forward(input), input)
+        return spread(run_layers(self.children(), input), input)
 
 
-@whole
 def spread(pooled: Tensor, like: Tensor) -> Tensor:
     """A map of one pixel repeated to the size and memory format of another, as bilinear upsampling of it would do."""
     # The format is said aloud: a 1x1 map has lost it, and concat would then answer in NCHW whatever the others are.
@@ -83,4 +85,54 @@ class ASPP(nn.Module):
         )
 
     def forward(self, input: Tensor) -> Tensor:
+        if (joined := run_aspp(self, input)) is not None:
+            return joined
         return self.project(torch.cat([branch(input) for branch in self.convs], dim=1))
+
+
+def run_aspp(aspp: Any, input: Tensor) -> Tensor | None:
+    """What an ASPP returns, in fewer steps, once `optimize` has prepared its layers; None where it has not.
+
+    The branches are one layer (`run_branches`). The image-level branch is not repeated for every pixel:
+    conv_1x1(concat(a, repeat(p)); w) = conv_1x1(a; w_a) + conv_1x1(p; w_p), the last one on a single pixel; but with
+    16-bit weights, where one more rounding would show, it is.
+
+    Args:
+        aspp: this module's class or torchvision's, with `convs` and `project`, in which the last branch may be the
+            image-level one.
+    """
+    project = next(flat([aspp.project]), None)
+    if type(project) is not FusedConv2d or not isinstance(input, Tensor) or input.dim() != 4:
+        return None
+    if hooks_on_all() or any([watched(layer) for layer in aspp.modules() if layer is not aspp]):
+        return None
+    pooling = aspp.convs[-1] if isinstance(aspp.convs[-1][0], nn.AdaptiveAvgPool2d) else None
+    branches = [single(branch) for branch in aspp.convs if branch is not pooling]
+    layers = [branch[0] for branch in branches if branch is not None]
+    activation = branches[0][1] if branches[0] is not None else None
+    alike = len(layers) == len(branches) and all([branch[1] == activation for branch in branches if branch is not None])
+    if not alike and pooling is None:
+        return None
+    pooled = None if pooling is None else run_layers(pooling.children(), input)
+    # A joined launch wants one map of all features in 16 bits.
+    apart = project.weight.itemsize >= 4 and _is_pointwise(project)
+    others = [] if pooled is None or apart else [spread(pooled, input)]
+    if alike:
+        x = run_branches(layers, activation, input, others)
+    else:
+        x = torch.cat([*[branch(input) for branch in aspp.convs if branch is not pooling], *others], 1)
+    if pooled is None or not apart:
+        return aspp.project(x)
+    weight, channels = project.weight, pooled.shape[1]
+    of_image = nn.functional.conv2d(pooled, weight[:, -channels:])
+    rest = weight[:, :-channels]
+    if project.channels_last:
+        rest = rest.contiguous(memory_format=torch.channels_last)
+    following = [layer for layer in flat([aspp.project]) if not does_nothing(layer)][1:]
+    name = activation_of(following[0]) if following else None
+    return run_layers(following[1:] if name else following, project.convolve(x, rest, of_image, name))
+
+
+def _is_pointwise(layer: FusedConv2d) -> bool:
+    geometry = layer.kernel_size == layer.stride == (1, 1) and layer.padding in ((0, 0), "same", "valid")
+    return geometry and layer.groups == 1

@@ -16,45 +16,59 @@ from atrousops.ops.conv_branches import why_apart
 
 @leaf
 class FusedBranches(nn.Module):
-    """concat(branch_1(input), ..., branch_n(input), others...): what `atrousops.optimize` makes of ASPP's branches.
-
-    `functional.conv_branches` where that is one launch, else the branches one by one.
+    """concat(branch_1(input), ..., branch_n(input), others...), as `run_branches` does it.
 
     Args:
-        branches: with one activation, "relu" or None, and one memory format; stride 1 and zeros for padding, as many on
-            either side; all of them with a bias, or none.
+        branches: stride 1 and zeros for padding, as many on either side; all of them with a bias, or none.
+        activation: "relu" or None.
 
     Shapes:
         input: (N, C, H, W); others: (N, K, H_out, W_out) each.
         output: (N, all K together, H_out, W_out).
     """
 
-    def __init__(self, branches: Sequence[FusedConv2d]) -> None:
+    def __init__(self, branches: Sequence[FusedConv2d], activation: str | None = None) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
-        self.padding = [p for b in branches if (p := padding_of(b)) is not None]
-        self.dilation: list[Any] = [b.dilation for b in branches]
-        self.activation, self.memory_format = branches[0].activation, branches[0].memory_format
+        self.activation = activation
 
     def forward(self, input: Tensor, *others: Tensor) -> Tensor:
-        if input.dim() == 4:
-            if self.memory_format is not None:
-                input = input.contiguous(memory_format=self.memory_format)
-            if (joined := self._joined(input, others)) is not None:
-                return joined
-        return torch.cat([*[branch(input) for branch in self.branches], *others], 1)
+        return run_branches(list(self.branches), self.activation, input, others)
 
-    def _joined(self, input: Tensor, others: tuple[Tensor, ...]) -> Tensor | None:
-        layers: list[Any] = list(self.branches)
-        weights = [layer.weight for layer in layers]
-        biases = None if layers[0].bias is None else [layer.bias for layer in layers]
-        around = (self.padding, self.dilation)
-        # A concatenation finds one dtype for all.
-        mixed = any([t.dtype != input.dtype for t in others])
-        watched = any([layer._forward_hooks or layer._forward_pre_hooks for layer in layers])
-        if mixed or watched or why_apart(input, weights, *around, self.activation is not None, others):
-            return None
-        return functional.conv_branches(input, weights, biases, *around, self.activation, others)
+
+def run_branches(layers: list[Any], activation: str | None, input: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """concat(activation(layer_1(input)), ..., others...): one `functional.conv_branches` where that is one launch."""
+    if input.dim() == 4 and (joined := _joined(layers, activation, input, others)) is not None:
+        return joined
+    return torch.cat([*[layer(input, None, activation) for layer in layers], *others], 1)
+
+
+def _joined(layers: list[Any], activation: str | None, input: Tensor, others: Sequence[Tensor]) -> Tensor | None:
+    first = layers[0]
+    alike = all([fits(layer) and (layer.bias is None) == (first.bias is None) for layer in layers])
+    hooks = any([layer._forward_hooks or layer._forward_pre_hooks for layer in layers])
+    # A concatenation finds one dtype for all.
+    if not alike or hooks or activation not in (None, "relu") or any([t.dtype != input.dtype for t in others]):
+        return None
+    if first.channels_last:
+        input = input.contiguous(memory_format=torch.channels_last)
+    padding: list[Any] = [padding_of(layer) for layer in layers]
+    weights, around = [layer.weight for layer in layers], (padding, [layer.dilation for layer in layers])
+    if why_apart(input, weights, *around, activation is not None, others):
+        return None
+    biases = None if first.bias is None else [layer.bias for layer in layers]
+    return functional.conv_branches(input, weights, biases, *around, activation, others)
+
+
+def fits(layer: Any) -> bool:
+    """Whether a layer can be one of several that are one launch."""
+    return (
+        type(layer) is FusedConv2d
+        and layer.stride == (1, 1)
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and padding_of(layer) is not None
+    )
 
 
 def padding_of(layer: FusedConv2d) -> tuple[int, int] | None:

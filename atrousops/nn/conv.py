@@ -13,6 +13,8 @@ from atrousops import functional
 from atrousops._checks import bad_value
 from atrousops.nn._stock import in_place_of, leaf
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 class _AtrousConv(_ConvNd):
     """What the three ranks share. No class here adds state, so that a layer of torch.nn can become one of them."""
@@ -46,32 +48,26 @@ class _AtrousConv(_ConvNd):
 
 
 class _FusedConv(_AtrousConv):
-    """What the three ranks share: what `optimize` makes of a convolution and what stands behind it."""
+    """What the three ranks share: what `optimize` makes of a convolution."""
 
-    activation: str | None = None
-    # The memory format that the input is brought into, where it has four or five axes.
-    memory_format: torch.memory_format | None = None
+    # Whether the input is brought into channels_last, where it has four or five axes.
+    channels_last: bool = False
+    # Whether the result is contiguous whatever the input is: somebody behind reads how it lies in memory.
+    contiguous_output: bool = False
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if self.memory_format is not None and input.dim() == len(self.kernel_size) + 2:
-            input = input.contiguous(memory_format=self.memory_format)
+    def forward(self, input: Tensor, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
+        return self.convolve(input, self.weight, residual, activation)
+
+    def convolve(self, input: Tensor, weight: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
+        """activation(convolution with another weight + residual)."""
+        if self.channels_last and input.dim() == len(self.kernel_size) + 2:
+            input = input.contiguous(memory_format=_CHANNELS_LAST.get(input.dim(), torch.contiguous_format))
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input, padding = self._padded(input), 0
-        return self._function(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            residual=residual,
-            activation=self.activation,
-        )
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
+        around = (self.stride, padding, self.dilation, self.groups)
+        y = self._function(input, weight, self.bias, *around, residual=residual, activation=activation)
+        return y.contiguous() if self.contiguous_output else y
 
 
 class _AtrousConvTranspose(_ConvTransposeNd):
@@ -246,8 +242,9 @@ class FusedConv1d(_FusedConv, AtrousConv1d):
 class FusedConv2d(_FusedConv, AtrousConv2d):
     """activation(AtrousConv2d(input) + residual) in one call: what `atrousops.optimize` makes of a convolution.
 
-    The attribute `activation` is None, "relu", "relu6", "hardswish" or "silu"; `memory_format`, if not None, is what
-    the input is brought into first.
+    `forward(input, residual=None, activation=None)`; activation is None, "relu", "relu6", "hardswish" or "silu". The
+    input is brought into channels_last first where the attribute of that name is set; where `contiguous_output` is set,
+    the result is contiguous whatever the input is.
 
     Shapes:
         input: (N, C, H, W) or (C, H, W); residual: the output's shape, or one that broadcasts with it, or None.
