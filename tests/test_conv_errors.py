@@ -169,7 +169,9 @@ def words(error: Exception) -> str:
     return re.sub(r"(dilation should be greater than zero), but got.*", r"\1", first).partition(" or input should")[0]
 
 
-@pytest.mark.parametrize(("name", "args", "options"), MESSAGES, ids=str)
+@pytest.mark.parametrize(
+    ("name", "args", "options"), MESSAGES, ids=[f"{name} {i}" for i, (name, *_) in enumerate(MESSAGES)]
+)
 def test_pytorchs_words_are_in_ours(name, args, options):
     expected = outcome(getattr(F, name), *args, **options)
     assert isinstance(expected, RuntimeError)
