@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 SOURCES := CMakeLists.txt setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 ABI_TORCH ?= 2.13.0
+FUZZ_SECONDS ?= 60
+FUZZ_SEED ?= 0
 # nvcc takes minutes: unasked only where there is a GPU to run the kernels. `make cuda` or CUDA=ON asks.
 CUDA ?= $(if $(shell command -v nvidia-smi),AUTO,OFF)
 # Whole operator tests, but for those that need torchvision; RoIAlign and RoIPool run in the house test.
@@ -15,7 +17,7 @@ ABI_TESTS := tests/test_conv.py $(wildcard tests/test_conv_*.py tests/test_max_*
 TRITON_TESTS := $(wildcard tests/test_*.py) tests/nn/test_crf.py tests/house/test_operators.py \
   tests/triton_kernels/test_derivatives.py
 
-.PHONY: demo test bench cuda lint typecheck unit abi sanitize gpu-check wheel clean
+.PHONY: demo test bench cuda lint typecheck unit abi sanitized sanitize fuzz gpu-check wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m atrousops.demo --output out/demo.png
@@ -54,13 +56,19 @@ abi: $(VENV)/.built
 	$(VENV)-abi/bin/python -c "import torch; print('operator tests under torch', torch.__version__)"
 	$(VENV)-abi/bin/python -m pytest -q -n logical --dist worksteal $(ABI_TESTS)
 
-# The CUDA kernels on the CPU, under AddressSanitizer and UndefinedBehaviorSanitizer.
-sanitize: export PATH := $(abspath $(BIN)):$(PATH)
-sanitize: $(VENV)/.tested
+# The CPU's kernels, and the CUDA kernels for the CPU, with AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitized: export PATH := $(abspath $(BIN)):$(PATH)
+sanitized: $(VENV)/.tested
 	cmake -S . -B build/sanitized -G Ninja -DPython3_EXECUTABLE=$(abspath $(BIN))/python -DATROUSOPS_CUDA=OFF \
 	  -DATROUSOPS_HOST_CUDA=ON -DATROUSOPS_SANITIZE=ON -DATROUSOPS_OUTPUT_DIR=$(abspath build/sanitized)
-	cmake --build build/sanitized --target atrousops_host_cuda
+	cmake --build build/sanitized --target atrousops_host_cuda atrousops_cpu
+
+sanitize: sanitized
 	$(BIN)/python -m pytest -q -n logical --dist worksteal tests/cuda/test_sanitized.py
+
+# Random calls of the CPU's operators on every instruction set; for hours: make fuzz FUZZ_SECONDS=36000 FUZZ_SEED=1
+fuzz: sanitized
+	$(BIN)/python tests/fuzz_cpu.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 
 # Everything that needs a GPU: tests, compute-sanitizer, benchmarks. It goes on where it stopped, and leaves
 # benchmarks/results/<gpu>. Without .venv, with libraries in atrousops/lib or nvcc: python3 tests/gpu_check.py

@@ -56,8 +56,10 @@ class Part:
 
 
 def _load_operators(name: str, filename: str) -> Part:
-    path = _FOLDER / "lib" / filename
-    if os.environ.get("ATROUSOPS_LIBRARY", "auto") == "none":
+    # auto, none, or another folder than the package's.
+    wish = os.environ.get("ATROUSOPS_LIBRARY", "auto")
+    path = (_FOLDER / "lib" if wish in ("auto", "none") else Path(wish)) / filename
+    if wish == "none":
         return Part(name, str(path), "switched off by ATROUSOPS_LIBRARY=none")
     if not path.exists():
         compiler = "nvcc" if name == "cuda" else "a C++ compiler"
