@@ -11,9 +11,20 @@ from atrousops.models.unpooling import UnpoolingDecoder, coding_vgg16, encode
 from atrousops.models.vgg import load_fully_connected, load_vgg16
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d
 from atrousops.nn.blocks import check_pooled
+from atrousops.nn.sequence import run_layers
 
 # The image that fc6 needs: seven positions of the last map.
 _SIDE = 224
+
+
+class _FullyConnected(nn.Sequential):
+    """fc6, fc7 and the deconvolution; of an image of 224 pixels they see one position."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        # A graph that is traced in evaluation has no such question.
+        if self.training and tuple(input.shape[-2:]) == (7, 7):
+            check_pooled("DeconvNet.fc", self, input)
+        return run_layers(self.children(), input)
 
 
 class DeconvNet(nn.Module):
@@ -27,7 +38,7 @@ class DeconvNet(nn.Module):
             return [layer, nn.BatchNorm2d(channels), nn.ReLU()]
 
         self.backbone = coding_vgg16(width, in_channels)
-        self.fc = nn.Sequential(
+        self.fc = _FullyConnected(
             *block(AtrousConv2d(8 * width, wide, 7), wide),
             *block(AtrousConv2d(wide, wide, 1), wide),
             *block(AtrousConvTranspose2d(wide, 8 * width, 7), 8 * width),
@@ -41,9 +52,6 @@ class DeconvNet(nn.Module):
         check_images(type(self).__name__, input, self.backbone.in_channels)
         size = input.shape[-2:]
         x, pooled = encode(self.backbone, at_least(input, _SIDE))
-        # fc6 leaves one position of seven. A graph that is traced in evaluation has no such question.
-        if self.training and tuple(x.shape[-2:]) == (7, 7):
-            check_pooled("DeconvNet.fc", self.fc[:6], x)
         return {"out": crop(self.score(self.decoder(self.fc(x), pooled)), 0, size)}
 
 

@@ -108,7 +108,8 @@ def permutohedral_filter(values: Tensor, features: Tensor | Lattice, normalize: 
 
 
 def fill(values: Tensor, where: Tensor | None, value: float) -> Tensor:
-    return values if where is None else values.masked_fill(where, value)
+    """`values` with `value` where that is true, in their memory format; masked_fill would lose it."""
+    return values if where is None else torch.where(where, value, values)
 
 
 def is_known(values: Tensor) -> bool:

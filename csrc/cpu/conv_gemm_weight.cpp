@@ -13,7 +13,7 @@ using core::kAxes;
 namespace {
 
 constexpr int64_t kColumns = 512, kOutputs = 256;  // of one task's result
-constexpr int64_t kDepth = 256;                    // rows gathered, and summed, at a time
+constexpr int64_t kDepth = 128;  // rows gathered, and summed, at a time: of twice as many sums round twice as much
 constexpr int64_t kTasks = 16, kSlices = 16;
 
 struct AxisGroup {

@@ -250,7 +250,7 @@ struct Unpool {
   template <class S, bool kSum>
   int64_t scatter_group(const Inner& all, int64_t batch, int64_t c, int64_t count, S* sums, int64_t pitch) const {
     const int64_t step = a.channels_last ? g.channels : 1, windows = g.small_plane(), plane = g.large_plane();
-    int64_t from = a.channels_last ? batch * windows * g.channels + c : (batch * g.channels + c) * windows;
+    int64_t inside = 0, from = a.channels_last ? batch * windows * g.channels + c : (batch * g.channels + c) * windows;
     // Zero bits are 0 in every dtype. GCC would call memset for each element of a plane.
     const int64_t runs = pitch == count ? 1 : plane, run = pitch == count ? plane * count : count;
     for (int64_t p = 0; p < runs; ++p) std::memset(static_cast<void*>(sums + p * pitch), 0, run * sizeof(S));
@@ -260,8 +260,7 @@ struct Unpool {
       else
         sum = value;
     };
-    int64_t inside = 0;
-    if (windows == 0) return inside;
+    if (windows == 0) return 0;
     Walk at(0, g.small[0], g.small[1], 1);
     for (; at.outer == 0; at.next(), from += step * g.small[2]) {
       const int64_t first = position(start(0, at), start(1, at), -g.padding[2]);
