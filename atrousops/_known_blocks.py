@@ -78,6 +78,7 @@ _ORDERED = {
     ("torchvision.models.segmentation.deeplabv3", "ASPPPooling"): "",
     ("atrousops.nn.aspp", "_ImagePooling"): "",
     ("atrousops.models.backbones", "Backbone"): "outputs",
+    ("atrousops.models.deconvnet", "_FullyConnected"): "",
     ("atrousops.models.deeplab", "DeepLabV3Head"): "",
     ("atrousops.models.deeplab", "FCNHead"): "",
     ("atrousops.models.pspnet", "PSPHead"): "",

@@ -139,10 +139,16 @@ def test_no_gradient_no_work():
 
 
 @pytest.mark.parametrize("groups", [1, 8], ids=["dense", "depthwise"])
-def test_our_kernels_treat_subnormals_as_zero(groups):
-    x, w = torch.randn(1, 8, 9, 8), torch.randn(8, 8 // groups, 3, 3)
-    x[:, ::2], w[1::2] = 1e-40, -1e-41
-    zero = lambda t: torch.where(t.abs() < 1.2e-38, 0, t)  # noqa: E731
+def test_our_kernels_compute_with_subnormals(groups):
+    """All sums lie below 1.2e-38, where neighbours are 1.4e-45 apart: results and input gradients are right to that."""
+    x, w = 1e-40 * torch.randn(1, 8, 9, 8), torch.randn(8, 8 // groups, 3, 3)
+    x, dy = x.requires_grad_(), 1e-40 * torch.randn(1, 8, 9, 8)
     with ao.backend("cpu"):
-        ours, right = (A.conv2d(*t, None, 1, 2, 2, groups) for t in ((x, w), (zero(x), zero(w))))
-    assert torch.equal(ours, right)
+        y = A.conv2d(x, w, None, 1, 2, 2, groups)
+        dx = torch.autograd.grad(y, x, dy)[0]
+    wide = x.detach().double().requires_grad_()
+    exact = F.conv2d(wide, w.double(), None, 1, 2, 2, groups)
+    right = torch.autograd.grad(exact, wide, dy.double())[0]
+    for ours, theirs in ((y, exact), (dx, right)):
+        assert 0 < theirs.abs().max() < torch.finfo(torch.float32).tiny
+        assert (ours.double() - theirs).abs().max() <= 72 * 1.5e-45

@@ -96,7 +96,9 @@ def test_meta_tensors_get_what_the_kernels_answer(name, last):
 
     real, meta = call(name, kind("cpu")), call(name, kind("meta"))
     assert meta.is_meta
-    assert (meta.shape, meta.dtype, meta.stride()) == (real.shape, real.dtype, real.stride())
+    # The stride of an axis of one position says nothing.
+    of = lambda t: (t.shape, t.dtype, [s for s, size in zip(t.stride(), t.shape) if size > 1])  # noqa: E731
+    assert of(meta) == of(real)
 
 
 @pytest.mark.parametrize("name", ["max_unpool2d", "roi_align", "roi_pool", "permutohedral_filter", "mean_field"])

@@ -58,7 +58,6 @@ void conv_each(int64_t items, const std::function<void(int64_t, int64_t)>& f) {
   std::atomic<bool> failed{false};
   std::exception_ptr error;
   torch::stable::parallel_for(0, conv_workers(items), 1, [&](int64_t begin, int64_t) {
-    FlushSubnormals flush;
     try {
       for (int64_t item = next++; item < items && !failed; item = next++) f(item, begin);
     } catch (...) {

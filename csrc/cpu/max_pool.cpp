@@ -41,7 +41,7 @@ static std::pair<Tensor, std::optional<Tensor>> pool(const char* op, const Tenso
   const auto kernel = ATROUSOPS_SELECT(max_pool);
   const int64_t rows = g.batch * g.small_plane() * (nhwc ? 1 : g.channels) / (nhwc ? 1 : g.small[2]);
   const int64_t work = g.taps() * (nhwc ? g.channels : g.small[2]) + 1;
-  parallel_for_exact(0, rows, kPoolGrain / work, [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows, kPoolGrain / work, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<char[]> scratch(new char[max_pool_scratch(g)]);
     kernel(a, begin, end, scratch.get());
   });

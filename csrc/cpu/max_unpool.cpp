@@ -23,7 +23,7 @@ static Marks kind_of(const char* op, const Tensor& marks) {
 template <class F>
 static int64_t counted(int64_t units, int64_t work, int64_t scratch_bytes, const F& f) {
   std::atomic<int64_t> total{0};
-  parallel_for_exact(0, units, kPoolGrain / (work + 1), [&](int64_t begin, int64_t end) {
+  parallel_for(0, units, kPoolGrain / (work + 1), [&](int64_t begin, int64_t end) {
     const std::unique_ptr<char[]> scratch(new char[scratch_bytes]);
     int64_t count = 0;
     f(begin, end, scratch.get(), &count);
@@ -105,8 +105,8 @@ static Tensor pick_elements(const char* op, const Tensor& large, const Tensor& m
                         nhwc};
   const int64_t units = g.batch * g.small[0] * g.small[1] * (nhwc ? g.small[2] : g.channels);
   const auto kernel = ATROUSOPS_SELECT(pick);
-  parallel_for_exact(0, units, kPoolGrain / (1 + (nhwc ? g.channels : g.small[2])),
-                     [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
+  parallel_for(0, units, kPoolGrain / (1 + (nhwc ? g.channels : g.small[2])),
+               [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
   return out;
 }
 
@@ -129,7 +129,7 @@ static void check_codes(const Tensor& marks, const std::vector<int64_t>& kernel_
   if (taps >= 256) return;
   const uint8_t* p = data<uint8_t>(m);
   std::atomic<int> worst{0};
-  parallel_for_exact(0, m.numel(), kPoolGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, m.numel(), kPoolGrain, [&](int64_t begin, int64_t end) {
     uint8_t most = 0;
     for (int64_t i = begin; i < end; ++i) most = p[i] > most ? p[i] : most;
     int before = worst.load();

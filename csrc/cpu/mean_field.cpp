@@ -57,7 +57,7 @@ class Inference {
  private:
   void pass(bool start, bool store) {
     const auto kernel = ATROUSOPS_SELECT(mean_field_pass);
-    parallel_for(0, chunks_, chunk_grain(args_.scores.pixels, chunks_), [&](int64_t begin, int64_t end) {
+    parallel_for_flushed(0, chunks_, chunk_grain(args_.scores.pixels, chunks_), [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         for (size_t k = 0; k < work_.size() && !store; ++k) work_[k].clear_rows(first_chunk_[k] + c);
         kernel(args_, args_.scores.pixels * c / chunks_, args_.scores.pixels * (c + 1) / chunks_, start, store,

@@ -1,5 +1,4 @@
-// torch's thread pool, with subnormals flushed to zero in every worker: a subnormal costs a hundred cycles, and trained
-// networks are full of them.
+// torch's thread pool.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -42,17 +41,17 @@ class FlushSubnormals {
 // f(begin, end) over disjoint ranges; at least `grain` iterations a worker. f must not throw.
 template <class F>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& f) {
-  if (begin >= end) return;
-  torch::stable::parallel_for(begin, end, grain < 1 ? 1 : grain, [&f](int64_t b, int64_t e) {
+  if (begin < end) torch::stable::parallel_for(begin, end, grain < 1 ? 1 : grain, f);
+}
+
+// The same with subnormals flushed to zero, for the lattice alone: what PyTorch computes too keeps them, as PyTorch
+// does, but probabilities of labels that are out of the question are full of them, and each costs a hundred cycles.
+template <class F>
+void parallel_for_flushed(int64_t begin, int64_t end, int64_t grain, const F& f) {
+  parallel_for(begin, end, grain, [&f](int64_t b, int64_t e) {
     FlushSubnormals flush;
     f(b, e);
   });
-}
-
-// The same with subnormals kept, for operators that only compare and move numbers.
-template <class F>
-void parallel_for_exact(int64_t begin, int64_t end, int64_t grain, const F& f) {
-  if (begin < end) torch::stable::parallel_for(begin, end, grain < 1 ? 1 : grain, f);
 }
 
 }  // namespace atrousops::cpu

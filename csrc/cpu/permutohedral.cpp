@@ -31,7 +31,7 @@ Tensor permutohedral_apply(const Tensor& values, const Tensor& splat_weights, co
 
   const auto splat = ATROUSOPS_SELECT(permutohedral_splat);
   const int64_t grain = chunk_grain(lattice.pixels, lattice.chunks);
-  parallel_for(0, lattice.images * lattice.chunks, grain, [&](int64_t begin, int64_t end) {
+  parallel_for_flushed(0, lattice.images * lattice.chunks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       const int64_t n = c / lattice.chunks;
       work.clear_rows(c);
@@ -41,7 +41,7 @@ Tensor permutohedral_apply(const Tensor& values, const Tensor& splat_weights, co
   work.blur(reverse);
   const auto slice = ATROUSOPS_SELECT(permutohedral_slice);
   const int64_t tiles = (lattice.pixels + kPixelTile - 1) / kPixelTile;
-  parallel_for(0, lattice.images * tiles, 64, [&](int64_t begin, int64_t end) {
+  parallel_for_flushed(0, lattice.images * tiles, 64, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin / tiles; n * tiles < end; ++n) {
       const int64_t first = std::max(begin - n * tiles, int64_t{0}), last = std::min(end - n * tiles, tiles);
       slice(work.args, image(out, n), n * lattice.pixels, first * kPixelTile,

@@ -129,7 +129,7 @@ Builder::Builder(const Tensor& features_, int64_t chunks_)
 void Builder::place_pixels() {
   const auto geometry = ATROUSOPS_SELECT(permutohedral_geometry);
   const int64_t corners = dims + 1, item = static_cast<int64_t>(features.element_size());
-  parallel_for(0, images * chunks, chunk_grain(pixels, chunks), [&](int64_t begin, int64_t end) {
+  parallel_for_flushed(0, images * chunks, chunk_grain(pixels, chunks), [&](int64_t begin, int64_t end) {
     bool ok = true;
     uint64_t keys[kLatticeTile * (kMaxFeatures + 1)];
     for (int64_t c = begin; c < end; ++c) {
@@ -157,7 +157,7 @@ void Builder::number_vertices() {
   bounds[0] = 0;
   for (int64_t c = 0; c < images * chunks; ++c) bounds[c + 1] = bounds[c] + chunk_tables[c].size();
   row_vertex.resize(bounds[images * chunks]);
-  parallel_for(0, images, chunk_grain(pixels, 1), [&](int64_t begin, int64_t end) {
+  parallel_for_flushed(0, images, chunk_grain(pixels, 1), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n)
       for (int64_t c = n * chunks; c < (n + 1) * chunks; ++c)
         for (int64_t i = 0; i < chunk_tables[c].size(); ++i)
@@ -169,7 +169,7 @@ void Builder::number_vertices() {
     mutable_data<int64_t>(counts)[n] = image_tables[n].size();
   }
   const int64_t corners = dims + 1;
-  parallel_for(0, images * chunks, chunk_grain(pixels, chunks), [&](int64_t begin, int64_t end) {
+  parallel_for_flushed(0, images * chunks, chunk_grain(pixels, chunks), [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       const int64_t n = c / chunks, first = pixels * (c % chunks) / chunks, stop = pixels * (c % chunks + 1) / chunks;
       for (int64_t i = bounds[c]; i < bounds[c + 1]; ++i) row_vertex[i] += static_cast<int32_t>(image_base[n]);
@@ -193,7 +193,7 @@ void Builder::link_neighbours() {
       int32_t* links = table + (j * stride + base) * 2;
       std::fill_n(links, 2 * vertices.size(), -1);
       const uint64_t unit = j < dims ? layout.unit(static_cast<int>(j)) : 0;
-      parallel_for(0, vertices.size(), 2048, [&](int64_t begin, int64_t end) {
+      parallel_for_flushed(0, vertices.size(), 2048, [&](int64_t begin, int64_t end) {
         for (int64_t v = begin; v < end; ++v) {
           // One step along axis j: + D on coordinate j, - 1 on the others.
           const uint64_t key = vertices.keys()[v];

@@ -115,7 +115,7 @@ void LatticeWork::set_gain(double factor, const Tensor* each) {
 
 void LatticeWork::blur(bool reverse) const {
   constexpr int64_t kGrain = 1024;
-  const auto each_vertex = [&](const auto& f) { parallel_for(first_vertex_, last_vertex_, kGrain, f); };
+  const auto each_vertex = [&](const auto& f) { parallel_for_flushed(first_vertex_, last_vertex_, kGrain, f); };
   const auto gather = ATROUSOPS_SELECT(permutohedral_gather);
   each_vertex([&](int64_t begin, int64_t end) { gather(args, begin, end); });
   const auto step = ATROUSOPS_SELECT(permutohedral_blur);

@@ -103,7 +103,7 @@ class RoiLaunch {
       for (int64_t w = first; w < last; ++w) f(w, items * w / count, items * (w + 1) / count);
     };
     if (exact_)
-      parallel_for_exact(0, count, 1, share);
+      parallel_for(0, count, 1, share);
     else
       parallel_for(0, count, 1, share);
   }

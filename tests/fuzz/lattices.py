@@ -33,7 +33,9 @@ class Lattice:
 
     def is_valid(self) -> bool:
         least = (self.n, self.channels, self.features, *self.size, self.threads)
-        return min(least) > 0 and self.features <= 7 and self.iterations >= 0
+        # A softmax over one label is 1.
+        labels = self.iterations == 0 or self.channels > 1
+        return min(least) > 0 and self.features <= 7 and self.iterations >= 0 and labels
 
     def run(self) -> None:
         torch.manual_seed(self.seed)
@@ -67,14 +69,15 @@ class Lattice:
 
 
 def draw_lattice(r: random.Random) -> Lattice:
+    channels = r.choice(WIDTHS)
     return Lattice(
         r.randint(1, 2),
-        r.choice(WIDTHS),
+        channels,
         r.randint(1, 6),
         (r.choice(WIDTHS),) if r.random() < 0.3 else (r.randint(1, 9), r.choice(WIDTHS[:12])),
         r.choice((0.1, 1.0, 10.0)),
         r.choice(("none", "symmetric", "before", "after")),
-        r.choice((0, 0, 1, 2)),
+        r.choice((0, 0, 1, 2)) if channels > 1 else 0,
         r.random() < 0.3,
         r.choice(tuple(DTYPES)),
         r.choice(("contiguous", "channels_last", "strided", "offset")),
