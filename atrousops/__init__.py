@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 from atrousops import functional, nn
-from atrousops._report import optimization_report
-from atrousops.autotune import autotune
-from atrousops.backends import backend
-from atrousops.convert import convert, revert
-from atrousops.explain import explain
+from atrousops.dispatch.backends import backend
 from atrousops.info import info
 from atrousops.nn import *  # noqa: F403
-from atrousops.optimize import optimize
+from atrousops.surgery.autotune import autotune
+from atrousops.surgery.convert import convert, revert
+from atrousops.surgery.explain import explain
+from atrousops.surgery.optimize import optimize
+from atrousops.surgery.report import optimization_report
 
 if TYPE_CHECKING:
     from atrousops import engine as engine

@@ -16,9 +16,9 @@ import torch
 from tqdm import tqdm
 
 import atrousops as ao
-from atrousops import backends
-from atrousops._checks import ArgumentTypeError
-from atrousops._files import OutputError
+from atrousops.common.checks import ArgumentTypeError
+from atrousops.common.files import OutputError
+from atrousops.dispatch import backends
 
 if TYPE_CHECKING:
     from atrousops.engine.predict import Predictor
@@ -357,8 +357,8 @@ def _study(args: argparse.Namespace) -> int:
     )
     print(f"-> {args.table}")
     if args.pages:
+        from atrousops.bench import pages
         from atrousops.bench.results import Report
-        from atrousops.engine import pages
 
         speed = [Report.load(Path(file)) for file in args.speed]
         photo = pages.Photo(Path(args.photo), args.credit) if args.photo else None

@@ -19,7 +19,7 @@ from atrousops.bench.measure import Options
 from atrousops.bench.run import run
 from atrousops.engine import pictures
 from atrousops.engine.predict import labels, load_predictor
-from atrousops.explain import Explanation
+from atrousops.surgery.explain import Explanation
 
 # Of the quick selection of `atrousops bench`: one row for each thing that this package does.
 ROWS = (

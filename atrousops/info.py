@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from atrousops import _library, backends, ops
+from atrousops import ops
+from atrousops.dispatch import backends, libraries
 
 DEVICES = ("cpu", "cuda")
 
@@ -36,7 +37,7 @@ def info() -> Info:
         cuda=_cuda(),
         libraries=[
             {"name": part.name, "path": part.path, "loaded": part.problem is None, "problem": part.problem}
-            for part in _library.parts
+            for part in libraries.parts
         ],
         build=_build(),
         environment={name: os.environ[name] for name in sorted(os.environ) if name.startswith("ATROUSOPS_")},
@@ -52,9 +53,9 @@ def operator_names() -> list[str]:
 
 def cpu_isa() -> str | None:
     """The instruction set that our CPU kernels use here: "plain", "avx2" or "avx512"; None without the library."""
-    if not _library.has_operators:
+    if not libraries.has_operators:
         return None
-    query = ctypes.CDLL(_library.cpu.path).atrousops_cpu_isa
+    query = ctypes.CDLL(libraries.cpu.path).atrousops_cpu_isa
     query.restype = ctypes.c_char_p
     return query().decode()
 
@@ -71,7 +72,7 @@ def _versions() -> dict[str, str]:
 
 
 def _cpu() -> dict[str, Any]:
-    compiled = _library.planner.isas.split(",") if _library.planner is not None else []
+    compiled = libraries.planner.isas.split(",") if libraries.planner is not None else []
     return {
         "isa": cpu_isa(),
         "compiled": compiled,
@@ -91,7 +92,7 @@ def _cuda() -> dict[str, Any]:
 
 
 def _build() -> dict[str, str]:
-    planner = _library.planner
+    planner = libraries.planner
     if planner is None:
         return {}
     target = planner.torch_target >> 48

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import atrousops as ao
-from atrousops import _library
+from atrousops.dispatch import libraries
 
 # Workers of pytest-xdist share the cores.
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
@@ -50,9 +50,9 @@ def pytest_collection_modifyitems(config, items):
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     config.stash[GPU_TESTS] = 0
     if gpu and torch.cuda.is_available():
-        if _library.cuda.problem:
+        if libraries.cuda.problem:
             raise pytest.UsageError(
-                f"{len(gpu)} tests need a GPU, and one is here, but not the CUDA library: {_library.cuda.problem}. "
+                f"{len(gpu)} tests need a GPU, and one is here, but not the CUDA library: {libraries.cuda.problem}. "
                 "Build it, or leave them out with -m 'not gpu'"
             )
     elif gpu:
@@ -152,8 +152,8 @@ def backend(request) -> Iterator[str]:
         with ao.backend("triton"):
             yield name
         return
-    if name == "cpu" and _library.cpu.problem:
-        pytest.skip(f"no cpu library: {_library.cpu.problem}")
+    if name == "cpu" and libraries.cpu.problem:
+        pytest.skip(f"no cpu library: {libraries.cpu.problem}")
     device, name = ("cuda", "triton") if name == "triton on cuda" else (name, name)
     with torch.device(device), ao.backend(name), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield name

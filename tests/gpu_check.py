@@ -32,7 +32,7 @@ FOUND = 9  # compute-sanitizer's exit status for an error
 NO_TESTS = 5  # pytest's
 GPU_NAME = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
 LIBRARIES = """
-from atrousops import _library as l
+from atrousops.dispatch import libraries as l
 print(" ".join(f"{p.name}: {p.problem}." for p in l.parts if p.problem))
 raise SystemExit(bool(l.cpu.problem or l.cuda.problem))
 """

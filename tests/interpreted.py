@@ -13,14 +13,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from atrousops import _library, _triton
+from atrousops.dispatch import libraries, triton_library
 
 
 def problem() -> str | None:
     """Why the kernels cannot be run here, or None."""
-    if _library.triton.problem is not None:
-        return _library.triton.problem
-    return None if _triton.interpreted() else "the kernels are interpreted under TRITON_INTERPRET=1 alone"
+    if libraries.triton.problem is not None:
+        return libraries.triton.problem
+    return None if triton_library.interpreted() else "the kernels are interpreted under TRITON_INTERPRET=1 alone"
 
 
 # Tests that show every value of every parameter; of all others at most this many cases are run.
@@ -106,7 +106,7 @@ def receive(pairs: list[tuple[str, str]]) -> None:
 
 def never_launched() -> list[str]:
     """Kernels that ran in no dtype, and floating dtypes in which no convolution did."""
-    folder = Path(_triton.__file__).parent / "triton"
+    folder = Path(triton_library.__file__).parent / "triton"
     names = [n for file in folder.glob("*.py") for n in re.findall(r"(?m)^@jit\ndef (\w+)\(", file.read_text())]
     ran = {name for name, _ in _launched}
     return [n for n in sorted(names) if n not in ran] + [d for d in FLOATING if ("conv_kernel", d) not in _launched]

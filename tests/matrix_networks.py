@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -41,7 +42,8 @@ def images(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
 def call(path: str, *args: Any, **options: Any) -> Any:
     """The result of a function or class that is only imported now."""
     module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)(*args, **options)
+    # Copies, for there are networks that change what they are given.
+    return getattr(importlib.import_module(module), name)(*copy.deepcopy(args), **copy.deepcopy(options))
 
 
 def _made(path: str, *shapes: tuple[int, ...], trains: bool = True, **options: Any) -> Network:

@@ -10,12 +10,12 @@ import torch
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library, choice, devices, measured
-from atrousops._checks import ArgumentError, ArgumentTypeError
-from atrousops.autotune import _forget_choices
-from atrousops.measured import Times
+from atrousops.common.checks import ArgumentError, ArgumentTypeError
+from atrousops.dispatch import choice, devices, libraries, measured
+from atrousops.dispatch.measured import Times
+from atrousops.surgery.autotune import _forget_choices
 
-pytestmark = pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
+pytestmark = pytest.mark.skipif(not libraries.has_operators, reason="the CPU library is not built")
 
 
 @pytest.fixture(autouse=True)

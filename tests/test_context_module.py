@@ -11,7 +11,7 @@ from oracle import assert_close
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library, choice
+from atrousops.dispatch import choice, libraries
 from atrousops.nn import ContextModule
 
 PAPER = (1, 1, 2, 4, 8, 16, 1, 1)
@@ -101,8 +101,8 @@ def test_clusters_of_every_size(blocks, capability, shared, cluster):
     assert_close(results[0], exact, theirs)
     assert all(torch.equal(results[0], y) for y in results)
     assert runs() - before == (3 if cluster else 0)
-    if _library.planner is not None:
-        plan = _library.planner.plan_context(*case.size, [1, 7, 0], 2, blocks, shared, capability, lambda: math.inf)
+    if libraries.planner is not None:
+        plan = libraries.planner.plan_context(*case.size, [1, 7, 0], 2, blocks, shared, capability, lambda: math.inf)
         assert plan[0] == cluster
 
 
@@ -115,7 +115,7 @@ def plan(size, dilation=PAPER, kernels=(3,) * 7 + (1,), dtype=torch.bfloat16, gp
     return choice.plan_context(size, dilation, kernels, dtype, False, (gpu[0], gpu[2], gpu[1]))
 
 
-@pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing")
+@pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing")
 def test_what_is_planned():
     one = plan((1, 21, 64, 64))
     # By hand: 8 rows and 8 from either side of two maps, three layers' weights, and a chunk of zeros.
@@ -128,7 +128,7 @@ def test_what_is_planned():
     assert plan((1, 21, 66, 66)).cluster == 8
 
 
-@pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing")
+@pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing")
 @pytest.mark.parametrize(
     ("why", "arguments"),
     [

@@ -12,10 +12,10 @@ from torch.nn.grad import conv2d_weight
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library
+from atrousops.dispatch import libraries
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-compiled = pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
+compiled = pytest.mark.skipif(not libraries.has_operators, reason="the CPU library is not built")
 ALL = (*CONVOLUTIONS, *TRANSPOSED)
 
 

@@ -10,8 +10,8 @@ from torch.testing._internal.common_methods_invocations import op_db
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library
-from atrousops._checks import ArgumentError, ArgumentTypeError
+from atrousops.common.checks import ArgumentError, ArgumentTypeError
+from atrousops.dispatch import libraries
 
 OPS = [op for op in op_db if op.name.startswith("nn.functional.conv")]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64)
@@ -37,7 +37,7 @@ def wide(value):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_pytorchs_samples(op, dtype, name):
-    if name == "cpu" and (dtype.is_complex or not _library.has_operators):
+    if name == "cpu" and (dtype.is_complex or not libraries.has_operators):
         name = None  # complex numbers are PyTorch's in any case
     samples = list(op.sample_inputs("cpu", dtype))
     assert len(samples) >= 10
@@ -101,7 +101,7 @@ def test_bad_arguments_are_named(function, args, kwargs, kind, text, name):
 
 
 def test_a_direct_call_of_an_operator_does_not_crash():
-    if not _library.has_operators:
+    if not libraries.has_operators:
         pytest.skip("the CPU library is not built")
     ops, two = torch.ops.atrousops, [1, 1]
     for bad in (
@@ -144,7 +144,7 @@ def agree(name, *args):
         with pytest.raises(RuntimeError):
             getattr(A, name)(*args)
         return
-    for backend in (None, "cpu", "reference") if _library.has_operators else (None, "reference"):
+    for backend in (None, "cpu", "reference") if libraries.has_operators else (None, "reference"):
         with ao.backend(backend):
             ours = getattr(A, name)(*args)
         assert_close(ours, theirs, theirs)

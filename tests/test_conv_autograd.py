@@ -7,9 +7,9 @@ from oracle import assert_close
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library
+from atrousops.dispatch import libraries
 
-pytestmark = pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
+pytestmark = pytest.mark.skipif(not libraries.has_operators, reason="the CPU library is not built")
 
 # Dense with dead taps and an uneven 'same', depthwise with stride, and a strided transposed one with output_padding.
 CASES = {

@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library, backends, devices, planner
-from atrousops.explain import Explanation
+from atrousops.dispatch import backends, devices, libraries, planner
+from atrousops.surgery.explain import Explanation
 
 BF16, HALF, FLOAT = torch.bfloat16, torch.float16, torch.float32
 
@@ -203,7 +203,7 @@ def problems_of(shape, weights, padding, dilation):
     return [planner.call_problem("forward", shape, w, (1, 1), p, d, 1) for w, p, d in each]
 
 
-@pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing")
+@pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing")
 @pytest.mark.parametrize("name", SHAPES)
 def test_what_is_planned(name):
     (batch, size, rates), of_launches, of_calls = SHAPES[name]
@@ -221,7 +221,7 @@ def test_what_is_planned(name):
     assert plan(batch, size, rates, channels_last=False).candidates[1].seconds > one.seconds
 
 
-@pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing")
+@pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing")
 @pytest.mark.parametrize(
     ("why", "arguments"),
     [
@@ -255,9 +255,9 @@ def test_explanation_without_gpu():
     assert (row.kernel, row.reason) == ("branches", "branch by branch: one launch is a GPU's")
 
 
-@pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing")
+@pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing")
 def test_a_gpu_is_explained_without_one(monkeypatch):
-    monkeypatch.setattr(_library, "cuda", replace(_library.cuda, problem=None))
+    monkeypatch.setattr(libraries, "cuda", replace(libraries.cuda, problem=None))
     monkeypatch.setattr(backends, "_has_cuda_kernel", lambda op: True)
 
     on = {"device": "cuda", "dtype": BF16}

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 
 
 class Calls(TorchFunctionMode):

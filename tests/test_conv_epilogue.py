@@ -7,7 +7,7 @@ from oracle import assert_close
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops._checks import ArgumentError, ArgumentTypeError
+from atrousops.common.checks import ArgumentError, ArgumentTypeError
 
 ACTIVATIONS = {None: lambda y: y, "relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish, "silu": F.silu}
 

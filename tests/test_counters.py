@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library
+from atrousops.dispatch import libraries
 from atrousops.nn import STOCK
 
 
@@ -24,8 +24,8 @@ def flops(call) -> int:
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("name", [f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)])
 def test_convolutions_forward_and_backward(name, groups, backend):
-    if backend == "cpu" and _library.cpu.problem:
-        pytest.skip(f"no cpu library: {_library.cpu.problem}")
+    if backend == "cpu" and libraries.cpu.problem:
+        pytest.skip(f"no cpu library: {libraries.cpu.problem}")
     rank = int(name[-2])
     x = samples.rand(2, 8, *[9, 8, 7][:rank]).requires_grad_()
     w = samples.rand(8, 8 // groups, *[3, 2, 3][:rank]).requires_grad_()
@@ -54,7 +54,7 @@ def test_a_convolution_with_its_activation(residual, bias):
 def test_stacks_count_as_their_convolutions(name):
     args, kwargs = samples.FUNCTIONS[name]()
     counts = set()
-    for backend in ("aten", *(() if _library.cpu.problem else ("cpu",))):
+    for backend in ("aten", *(() if libraries.cpu.problem else ("cpu",))):
         with ao.backend(backend):
             counts.add(flops(lambda: getattr(A, name)(*args, **kwargs)))
     assert len(counts) == 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from people import write_people
 
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.data import VOID, CamVid, VOCPerson, files, transforms
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.data import (
     SETS,
     VOC,

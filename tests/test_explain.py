@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import _library, _triton, backends, choice, planner
+from atrousops.dispatch import backends, choice, libraries, planner, triton_library
 
 
 def model() -> nn.Sequential:
@@ -69,7 +69,7 @@ def test_fake_boxes_have_no_values_to_check(backend):
     assert [row.operator for row in rows] == ["roi_align"]
 
 
-@pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
+@pytest.mark.skipif(not libraries.has_operators, reason="the CPU library is not built")
 def test_a_lattice_of_fake_features_has_its_largest_size():
     with FakeTensorMode():
         rows = ao.explain(ao.DenseCRF(iterations=1), torch.empty(1, 4, 8, 8), torch.empty(1, 3, 8, 8)).rows
@@ -77,7 +77,7 @@ def test_a_lattice_of_fake_features_has_its_largest_size():
 
 
 def test_a_gpu_is_explained_without_one(monkeypatch):
-    monkeypatch.setattr(_library, "cuda", replace(_library.cuda, problem=None))
+    monkeypatch.setattr(libraries, "cuda", replace(libraries.cuda, problem=None))
     with FakeTensorMode():
         x = torch.empty(16, 256, 33, 33, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
         layer = ao.AtrousConv2d(256, 256, 3, padding=18, dilation=18, device="cuda", dtype=torch.bfloat16)
@@ -85,7 +85,7 @@ def test_a_gpu_is_explained_without_one(monkeypatch):
     assert row.device == "cuda"
     assert [c.kernel for c in row.plan.candidates] == list(planner.kernels("cuda"))
     assert row.backend == ("aten" if row.plan.kernel == "aten" else backends.own("conv", x.device, x.dtype) or "aten")
-    if _library.planner is not None:
+    if libraries.planner is not None:
         explanation = ao.explain(layer, x)
         assert "depthwise: not one channel in and out a group\n" in str(explanation)
         assert row.plan.kernel == "wgmma"
@@ -93,10 +93,10 @@ def test_a_gpu_is_explained_without_one(monkeypatch):
         assert "positions of 8 images; predicted 2.39 times as fast as with every tap" in str(explanation)
 
 
-@pytest.mark.skipif(_library.triton.problem is not None, reason=str(_library.triton.problem))
+@pytest.mark.skipif(libraries.triton.problem is not None, reason=str(libraries.triton.problem))
 @pytest.mark.parametrize("rocm", [None, "6.4"], ids=["CUDA", "ROCm"])
 def test_triton_runs_on_a_gpu_without_a_compiled_library(rocm, monkeypatch):
-    monkeypatch.setattr(_library, "cuda", replace(_library.cuda, problem="not built"))
+    monkeypatch.setattr(libraries, "cuda", replace(libraries.cuda, problem="not built"))
     monkeypatch.setattr(torch.version, "hip", rocm)
     with FakeTensorMode():
         x, w = torch.empty(1, 64, 65, 65, device="cuda"), torch.empty(64, 64, 3, 3, device="cuda")
@@ -111,7 +111,7 @@ def test_triton_runs_on_a_gpu_without_a_compiled_library(rocm, monkeypatch):
         assert {(row.backend, row.reason) for row in rows[1:]} == {("triton", "our Triton kernel")}
         assert rows[0].backend == ("aten" if rows[0].plan.kernel == "aten" else "triton")
         assert rows[0].reason == rows[0].plan.reason
-        if _library.planner is None:
+        if libraries.planner is None:
             assert rows[0].reason == "aten: the compiled planner is missing"
         else:
             # Of the rate's nine taps five are live: the plan is of Triton's kernels, with their reasons.
@@ -123,7 +123,7 @@ def test_triton_runs_on_a_gpu_without_a_compiled_library(rocm, monkeypatch):
             row = ao.explain(lambda: ao.functional.conv2d(x, w, None, 1, 24, 24, residual=x, activation="relu")).rows[0]
             assert (row.backend, row.kernel) == ("triton", "dot" if row.plan.kernel == "dot" else "conv_epilogue")
             assert row.reason.endswith(", residual and activation in its launch")
-    if not _triton.interpreted():
+    if not triton_library.interpreted():
         with ao.backend("triton"), pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
             ao.functional.max_pool2d(torch.zeros(1, 1, 4, 4), 2)
 
@@ -152,14 +152,14 @@ def test_forced_backends_are_named():
     # A pointwise convolution is PyTorch's by plan, unless somebody wants otherwise.
     layer, x = ao.AtrousConv2d(8, 8, 1), torch.randn(1, 8, 9, 9)
     for name, kernel in (("aten", "aten"), ("reference", "reference"), ("cpu", "conv")):
-        if name == "cpu" and not _library.has_operators:
+        if name == "cpu" and not libraries.has_operators:
             continue
         with ao.backend(name):
             row = ao.explain(layer, x).rows[0]
         assert (row.backend, row.kernel) == (name, kernel)
 
 
-@pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
+@pytest.mark.skipif(not libraries.has_operators, reason="the CPU library is not built")
 def test_a_function_of_ours():
     x, boxes = torch.randn(2, 3, 8, 8), torch.tensor([[0.0, 0, 0, 4, 4]])
     explanation = ao.explain(A.roi_pool, x, boxes, 2)

@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from atrousops._files import OutputError, write_atomically
+from atrousops.common.files import OutputError, write_atomically
 
 
 def write(data):

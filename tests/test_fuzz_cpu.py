@@ -5,7 +5,7 @@ import itertools
 import fuzz_cpu
 import pytest
 
-from atrousops import _library
+from atrousops.dispatch import libraries
 
 
 def test_calls_are_read_back_and_made_smaller():
@@ -20,7 +20,7 @@ def test_calls_are_read_back_and_made_smaller():
 
 
 @pytest.mark.torchvision
-@pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
+@pytest.mark.skipif(not libraries.has_operators, reason="the CPU library is not built")
 def test_a_few_calls():
     """Not sanitized, on this machine's instruction set: make fuzz does the rest."""
     for call in itertools.islice(fuzz_cpu.calls_of(4), 40):

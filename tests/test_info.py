@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import atrousops as ao
-from atrousops import _library, backends
+from atrousops.dispatch import backends, libraries
 
-needs_library = pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
+needs_library = pytest.mark.skipif(not libraries.has_operators, reason="the CPU library is not built")
 
 
 def in_new_process(code: str, **environment: str) -> str:

@@ -9,7 +9,8 @@ from torch.testing._internal.common_methods_invocations import op_db
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import backends, nn, reference
+from atrousops import nn, reference
+from atrousops.dispatch import backends
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OURS = (None, A.max_pool1d, A.max_pool2d, A.max_pool3d)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.metrics import ConfusionMatrix
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.metrics import BoundaryScores, ConfusionMatrix, MaskAP, PanopticQuality, trimap
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import atrousops as ao
 from atrousops import models
-from atrousops._checks import ArgumentError, ArgumentTypeError
+from atrousops.common.checks import ArgumentError, ArgumentTypeError
 
 
 class Written(nn.Module):
@@ -147,14 +147,14 @@ def test_networks(name):
 
 
 def test_a_copy_that_disagrees_is_undone(monkeypatch):
-    from atrousops import _fusion
+    from atrousops.surgery import fusion
 
-    def wrong(layer, norm, fold=_fusion.fold):
+    def wrong(layer, norm, fold=fusion.fold):
         reason = fold(layer, norm)
         layer.weight.data.mul_(1.001)
         return reason
 
-    monkeypatch.setattr(_fusion, "fold", wrong)
+    monkeypatch.setattr(fusion, "fold", wrong)
     model, x = lively(Written()), torch.randn(2, 4, 24, 24)
     fast = ao.optimize(model)
     assert len(unfolded(fast)) == 4

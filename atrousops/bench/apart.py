@@ -13,7 +13,7 @@ from atrousops.bench.floors import Floor
 from atrousops.bench.modules import placed
 from atrousops.bench.oracle import Oracle, no_grad
 from atrousops.bench.registry import DTYPES, Prepared, Setting
-from atrousops.testing import Run
+from atrousops.common.testing import Run
 
 
 def mask_rcnn(at: Setting, height: int, width: int, num_classes: int) -> Prepared:

@@ -104,9 +104,9 @@ def main(args: argparse.Namespace) -> int:
 def _measure(rows: list, args: argparse.Namespace) -> int:
     import torch
 
-    from atrousops._checks import ArgumentError, bad_value
     from atrousops.bench import machine, plots, run
     from atrousops.bench.measure import Options
+    from atrousops.common.checks import ArgumentError, bad_value
 
     if args.device == "cuda" and not torch.cuda.is_available():
         bad_value("bench", "device", "be there", "cuda, but PyTorch sees no GPU", "Use --device cpu.")

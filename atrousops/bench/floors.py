@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from atrousops import geometry, planner
-from atrousops.geometry import Problem, product
+from atrousops.dispatch import geometry, planner
+from atrousops.dispatch.geometry import Problem, product
 
 # The products of which a direction consists; the names are the planner's kinds.
 PROBLEMS = {

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 import atrousops as ao
-from atrousops._stored import cpu_name
 from atrousops.bench.registry import DTYPES
-from atrousops.testing import clock_of
+from atrousops.common.stored import cpu_name
+from atrousops.common.testing import clock_of
+from atrousops.dispatch import backends
 
 # Bytes of a copy from memory, larger than any cache.
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
@@ -120,7 +121,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "versions": facts["versions"] | _peers(),
         "build": facts["build"],
         "libraries": {part["name"]: part["problem"] or "loaded" for part in facts["libraries"]},
-        "forced_backend": ao.backends.forced(),
+        "forced_backend": backends.forced(),
         "variables": facts["environment"],
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

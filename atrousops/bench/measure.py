@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 import atrousops as ao
-from atrousops import _library, _triton
 from atrousops.bench.machine import Ceilings, clock_of, peak_memory, tf32
 from atrousops.bench.operators import under
 from atrousops.bench.registry import DTYPES, Prepared, Row
 from atrousops.bench.results import DISPATCHED, GEMM, OWN, TRITON, Result
-from atrousops.testing import Ready, Run, Timing, compare
+from atrousops.common.testing import Ready, Run, Timing, compare
+from atrousops.dispatch import libraries, triton_library
 
 # A matrix product of equal work is left out if its operands need more than this.
 MOST_GEMM_BYTES = 4 << 30
@@ -86,7 +86,7 @@ def _contenders(
     prepared: Prepared, device: torch.device, options: Options
 ) -> tuple[dict[str, Ready], dict[str, Ready]]:
     ours = {DISPATCHED: prepared.ours}
-    library = _library.cuda if device.type == "cuda" else _library.cpu
+    library = libraries.cuda if device.type == "cuda" else libraries.cpu
     if library.problem is None:
         ours[OWN] = under(device.type, prepared.ours)
     if runs_triton(device):
@@ -99,7 +99,7 @@ def _contenders(
 
 def runs_triton(device: torch.device) -> bool:
     """Whether rows have Triton's kernels beside those of the compiled library."""
-    return device.type in _triton.KEYS and _triton.installed()
+    return device.type in triton_library.KEYS and triton_library.installed()
 
 
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:

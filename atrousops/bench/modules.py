@@ -16,8 +16,8 @@ import atrousops as ao
 from atrousops.bench.floors import PROBLEMS, Floor
 from atrousops.bench.operators import incumbents, under
 from atrousops.bench.registry import DTYPES, LAYOUTS, Prepared, Setting
-from atrousops.explain import Explanation
-from atrousops.testing import Outputs, Run
+from atrousops.common.testing import Outputs, Run
+from atrousops.surgery.explain import Explanation
 
 _Made = Callable[[nn.Module], nn.Module]
 

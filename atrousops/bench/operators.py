@@ -15,10 +15,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import atrousops as ao
-from atrousops import choice, functional
+from atrousops import functional
 from atrousops.bench.floors import Floor, bytes_of, conv_floor, conv_problem, gemm_shape
 from atrousops.bench.registry import LAYOUTS, Prepared, Setting
-from atrousops.testing import Outputs, Ready, Run
+from atrousops.common.testing import Outputs, Ready, Run
+from atrousops.dispatch import choice
 
 Function = Callable[..., Outputs]
 

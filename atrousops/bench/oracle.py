@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import atrousops as ao
-from atrousops.testing import Outputs
+from atrousops.common.testing import Outputs
 
 # Rows and columns of the part that the oracle is checked on.
 PART = (slice(100, 196), slice(100, 228))

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from atrousops._checks import ArgumentError
 from atrousops.bench.registry import SCALING
 from atrousops.bench.report import columns
 from atrousops.bench.results import DISPATCHED, TRITON, Report, Result
+from atrousops.common.checks import ArgumentError
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000", "#999999")

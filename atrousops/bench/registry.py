@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atrousops._checks import bad_value
 from atrousops.bench.floors import PROBLEMS, Floor
-from atrousops.testing import Ready, Run
+from atrousops.common.checks import bad_value
+from atrousops.common.testing import Ready, Run
 
 # Ours against ours: rows of other suites, which are no wins or losses.
 SCALING = "scaling"

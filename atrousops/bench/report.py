@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from atrousops.bench.results import DISPATCHED, OWN, TRITON, Report, Result, geometric_mean
-from atrousops.testing import Timing
+from atrousops.common.testing import Timing
 
 LEGEND = """\
 Each result is held to PyTorch's in float64 first; a wrong one has no ratio. All run in turn: medians, +- half of the

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from atrousops._checks import bad_value
-from atrousops._files import write_atomically
 from atrousops.bench.floors import Floor
 from atrousops.bench.machine import Ceilings
-from atrousops.testing import Timing
+from atrousops.common.checks import bad_value
+from atrousops.common.files import write_atomically
+from atrousops.common.testing import Timing
 
 SCHEMA = 2
 # Fields of a result that hold timings.

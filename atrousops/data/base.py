@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.data.files import Files, find
 
 VOID = 255

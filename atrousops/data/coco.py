@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from atrousops._checks import ArgumentError, bad_value
+from atrousops.common.checks import ArgumentError, bad_value
 from atrousops.data.base import VOID, Sample, SegmentationSet
 
 # By id, from 1; a dash where COCO took a class out again.

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 
 Image.preinit()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.data import decode
 
 

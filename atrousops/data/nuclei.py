@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.data.base import Sample, SegmentationSet
 
 

@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.data.base import VOID
 
 MEAN = (0.485, 0.456, 0.406)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.data.transforms import MEAN, STD, Augmentation
 from atrousops.engine.losses import Loss
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from atrousops import models
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.data import VOID, SegmentationSet, transforms
 from atrousops.engine import config as configs
 from atrousops.engine import outputs

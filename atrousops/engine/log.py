@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from atrousops._files import OutputError, write_atomically
+from atrousops.common.files import OutputError, write_atomically
 from atrousops.data import SegmentationSet
 from atrousops.data.transforms import denormalise
 from atrousops.engine import pictures

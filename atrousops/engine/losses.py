@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.data import VOID, SegmentationSet
 
 

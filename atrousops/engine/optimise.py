@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.engine.config import Optimiser
 
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.data import SETS, SegmentationSet
 from atrousops.engine.config import Config
 from atrousops.models.registry import NETWORKS

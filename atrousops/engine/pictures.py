@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from atrousops._checks import bad_value
-from atrousops._files import write_atomically
+from atrousops.common.checks import bad_value
+from atrousops.common.files import write_atomically
 from atrousops.data.decode import PictureError, reason
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atrousops import models
-from atrousops._checks import bad_type, bad_value
+from atrousops.common.checks import bad_type, bad_value
 from atrousops.engine import outputs, tiles
 from atrousops.engine.instances import find
 from atrousops.engine.multiscale import MultiScale, resize

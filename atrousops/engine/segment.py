@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from atrousops._files import write_atomically
+from atrousops.common.files import write_atomically
 from atrousops.data import decode
 from atrousops.engine import pictures
 from atrousops.engine.channels import read_channels, to_rgb

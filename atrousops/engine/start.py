@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from atrousops import models
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.data import SETS, SegmentationSet, transforms
 from atrousops.data.files import find
 from atrousops.engine.config import Config

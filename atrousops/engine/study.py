@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from atrousops import models
-from atrousops._checks import ArgumentError, bad_value
-from atrousops._files import write_atomically
+from atrousops.common.checks import ArgumentError, bad_value
+from atrousops.common.files import write_atomically
 from atrousops.engine import config as configs
 from atrousops.engine import evaluate, train, tune_crf
 from atrousops.engine.config import Config, Variant

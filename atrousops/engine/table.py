@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from atrousops._checks import bad_value
-from atrousops._files import write_atomically
+from atrousops.common.checks import bad_value
+from atrousops.common.files import write_atomically
 
 # A run by the name of its recipe, with what its file of scores says.
 Scored = tuple[str, dict[str, Any]]

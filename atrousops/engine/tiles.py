@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 
 # Tiles start at multiples of this, so that the grid of any network with an output stride up to 32 is the whole image's.
 GRID = 32

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from atrousops import models
-from atrousops._checks import bad_value
-from atrousops._files import write_atomically
+from atrousops.common.checks import bad_value
+from atrousops.common.files import write_atomically
 from atrousops.data import SegmentationSet, transforms
 from atrousops.engine import config as configs
 from atrousops.engine import optimise, outputs, start

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.data import SegmentationSet, transforms
 from atrousops.engine import config as configs
 from atrousops.engine import evaluate

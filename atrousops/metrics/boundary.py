@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.metrics.confusion import ConfusionMatrix
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.metrics.extras import need
 
 

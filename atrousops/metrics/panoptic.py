@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.metrics.extras import need
 
 

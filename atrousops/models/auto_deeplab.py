@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.models.base import Features, SegmentationModel, resize
 from atrousops.models.channels import check_channels
 from atrousops.models.deeplab_v3plus import DeepLabV3PlusHead

@@ -11,10 +11,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from atrousops._checks import bad_value
-from atrousops.convert import convert
+from atrousops.common.checks import bad_value
 from atrousops.models.channels import adapted, check_channels, first_layer, set_in_channels
 from atrousops.nn.sequence import run_layers
+from atrousops.surgery.convert import convert
 
 
 class Backbone(nn.ModuleDict):

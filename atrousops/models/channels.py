@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from atrousops._checks import bad_type, bad_value
+from atrousops.common.checks import bad_type, bad_value
 
 # Of RGB in 0..1, on ImageNet.
 MEAN = (0.485, 0.456, 0.406)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.models.channels import MEAN, STD, normalisation
 from atrousops.models.fcn import fcn8s
 from atrousops.nn import CRFasRNN, DenseCRF

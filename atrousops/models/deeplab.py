@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.models.backbones import (
     RESNETS,
     Backbone,

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from atrousops._checks import bad_value
-from atrousops.convert import convert
+from atrousops.common.checks import bad_value
 from atrousops.models.backbones import RESNETS, load_backbone, resnet, set_rates
 from atrousops.models.base import Features, SegmentationModel
 from atrousops.models.deeplab import FCNHead
 from atrousops.nn import AtrousConv2d
+from atrousops.surgery.convert import convert
 
 
 class CascadeHead(nn.Sequential):

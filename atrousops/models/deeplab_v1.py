@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.models.backbones import Backbone
 from atrousops.models.base import Features, SegmentationModel, crop, resize
 from atrousops.models.crf import with_crf

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.models.backbones import RESNETS, load_backbone, resnet
 from atrousops.models.base import Features, SegmentationModel, at_least, check_images, resize
 from atrousops.models.crf import with_crf

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.models.base import check_images, crop, reflect, resize
 from atrousops.models.crf import with_crf
 from atrousops.models.vgg import fully_convolutional, load_vgg16, pool_2x2, vgg16

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.models.vgg16_lowrank import LowRankConv2d, VGG16LowRank
 
 # The trunk was trained on BGR images in 0..255 less a mean; ours sees RGB, normalised as torchvision does.

@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.models.base import bilinear_deconvolution, check_images, crop
 from atrousops.models.vgg import fully_convolutional, load_vgg16, vgg16
 from atrousops.nn import AtrousConv2d, MaxPool2d

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.models.backbones import encoder
 from atrousops.models.base import bilinear_deconvolution, check_images, crop
 from atrousops.nn import AtrousConv2d

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.models.base import check_images, resize
 from atrousops.models.vgg import fully_convolutional, load_vgg16, vgg16
 from atrousops.nn import AtrousConv2d, MaxPool2d

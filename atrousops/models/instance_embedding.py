@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.models.backbones import encoder
 from atrousops.models.base import check_images, check_objects, resize
 from atrousops.nn import AtrousConv2d

@@ -15,12 +15,12 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign, masks_to_boxes
 
-from atrousops._checks import bad_value
-from atrousops.convert import convert
+from atrousops.common.checks import bad_value
 from atrousops.models._detection import Heads, Proposals, Transform
 from atrousops.models.backbones import Backbone, load_backbone, resnet
 from atrousops.models.base import check_objects
 from atrousops.models.channels import normalisation, set_in_channels
+from atrousops.surgery.convert import convert
 
 _DEPTHS = (18, 34, 50, 101, 152)
 

@@ -12,11 +12,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from atrousops import functional
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
+from atrousops.common.conv_arguments import Arguments
 from atrousops.models.base import check_images, crop, reflect
 from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d
-from atrousops.ops._conv_arguments import Arguments
 from atrousops.ops.conv import grad_bias, grad_input, grad_weight
 
 

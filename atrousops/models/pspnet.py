@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.models.backbones import encoder
 from atrousops.models.base import Features, SegmentationModel, resize
 from atrousops.models.deeplab import FCNHead

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from atrousops._checks import ArgumentError, ArgumentTypeError, bad_value
-from atrousops._files import write_atomically
+from atrousops.common.checks import ArgumentError, ArgumentTypeError, bad_value
+from atrousops.common.files import write_atomically
 from atrousops.models import deeplab, deeplab_v3plus, fcn
 from atrousops.models.auto_deeplab import auto_deeplab
 from atrousops.models.crf import crfrnn

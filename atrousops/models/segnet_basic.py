@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.models.base import check_images, init_relu
 from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d, MaxPool2d, MaxUnpool2d

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.models.backbones import encoder
 from atrousops.models.base import check_images, crop, reflect
 from atrousops.models.channels import check_channels

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.models.backbones import Backbone, load_backbone
 from atrousops.models.base import init_relu
 from atrousops.models.channels import check_channels

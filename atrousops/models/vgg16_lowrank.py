@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d
 

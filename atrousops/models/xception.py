@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.nn.blocks import check_pooled, conv_norm_relu
 from atrousops.nn.branches import run_branches
 from atrousops.nn.conv import FusedConv2d

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 from atrousops.nn.conv import AtrousConv2d
 
 

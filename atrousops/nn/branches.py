@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atrousops import functional
-from atrousops.nn._stock import leaf
+from atrousops import ops
 from atrousops.nn.conv import FusedConv2d
+from atrousops.nn.in_place import leaf
 from atrousops.ops.conv_branches import why_apart
 
 
@@ -57,7 +57,7 @@ def _joined(layers: list[Any], activation: str | None, input: Tensor, others: Se
     if why_apart(input, weights, *around, activation is not None, others):
         return None
     biases = None if first.bias is None else [layer.bias for layer in layers]
-    return functional.conv_branches(input, weights, biases, *around, activation, others)
+    return ops.conv_branches(input, weights, biases, *around, activation, others)
 
 
 def fits(layer: Any) -> bool:

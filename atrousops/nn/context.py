@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from atrousops import functional
-from atrousops._checks import bad_value
-from atrousops.nn._stock import leaf
+from atrousops import ops
+from atrousops.common.checks import bad_value
 from atrousops.nn.conv import AtrousConv2d
+from atrousops.nn.in_place import leaf
 from atrousops.ops.context_module import runs_as_one
 
 # Table 1 of the paper; a last 1x1 layer follows.
@@ -126,7 +126,7 @@ class ContextModule(nn.Module):
         weights, dilation = [layer.weight for layer in layers], [layer.dilation[0] for layer in layers]
         if not runs_as_one(input, weights, biases, dilation):
             return None
-        return functional.context_module(input, weights, biases, dilation)
+        return ops.context_module(input, weights, biases, dilation)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, kind={self.kind!r}"

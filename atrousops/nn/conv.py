@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from atrousops import functional
-from atrousops._checks import bad_value
-from atrousops.nn._stock import in_place_of, leaf
+from atrousops import ops
+from atrousops.common.checks import bad_value
+from atrousops.nn.in_place import in_place_of, leaf
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -120,7 +120,7 @@ class AtrousConv1d(_AtrousConv, nn.Conv1d):
     Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), eq. (2).
     """
 
-    _function = staticmethod(functional.conv1d)
+    _function = staticmethod(ops.conv1d)
 
 
 @in_place_of(nn.Conv2d)
@@ -144,7 +144,7 @@ class AtrousConv2d(_AtrousConv, nn.Conv2d):
     Chen et al., DeepLab (2018), section 3.1.
     """
 
-    _function = staticmethod(functional.conv2d)
+    _function = staticmethod(ops.conv2d)
 
 
 @in_place_of(nn.Conv3d)
@@ -165,7 +165,7 @@ class AtrousConv3d(_AtrousConv, nn.Conv3d):
     Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), eq. (2).
     """
 
-    _function = staticmethod(functional.conv3d)
+    _function = staticmethod(ops.conv3d)
 
 
 @in_place_of(nn.ConvTranspose1d)
@@ -187,7 +187,7 @@ class AtrousConvTranspose1d(_AtrousConvTranspose, nn.ConvTranspose1d):
     Source: Zeiler et al., Adaptive deconvolutional networks (2011); Long et al., FCN (2015), section 3.3.
     """
 
-    _function = staticmethod(functional.conv_transpose1d)
+    _function = staticmethod(ops.conv_transpose1d)
 
 
 @in_place_of(nn.ConvTranspose2d)
@@ -210,7 +210,7 @@ class AtrousConvTranspose2d(_AtrousConvTranspose, nn.ConvTranspose2d):
     Source: Zeiler et al., Adaptive deconvolutional networks (2011); Long et al., FCN (2015), section 3.3.
     """
 
-    _function = staticmethod(functional.conv_transpose2d)
+    _function = staticmethod(ops.conv_transpose2d)
 
 
 @in_place_of(nn.ConvTranspose3d)
@@ -230,7 +230,7 @@ class AtrousConvTranspose3d(_AtrousConvTranspose, nn.ConvTranspose3d):
     Source: Zeiler et al., Adaptive deconvolutional networks (2011); Long et al., FCN (2015), section 3.3.
     """
 
-    _function = staticmethod(functional.conv_transpose3d)
+    _function = staticmethod(ops.conv_transpose3d)
 
 
 @leaf

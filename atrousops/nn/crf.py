@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from atrousops import ops
-from atrousops._checks import bad_type, bad_value
-from atrousops.backends import FLOATING
-from atrousops.nn._stock import leaf
+from atrousops.common.checks import bad_type, bad_value
+from atrousops.dispatch.backends import FLOATING
+from atrousops.nn.in_place import leaf
 from atrousops.ops.mean_field import check_labels
 from atrousops.ops.permutohedral import MAX_FEATURES, NORMALIZATIONS, Blame, Lattice, is_known, lattice_of
 

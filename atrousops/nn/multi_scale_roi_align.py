@@ -7,9 +7,9 @@ from math import log2
 import torch
 from torch import Tensor, nn
 
-from atrousops import functional
-from atrousops._checks import bad_value
-from atrousops.nn._stock import leaf
+from atrousops import ops
+from atrousops.common.checks import bad_value
+from atrousops.nn.in_place import leaf
 
 
 @leaf
@@ -71,7 +71,7 @@ class MultiScaleRoIAlign(nn.Module):
 
     def _align(self, level: Tensor, rois: Tensor, scale: float) -> Tensor:
         height, width = self.output_size
-        return functional.roi_align(level, rois, (height, width), scale, self.sampling_ratio)
+        return ops.roi_align(level, rois, (height, width), scale, self.sampling_ratio)
 
     def _level_of(self, rois: Tensor, finest: int, coarsest: int) -> Tensor:
         side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from atrousops import ops
-from atrousops._checks import bad_value
-from atrousops.nn._stock import leaf
+from atrousops.common.checks import bad_value
+from atrousops.nn.in_place import leaf
 from atrousops.ops.permutohedral import NORMALIZATIONS, Lattice
 
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from atrousops import functional
-from atrousops.nn._stock import in_place_of
+from atrousops import ops
+from atrousops.nn.in_place import in_place_of
 
 
 class _MaxPool(nn.modules.pooling._MaxPoolNd):
@@ -26,7 +26,7 @@ class _MaxPool(nn.modules.pooling._MaxPoolNd):
 class MaxPool1d(_MaxPool, nn.MaxPool1d):
     """torch.nn.MaxPool1d on functional.max_pool1d; see MaxPool2d."""
 
-    _function = staticmethod(functional.max_pool1d)
+    _function = staticmethod(ops.max_pool1d)
 
 
 @in_place_of(nn.MaxPool2d)
@@ -37,14 +37,14 @@ class MaxPool2d(_MaxPool, nn.MaxPool2d):
     MaxUnpool2d of the same kernel_size, stride and padding takes in their place.
     """
 
-    _function = staticmethod(functional.max_pool2d)
+    _function = staticmethod(ops.max_pool2d)
 
 
 @in_place_of(nn.MaxPool3d)
 class MaxPool3d(_MaxPool, nn.MaxPool3d):
     """torch.nn.MaxPool3d on functional.max_pool3d; see MaxPool2d."""
 
-    _function = staticmethod(functional.max_pool3d)
+    _function = staticmethod(ops.max_pool3d)
 
 
 class _MaxUnpool(nn.modules.pooling._MaxUnpoolNd):
@@ -60,7 +60,7 @@ class _MaxUnpool(nn.modules.pooling._MaxUnpoolNd):
 class MaxUnpool1d(_MaxUnpool, nn.MaxUnpool1d):
     """torch.nn.MaxUnpool1d on functional.max_unpool1d; see MaxUnpool2d."""
 
-    _function = staticmethod(functional.max_unpool1d)
+    _function = staticmethod(ops.max_unpool1d)
 
 
 @in_place_of(nn.MaxUnpool2d)
@@ -70,11 +70,11 @@ class MaxUnpool2d(_MaxUnpool, nn.MaxUnpool2d):
     Takes int64 indices of any pooling, or the uint8 codes of MaxPool2d(..., return_indices="codes").
     """
 
-    _function = staticmethod(functional.max_unpool2d)
+    _function = staticmethod(ops.max_unpool2d)
 
 
 @in_place_of(nn.MaxUnpool3d)
 class MaxUnpool3d(_MaxUnpool, nn.MaxUnpool3d):
     """torch.nn.MaxUnpool3d on functional.max_unpool3d; see MaxUnpool2d."""
 
-    _function = staticmethod(functional.max_unpool3d)
+    _function = staticmethod(ops.max_unpool3d)

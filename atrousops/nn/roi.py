@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from atrousops import functional
-from atrousops.nn._stock import leaf
-from atrousops.ops._roi import BoxList
+from atrousops import ops
+from atrousops.common.formats import BoxList
+from atrousops.nn.in_place import leaf
 
 
 @leaf
@@ -31,9 +31,7 @@ class RoIAlign(nn.Module):
 
     def forward(self, input: Tensor, rois: Tensor | BoxList) -> Tensor:
         """(N, C, H, W) features and (K, 5) or N times (L, 4) boxes to (K, C, *output_size)."""
-        return functional.roi_align(
-            input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned
-        )
+        return ops.roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
 
     def extra_repr(self) -> str:
         return (
@@ -58,7 +56,7 @@ class RoIPool(nn.Module):
 
     def forward(self, input: Tensor, rois: Tensor | BoxList) -> Tensor:
         """(N, C, H, W) features and (K, 5) or N times (L, 4) boxes to (K, C, *output_size)."""
-        return functional.roi_pool(input, rois, self.output_size, self.spatial_scale)
+        return ops.roi_pool(input, rois, self.output_size, self.spatial_scale)
 
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
@@ -26,10 +27,19 @@ class Variant:
 
 
 class Folded(Variant):
-    """A normalisation that the convolution before it does: it returns its input."""
+    """A normalisation that the convolution before it does: it returns its input.
+
+    Its extra state keeps folded and other weights apart: each is refused where the other belongs.
+    """
 
     def forward(self, input: Any) -> Any:
         return input
+
+    def get_extra_state(self) -> Tensor:
+        return torch.ones((), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        pass
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, folded"  # type: ignore[misc]

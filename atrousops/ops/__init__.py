@@ -1,6 +1,6 @@
 """Public functions: argument checks, fake kernels, autograd, autocast, and the choice of a backend."""
 
-from atrousops import _flops
+from atrousops.ops import _flops
 from atrousops.ops.context_module import context_module
 from atrousops.ops.conv import conv1d, conv2d, conv3d
 from atrousops.ops.conv_branches import conv_branches

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from atrousops import _library, _triton, backends, choice
-from atrousops.devices import tf32_allowed
-from atrousops.ops._conv_arguments import Arguments
+from atrousops.common.conv_arguments import Arguments
+from atrousops.dispatch import backends, choice, libraries, triton_library
+from atrousops.dispatch.devices import tf32_allowed
 from atrousops.ops._register import PLAIN, foreign, transformed
 
 
@@ -53,9 +53,7 @@ _grad_enabled, _autocast_enabled = torch.is_grad_enabled, torch._C._is_any_autoc
 _threads, _is_compiling = torch.get_num_threads, torch.compiler.is_compiling
 
 
-def forget() -> None:
-    """Drops what was looked up, after the planner has learnt something."""
-    _routes.clear()
+choice.on_forget.append(_routes.clear)
 
 
 def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
@@ -172,7 +170,9 @@ def _ours(
     device: str,
     needs_grad: bool = False,
 ) -> bool:
-    if not (_library.has_operators if device == "cpu" else _library.cuda.problem is None or _triton.installed()):
+    if not (
+        libraries.has_operators if device == "cpu" else libraries.cuda.problem is None or triton_library.installed()
+    ):
         return False
     stride, padding, dilation, groups, extra = arguments
     kernel = choice.choose(

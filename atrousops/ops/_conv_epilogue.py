@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from atrousops import _library
-from atrousops._checks import bad_type, bad_value
-from atrousops.ops._conv_arguments import Arguments
+from atrousops.common.checks import bad_type, bad_value
+from atrousops.common.conv_arguments import Arguments
+from atrousops.common.formats import empty_as_kernel, prefers_channels_last
+from atrousops.dispatch import libraries
 from atrousops.ops._conv_dispatch import Call, Route, allow_tf32, route_of, run
-from atrousops.ops._layout import empty_as_kernel, prefers_channels_last
 from atrousops.ops._register import foreign, register, transformed
 
 
@@ -158,5 +158,5 @@ def _fake(input, weight, bias, residual, activation, stride, padding, dilation, 
     return empty_as_kernel(_output_size(input, weight, a), input)
 
 
-if _library.triton.problem is None:
+if libraries.triton.problem is None:
     register("conv_epilogue", fake=_fake)

@@ -11,12 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
-from atrousops import _library, _triton
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
+from atrousops.dispatch import libraries, triton_library
 from atrousops.ops import _batches
 
 _AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "xpu": "AutocastXPU"}
-_autocast_library = torch.library.Library("atrousops", "FRAGMENT") if _library.has_schemas else None
+_autocast_library = torch.library.Library("atrousops", "FRAGMENT") if libraries.has_schemas else None
 
 PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 _PLAIN = frozenset(PLAIN)
@@ -76,11 +76,11 @@ def register(
         two passes through the dispatcher, which costs a small call more than all else, and knows no transforms; eager
         calls do without it, and record the same backward.
     """
-    if not _library.has_schemas:
+    if not libraries.has_schemas:
         return CALLS.setdefault(name, otherwise or _missing)
     qualified = f"atrousops::{name}"
     torch.library.register_fake(qualified, fake)
-    _triton.register_rule(name)
+    triton_library.register_rule(name)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context)
     if autocast is not None:

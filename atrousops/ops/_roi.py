@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from atrousops import backends
-from atrousops._checks import bad_type, bad_value
+from atrousops.common.checks import bad_type, bad_value
+from atrousops.common.formats import BoxList
+from atrousops.common.values import values_of
+from atrousops.dispatch import backends
 from atrousops.ops._windows import integer
-from atrousops.reference._values import values_of
-
-BoxList: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 
 _COLUMNS = "Its columns are (image, x1, y1, x2, y2)."
 
@@ -113,17 +112,3 @@ def _refuse(op: str, rois: Tensor, bad: Tensor, rule: str, remedy: str) -> None:
     if bad.any():
         k = int(bad.nonzero()[0])
         bad_value(op, "boxes", rule, f"box {k} = {tuple(rois[k].tolist())}", remedy)
-
-
-def is_channels_last(t: Tensor) -> bool:
-    """Whether the CPU operators answer such an input in channels_last."""
-    # Under vmap nobody may ask, and nothing of ours runs.
-    if t.is_contiguous() or torch._C._are_functorch_transforms_active():
-        return False
-    return t.is_contiguous(memory_format=torch.channels_last)
-
-
-def empty_in_format(like: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
-    """Uninitialised, in one of the two memory formats."""
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format)

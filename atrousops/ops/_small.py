@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atrousops import backends
+from atrousops.dispatch import backends
 from atrousops.ops._register import PLAIN, transformed
 
 # Elements of input up to which a call is all overhead, and PyTorch's.

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from atrousops import backends, choice, reference
-from atrousops._checks import bad_type, bad_value
-from atrousops.devices import tf32_allowed
-from atrousops.ops._layout import empty_as_kernel
+from atrousops import reference
+from atrousops.common.checks import bad_type, bad_value
+from atrousops.common.formats import empty_as_kernel
+from atrousops.dispatch import backends, choice
+from atrousops.dispatch.devices import tf32_allowed
 from atrousops.ops._register import foreign, register, transformed
 from atrousops.ops.conv import conv2d
 

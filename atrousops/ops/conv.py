@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atrousops import reference
-from atrousops.ops._conv_arguments import Arguments, check_conv
+from atrousops.common.conv_arguments import Arguments, check_conv
+from atrousops.common.formats import empty_as_kernel, prefers_channels_last
 from atrousops.ops._conv_dispatch import Call, allow_tf32, gradient_is_ours, run
 from atrousops.ops._conv_epilogue import run_with_epilogue
-from atrousops.ops._layout import empty_as_kernel, prefers_channels_last
 from atrousops.ops._register import register
 
 Size = int | Sequence[int]

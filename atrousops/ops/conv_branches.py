@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from atrousops import backends, choice, reference
-from atrousops._checks import bad_type, bad_value
-from atrousops.ops._conv_arguments import Arguments, check_conv
+from atrousops import reference
+from atrousops.common.checks import bad_type, bad_value
+from atrousops.common.conv_arguments import Arguments, check_conv
+from atrousops.common.formats import empty_as_kernel, prefers_channels_last
+from atrousops.dispatch import backends, choice
 from atrousops.ops._conv_dispatch import allow_tf32
-from atrousops.ops._layout import empty_as_kernel, prefers_channels_last
 from atrousops.ops._register import foreign, register, transformed
 from atrousops.ops.conv import conv2d, grad_bias, grad_input, grad_weight
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atrousops import reference
-from atrousops.ops._conv_arguments import Arguments, check_conv_transpose
+from atrousops.common.conv_arguments import Arguments, check_conv_transpose
+from atrousops.common.formats import empty_as_kernel
 from atrousops.ops._conv_dispatch import Call, allow_tf32, run
-from atrousops.ops._layout import empty_as_kernel
 from atrousops.ops._register import register
 from atrousops.ops.conv import convolve, grad_bias, grad_weight
 

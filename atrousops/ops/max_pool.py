@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atrousops import backends, reference
-from atrousops._checks import bad_value
+from atrousops import reference
+from atrousops.common.checks import bad_value
+from atrousops.common.formats import empty_map, pooled_size, prefers_channels_last
+from atrousops.dispatch import backends
 from atrousops.ops import _register
 from atrousops.ops._register import foreign, keep, register, transformed
 from atrousops.ops._small import is_small
-from atrousops.ops._windows import check_bool, check_tensor, empty_map, in_float32, per_axis, prefers_channels_last
+from atrousops.ops._windows import check_bool, check_tensor, in_float32, per_axis
 
 Size = int | Sequence[int]
 ReturnIndices = bool | Literal["codes"]
@@ -191,15 +193,6 @@ def _check_codes(op: str, kernel: tuple[int, ...], dilation: tuple[int, ...]) ->
         )
 
 
-def _output_size(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
-    room = size + 2 * padding - dilation * (kernel - 1) - 1
-    out = (room + (stride - 1 if ceil_mode else 0)) // stride + 1
-    # A last window must start inside the map or its left padding.
-    if ceil_mode and (out - 1) * stride >= size + padding:
-        out -= 1
-    return out
-
-
 def _check(
     op: str,
     axes: int,
@@ -236,8 +229,8 @@ def _check(
         if size == 0:
             _bad_shape(op, axes, shape)
     for size, k, s, p, d in zip(shape[-axes:], kernel, stride, padding, dilation):
-        if _output_size(size, k, s, p, d, ceil_mode) < 1:
-            out = [_output_size(*each, ceil_mode) for each in zip(shape[-axes:], kernel, stride, padding, dilation)]
+        if pooled_size(size, k, s, p, d, ceil_mode) < 1:
+            out = [pooled_size(*each, ceil_mode) for each in zip(shape[-axes:], kernel, stride, padding, dilation)]
             rule = f"hold a window once padded (window {kernel}, padding {padding}, dilation {dilation})"
             theirs = (
                 f"max_pool1d() Invalid computed output size: {out[0]}"
@@ -264,7 +257,7 @@ def _bad_shape(op: str, axes: int, shape: Sequence[int]) -> NoReturn:
 def _fake(dtype: torch.dtype | None) -> Any:
     def fake(input, kernel_size, stride, padding, dilation, ceil_mode):
         spatial = [
-            _output_size(*each, ceil_mode)
+            pooled_size(*each, ceil_mode)
             for each in zip(input.shape[-len(kernel_size) :], kernel_size, stride, padding, dilation)
         ]
         nhwc = prefers_channels_last(input, len(kernel_size))

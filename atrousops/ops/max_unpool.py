@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atrousops import backends, reference
-from atrousops._checks import bad_type, bad_value
+from atrousops import reference
+from atrousops.common.checks import bad_type, bad_value
+from atrousops.common.formats import empty_map, prefers_channels_last
+from atrousops.dispatch import backends
 from atrousops.ops._register import foreign, keep, register
-from atrousops.ops._windows import check_tensor, empty_map, in_float32, integer, per_axis, prefers_channels_last
+from atrousops.ops._windows import check_tensor, in_float32, integer, per_axis
 from atrousops.ops.max_pool import Size, pool_backward
 
 _NAMES = ("", "max_unpool1d", "max_unpool2d", "max_unpool3d")

@@ -7,18 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from atrousops import backends, reference
-from atrousops._checks import bad_type, bad_value
+from atrousops import reference
+from atrousops.common.checks import bad_type, bad_value
+from atrousops.common.formats import empty_values
+from atrousops.dispatch import backends
 from atrousops.ops._register import foreign, register, transformed
-from atrousops.ops.permutohedral import (
-    Lattice,
-    apply_lattice,
-    fake_values,
-    fill,
-    is_known,
-    lattice_weights,
-    memory_format_of,
-)
+from atrousops.ops.permutohedral import Lattice, apply_lattice, fill, is_known, lattice_weights, memory_format_of
 
 
 def mean_field(
@@ -138,7 +132,7 @@ def check_labels(op: str, scores: Tensor) -> None:
 
 
 def _fake(scores: Tensor, lattices: list[Tensor], compatibilities: list[Tensor], iterations: int) -> Tensor:
-    return fake_values(scores)
+    return empty_values(scores)
 
 
 register("mean_field", fake=_fake)

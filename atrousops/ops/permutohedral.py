@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from atrousops import backends, reference
-from atrousops._checks import ArgumentError, bad_type, bad_value
+from atrousops import reference
+from atrousops.common.checks import ArgumentError, bad_type, bad_value
+from atrousops.common.formats import empty_values
+from atrousops.common.values import values_of
+from atrousops.dispatch import backends
 from atrousops.ops._batches import fold
 from atrousops.ops._register import foreign, is_plain, keep, register
-from atrousops.reference._values import values_of
 from atrousops.reference.permutohedral import Lattice
 
 MAX_FEATURES = 7
@@ -247,19 +249,6 @@ def _fake_lattice(features: Tensor) -> tuple[Tensor, ...]:
     return ints(n, p, d + 1), weights, ints(d + 1, most, 2), ints(most + 1), ints(most), bounds, counts
 
 
-def fake_values(values: Tensor, *lattice: object) -> Tensor:
-    """(N, C, P) as values, channels last where values are that and not contiguous."""
-    n, c, p = values.shape
-    if (
-        values.is_contiguous()
-        or values.stride(1) != 1
-        or values.stride(2) != c
-        or (n > 1 and values.stride(0) != c * p)
-    ):
-        return values.new_empty((n, c, p))
-    return values.new_empty((n, p, c)).transpose(1, 2)
-
-
 def _setup(ctx, inputs, output) -> None:
     _, splat, slices, *lattice, reverse = inputs
     ctx.reverse = reverse
@@ -305,7 +294,7 @@ _make_lattice = register(
 )
 _apply = register(
     "permutohedral_apply",
-    fake=fake_values,
+    fake=empty_values,
     otherwise=reference.permutohedral_apply,
     backward=_backward,
     setup_context=_setup,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from atrousops import backends, reference
+from atrousops import reference
+from atrousops.common.formats import BoxList, empty_in_format, is_channels_last
+from atrousops.dispatch import backends
 from atrousops.ops._batches import fold, fold_boxes
 from atrousops.ops._register import foreign, keep, register
-from atrousops.ops._roi import BoxList, check_boxes, empty_in_format, is_channels_last, prepare
+from atrousops.ops._roi import check_boxes, prepare
 
 
 def roi_pool(

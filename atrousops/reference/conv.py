@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atrousops.geometry import Axis, AxisTap, axis_phases
-from atrousops.reference._values import connected
+from atrousops.common.values import connected
+from atrousops.dispatch.geometry import Axis, AxisTap, axis_phases
 
 Slices = tuple[slice, ...]
 

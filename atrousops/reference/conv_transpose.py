@@ -4,8 +4,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atrousops.geometry import Axis
-from atrousops.reference._values import connected
+from atrousops.common.values import connected
+from atrousops.dispatch.geometry import Axis
 from atrousops.reference.conv import _wide, _with_bias, taps_of
 
 

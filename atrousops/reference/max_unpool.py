@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from atrousops._checks import bad_value
-from atrousops.reference._values import connected, values_of
+from atrousops.common.checks import bad_value
+from atrousops.common.values import connected, values_of
 
 
 def max_unpool(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atrousops.reference._values import values_of
+from atrousops.common.values import values_of
 
 
 class Lattice(NamedTuple):

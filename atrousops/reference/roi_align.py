@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from atrousops.reference._values import values_of
+from atrousops.common.values import values_of
 
 
 def roi_align(

@@ -5,7 +5,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from atrousops._triton import interpreted
+from atrousops.common.formats import prefers_channels_last
+from atrousops.dispatch.triton_library import interpreted
 
 # Larger steps than a GPU would take: the interpreter's time is that of its calls.
 _INTERPRETED_BLOCK = 1 << 16
@@ -40,8 +41,6 @@ def cdiv(a: int, b: int) -> int:
 
 def channels_are_inner(t: Tensor) -> bool:
     """Dense as (N, *, C), and not as (N, C, *) as well."""
-    from atrousops.ops._layout import prefers_channels_last
-
     return prefers_channels_last(t)
 
 

@@ -10,13 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from atrousops import geometry
-from atrousops.geometry import Problem
+from atrousops.dispatch import geometry
+from atrousops.dispatch.geometry import Problem
 from atrousops.triton._common import cdiv, full, interpreted, jit, launch, split, wide
 from atrousops.triton._maps import in_format, precision, small, strides_of, widened
 from atrousops.triton._tables import TAP_WORDS, tap_places, weight_taps
-from atrousops.triton._tiles import Layers, Tile
-from atrousops.triton._tiles import start as start_tiled
+from atrousops.triton.tiles import Layers, Tile
+from atrousops.triton.tiles import start as start_tiled
 
 # Rows that one part adds up, and how many parts there are at most.
 _ROWS_OF_PART, _PARTS = 4096, 64

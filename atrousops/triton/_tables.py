@@ -7,8 +7,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from atrousops import geometry
-from atrousops.geometry import Problem
+from atrousops.dispatch import geometry
+from atrousops.dispatch.geometry import Problem
 from atrousops.triton._common import cdiv, inline, split, split3
 
 # Of a region: its first tile, then by axis begin, length, p0, p, q0, q, and its range of the list of taps.

@@ -13,15 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from atrousops import geometry
-from atrousops.geometry import Problem
-from atrousops.ops._layout import empty_as_kernel
+from atrousops.common.formats import empty_as_kernel
+from atrousops.dispatch import geometry
+from atrousops.dispatch.geometry import Problem
 from atrousops.triton._common import cdiv, full, inline, interpreted, jit, launch, narrow, split, split3, wide
 from atrousops.triton._conv_weight import weight_sum
 from atrousops.triton._maps import in_format, precision, small, strides_of, widened
 from atrousops.triton._tables import REGION_WORDS, live_tap, live_taps, regions, tile_places
-from atrousops.triton._tiles import Layers, Tile
-from atrousops.triton._tiles import start as start_tiled
+from atrousops.triton.tiles import Layers, Tile
+from atrousops.triton.tiles import start as start_tiled
 
 
 @inline

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from atrousops.ops._layout import empty_as_kernel
+from atrousops.common.formats import empty_as_kernel
 from atrousops.triton.conv import conv_epilogue
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from atrousops import geometry
+from atrousops.dispatch import geometry
 from atrousops.triton.conv import Epilogue, tap_sum
 
 

@@ -8,8 +8,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from atrousops.ops._windows import empty_map
-from atrousops.ops.max_pool import _output_size
+from atrousops.common.formats import empty_map, pooled_size
 from atrousops.triton._common import block, cdiv, elements, full, jit, launch, split, split3, wide
 from atrousops.triton._windows import dense, windows
 from atrousops.triton.max_unpool import place_in_large
@@ -60,7 +59,7 @@ def max_pool_kernel(
 
 def _pool(marks: int, input: Tensor, kernel_size, stride, padding, dilation, ceil_mode) -> tuple[Tensor, Tensor]:
     size = input.shape[-len(kernel_size) :]
-    small = [_output_size(*axis, ceil_mode) for axis in zip(size, kernel_size, stride, padding, dilation)]
+    small = [pooled_size(*axis, ceil_mode) for axis in zip(size, kernel_size, stride, padding, dilation)]
     geometry, nhwc = windows(input, size, small, kernel_size, stride, padding, dilation)
     source = dense(input, nhwc)
     values = empty_map(input, small, nhwc)

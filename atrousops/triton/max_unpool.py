@@ -8,7 +8,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from atrousops.ops._windows import empty_map
+from atrousops.common.formats import empty_map
 from atrousops.triton._common import block, cdiv, elements, full, jit, launch, narrow, split, split3, wide
 from atrousops.triton._windows import dense, first_window, tap_number, tap_place, windows
 

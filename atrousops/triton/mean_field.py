@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from atrousops.ops.permutohedral import fake_values
+from atrousops.common.formats import empty_values
 from atrousops.triton._common import cdiv, full, interpreted, jit, launch, narrow, split, wide
 from atrousops.triton.permutohedral import Filter, apply, filter_of
 
@@ -70,7 +70,7 @@ def mean_field(scores: Tensor, lattices: list[Tensor], compatibilities: list[Ten
         splat, slices, _, neighbours, row_starts, rows, _, counts = lattices[8 * k : 8 * k + 8]
         built.append(filter_of(splat, slices, neighbours, row_starts, rows, counts))
     mus = [mu.contiguous() for mu in compatibilities]
-    output = fake_values(scores)
+    output = empty_values(scores)
     iterated = iterations > 0 and len(mus) > 0
     q = _step(scores, None, None, buffer() if iterated else output, True, not iterated)
     for iteration in range(iterations if mus else 0):

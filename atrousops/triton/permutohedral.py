@@ -11,8 +11,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from atrousops._checks import bad_value
-from atrousops.ops.permutohedral import fake_values
+from atrousops.common.checks import bad_value
+from atrousops.common.formats import empty_values
 from atrousops.reference.permutohedral import elevate, enclosing_simplex
 from atrousops.triton._common import cdiv, full, interpreted, jit, launch, narrow, split, wide
 
@@ -159,7 +159,7 @@ def permutohedral_apply(
     reverse: bool,
 ) -> Tensor:
     f = filter_of(splat_weights, slice_weights, neighbours, row_starts, rows, counts)
-    return apply(values, f, reverse, fake_values(values))
+    return apply(values, f, reverse, empty_values(values))
 
 
 def permutohedral_lattice(features: Tensor) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from atrousops.ops._roi import empty_in_format, is_channels_last
+from atrousops.common.formats import empty_in_format, is_channels_last
 from atrousops.triton._common import (
     block,
     cdiv,

@@ -8,7 +8,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from atrousops.ops._roi import empty_in_format, is_channels_last
+from atrousops.common.formats import empty_in_format, is_channels_last
 from atrousops.reference.roi_pool import _round_half_away
 from atrousops.triton._common import full, jit, narrow, wide
 from atrousops.triton._roi import bin_tile, checked_boxes, over_bins, over_pixels, pixel_tile

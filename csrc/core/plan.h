@@ -2,7 +2,7 @@
 // for CPUs, for our CUDA kernels and for Triton's.
 //
 // seconds = overhead of a call + floating-point operations / rate + bytes moved / copy rate. The rates come with the
-// device. atrousops/planner.py shows the answers.
+// device. atrousops/dispatch/planner.py shows the answers.
 #pragma once
 
 #include <functional>

@@ -1,5 +1,5 @@
 // What a machine does in a second, as it was measured or guessed for one dtype and memory format. The files of
-// atrousops/machines have these numbers, by these names; this code knows none of them.
+// atrousops/dispatch/machines have these numbers, by these names; this code knows none of them.
 #pragma once
 
 #include <cstdint>

@@ -4,12 +4,12 @@ import pytest
 import torch
 from rows import broken_row, row, wrong_row
 
-from atrousops import _library
 from atrousops.bench import machine, report
 from atrousops.bench import measure as measuring
 from atrousops.bench.machine import Ceilings
 from atrousops.bench.measure import Options, measure
 from atrousops.bench.registry import Selection
+from atrousops.dispatch import libraries
 
 CPU = torch.device("cpu")
 CEILINGS = Ceilings(copy=1e10, gemm={"fp32": 1e11, "bf16": 1e9})
@@ -21,7 +21,7 @@ FAST = Options(repeats=2, budget=0)
 def test_right(direction, layout):
     result = measure(row(direction=direction, layout=layout), CPU, CEILINGS, FAST)
     assert (result.error, result.wrong, result.failed) == ("", {}, {})
-    names = {"dispatched", "aten"} | ({"own kernel"} if _library.has_operators else set())
+    names = {"dispatched", "aten"} | ({"own kernel"} if libraries.has_operators else set())
     assert set(result.timings) == names | ({"gemm"} if result.gemm else set())
     assert result.incumbent == "aten"
     assert set(result.ratios) == names - {"aten"}
@@ -37,7 +37,7 @@ def test_memory_is_counted():
     assert set(measure(row(), CPU, CEILINGS, FAST).memory) == {"dispatched", "aten"}
 
 
-@pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
+@pytest.mark.skipif(not libraries.has_operators, reason="the CPU library is not built")
 def test_autotuned():
     """The row says what was measured, not what was predicted."""
     case = row(size=24, channels=8)
@@ -78,7 +78,7 @@ def test_an_own_kernel_that_cannot_run_leaves_the_other_ratio(monkeypatch):
     assert result.error == ""
     assert set(result.ratios) == {"dispatched"}
     assert result.ratio("own kernel") is None
-    assert result.failed == ({"own kernel": "RuntimeError: no such kernel"} if _library.has_operators else {})
+    assert result.failed == ({"own kernel": "RuntimeError: no such kernel"} if libraries.has_operators else {})
 
 
 def test_only_ours_may_be_wrong():

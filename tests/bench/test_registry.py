@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
-from atrousops._checks import ArgumentError
 from atrousops.bench import registry
 from atrousops.bench.registry import DIRECTIONS, DTYPES, LAYOUTS, SUITES, Selection
+from atrousops.common.checks import ArgumentError
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -9,12 +9,12 @@ import torch
 from rows import broken_row, row, wrong_row
 
 from atrousops import cli
-from atrousops._checks import ArgumentError
 from atrousops.bench import machine, measure, plots, report, run
 from atrousops.bench.floors import Floor
 from atrousops.bench.machine import Ceilings
 from atrousops.bench.measure import Options
 from atrousops.bench.results import Report, Result, geometric_mean
+from atrousops.common.checks import ArgumentError
 from atrousops.testing import Timing
 
 CPU = torch.device("cpu")

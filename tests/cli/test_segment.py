@@ -206,7 +206,7 @@ def test_overlap_as_large_as_the_tile(photo, tmp_path, capsys):
 
 
 def test_threads_and_backend(photo, tmp_path, monkeypatch):
-    from atrousops import backends
+    from atrousops.dispatch import backends
 
     seen = []
     monkeypatch.setattr(Brightness, "forward", lambda self, x: seen.append(backends.forced()) or {"out": x[:, :2]})

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import resources
 import torch
 
-from atrousops import devices, geometry, planner
+from atrousops.dispatch import devices, geometry, planner
 
 ARCH = "sm_90a"
 # Of a multiprocessor of compute capability 9.0; registers are given to a warp 256 at a time, and a block takes 1 KiB of

@@ -2,13 +2,13 @@
 
 import torch
 
-from atrousops import devices, planner
+from atrousops.dispatch import devices, planner
 
 FLOAT, HALF = torch.float32, torch.bfloat16
 
 
 def machine(name, dtype, channels_last):
-    """Two threads of a CPU of atrousops/machines."""
+    """Two threads of a CPU of atrousops/dispatch/machines."""
     return devices.cpu(name, dtype, channels_last, 2)
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from atrousops import _library, devices, geometry, planner
 from atrousops.bench.suites.deeplab import LAYERS
-from atrousops.geometry import Axis
+from atrousops.dispatch import devices, geometry, libraries, planner
+from atrousops.dispatch.geometry import Axis
 
-native = _library.planner
+native = libraries.planner
 pytestmark = pytest.mark.skipif(native is None, reason="the compiled planner is missing")
 
 BF16 = torch.bfloat16

@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from atrousops import _library, geometry
-from atrousops.geometry import KINDS, Axis, Problem
+from atrousops.dispatch import geometry, libraries
+from atrousops.dispatch.geometry import KINDS, Axis, Problem
 
-native = _library.planner
+native = libraries.planner
 needs_native = pytest.mark.skipif(native is None, reason="the compiled planner is missing")
 
 # Every 1-D geometry of input 1..9, kernel 1..4, stride 1..3, dilation 1..5 and paddings 0..4 on each side.

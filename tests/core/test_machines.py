@@ -1,4 +1,4 @@
-"""The files of atrousops/machines: complete, explained, refused where they are wrong, and read when they count."""
+"""The files of dispatch/machines: complete, explained, refused where they are wrong, and read when they count."""
 
 import itertools
 import subprocess
@@ -9,10 +9,10 @@ import pytest
 import torch
 from planner_cases import conv
 
-from atrousops import _library, devices, planner
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
+from atrousops.dispatch import devices, libraries, planner
 
-native = _library.planner
+native = libraries.planner
 pytestmark = pytest.mark.skipif(native is None, reason="the compiled planner is missing")
 
 CPUS = ("amx", "avx512", "avx2", "plain")
@@ -162,7 +162,7 @@ def test_a_missing_fact_of_a_gpu_is_named(folder):
 
 def test_nothing_is_read_before_something_is_planned():
     code = (
-        "import sys, torch, atrousops; from atrousops import devices\n"
+        "import sys, torch, atrousops; from atrousops.dispatch import devices\n"
         "assert devices.machine_file.cache_info().currsize == 0\n"
         "atrousops.functional.conv2d(torch.ones(1, 8, 32, 32), torch.ones(8, 8, 3, 3))\n"
         "assert devices.machine_file.cache_info().currsize == 1"

@@ -8,9 +8,9 @@ from planner_cases import ASPP, FLOAT, HALF, conv, machine, transposed
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
-from atrousops import _library, choice, devices, geometry, planner
+from atrousops.dispatch import choice, devices, geometry, libraries, planner
 
-pytestmark = pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing")
+pytestmark = pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing")
 
 # Each case of the CPU with AVX-512 and AMX that was measured: problem, dtype, channels_last, what must run.
 MEASURED = {
@@ -199,7 +199,7 @@ def test_whether_tf32_is_allowed_counts_on_a_gpu():
     ours = [min((c.seconds, c.kernel) for c in plan.candidates[1:]) for plan in plans]
     assert ours[0] < ours[1]
     # Without the CUDA library the plan is Triton's.
-    expected = ["wgmma", "mma"] if _library.cuda.problem is None else ["dot", "dot"]
+    expected = ["wgmma", "mma"] if libraries.cuda.problem is None else ["dot", "dot"]
     assert [kernel for _, kernel in ours] == expected
 
 
@@ -235,7 +235,7 @@ def test_choose_with_symbolic_sizes_outside_dynamo():
 
 def test_without_the_compiled_planner_pytorch_runs(monkeypatch):
     planned = choice.plan_call(*CALL)
-    monkeypatch.setattr(_library, "planner", None)
+    monkeypatch.setattr(libraries, "planner", None)
     plan = choice.plan_call(*CALL)
     assert (plan.kernel, plan.reason, plan.seconds) == ("aten", "aten: the compiled planner is missing", 0)
     assert [c.kernel for c in plan.candidates] == list(planner.kernels("cpu")) == ["aten"]

@@ -3,9 +3,9 @@
 import pytest
 from planner_cases import ASPP, FLOAT, HALF, conv, machine, transposed
 
-from atrousops import _library, planner
+from atrousops.dispatch import libraries, planner
 
-pytestmark = pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing")
+pytestmark = pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing")
 
 # Problem, format, what runs in inference and in training, on the machine where both sides were timed (fp32, avx2).
 GROUPED = {

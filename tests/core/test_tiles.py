@@ -2,9 +2,9 @@
 
 import pytest
 
-from atrousops import _library, geometry
+from atrousops.dispatch import geometry, libraries
 
-native = _library.planner
+native = libraries.planner
 pytestmark = pytest.mark.skipif(native is None, reason="the compiled planner is missing")
 
 

@@ -7,7 +7,7 @@ from oracle import assert_close
 from test_conv_mma import Case, channels_last, ops, random
 
 import atrousops.functional as A
-from atrousops import _library, devices, geometry, planner
+from atrousops.dispatch import devices, geometry, libraries, planner
 
 pytestmark = pytest.mark.skipif(host_cuda.problem() is not None, reason=str(host_cuda.problem()))
 
@@ -106,11 +106,11 @@ def h100():
 
 def weight_boxes(p):
     """Steps of all taps, and predicted seconds."""
-    *_, steps, seconds = _library.planner.plan_weight_boxes(p.n, p.c, p.k, p.axes, 132, h100().rates["wgmma"])
+    *_, steps, seconds = libraries.planner.plan_weight_boxes(p.n, p.c, p.k, p.axes, 132, h100().rates["wgmma"])
     return steps, seconds
 
 
-@pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing")
+@pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing")
 def test_what_is_planned():
     # By hand: taps of rate 18 on 33 pixels read 15, 33 and 15 of them, so boxes of one pixel and 64 images are exact.
     far, seconds = weight_boxes(problem(64, 2048, 256, 33, 18))
@@ -125,7 +125,7 @@ def test_what_is_planned():
     assert plan.kernel == "wgmma"
 
 
-@pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing")
+@pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing")
 @pytest.mark.parametrize(
     ("why", "arguments", "itemsize"),
     [

@@ -9,11 +9,11 @@ import torch
 from test_conv_mma import Case, random, stock
 
 import atrousops.functional as A
-from atrousops import _library, devices, planner
+from atrousops.dispatch import devices, libraries, planner
 
 pytestmark = [
     pytest.mark.skipif(host_cuda.problem() is not None, reason=str(host_cuda.problem())),
-    pytest.mark.skipif(_library.planner is None, reason="the compiled planner is missing"),
+    pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing"),
 ]
 
 BF16, FLOAT, DOUBLE = torch.bfloat16, torch.float32, torch.float64

@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from atrousops import cli, models
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.data import transforms
 from atrousops.engine import channels, config
 from atrousops.engine.pictures import PictureError

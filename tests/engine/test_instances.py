@@ -9,7 +9,7 @@ from nuclei import SIZE, write_nuclei
 from scipy import ndimage
 
 from atrousops import models
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.data import Nuclei, transforms
 from atrousops.engine import config, evaluate, instances, train
 

@@ -7,7 +7,7 @@ import torch
 from test_losses import Fixed, loss
 from torch.nn import functional as F
 
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.data import VOID
 from atrousops.engine import config
 from atrousops.engine.losses import Criterion, Loss, binary_cross_entropy, dice, focal, lovasz

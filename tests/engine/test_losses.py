@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.data import VOID
 from atrousops.engine.losses import Criterion, Loss, class_weights
 

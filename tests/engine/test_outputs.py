@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 from atrousops import cli, models
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.data import VOCPerson, transforms
 from atrousops.engine import evaluate, outputs, predict, train, tune_crf
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.engine import pictures
 
 

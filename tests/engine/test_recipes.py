@@ -12,9 +12,10 @@ import yaml
 from people import write_people, write_recipe
 from PIL import Image
 
-from atrousops import _files, models
-from atrousops._checks import ArgumentError
-from atrousops._files import OutputError
+from atrousops import models
+from atrousops.common import files
+from atrousops.common.checks import ArgumentError
+from atrousops.common.files import OutputError
 from atrousops.engine import config, log, optimise, start, train
 
 PACKAGE = Path(train.__file__).parents[2]
@@ -227,7 +228,7 @@ def test_log_keeps_whole_rows(tmp_path, monkeypatch):
     with pytest.raises(OutputError):
         log.Log(path, ("step", "loss"), 2)
     assert path.read_text() == "step,loss\n1,0.5\n2,0.25\n"
-    assert _files.write_atomically is not full
+    assert files.write_atomically is not full
 
 
 def test_pictures_and_curves(tmp_path, people):

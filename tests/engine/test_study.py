@@ -12,11 +12,12 @@ from people import RECIPE, write_people
 from PIL import Image
 
 from atrousops import cli
-from atrousops._checks import ArgumentError
+from atrousops.bench import pages
 from atrousops.bench.machine import Ceilings
 from atrousops.bench.results import Report, Result
 from atrousops.bench.suites.networks import ON_CAMVID
-from atrousops.engine import pages, study, train
+from atrousops.common.checks import ArgumentError
+from atrousops.engine import study, train
 from atrousops.testing import Timing
 
 EXTRA = "crf: true\nscales: [0.5]\nvariants: {twice: {scales: [0.5, 1], flip: true}, wide: {scales: [1.0]}}"

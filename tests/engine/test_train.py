@@ -11,7 +11,7 @@ from people import write_people, write_recipe
 from safetensors.torch import load_file
 
 from atrousops import models
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.engine import config, evaluate, train
 
 

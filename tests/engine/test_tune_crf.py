@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.data import SegmentationSet, transforms
 from atrousops.engine import tune_crf
 from atrousops.engine.tune_crf import START, VALUES

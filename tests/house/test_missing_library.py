@@ -12,9 +12,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import sys, torch, samples
-from atrousops import _library
-assert not _library.has_operators
-print(_library.cpu.problem)
+from atrousops.dispatch import libraries
+assert not libraries.has_operators
+print(libraries.cpu.problem)
 torch.save(samples.all_results(), sys.argv[1])
 """
 
@@ -55,7 +55,7 @@ def test_corrupt(tmp_path):
 
 def test_older_than_the_python_files(tmp_path):
     shutil.copytree(ROOT / "atrousops", tmp_path / "atrousops", ignore=shutil.ignore_patterns("__pycache__", "weights"))
-    path = tmp_path / "atrousops" / "_library.py"
+    path = tmp_path / "atrousops" / "dispatch" / "libraries.py"
     path.write_text(path.read_text().replace("\nSCHEMAS = (", '\nSCHEMAS = (\n    "yet_to_come() -> ()",'))
     reason = run_without(tmp_path, tmp_path / "results.pt")
     assert "older than the Python files, without yet_to_come: build it again" in reason

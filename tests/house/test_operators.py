@@ -9,7 +9,8 @@ import torch
 from every_operator import WITHOUT_GRADIENT, prepared
 
 import atrousops.functional as A
-from atrousops import _library, reference
+from atrousops import reference
+from atrousops.dispatch import libraries
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES = re.findall(r'm\.def\("([^"]+)"\)', (ROOT / "csrc" / "library.cpp").read_text())
@@ -48,7 +49,7 @@ def test_the_list_is_the_one_held_here():
 
 
 def test_python_knows_every_schema():
-    assert list(_library.SCHEMAS) == LINES
+    assert list(libraries.SCHEMAS) == LINES
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)
@@ -67,7 +68,7 @@ def test_every_schema_is_complete(schema):
     assert any("opcheck" in text and called.search(text) for text in tests), f"no tests/test_<op>.py opchecks {schema}"
 
 
-@pytest.mark.skipif(not _library.has_operators, reason="the CPU library is not built")
+@pytest.mark.skipif(not libraries.has_operators, reason="the CPU library is not built")
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_every_schema_has_a_kernel_and_a_fake(schema):
     name = f"atrousops::{schema}"

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import atrousops as ao
 from atrousops import models
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 
 
 class NetworkTests:

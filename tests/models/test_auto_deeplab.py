@@ -7,7 +7,7 @@ import torch
 from networks import NetworkTests, parameters
 
 from atrousops import models
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.models.auto_deeplab import PUBLISHED, Genotype
 
 

@@ -8,7 +8,7 @@ import torchvision
 
 import atrousops as ao
 from atrousops import models
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.models.backbones import resnet
 from atrousops.models.xception import Xception65
 

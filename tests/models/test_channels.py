@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from atrousops import models
-from atrousops._checks import ArgumentError, ArgumentTypeError
+from atrousops.common.checks import ArgumentError, ArgumentTypeError
 from atrousops.models.channels import adapt, normalisation
 
 SMALL = {

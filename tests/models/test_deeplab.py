@@ -8,7 +8,7 @@ import torchvision
 from networks import AtrousTests
 
 from atrousops import models
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 
 
 class TorchvisionTests(AtrousTests):

@@ -7,7 +7,7 @@ import torch
 from networks import NetworkTests, parameters, vgg16_weights
 
 from atrousops import models
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.models.base import reflect
 from atrousops.nn import MaxPool2d
 

@@ -8,7 +8,7 @@ import torch
 from networks import NetworkTests, parameters, vgg16_weights
 
 from atrousops import models
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.models.unpooling import UnpoolingDecoder, coding_vgg16, encode
 from atrousops.nn import AtrousConv2d
 

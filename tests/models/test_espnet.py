@@ -5,7 +5,7 @@ import torch
 from networks import NetworkTests, parameters
 
 from atrousops import models
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.models.published.sacmehta import espnet_from_bgr
 
 

@@ -8,7 +8,7 @@ from networks import NetworkTests, parameters
 from torch.nn import functional as F
 
 from atrousops import models
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.models.gcn import BoundaryRefinement, GlobalConv2d
 
 

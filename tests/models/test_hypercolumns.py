@@ -8,7 +8,7 @@ from networks import NetworkTests, parameters, vgg16_weights
 from torch.nn import functional as F
 
 from atrousops import models
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 
 
 class TestHypercolumns(NetworkTests):

@@ -8,7 +8,7 @@ import torch
 from networks import NetworkTests
 
 from atrousops import models
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.models import instance_embedding as ml
 
 

@@ -8,7 +8,7 @@ import torchvision
 from PIL import Image
 
 from atrousops import cli, models
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.data import CamVid, transforms
 from atrousops.engine import predict
 from atrousops.metrics import ConfusionMatrix

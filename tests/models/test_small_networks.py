@@ -8,7 +8,7 @@ import torchvision
 from networks import NetworkTests, parameters
 
 from atrousops import models
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 from atrousops.models.gcn import GlobalConv2d, StackedConv2d
 
 

@@ -9,7 +9,7 @@ import torch
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops._checks import ArgumentError
+from atrousops.common.checks import ArgumentError
 
 NAN, INF = math.nan, math.inf
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import fusion, parametrizations, parametrize, prune
 
 import atrousops as ao
-from atrousops.nn import _stock
+from atrousops.nn import in_place
 
 X = torch.randn(2, 3, 20, 20, generator=torch.Generator().manual_seed(5))
 
@@ -33,7 +33,7 @@ def converted(stock: nn.Module) -> nn.Module:
     return twin
 
 
-OURS = sorted(_stock.OURS.items(), key=lambda pair: pair[0].__name__)
+OURS = sorted(in_place.OURS.items(), key=lambda pair: pair[0].__name__)
 
 
 @pytest.mark.parametrize(("theirs", "ours"), OURS, ids=lambda kind: kind.__name__)
@@ -163,7 +163,7 @@ def test_revert_undoes_convert():
         ("5", "AtrousConv2d", "Conv2d"),
         ("7", "AtrousConvTranspose2d", "ConvTranspose2d"),
     ]
-    assert [_stock.class_of(m) for m in ours.modules()] == [_stock.class_of(m) for m in stock.modules()]
+    assert [in_place.class_of(m) for m in ours.modules()] == [in_place.class_of(m) for m in stock.modules()]
     assert all(a is b for a, b in zip(ours.modules(), layers))
     assert all(t.data_ptr() == state[name].data_ptr() for name, t in ours.state_dict().items())
     assert torch.equal(ours(X), stock(X))

@@ -29,7 +29,7 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 import atrousops as ao  # noqa: E402
-from atrousops import _triton  # noqa: E402
+from atrousops.dispatch import triton_library  # noqa: E402
 from atrousops.triton import _common, _conv_weight, conv  # noqa: E402
 
 BUDGET = Path(__file__).with_name("budget.json")
@@ -93,16 +93,16 @@ def name_of(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> str:
 def recorded(arch: str) -> Iterator[dict[str, Any]]:
     """Inside, backend "triton" is forced on CPU tensors, and launches compile for `arch`; by name, what they made."""
     found: dict[str, Any] = {}
-    before = _common.wrap_triton, _triton.interpreted
+    before = _common.wrap_triton, triton_library.interpreted
     _common.wrap_triton = lambda kernel: _Recorder(kernel, found)
     # The public functions may go to Triton, whose launchers still choose as for a GPU.
-    _triton.interpreted = lambda: True
+    triton_library.interpreted = lambda: True
     triton.runtime.driver.set_active(Driver(arch))
     try:
         with ao.backend("triton"):
             yield found
     finally:
-        _common.wrap_triton, _triton.interpreted = before
+        _common.wrap_triton, triton_library.interpreted = before
         # Lets triton look for a GPU again.
         triton.runtime.driver._active = None
 

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from atrousops import _library, _triton
+from atrousops.dispatch import libraries, triton_library
 
 ops = torch.ops.atrousops
 CALLS = {
@@ -37,7 +37,7 @@ def gpu(*size: int) -> torch.Tensor:
 def driver(monkeypatch):
     """A GPU of air, and Triton on it where there is a CUDA library too."""
     monkeypatch.setattr(triton.runtime.driver, "_active", ahead.Driver("sm_90"))
-    with _triton.forced(True):
+    with triton_library.forced(True):
         yield
 
 
@@ -73,5 +73,5 @@ def test_an_exported_program_is_whole_and_becomes_kernels_when_it_is_compiled():
 
 
 def test_every_schema_has_a_launcher():
-    for name in _library.OPERATORS + _library.TRITON_OPERATORS:
-        assert _triton.implementation(name).__name__ == name
+    for name in libraries.OPERATORS + libraries.TRITON_OPERATORS:
+        assert triton_library.implementation(name).__name__ == name

@@ -8,13 +8,13 @@ import torch
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops import measured
-from atrousops._checks import ArgumentError
-from atrousops.triton import _tiles, conv
-from atrousops.triton._tiles import Layers, Tile
+from atrousops.common.checks import ArgumentError
+from atrousops.dispatch import measured
+from atrousops.triton import conv, tiles
+from atrousops.triton.tiles import Layers, Tile
 
 # The function bears the module's name.
-AUTOTUNE = importlib.import_module("atrousops.autotune")
+AUTOTUNE = importlib.import_module("atrousops.surgery.autotune")
 CPU = torch.device("cpu")
 TILES = [Tile(128, 32, 16), Tile(64, 32, 16), Tile(32, 32, 16, 8)]
 LAYERS = Layers("conv", "torch.float32", True, 64, 16, (16, 4))
@@ -24,9 +24,9 @@ LAYERS = Layers("conv", "torch.float32", True, 64, 16, (16, 4))
 def folder(tmp_path, monkeypatch):
     """Choices of this test only."""
     monkeypatch.setenv("ATROUSOPS_PLANS", str(tmp_path))
-    _tiles.forget()
+    tiles.forget()
     yield tmp_path
-    _tiles.forget()
+    tiles.forget()
 
 
 def started(clock=None, broken=()) -> list[Tile]:
@@ -39,10 +39,10 @@ def started(clock=None, broken=()) -> list[Tile]:
         launched.append(tile)
 
     if clock is None:
-        _tiles.start(LAYERS, TILES, CPU, launch)
+        tiles.start(LAYERS, TILES, CPU, launch)
     else:
-        with _tiles.measuring(lambda device: clock, budget=0):
-            _tiles.start(LAYERS, TILES, CPU, launch)
+        with tiles.measuring(lambda device: clock, budget=0):
+            tiles.start(LAYERS, TILES, CPU, launch)
     return launched
 
 
@@ -67,7 +67,7 @@ def test_the_fastest_is_taken_and_kept(folder):
     assert launched[-1] == TILES[1]
     assert started(pretended({})) == [TILES[1]]
     # A later process reads it, from a file beside the measured plans.
-    _tiles.forget()
+    tiles.forget()
     assert started() == [TILES[1]]
     (path,) = folder.iterdir()
     assert path.name.startswith(measured.plans_path("cpu").stem + "-triton-")

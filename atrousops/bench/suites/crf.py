@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 import atrousops as ao
-from atrousops import backends, functional
+from atrousops import functional
 from atrousops.bench.floors import Floor
 from atrousops.bench.oracle import Oracle, no_grad
 from atrousops.bench.registry import Prepared, Row, Setting, expand
-from atrousops.testing import Outputs, Ready, Run
+from atrousops.common.testing import Outputs, Ready, Run
+from atrousops.dispatch import backends
 
 LABELS, ITERATIONS = 21, 10
 FORWARD = {"fp32 nchw": ("forward",)}

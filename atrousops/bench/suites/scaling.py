@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from atrousops.bench.registry import Prepared, Row, Setting, suite_rows
-from atrousops.testing import Outputs, Ready, Run
+from atrousops.common.testing import Outputs, Ready, Run
 
 ALONE = "one thread"
 # Rows of other suites that run on kernels of ours: suite, beginning of the case, "DTYPE LAYOUT DIRECTION", whether it

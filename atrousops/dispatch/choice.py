@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from operator import index
 from typing import NamedTuple
 
 import torch
 
-from atrousops import _library, devices, measured, planner
-from atrousops.devices import constant_in_graphs, device_of, tf32_allowed
-from atrousops.planner import Candidate, ContextPlan, Plan, call_problem
+from atrousops.dispatch import devices, libraries, measured, planner
+from atrousops.dispatch.devices import constant_in_graphs, device_of, tf32_allowed
+from atrousops.dispatch.planner import Candidate, ContextPlan, Plan, call_problem
 
 # Positions along an axis whose size torch.compile leaves open; its batch counts as 1.
 UNKNOWN_SIZE = 64
@@ -32,6 +32,8 @@ class CallArguments(NamedTuple):
 
 
 _chosen: dict[tuple, str] = {}
+# What else holds answers of `choose`: how it drops them.
+on_forget: list[Callable[[], None]] = []
 # Lists of the calls that were asked about for the first time.
 _watchers: list[list[tuple]] = []
 
@@ -39,6 +41,8 @@ _watchers: list[list[tuple]] = []
 def forget() -> None:
     """Drops the answers of `choose`, after something has changed that they came from."""
     _chosen.clear()
+    for forget_too in on_forget:
+        forget_too()
 
 
 @contextlib.contextmanager
@@ -104,7 +108,7 @@ def predict_call(
 ) -> Plan:
     """`plan_call` without what was measured."""
     problem = call_problem(*arguments)
-    if _library.planner is None:
+    if libraries.planner is None:
         return planner.unplanned([problem], dtype.itemsize)
     machine = device_of(device, dtype, channels_last)
     return planner.plan(problem, machine, dtype.itemsize, needs_grad=needs_grad)
@@ -197,7 +201,7 @@ def plan_branches(
     """
     around = zip(weight_sizes, padding, dilation)
     problems = [call_problem("forward", size, w, (1,) * len(p), p, d, 1) for w, p, d in around]
-    if _library.planner is None:
+    if libraries.planner is None:
         return planner.unplanned(problems, dtype.itemsize, "branches")
     machine = device_of(device, dtype, channels_last)
     return planner.plan_branches(problems, machine, dtype.itemsize, channels_last, relu, others)
@@ -253,7 +257,7 @@ def plan_context(
             seconds += plan_call(*args, device="cuda").seconds + rates["aten_call"] + moved / rates["copy"]
         return seconds
 
-    if gpu is None and _library.planner is not None:
+    if gpu is None and libraries.planner is not None:
         gpu = devices.gpu_device(dtype, channels_last)[3:6]
     reach = [d if k == 3 else 0 for d, k in zip(dilation, kernel_sizes)]
     return planner.plan_context(size, reach, dtype.itemsize, gpu or (0, 0, 0), by_layers)

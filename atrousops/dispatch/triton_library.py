@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from atrousops import _library
+from atrousops.dispatch import libraries
 
 # Dispatch keys of the devices that Triton compiles for; ROCm's is CUDA.
 KEYS = {"cuda": "CUDA", "xpu": "XPU"}
@@ -46,7 +46,7 @@ def interpreted() -> bool:
 
 def installed() -> bool:
     """Whether there is a Triton to compile with."""
-    return _library.triton.problem is None
+    return libraries.triton.problem is None
 
 
 @functools.cache
@@ -60,13 +60,13 @@ def serves(device: torch.device) -> bool:
     """Whether an operator's call on this device goes to Triton at present."""
     if not installed() or not (device.type in KEYS or (device.type == "cpu" and interpreted())):
         return False
-    return _forced[0] or (device.type in KEYS and not (device.type == "cuda" and _library.cuda.problem is None))
+    return _forced[0] or (device.type in KEYS and not (device.type == "cuda" and libraries.cuda.problem is None))
 
 
 def install() -> None:
     """Registers Triton's kernels on every device for which there is no compiled library."""
     for device, key in KEYS.items() if installed() else ():
-        if device != "cuda" or _library.cuda.problem is not None:
+        if device != "cuda" or libraries.cuda.problem is not None:
             _installed.append(_implement(key, override=False))
 
 
@@ -89,14 +89,14 @@ def force(wanted: bool) -> None:
     while _overrides:
         _overrides.pop()._destroy()
     if wanted and interpreted():
-        _overrides.append(_implement("CPU", override=_library.has_operators))
-    if wanted and _library.cuda.problem is None:
+        _overrides.append(_implement("CPU", override=libraries.has_operators))
+    if wanted and libraries.cuda.problem is None:
         _overrides.append(_implement("CUDA", override=True))
 
 
 def _implement(key: str, override: bool) -> torch.library.Library:
     library = torch.library.Library("atrousops", "IMPL")
-    for name in _library.OPERATORS + _library.TRITON_OPERATORS:
+    for name in libraries.OPERATORS + libraries.TRITON_OPERATORS:
         library.impl(name, _eager(name), key, allow_override=override)
     return library
 

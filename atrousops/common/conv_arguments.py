@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from atrousops._checks import bad_type, bad_value
+from atrousops.common.checks import bad_type, bad_value
 
 _INT64 = 1 << 63
 _C_TYPES = {

@@ -1,4 +1,4 @@
-"""What a plan knows of the machine: its threads, and its rates as the files of atrousops/machines have them."""
+"""What a plan knows of the machine: its threads, and its rates from the files in machines/."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 
-from atrousops import _library
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
+from atrousops.dispatch import libraries
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# What atrousops/machines/README.md describes: rates by name, and a list of exceptions.
+# What atrousops/dispatch/machines/README.md describes: rates by name, and a list of exceptions.
 Rates = dict[str, Any]
 
 _FOLDER = Path(__file__).resolve().parent / "machines"
@@ -49,7 +49,7 @@ def cpu_device(dtype: torch.dtype, channels_last: bool) -> Device:
 
 
 def cpu(machine: str, dtype: torch.dtype, channels_last: bool, threads: int) -> Device:
-    """A CPU of atrousops/machines: "amx", "avx512", "avx2" or "plain"."""
+    """A CPU of atrousops/dispatch/machines: "amx", "avx512", "avx2" or "plain"."""
     return Device("cpu", threads, cpu_rates(machine, dtype, channels_last))
 
 
@@ -57,7 +57,7 @@ def gpu_device(dtype: torch.dtype, channels_last: bool) -> Device:
     """This machine's GPU, or an H100 or MI300X where there is none, with the rates for a dtype and memory format."""
     machine = "h100" if torch.version.hip is None else "mi300x"
     facts = _gpu() if torch.cuda.is_available() else gpu_facts(machine)
-    kind = "triton" if _library.cuda.problem is not None and _library.triton.problem is None else "cuda"
+    kind = "triton" if libraries.cuda.problem is not None and libraries.triton.problem is None else "cuda"
     return gpu(kind, facts, dtype, channels_last, tf32_allowed(), machine)
 
 
@@ -150,14 +150,14 @@ def gpu_rates(machine: str, multiprocessors: int, precision: str, channels_last:
 
 
 def gpu_facts(machine: str) -> tuple[int, int, int]:
-    """Multiprocessors, bytes of shared memory of a block and capability of a GPU of atrousops/machines."""
+    """Multiprocessors, bytes of shared memory of a block and capability of a GPU of atrousops/dispatch/machines."""
     facts = machine_file(machine)["facts"]
     return facts["multiprocessors"], facts["shared_memory"], facts["capability"]
 
 
 @cache
 def machine_file(machine: str) -> dict[str, Any]:
-    """A file of atrousops/machines as it is written.
+    """A file of atrousops/dispatch/machines as it is written.
 
     Raises:
         ArgumentError: a table or key is unknown or missing; the message names the file and the key.
@@ -198,7 +198,7 @@ def _rates(machine: str, of: str, channels_last: bool, kind: str) -> Rates:
 def _exception(where: str, exception: dict[str, Any], unit: float) -> dict[str, Any]:
     where += " exceptions"
     _check_keys(where, exception, ("of", "when", "rate", "skips"), ("of", "when", "rate"))
-    _check_keys(where, exception["when"], _library.planner.conditions(), ())  # type: ignore[union-attr]
+    _check_keys(where, exception["when"], libraries.planner.conditions(), ())  # type: ignore[union-attr]
     _check_keys(where, [exception["of"]], [n for n, (unit, *_) in _names().items() if unit == "operations"], ())
     return exception | {"rate": exception["rate"] * unit}
 
@@ -212,8 +212,8 @@ def _unit(machine: str, file: dict[str, Any], quantity: str) -> float:
 
 def _names() -> dict[str, tuple[str, bool, bool]]:
     """Every rate of csrc/core/rates.h with its unit, and whether CPUs and GPUs have it."""
-    assert _library.planner is not None
-    return _library.planner.rates()
+    assert libraries.planner is not None
+    return libraries.planner.rates()
 
 
 def _check_keys(where: str, table: Iterable[str], known: Iterable[str], needed: Iterable[str]) -> None:

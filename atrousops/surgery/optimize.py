@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from atrousops._checks import bad_type, bad_value
-from atrousops._fusion import Fusion
-from atrousops._hold import Standard, made_inputs
-from atrousops._report import Optimization, attach
-from atrousops._watch import Watch, run_seeded
-from atrousops.convert import convert
+from atrousops.common.checks import bad_type, bad_value
 from atrousops.nn.sequence import hooks_on_all
+from atrousops.surgery.convert import convert
+from atrousops.surgery.fusion import Fusion
+from atrousops.surgery.report import Optimization, attach
+from atrousops.surgery.standard import Standard, made_inputs
+from atrousops.surgery.watch import Watch, run_seeded
 
 
 def optimize(

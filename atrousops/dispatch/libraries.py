@@ -11,7 +11,7 @@ from types import ModuleType
 
 import torch
 
-_FOLDER = Path(__file__).resolve().parent
+_FOLDER = Path(__file__).resolve().parents[1]
 
 
 # What the Python files call: the lines of csrc/library.cpp, for installations that have kernels but not that library.

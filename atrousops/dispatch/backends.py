@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from atrousops import _library, _triton
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
+from atrousops.dispatch import libraries, triton_library
 
 log = logging.getLogger("atrousops")
 
@@ -52,7 +52,7 @@ def can_run(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Ver
             return Verdict(True, "PyTorch's own operator")
         return Verdict(False, "PyTorch has no such operator")
     if name in ("cpu", "cuda"):
-        part = _library.cpu if name == "cpu" else _library.cuda
+        part = libraries.cpu if name == "cpu" else libraries.cuda
         if part.problem is not None:
             return Verdict(False, f"the {name.upper()} library is missing: {part.problem}")
         if device.type != name:
@@ -68,15 +68,15 @@ def can_run(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Ver
 
 
 def _can_run_triton(device: torch.device, dtype: torch.dtype) -> Verdict:
-    if _library.triton.problem is not None:
-        return Verdict(False, _library.triton.problem)
-    if device.type not in ("cpu", *_triton.KEYS):
+    if libraries.triton.problem is not None:
+        return Verdict(False, libraries.triton.problem)
+    if device.type not in ("cpu", *triton_library.KEYS):
         return Verdict(False, f"the tensors are on {device}")
-    if device.type == "cpu" and not _triton.interpreted():
+    if device.type == "cpu" and not triton_library.interpreted():
         return Verdict(False, "the tensors are on cpu, and Triton runs there only under TRITON_INTERPRET=1")
     if dtype not in FLOATING:
         return Verdict(False, f"{dtype} is not one of float64, float32, bfloat16, float16")
-    return Verdict(True, "our Triton kernel, interpreted" if _triton.interpreted() else "our Triton kernel")
+    return Verdict(True, "our Triton kernel, interpreted" if triton_library.interpreted() else "our Triton kernel")
 
 
 @functools.cache
@@ -98,7 +98,7 @@ def choose(op: str, device: torch.device, dtype: torch.dtype) -> str:
     Raises ArgumentError if a backend is forced that cannot run this.
     """
     forced = _forced[0]
-    if device.type == "meta" and dtype in FLOATING and _library.has_schemas:
+    if device.type == "meta" and dtype in FLOATING and libraries.has_schemas:
         return "meta"
     if forced is not None:
         verdict = can_run(forced, op, device, dtype)
@@ -112,9 +112,9 @@ def choose(op: str, device: torch.device, dtype: torch.dtype) -> str:
             )
         return forced
     # Spelled out for the common case: this runs on every call.
-    if device.type == "cpu" and _library.has_operators and dtype in FLOATING:
+    if device.type == "cpu" and libraries.has_operators and dtype in FLOATING:
         return "cpu"
-    ours = own(op, device, dtype) if device.type in _triton.KEYS else ""
+    ours = own(op, device, dtype) if device.type in triton_library.KEYS else ""
     return ours or ("aten" if op in HAS_ATEN else "reference")
 
 
@@ -136,7 +136,7 @@ def backend(name: str | None) -> Iterator[None]:
     if name is not None and name not in NAMES:
         bad_value("backend", "name", f"be one of {', '.join(NAMES)} or None", repr(name))
     before = _forced[0]
-    with _triton.forced(name == "triton"):
+    with triton_library.forced(name == "triton"):
         _forced[0] = name
         try:
             yield
@@ -144,6 +144,6 @@ def backend(name: str | None) -> Iterator[None]:
             _forced[0] = before
 
 
-_triton.install()
+triton_library.install()
 if _forced[0] == "triton":
-    _triton.force(True)
+    triton_library.force(True)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from atrousops._stored import Store
+from atrousops.common.stored import Store
 
 # Ours must have been this much faster than PyTorch's: two measurements of the same differ by as much.
 MARGIN = 0.98

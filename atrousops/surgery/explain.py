@@ -16,9 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from atrousops import backends, choice, ops, planner
-from atrousops._checks import bad_type
-from atrousops._explain_stacks import settle_branches, settle_context
+from atrousops import ops
+from atrousops.common.checks import bad_type
+from atrousops.dispatch import backends, choice, planner
+from atrousops.surgery.explain_stacks import settle_branches, settle_context
 
 # PyTorch's own form of operators that this package has, and what they are called here.
 _STOCK: dict[Any, str] = {
@@ -54,7 +55,7 @@ class Row:
         module: name of the layer in the model; empty for a function.
         operator: the public function, such as "conv2d".
         shape, dtype, channels_last: of the input.
-        backend: which of `atrousops.backends.NAMES` ran it.
+        backend: which of `atrousops.dispatch.backends.NAMES` ran it.
         kernel: for a convolution one of the planner's.
         reason: why that one.
         bytes: every tensor touched once.

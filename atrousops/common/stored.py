@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from atrousops._files import write_atomically
+from atrousops.common.files import write_atomically
 
 K = TypeVar("K")
 V = TypeVar("V")

@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atrousops import _library, backends, choice, measured
-from atrousops._checks import bad_type, bad_value
-from atrousops.devices import tf32_allowed
-from atrousops.measured import Key, Times
-from atrousops.ops import _conv_dispatch
-from atrousops.testing import clock_of, interleaved
+from atrousops.common.checks import bad_type, bad_value
+from atrousops.common.testing import clock_of, interleaved
+from atrousops.dispatch import backends, choice, libraries, measured
+from atrousops.dispatch.devices import tf32_allowed
+from atrousops.dispatch.measured import Key, Times
 
 
 @dataclass
@@ -92,13 +91,13 @@ def autotune(call: Callable[..., Any], *inputs: Any, budget: float = 0.5, **kwar
 @contextlib.contextmanager
 def _tiles_measured(budget: float) -> Iterator[tuple[dict[Any, Any], Callable[[], list[Any]]]]:
     """Inside, Triton's kernels measure their tiles; gives those found, and which files they are in."""
-    if _library.triton.problem is not None:
+    if libraries.triton.problem is not None:
         yield {}, list
         return
-    from atrousops.triton import _tiles
+    from atrousops.triton import tiles
 
-    with _tiles.measuring(clock_of, budget) as session:
-        yield session.found, lambda: [p for p in map(_tiles.path, session.devices) if p is not None]
+    with tiles.measuring(clock_of, budget) as session:
+        yield session.found, lambda: [p for p in map(tiles.path, session.devices) if p is not None]
 
 
 def _tuned(keys: dict[Key, str], budget: float) -> Tuning:
@@ -112,20 +111,15 @@ def _tuned(keys: dict[Key, str], budget: float) -> Tuning:
         found[key] = _measure(key, budget)
         if not key.needs_grad:
             measured.add({key: found[key]})
-            _forget_choices()
+            choice.forget()
     files = measured.add(found) if found else []
-    _forget_choices()
-    return Tuning(known | found, {key: keys[key] for key in known | found}, files)
-
-
-def _forget_choices() -> None:
     choice.forget()
-    _conv_dispatch.forget()
+    return Tuning(known | found, {key: keys[key] for key in known | found}, files)
 
 
 def _calls_of(call: Callable[..., Any], inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Key, str]:
     """What the planner is asked when the call runs, and what it would answer without measurements."""
-    _forget_choices()
+    choice.forget()
     with choice.watched() as seen:
         outputs = call(*inputs, **kwargs)
         wanting = [t for t in torch.utils._pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.requires_grad]

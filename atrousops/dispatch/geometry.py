@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, NoReturn
 
-from atrousops._checks import bad_value
+from atrousops.common.checks import bad_value
 
 KINDS = ("forward", "input_grad", "weight_grad")
 _MOST = 2**63 - 1

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from atrousops._known_blocks import outputs_of, variant_of
-from atrousops._report import Fused, Optimization
-from atrousops._source import calls_of
-from atrousops._watch import IN_ORDER, Watch, tensors_of
-from atrousops.convert import Left
 from atrousops.nn import conv as layers
 from atrousops.nn.sequence import ACTIVATIONS, FUSED, Folded, InOrder, Variant, flat, runs_in_order, variant, watched
+from atrousops.surgery.convert import Left
+from atrousops.surgery.known_blocks import outputs_of, variant_of
+from atrousops.surgery.report import Fused, Optimization
+from atrousops.surgery.source import calls_of
+from atrousops.surgery.watch import IN_ORDER, Watch, tensors_of
 
 _CONVS: dict[type, type] = {
     **dict.fromkeys((nn.Conv1d, layers.AtrousConv1d, layers.FusedConv1d), layers.FusedConv1d),

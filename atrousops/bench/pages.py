@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from atrousops import models
-from atrousops._files import write_atomically
 from atrousops.bench.results import DISPATCHED, Report, Result
 from atrousops.bench.suites.networks import ON_CAMVID
+from atrousops.common.files import write_atomically
 from atrousops.data import decode
 from atrousops.engine import pictures
 from atrousops.engine.predict import load_predictor

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from atrousops._checks import bad_type
-from atrousops.convert import Left
+from atrousops.common.checks import bad_type
+from atrousops.surgery.convert import Left
 
 _NAME = "_optimization_report"
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn as stock
 
 from atrousops import nn
-from atrousops._checks import bad_type, bad_value
-from atrousops.nn._stock import OURS, become_stock, class_of, set_class
+from atrousops.common.checks import bad_type, bad_value
+from atrousops.nn.in_place import OURS, become_stock, class_of, set_class
 
 _Swaps = dict[type[stock.Module], type[stock.Module]]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from atrousops._watch import run_seeded
+from atrousops.surgery.watch import run_seeded
 
 # Batch and side lengths of images that are tried where none is given: of even and odd sizes, then such as networks
 # with a fixed one or with five halvings want.

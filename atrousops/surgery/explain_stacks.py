@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from atrousops import backends
-from atrousops.choice import plan_branches, plan_context
+from atrousops.dispatch import backends
+from atrousops.dispatch.choice import plan_branches, plan_context
 from atrousops.ops.conv_branches import why_apart
 
 if TYPE_CHECKING:
-    from atrousops.explain import Row
+    from atrousops.surgery.explain import Row
 
 
 def settle_context(row: Row, ours: str, arguments: dict[str, Any]) -> None:

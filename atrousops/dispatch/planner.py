@@ -2,7 +2,7 @@
 
 seconds = overhead of a call + floating-point operations / rate + bytes moved / copy rate
 
-with the rates of the device (atrousops/devices.py). Where the compiled planner is missing nothing is predicted, and
+with the rates of the device (dispatch/devices.py). Where the compiled planner is missing nothing is predicted, and
 PyTorch's kernels run.
 """
 
@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from atrousops import _library, geometry
-from atrousops.devices import Device
-from atrousops.geometry import Problem
+from atrousops.dispatch import geometry, libraries
+from atrousops.dispatch.devices import Device
+from atrousops.dispatch.geometry import Problem
 
 # Bytes that a kernel may allocate besides its result.
 WORKSPACE_LIMIT = 1 << 31
@@ -98,7 +98,7 @@ class ContextPlan(NamedTuple):
 
 def kernels(kind: str) -> tuple[str, ...]:
     """The kernels that are considered on a device of a kind, PyTorch's first, in the order in which they are shown."""
-    return ("aten",) if _library.planner is None else tuple(_library.planner.kernels(kind))
+    return ("aten",) if libraries.planner is None else tuple(libraries.planner.kernels(kind))
 
 
 def plan(
@@ -113,8 +113,8 @@ def plan(
         needs_grad: weigh forward and both gradients together.
         workspace_limit: bytes that a kernel may allocate besides its result.
     """
-    assert _library.planner is not None
-    return _shown(_library.planner.plan(*_fields(problem), device._asdict(), itemsize, needs_grad, workspace_limit))
+    assert libraries.planner is not None
+    return _shown(libraries.planner.plan(*_fields(problem), device._asdict(), itemsize, needs_grad, workspace_limit))
 
 
 def unplanned(problems: Sequence[Problem], itemsize: int, kernel: str = "aten") -> Plan:
@@ -143,9 +143,9 @@ def plan_branches(
     The tile model's time of all tiles of one launch stands against the planner's of each convolution, a launch for each
     ReLU, and the concatenation, with `others` channels that follow.
     """
-    assert _library.planner is not None
+    assert libraries.planner is not None
     fields = [_fields(p) for p in problems]
-    return _shown(_library.planner.plan_branches(fields, device._asdict(), itemsize, channels_last, relu, others))
+    return _shown(libraries.planner.plan_branches(fields, device._asdict(), itemsize, channels_last, relu, others))
 
 
 def plan_context(
@@ -160,16 +160,16 @@ def plan_context(
     gpu: multiprocessors, bytes of shared memory of a block, capability; by_layers: gives the layers' seconds, which are
     asked for where one launch is possible.
     """
-    if _library.planner is None:
+    if libraries.planner is None:
         return ContextPlan(0, 0, 0, 0.0, 0.0, f"layers: {_MISSING}")
-    return ContextPlan(*_library.planner.plan_context(*size, list(reach), itemsize, *gpu, by_layers))
+    return ContextPlan(*libraries.planner.plan_context(*size, list(reach), itemsize, *gpu, by_layers))
 
 
 def boxes(problems: Sequence[Problem], device: Device, itemsize: int) -> Boxes:
     """The boxes of one launch of wgmma; its problems have the same map and channels."""
-    assert _library.planner is not None
+    assert libraries.planner is not None
     fields = [_fields(p) for p in problems]
-    return Boxes(*_library.planner.plan_boxes(fields, itemsize, device.multiprocessors, device.rates["wgmma"]))
+    return Boxes(*libraries.planner.plan_boxes(fields, itemsize, device.multiprocessors, device.rates["wgmma"]))
 
 
 def call_problem(

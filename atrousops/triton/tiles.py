@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from atrousops._stored import Store
-from atrousops.measured import MARGIN
-from atrousops.testing import Clock, interleaved
+from atrousops.common.stored import Store
+from atrousops.common.testing import Clock, interleaved
+from atrousops.dispatch.measured import MARGIN
 
 log = logging.getLogger("atrousops")
 

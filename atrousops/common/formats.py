@@ -1,0 +1,85 @@
+"""The sizes and memory formats of what the kernels return, for launchers and fake kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+# Boxes of each image, (L, 4).
+BoxList: TypeAlias = list[Tensor] | tuple[Tensor, ...]
+
+
+def prefers_channels_last(t: Tensor, axes: int | None = None) -> bool:
+    """Dense with channels innermost, and not contiguous as well; of any number of spatial axes.
+
+    Pooling says how many `axes` it has: its inputs may come without a batch, and those of one axis stay contiguous.
+    """
+    if axes is not None and (axes == 1 or t.dim() != axes + 2):
+        return False
+    if t.dim() < 3 or t.is_contiguous() or (t.shape[1] != 1 and t.stride(1) != 1):
+        return False
+    expected = t.shape[1]
+    for axis in (*range(t.dim() - 1, 1, -1), 0):
+        if t.shape[axis] != 1 and t.stride(axis) != expected:
+            return False
+        expected = expected * t.shape[axis]
+    return True
+
+
+def empty_as_kernel(size: Sequence[int], like: Tensor) -> Tensor:
+    """Uninitialised (N, C, *), stored as (N, *, C) if `like` prefers that; (N, C, L) is contiguous, as PyTorch's is."""
+    if like.dim() < 4 or not prefers_channels_last(like):
+        return like.new_empty(size)
+    n, c, *spatial = size
+    last = len(size) - 1
+    return like.new_empty((n, *spatial, c)).permute(0, last, *range(1, last))
+
+
+def empty_map(like: Tensor, spatial: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:
+    """What a kernel returns, for fake kernels: the batch and channels of `like` with other spatial sizes."""
+    axes = len(spatial)
+    leading = like.shape[: like.dim() - axes]
+    if not channels_last:
+        return like.new_empty((*leading, *spatial), dtype=dtype)
+    stored = like.new_empty((leading[0], *spatial, leading[1]), dtype=dtype)
+    return stored.permute(0, axes + 1, *range(1, axes + 1))
+
+
+def is_channels_last(t: Tensor) -> bool:
+    """Whether the CPU operators answer such an input in channels_last."""
+    # Under vmap nobody may ask, and nothing of ours runs.
+    if t.is_contiguous() or torch._C._are_functorch_transforms_active():
+        return False
+    return t.is_contiguous(memory_format=torch.channels_last)
+
+
+def empty_in_format(like: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
+    """Uninitialised, in one of the two memory formats."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
+def empty_values(values: Tensor, *lattice: object) -> Tensor:
+    """(N, C, P) as values, channels last where values are that and not contiguous."""
+    n, c, p = values.shape
+    if (
+        values.is_contiguous()
+        or values.stride(1) != 1
+        or values.stride(2) != c
+        or (n > 1 and values.stride(0) != c * p)
+    ):
+        return values.new_empty((n, c, p))
+    return values.new_empty((n, p, c)).transpose(1, 2)
+
+
+def pooled_size(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
+    """Windows of max pooling along one axis."""
+    room = size + 2 * padding - dilation * (kernel - 1) - 1
+    out = (room + (stride - 1 if ceil_mode else 0)) // stride + 1
+    # A last window must start inside the map or its left padding.
+    if ceil_mode and (out - 1) * stride >= size + padding:
+        out -= 1
+    return out

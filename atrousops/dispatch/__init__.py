@@ -1,0 +1,1 @@
+"""Who computes a call: loaded libraries, backends, what is known of the machine, and the plan."""

@@ -1,0 +1,1 @@
+"""What is done to a model that exists: convert, optimize, autotune, explain."""
