@@ -13,7 +13,6 @@ import atrousops.functional as A
 from atrousops.common.checks import ArgumentError, ArgumentTypeError
 from atrousops.dispatch import choice, devices, libraries, measured
 from atrousops.dispatch.measured import Times
-from atrousops.surgery.autotune import _forget_choices
 
 pytestmark = pytest.mark.skipif(not libraries.has_operators, reason="the CPU library is not built")
 
@@ -23,10 +22,10 @@ def folder(tmp_path, monkeypatch):
     """Plans of this test only."""
     monkeypatch.setenv("ATROUSOPS_PLANS", str(tmp_path))
     measured.forget()
-    _forget_choices()
+    choice.forget()
     yield tmp_path
     measured.forget()
-    _forget_choices()
+    choice.forget()
 
 
 def layers() -> torch.nn.Module:
@@ -80,11 +79,11 @@ def test_a_measurement_decides(ours, needs_grad):
     x, w = torch.randn(1, 8, 24, 24), torch.randn(16, 8, 3, 3, requires_grad=needs_grad)
     expected = A.conv2d(x, w, padding=4, dilation=4)
     with choice.watched() as seen:
-        _forget_choices()
+        choice.forget()
         A.conv2d(x, w, padding=4, dilation=4)
     (key,) = seen
     measured.add({measured.Key(*key): Times(aten=1.0, ours=ours)})
-    _forget_choices()
+    choice.forget()
     (row,) = ao.explain(A.conv2d, x, w, padding=4, dilation=4).rows
     assert row.backend == ("cpu" if ours < 1 else "aten")
     assert f"was measured at {ours:.2f} of the time of aten" in row.reason

@@ -1,5 +1,7 @@
 """Blocks that optimize knows: residual ones, ASPP and its branches in one layer."""
 
+import copy
+
 import host_cuda
 import pytest
 import torch
@@ -120,3 +122,19 @@ def test_exports_and_compiles():
         expected = fast(x)
         torch.testing.assert_close(torch.export.export(fast, (x,)).module()(x), expected)
         torch.testing.assert_close(torch.compile(fast, fullgraph=True, backend="aot_eager")(x), expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_folded_and_other_weights_are_not_taken_for_each_other(bias):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=bias), nn.BatchNorm2d(4)).eval()
+    model[1].weight.data.uniform_(0.5, 2)
+    fast = ao.optimize(model)
+    with pytest.raises(RuntimeError, match=r"Missing key.*extra_state"):
+        fast.load_state_dict(model.state_dict())
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*extra_state"):
+        model.load_state_dict(fast.state_dict())
+    again = ao.optimize(copy.deepcopy(model))
+    again.load_state_dict(fast.state_dict())
+    x = torch.randn(2, 3, 9, 9)
+    assert torch.equal(again(x), fast(x))

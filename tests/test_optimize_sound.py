@@ -397,19 +397,3 @@ def test_torchvision_s_feature_extractor():
     nodes = {"layer1": "low", "layer2.0.bn1": "inner", "layer4.1.relu_1": "out"}
     found = [create_feature_extractor(network, nodes)(X) for network in (model, ao.optimize(model))]
     close(found[1], found[0], inner=True)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_folded_and_other_weights_are_not_taken_for_each_other(bias):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=bias), nn.BatchNorm2d(4)).eval()
-    model[1].weight.data.uniform_(0.5, 2)
-    fast = ao.optimize(model)
-    with pytest.raises(RuntimeError, match=r"Missing key.*extra_state"):
-        fast.load_state_dict(model.state_dict())
-    with pytest.raises(RuntimeError, match=r"Unexpected key.*extra_state"):
-        model.load_state_dict(fast.state_dict())
-    again = ao.optimize(copy.deepcopy(model))
-    again.load_state_dict(fast.state_dict())
-    x = torch.randn(2, 3, 9, 9)
-    assert torch.equal(again(x), fast(x))
