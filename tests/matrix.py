@@ -43,9 +43,9 @@ CELLS = ("convert eval", "convert training", "convert saved", "optimize eval", "
 SURE = 0.01
 
 
-def prepared(network: Network) -> nn.Module:
+def prepared(network: Network, seed: int = 0) -> nn.Module:
     """A model of random weights in evaluation mode, whose normalisations roughly fit what goes through it."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = network.build()
     for weight in model.parameters():
         # Zero or one at the start: layers that do nothing yet would hide what happens before them.
@@ -221,6 +221,8 @@ def _examine(network: Network, note: Callable[[str, str], None], folder: Path) -
 
     def on_optimize() -> str:
         fast.append(ao.optimize(copy.deepcopy(stock).double() if oracle.in_double else stock))
+        report = ao.optimization_report(fast[0])
+        note("fused", f"{len(report.fused)} fused" + ", undone" * any("undone" in line for line in report.notes))
         return oracle.verdict(fast[0])
 
     fast: list[nn.Module] = []
@@ -253,8 +255,7 @@ def _reload(network: Network, note: Callable[[str, str], None], folder: Path) ->
 def _loaded(network: Network, folder: Path, tool: str) -> str:
     state, inputs, expected, bounds = torch.load(folder / f"{tool}.state", weights_only=False)
     whole = torch.load(folder / f"{tool}.whole", weights_only=False)
-    torch.manual_seed(9)
-    other = network.build().eval()
+    other = prepared(network, seed=9)
     if any(t.dtype == torch.float64 for t in tensors(inputs)):
         other.double()
     if tool == "optimize":
@@ -347,10 +348,10 @@ def table(found: dict[str, dict[str, Any]], versions: dict[str, str]) -> str:
     for library in dict.fromkeys(name.partition("/")[0] for name in found):
         own = [row for name, row in found.items() if name.startswith(f"{library}/")]
         rows.append(f"- {library}: {sum(row['verdict'] == 'ok' for row in own)} of {len(own)} ok")
-    head = ["network", "layers", *CELLS, "verdict", "seconds"]
+    head = ["network", "layers", "fused", *CELLS, "verdict", "seconds"]
     rows += ["", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name, row in found.items():
-        cells = [str(row.get(cell, "")).partition(":")[0] for cell in ("layers", *CELLS)]
+        cells = [str(row.get(cell, "")).partition(":")[0] for cell in ("layers", "fused", *CELLS)]
         said = str(row["verdict"]).replace("|", "\\|")
         rows.append(f"| {name} | {' | '.join(cells)} | {said} | {row['seconds']} |")
     return "\n".join(rows) + "\n"

@@ -41,7 +41,8 @@ def optimize(
 
     The copy is held to the model, on the example or on random images of two sizes, outputs within twice the rounding
     errors that the model itself makes; what does not agree is undone. The copy's weights want no gradients; the model
-    itself is neither changed nor run (copies of it are).
+    itself is neither changed nor run (copies of it are). Save the copy whole, or optimise again after loading the
+    model's own weights: a state dict of the copy is refused by a model whose normalisations are not folded likewise.
 
     Args:
         model: any module in evaluation mode. Parts in training mode, such as Monte-Carlo dropout, stay in it.
