@@ -110,7 +110,7 @@ def machine_path() -> Path:
     if not made.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
         new = made.with_suffix(f".{os.getpid()}")
-        run(*flags, "-shared", *(f for f in files if f.suffix == ".cpp"), "-o", new)
+        run(*flags, "-shared", "-Wl,-z,defs", *(f for f in files if f.suffix == ".cpp"), "-o", new)
         new.replace(made)
     return made
 

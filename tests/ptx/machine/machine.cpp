@@ -1,6 +1,8 @@
 // Kernels by name, their launches, memory, and what lanes and threads do together.
 #include "machine.h"
 
+#include "host_cuda/shared_memory.h"
+
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -8,6 +10,13 @@
 #include <map>
 #include <random>
 #include <sstream>
+
+// The engine's own shared memory is not used: addresses here are as nvcc laid them out.
+namespace atrousops::host_cuda {
+void begin_shared(int64_t, int) {}
+void select_shared(int) {}
+void check_shared() {}
+}  // namespace atrousops::host_cuda
 
 namespace ptx {
 namespace {
