@@ -68,10 +68,15 @@ def sources() -> list[Path]:
     return sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 
 
+def test_sources() -> list[Path]:
+    """Small kernels around single instructions, which the emulation of the source is tested with."""
+    return [ROOT / "csrc" / "host_cuda" / f"{name}.cpp" for name in ("test_arch", "test_tma", "test_wgmma")]
+
+
 def ptx_of(source: Path) -> Path:
     """The PTX of a .cu, made again when a file it includes from csrc has changed."""
     made, record = BUILD / f"{source.stem}.ptx", BUILD / f"{source.stem}.json"
-    arch = "90a" if source.stem.endswith("_sm90a") else "80"
+    arch = "90a" if source.stem.endswith("_sm90a") or source.suffix == ".cpp" else "80"
     command = [str(NVCC), "-ptx", "-gencode", f"arch=compute_{arch},code=compute_{arch}", *FLAGS]
 
     def state(files: Iterable[str]) -> str:
@@ -83,7 +88,7 @@ def ptx_of(source: Path) -> Path:
             return made
     BUILD.mkdir(parents=True, exist_ok=True)
     new, includes = made.with_suffix(f".{os.getpid()}.ptx"), BUILD / f"{source.stem}.{os.getpid()}.d"
-    run(*command, "-MD", "-MF", includes, "-I", ROOT / "csrc", "-isystem", TORCH, "-o", new, source)
+    run(*command, "-MD", "-MF", includes, "-I", ROOT / "csrc", "-isystem", TORCH, "-o", new, "-x", "cu", source)
     found = re.findall(r"[^\s\\:]+", includes.read_text())
     inside = {os.path.relpath(f, ROOT) for f in found if Path(f).resolve().is_relative_to(ROOT / "csrc")}
     includes.unlink()
@@ -98,6 +103,19 @@ def all_kernels() -> dict[str, tuple[str, Kernel]]:
     with ThreadPoolExecutor(2) as pool:
         made = list(pool.map(ptx_of, sources()))
     return {k.name: (path.name, k) for path in made for k in kernels(path.read_text())}
+
+
+@functools.cache
+def kernels_of_tests() -> dict[str, tuple[str, Kernel]]:
+    """The same of `test_sources`."""
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(ptx_of, test_sources()))
+    return {k.name: (path.name, k) for path in made for k in kernels(path.read_text())}
+
+
+def kernel(name: str) -> tuple[str, Kernel]:
+    """A kernel of the library or of the tests, and its file."""
+    return all_kernels()[name] if name in all_kernels() else kernels_of_tests()[name]
 
 
 @functools.cache

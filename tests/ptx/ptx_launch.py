@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import re
 from collections.abc import Iterator
 
 import host_cuda
@@ -53,14 +54,17 @@ def demangled(name: str) -> str:
 
 
 @functools.cache
-def by_signature() -> dict[str, str]:
+def by_signature(of_tests: bool) -> dict[str, str]:
     """Mangled names in the PTX by their signature."""
     found: dict[str, str] = {}
-    for name in ptx_build.all_kernels():
+    for name in ptx_build.kernels_of_tests() if of_tests else ptx_build.all_kernels():
         key = demangled(name)
         if key in found:
             raise RuntimeError(f"two kernels are called {key}")
         found[key] = name
+        # The host's name of a kernel that is no template goes without its parameters.
+        if " " not in key.split("(")[0].replace("(anonymous namespace)", ""):
+            found[re.sub(r"(?<!^)(?<!:)\(.*", "", key)] = name
     return found
 
 
@@ -74,14 +78,15 @@ def signature(host_name: str) -> str:
 @functools.cache
 def mangled(host_name: str) -> str:
     key = signature(host_name)
-    if key not in by_signature():
-        raise RuntimeError(f"no PTX has {key}")
-    return by_signature()[key]
+    for of_tests in (False, True):
+        if key in by_signature(of_tests):
+            return by_signature(of_tests)[key]
+    raise RuntimeError(f"no PTX has {key}")
 
 
 @functools.cache
 def library_of(name: str) -> None:
-    file, kernel = ptx_build.all_kernels()[name]
+    file, kernel = ptx_build.kernel(name)
     ptx_build.add(ptx_build.compiled(name, kernel, file))
 
 
@@ -100,7 +105,7 @@ def _execute(grid: int, arguments: int, sizes: int, count: int) -> int | None:
 
 def _launch(grid: Grid, arguments: int, sizes: ctypes.Array[ctypes.c_size_t]) -> None:
     name = mangled(grid.kernel.decode())
-    declared = [p.bytes for p in ptx_build.all_kernels()[name][1].parameters]
+    declared = [p.bytes for p in ptx_build.kernel(name)[1].parameters]
     if declared != list(sizes):
         raise RuntimeError(f"{name} takes parameters of {declared} bytes, and got {list(sizes)}")
     library_of(name)

@@ -95,11 +95,13 @@ inline T shr(T v, uint32_t n) {
 }
 template <class T>
 inline T div(T a, T b) {
-  if constexpr (std::is_floating_point_v<T>) return a / b;
-  if (b == 0) return static_cast<T>(~T(0));
-  if (std::is_signed_v<T> && b == static_cast<T>(-1))
-    return static_cast<T>(std::make_unsigned_t<std::conditional_t<std::is_integral_v<T>, T, int>>(0) - a);
-  return static_cast<T>(a / b);
+  if constexpr (std::is_floating_point_v<T>) {
+    return a / b;
+  } else {
+    if (b == 0) return static_cast<T>(-1);
+    if (std::is_signed_v<T> && b == static_cast<T>(-1)) return static_cast<T>(std::make_unsigned_t<T>(0) - a);
+    return static_cast<T>(a / b);
+  }
 }
 template <class T>
 inline T rem(T a, T b) {
