@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -133,20 +134,35 @@ def machine_path() -> Path:
     return made
 
 
-def compiled(name: str, kernel: Kernel, file: str) -> Path:
+def compiled(kernel: Kernel, file: str) -> Path:
     """The shared library of one kernel."""
+    return compiled_text(Translation(kernel, file).translated())
+
+
+def compiled_text(text: str) -> Path:
+    """The shared library of a translation."""
     flags = [*CXX, "-O1", "-w", *vector_flags()]
-    text = Translation(kernel, file).translated()
     made = BUILD / f"k_{digest(text, (MACHINE / 'ptx.h').read_bytes(), *flags)}.so"
     if not made.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
-        source, new = made.with_suffix(f".{os.getpid()}.cpp"), made.with_suffix(f".{os.getpid()}")
+        # Threads and processes may make it at the same time.
+        source = made.with_suffix(f".{os.getpid()}.{threading.get_ident()}.cpp")
         source.write_text(text)
         # What the machine gives is found in it when the library is loaded.
+        new = source.with_suffix(".so")
         run(*flags, "-shared", source, "-o", new)
         new.replace(made)
         source.unlink()
     return made
+
+
+class Dim3(ctypes.Structure):
+    """machine/ptx.h's, and the engine's."""
+
+    _fields_ = [(axis, ctypes.c_uint) for axis in "xyz"]
+
+
+EXECUTE = [ctypes.c_char_p, Dim3, Dim3, ctypes.c_size_t, ctypes.c_uint, ctypes.c_void_p]
 
 
 @functools.cache
@@ -154,6 +170,7 @@ def machine() -> ctypes.CDLL:
     """The machine, loaded so that kernels find it."""
     loaded = ctypes.CDLL(str(machine_path()), ctypes.RTLD_GLOBAL)
     loaded.ptx_error.restype = ctypes.c_char_p
+    loaded.ptx_execute.argtypes = EXECUTE
     loaded.ptx_add.argtypes = [ctypes.c_void_p]
     loaded.ptx_set_order.argtypes = [ctypes.c_uint64, ctypes.c_int]
     return loaded
@@ -173,7 +190,7 @@ def build(names: Iterable[str] | None = None, jobs: int = 2) -> None:
     chosen = sorted(names or known, key=lambda n: -len(known[n][1].body))
     machine_path()
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda n: compiled(n, known[n][1], known[n][0]), chosen))
+        list(pool.map(lambda n: compiled(known[n][1], known[n][0]), chosen))
 
 
 if __name__ == "__main__":

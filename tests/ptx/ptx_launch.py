@@ -19,16 +19,12 @@ EXECUTOR = ctypes.CFUNCTYPE(
 )
 
 
-class Dim3(ctypes.Structure):
-    _fields_ = [(axis, ctypes.c_uint) for axis in "xyz"]
-
-
 class Grid(ctypes.Structure):
     """csrc/host_cuda/engine.h's."""
 
     _fields_ = [
-        ("blocks", Dim3),
-        ("threads", Dim3),
+        ("blocks", ptx_build.Dim3),
+        ("threads", ptx_build.Dim3),
         ("shared_bytes", ctypes.c_int64),
         ("kernel", ctypes.c_char_p),
         ("cluster", ctypes.c_uint),
@@ -87,7 +83,7 @@ def mangled(host_name: str) -> str:
 @functools.cache
 def library_of(name: str) -> None:
     file, kernel = ptx_build.kernel(name)
-    ptx_build.add(ptx_build.compiled(name, kernel, file))
+    ptx_build.add(ptx_build.compiled(kernel, file))
 
 
 _message = ctypes.create_string_buffer(1)
@@ -111,7 +107,6 @@ def _launch(grid: Grid, arguments: int, sizes: ctypes.Array[ctypes.c_size_t]) ->
     library_of(name)
     launched[name] = launched.get(name, 0) + 1
     machine = ptx_build.machine()
-    machine.ptx_execute.argtypes = [ctypes.c_char_p, Dim3, Dim3, ctypes.c_size_t, ctypes.c_uint, ctypes.c_void_p]
     if machine.ptx_execute(name.encode(), grid.blocks, grid.threads, grid.shared_bytes, grid.cluster, arguments):
         raise RuntimeError(machine.ptx_error().decode())
 
