@@ -287,7 +287,14 @@ def _shift(t: Translation, f: list[str], o: list[str]) -> str:
     return t.set(o[0], f"ptx::{f[0]}<{kind}>({t.value(o[1], kind)}, {t.value(o[2], 'uint32_t')})")
 
 
-@instruction("bfi", "prmt", "bmsk")
+@instruction("bfi")
+def _insert(t: Translation, f: list[str], o: list[str]) -> str:
+    kind = f"uint{f[-1][1:]}_t"
+    place = ", ".join(t.value(v, "uint32_t") for v in o[3:])
+    return t.set(o[0], f"ptx::bfi<{kind}>({t.value(o[1], kind)}, {t.value(o[2], kind)}, {place})")
+
+
+@instruction("prmt", "bmsk")
 def _bits(t: Translation, f: list[str], o: list[str]) -> str:
     if f[-1] != "b32" or (f[0] == "bmsk") != ("clamp" in f):
         raise Unknown("modifiers")

@@ -136,7 +136,8 @@ def test_wgmma_and_its_descriptors(kind, n, a_across, b_across, registers, mode)
     def fields(i: int) -> list[int]:
         # The farthest element: 32 groups of rows, or 16 of lines, by the largest offset, stays within the memory.
         leading, stride = (16 * random_int(1, 96, seed + 7 * i + j) for j in (1, 2))
-        return [leading, stride, mode, 32, 64, 2]
+        # Each step begins at a pattern's beginning.
+        return [leading, stride, mode, 0, 1024, 1]
 
     def run():
         out = torch.full((128, n // 2), torch.nan)

@@ -124,11 +124,12 @@ inline T mul_hi(T a, T b) {
                                   std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>>;
   return static_cast<T>(static_cast<Wide>(a) * b >> 8 * sizeof(T));
 }
-inline uint32_t bfi(uint32_t field, uint32_t into, uint32_t position, uint32_t length) {
+template <class T>
+inline T bfi(T field, T into, uint32_t position, uint32_t length) {
   position &= 255;
   length &= 255;
-  for (uint32_t i = 0; i < length && position + i < 32; ++i)
-    into = (into & ~(1u << (position + i))) | (field >> i & 1) << (position + i);
+  for (uint32_t i = 0; i < length && position + i < 8 * sizeof(T); ++i)
+    into = (into & ~(T(1) << (position + i))) | (field >> i & 1) << (position + i);
   return into;
 }
 inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
