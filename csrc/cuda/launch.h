@@ -40,8 +40,9 @@ void launch_as(void (*)(Parameters...), const Launch& l, std::type_identity_t<Pa
   if (const host_cuda::Executor execute = host_cuda::executor()) {
     const size_t sizes[] = {sizeof(arguments)..., 0};
     const void* const pointers[] = {static_cast<const void*>(&arguments)..., nullptr};
-    if (const char* wrong = execute({l.grid, l.block, l.shared_bytes, typeid(host_cuda::KernelName<Kernel>).name(),
-                                     l.cluster}, pointers, sizes, sizeof...(arguments)))
+    if (const char* wrong =
+            execute({l.grid, l.block, l.shared_bytes, typeid(host_cuda::KernelName<Kernel>).name(), l.cluster},
+                    pointers, sizes, sizeof...(arguments)))
       host_cuda::fail(wrong);
     return;
   }

@@ -123,7 +123,9 @@ def kernel(name: str) -> tuple[str, Kernel]:
 def machine_path() -> Path:
     """libptx_machine.so: the engine of csrc/host_cuda and the semantics of PTX."""
     engine = [ROOT / "csrc" / "host_cuda" / f"{name}.{ext}" for name in ("engine", "fiber") for ext in ("cpp", "h")]
-    files = sorted([*MACHINE.iterdir(), *engine, ROOT / "csrc/host_cuda/types.h", ROOT / "csrc/host_cuda/encoded_map.h"])
+    files = sorted(
+        [*MACHINE.iterdir(), *engine, ROOT / "csrc/host_cuda/types.h", ROOT / "csrc/host_cuda/encoded_map.h"]
+    )
     flags = [*CXX, "-O2", *vector_flags(), f"-I{ROOT / 'csrc'}", "-Wall", "-Wextra"]
     made = BUILD / f"libptx_machine_{digest(*flags, *(f.read_bytes() for f in files))}.so"
     if not made.exists():

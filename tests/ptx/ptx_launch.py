@@ -6,17 +6,17 @@ import contextlib
 import ctypes
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import host_cuda
 import ptx_build
+from ptx_translate import Translation
 
 # Of this process: how often each kernel ran from PTX.
 launched: dict[str, int] = {}
 
-EXECUTOR = ctypes.CFUNCTYPE(
-    ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
-)
+EXECUTOR = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 class Grid(ctypes.Structure):
@@ -65,7 +65,7 @@ def by_signature(of_tests: bool) -> dict[str, str]:
 
 
 def signature(host_name: str) -> str:
-    """"KernelName<&(void k<float>(int))>" as the host mangles it to "void k<float>(int)"."""
+    """ "KernelName<&(void k<float>(int))>" as the host mangles it to "void k<float>(int)"."""
     text = demangled("_ZTI" + host_name.lstrip("*")).removeprefix("typeinfo for ")
     text = text[text.index("<") + 1 : -1].strip().removeprefix("&").strip()
     return text[1:-1] if text.startswith("(") else text
@@ -131,3 +131,25 @@ def ptx(seed: int = 0, apart: bool = False) -> Iterator[None]:
             yield
     finally:
         library.atrousops_host_cuda_set_executor(None)
+
+
+@contextlib.contextmanager
+def replaced(name: str, library: Path) -> Iterator[None]:
+    """Inside, launches of this kernel run another translation of it."""
+    library_of(name)
+    ptx_build.add(library)
+    try:
+        yield
+    finally:
+        file, kernel = ptx_build.kernel(name)
+        ptx_build.add(ptx_build.compiled(kernel, file))
+
+
+def reached(name: str, check: Callable[[], None]) -> bytes:
+    """Whether the check reaches each line of a kernel's body."""
+    file, kernel = ptx_build.kernel(name)
+    library = ptx_build.compiled_text(Translation(kernel, file, covered=True).translated())
+    with replaced(name, library):
+        check()
+    hits = (ctypes.c_char * (kernel.body.count("\n") + 2)).in_dll(ctypes.CDLL(str(library)), "ptx_hits")
+    return bytes(hits)

@@ -35,8 +35,9 @@ NOTHING = ("prefetch", "membar", "fence.acq_rel", "fence.sc")
 class Translation:
     """A kernel on its way to C++."""
 
-    def __init__(self, kernel: Kernel, file: str) -> None:
-        self.kernel, self.file = kernel, file
+    def __init__(self, kernel: Kernel, file: str, covered: bool = False) -> None:
+        """`covered`: the byte ptx_hits[line - kernel.line] tells whether a line was reached."""
+        self.kernel, self.file, self.covered = kernel, file, covered
         self.parameters = {p.name: i for i, p in enumerate(kernel.parameters)}
         self.shared: dict[str, int] = {}
         self.scopes: list[tuple[int, set[str]]] = []
@@ -135,7 +136,8 @@ class Translation:
                 body = self.instruction(m[3], split(m[4]))
             except (Unknown, KeyError, IndexError) as e:
                 raise Unknown(f"{self.file}:{s.line}: {m[3]} is not translated ({e})") from e
-            self.code.append(f"{guard}{{ {body} }}")
+            hit = f"ptx_hits[{s.line - self.kernel.line}] = 1; " if self.covered else ""
+            self.code.append(f"{hit}{guard}{{ {body} }}")
 
     def instruction(self, op: str, o: list[str]) -> str:
         f = op.split(".")
@@ -149,7 +151,9 @@ class Translation:
     def shared_arrays(self) -> tuple[int, int]:
         """Gives shared arrays their addresses; where static ones end and dynamic memory begins."""
         end = FIRST_SHARED
-        for align, name, count in re.findall(r"^\s*\.shared \.align (\d+) \.b8 (\w+)\[(\d+)\];", self.kernel.body, re.M):
+        for align, name, count in re.findall(
+            r"^\s*\.shared \.align (\d+) \.b8 (\w+)\[(\d+)\];", self.kernel.body, re.M
+        ):
             self.shared[name] = -(-end // int(align)) * int(align)
             end = self.shared[name] + int(count)
         dynamic = -(-end // 1024) * 1024
@@ -165,13 +169,14 @@ class Translation:
         return "\n".join(
             [
                 '#include "ptx.h"',
+                *([f'extern "C" {{ PTX_API char ptx_hits[{k.body.count(chr(10)) + 2}]; }}'] if self.covered else []),
                 f'extern "C" PTX_API void ptx_{k.name}(void* const* args) {{',
                 *self.declared,
                 *self.code,
                 "}",
                 f"static const unsigned sizes[] = {{{sizes or 0}}};",
-                f'static const KernelEntry entry{{"{k.name}", ptx_{k.name}, {end}, {dynamic}, {len(k.parameters)}, sizes,'
-                f' {k.max_threads}, "{self.file}"}};',
+                f'static const KernelEntry entry{{"{k.name}", ptx_{k.name}, {end}, {dynamic}, {len(k.parameters)},'
+                f' sizes, {k.max_threads}, "{self.file}"}};',
                 'extern "C" PTX_API const KernelEntry* ptx_entry() { return &entry; }',
                 "static const int added = ptx_add(&entry);",
                 "",

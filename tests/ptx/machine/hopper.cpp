@@ -76,13 +76,10 @@ struct Mbarriers : hc::Attached {
   }
   void end() override {
     for (const auto& [address, b] : all)
-      if (!b.landings.empty())
-        hc::fail("the block ended with copies under way on mbarrier " + std::to_string(address));
+      if (!b.landings.empty()) hc::fail("the block ended with copies under way on mbarrier " + std::to_string(address));
   }
 };
-Mbarriers& mbarriers_of(int rank) {
-  return hc::attached_to_block<Mbarriers>(hc::cluster()[static_cast<size_t>(rank)]);
-}
+Mbarriers& mbarriers_of(int rank) { return hc::attached_to_block<Mbarriers>(hc::cluster()[static_cast<size_t>(rank)]); }
 uint64_t mark_of(uint32_t address) { return 0x7261625f6d780000u ^ address; }
 
 Mbarrier& mbarrier_at(uint64_t address, const char* what, int line) {
@@ -237,7 +234,8 @@ void load_box(const Box& box, uint64_t to, uint64_t barrier, int line) {
   Mbarrier& b = mbarrier_at(barrier, what, line);
   if (!b.fenced || !b.proxy_fenced)
     fail(std::string(what) + ": no " + (b.fenced ? "fence.proxy.async" : "fence.mbarrier_init") +
-             " behind the mbarrier.init", line);
+             " behind the mbarrier.init",
+         line);
   std::memset(async_write(to, box.bytes(), what, line), 0xff, box.bytes());
   const int phase = static_cast<int>(b.phase);
   b.landings.emplace_back(phase, [box, to, what, line] {
@@ -246,7 +244,8 @@ void load_box(const Box& box, uint64_t to, uint64_t barrier, int line) {
     for (int n = 0; n < box.count; ++n) {
       uint32_t word = 0;
       if (const char* from = box.source(n))
-        std::memcpy(&word, checked_global(reinterpret_cast<uint64_t>(from), static_cast<uint64_t>(box.size), what, line),
+        std::memcpy(&word,
+                    checked_global(reinterpret_cast<uint64_t>(from), static_cast<uint64_t>(box.size), what, line),
                     static_cast<size_t>(box.size));
       if (box.map.type == 11) word = nearest_tf32(word);
       const uint32_t place = exchanged(base + static_cast<uint32_t>(n * box.size), box.mask()) - base;
@@ -440,8 +439,8 @@ void wgmma(const Wgmma& call, float* const* d, int line) {
 }
 void wgmma_commit(int line) {
   int nothing = 0;
-  whole_warp("wgmma.commit_group", nothing, [](int* const(&)[32]) { pending().of_warp[warp_number()].emplace_back(); },
-             line);
+  whole_warp(
+      "wgmma.commit_group", nothing, [](int* const(&)[32]) { pending().of_warp[warp_number()].emplace_back(); }, line);
 }
 void wgmma_wait(int left, int line) {
   int nothing = 0;

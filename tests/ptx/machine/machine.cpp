@@ -1,8 +1,6 @@
 // Kernels by name, their launches, memory, and what lanes and threads do together.
 #include "machine.h"
 
-#include "host_cuda/shared_memory.h"
-
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -10,6 +8,8 @@
 #include <map>
 #include <random>
 #include <sstream>
+
+#include "host_cuda/shared_memory.h"
 
 // The engine's own shared memory is not used: addresses here are as nvcc laid them out.
 namespace atrousops::host_cuda {
@@ -88,7 +88,8 @@ void run_apart() {
 
 char* shared_bytes(uint64_t address, uint32_t bytes, const char* what, int line) {
   run_apart();
-  if (address >> kRankShift) fail(std::string(what) + ": an address of the cluster in an instruction for the block's memory", line);
+  if (address >> kRankShift)
+    fail(std::string(what) + ": an address of the cluster in an instruction for the block's memory", line);
   return cluster_bytes(address, bytes, bytes, what, line);
 }
 
@@ -165,7 +166,9 @@ char* global_at(uint64_t address, uint32_t bytes, int line) {
     fail("global address " + std::to_string(address) + " is not a multiple of " + std::to_string(bytes), line);
   return checked_global(address, bytes, "global memory", line);
 }
-char* shared_load(uint64_t address, uint32_t bytes, int line) { return shared_bytes(address, bytes, "ld.shared", line); }
+char* shared_load(uint64_t address, uint32_t bytes, int line) {
+  return shared_bytes(address, bytes, "ld.shared", line);
+}
 char* shared_store(uint64_t address, uint32_t bytes, int line) {
   char* p = shared_bytes(address, bytes, "st.shared", line);
   mark_written(hc::self->block->rank, static_cast<uint32_t>(address), bytes);
@@ -365,12 +368,12 @@ int ptx_execute(const char* name, Dim3 grid, Dim3 block, size_t shared, unsigned
     const bool ordered = std::string_view(name).find("3cub") != std::string_view::npos;
     m.random.seed(m.seed);
     ptx::hc::set_order_seed(ordered ? 0 : m.seed);
-    ptx::hc::run_grid({dim3(grid.x, grid.y, grid.z), dim3(block.x, block.y, block.z), static_cast<int64_t>(shared),
-                       name, cluster},
-                      [&] {
-                        ptx::enter_block();
-                        k.run(args);
-                      });
+    ptx::hc::run_grid(
+        {dim3(grid.x, grid.y, grid.z), dim3(block.x, block.y, block.z), static_cast<int64_t>(shared), name, cluster},
+        [&] {
+          ptx::enter_block();
+          k.run(args);
+        });
   } catch (const std::exception& e) {
     m.error = std::string("PTX: ") + e.what();
     return 719;

@@ -227,7 +227,8 @@ PTX_API void let_others_run();
 PTX_API int64_t barrier(int id, int threads, bool value, int line);
 PTX_API void sync_warp(uint32_t mask, int line);
 enum class Shuffle { idx, up, down, bfly };
-PTX_API std::pair<uint32_t, bool> shuffle(Shuffle kind, uint32_t value, uint32_t b, uint32_t c, uint32_t mask, int line);
+PTX_API std::pair<uint32_t, bool> shuffle(Shuffle kind, uint32_t value, uint32_t b, uint32_t c, uint32_t mask,
+                                          int line);
 PTX_API uint32_t ballot(bool value, uint32_t mask, int line);
 PTX_API bool vote_all(bool value, uint32_t mask, int line);
 PTX_API bool vote_any(bool value, uint32_t mask, int line);
