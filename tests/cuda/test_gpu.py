@@ -31,7 +31,7 @@ def assert_same_bits(ours: list[torch.Tensor], expected: list[torch.Tensor]) -> 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
 def test_the_cpu_gives_the_same_result(case, dtype):
-    """Our CPU kernels, held to twice PyTorch's error elsewhere: here to twice theirs. The lattice's numbering is free."""
+    """Within twice the error of our CPU kernels, which other tests hold to PyTorch. A lattice's numbering is free."""
     if case == "permutohedral_lattice":
         pytest.skip("the numbering of a lattice is free; its filters are compared")
     ours = prepared(CASES[case], dtype, False).bits()
