@@ -59,13 +59,15 @@ WITHOUT_GRADIENT = ("permutohedral_lattice",)
 WAITING = ("permutohedral_filter", "permutohedral_lattice")
 
 
-def _prepared(value: Any, dtype: torch.dtype, channels_last: bool, leaves: list[torch.Tensor]) -> Any:
+def _prepared(
+    value: Any, dtype: torch.dtype, channels_last: bool, leaves: list[torch.Tensor], rounded: torch.dtype
+) -> Any:
     """The arguments, maps and weights in that dtype and format and with gradients, the rest as it is."""
     if type(value) in (tuple, list):
-        return type(value)(_prepared(v, dtype, channels_last, leaves) for v in value)
+        return type(value)(_prepared(v, dtype, channels_last, leaves, rounded) for v in value)
     if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.dim() < 3:
         return value
-    value = value.to(dtype)
+    value = value.to(rounded).to(dtype)
     if channels_last and value.dim() == 4:
         value = value.contiguous(memory_format=torch.channels_last)
     leaves.append(value.detach().requires_grad_())
@@ -90,12 +92,18 @@ class Prepared:
         return [t.clone() for part in self.run() for t in part]
 
 
-def prepared(case: tuple[str, Callable], dtype: torch.dtype, channels_last: bool) -> Prepared:
-    """`run` gives the outputs, with gradients wanted and without, and the gradients."""
+def prepared(
+    case: tuple[str, Callable], dtype: torch.dtype, channels_last: bool, rounded: torch.dtype | None = None
+) -> Prepared:
+    """`run` gives the outputs, with gradients wanted and without, and the gradients.
+
+    `rounded`: the dtype whose numbers the arguments are, where they are calculated with in another.
+    """
+    rounded = rounded or dtype
     name, sample = case
     args, kwargs = sample()
     leaves: list[torch.Tensor] = []
-    args = _prepared(args, dtype, channels_last, leaves)
+    args = _prepared(args, dtype, channels_last, leaves, rounded)
     upstream: dict[torch.Size, torch.Tensor] = {}
 
     def call() -> list[torch.Tensor]:
@@ -108,7 +116,7 @@ def prepared(case: tuple[str, Callable], dtype: torch.dtype, channels_last: bool
         ends = [y for y in outputs if y.requires_grad]
         for y in ends:
             if y.shape not in upstream:
-                upstream[y.shape] = torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype)
+                upstream[y.shape] = torch.linspace(-1, 1, y.numel()).view(y.shape).to(rounded).to(y.dtype)
         seeds = [upstream[y.shape] for y in ends]
         gradients = torch.autograd.grad(ends, leaves, seeds, allow_unused=True) if ends else ()
         return [y.detach() for y in (*outputs, *alone)], [g for g in gradients if g is not None]

@@ -31,16 +31,18 @@ def assert_same_bits(ours: list[torch.Tensor], expected: list[torch.Tensor]) -> 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
 def test_the_cpu_gives_the_same_result(case, dtype):
-    """Our CPU kernels, which the tests know well; the lattice's numbering is free."""
+    """Within twice the error of our CPU kernels, which other tests hold to PyTorch. A lattice's numbering is free."""
     if case == "permutohedral_lattice":
         pytest.skip("the numbering of a lattice is free; its filters are compared")
     ours = prepared(CASES[case], dtype, False).bits()
     with torch.device("cpu"), ao.backend("cpu"):
         expected = prepared(CASES[case], dtype, False).bits()
-    for a, b in zip(ours, expected, strict=True):
-        tolerance = 4 * torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0
-        scale = b.abs().max().item() if a.is_floating_point() else 0.0
-        torch.testing.assert_close(a.cpu(), b, rtol=8 * tolerance, atol=8 * tolerance * scale)
+        exact = prepared(CASES[case], torch.float64, False, dtype).bits()
+    for a, b, right in zip(ours, expected, exact, strict=True):
+        if a.is_floating_point():
+            assert_close(a.cpu(), right, b)
+        else:
+            assert torch.equal(a.cpu(), b)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
