@@ -46,10 +46,16 @@ void launch(const Launch& l, Stream, Arguments&&... arguments) {
 
 #else
 
+// Raises an error once: CUDA forgets it, or the next call, of anybody, would report it again.
 inline void check_cuda(cudaError_t error, std::string_view what) {
-  STD_TORCH_CHECK(error == cudaSuccess, std::string(what), ": ", cudaGetErrorName(error), ": ",
-                  cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();
+  STD_TORCH_CHECK(false, std::string(what), ": ", cudaGetErrorName(error), ": ", cudaGetErrorString(error));
 }
+
+// Before CUDA 12.1 a kernel took 4 KB of parameters. The driver is at least as new as the runtime in this library, or
+// the probe has refused the device (probe.cu).
+inline constexpr size_t kParameterBytes = CUDART_VERSION >= 12010 ? 32764 : 4096;
 
 // "k<float, 4>, grid (8, 1, 1), block (256, 1, 1), 0 bytes shared"
 std::string describe(std::string_view pretty_function, const Launch& l);
@@ -59,6 +65,7 @@ void allow_shared(const void* kernel, std::array<std::atomic<int64_t>, 64>& allo
 
 template <auto Kernel, class... Parameters>
 void launch_as(void (*)(Parameters...), const Launch& l, Stream stream, std::type_identity_t<Parameters>... arguments) {
+  static_assert((size_t{0} + ... + sizeof(Parameters)) <= kParameterBytes, "nvcc 12.1 or later is needed");
   if (is_empty(l)) return;
   if (l.shared_bytes > (48 << 10)) {
     static std::array<std::atomic<int64_t>, 64> allowed{};
@@ -75,10 +82,7 @@ void launch_as(void (*)(Parameters...), const Launch& l, Stream stream, std::typ
   config.attrs = &cluster;
   config.numAttrs = l.cluster > 1 ? 1 : 0;
   const cudaError_t error = cudaLaunchKernelEx(&config, Kernel, arguments...);
-  if (error != cudaSuccess) {
-    cudaGetLastError();  // forget it, or the next call would report it again
-    check_cuda(error, describe(__PRETTY_FUNCTION__, l));
-  }
+  if (error != cudaSuccess) check_cuda(error, describe(__PRETTY_FUNCTION__, l));
 }
 
 template <auto Kernel, class... Arguments>
