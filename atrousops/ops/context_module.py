@@ -73,7 +73,7 @@ def runs_as_one(
         return False
     size = tuple(input.shape) if input.dim() == 4 else (1, *input.shape)
     kernels = tuple([w.shape[-1] for w in weights])
-    return choice.one_launch(size, tuple(dilation), kernels, input.dtype, not input.is_contiguous())
+    return choice.one_launch(size, tuple(dilation), kernels, input.dtype, not input.is_contiguous(), str(input.device))
 
 
 def _by_layers(

@@ -93,7 +93,9 @@ def why_apart(
     size = tuple(input.shape) if input.dim() == 4 else (1, *input.shape)
     shapes = tuple([tuple(w.shape) for w in weights])
     layout, beside = not input.is_contiguous(), sum([t.shape[-3] for t in others])
-    return choice.why_apart(size, shapes, tuple(padding), tuple(dilation), input.dtype, layout, relu, beside)
+    return choice.why_apart(
+        size, shapes, tuple(padding), tuple(dilation), input.dtype, layout, relu, beside, str(input.device)
+    )
 
 
 def _apart(input, weights, biases, padding, dilation, activation, others) -> Tensor:

@@ -49,7 +49,7 @@ void run(int device) {
 }  // namespace
 }  // namespace atrousops::cuda
 
-// CUDA's version of the driver and of the runtime in this library, 1000 major + 10 minor; 0 where it could not be asked.
+// CUDA's versions, of the driver and of the runtime in here, 1000 major + 10 minor; 0 where one could not be asked.
 extern "C" __attribute__((visibility("default"))) void atrousops_cuda_versions(int* driver, int* runtime) {
   if (cudaDriverGetVersion(driver) != cudaSuccess) *driver = 0;
   if (cudaRuntimeGetVersion(runtime) != cudaSuccess) *runtime = 0;

@@ -1,4 +1,4 @@
-"""Compiles the operators' sources against other torches' headers, syntax only: python tests/compile/other_torch.py 2.10.0.
+"""Compiles the operators' sources against other torches' headers: python tests/compile/other_torch.py 2.10.0 2.11.0.
 
 Every file of the CPU; of CUDA those whose headers hold all that is asked of torch, by nvcc too where there is one. Only
 the headers of each wheel are unpacked, into build/torch-VERSION.
