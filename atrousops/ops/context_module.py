@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from atrousops import backends, choice, reference
-from atrousops._checks import bad_type, bad_value
+from atrousops._checks import bad_type, bad_value, check_device
 from atrousops.devices import tf32_allowed
 from atrousops.ops._layout import empty_as_kernel
 from atrousops.ops._register import foreign, register, transformed
@@ -112,7 +112,10 @@ def _check(input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | 
             bad_value(
                 op, "weights", f"be ({c}, {c}, 3, 3) or ({c}, {c}, 1, 1), as input has {c} channels", tuple(w.shape)
             )
+    for w in weights:
+        check_device(op, "input", input, weights=w)
     for b in biases or ():
+        check_device(op, "input", input, biases=b)
         if tuple(b.shape) != (c,):
             bad_value(op, "biases", f"be ({c},), as input has {c} channels", tuple(b.shape))
     other = [t.dtype for t in (*weights, *(biases or ())) if t.dtype != input.dtype]

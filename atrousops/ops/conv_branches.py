@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from atrousops import backends, choice, reference
-from atrousops._checks import bad_type, bad_value
+from atrousops._checks import bad_type, bad_value, check_device
 from atrousops.ops._conv_arguments import Arguments, check_conv
 from atrousops.ops._conv_dispatch import allow_tf32
 from atrousops.ops._layout import empty_as_kernel, prefers_channels_last
@@ -151,9 +151,9 @@ def _check_others(op: str, input: Tensor, size: tuple[int, ...], others) -> None
             bad_type(op, "others", "be a list of tensors", f"{type(t).__name__} in it")
         if (*t.shape[:-3], *t.shape[-2:]) != (*input.shape[:-3], *size) or t.dim() != input.dim():
             bad_value(op, "others", f"have the branches' batch and size, {size}", tuple(t.shape))
-        if t.device != input.device or (t.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type)):
-            rule = f"have input's dtype and device, {input.dtype} on {input.device}"
-            bad_type(op, "others", rule, f"{t.dtype} on {t.device}")
+        check_device(op, "input", input, others=t)
+        if t.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+            bad_type(op, "others", f"have input's dtype, {input.dtype}", t.dtype)
 
 
 def _fake(input, weights, biases, others, padding, dilation, relu, allow_tf32) -> Tensor:

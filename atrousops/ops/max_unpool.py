@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atrousops import backends, reference
-from atrousops._checks import bad_type, bad_value
+from atrousops._checks import bad_type, bad_value, check_device
 from atrousops.ops._register import foreign, keep, register
 from atrousops.ops._windows import check_tensor, empty_map, in_float32, integer, per_axis, prefers_channels_last
 from atrousops.ops.max_pool import Size, pool_backward
@@ -130,8 +130,7 @@ def _check(
             f"shape {tuple(indices.shape)}",
             "(PyTorch: Expected shape of indices to be same as that of the input tensor)",
         )
-    if input.device != indices.device:
-        bad_value(op, "indices", f"be on the device of input, {input.device}", indices.device)
+    check_device(op, "input", input, indices=indices)
     unbatched = len(shape) == axes + 1
     if not (unbatched or len(shape) == axes + 2) or 0 in (shape if unbatched else shape[1:]):
         letters = ("", "L", "H, W", "D, H, W")[axes]
