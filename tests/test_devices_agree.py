@@ -51,9 +51,9 @@ def test_another_device(op, name):
 @pytest.mark.parametrize("part", LATTICE._fields)
 def test_every_part_of_a_lattice(part):
     lattice = LATTICE._replace(**{part: getattr(LATTICE, part).to("meta")})
-    with pytest.raises(ArgumentError, match="^permutohedral_filter: features must be on cpu, as values"):
+    with pytest.raises(ArgumentError, match=r"^permutohedral_filter: features must be on cpu, as values"):
         A.permutohedral_filter(SCORES, lattice)
-    with pytest.raises(ArgumentError, match="^mean_field: lattices must be on cpu, as scores"):
+    with pytest.raises(ArgumentError, match=r"^mean_field: lattices must be on cpu, as scores"):
         A.mean_field(SCORES, [lattice], [torch.ones(2, 2)], iterations=1)
 
 

@@ -17,6 +17,10 @@ Counter::Counter(Kind kind, std::string_view name) : kind(kind), name(name), nex
 static cuda::DeviceProperties device{132, 90, 227 << 10, 228 << 10, 50 << 20};
 const cuda::DeviceProperties& properties(int) { return device; }
 void set_properties(const cuda::DeviceProperties& p) { device = p; }
+unsigned& largest_cluster() {
+  static unsigned blocks = 8;
+  return blocks;
+}
 
 }  // namespace atrousops::host_cuda
 
@@ -40,4 +44,8 @@ ATROUSOPS_EXPORT void atrousops_host_cuda_set_device(int multiprocessors, int ca
                                                      int64_t shared_per_multiprocessor, int64_t l2_bytes) {
   atrousops::host_cuda::set_properties(
       {multiprocessors, capability, shared_per_block, shared_per_multiprocessor, l2_bytes});
+}
+
+ATROUSOPS_EXPORT void atrousops_host_cuda_set_largest_cluster(unsigned blocks) {
+  atrousops::host_cuda::largest_cluster() = blocks;
 }
