@@ -4,7 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 SOURCES := CMakeLists.txt setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
-ABI_TORCH ?= 2.13.0
+# The oldest that the libraries serve: its tests run. Against it and a later one the source is compiled.
+ABI_TORCH ?= 2.10.0
+SYNTAX_TORCH ?= $(ABI_TORCH) 2.11.0
 FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 0
 # nvcc takes minutes: unasked only where there is a GPU to run the kernels. `make cuda` or CUDA=ON asks.
@@ -54,6 +56,7 @@ abi: $(VENV)/.built
 	test -d $(VENV)-abi || $(PYTHON) -m venv $(VENV)-abi
 	$(VENV)-abi/bin/python -m pip install --quiet "torch==$(ABI_TORCH)" numpy pytest pytest-xdist hypothesis expecttest
 	$(VENV)-abi/bin/python -c "import torch; print('operator tests under torch', torch.__version__)"
+	$(VENV)-abi/bin/python tests/compile/other_torch.py $(SYNTAX_TORCH)
 	$(VENV)-abi/bin/python -m pytest -q -n logical --dist worksteal $(ABI_TESTS)
 
 # The CPU's kernels, and the CUDA kernels for the CPU, with AddressSanitizer and UndefinedBehaviorSanitizer.

@@ -84,6 +84,16 @@ def host_cuda() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def largest_cluster(blocks: int) -> Iterator[None]:
+    """Inside, the device has room for clusters of so many blocks, and no more."""
+    load().atrousops_host_cuda_set_largest_cluster(blocks)
+    try:
+        yield
+    finally:
+        load().atrousops_host_cuda_set_largest_cluster(8)
+
+
+@contextlib.contextmanager
 def order(seed: int) -> Iterator[None]:
     """Inside, threads and blocks run in a random order; 0 is ascending."""
     load().atrousops_host_cuda_set_order_seed(seed)

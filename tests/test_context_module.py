@@ -106,6 +106,19 @@ def test_clusters_of_every_size(blocks, capability, shared, cluster):
         assert plan[0] == cluster
 
 
+@pytest.mark.skipif(host_cuda.problem() is not None, reason=str(host_cuda.problem()))
+def test_a_cluster_that_the_device_has_no_room_for():
+    """A slice of a GPU may lack the multiprocessors that lie together: the layers run one by one."""
+    case = Case("", (2, 6, 19, 6), (1, 7, 1), (2,))
+    x, weights, biases = case.tensors(torch.float16)
+    before = runs()
+    with host_cuda.host_cuda(), host_cuda.largest_cluster(4):
+        y = A.context_module(x, weights, biases, case.dilation)
+    theirs, exact = both(case, x, weights, biases)
+    assert_close(y, exact, theirs)
+    assert runs() == before
+
+
 def runs() -> int:
     """Launches so far."""
     return sum(c.runs for c in host_cuda.coverage() if "context_module_kernel" in c.name)

@@ -77,7 +77,7 @@ BAD = [
     ("conv2d", (X, W, torch.zeros(3)), {}, ArgumentError, "bias must have shape"),
     ("conv2d", (X, W.double()), {}, ArgumentTypeError, "weight must have input's dtype"),
     ("conv2d", (X, W, torch.zeros(4).double()), {}, ArgumentTypeError, "bias must have input's dtype"),
-    ("conv2d", (X, W.to("meta")), {}, ArgumentError, "weight must be on input's device"),
+    ("conv2d", (X, W.to("meta")), {}, ArgumentError, "weight must be on cpu, as input"),
     ("conv2d", (X[0, 0], W), {}, ArgumentError, "input must have 3 or 4 dimensions"),
     ("conv2d", (X, W[0]), {}, ArgumentError, "weight must have 4 dimensions"),
     ("conv2d", (X, None), {}, ArgumentTypeError, "weight must be a Tensor"),

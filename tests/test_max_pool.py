@@ -333,3 +333,12 @@ def test_reference_at_a_hand_worked_case():
     # The first of three fives, at position 1; then NaN above all, at position 5.
     same(y, torch.tensor([[[[5.0, float("nan")]]]]))
     assert i.tolist() == [[[[1, 5]]]]
+
+
+@pytest.mark.parametrize("return_indices", [False, True])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_compiles_whole(axes, return_indices):
+    # Small enough for PyTorch's operator to be asked straight away.
+    x = torch.randn(1, 2, *(6, 5, 4)[:axes])
+    call = torch.compile(lambda x: OURS[axes](x, 2, return_indices=return_indices), fullgraph=True, backend="eager")
+    torch.testing.assert_close(call(x), THEIRS[axes](x, 2, return_indices=return_indices))

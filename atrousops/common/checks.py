@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+from torch import Tensor
+
 
 class ArgumentError(ValueError, RuntimeError):
     """A bad value or shape. Also a RuntimeError, because that is what PyTorch raises for it."""
@@ -21,6 +23,17 @@ def bad_value(op: str, argument: str, rule: str, got: object, remedy: str = "") 
 def bad_type(op: str, argument: str, rule: str, got: object, remedy: str = "") -> NoReturn:
     """Raises ArgumentTypeError with the same wording."""
     raise ArgumentTypeError(_text(op, argument, rule, got, remedy))
+
+
+def check_device(op: str, like: str, where: Tensor, remedy: str = "", **others: Tensor | None) -> None:
+    """Raises ArgumentError unless the others are on the device of `where`, argument `like`: kernels read raw addresses.
+
+    Each is named as its argument; None is nowhere. `remedy` in place of how to move it.
+    """
+    for name, value in others.items():
+        if value is not None and value.device != where.device:
+            remedy = remedy or f"Move it there: {name}.to({like}.device)."
+            bad_value(op, name, f"be on {where.device}, as {like}", value.device, remedy)
 
 
 def _text(op: str, argument: str, rule: str, got: object, remedy: str) -> str:

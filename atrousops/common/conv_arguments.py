@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from atrousops.common.checks import bad_type, bad_value
+from atrousops.common.checks import bad_type, bad_value, check_device
 
 _INT64 = 1 << 63
 _C_TYPES = {
@@ -119,8 +119,8 @@ def _check_tensors(op: str, input: Any, weight: Any, bias: Any) -> None:
             bad_type(op, name, "be a Tensor", type(value).__name__)
     for name, value in [("weight", weight)] if bias is None else [("weight", weight), ("bias", bias)]:
         if value.device != input.device:
-            phrase = f"{_types(input, name, value)}: use {name}.to(input.device)."
-            bad_value(op, name, f"be on input's device, {input.device}", value.device, phrase)
+            remedy = f"{_types(input, name, value)}: use {name}.to(input.device)."
+            check_device(op, "input", input, remedy, **{name: value})
         if value.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
             # PyTorch looks at the bias first.
             also = name == "weight" and bias is not None and bias.dtype != input.dtype

@@ -23,7 +23,7 @@ _FORMAT = 1
 
 
 class Store(Generic[K, V]):
-    """A dictionary for each type of device, read from its file once.
+    """A dictionary for each device ("cpu", "cuda:1"; "cuda" is the current one), read from its file once.
 
     Args:
         what: names the content in warnings.
@@ -42,9 +42,9 @@ class Store(Generic[K, V]):
         self._known: dict[str, dict[K, V]] = {}
 
     def of(self, device: str) -> dict[K, V]:
-        """Everything known about devices of that type."""
+        """Everything known about such a device."""
         if device not in self._known:
-            absent = device != "cpu" and not torch.get_device_module(device).is_available()
+            absent = device != "cpu" and not torch.get_device_module(torch.device(device)).is_available()
             path = None if absent else self.path(device)
             self._known[device] = {} if path is None else self._read(path)
         return self._known[device]
@@ -72,7 +72,8 @@ class Store(Generic[K, V]):
             return None
         cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         base = Path(folder) if folder else Path(cache_home) / "atrousops" / "plans"
-        name = cpu_name() if device == "cpu" else torch.get_device_module(device).get_device_name()
+        where = torch.device(device)
+        name = cpu_name() if device == "cpu" else torch.get_device_module(where).get_device_name(where.index)
         version = ".".join(torch.__version__.split("+")[0].split(".")[:2])
         return base / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-torch-{version}{self.suffix()}.json"
 

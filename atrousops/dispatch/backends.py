@@ -10,12 +10,13 @@ import functools
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 
 from atrousops.common.checks import bad_value
-from atrousops.dispatch import libraries, triton_library
+from atrousops.dispatch import libraries, probe, triton_library
+from atrousops.dispatch.devices import constant_in_graphs
+from atrousops.dispatch.probe import Verdict
 
 log = logging.getLogger("atrousops")
 
@@ -33,14 +34,6 @@ HAS_ATEN = frozenset({"conv", "conv_transpose", "max_pool", "max_unpool", "roi_a
 _forced: list[str | None] = [os.environ.get("ATROUSOPS_BACKEND") or None]
 if _forced[0] is not None and _forced[0] not in NAMES:
     bad_value("ATROUSOPS_BACKEND", "the variable", f"be one of {', '.join(NAMES)}", repr(_forced[0]))
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a backend can run something; if not, why."""
-
-    ok: bool
-    reason: str
 
 
 def can_run(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Verdict:
@@ -61,6 +54,8 @@ def can_run(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Ver
             return Verdict(False, f"{dtype} is not one of float64, float32, bfloat16, float16")
         if name == "cuda" and not _has_cuda_kernel(op):
             return Verdict(False, f"there is no CUDA kernel for {op} yet")
+        if name == "cuda":
+            return probe.verdict(device)
         return Verdict(True, f"our {name.upper()} kernel")
     if name == "triton":
         return _can_run_triton(device, dtype)
@@ -88,8 +83,19 @@ def _has_cuda_kernel(op: str) -> bool:
 
 def own(op: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend of ours that would run `op` if none is forced; "" if there is none."""
-    names = ("cpu",) if device.type == "cpu" else ("cuda", "triton")
-    return next((name for name in names if can_run(name, op, device, dtype).ok), "")
+    if device.type == "cpu":
+        return "cpu" if can_run("cpu", op, device, dtype).ok else ""
+    if can_run("cuda", op, device, dtype).ok:
+        return "cuda"
+    return "triton" if can_run("triton", op, device, dtype).ok and _triton_serves(device) else ""
+
+
+@constant_in_graphs
+def _triton_serves(device: torch.device) -> bool:
+    # Kernels are registered for all GPUs of a process: Triton's for those that the library can run none of.
+    if device.type == "cuda" and libraries.cuda.problem is None and probe.runs_nowhere():
+        triton_library.take_over()
+    return triton_library.serves(device)
 
 
 def choose(op: str, device: torch.device, dtype: torch.dtype) -> str:

@@ -88,7 +88,11 @@ def choose(
 
 def _state(device: str) -> tuple[str, int | bool]:
     # What else of the process a plan depends on.
-    return device, torch.get_num_threads() if device == "cpu" else tf32_allowed()
+    if device == "cpu":
+        return device, torch.get_num_threads()
+    # Of several GPUs, which; where there is none, the planner's.
+    number = f":{devices.gpu_index(device)}" if torch.cuda.is_available() else ""
+    return "cuda" + number, tf32_allowed()
 
 
 @constant_in_graphs
@@ -175,7 +179,7 @@ def plan_call(
         stride, padding, dilation, output_padding: one entry per spatial axis; `padding` may have two, all the low
             sides and then all the high ones.
         needs_grad: weigh forward and both gradients together.
-        device: "cpu" or "cuda", also where there is no GPU; its index does not matter.
+        device: as str(torch.device): "cpu", "cuda:1", or "cuda" for the current GPU, also where there is none.
     """
     args = CallArguments(kind, input_size, weight_size, stride, padding, dilation, groups, output_padding)
     predicted = predict_call(args, dtype, channels_last, needs_grad, device)
@@ -197,7 +201,7 @@ def plan_branches(
 
     Args:
         size: (N, C, H, W) of the input; weight_sizes: (K, C, *kernel) of each; others: channels that follow.
-        device: "cpu" or "cuda", also where there is no GPU.
+        device: as for `plan_call`.
     """
     around = zip(weight_sizes, padding, dilation)
     problems = [call_problem("forward", size, w, (1,) * len(p), p, d, 1) for w, p, d in around]
@@ -217,14 +221,15 @@ def why_apart(
     nhwc: bool,
     relu: bool,
     others: int,
+    device: str,
 ) -> str:
     """Why branches on a GPU are not for one launch, or nothing; answers are kept."""
-    key = (size, weights, padding, dilation, dtype, nhwc, relu, others, tf32_allowed())
+    key = (size, weights, padding, dilation, dtype, nhwc, relu, others, device, tf32_allowed())
     answer = _apart.get(key)
     if answer is None:
         if len(_apart) >= 4096:
             _apart.clear()
-        plan = plan_branches(*key[:-1])
+        plan = plan_branches(*key[:-1])  # all but whether TF32 is allowed, which it asks itself
         answer = _apart[key] = "" if plan.kernel == "conv_branches" else plan.candidates[-1].reason or plan.reason
     return answer
 
@@ -239,39 +244,42 @@ def plan_context(
     dtype: torch.dtype,
     channels_last: bool,
     gpu: tuple[int, int, int] | None = None,
+    device: str = "cuda",
 ) -> ContextPlan:
     """The plan of `context_module` for (N, C, H, W) and layers of C channels, their dilations and kernel sizes 1 or 3.
 
-    `gpu`: multiprocessors, bytes of shared memory of a block, capability; this machine's if None, an H100's where there
-    is none.
+    `gpu`: multiprocessors, bytes of shared memory of a block, capability; those of `device` if None, an H100's where
+    there is none.
     """
 
     def by_layers() -> float:
-        rates = devices.gpu_device(dtype, channels_last).rates
+        rates = devices.gpu_device(dtype, channels_last, device).rates
         moved = 2.0 * dtype.itemsize * size[0] * size[1] * size[2] * size[3]
         seconds = 0.0
         for d, k in zip(dilation, kernel_sizes):
             weight, reach = (size[1], size[1], k, k), (d * (k // 2),) * 2
             args = ("forward", size, weight, (1, 1), reach, (d, d), 1, dtype, channels_last)
             # And max(., 0), which is a launch of its own.
-            seconds += plan_call(*args, device="cuda").seconds + rates["aten_call"] + moved / rates["copy"]
+            seconds += plan_call(*args, device=device).seconds + rates["aten_call"] + moved / rates["copy"]
         return seconds
 
     if gpu is None and libraries.planner is not None:
-        gpu = devices.gpu_device(dtype, channels_last)[3:6]
+        gpu = devices.gpu_device(dtype, channels_last, device)[3:6]
     reach = [d if k == 3 else 0 for d, k in zip(dilation, kernel_sizes)]
     return planner.plan_context(size, reach, dtype.itemsize, gpu or (0, 0, 0), by_layers)
 
 
 @constant_in_graphs
-def one_launch(size: tuple, dilation: tuple, kernel_sizes: tuple, dtype: torch.dtype, channels_last: bool) -> bool:
+def one_launch(
+    size: tuple, dilation: tuple, kernel_sizes: tuple, dtype: torch.dtype, channels_last: bool, device: str
+) -> bool:
     """Whether a context module's plan is for one launch; answers are kept."""
-    key = (size, dilation, kernel_sizes, dtype, channels_last)
+    key = (size, dilation, kernel_sizes, dtype, channels_last, device)
     answer = _together.get(key)
     if answer is None:
         if len(_together) >= 4096:
             _together.clear()
-        answer = _together[key] = plan_context(*key).cluster > 0
+        answer = _together[key] = plan_context(*key[:-1], device=device).cluster > 0
     return answer
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import torch
 
 from atrousops.common.checks import bad_value
-from atrousops.dispatch import libraries
+from atrousops.dispatch import libraries, triton_library
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -53,11 +53,15 @@ def cpu(machine: str, dtype: torch.dtype, channels_last: bool, threads: int) -> 
     return Device("cpu", threads, cpu_rates(machine, dtype, channels_last))
 
 
-def gpu_device(dtype: torch.dtype, channels_last: bool) -> Device:
-    """This machine's GPU, or an H100 or MI300X where there is none, with the rates for a dtype and memory format."""
+def gpu_device(dtype: torch.dtype, channels_last: bool, device: str = "cuda") -> Device:
+    """A GPU of this machine, or an H100 or MI300X where there is none, with the rates for a dtype and memory format.
+
+    device: as str(torch.device), "cuda" for the current one.
+    """
     machine = "h100" if torch.version.hip is None else "mi300x"
-    facts = _gpu() if torch.cuda.is_available() else gpu_facts(machine)
-    kind = "triton" if libraries.cuda.problem is not None and libraries.triton.problem is None else "cuda"
+    facts = _gpu(gpu_index(device)) if torch.cuda.is_available() else gpu_facts(machine)
+    replaced = libraries.cuda.problem is not None or triton_library.took_over()
+    kind = "triton" if replaced and triton_library.installed() else "cuda"
     return gpu(kind, facts, dtype, channels_last, tf32_allowed(), machine)
 
 
@@ -74,9 +78,15 @@ def gpu(
     return Device(kind, 1, gpu_rates(machine, facts[0], precision, channels_last), *facts, precision)
 
 
-def device_of(kind: str, dtype: torch.dtype, channels_last: bool) -> Device:
-    """`cpu_device` or `gpu_device`, by the type of a torch.device."""
-    return gpu_device(dtype, channels_last) if kind == "cuda" else cpu_device(dtype, channels_last)
+def device_of(device: str, dtype: torch.dtype, channels_last: bool) -> Device:
+    """`cpu_device` or `gpu_device`, by the name of a torch.device: "cpu", "cuda", "cuda:1"."""
+    return cpu_device(dtype, channels_last) if device == "cpu" else gpu_device(dtype, channels_last, device)
+
+
+def gpu_index(device: str) -> int:
+    """The number of "cuda:1"; of the current device for "cuda"."""
+    number = device.partition(":")[2]
+    return int(number) if number else torch.cuda.current_device()
 
 
 def constant_in_graphs(function: F) -> F:
@@ -92,8 +102,8 @@ def tf32_allowed() -> bool:
 
 
 @cache
-def _gpu() -> tuple[int, int, int]:
-    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+def _gpu(index: int) -> tuple[int, int, int]:
+    gpu = torch.cuda.get_device_properties(index)
     shared = gpu.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stubs lack it
     return gpu.multi_processor_count, shared, 10 * gpu.major + gpu.minor
 

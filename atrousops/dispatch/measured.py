@@ -16,7 +16,8 @@ MARGIN = 0.98
 class Key(NamedTuple):
     """A call of a convolution, as `choice.choose` is asked about it, and what of the process counts.
 
-    state: the device's type, and the number of threads (CPU) or whether TF32 is allowed (GPU).
+    state: the device ("cpu", "cuda:1"; in a file its type), and the number of threads (CPU) or whether TF32 is allowed
+        (GPU).
     """
 
     arguments: tuple[Any, ...]
@@ -39,14 +40,21 @@ class Times(NamedTuple):
 
 def lookup(key: tuple[Any, ...]) -> Times | None:
     """What was measured of a call on this machine, if anything."""
-    return _plans.of(key[4][0]).get(Key(*key))
+    asked = Key(*key)
+    return _plans.of(asked.state[0]).get(_anywhere(asked))
 
 
 def add(found: dict[Key, Times]) -> list[Path]:
     """Keeps times for this process and, unless ATROUSOPS_PLANS=none, for later ones; returns the files written."""
     devices = dict.fromkeys(key.state[0] for key in found)
-    paths = [_plans.add(d, {key: value for key, value in found.items() if key.state[0] == d}) for d in devices]
+    paths = [_plans.add(d, {_anywhere(k): times for k, times in found.items() if k.state[0] == d}) for d in devices]
     return [path for path in paths if path is not None]
+
+
+def _anywhere(key: Key) -> Key:
+    # A file is of one model of GPU, whichever of a machine it is.
+    device, rest = key.state
+    return key._replace(state=(device.partition(":")[0], rest))
 
 
 def forget() -> None:

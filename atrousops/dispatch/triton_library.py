@@ -35,6 +35,7 @@ _FILES = (
 )
 
 _forced = [False]
+_took_over = [False]
 _installed: list[torch.library.Library] = []
 _overrides: list[torch.library.Library] = []
 
@@ -60,7 +61,9 @@ def serves(device: torch.device) -> bool:
     """Whether an operator's call on this device goes to Triton at present."""
     if not installed() or not (device.type in KEYS or (device.type == "cpu" and interpreted())):
         return False
-    return _forced[0] or (device.type in KEYS and not (device.type == "cuda" and libraries.cuda.problem is None))
+    if _forced[0] or device.type == "cpu":
+        return _forced[0]
+    return device.type != "cuda" or libraries.cuda.problem is not None or _took_over[0]
 
 
 def install() -> None:
@@ -68,6 +71,18 @@ def install() -> None:
     for device, key in KEYS.items() if installed() else ():
         if device != "cuda" or libraries.cuda.problem is not None:
             _installed.append(_implement(key, override=False))
+
+
+def take_over() -> None:
+    """Registers Triton's kernels in place of a compiled CUDA library that no GPU of this machine can run."""
+    if not _took_over[0] and installed():
+        _took_over[0] = True
+        _installed.append(_implement("CUDA", override=True))
+
+
+def took_over() -> bool:
+    """Whether `take_over` has."""
+    return _took_over[0]
 
 
 @contextlib.contextmanager

@@ -76,7 +76,11 @@ class _GaussianCRF(nn.Module):
             sx, sy = deviations
             return torch.stack([(x / sx).expand(h, w), (y / sy)[:, None].expand(h, w)])[None]
 
-        colour = image / image.new_tensor(self.bilateral_srgb)[:, None, None]
+        # By numbers, and not by a tensor of them, which a GPU would have to wait for.
+        channels, deviations = image.unbind(1), self.bilateral_srgb
+        if len(deviations) == 1:
+            deviations *= len(channels)
+        colour = torch.stack([channel / deviation for channel, deviation in zip(channels, deviations)], 1)
         place = position(self.bilateral_sxy).expand(len(image), 2, h, w)
         spatial = ops.permutohedral_lattice(position(self.gaussian_sxy))
         return [spatial, lattice_of(torch.cat([place, colour], 1), Blame(self._name, "image", image))]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from atrousops.common.conv_arguments import Arguments
-from atrousops.dispatch import backends, choice, libraries, triton_library
+from atrousops.dispatch import backends, choice, libraries
 from atrousops.dispatch.devices import tf32_allowed
 from atrousops.ops._register import PLAIN, foreign, transformed
 
@@ -129,9 +129,9 @@ def _route(call: Call, input: Tensor, weight: Tensor, arguments: Arguments) -> R
     forced = backends.forced()
     if forced is not None:
         return Route(backends.choose(call.op, input.device, input.dtype), arguments)
-    device = input.device.type
-    dtype = torch.get_autocast_dtype(device) if _autocasts(input) else input.dtype
-    known = device in backends.PLANNED and dtype in backends.FLOATING
+    device = input.device
+    dtype = torch.get_autocast_dtype(device.type) if _autocasts(input) else input.dtype
+    known = device.type in backends.PLANNED and dtype in backends.FLOATING
     if not known or weight.numel() == 0 or _is_empty(input):
         return Route("aten", arguments)
     size = tuple(input.shape) if input.dim() == call.rank + 2 else (1, *input.shape)
@@ -167,12 +167,10 @@ def _ours(
     arguments: Arguments,
     dtype: torch.dtype,
     channels_last: bool,
-    device: str,
+    device: torch.device,
     needs_grad: bool = False,
 ) -> bool:
-    if not (
-        libraries.has_operators if device == "cpu" else libraries.cuda.problem is None or triton_library.installed()
-    ):
+    if not (libraries.has_operators if device.type == "cpu" else backends.own("conv", device, dtype)):
         return False
     stride, padding, dilation, groups, extra = arguments
     kernel = choice.choose(
@@ -187,7 +185,7 @@ def _ours(
         channels_last,
         needs_grad,
         extra,
-        device,
+        str(device),
     )
     return kernel != "aten"
 
@@ -200,4 +198,4 @@ def gradient_is_ours(kind: str, size: Any, weight_size: Any, arguments: Argument
     rank = len(arguments.stride)
     if forced is not None or arguments.padding[:rank] != arguments.padding[-rank:] or 0 in (*size, *weight_size):
         return forced != "aten"
-    return _ours(kind, tuple(size), weight_size, arguments, grad.dtype, not grad.is_contiguous(), grad.device.type)
+    return _ours(kind, tuple(size), weight_size, arguments, grad.dtype, not grad.is_contiguous(), grad.device)

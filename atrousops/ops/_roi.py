@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from atrousops.common.checks import bad_type, bad_value
+from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.formats import BoxList
 from atrousops.common.values import values_of
 from atrousops.dispatch import backends
@@ -86,10 +86,7 @@ def _check_box_tensor(op: str, name: str, boxes: object, input: Tensor) -> None:
     if not isinstance(boxes, Tensor) or not boxes.is_floating_point():
         got = boxes.dtype if isinstance(boxes, Tensor) else type(boxes).__name__
         bad_type(op, name, "be a floating tensor", got, "Cast it with .float().")
-    if boxes.device != input.device:
-        bad_value(
-            op, name, f"be on the input's device, {input.device}", boxes.device, "Move it with .to(input.device)."
-        )
+    check_device(op, "input", input, "", **{name: boxes})
 
 
 def _at_least_float(boxes: Tensor) -> Tensor:

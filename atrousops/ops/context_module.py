@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from atrousops import reference
-from atrousops.common.checks import bad_type, bad_value
+from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.formats import empty_as_kernel
 from atrousops.dispatch import backends, choice
 from atrousops.dispatch.devices import tf32_allowed
@@ -74,7 +74,7 @@ def runs_as_one(
         return False
     size = tuple(input.shape) if input.dim() == 4 else (1, *input.shape)
     kernels = tuple([w.shape[-1] for w in weights])
-    return choice.one_launch(size, tuple(dilation), kernels, input.dtype, not input.is_contiguous())
+    return choice.one_launch(size, tuple(dilation), kernels, input.dtype, not input.is_contiguous(), str(input.device))
 
 
 def _by_layers(
@@ -113,7 +113,10 @@ def _check(input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | 
             bad_value(
                 op, "weights", f"be ({c}, {c}, 3, 3) or ({c}, {c}, 1, 1), as input has {c} channels", tuple(w.shape)
             )
+    for w in weights:
+        check_device(op, "input", input, weights=w)
     for b in biases or ():
+        check_device(op, "input", input, biases=b)
         if tuple(b.shape) != (c,):
             bad_value(op, "biases", f"be ({c},), as input has {c} channels", tuple(b.shape))
     other = [t.dtype for t in (*weights, *(biases or ())) if t.dtype != input.dtype]

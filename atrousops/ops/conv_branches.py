@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from atrousops import reference
-from atrousops.common.checks import bad_type, bad_value
+from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.conv_arguments import Arguments, check_conv
 from atrousops.common.formats import empty_as_kernel, prefers_channels_last
 from atrousops.dispatch import backends, choice
@@ -94,7 +94,9 @@ def why_apart(
     size = tuple(input.shape) if input.dim() == 4 else (1, *input.shape)
     shapes = tuple([tuple(w.shape) for w in weights])
     layout, beside = not input.is_contiguous(), sum([t.shape[-3] for t in others])
-    return choice.why_apart(size, shapes, tuple(padding), tuple(dilation), input.dtype, layout, relu, beside)
+    return choice.why_apart(
+        size, shapes, tuple(padding), tuple(dilation), input.dtype, layout, relu, beside, str(input.device)
+    )
 
 
 def _apart(input, weights, biases, padding, dilation, activation, others) -> Tensor:
@@ -150,9 +152,9 @@ def _check_others(op: str, input: Tensor, size: tuple[int, ...], others) -> None
             bad_type(op, "others", "be a list of tensors", f"{type(t).__name__} in it")
         if (*t.shape[:-3], *t.shape[-2:]) != (*input.shape[:-3], *size) or t.dim() != input.dim():
             bad_value(op, "others", f"have the branches' batch and size, {size}", tuple(t.shape))
-        if t.device != input.device or (t.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type)):
-            rule = f"have input's dtype and device, {input.dtype} on {input.device}"
-            bad_type(op, "others", rule, f"{t.dtype} on {t.device}")
+        check_device(op, "input", input, others=t)
+        if t.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+            bad_type(op, "others", f"have input's dtype, {input.dtype}", t.dtype)
 
 
 def _fake(input, weights, biases, others, padding, dilation, relu, allow_tf32) -> Tensor:

@@ -110,7 +110,7 @@ def _max_pool(
     if (return_indices is True or return_indices is False) and type(kernel_size) is int:
         step = kernel_size if stride is None else stride
         if _goes_to_pytorch(axes, input, kernel_size, step, padding, dilation, ceil_mode, return_indices):
-            return _SMALL[axes][return_indices](input, kernel_size, step, padding, dilation, ceil_mode)
+            return _SMALL[axes][1 if return_indices else 0](input, kernel_size, step, padding, dilation, ceil_mode)
     check_tensor(op, "input", input)
     codes = isinstance(return_indices, str)
     if codes and return_indices != "codes":

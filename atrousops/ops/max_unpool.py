@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atrousops import reference
-from atrousops.common.checks import bad_type, bad_value
+from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.formats import empty_map, prefers_channels_last
 from atrousops.dispatch import backends
 from atrousops.ops._register import foreign, keep, register
@@ -132,8 +132,7 @@ def _check(
             f"shape {tuple(indices.shape)}",
             "(PyTorch: Expected shape of indices to be same as that of the input tensor)",
         )
-    if input.device != indices.device:
-        bad_value(op, "indices", f"be on the device of input, {input.device}", indices.device)
+    check_device(op, "input", input, indices=indices)
     unbatched = len(shape) == axes + 1
     if not (unbatched or len(shape) == axes + 2) or 0 in (shape if unbatched else shape[1:]):
         letters = ("", "L", "H, W", "D, H, W")[axes]

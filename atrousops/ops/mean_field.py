@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from atrousops import reference
-from atrousops.common.checks import bad_type, bad_value
+from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.formats import empty_values
 from atrousops.dispatch import backends
 from atrousops.ops._register import foreign, register, transformed
@@ -112,13 +112,12 @@ def _check(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequenc
                 f"be of 1 or {scores.shape[0]} images of {scores.shape[2:].numel()} pixels",
                 f"{images} of {pixels}",
             )
-        if lattice.offsets.device != scores.device:
-            bad_value(op, "lattices", f"be on {scores.device}, as scores", lattice.offsets.device)
+        for part in lattice:
+            check_device(op, "scores", scores, lattices=part)
     for mu in compatibilities:
         if mu.shape not in ((labels,), (labels, labels)):
             bad_value(op, "compatibilities", f"be ({labels}) or ({labels}, {labels})", tuple(mu.shape))
-        if mu.device != scores.device:
-            bad_value(op, "compatibilities", f"be on {scores.device}, as scores", mu.device)
+        check_device(op, "scores", scores, compatibilities=mu)
 
 
 def check_labels(op: str, scores: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from atrousops import reference
-from atrousops.common.checks import ArgumentError, bad_type, bad_value
+from atrousops.common.checks import ArgumentError, bad_type, bad_value, check_device
 from atrousops.common.formats import empty_values
 from atrousops.common.values import values_of
 from atrousops.dispatch import backends
@@ -218,20 +218,19 @@ def _check_values(op: str, values: Tensor, features: Tensor | Lattice) -> None:
         bad_type(op, "values", "be a tensor of float64, float32, bfloat16 or float16", got)
     if values.dim() < 3:
         bad_value(op, "values", "be (N, C, *)", f"shape {tuple(values.shape)}", "Add the missing dimensions.")
-    n, device = values.shape[0], values.device
+    n = values.shape[0]
     if isinstance(features, Lattice):
         images, pixels, _ = features.offsets.shape
         if images not in (1, n) or pixels != values.shape[2:].numel():
             bad_value(op, "values", f"be of {images} images and {pixels} pixels, as the lattice", tuple(values.shape))
-        other = features.offsets.device
+        for part in features:
+            check_device(op, "values", values, features=part)
     else:
         _check_features(op, features)
         if features.shape[0] not in (1, n) or features.shape[2:] != values.shape[2:]:
             wanted = ("N or 1", "D", *values.shape[2:])
             bad_value(op, "features", f"be ({', '.join(map(str, wanted))}) for these values", tuple(features.shape))
-        other = features.device
-    if other != device:
-        bad_value(op, "features", f"be on {device}, as values", other, "Move one of them with .to().")
+        check_device(op, "values", values, features=features)
 
 
 def _fake_lattice(features: Tensor) -> tuple[Tensor, ...]:

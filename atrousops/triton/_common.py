@@ -1,9 +1,9 @@
 """What all kernels share: how they are declared and launched, and how they turn an element's number into a place."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from atrousops.common.formats import prefers_channels_last
 from atrousops.dispatch.triton_library import interpreted
@@ -21,6 +21,11 @@ def jit(kernel):
 def inline(helper):
     """triton.jit for what kernels call; the interpreter takes it as it is, which saves it a millisecond a call."""
     return helper if interpreted() else triton.jit(helper)
+
+
+def wrap_triton(kernel):
+    """torch.library.wrap_triton, which before torch 2.14 refuses what Triton interprets."""
+    return kernel if interpreted() else torch.library.wrap_triton(kernel)
 
 
 def launch(kernel, programs: int, *args, **meta) -> None:

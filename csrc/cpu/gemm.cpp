@@ -18,9 +18,9 @@ static Tensor view(ScalarType dtype, const Matrix& m) {
 void gemm(ScalarType dtype, const Matrix& a, const Matrix& b, const Matrix& result, bool accumulate) {
   const Tensor left = view(dtype, a), right = view(dtype, b), out = view(dtype, result);
   if (accumulate) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), left.get(), right.get(), 1, 1));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), left.get(), right.get(), 1, 1));
   } else {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), left.get(), right.get()));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), left.get(), right.get()));
   }
 }
 

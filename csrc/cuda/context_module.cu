@@ -19,8 +19,8 @@ core::ContextPlan plan_of(const Tensor& input, const std::vector<int64_t>& reach
 }
 
 #if defined(ATROUSOPS_SM90A)
-Tensor run(const core::ContextPlan& plan, const Tensor& input, const std::vector<Tensor>& weights,
-           const std::vector<Tensor>& biases, const std::vector<int64_t>& reach) {
+std::optional<Tensor> run(const core::ContextPlan& plan, const Tensor& input, const std::vector<Tensor>& weights,
+                          const std::vector<Tensor>& biases, const std::vector<int64_t>& reach) {
   const DeviceGuard guard(input);
   const bool nhwc = prefers_channels_last(input);
   const Tensor in = dense(input, nhwc);
@@ -51,7 +51,7 @@ Tensor run(const core::ContextPlan& plan, const Tensor& input, const std::vector
                   w.stride(3),
                   static_cast<int32_t>(reach[i])};
   }
-  context_module_sm90a(a, plan, in.size(0), in.scalar_type(), current_stream(in));
+  if (!context_module_sm90a(a, plan, in.size(0), in.scalar_type(), current_stream(in))) return std::nullopt;
   return out;
 }
 #endif
@@ -63,7 +63,9 @@ Tensor context_module(const Tensor& input, std::vector<Tensor> weights, std::vec
   const std::vector<int64_t> reach = check_context_module(input, weights, biases, dilation);
   const core::ContextPlan plan = plan_of(input, reach);
 #if defined(ATROUSOPS_SM90A)
-  if (plan.cluster > 0) return run(plan, input, weights, biases, reach);
+  if (plan.cluster > 0) {
+    if (std::optional<Tensor> out = run(plan, input, weights, biases, reach)) return *out;
+  }
 #endif
   return context_module_by_layers(conv, input, weights, biases, reach, allow_tf32);
 }

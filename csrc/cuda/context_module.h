@@ -26,8 +26,9 @@ struct ContextArgs {
   ContextLayer layer[core::kContextLayers];
 };
 
-// On compute capability 9.0 and 16-bit types, as planned for `images` images.
-void context_module_sm90a(const ContextArgs& args, const core::ContextPlan& plan, int64_t images, ScalarType dtype,
+// On compute capability 9.0 and 16-bit types, as planned for `images` images; false, and nothing done, where the device
+// has no room for such a cluster.
+bool context_module_sm90a(const ContextArgs& args, const core::ContextPlan& plan, int64_t images, ScalarType dtype,
                           Stream stream);
 
 }  // namespace atrousops::cuda

@@ -284,20 +284,27 @@ __global__ void __launch_bounds__(kThreads, 1) context_module_kernel(const __gri
   arch::cluster_wait();
 }
 
+template <auto Kernel>
+bool start_placed(const ContextArgs& a, const Launch& l, Stream stream) {
+  if (!can_place<Kernel>(l)) return false;
+  launch<Kernel>(l, stream, a);
+  return true;
+}
+
 template <class T>
-void start(const ContextArgs& a, const Launch& l, Stream stream) {
+bool start(const ContextArgs& a, const Launch& l, Stream stream) {
   switch (core::context_chunks(a.channels)) {
-    case 1: return launch<context_module_kernel<T, 1>>(l, stream, a);
-    case 2: return launch<context_module_kernel<T, 2>>(l, stream, a);
-    case 3: return launch<context_module_kernel<T, 3>>(l, stream, a);
-    case 4: return launch<context_module_kernel<T, 4>>(l, stream, a);
+    case 1: return start_placed<context_module_kernel<T, 1>>(a, l, stream);
+    case 2: return start_placed<context_module_kernel<T, 2>>(a, l, stream);
+    case 3: return start_placed<context_module_kernel<T, 3>>(a, l, stream);
+    case 4: return start_placed<context_module_kernel<T, 4>>(a, l, stream);
     default: STD_TORCH_CHECK(false, "context_module: no kernel for ", a.channels, " channels");
   }
 }
 
 }  // namespace
 
-void context_module_sm90a(const ContextArgs& args, const core::ContextPlan& plan, int64_t images, ScalarType dtype,
+bool context_module_sm90a(const ContextArgs& args, const core::ContextPlan& plan, int64_t images, ScalarType dtype,
                           Stream stream) {
   const int64_t blocks = images * plan.cluster;
   STD_TORCH_CHECK(blocks <= INT32_MAX, "context_module: up to 2^31 blocks; got ", blocks);
@@ -305,7 +312,7 @@ void context_module_sm90a(const ContextArgs& args, const core::ContextPlan& plan
   l.cluster = static_cast<unsigned>(plan.cluster);
   if (dtype == ScalarType::BFloat16) return start<BFloat16>(args, l, stream);
   STD_TORCH_CHECK(dtype == ScalarType::Half, "context_module: one launch takes 16-bit types");
-  start<Half>(args, l, stream);
+  return start<Half>(args, l, stream);
 }
 
 }  // namespace atrousops::cuda

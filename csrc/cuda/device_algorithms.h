@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cuda/launch.h"
 #include "cuda/platform.h"
 #include "cuda/runtime.h"
 #include "stable/tensor.h"
@@ -32,7 +33,7 @@ void with_workspace(const char* what, const Tensor& like, const F& run) {
         torch::stable::empty({static_cast<int64_t>(bytes) + 1}, ScalarType::Byte, std::nullopt, like.device());
     status = run(workspace.mutable_data_ptr(), bytes);
   }
-  STD_TORCH_CHECK(status == cudaSuccess, what, ": ", cudaGetErrorString(status));
+  check_cuda(status, what);
 }
 
 // Sorts by bits [0, bits) of the keys; equal keys keep their order. Outputs do not overlap inputs.

@@ -2,6 +2,10 @@
 
 #if !defined(ATROUSOPS_HOST_CUDA)
 
+#include <map>
+#include <mutex>
+#include <tuple>
+
 namespace atrousops::cuda {
 
 static std::string triple(dim3 v) {
@@ -30,6 +34,23 @@ void allow_shared(const void* kernel, std::array<std::atomic<int64_t>, 64>& allo
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(limit)),
              describe(pretty_function, l));
   if (known) known->store(limit, std::memory_order_relaxed);
+}
+
+bool can_place(const void* kernel, const Launch& l, std::string_view pretty_function) {
+  static std::mutex mutex;
+  static std::map<std::tuple<int, const void*, unsigned, int64_t>, bool> known;
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  const std::scoped_lock lock(mutex);
+  const auto [entry, is_new] = known.try_emplace({device, kernel, l.cluster, l.shared_bytes}, false);
+  if (is_new) {
+    cudaLaunchAttribute cluster{};
+    const cudaLaunchConfig_t config = configure(l, cluster);
+    int clusters = 0;
+    check_cuda(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), describe(pretty_function, l));
+    entry->second = clusters > 0;
+  }
+  return entry->second;
 }
 
 }  // namespace atrousops::cuda

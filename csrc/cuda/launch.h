@@ -17,6 +17,7 @@
 #if defined(ATROUSOPS_HOST_CUDA)
 #include "host_cuda/coverage.h"
 #include "host_cuda/executor.h"
+#include "host_cuda/runtime.h"
 #endif
 
 namespace atrousops::cuda {
@@ -55,12 +56,24 @@ void launch(const Launch& l, Stream, Arguments&&... arguments) {
   launch_as<Kernel>(Kernel, l, std::forward<Arguments>(arguments)...);
 }
 
+// Whether the device has room for a cluster of this launch.
+template <auto Kernel>
+bool can_place(const Launch& l) {
+  return l.cluster <= host_cuda::largest_cluster();
+}
+
 #else
 
+// Raises an error once: CUDA forgets it, or the next call, of anybody, would report it again.
 inline void check_cuda(cudaError_t error, std::string_view what) {
-  STD_TORCH_CHECK(error == cudaSuccess, std::string(what), ": ", cudaGetErrorName(error), ": ",
-                  cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();
+  STD_TORCH_CHECK(false, std::string(what), ": ", cudaGetErrorName(error), ": ", cudaGetErrorString(error));
 }
+
+// Before CUDA 12.1 a kernel took 4 KB of parameters. The driver is at least as new as the runtime in this library, or
+// the probe has refused the device (probe.cu).
+inline constexpr size_t kParameterBytes = CUDART_VERSION >= 12010 ? 32764 : 4096;
 
 // "k<float, 4>, grid (8, 1, 1), block (256, 1, 1), 0 bytes shared"
 std::string describe(std::string_view pretty_function, const Launch& l);
@@ -68,28 +81,45 @@ std::string describe(std::string_view pretty_function, const Launch& l);
 void allow_shared(const void* kernel, std::array<std::atomic<int64_t>, 64>& allowed, const Launch& l,
                   std::string_view pretty_function);
 
-template <auto Kernel, class... Parameters>
-void launch_as(void (*)(Parameters...), const Launch& l, Stream stream, std::type_identity_t<Parameters>... arguments) {
-  if (is_empty(l)) return;
-  if (l.shared_bytes > (48 << 10)) {
-    static std::array<std::atomic<int64_t>, 64> allowed{};
-    allow_shared(reinterpret_cast<const void*>(Kernel), allowed, l, __PRETTY_FUNCTION__);
-  }
+// What clusters of a kernel the device has no room for is asked once.
+bool can_place(const void* kernel, const Launch& l, std::string_view pretty_function);
+
+inline cudaLaunchConfig_t configure(const Launch& l, cudaLaunchAttribute& cluster) {
   cudaLaunchConfig_t config{};
   config.gridDim = l.grid;
   config.blockDim = l.block;
   config.dynamicSmemBytes = static_cast<size_t>(l.shared_bytes);
-  config.stream = stream;
-  cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {l.cluster, 1, 1};
   config.attrs = &cluster;
   config.numAttrs = l.cluster > 1 ? 1 : 0;
+  return config;
+}
+
+template <auto Kernel>
+void allow_shared_of(const Launch& l, std::string_view pretty_function) {
+  static std::array<std::atomic<int64_t>, 64> allowed{};
+  if (l.shared_bytes > (48 << 10)) allow_shared(reinterpret_cast<const void*>(Kernel), allowed, l, pretty_function);
+}
+
+// Whether the device has room for a cluster of this launch: a slice of a GPU, or one with few multiprocessors, may not.
+template <auto Kernel>
+bool can_place(const Launch& l) {
+  if (l.cluster <= 1 || is_empty(l)) return true;
+  allow_shared_of<Kernel>(l, __PRETTY_FUNCTION__);
+  return can_place(reinterpret_cast<const void*>(Kernel), l, __PRETTY_FUNCTION__);
+}
+
+template <auto Kernel, class... Parameters>
+void launch_as(void (*)(Parameters...), const Launch& l, Stream stream, std::type_identity_t<Parameters>... arguments) {
+  static_assert((size_t{0} + ... + sizeof(Parameters)) <= kParameterBytes, "nvcc 12.1 or later is needed");
+  if (is_empty(l)) return;
+  allow_shared_of<Kernel>(l, __PRETTY_FUNCTION__);
+  cudaLaunchAttribute cluster{};
+  cudaLaunchConfig_t config = configure(l, cluster);
+  config.stream = stream;
   const cudaError_t error = cudaLaunchKernelEx(&config, Kernel, arguments...);
-  if (error != cudaSuccess) {
-    cudaGetLastError();  // forget it, or the next call would report it again
-    check_cuda(error, describe(__PRETTY_FUNCTION__, l));
-  }
+  if (error != cudaSuccess) check_cuda(error, describe(__PRETTY_FUNCTION__, l));
 }
 
 template <auto Kernel, class... Arguments>

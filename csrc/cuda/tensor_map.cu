@@ -53,6 +53,14 @@ PFN_cuTensorMapEncodeTiled_v12000 find_encoder() {
   return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found);
 }
 
+// The driver wants a current context, which a thread that has only named its device, such as autograd's, may lack. This
+// gives it the primary one, and is allowed while a stream is captured.
+void bind_context() {
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  check_cuda(cudaSetDevice(device), "cudaSetDevice");
+}
+
 CUtensorMapDataType code_of(TensorMapType t) {
   switch (t) {
     case TensorMapType::f16: return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
@@ -100,6 +108,7 @@ TensorMapArguments TensorMap::arguments() const {
 #else
 TensorMap make_tensor_map(const TensorMapArguments& a) {
   check(a);
+  bind_context();
   static const PFN_cuTensorMapEncodeTiled_v12000 encode = find_encoder();
   cuuint64_t sizes[5], strides[5];
   cuuint32_t box[5], element_strides[5];

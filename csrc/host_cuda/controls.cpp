@@ -18,6 +18,10 @@ Counter::Counter(Kind kind, std::string_view name) : kind(kind), name(name), nex
 static cuda::DeviceProperties device{132, 90, 227 << 10, 228 << 10, 50 << 20};
 const cuda::DeviceProperties& properties(int) { return device; }
 void set_properties(const cuda::DeviceProperties& p) { device = p; }
+unsigned& largest_cluster() {
+  static unsigned blocks = 8;
+  return blocks;
+}
 
 static Executor chosen = nullptr;
 Executor executor() { return chosen; }
@@ -49,4 +53,8 @@ ATROUSOPS_EXPORT void atrousops_host_cuda_set_device(int multiprocessors, int ca
 // Null: launches run the kernels' source again.
 ATROUSOPS_EXPORT void atrousops_host_cuda_set_executor(atrousops::host_cuda::Executor e) {
   atrousops::host_cuda::chosen = e;
+}
+
+ATROUSOPS_EXPORT void atrousops_host_cuda_set_largest_cluster(unsigned blocks) {
+  atrousops::host_cuda::largest_cluster() = blocks;
 }

@@ -7,5 +7,7 @@ namespace atrousops::host_cuda {
 
 const cuda::DeviceProperties& properties(int device);
 void set_properties(const cuda::DeviceProperties& p);
+// Blocks of a cluster that there is room for.
+unsigned& largest_cluster();
 
 }  // namespace atrousops::host_cuda

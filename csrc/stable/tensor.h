@@ -80,7 +80,7 @@ inline Tensor empty(const std::vector<int64_t>& size, const Tensor& like, bool c
                                     torch::stable::detail::from(std::optional<torch::headeronly::Layout>()),
                                     torch::stable::detail::from(std::optional(like.device())),
                                     torch::stable::detail::from(std::optional<bool>())};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_strided", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_strided", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -95,7 +95,7 @@ inline Tensor dense(const Tensor& t, bool channels_last) {
 
 inline void relu_in_place(Tensor& t) {
   std::array<StableIValue, 1> stack{torch::stable::detail::from(t)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::relu_", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::relu_", "", stack.data(), TORCH_ABI_VERSION));
   t = torch::stable::detail::to<Tensor>(stack[0]);
 }
 

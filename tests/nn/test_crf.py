@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydensecrf_cases import CASES, live_q
 from roi_cases import repeated
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import atrousops as ao
 import atrousops.functional as A
@@ -330,3 +331,19 @@ def test_any_size_equals_reference(backend, n, labels, h, w, normalization, seed
     with ao.backend("reference"):
         torch.testing.assert_close(q, layer(scores, image))
     torch.testing.assert_close(q.sum(1), torch.ones(n, h, w, dtype=torch.float64))
+
+
+def test_lattices_need_no_tensor_of_python_numbers():
+    """A GPU would wait for such a tensor's copy, and for all that was queued before it."""
+    lifted = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            lifted.append(func._opname == "lift_fresh")
+            return func(*args, **(kwargs or {}))
+
+    crf = ao.DenseCRF(iterations=1, bilateral_srgb=(13.0, 9.0, 7.0))
+    with Watch():
+        crf.lattices(255 * torch.rand(1, 3, 4, 5))
+    assert lifted
+    assert not any(lifted)

@@ -1,0 +1,122 @@
+"""Whether the CUDA library runs on a device: asked once of each, before any of its kernels is chosen there."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from atrousops.dispatch import libraries
+from atrousops.dispatch.devices import constant_in_graphs, gpu_index
+
+
+class Verdict(NamedTuple):
+    """Whether something can run; if not, why."""
+
+    ok: bool
+    reason: str
+
+
+class Facts(NamedTuple):
+    """What decides whether the library runs on a device.
+
+    name: of the GPU; capability: 10 major + minor; driver, runtime: CUDA's versions, 1000 major + 10 minor, of the
+    driver and in the library; code: what it was compiled for, such as sm_90a and, as PTX, compute_80.
+    """
+
+    name: str
+    capability: int
+    driver: int
+    runtime: int
+    code: tuple[str, ...]
+
+
+@constant_in_graphs
+def verdict(device: torch.device) -> Verdict:
+    """Whether the CUDA library runs on a GPU; the first question about each takes milliseconds, and starts a kernel."""
+    if not torch.cuda.is_available():
+        # There are no tensors to run on; plans are made for such devices all the same.
+        return Verdict(True, "there is no GPU to ask")
+    return _verdict(gpu_index(str(device)))
+
+
+@functools.cache
+def _verdict(index: int) -> Verdict:
+    said = judge(facts(index))
+    if not said.ok:
+        return said
+    problem = run(index)
+    return Verdict(False, f"a trivial kernel failed on {torch.device('cuda', index)}: {problem}") if problem else said
+
+
+@functools.cache
+def runs_nowhere() -> bool:
+    """Whether no GPU of this machine is one that the library was compiled for. Starts nothing on any of them."""
+    found = [judge(facts(index)).ok for index in range(torch.cuda.device_count())]
+    return bool(found) and not any(found)
+
+
+def judge(found: Facts) -> Verdict:
+    """What is known before a kernel is started."""
+    if not has_code(found.capability, found.code):
+        major, minor = divmod(found.capability, 10)
+        return Verdict(
+            False,
+            f"{found.name} has capability {major}.{minor}, and the CUDA library code for {', '.join(found.code)}",
+        )
+    # Within a major version an older driver runs a newer runtime.
+    if found.driver // 1000 < found.runtime // 1000:
+        return Verdict(
+            False,
+            f"the driver knows CUDA {_version(found.driver)}, and the CUDA library was built with "
+            f"{_version(found.runtime)}: update the driver, or build with that CUDA or an older one",
+        )
+    return Verdict(True, "our CUDA kernel")
+
+
+def has_code(capability: int, code: Sequence[str]) -> bool:
+    """Whether a device of this capability can load one of the codes.
+
+    Machine code runs on its own major version from its minor one on, with an "a" on nothing else; PTX on all later.
+    """
+    for each in code:
+        kind, number, exact = re.fullmatch(r"(sm|compute)_(\d+)(a?)", each).groups()  # type: ignore[union-attr]
+        least = int(number)
+        if exact:
+            fits = capability == least
+        else:
+            fits = capability >= least and (kind == "compute" or capability // 10 == least // 10)
+        if fits:
+            return True
+    return False
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}" if number else "nothing"
+
+
+@functools.cache
+def _cuda() -> ctypes.CDLL:
+    library = ctypes.CDLL(libraries.cuda.path)
+    library.atrousops_cuda_code.restype = ctypes.c_char_p
+    return library
+
+
+def facts(index: int) -> Facts:
+    """Asked of torch, of the driver and of the library."""
+    driver, runtime = ctypes.c_int(), ctypes.c_int()
+    _cuda().atrousops_cuda_versions(ctypes.byref(driver), ctypes.byref(runtime))
+    gpu = torch.cuda.get_device_properties(index)
+    code = tuple(_cuda().atrousops_cuda_code().decode().split(","))
+    return Facts(gpu.name, 10 * gpu.major + gpu.minor, driver.value, runtime.value, code)
+
+
+def run(index: int) -> str:
+    """Starts a trivial kernel on a GPU and waits for it; what went wrong, or nothing."""
+    text = ctypes.create_string_buffer(1024)
+    _cuda().atrousops_cuda_probe(index, text, len(text))
+    return text.value.decode(errors="replace")

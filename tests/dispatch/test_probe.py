@@ -1,0 +1,153 @@
+"""A GPU on which the CUDA library cannot run is found out once, and the next backend takes its calls."""
+
+import ctypes
+
+import pytest
+import torch
+
+import atrousops as ao
+from atrousops.common.checks import ArgumentError
+from atrousops.dispatch import backends, choice, devices, libraries, probe, triton_library
+
+CODE = ("sm_80", "sm_90a", "sm_100", "sm_120", "compute_80")
+CUDA13 = 13000
+
+
+class Properties:
+    """What torch tells of a GPU."""
+
+    def __init__(self, name, capability, multiprocessors):
+        self.name, (self.major, self.minor) = name, divmod(capability, 10)
+        self.multi_processor_count, self.shared_memory_per_block_optin = multiprocessors, 1024 * capability
+
+
+H100, T4 = Properties("NVIDIA H100", 90, 132), Properties("Tesla T4", 75, 40)
+
+
+class Machine:
+    """Some GPUs, and what the driver says of them."""
+
+    def __init__(self, monkeypatch):
+        self.gpus, self.driver, self.problem, self.runs, self.taken = [H100], CUDA13, "", [], []
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(self.gpus))
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: self.gpus[index])
+        monkeypatch.setattr(probe, "facts", self._facts)
+        monkeypatch.setattr(probe, "run", lambda index: self.runs.append(index) or self.problem)
+        monkeypatch.setattr(backends, "_has_cuda_kernel", lambda op: True)
+        # Libraries that are there, and registrations that are only noted.
+        for part in ("cuda", "triton"):
+            monkeypatch.setattr(libraries, part, libraries.Part(part, "", None))
+        monkeypatch.setattr(triton_library, "_took_over", [False])
+        monkeypatch.setattr(triton_library, "_installed", [])
+        monkeypatch.setattr(triton_library, "_implement", lambda key, override: self.taken.append((key, override)))
+
+    def _facts(self, index):
+        gpu = self.gpus[index]
+        return probe.Facts(gpu.name, 10 * gpu.major + gpu.minor, self.driver, CUDA13, CODE)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    caches = (probe._verdict, probe.runs_nowhere, devices._gpu)
+    for cache in caches:
+        cache.cache_clear()
+    yield Machine(monkeypatch)
+    for cache in caches:
+        cache.cache_clear()
+    choice.forget()
+
+
+def chosen(op, index=0):
+    return backends.choose(op, torch.device("cuda", index), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [
+        (70, False),  # V100
+        (75, False),  # T4, RTX 20
+        (80, True),
+        (86, True),  # code of sm_80 runs on its later minor versions
+        (90, True),
+        (103, True),
+        (110, True),  # no machine code of its major version: PTX
+        (121, True),
+    ],
+)
+def test_what_was_compiled_decides_by_capability(capability, runs):
+    assert probe.judge(probe.Facts("a GPU", capability, CUDA13, CUDA13, CODE)).ok is runs
+
+
+@pytest.mark.parametrize(
+    ("capability", "code", "fits"),
+    [
+        (110, ("sm_80", "sm_90a", "sm_100", "sm_120"), False),  # without PTX
+        (86, ("sm_89",), False),
+        (100, ("sm_90a",), False),  # "a" is for one device alone
+        (90, ("sm_90a",), True),
+        (90, ("compute_100",), False),
+    ],
+)
+def test_machine_code_is_for_a_major_version_and_ptx_for_what_is_later(capability, code, fits):
+    assert probe.has_code(capability, code) is fits
+
+
+def test_a_driver_of_an_older_major_version_is_refused_with_both_versions():
+    said = probe.judge(probe.Facts("NVIDIA H100", 90, 12080, CUDA13, CODE))
+    assert not said.ok
+    assert "the driver knows CUDA 12.8, and the CUDA library was built with 13.0" in said.reason
+    assert probe.judge(probe.Facts("NVIDIA H100", 90, CUDA13, 13020, CODE)).ok
+
+
+def test_a_gpu_that_runs_the_library_is_asked_once(machine):
+    assert [chosen("conv"), chosen("roi_align"), chosen("mean_field")] == ["cuda"] * 3
+    assert machine.runs == [0]
+    assert not machine.taken
+
+
+def test_a_t4_runs_pytorch_or_triton(machine):
+    machine.gpus = [T4]
+    # Triton's kernels take the place of the library's, once, where no GPU can run those.
+    assert chosen("mean_field") == chosen("permutohedral") == "triton"
+    assert machine.taken == [("CUDA", True)]
+    assert not machine.runs
+    with ao.backend("cuda"), pytest.raises(ArgumentError, match=r"Tesla T4 has capability 7\.5, and .* sm_80, sm_90a"):
+        chosen("conv")
+
+
+def test_a_t4_beside_an_h100_has_the_reference_where_pytorch_has_no_operator(machine):
+    machine.gpus = [H100, T4]
+    assert [chosen("mean_field", i) for i in (0, 1)] == ["cuda", "reference"]
+    assert [chosen("max_pool", i) for i in (0, 1)] == ["cuda", "aten"]
+    assert not machine.taken
+
+
+def test_each_gpu_is_planned_for_by_its_own_facts(machine):
+    machine.gpus = [H100, Properties("NVIDIA L4", 89, 58)]
+    facts = [devices.gpu_device(torch.float16, True, f"cuda:{i}")[3:6] for i in (0, 1)]
+    assert facts == [(132, 90 * 1024, 90), (58, 89 * 1024, 89)]
+    assert devices.gpu_device(torch.float16, True)[3] == 132
+    assert choice._state("cuda:1") != choice._state("cuda")
+    assert choice._state("cuda:0") == choice._state("cuda")
+
+
+def test_a_kernel_that_fails_is_a_verdict(machine):
+    machine.gpus, machine.problem = [H100, H100], "cudaErrorUnsupportedPtxVersion: the PTX was compiled by a newer one"
+    assert chosen("conv", 1) == "aten"
+    verdict = backends.can_run("cuda", "conv", torch.device("cuda", 1), torch.float32)
+    assert not verdict.ok
+    assert verdict.reason == f"a trivial kernel failed on cuda:1: {machine.problem}"
+    assert machine.runs == [1]
+
+
+@pytest.mark.skipif(libraries.cuda.problem is not None, reason="the CUDA library is not built")
+def test_the_library_says_what_it_was_built_with():
+    driver, runtime = ctypes.c_int(-1), ctypes.c_int(-1)
+    probe._cuda().atrousops_cuda_versions(ctypes.byref(driver), ctypes.byref(runtime))
+    assert driver.value >= 0
+    assert runtime.value >= 12000
+    code = probe._cuda().atrousops_cuda_code().decode().split(",")
+    assert "compute_80" in code
+    assert probe.has_code(110, code)
