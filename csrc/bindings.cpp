@@ -178,7 +178,7 @@ static void bind_planner(py::module_& m) {
                                 d.by_layers, d.reason);
         });
   m.def("kernels", [](const std::string& kind) { return kernel_names(device_kind_of(kind)); });
-  // What the files of atrousops/dispatch/machines consist of: name -> (unit, whether a CPU has it, whether a GPU has it).
+  // What the files of dispatch/machines consist of: name -> (unit, whether a CPU has it, whether a GPU has it).
   m.def("rates", [] {
     py::dict all;
     for (const RateName& r : rate_names()) {
