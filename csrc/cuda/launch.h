@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <typeinfo>
 #include <utility>
 
 #include "cuda/platform.h"
@@ -15,6 +16,7 @@
 
 #if defined(ATROUSOPS_HOST_CUDA)
 #include "host_cuda/coverage.h"
+#include "host_cuda/executor.h"
 #endif
 
 namespace atrousops::cuda {
@@ -35,6 +37,14 @@ void launch_as(void (*)(Parameters...), const Launch& l, std::type_identity_t<Pa
   host_cuda::Counter& counter = host_cuda::KernelCounter<Kernel>::counter;
   if (is_empty(l)) return;
   ++counter.runs;
+  if (const host_cuda::Executor execute = host_cuda::executor()) {
+    const size_t sizes[] = {sizeof(arguments)..., 0};
+    const void* const pointers[] = {static_cast<const void*>(&arguments)..., nullptr};
+    if (const char* wrong = execute({l.grid, l.block, l.shared_bytes, typeid(host_cuda::KernelName<Kernel>).name(),
+                                     l.cluster}, pointers, sizes, sizeof...(arguments)))
+      host_cuda::fail(wrong);
+    return;
+  }
   host_cuda::run_grid({l.grid, l.block, l.shared_bytes, counter.name.c_str(), l.cluster},
                       [&] { Kernel(arguments...); });
 }

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <string>
 
 #include "cuda/tensor_map.h"
@@ -38,7 +39,10 @@ void check(const TensorMapArguments& a) {
                   " bytes along dimension 0, but this swizzle takes rows of ", swizzle_span(a.swizzle));
 }
 
-#if !defined(ATROUSOPS_HOST_CUDA)
+#if defined(ATROUSOPS_HOST_CUDA)
+// CUtensorMapDataType of each TensorMapType.
+constexpr uint8_t kTypeCodes[] = {6, 9, 7, 11};
+#else
 PFN_cuTensorMapEncodeTiled_v12000 find_encoder() {
   void* found = nullptr;
   cudaDriverEntryPointQueryResult status{};
@@ -64,7 +68,34 @@ CUtensorMapDataType code_of(TensorMapType t) {
 #if defined(ATROUSOPS_HOST_CUDA)
 TensorMap make_tensor_map(const TensorMapArguments& a) {
   check(a);
-  return {a};
+  TensorMap made{};
+  host_cuda::EncodedMap& e = made.encoded;
+  e.mark = host_cuda::EncodedMap::kMark;
+  e.type = kTypeCodes[static_cast<int>(a.type)];
+  e.rank = static_cast<uint8_t>(a.rank);
+  e.swizzle = static_cast<uint8_t>(a.swizzle);
+  e.address = reinterpret_cast<uintptr_t>(a.address);
+  for (int i = 0; i < a.rank; ++i) {
+    e.last[i] = static_cast<uint32_t>(a.sizes[i] - 1);
+    if (i > 0) e.strides[i - 1] = static_cast<uint64_t>(a.strides[i]);
+    e.box[i] = static_cast<uint16_t>(a.box[i]);
+    e.element_strides[i] = static_cast<uint8_t>(a.element_strides[i]);
+  }
+  return made;
+}
+TensorMapArguments TensorMap::arguments() const {
+  TensorMapArguments a{};
+  a.type = static_cast<TensorMapType>(std::find(kTypeCodes, kTypeCodes + 4, encoded.type) - kTypeCodes);
+  a.rank = encoded.rank;
+  a.address = reinterpret_cast<const void*>(encoded.address);
+  for (int i = 0; i < a.rank; ++i) {
+    a.sizes[i] = int64_t{encoded.last[i]} + 1;
+    a.strides[i] = i > 0 ? static_cast<int64_t>(encoded.strides[i - 1]) : 0;
+    a.box[i] = encoded.box[i];
+    a.element_strides[i] = encoded.element_strides[i];
+  }
+  a.swizzle = static_cast<Swizzle>(encoded.swizzle);
+  return a;
 }
 #else
 TensorMap make_tensor_map(const TensorMapArguments& a) {

@@ -8,6 +8,10 @@
 
 #include "cuda/platform.h"
 
+#if defined(ATROUSOPS_HOST_CUDA)
+#include "host_cuda/encoded_map.h"
+#endif
+
 namespace atrousops::cuda {
 
 // Chunks of 16 bytes exchange their places within a line of 128 bytes, by bits of the shared address from 7 on.
@@ -55,8 +59,9 @@ constexpr int box_bytes(const TensorMapArguments& a) {
 
 // A kernel takes it as `const __grid_constant__ TensorMap`, and hands on its address.
 #if defined(ATROUSOPS_HOST_CUDA)
-struct TensorMap {
-  TensorMapArguments arguments;
+struct alignas(128) TensorMap {
+  host_cuda::EncodedMap encoded;
+  TensorMapArguments arguments() const;
 };
 #else
 struct alignas(128) TensorMap {

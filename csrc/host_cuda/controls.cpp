@@ -3,6 +3,7 @@
 
 #include "host_cuda/coverage.h"
 #include "host_cuda/engine.h"
+#include "host_cuda/executor.h"
 #include "host_cuda/runtime.h"
 
 namespace atrousops::host_cuda {
@@ -17,6 +18,9 @@ Counter::Counter(Kind kind, std::string_view name) : kind(kind), name(name), nex
 static cuda::DeviceProperties device{132, 90, 227 << 10, 228 << 10, 50 << 20};
 const cuda::DeviceProperties& properties(int) { return device; }
 void set_properties(const cuda::DeviceProperties& p) { device = p; }
+
+static Executor chosen = nullptr;
+Executor executor() { return chosen; }
 
 }  // namespace atrousops::host_cuda
 
@@ -40,4 +44,9 @@ ATROUSOPS_EXPORT void atrousops_host_cuda_set_device(int multiprocessors, int ca
                                                      int64_t shared_per_multiprocessor, int64_t l2_bytes) {
   atrousops::host_cuda::set_properties(
       {multiprocessors, capability, shared_per_block, shared_per_multiprocessor, l2_bytes});
+}
+
+// Null: launches run the kernels' source again.
+ATROUSOPS_EXPORT void atrousops_host_cuda_set_executor(atrousops::host_cuda::Executor e) {
+  atrousops::host_cuda::chosen = e;
 }

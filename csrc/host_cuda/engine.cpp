@@ -340,6 +340,11 @@ void wait_until(const std::function<bool()>& condition, const char* what, Locati
   self->describe = nullptr;
 }
 
+void yield() {
+  make_ready(self);
+  park(Thread::State::ready, "", {});
+}
+
 void gather(const char* what, unsigned mask, void* mine, void (*run)(const void*, void* const (&)[32]), const void* f,
             Location where) {
   Warp& warp = *self->warp;

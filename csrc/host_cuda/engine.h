@@ -110,6 +110,9 @@ void barrier_arrive(int id, int expected, const char* what, Location where);
 void wait_until(const std::function<bool()>& condition, const char* what, Location where,
                 const std::function<std::string()>* describe = nullptr);
 
+// Lets other threads that can run go first.
+void yield();
+
 // Throws std::runtime_error.
 [[noreturn]] void fail(const std::string& message);
 

@@ -33,7 +33,7 @@ struct Side {
   int count, leading, stride;
   Swizzle swizzle;
   int step, block, per_block;
-  int at(int i) const { return i / per_block * block + i % per_block * step; }
+  __device__ int at(int i) const { return i / per_block * block + i % per_block * step; }
 };
 
 __device__ void fill(unsigned char* shared, const Side& side) {

@@ -28,7 +28,7 @@ struct Box {
   int at[5] = {};
 
   Box(const TensorMap& m, uint32_t shared, const int* coordinates, const char* what)
-      : map(m.arguments), shared(shared) {
+      : map(m.arguments()), shared(shared) {
     std::copy_n(coordinates, map.rank, at);
     if (const auto period = static_cast<uint32_t>(swizzle_period(map.swizzle)); shared % period != 0)
       host_cuda::fail(std::string(what) + ": with this swizzle shared memory has to be aligned to " +

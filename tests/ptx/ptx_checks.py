@@ -1,0 +1,136 @@
+"""Small calls of each family of kernels, held against an independent oracle at twice PyTorch's own error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import host_cuda
+import ptx_launch
+import torch
+import torch.nn.functional as F
+from oracle import assert_close
+
+import atrousops as ao
+import atrousops.functional as A
+
+HALF, BF16, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
+
+
+def random(*shape: int, dtype: torch.dtype = FLOAT, last: bool = False) -> torch.Tensor:
+    """In fp64 whole numbers, whose sums are exact."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+    x = (4 * x).round().double() if dtype == DOUBLE else x.to(dtype)
+    return x.contiguous(memory_format=torch.channels_last) if last else x
+
+
+def with_gradients(f: Callable, tensors: list[torch.Tensor], seed: torch.Tensor) -> list[torch.Tensor]:
+    leaves = [t.detach().clone().requires_grad_() for t in tensors]
+    y = f(*leaves)
+    return [y.detach(), *torch.autograd.grad(y, leaves, seed.to(y.dtype))]
+
+
+def compare(ours: Callable, theirs: Callable, tensors: list[torch.Tensor]) -> None:
+    """The output and all gradients."""
+    y = theirs(*(t.double() for t in tensors))
+    seed = random(*y.shape, dtype=tensors[0].dtype)
+    found = with_gradients(ours, tensors, seed)
+    with ao.backend("cpu"):
+        exact = with_gradients(theirs, [t.double() for t in tensors], seed.double())
+        at_dtype = with_gradients(theirs, tensors, seed)
+    for a, b, c in zip(found, exact, at_dtype, strict=True):
+        assert_close(a, b, c)
+
+
+def convolution(dtype: torch.dtype, c: int, k: int, *, groups: int = 1, last: bool = True, **arguments: int) -> None:
+    x, w = random(2, c, 9, 11, dtype=dtype, last=last), random(k, c // groups, 3, 3, dtype=dtype, last=last)
+    arguments = {"padding": 2, "dilation": 2, **arguments}
+    compare(
+        lambda x, w: A.conv2d(x, w, groups=groups, **arguments),
+        lambda x, w: F.conv2d(x, w, groups=groups, **arguments),
+        [x, w],
+    )
+
+
+def transposed(dtype: torch.dtype) -> None:
+    x, w = random(2, 32, 5, 6, dtype=dtype), random(32, 40, 4, 4, dtype=dtype)
+    compare(
+        lambda x, w: A.conv_transpose2d(x, w, stride=2, padding=1),
+        lambda x, w: F.conv_transpose2d(x, w, stride=2, padding=1),
+        [x, w],
+    )
+
+
+def pooling(dtype: torch.dtype) -> None:
+    """Equal bit for bit: nothing is rounded in either direction but sums of gradients, which are whole numbers."""
+    x = random(2, 5, 11, 13, dtype=dtype)
+
+    def run(module: object) -> list[torch.Tensor]:
+        leaf = x.detach().clone().requires_grad_()
+        y, where = module.max_pool2d(leaf, 3, 2, 1, return_indices=True)  # type: ignore[attr-defined]
+        return [y.detach(), where, *torch.autograd.grad(y, leaf, torch.ones_like(y))]
+
+    for a, b in zip(run(A), run(F), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def unpooling(dtype: torch.dtype) -> None:
+    """Bit for bit a scatter."""
+    y, where = F.max_pool2d(random(2, 5, 10, 12, dtype=dtype), 2, return_indices=True)
+
+    def scattered(y: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(2, 5, 120, dtype=dtype).scatter(2, where.flatten(2), y.flatten(2)).view(2, 5, 10, 12)
+
+    seed = random(2, 5, 10, 12)
+    found = with_gradients(lambda y: A.max_unpool2d(y, where, 2), [y], seed)
+    for a, b in zip(found, with_gradients(scattered, [y], seed), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+BOXES = torch.tensor([[0.0, 1, 1, 6, 5], [1, 0.3, 2.2, 3.9, 7.4], [0, -3, -2, 30, 5], [1, 4, 4, 4.5, 4.5]])
+
+
+def aligned(dtype: torch.dtype) -> None:
+    from torchvision.ops import roi_align
+
+    compare(
+        lambda x: A.roi_align(x, BOXES.to(x.dtype), (3, 2), spatial_scale=0.9, sampling_ratio=2),
+        lambda x: roi_align(x, BOXES.to(x.dtype), (3, 2), spatial_scale=0.9, sampling_ratio=2),
+        [random(2, 6, 9, 8, dtype=dtype)],
+    )
+
+
+def roi_pooled(dtype: torch.dtype) -> None:
+    from torchvision.ops import roi_pool
+
+    compare(
+        lambda x: A.roi_pool(x, BOXES.to(x.dtype), (3, 2)),
+        lambda x: roi_pool(x, BOXES.to(x.dtype), (3, 2)),
+        [random(2, 6, 9, 8, dtype=dtype)],
+    )
+
+
+AMPERE, HOPPER = host_cuda.A100, host_cuda.H100
+CHECKS: dict[str, tuple[tuple, Callable[[], None]]] = {
+    "conv simt fp32": (AMPERE, lambda: convolution(FLOAT, 5, 7, last=False)),
+    "conv simt fp64": (AMPERE, lambda: convolution(DOUBLE, 8, 8)),
+    "conv mma bf16": (AMPERE, lambda: convolution(BF16, 64, 64)),
+    "conv mma fp16": (AMPERE, lambda: convolution(HALF, 64, 64)),
+    "conv mma fp32 split": (AMPERE, lambda: convolution(FLOAT, 64, 64)),
+    "conv mma bf16 stride": (AMPERE, lambda: convolution(BF16, 40, 72, stride=2, padding=1, dilation=1)),
+    "conv transposed": (AMPERE, lambda: transposed(FLOAT)),
+    "conv depthwise": (AMPERE, lambda: convolution(FLOAT, 32, 32, groups=32)),
+    "conv grouped": (AMPERE, lambda: convolution(FLOAT, 16, 32, groups=4, last=False)),
+    "conv wgmma bf16": (HOPPER, lambda: convolution(BF16, 128, 128)),
+    "conv wgmma fp16": (HOPPER, lambda: convolution(HALF, 128, 128)),
+    "max_pool2d": (AMPERE, lambda: pooling(FLOAT)),
+    "max_unpool2d": (AMPERE, lambda: unpooling(FLOAT)),
+    "roi_align": (AMPERE, lambda: aligned(FLOAT)),
+    "roi_pool": (AMPERE, lambda: roi_pooled(FLOAT)),
+}
+
+
+def run(name: str, seed: int = 0, apart: bool = False) -> None:
+    """Raises where the PTX of a family computes anything but what it should."""
+    device, check = CHECKS[name]
+    with host_cuda.device(*device), ptx_launch.ptx(seed, apart):
+        check()
