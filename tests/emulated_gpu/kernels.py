@@ -41,7 +41,7 @@ def _resolve(name: bytes) -> int:
     if name.decode() not in known:
         return 0
     file, kernel = known[name.decode()]
-    ptx_build.add(ptx_build.compiled(name.decode(), kernel, file))
+    ptx_build.add(ptx_build.compiled(kernel, file))
     return 1
 
 

@@ -104,6 +104,8 @@ class Operator:
         self.written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         self.names = [a.name for a in schema.arguments]
         self.returns = len(schema.returns)
+        # The packet takes numbers where the overload takes tensors.
+        self.packet = op.overloadpacket
         self.waits = any(self.name.removeprefix("aten::").startswith(w) for w in WAITING)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -129,7 +131,7 @@ class Operator:
             return None if isinstance(x, torch.Generator) else x
 
         args, kwargs = tree_map(moved, (args, kwargs))
-        return self.op(*args, **kwargs), pairs
+        return self.packet(*args, **kwargs), pairs
 
     def results(self, device: torch.device, args: Any, kwargs: Any, result: Any) -> Any:
         values, pairs = result
