@@ -82,6 +82,7 @@ emulated-gpu: $(VENV)/.tested
 	cmake -S . -B build/emulated -G Ninja -DATROUSOPS_CUDA=ON -DATROUSOPS_FAKE_CUDA=ON \
 	  -DPython3_EXECUTABLE="$(abspath $(BIN))/python" -DATROUSOPS_OUTPUT_DIR="$(abspath build/emulated)"
 	cmake --build build/emulated --target emulated_gpu
+	cp atrousops/lib/libatrousops_cpu.so build/emulated/fake_cuda/
 	rm -rf build/emulated/launches
 	ATROUSOPS_EMULATED_LAUNCHES=build/emulated/launches \
 	  $(BIN)/python tests/emulated_gpu/run.py -m pytest -q -n 0 -m gpu $(EMULATED_TESTS)

@@ -1,5 +1,6 @@
 // Graphs: what is enqueued on a captured stream becomes nodes, which a launch of the graph runs again.
 #include <algorithm>
+#include <map>
 #include <set>
 
 #include "fake_cuda/runtime.h"
@@ -11,14 +12,18 @@ struct Owned {
   std::set<void*> blocks;
   ~Owned();
 };
-static std::set<void*>& owned_by_graphs() {
-  static auto* all = new std::set<void*>;
+// Whether torch has freed each meanwhile.
+static std::map<void*, bool>& owned_by_graphs() {
+  static auto* all = new std::map<void*, bool>;
   return *all;
 }
 Owned::~Owned() {
   for (void* p : blocks) {
-    drain_device(device_of(p));
+    const bool is_freed = owned_by_graphs()[p];
     owned_by_graphs().erase(p);
+    // A tensor that outlives the graph frees its memory itself.
+    if (!is_freed) continue;
+    drain_device(device_of(p));
     release(p);
   }
 }
@@ -75,10 +80,14 @@ cudaError_t capture(cudaStream_t s, Work work) {
   return cudaSuccess;
 }
 
-bool is_owned_by_graph(const void* p) { return owned_by_graphs().count(const_cast<void*>(p)) != 0; }
+bool free_with_graph(void* p) {
+  const auto block = owned_by_graphs().find(p);
+  if (block == owned_by_graphs().end()) return false;
+  return block->second = true;
+}
 void own_by_graph(cudaStream_t s, void* p) {
   s->capture->graph->owned->blocks.insert(p);
-  owned_by_graphs().insert(p);
+  owned_by_graphs()[p] = false;
 }
 
 // In any order that the edges allow: that of the capture, or a random one.

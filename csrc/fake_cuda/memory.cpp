@@ -158,7 +158,7 @@ FAKE_CUDA_API cudaError_t cudaMallocAsync(void** p, size_t bytes, cudaStream_t s
 FAKE_CUDA_API cudaError_t cudaFreeAsync(void* p, cudaStream_t stream) {
   Lock lock(mutex());
   if (const cudaError_t e = enter()) return e;
-  if (is_owned_by_graph(p)) return cudaSuccess;
+  if (free_with_graph(p)) return cudaSuccess;
   if (p && device_of(p) < 0) return fail(cudaErrorInvalidValue, "cudaFreeAsync of memory that is not a device's");
   return enqueue(stream, [p] { return release(p); });
 }

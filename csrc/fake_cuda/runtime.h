@@ -76,7 +76,8 @@ bool is_shuffled();
 cudaError_t refuse_in_capture(const char* what);
 cudaError_t capture(cudaStream_t stream, Work work);
 // Memory that a graph's own allocations took; kept until the graph and what was made of it are gone.
-bool is_owned_by_graph(const void* p);
+// Whether the memory is a graph's, which then frees it at its own end.
+bool free_with_graph(void* p);
 void own_by_graph(cudaStream_t stream, void* p);
 
 }  // namespace fake_cuda

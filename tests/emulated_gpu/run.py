@@ -1,7 +1,7 @@
 """Runs a Python command on an emulated GPU: python tests/emulated_gpu/run.py -m pytest -m gpu tests/cuda
 
 The command's processes find torch's CUDA runtime replaced (csrc/fake_cuda), this package's kernels executed from their
-PTX (tests/ptx), and PyTorch's own CUDA operators computed by its CPU kernels. `make emulated-gpu` builds what is needed.
+PTX (tests/ptx), and PyTorch's own CUDA operators computed by its CPU kernels. `make emulated-gpu` builds it all.
 """
 
 from __future__ import annotations
