@@ -78,6 +78,9 @@ static int attribute(const DeviceKind& k, cudaDeviceAttr a, bool* known) {
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: return k.shared_per_block;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return k.shared_per_multiprocessor;
     case cudaDevAttrL2CacheSize: return k.l2_bytes;
+    case cudaDevAttrMaxGridDimX: return 0x7fffffff;
+    case cudaDevAttrMaxGridDimY:
+    case cudaDevAttrMaxGridDimZ: return kGridYZ;
     case cudaDevAttrWarpSize: return kWarp;
     case cudaDevAttrMaxThreadsPerBlock: return kBlockThreads;
     case cudaDevAttrMaxThreadsPerMultiProcessor: return k.threads_per_multiprocessor;

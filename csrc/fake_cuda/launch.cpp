@@ -1,4 +1,5 @@
 // Registration of kernels, and their launches: what a device refuses, and the executor for the rest.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -201,6 +202,8 @@ FAKE_CUDA_API cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const
   unsigned cluster = 1;
   for (unsigned i = 0; i < c->numAttrs; ++i) {
     const cudaLaunchAttribute& a = c->attrs[i];
+    // Allows an early start, which the queue never makes.
+    if (a.id == cudaLaunchAttributeProgrammaticStreamSerialization) continue;
     if (a.id != cudaLaunchAttributeClusterDimension) return fail(cudaErrorNotSupported, "a launch attribute");
     cluster = a.val.clusterDim.x;
     if (a.val.clusterDim.y != 1 || a.val.clusterDim.z != 1) return fail(cudaErrorInvalidClusterSize, "along y or z");
@@ -237,7 +240,25 @@ FAKE_CUDA_API cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const voi
   }
   if (!a->maxThreadsPerBlock) a->maxThreadsPerBlock = kBlockThreads;
   a->binaryVersion = a->ptxVersion = 10 * k.major + k.minor;
+  // All machine code is made from the first architecture's PTX.
+  if (described != declared().end()) a->ptxVersion = std::atoi(described->second.architectures.c_str());
   return cudaSuccess;
+}
+
+// By threads and shared memory; registers are unknown.
+FAKE_CUDA_API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* function,
+                                                                                 int threads, size_t shared, unsigned) {
+  Lock lock(mutex());
+  cudaFuncAttributes a;
+  if (const cudaError_t e = cudaFuncGetAttributes(&a, function)) return e;
+  const DeviceKind& k = device_kind(current_device());
+  const int each = static_cast<int>(shared + a.sharedSizeBytes) + 1024;
+  *blocks = std::min(k.threads_per_multiprocessor / threads, k.shared_per_multiprocessor / each);
+  return cudaSuccess;
+}
+FAKE_CUDA_API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* function, int threads,
+                                                                        size_t shared) {
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, function, threads, shared, 0);
 }
 
 FAKE_CUDA_API cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** found, unsigned, unsigned long long,
