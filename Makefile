@@ -19,7 +19,7 @@ ABI_TESTS := tests/test_conv.py $(wildcard tests/test_conv_*.py tests/test_max_*
 TRITON_TESTS := $(wildcard tests/test_*.py) tests/nn/test_crf.py tests/house/test_operators.py \
   tests/triton_kernels/test_derivatives.py
 
-.PHONY: demo test bench cuda lint typecheck unit abi sanitized sanitize fuzz gpu-check wheel clean
+.PHONY: demo test bench cuda lint typecheck unit abi sanitized sanitize fuzz gpu-check emulated-gpu wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m atrousops.demo --output out/demo.png
@@ -77,6 +77,19 @@ fuzz: sanitized
 # benchmarks/results/<gpu>. Without .venv, with libraries in atrousops/lib or nvcc: python3 tests/gpu_check.py
 gpu-check: $(VENV)/.tested
 	$(BIN)/python tests/gpu_check.py
+
+# The CUDA library's launch code and its PTX on a runtime that needs no GPU; nvcc alone is needed.
+EMULATED_TESTS ?= tests/emulated_gpu
+emulated-gpu: export PATH := $(abspath $(BIN)):$(PATH)
+emulated-gpu: $(VENV)/.tested
+	cmake -S . -B build/emulated -G Ninja -DATROUSOPS_CUDA=ON -DATROUSOPS_FAKE_CUDA=ON \
+	  -DPython3_EXECUTABLE="$(abspath $(BIN))/python" -DATROUSOPS_OUTPUT_DIR="$(abspath build/emulated)"
+	cmake --build build/emulated --target emulated_gpu
+	cp atrousops/lib/libatrousops_cpu.so build/emulated/fake_cuda/
+	rm -rf build/emulated/launches
+	ATROUSOPS_EMULATED_LAUNCHES=build/emulated/launches \
+	  $(BIN)/python tests/emulated_gpu/run.py -m pytest -q -n 0 -m gpu $(EMULATED_TESTS)
+	$(BIN)/python tests/emulated_gpu/never_launched.py build/emulated/launches
 
 wheel: $(VENV)/.built
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w dist .

@@ -1,0 +1,25 @@
+// What is known of the kernels that can be executed, and how to execute one.
+#pragma once
+
+#include <cstddef>
+
+extern "C" {
+struct FakeCudaDim3 {
+  unsigned x, y, z;
+};
+// Runs every thread of a grid; returns 0, or another number for what a kernel did wrong, which `why` then says.
+using FakeCudaExecute = int (*)(const char* name, FakeCudaDim3 grid, FakeCudaDim3 block, size_t shared,
+                                unsigned cluster, void** arguments);
+using FakeCudaWhy = const char* (*)();
+
+__attribute__((visibility("default"))) void fake_cuda_set_executor(FakeCudaExecute execute, FakeCudaWhy why);
+// A kernel by its mangled name: bytes of its parameters, static shared memory, most threads of a block (0: no limit of
+// its own), architectures that it has machine code for, as "80;90a".
+__attribute__((visibility("default"))) void fake_cuda_declare(const char* name, const unsigned* parameter_bytes,
+                                                              int parameters, unsigned static_shared,
+                                                              unsigned most_threads, const char* architectures);
+// A line for each declared kernel: its name, a tab, how often it was launched.
+__attribute__((visibility("default"))) const char* fake_cuda_launches();
+// Whether bytes lie in one block of the device that a kernel runs on now.
+__attribute__((visibility("default"))) int fake_cuda_is_memory(const void* p, size_t bytes);
+}

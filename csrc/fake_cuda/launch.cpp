@@ -1,0 +1,270 @@
+// Registration of kernels, and their launches: what a device refuses, and the executor for the rest.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <string>
+
+#include "fake_cuda/kernels.h"
+#include "fake_cuda/runtime.h"
+#include "fake_cuda/tensor_map.h"
+
+namespace fake_cuda {
+
+struct Declared {
+  std::vector<unsigned> parameter_bytes;
+  unsigned static_shared = 0, most_threads = 0;
+  std::string architectures;
+  uint64_t launches = 0;
+};
+// A host function that stands for a kernel.
+struct Kernel {
+  std::string name;
+  std::map<int, int> dynamic_shared = {};  // allowed, by device
+};
+struct Launch {
+  dim3 grid, block;
+  size_t shared;
+  unsigned cluster;
+};
+
+static std::map<std::string, Declared>& declared() {
+  static auto* all = new std::map<std::string, Declared>;
+  return *all;
+}
+static std::map<const void*, Kernel>& kernels() {
+  static auto* all = new std::map<const void*, Kernel>;
+  return *all;
+}
+// A parameter's bytes, aligned as any may be.
+struct alignas(128) Line {
+  char bytes[128];
+};
+using Parameters = std::vector<std::vector<Line>>;
+
+static FakeCudaExecute execute = nullptr;
+static FakeCudaWhy why = nullptr;
+static int running_on = -1;
+
+// Machine code runs on its own major version from its minor version on; that of "90a" on 9.0 alone.
+static bool has_code(const std::string& architectures, const DeviceKind& k) {
+  std::string rest = architectures + ";";
+  for (size_t end; (end = rest.find(';')) != std::string::npos; rest.erase(0, end + 1)) {
+    const std::string one = rest.substr(0, end);
+    const int number = std::atoi(one.c_str()), minor = number % 10;
+    if (number / 10 != k.major) continue;
+    if (one.back() == 'a' ? minor == k.minor : minor <= k.minor) return true;
+  }
+  return false;
+}
+
+static cudaError_t check_shape(const Launch& l, const DeviceKind& k) {
+  const auto& [g, b, shared, cluster] = l;
+  if (!g.x || !g.y || !g.z || !b.x || !b.y || !b.z)
+    return fail(cudaErrorInvalidConfiguration, "an empty grid or block");
+  if (g.x > 0x7fffffffu || g.y > kGridYZ || g.z > kGridYZ) return fail(cudaErrorInvalidConfiguration, "grid too large");
+  if (uint64_t{b.x} * b.y * b.z > kBlockThreads || b.z > kBlockZ)
+    return fail(cudaErrorInvalidConfiguration, "block too large");
+  if (cluster == 1) return cudaSuccess;
+  if (k.major < 9) return fail(cudaErrorNotSupported, "clusters need compute capability 9.0");
+  if (g.x % cluster != 0 || cluster > kPortableCluster) return fail(cudaErrorInvalidClusterSize, "cluster");
+  return cudaSuccess;
+}
+
+static cudaError_t check_resources(const Kernel& kernel, const Declared& d, const Launch& l, int device) {
+  const DeviceKind& k = device_kind(device);
+  if (!has_code(d.architectures, k)) return fail(cudaErrorNoKernelImageForDevice, kernel.name.c_str());
+  if (d.most_threads && l.block.x * l.block.y * l.block.z > d.most_threads)
+    return fail(cudaErrorLaunchOutOfResources, "more threads than the kernel was compiled for");
+  const auto allowed = kernel.dynamic_shared.find(device);
+  const int limit =
+      allowed == kernel.dynamic_shared.end() ? kSharedByDefault - static_cast<int>(d.static_shared) : allowed->second;
+  if (l.shared > static_cast<size_t>(limit > 0 ? limit : 0))
+    return fail(cudaErrorInvalidValue, "more dynamic shared memory than the attribute allows");
+  if (l.shared + d.static_shared > static_cast<size_t>(k.shared_per_block))
+    return fail(cudaErrorInvalidValue, "more shared memory than a block can have");
+  size_t bytes = 0;
+  for (unsigned b : d.parameter_bytes) bytes += b;
+  const bool allows_large = driver_version() >= kLargeParametersDriver && k.major >= 7;
+  if (bytes > (allows_large ? kLargeParameterBytes : kParameterBytes))
+    return fail(cudaErrorInvalidValue, "more bytes of parameters than driver or device allow");
+  return cudaSuccess;
+}
+
+static cudaError_t run(const std::string& name, const Launch& l, int device, Parameters& values) {
+  std::vector<void*> arguments;
+  for (auto& v : values) arguments.push_back(v.data());
+  const OpenMemory open;
+  running_on = device;
+  const auto& [g, b, shared, cluster] = l;
+  const int wrong = execute(name.c_str(), {g.x, g.y, g.z}, {b.x, b.y, b.z}, shared, cluster, arguments.data());
+  running_on = -1;
+  if (!wrong) return cudaSuccess;
+  return fail_for_good(cudaErrorLaunchFailure, (name + ": " + (why ? why() : "it could not be executed")).c_str());
+}
+
+static cudaError_t launch(const void* function, const Launch& l, void** arguments, cudaStream_t handle) {
+  Lock lock(mutex());
+  if (const cudaError_t e = enter()) return e;
+  const auto known = kernels().find(function);
+  if (known == kernels().end()) return fail(cudaErrorInvalidDeviceFunction, "a function that is no kernel");
+  const std::string& name = known->second.name;
+  const int device = current_device();
+  if (find(handle)->device != device) return fail(cudaErrorInvalidResourceHandle, "a stream of another device");
+  if (const cudaError_t e = check_shape(l, device_kind(device))) return e;
+  // torch.cuda._sleep: a queue that runs late needs no more.
+  if (name.find("spin_kernel") != std::string::npos) return enqueue(handle, [] { return cudaSuccess; });
+  const auto described = declared().find(name);
+  if (described == declared().end() || !execute) {
+    std::fprintf(stderr, "emulated CUDA: there is no translation of %s\n", name.c_str());
+    return fail(cudaErrorInvalidDeviceFunction, "a kernel that cannot be executed");
+  }
+  Declared& d = described->second;
+  if (const cudaError_t e = check_resources(known->second, d, l, device)) return e;
+  ++d.launches;
+  auto values = std::make_shared<Parameters>();
+  for (size_t i = 0; i < d.parameter_bytes.size(); ++i) {
+    values->emplace_back((d.parameter_bytes[i] + sizeof(Line) - 1) / sizeof(Line));
+    std::memcpy(values->back().data(), arguments[i], d.parameter_bytes[i]);
+  }
+  return enqueue(handle, [=] { return run(name, l, device, *values); });
+}
+
+}  // namespace fake_cuda
+
+using namespace fake_cuda;
+
+void fake_cuda_set_executor(FakeCudaExecute e, FakeCudaWhy w) {
+  Lock lock(mutex());
+  execute = e;
+  why = w;
+}
+void fake_cuda_declare(const char* name, const unsigned* parameter_bytes, int parameters, unsigned static_shared,
+                       unsigned most_threads, const char* architectures) {
+  Lock lock(mutex());
+  declared()[name] = {{parameter_bytes, parameter_bytes + parameters}, static_shared, most_threads, architectures};
+}
+const char* fake_cuda_launches() {
+  Lock lock(mutex());
+  static std::string lines;
+  lines.clear();
+  for (const auto& [name, d] : declared()) lines += name + "\t" + std::to_string(d.launches) + "\n";
+  return lines.c_str();
+}
+int fake_cuda_is_memory(const void* p, size_t bytes) {
+  return running_on >= 0 && device_of(p) == running_on && is_block(p, bytes, running_on);
+}
+
+FAKE_CUDA_API void** __cudaRegisterFatBinary(void* binary) { return new void*(binary); }
+FAKE_CUDA_API void __cudaRegisterFatBinaryEnd(void**) {}
+FAKE_CUDA_API void __cudaUnregisterFatBinary(void**) {}
+FAKE_CUDA_API char __cudaInitModule(void**) { return 1; }
+FAKE_CUDA_API void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
+FAKE_CUDA_API void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, uint3*, uint3*, dim3*,
+                                          dim3*, int*) {
+  Lock lock(mutex());
+  kernels()[host].name = name;
+}
+
+struct CallConfiguration {
+  dim3 grid, block;
+  size_t shared;
+  void* stream;
+};
+static thread_local std::vector<CallConfiguration> configurations;
+FAKE_CUDA_API unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, void* stream) {
+  configurations.push_back({grid, block, shared, stream});
+  return 0;
+}
+FAKE_CUDA_API cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared, void* stream) {
+  const CallConfiguration c = configurations.back();
+  configurations.pop_back();
+  *grid = c.grid;
+  *block = c.block;
+  *shared = c.shared;
+  *static_cast<void**>(stream) = c.stream;
+  return cudaSuccess;
+}
+FAKE_CUDA_API cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* function) {
+  *kernel = static_cast<cudaKernel_t>(const_cast<void*>(function));
+  return cudaSuccess;
+}
+FAKE_CUDA_API cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
+                                             size_t shared, cudaStream_t stream) {
+  return launch(kernel, {grid, block, shared, 1}, arguments, stream);
+}
+FAKE_CUDA_API cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared,
+                                           cudaStream_t stream) {
+  return launch(function, {grid, block, shared, 1}, arguments, stream);
+}
+FAKE_CUDA_API cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* function, void** arguments) {
+  unsigned cluster = 1;
+  for (unsigned i = 0; i < c->numAttrs; ++i) {
+    const cudaLaunchAttribute& a = c->attrs[i];
+    // Allows an early start, which the queue never makes.
+    if (a.id == cudaLaunchAttributeProgrammaticStreamSerialization) continue;
+    if (a.id != cudaLaunchAttributeClusterDimension) return fail(cudaErrorNotSupported, "a launch attribute");
+    cluster = a.val.clusterDim.x;
+    if (a.val.clusterDim.y != 1 || a.val.clusterDim.z != 1) return fail(cudaErrorInvalidClusterSize, "along y or z");
+  }
+  return launch(function, {c->gridDim, c->blockDim, c->dynamicSmemBytes, cluster}, arguments, c->stream);
+}
+
+FAKE_CUDA_API cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute a, int value) {
+  Lock lock(mutex());
+  if (const cudaError_t e = enter()) return e;
+  const auto known = kernels().find(function);
+  if (known == kernels().end()) return fail(cudaErrorInvalidDeviceFunction, "cudaFuncSetAttribute");
+  if (a != cudaFuncAttributeMaxDynamicSharedMemorySize) return fail(cudaErrorNotSupported, "cudaFuncSetAttribute");
+  const Declared& d = declared()[known->second.name];
+  const int most = device_kind(current_device()).shared_per_block - static_cast<int>(d.static_shared);
+  if (value < 0 || value > most) return fail(cudaErrorInvalidValue, "more shared memory than a block can have");
+  known->second.dynamic_shared[current_device()] = value;
+  return cudaSuccess;
+}
+// Registers are unknown without ptxas.
+FAKE_CUDA_API cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void* function) {
+  Lock lock(mutex());
+  if (const cudaError_t e = enter()) return e;
+  std::memset(a, 0, sizeof(*a));
+  const auto known = kernels().find(function);
+  if (known == kernels().end()) return fail(cudaErrorInvalidDeviceFunction, "cudaFuncGetAttributes");
+  const DeviceKind& k = device_kind(current_device());
+  const auto described = declared().find(known->second.name);
+  if (described != declared().end()) {
+    if (!has_code(described->second.architectures, k))
+      return fail(cudaErrorNoKernelImageForDevice, "cudaFuncGetAttributes");
+    a->sharedSizeBytes = described->second.static_shared;
+    if (described->second.most_threads) a->maxThreadsPerBlock = static_cast<int>(described->second.most_threads);
+  }
+  if (!a->maxThreadsPerBlock) a->maxThreadsPerBlock = kBlockThreads;
+  a->binaryVersion = a->ptxVersion = 10 * k.major + k.minor;
+  // All machine code is made from the first architecture's PTX.
+  if (described != declared().end()) a->ptxVersion = std::atoi(described->second.architectures.c_str());
+  return cudaSuccess;
+}
+
+// By threads and shared memory; registers are unknown.
+FAKE_CUDA_API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* function,
+                                                                                 int threads, size_t shared, unsigned) {
+  Lock lock(mutex());
+  cudaFuncAttributes a;
+  if (const cudaError_t e = cudaFuncGetAttributes(&a, function)) return e;
+  const DeviceKind& k = device_kind(current_device());
+  const int each = static_cast<int>(shared + a.sharedSizeBytes) + 1024;
+  *blocks = std::min(k.threads_per_multiprocessor / threads, k.shared_per_multiprocessor / each);
+  return cudaSuccess;
+}
+FAKE_CUDA_API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* function, int threads,
+                                                                        size_t shared) {
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, function, threads, shared, 0);
+}
+
+FAKE_CUDA_API cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** found, unsigned, unsigned long long,
+                                                           cudaDriverEntryPointQueryResult* status) {
+  const bool is_here = std::strcmp(name, "cuTensorMapEncodeTiled") == 0;
+  *found = is_here ? reinterpret_cast<void*>(&encode_tiled) : nullptr;
+  if (status) *status = is_here ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  return cudaSuccess;
+}

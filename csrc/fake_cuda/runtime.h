@@ -1,0 +1,104 @@
+// What the parts of the emulated runtime share. Every public function takes the lock; work never runs outside it.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "fake_cuda/devices.h"
+
+#define FAKE_CUDA_API extern "C" __attribute__((visibility("default")))
+
+namespace fake_cuda {
+
+using Lock = std::lock_guard<std::recursive_mutex>;
+std::recursive_mutex& mutex();
+
+// errors.cpp
+// The error of a call that failed, which is this thread's last one; $ATROUSOPS_EMULATED_LOG prints `why`.
+cudaError_t fail(cudaError_t error, const char* why);
+// What the process does not recover from: every later call returns it. `why` is printed.
+cudaError_t fail_for_good(cudaError_t error, const char* why);
+// Begins a call that needs a context, and makes one current on this thread. Returns what it did not recover from.
+cudaError_t enter();
+void make_context_current();
+bool has_context();
+
+// device.cpp
+int current_device();
+
+// memory.cpp
+// The device that memory is on, or -1.
+int device_of(const void* p);
+bool is_pinned(const void* p);
+// Whether bytes lie in one block of the device that has not been freed.
+bool is_block(const void* p, size_t bytes, int device);
+cudaError_t allocate(void** p, size_t bytes, int device);
+// Fills a block with NaN and forgets it.
+cudaError_t release(void* p);
+// While one exists, this process can read and write device memory.
+struct OpenMemory {
+  OpenMemory();
+  ~OpenMemory();
+};
+
+// stream.cpp
+using Work = std::function<cudaError_t()>;
+struct Capture;
+// One record of an event. `stream`: where it is queued, until it is done.
+struct Record {
+  bool done = false;
+  cudaStream_t stream = nullptr;
+  double milliseconds = 0;
+};
+struct Item {
+  Work work;
+  std::shared_ptr<Record> record, wait;
+};
+// The stream behind a handle: null and cudaStreamLegacy are the current device's own.
+cudaStream_t find(cudaStream_t handle);
+// Puts work at a stream's end, or into the graph that the stream is being captured into.
+cudaError_t enqueue(cudaStream_t handle, Work work);
+// Runs all that the stream, or a device's streams, have queued, and what that waits for.
+void drain(cudaStream_t stream);
+void drain_device(int device);
+// A number below n, 0 where no seed is set.
+uint64_t draw(uint64_t n);
+bool is_shuffled();
+
+// capture.cpp
+// A call that capture does not allow: fails, and makes the capture invalid, if one is going on that forbids it.
+cudaError_t refuse_in_capture(const char* what);
+cudaError_t capture(cudaStream_t stream, Work work);
+// Memory that a graph's own allocations took; kept until the graph and what was made of it are gone.
+// Whether the memory is a graph's, which then frees it at its own end.
+bool free_with_graph(void* p);
+void own_by_graph(cudaStream_t stream, void* p);
+
+}  // namespace fake_cuda
+
+struct CUgraphNode_st {
+  fake_cuda::Work work;
+  std::vector<cudaGraphNode_t> after;
+};
+struct CUstream_st {
+  int device = 0, priority = 0;
+  unsigned flags = cudaStreamNonBlocking;
+  std::deque<fake_cuda::Item> queue = {};
+  fake_cuda::Capture* capture = nullptr;
+  // What the next captured node comes after.
+  std::vector<cudaGraphNode_t> tail = {};
+};
+struct CUevent_st {
+  int device;
+  unsigned flags;
+  std::shared_ptr<fake_cuda::Record> last = {};
+  // Where it was last recorded in a capture.
+  fake_cuda::Capture* capture = nullptr;
+  std::vector<cudaGraphNode_t> nodes = {};
+};

@@ -1,0 +1,52 @@
+"""This package's kernels: their PTX, declared to the emulated runtime and executed by the machine of tests/ptx."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import ptx_build
+from ptx_translate import Translation
+
+FIRST_SHARED_BYTE = 1024
+RESOLVER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p)
+_kept: list[object] = []
+
+
+def install(library: ctypes.CDLL, folder: Path) -> None:
+    """From now on launches run the PTX in folder/ptx. Kernels are translated and compiled at their first launch."""
+    ptx_build.ptx_of = lambda source: folder / "ptx" / f"{source.stem}.ptx"
+    machine = ptx_build.machine()
+    machine.ptx_set_memory(ctypes.cast(library.fake_cuda_is_memory, ctypes.c_void_p))
+    machine.ptx_set_order(int(os.environ.get("ATROUSOPS_EMULATED_SEED", "0")), 0)
+    library.fake_cuda_set_executor(
+        ctypes.cast(machine.ptx_execute, ctypes.c_void_p), ctypes.cast(machine.ptx_error, ctypes.c_void_p)
+    )
+    everywhere = (folder / "architectures").read_text().strip()
+    for name, (file, kernel) in ptx_build.all_kernels().items():
+        sizes = (ctypes.c_uint * len(kernel.parameters))(*(p.bytes for p in kernel.parameters))
+        static = Translation(kernel, file).shared_arrays()[0] - FIRST_SHARED_BYTE
+        architectures = "90a" if "_sm90a" in file else everywhere
+        library.fake_cuda_declare(
+            name.encode(), sizes, len(sizes), static, kernel.max_threads or 0, architectures.encode()
+        )
+    resolver = RESOLVER(_resolve)
+    _kept.append(resolver)
+    machine.ptx_set_resolver(resolver)
+
+
+def _resolve(name: bytes) -> int:
+    known = ptx_build.all_kernels()
+    if name.decode() not in known:
+        return 0
+    file, kernel = known[name.decode()]
+    ptx_build.add(ptx_build.compiled(kernel, file))
+    return 1
+
+
+def launches(library: ctypes.CDLL) -> dict[str, int]:
+    """How often each kernel was launched in this process."""
+    library.fake_cuda_launches.restype = ctypes.c_char_p
+    lines = library.fake_cuda_launches().decode().splitlines()
+    return {name: int(count) for name, _, count in (line.partition("\t") for line in lines)}

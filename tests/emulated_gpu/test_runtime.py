@@ -1,0 +1,72 @@
+"""What the emulated runtime refuses, and what its queues and graphs show."""
+
+import ctypes
+import os
+
+import pytest
+import torch
+
+import atrousops as ao
+import atrousops.functional as A
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif("ATROUSOPS_EMULATED" not in os.environ, reason="of the emulation")]
+
+
+def test_the_devices_say_that_they_are_emulated():
+    assert torch.cuda.device_count() == 2
+    assert all(torch.cuda.get_device_name(i).endswith("EMULATED") for i in range(2))
+
+
+def test_a_missing_wait_is_seen():
+    """Work on a side stream runs when something waits for it: whoever does not wait finds NaN."""
+    source = torch.ones(8).pin_memory()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        late = source.to("cuda", non_blocking=True)
+    assert late.cpu().isnan().all()
+    torch.cuda.current_stream().wait_stream(side)
+    assert (late.cpu() == 1).all()
+
+
+def test_a_graph_runs_our_kernel_again():
+    x = torch.randn(1, 2, 8, 8, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with ao.backend("cuda"), torch.cuda.graph(graph):
+        y = A.max_pool2d(x, 2)
+    for _ in range(2):
+        x.copy_(torch.randn(1, 2, 8, 8))
+        graph.replay()
+        assert torch.equal(y.cpu(), torch.nn.functional.max_pool2d(x.cpu(), 2))
+
+
+def test_the_second_device():
+    x = torch.randn(1, 2, 8, 8)
+    with ao.backend("cuda"):
+        y = A.max_pool2d(x.to("cuda:1"), 2)
+    assert y.device.index == 1
+    assert torch.equal(y.cpu(), torch.nn.functional.max_pool2d(x, 2))
+
+
+def test_a_tensor_map_needs_a_context_and_aligned_strides():
+    runtime = ctypes.CDLL("libcudart.so.13")
+    encode = ctypes.c_void_p()
+    status = ctypes.c_int()
+    runtime.cudaGetDriverEntryPointByVersion(
+        b"cuTensorMapEncodeTiled", ctypes.byref(encode), 12000, ctypes.c_ulonglong(0), ctypes.byref(status)
+    )
+    function = ctypes.CFUNCTYPE(
+        ctypes.c_int, *[ctypes.c_void_p], ctypes.c_int, ctypes.c_uint, *[ctypes.c_void_p] * 5, *[ctypes.c_int] * 4
+    )(encode.value)
+    memory = (ctypes.c_char * 256)()
+    place = (ctypes.addressof(memory) + 63) // 64 * 64
+    sizes, box, ones = (ctypes.c_uint64 * 2)(64, 8), (ctypes.c_uint32 * 2)(32, 4), (ctypes.c_uint32 * 2)(1, 1)
+
+    def encoded(stride: int) -> int:
+        return function(place, 7, 2, 4096, sizes, (ctypes.c_uint64 * 1)(stride), box, ones, 0, 0, 0, 0)
+
+    torch.cuda.synchronize()
+    assert encoded(256) == 0
+    assert encoded(264) == 1
+    runtime.fake_cuda_forget_context()
+    assert encoded(256) == 201
+    torch.cuda.set_device(0)
