@@ -19,7 +19,7 @@ ABI_TESTS := tests/test_conv.py $(wildcard tests/test_conv_*.py tests/test_max_*
 TRITON_TESTS := $(wildcard tests/test_*.py) tests/nn/test_crf.py tests/house/test_operators.py \
   tests/triton_kernels/test_derivatives.py
 
-.PHONY: demo test bench cuda lint typecheck unit abi sanitized sanitize fuzz gpu-check emulated-gpu wheel clean
+.PHONY: demo test bench cuda lint typecheck unit abi sanitized sanitize fuzz gpu-check ptx emulated-gpu wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m atrousops.demo --output out/demo.png
@@ -27,7 +27,7 @@ demo: $(VENV)/.built
 test: $(VENV)/.built $(VENV)/.tested
 	$(if $(shell command -v nvcc),$(MAKE) cuda)
 	$(MAKE) lint typecheck
-	$(BIN)/python -m pytest -q -n logical --dist worksteal
+	$(BIN)/python -m pytest -q -n logical --dist worksteal --ignore tests/ptx
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n logical --dist worksteal -m triton $(TRITON_TESTS)
 
 # The CUDA library beside the others; it needs nvcc and no GPU.
@@ -77,6 +77,10 @@ fuzz: sanitized
 # benchmarks/results/<gpu>. Without .venv, with libraries in atrousops/lib or nvcc: python3 tests/gpu_check.py
 gpu-check: $(VENV)/.tested
 	$(BIN)/python tests/gpu_check.py
+
+# What nvcc made of the CUDA kernels: its PTX, translated to C++ and run on the CPU. It needs nvcc.
+ptx: $(VENV)/.tested
+	$(BIN)/python -m pytest -q -n 0 tests/ptx
 
 # The CUDA library's launch code and its PTX on a runtime that needs no GPU; nvcc alone is needed.
 EMULATED_TESTS ?= tests/emulated_gpu
