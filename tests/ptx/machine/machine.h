@@ -38,6 +38,11 @@ char* cluster_bytes(uint64_t address, uint32_t bytes, uint32_t align, const char
 const char* async_read(uint64_t address, uint32_t bytes, const char* what, int line);
 char* async_write(uint64_t address, uint32_t bytes, const char* what, int line);
 
+float operand_value(Operand type, uint32_t bits);
+
+// 16-byte pieces of a 128-byte line change places by address bits 7 and up; the mask is 1, 3 or 7.
+inline uint32_t exchanged(uint32_t address, uint32_t mask) { return address ^ ((address >> 7) & mask) << 4; }
+
 // The mbarriers that this thread has initialised.
 void fence_proxy_of_mbarriers();
 
