@@ -120,7 +120,7 @@ def _scores(recipes: list[Scored]) -> Iterator[str]:
 
 
 def _picture(runs: Path, recipes: list[Scored], path: Path, photo: Photo | None) -> Iterator[str]:
-    """The best recipe's: a photograph beside what the network says of it, or two rows of training's last pictures."""
+    """The best recipe's: a photograph beside the network's labels, or two rows of training's last pictures."""
     for key, values in sorted(recipes, key=lambda recipe: -recipe[1]["summary"]["miou"]):
         left = sorted((runs / key / "pictures").glob("*.png"))
         weights = runs / key / "weights.safetensors"
@@ -129,20 +129,20 @@ def _picture(runs: Path, recipes: list[Scored], path: Path, photo: Photo | None)
             return
         if photo is not None and weights.exists() and values["recipe"]["data"]["name"] != "nuclei":
             image = _segmented(weights, photo.path)
-            says = f"What `{key}` says of a photograph ({photo.credit})"
+            caption = f"The labels of `{key}` for a photograph ({photo.credit})"
         elif left:
-            image, says = Image.fromarray(decode.read_image(left[-1])), f"Images, labels, and what `{key}` says"
+            image, caption = Image.fromarray(decode.read_image(left[-1])), f"Images, labels, and the labels of `{key}`"
             image = image.crop((0, 0, image.width, image.height // 2))
         else:
             continue
         image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
         write_atomically(path, partial(image.save, format="JPEG", quality=85))
-        yield f"{says}:\n\n![predictions]({path.name})\n"
+        yield f"{caption}:\n\n![predictions]({path.name})\n"
         return
 
 
 def _kept(path: Path, key: str, weights: Path) -> str | None:
-    """What the page says under its picture of a run, if that is no longer at hand."""
+    """What stands under the page's picture of a run, if that is no longer at hand."""
     page = path.with_suffix(".md")
     if weights.exists() or not (path.exists() and page.exists()):
         return None

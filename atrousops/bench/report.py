@@ -9,7 +9,7 @@ from atrousops.common.testing import Timing
 
 LEGEND = """\
 Each result is held to PyTorch's in float64 first; a wrong one has no ratio. All run in turn: medians, +- half of the
-range between quartiles. x: the fastest incumbent's time over ours, the median of what each round says, below 1 is a
+range between quartiles. x: the fastest incumbent's time over ours, the median over rounds, below 1 is a
 loss; ~ before it: not told from 1 by these rounds. floor: the time that bytes and live FLOPs need at this machine's
 measured ceilings, over ours. gemm: the time of one matrix product of the same dense work, dead taps included, over
 ours."""
@@ -27,7 +27,7 @@ def header(triton: bool = False) -> str:
 
 
 def line(result: Result, triton: bool = False) -> str:
-    """One row; what else is to be said about it stands indented below."""
+    """One row; remarks on it stand indented below."""
     start = f"{result.case:<52} {result.dtype:<4} {result.layout:<4} {result.direction:<11}"
     if result.error:
         return f"{start} FAILED: {result.error}"

@@ -124,21 +124,21 @@ def _check_tensors(op: str, input: Any, weight: Any, bias: Any) -> None:
         if value.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
             # PyTorch looks at the bias first.
             also = name == "weight" and bias is not None and bias.dtype != input.dtype
-            said = f"{_types(input, 'bias', bias)}, " if also else ""
-            phrase = f"{said}{_types(input, name, value)}: use {name}.to(input.dtype)."
+            of_bias = f"{_types(input, 'bias', bias)}, " if also else ""
+            phrase = f"{of_bias}{_types(input, name, value)}: use {name}.to(input.dtype)."
             bad_type(op, name, f"have input's dtype, {input.dtype}", value.dtype, phrase)
 
 
 def _types(input: Tensor, name: str, value: Tensor) -> str:
-    """What PyTorch says of the two, on one device or another."""
+    """PyTorch's message about the two, on either device."""
     if name == "bias" and input.dtype in _C_TYPES and value.dtype in _C_TYPES and input.device == value.device:
         return f"Input type ({_C_TYPES[input.dtype]}) and bias type ({_C_TYPES[value.dtype]}) should be the same"
     theirs, ours = input.type(), value.type()
-    said = f"Input type ({theirs}) and {name} type ({ours}) should be the same"
+    phrase = f"Input type ({theirs}) and {name} type ({ours}) should be the same"
     if value.dtype != input.dtype and input.device == value.device:
         theirs, ours = (t.rpartition(".")[2].removesuffix("Tensor") for t in (theirs, ours))
-        said += f", expected scalar type {theirs} but found {ours}"
-    return said
+        phrase += f", expected scalar type {theirs} but found {ours}"
+    return phrase
 
 
 def _by(sizes: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class OutputError(OSError):
-    """A file that could not be written; the message names it and says why in one line."""
+    """A file that could not be written; the message names it and the reason in one line."""
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[str], object]) -> None:

@@ -15,7 +15,7 @@ BoxList: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 def prefers_channels_last(t: Tensor, axes: int | None = None) -> bool:
     """Dense with channels innermost, and not contiguous as well; of any number of spatial axes.
 
-    Pooling says how many `axes` it has: its inputs may come without a batch, and those of one axis stay contiguous.
+    Pooling passes its number of `axes`: its inputs may come without a batch, and those of one axis stay contiguous.
     """
     if axes is not None and (axes == 1 or t.dim() != axes + 2):
         return False
@@ -50,7 +50,7 @@ def empty_map(like: Tensor, spatial: Sequence[int], channels_last: bool, dtype: 
 
 def is_channels_last(t: Tensor) -> bool:
     """Whether the CPU operators answer such an input in channels_last."""
-    # Under vmap nobody may ask, and nothing of ours runs.
+    # Under vmap a tensor cannot be asked, and no kernel of ours runs.
     if t.is_contiguous() or torch._C._are_functorch_transforms_active():
         return False
     return t.is_contiguous(memory_format=torch.channels_last)

@@ -22,7 +22,7 @@ log = logging.getLogger("atrousops")
 
 NAMES = ("cuda", "triton", "cpu", "aten", "reference")
 # Those with kernels behind torch.ops.atrousops; the dispatcher finds the one for the device. Triton compiles its own
-# when they are first called. On "meta" there are shapes only, and nobody asks for it by name.
+# when they are first called. On "meta" there are shapes only; it is not among the names.
 COMPILED = ("cpu", "cuda", "triton", "meta")
 # Devices that PyTorch's own choice of kernels is weighed against ours on.
 PLANNED = ("cpu", "cuda")

@@ -46,11 +46,11 @@ def verdict(device: torch.device) -> Verdict:
 
 @functools.cache
 def _verdict(index: int) -> Verdict:
-    said = judge(facts(index))
-    if not said.ok:
-        return said
+    judged = judge(facts(index))
+    if not judged.ok:
+        return judged
     problem = run(index)
-    return Verdict(False, f"a trivial kernel failed on {torch.device('cuda', index)}: {problem}") if problem else said
+    return Verdict(False, f"a trivial kernel failed on {torch.device('cuda', index)}: {problem}") if problem else judged
 
 
 @functools.cache

@@ -30,7 +30,7 @@ class Processes(NamedTuple):
         return value
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether any process says yes."""
+        """Whether the value is true in any process."""
         return bool(self.sum(torch.tensor(float(flag), device=device)) > 0) if self.world > 1 else flag
 
     def wait(self) -> None:

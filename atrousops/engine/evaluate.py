@@ -134,7 +134,7 @@ def main(
 
 
 class Opened(NamedTuple):
-    """A network, inside of a `MultiScale` where its recipe says so, and the images for it; norm: mean and deviation."""
+    """A network, inside `MultiScale` if its recipe asks, and the images for it; norm: mean and deviation."""
 
     model: nn.Module
     data: SegmentationSet

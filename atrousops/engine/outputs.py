@@ -34,7 +34,7 @@ def check_recipe(recipe: Config, classes: Sequence[str], defaults: bool = True) 
     Args:
         recipe: the recipe.
         classes: of its data.
-        defaults: where the recipe leaves num_classes out, it is the network's default; else nothing is said.
+        defaults: where the recipe leaves num_classes out, it is the network's default; else it is not checked.
     """
     if not defaults and "num_classes" not in recipe.model.arguments:
         return

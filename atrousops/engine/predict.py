@@ -148,7 +148,7 @@ class Predictor:
 def load_predictor(
     name: str | os.PathLike[str] = DEFAULT_MODEL, *, published: str | None = None, crf: bool = False, **options: Any
 ) -> Predictor:
-    """A Predictor of trained weights: shipped ones by name, or a file that `atrousops train` or somebody else wrote.
+    """A Predictor of trained weights: shipped ones by name, or a file written by `atrousops train` or by the user.
 
     Args:
         name: one of `atrousops.models.list()`, or a path.

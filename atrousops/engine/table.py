@@ -10,7 +10,7 @@ from typing import Any
 from atrousops.common.checks import bad_value
 from atrousops.common.files import write_atomically
 
-# A run by the name of its recipe, with what its file of scores says.
+# A run by the name of its recipe, with its file of scores.
 Scored = tuple[str, dict[str, Any]]
 
 SCORES = "scores.json"

@@ -1,4 +1,4 @@
-"""LR-ASPP: a light head on MobileNetV3, whose large map is weighted by what the whole image says."""
+"""LR-ASPP: a light head on MobileNetV3, whose large map is weighted by a vector of the whole image."""
 
 from __future__ import annotations
 

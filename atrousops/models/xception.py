@@ -62,7 +62,7 @@ class _Block(nn.Module):
             in_channels = width
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        """The block's output, and what its second convolution said."""
+        """The block's output, and its second convolution's result."""
         x, second = input, input
         for name, layer in self.stack.named_children():
             x = layer(x)

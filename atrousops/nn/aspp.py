@@ -29,7 +29,7 @@ class _ImagePooling(nn.Sequential):
 
 def spread(pooled: Tensor, like: Tensor) -> Tensor:
     """A map of one pixel repeated to the size and memory format of another, as bilinear upsampling of it would do."""
-    # The format is said aloud: a 1x1 map has lost it, and concat would then answer in NCHW whatever the others are.
+    # The format is passed on: a 1x1 map has none, and concat would then return NCHW whatever the others are.
     nhwc = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
     repeated = pooled.expand(-1, -1, *like.shape[-2:])
     return repeated.contiguous(memory_format=torch.channels_last if nhwc else torch.contiguous_format)

@@ -52,7 +52,7 @@ class _FusedConv(_AtrousConv):
 
     # Whether the input is brought into channels_last, where it has four or five axes.
     channels_last: bool = False
-    # Whether the result is contiguous whatever the input is: somebody behind reads how it lies in memory.
+    # Whether the result is contiguous whatever the input is: later code reads its strides.
     contiguous_output: bool = False
 
     def forward(self, input: Tensor, residual: Tensor | None = None, activation: str | None = None) -> Tensor:

@@ -16,7 +16,7 @@ ACTIVATIONS: dict[type, str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Hardswish
 
 
 class Variant:
-    """Mixed in before a class of somebody's by `variant`, it does the same in another way."""
+    """Base of the classes that `variant` mixes into a user's class: the same results, computed in another way."""
 
     base: type
 
@@ -58,7 +58,7 @@ _made: dict[Any, Any] = {}
 
 
 def variant(base: Any, mixin: Any) -> Any:
-    """A subclass of `base` that is called as it, and does what `mixin` says; the same one each time."""
+    """The subclass of `base` with `mixin` before it, under the name of `base`; made once."""
     if (base, mixin) not in _made:
         _made[base, mixin] = _new_class(base, mixin)
     return _made[base, mixin]
@@ -75,13 +75,13 @@ def _new(base: type, mixin: type) -> Any:
 
 
 def watched(layer: nn.Module) -> bool:
-    """Whether somebody's hook wants to see the layer called, or its `forward` is another one than its class's."""
+    """Whether the layer has hooks, or a `forward` that is not its class's."""
     hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
     return bool(hooks) or "forward" in layer.__dict__
 
 
 def hooks_on_all() -> bool:
-    """Whether somebody's hook wants to see every module called."""
+    """Whether hooks are registered for all modules."""
     return bool(
         _module._global_forward_hooks
         or _module._global_forward_pre_hooks
@@ -116,7 +116,7 @@ def run_layers(
     """last(layers(input) + residual); a layer gets what the one before it returned.
 
     What stands behind a convolution that `optimize` has prepared (`FusedConv2d` ...), and `residual` and `last` if
-    it stands at the end, is done in its call. Layers that somebody's hook watches are called.
+    it stands at the end, is done in its call. Layers with hooks are called one by one.
     """
     every = hooks_on_all()
     layers = list(layers) if every else list(flat(layers))
@@ -145,17 +145,17 @@ def run_layers(
 
 
 def does_nothing(layer: nn.Module) -> bool:
-    """Whether the layer returns its input, and nobody watches it do so."""
+    """Whether the layer returns its input and has no hooks."""
     return (isinstance(layer, Folded) or type(layer) is nn.Identity) and not watched(layer)
 
 
 def activation_of(layer: nn.Module | None) -> str | None:
-    """What `FusedConv2d` calls the layer, if it is an activation that nobody watches."""
+    """The name that `FusedConv2d` has for the layer, if it is an activation without hooks."""
     return None if layer is None or watched(layer) else ACTIVATIONS.get(type(layer))
 
 
 def single(layer: nn.Module) -> tuple[Any, str | None] | None:
-    """The convolution and the activation that a container is made of, if nothing else is in it and nobody watches."""
+    """The convolution and the activation that a container is made of, if it holds nothing else and no hooks."""
     if not runs_in_order(layer):
         return None
     parts = [part for part in flat([layer]) if not does_nothing(part)]

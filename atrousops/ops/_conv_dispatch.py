@@ -1,4 +1,4 @@
-"""Where a convolution runs: PyTorch's own operator, ours, or the reference, as the planner says. One place for all six.
+"""Where a convolution runs: PyTorch's operator, ours, or the reference, as the planner predicts. One place for all six.
 
 The answer is looked up by everything it depends on, so that a call pays for its checks and its plan once.
 """

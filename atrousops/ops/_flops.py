@@ -1,4 +1,4 @@
-"""What `torch.utils.flop_counter.FlopCounterMode` counts for our convolutions: as for PyTorch's, whoever runs them."""
+"""FLOPs of our convolutions for `torch.utils.flop_counter.FlopCounterMode`: the same as PyTorch's, on every backend."""
 
 from __future__ import annotations
 

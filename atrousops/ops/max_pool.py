@@ -140,7 +140,7 @@ def _max_pool(
             return pool(input, kernel, steps, pads, rates, ceil_mode)
         if not (torch.is_grad_enabled() and input.requires_grad) and not transformed():
             return _pool_values(input, kernel, steps, pads, rates, ceil_mode)
-        # The backward pass needs to know where the maxima were: a byte a window says it, if windows are small.
+        # The backward pass needs to know where the maxima were: one byte a window holds it, if windows are small.
         marked = pool_codes if _taps(kernel) <= _MOST_TAPS else pool
         return marked(input, kernel, steps, pads, rates, ceil_mode)[0]
     if backend == "aten" and not codes:

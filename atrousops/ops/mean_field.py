@@ -27,7 +27,7 @@ def mean_field(
     Q = softmax(scores) at first, then `iterations` times Q = softmax(scores - sum_k mu_k K_k Q), over labels, with K_k
     the filter of lattice k, normalised. All lattices are built before and serve every iteration and the backward pass.
 
-    A score of -inf says that its label is impossible there: Q is 0. A pixel with a NaN or +inf among its scores, or
+    A score of -inf means that its label is impossible there: Q is 0. A pixel with a NaN or +inf among its scores, or
     with -inf alone, has no softmax: its Q is NaN, and it takes no part in the others', as if its Q were zero; what
     filters are normalised by stays. That is so on every device, without waiting for one. No gradient reaches its
     scores.

@@ -143,7 +143,7 @@ def lattice_weights(lattice: Lattice, normalize: str | None, dtype: torch.dtype,
 def memory_format_of(values: Tensor) -> torch.memory_format:
     """channels_last where values are that and not contiguous, for 4 or 5 dimensions."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(values.dim(), torch.contiguous_format)
-    # Under vmap nobody may ask.
+    # Under vmap a tensor cannot be asked for its values.
     if values.is_contiguous() or torch._C._are_functorch_transforms_active():
         return torch.contiguous_format
     if values.is_contiguous(memory_format=last):
@@ -166,7 +166,7 @@ def _build(features: Tensor, blame: Blame) -> tuple[Tensor, ...]:
     try:
         offsets, weights, neighbours, starts, rows, bounds, counts = _make_lattice(features)
     except ArgumentError:
-        # The kernel names features, which may have been made of somebody's image.
+        # The kernel names features, which a caller may have made from an image.
         _refuse_span(blame)
     # The operator's outputs have a static upper bound as their size, so that it compiles without data-dependent shapes;
     # only what is in use was ever touched. Copies let the bound go. This is the one place that waits for a GPU, whose

@@ -27,7 +27,7 @@ def max_unpool(
     _check(indices, plane, kernel_size)
     values, flat, inside = _flat(input, indices, output_size, kernel_size, stride, padding)
 
-    # Who writes last at each position: windows count from 1, and 0 says nobody.
+    # Who writes last at each position: windows count from 1, and 0 is none.
     order = torch.arange(1, values.shape[-1] + 1, device=input.device).expand(flat.shape) * inside
     writer = torch.zeros(*leading, plane, dtype=torch.int64, device=input.device)
     writer = writer.scatter_reduce(-1, flat * inside, order, "amax")

@@ -1,4 +1,4 @@
-"""autotune: measures the convolutions of a call, and Triton's tiles, so that nobody has to guess."""
+"""autotune: measures the convolutions of a call, and Triton's tiles, in place of the planner's prediction."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _measure(key: Key, budget: float) -> Times:
         torch.manual_seed(0)
         aten, ours = _contenders(key, device)
         timings = interleaved(aten, ours, repeats=15, budget=budget, clock=clock_of(device))
-    # The lower quartiles: whoever else wants the machine makes calls slower, never faster.
+    # The lower quartiles: other work on the machine makes calls slower, never faster.
     return Times(*(timing.lower for timing in timings))
 
 

@@ -1,4 +1,4 @@
-"""convert: somebody else's model on this package's layers; revert: and back."""
+"""convert puts a model on this package's layers; revert undoes it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def convert(model: stock.Module, memory_format: torch.memory_format | None = Non
     its class changes. So optimizers, state dicts and shared layers stay as they are.
 
     Subclasses, layers with a `forward` of their own, lazy layers that have not seen input and TorchScript are left, and
-    the report says so. Calls of torch.nn.functional inside somebody's `forward` cannot be seen from here; `explain`
+    the report lists them. Calls of torch.nn.functional inside a model's `forward` cannot be seen from here; `explain`
     shows them.
 
     Args:
@@ -146,7 +146,7 @@ def lay_out_weights(model: stock.Module) -> None:
 
 
 def _torchvision_swaps() -> _Swaps:
-    """A model cannot hold torchvision's layers if nobody has imported them."""
+    """A model cannot hold torchvision's layers where torchvision is not imported."""
     theirs = sys.modules.get("torchvision.ops")
     return {} if theirs is None else {getattr(theirs, name): getattr(nn, name) for name in _TORCHVISION_SWAPS}
 

@@ -1,4 +1,4 @@
-"""What explain says of functions that are one operator, or several convolutions."""
+"""What explain reports of functions that are one operator, or several convolutions."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class Fusion:
         return None if layer is None or len(self.parents[layer]) != 1 else layer
 
     def _is_reached_into(self, container: nn.Module) -> bool:
-        """Whether somebody's code may call what is in a container one by one."""
+        """Whether the model's own code may call the layers of a container one by one."""
         while self.parents[container]:
             if len(self.parents[container]) > 1 or self._reaches_in_itself(container):
                 return True
@@ -139,11 +139,11 @@ class Fusion:
         if any(type(t) not in (Tensor, nn.Parameter) or t.layout != torch.strided for t in tensors):
             return "its weights are no plain tensors"
         if any(t.untyped_storage()._cdata in self.shared for t in tensors):
-            return "its weights are somebody else's too"
+            return "other layers share its weights"
         if self.watch is not None and name not in self.watch.callers:
             return "it was not called"
         if self.watch is not None and name in self.watch.read_elsewhere:
-            return "somebody else reads its weights"
+            return "other code reads its weights"
         return ""
 
     def why_apart(self, conv: nn.Module, norm: nn.Module) -> str:

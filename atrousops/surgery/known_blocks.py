@@ -62,7 +62,7 @@ class _ASPP(Variant):
         return super().forward(x) if joined is None else joined  # type: ignore[misc]
 
 
-# By name: a model cannot hold what nobody has imported.
+# By name: a model cannot hold a class whose module is not imported.
 _VARIANTS = {
     ("torchvision.models.resnet", "BasicBlock"): _BasicBlock,
     ("torchvision.models.resnet", "Bottleneck"): _Bottleneck,
@@ -72,7 +72,7 @@ _VARIANTS = {
     ("torchvision.models.segmentation.deeplabv3", "ASPP"): _ASPP,
 }
 # Containers that run their children in order in a `forward` of their own: the attribute that names those children
-# whose outputs somebody else gets too.
+# whose outputs other layers get too.
 _ORDERED = {
     ("torchvision.models._utils", "IntermediateLayerGetter"): "return_layers",
     ("torchvision.models.segmentation.deeplabv3", "ASPPPooling"): "",
@@ -97,7 +97,7 @@ def outputs_of(layer: nn.Module) -> set[str] | None:
 
 
 def _key(layer: nn.Module) -> tuple[str, str]:
-    """Where a class and its `forward` stand, if it is the very class of that place and nobody has replaced either."""
+    """Where a class and its `forward` stand, if it is the very class of that place and neither was replaced."""
     kind: Any = type(layer)
     key = (kind.__module__, kind.__qualname__)
     own = getattr(sys.modules.get(key[0]), key[1], None) is kind

@@ -35,9 +35,9 @@ def optimize(
     Every module stays the object it is, under its name, with its attributes and methods, and an instance of its class.
     A normalisation is folded only where the source of the code that calls both layers shows that it gets all that the
     convolution returns, on every path, and runs of a copy agree; it returns its input then, and the convolution called
-    alone gives the normalised result. Layers with hooks, parametrizations, a class or `forward` of somebody's own,
-    several users, or weights that somebody else reads stay as they are. Convolutions whose results somebody views or
-    gets returned keep their layout.
+    alone gives the normalised result. Layers with hooks, parametrizations, a class or `forward` of the user's,
+    several users, or weights that other code reads stay as they are. Convolutions whose results are viewed or
+    returned keep their layout.
 
     The copy is held to the model, on the example or on random images of two sizes, outputs within twice the rounding
     errors that the model itself makes; what does not agree is undone. The copy's weights want no gradients; the model
@@ -52,7 +52,7 @@ def optimize(
         check: False leaves out all runs, and with them memory formats.
 
     Returns:
-        The copy. `optimization_report(copy)` says what was fused, what was left, and why.
+        The copy. `optimization_report(copy)` lists what was fused, what was left, and why.
 
     Raises:
         ArgumentTypeError: `model` is not a torch.nn.Module.

@@ -1,4 +1,4 @@
-"""What the source of somebody's classes proves about the order in which layers are called."""
+"""What the source of a model's classes proves about the order in which layers are called."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Calls:
         before: child -> the children that each call of it gets its one argument from; None for anything else.
         after: child -> the children that get each result and are all that ever does; None for anything else.
         touched: children that are used in another way than being called.
-        elsewhere: attributes of other objects that are read: somebody's child of that name may be called or read.
+        elsewhere: attributes of other objects that are read: a child of that name may be called or read.
         reflects: whether children are reached otherwise than by name.
         digs: whether what stands in a container is indexed or gone through further.
         readable: whether the source was there.

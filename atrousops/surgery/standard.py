@@ -41,7 +41,7 @@ def made_inputs(model: nn.Module) -> list[Inputs]:
 def _takes(model: nn.Module, inputs: Inputs) -> bool:
     try:
         run_seeded(copy.deepcopy(model), inputs)
-    # What somebody's model raises for an input that it does not want may be anything.
+    # A model may raise any exception for an input that it does not take.
     except Exception:
         return False
     return True

@@ -1,4 +1,4 @@
-"""What happens while somebody's model runs: who calls its layers, who reads its weights, who asks how a map lies."""
+"""What happens while a model runs: which code calls its layers, reads its weights, or asks for a map's strides."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FOLLOW = frozenset(
 )
 # Functions whose result lies in one way whatever the inputs' format.
 _ABSORB = {"linear", "matmul", "__matmul__", "bmm", "contiguous", "roi_align"}
-# What a tensor says of itself whatever its format.
+# What a tensor returns whatever its memory format.
 _ASKS = frozenset(
     """
     shape size dim ndim numel dtype device layout is_cuda requires_grad is_floating_point is_complex __len__ grad_fn
@@ -85,7 +85,7 @@ class Watch(TorchFunctionMode):
         return outputs
 
     def keeps_format(self, layers: set[str]) -> set[str]:
-        """Those of the layers behind whose results somebody reads how they lie in memory, or gets them returned.
+        """Those of the layers whose results are returned, or have their strides read by later code.
 
         Args:
             layers: names of convolutions that take either format.

@@ -53,7 +53,7 @@ def conv_kernel(
     HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     REGION_WORDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    # A unit above 0 says that channels are innermost, and that it divides every other stride.
+    # A unit above 0 means that channels are innermost, and that it divides every other stride.
     depth, width = depth_units * max(X_UNIT, 1), width_units * max(Y_UNIT, 1)
     program, block = split(tl.program_id(0).to(tl.int64), (width + BN - 1) // BN)
     tile, group = split(program, groups)

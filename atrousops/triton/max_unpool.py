@@ -108,7 +108,7 @@ def pick_kernel(
 
 
 def place_in_large(sums: bool, small: Tensor, marks: Tensor, size, kernel, stride, padding, dilation) -> Tensor:
-    """Each value where its mark says: the sum of those that meet, or the last."""
+    """Each value at the position of its mark: the sum of those that meet, or the last."""
     rank = len(kernel)
     geometry, nhwc = windows(small, size, small.shape[-rank:], kernel, stride, padding, dilation)
     values, marks = dense(small, nhwc), dense(marks, nhwc)

@@ -1,4 +1,4 @@
-"""Depthwise convolutions, dilated ones first: bound by memory, and slow where nobody looked."""
+"""Depthwise convolutions, dilated ones first: bound by memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a published checkpoint, and the tools that its own file makes ours of it with."""
+"""What is known of a published checkpoint, and the tools that translate its entries into ours."""
 
 from __future__ import annotations
 

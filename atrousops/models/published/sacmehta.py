@@ -20,7 +20,7 @@ def espnet_from_bgr(state: Mapping[str, Tensor]) -> State:
     found = dict(state)
 
     def turn(name: str, axis: int, first: int) -> None:
-        # Another file's entries are left, and said to be so by whoever loads it.
+        # Entries of another file are left; loading reports them.
         if name not in found or found[name].dim() <= axis or found[name].shape[axis] < first + 3:
             return
         order = torch.arange(found[name].shape[axis], device=found[name].device)
