@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from atrousops.common.checks import bad_value
+from atrousops.common.checks import ArgumentError, bad_value
 from atrousops.data.transforms import MEAN, STD, Augmentation
 from atrousops.engine.losses import Loss
 
@@ -165,15 +168,10 @@ class Config:
     pictures_every: int = 0
 
 
-_PARTS: dict[str, type] = {
-    "model": Model,
-    "data": Data,
-    "schedule": Schedule,
-    "init": Init,
-    "augmentation": Augmentation,
-    "optimiser": Optimiser,
-    "loss": Loss,
-}
+# How pydantic reads each part: no other keys, and no number from a string.
+for _part in (Config, Model, Data, Schedule, Init, Augmentation, Optimiser, Loss, Variant):
+    setattr(_part, "__pydantic_config__", ConfigDict(extra="forbid", strict=True))  # noqa: B010
+_RECIPE = TypeAdapter(Config)
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
@@ -190,7 +188,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     values = _read(Path(path), ())
     for override in overrides:
         _apply(values, override)
-    return _build(Config, values, "config")
+    return _check(values)
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> Any:
@@ -227,52 +225,60 @@ def _apply(values: Any, override: str) -> None:
         bad_value("config", "override", "have a value in YAML", repr(override))
 
 
-def _build(cls: type, values: Any, where: str) -> Any:
-    if not isinstance(values, dict):
-        bad_value("config", where, "be a mapping", repr(values))
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key in values:
-        if key not in fields:
-            bad_value("config", where, f"have only the keys {', '.join(fields)}", repr(key))
-    for name, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            bad_value("config", where, f"have the key {name!r}", f"only {', '.join(values)}")
-    arguments = {}
-    for key, value in values.items():
-        if cls is Config and key in _PARTS:
-            value = _build(_PARTS[key], value, f"{where}.{key}")
-        elif cls is Config and key == "variants" and isinstance(value, dict):
-            value = {name: _build(Variant, entries, f"{where}.variants.{name}") for name, entries in value.items()}
-        elif isinstance(value, list):
-            value = tuple(value)
-        _check_type(fields[key].type, value, f"{where}.{key}")
-        arguments[key] = value
-    return cls(**arguments)
+def schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors; `configs/schema.json` is this."""
+    entries = _RECIPE.json_schema()
+    # A recipe may leave to its base what it needs.
+    entries["properties"]["base"] = {"type": "string", "description": "another recipe beside it, which it changes"}
+    for part in (entries, *entries["$defs"].values()):
+        part.pop("required", None)
+    return entries
 
 
-def _check_type(annotation: Any, value: Any, where: str) -> None:
-    wanted = _TYPES.get(str(annotation))
-    if wanted is not None and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
-        bad_value("config", where, f"be {annotation}", repr(value))
+def _check(values: Any) -> Config:
+    try:
+        # As JSON, in which lists are what tuples are read from.
+        return _RECIPE.validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        found = error.errors()
+    first = found[0]
+    if isinstance(problem := first.get("ctx", {}).get("error"), ArgumentError):
+        raise problem
+    if first["type"] in _OF_A_KEY:
+        _refuse_key(first["type"], values, first["loc"])
+    path = _place(values, first["loc"])
+    rules = [e["msg"].removeprefix("Input should ") for e in found if _place(values, e["loc"]) == path]
+    rule = " or ".join(dict.fromkeys(rules)).replace("be an object", "be a mapping").replace("or be a", "or a")
+    bad_value("config", _name(path), rule if rule.startswith("be ") else f"be valid: {rule}", repr(first["input"]))
 
 
-_NONE = type(None)
-_TYPES: dict[str, Any] = {
-    "bool": bool,
-    "int": int,
-    "float": (int, float),
-    "str": str,
-    "float | None": (int, float, _NONE),
-    "str | None": (str, _NONE),
-    "int | None": (int, _NONE),
-    "int | tuple[int, int]": (int, tuple),
-    "dict[str, Any]": dict,
-    "dict[str, float]": dict,
-    "dict[str, Variant]": dict,
-    "tuple[str, ...]": tuple,
-    "tuple[int, ...]": tuple,
-    "tuple[float, ...]": tuple,
-    "tuple[float, ...] | None": (tuple, _NONE),
-    "tuple[float, float]": tuple,
-}
+def _place(values: Any, path: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The keys of a path that lead to an entry; behind them pydantic names the alternatives of a type."""
+    for depth, key in enumerate(path):
+        if not (key in values if isinstance(values, dict) else isinstance(values, list) and isinstance(key, int)):
+            return path[:depth]
+        values = values[key]
+    return path
+
+
+def _refuse_key(kind: str, values: Any, path: tuple[int | str, ...]) -> NoReturn:
+    *parents, key = path
+    where = _name(parents)
+    if kind == "missing":
+        for parent in parents:
+            values = values[parent]
+        bad_value("config", where, f"have the key {key!r}", f"only {', '.join(values)}")
+    part: Any = Config
+    if parents:
+        part = Variant if parents[0] == "variants" else get_type_hints(Config)[str(parents[0])]
+    known = [f.name for f in dataclasses.fields(part)]
+    near = difflib.get_close_matches(str(key), known, 1)
+    remedy = f"Did you mean {near[0]}?" if near else ""
+    bad_value("config", where, f"have only the keys {', '.join(known)}", repr(key), remedy)
+
+
+def _name(path: Sequence[int | str]) -> str:
+    return ".".join(["config", *map(str, path)])
+
+
+_OF_A_KEY = ("missing", "unexpected_keyword_argument")

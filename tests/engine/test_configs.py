@@ -1,12 +1,16 @@
 """The recipes in the package: they read, build their networks, and say what they leave."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import atrousops
 from atrousops import models
+from atrousops.common.checks import ArgumentError
 from atrousops.data import SETS
 from atrousops.engine import config, optimise
 
@@ -54,3 +58,47 @@ def test_goes_on_from_a_recipe_that_is_there():
         weights = config.load(path).init.weights
         if weights is not None:
             assert path.with_name(f"{Path(weights).parent.name}.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": {"steps": "9"}}, r"config\.schedule\.steps must be a valid integer; got '9'"),
+        ({"schedule": {"steps": True}}, r"config\.schedule\.steps must be a valid integer; got True"),
+        (
+            {"schedule": {"steps": 9, "kinds": "poly"}},
+            r"config\.schedule must have only the keys .*mean kind\?",
+        ),
+        ({"schedule": {"steps": 9, "kind": "cosine"}}, r"schedule\.kind must be linear, poly or step; got 'cosine'"),
+        ({"schedule": {}}, r"config\.schedule must have the key 'steps'"),
+        (
+            {"augmentation": {"crop": "x"}},
+            r"augmentation\.crop must be a valid integer or a valid array; got",
+        ),
+        ({"scales": [1, "a"]}, r"config\.scales\.1 must be a valid number; got 'a'"),
+        ({"optimiser": {"rates": {"crf": "low"}}}, r"config\.optimiser\.rates\.crf must be a valid number; got 'low'"),
+        ({"variants": {"flipped": {"flap": True}}}, r"config\.variants\.flipped must have only the keys .*mean flip\?"),
+        ({"data": 3}, r"config\.data must be a mapping; got 3"),
+        ({"bach": 3}, r"config must have only the keys .*; got 'bach'\. Did you mean batch\?"),
+    ],
+)
+def test_errors_name_the_key_and_the_rule(tmp_path, changes, message):
+    recipe = {"model": {"name": "enet"}, "data": {"name": "camvid"}, "schedule": {"steps": 9}}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe | changes))
+    with pytest.raises(ArgumentError, match=message):
+        config.load(path)
+
+
+def bare(schema):
+    """Without descriptions, which Python 3.13 indents in another way."""
+    if isinstance(schema, dict):
+        return {key: bare(value) for key, value in schema.items() if key != "description"}
+    return schema
+
+
+def test_the_schema_is_the_recipe():
+    """`json.dumps(config.schema(), indent=1)` is the file."""
+    stored = json.loads((FOLDER / "schema.json").read_text())
+    assert bare(stored) == bare(config.schema())
+    assert set(stored["properties"]) == {"base", *(f.name for f in dataclasses.fields(config.Config))}
