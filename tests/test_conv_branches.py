@@ -299,7 +299,10 @@ def test_a_gpu_is_explained_without_one(monkeypatch):
             {"others": [torch.ones(1, 3, 6, 5)]},
             r"others must have the branches' batch and size, \(6, 6\); got \(1, 3, 6, 5\)",
         ),
-        ({"others": [torch.ones(1, 3, 6, 6).double()]}, "others must have input's dtype and device"),
+        (
+            {"others": [torch.ones(1, 3, 6, 6).double()]},
+            "others must have input's dtype, torch.float32; got torch.float64",
+        ),
         ({"activation": "silu"}, "activation must be 'relu' or None; got 'silu'"),
     ],
 )
