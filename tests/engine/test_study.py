@@ -78,7 +78,7 @@ def test_all_in_turn(place, monkeypatch):
         assert picture.width == pages.WIDTH
     Image.new("RGB", (64, 40)).save(place / "photo.png")
     pages.write(place / "runs", place / "shown", photo=pages.Photo(place / "photo.png", "by nobody"))
-    assert "says of a photograph (by nobody):" in (place / "shown" / "msd.md").read_text()
+    assert "The labels of `small/a` for a photograph (by nobody):" in (place / "shown" / "msd.md").read_text()
     with Image.open(place / "shown" / "msd.jpg") as picture:
         assert picture.size == (pages.WIDTH, pages.WIDTH * 40 // 128)
     index = (place / "pages" / "README.md").read_text()
