@@ -241,7 +241,8 @@ def _check(values: Any) -> Config:
         return _RECIPE.validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         found = error.errors()
-    first = found[0]
+    # A key that does not exist may be the one that is missed.
+    first = next((e for e in found if e["type"] == "unexpected_keyword_argument"), found[0])
     if isinstance(problem := first.get("ctx", {}).get("error"), ArgumentError):
         raise problem
     if first["type"] in _OF_A_KEY:
