@@ -279,9 +279,9 @@ def test_base(tmp_path):
         ("autocast=float16", "autocast must be bfloat16"),
         ("accumulate=0", "accumulate"),
         ("data.name=mnist", r"data\.name must be one of camvid"),
-        ("loss.weights=yes", r"loss\.weights must be str"),
-        ("augmentation.flip=1", r"augmentation\.flip must be bool"),
-        ("sync_norm=3", "sync_norm must be bool"),
+        ("loss.weights=yes", r"loss\.weights must be a valid string"),
+        ("augmentation.flip=1", r"augmentation\.flip must be a valid boolean"),
+        ("sync_norm=3", "sync_norm must be a valid boolean"),
     ],
 )
 def test_wrong_entry(tmp_path, people, key, message):

@@ -147,7 +147,10 @@ def test_data_not_found(tmp_path, recipe):
         ("- 1", "be a mapping"),
         ("model: {name: enet}", "key 'data'"),
         ("model: {name: enet, size: 3}\ndata: {name: camvid}\nschedule: {steps: 1}", "only the keys name, arguments"),
-        ("model: {name: enet}\ndata: {name: camvid}\nschedule: {steps: many}", "schedule.steps must be int"),
+        (
+            "model: {name: enet}\ndata: {name: camvid}\nschedule: {steps: many}",
+            "schedule.steps must be a valid integer",
+        ),
     ],
 )
 def test_wrong_recipe(tmp_path, text, message):
