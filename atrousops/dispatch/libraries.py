@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from torch.library import Library
 
 _FOLDER = Path(__file__).resolve().parents[1]
 
@@ -103,13 +104,13 @@ def _load_triton() -> Part:
     return Part("triton", spec.origin, None)
 
 
-def _define_missing() -> torch.library.Library | None:
+def _define_missing() -> Library | None:
     """The schemas, where Triton has kernels for them and the compiled library did not bring them."""
     schemas = zip(OPERATORS + TRITON_OPERATORS, SCHEMAS + TRITON_SCHEMAS)
     missing = [schema for name, schema in schemas if not hasattr(torch.ops.atrousops, name)]
     if triton.problem is not None or not missing:
         return None
-    fragment = torch.library.Library("atrousops", "FRAGMENT")
+    fragment = Library("atrousops", "FRAGMENT")
     for schema in missing:
         fragment.define(schema)
     return fragment

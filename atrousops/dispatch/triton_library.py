@@ -1,7 +1,7 @@
 """Puts Triton's kernels behind torch.ops.atrousops: on devices without a compiled library, and wherever forced.
 
 The operators keep their one fake kernel, autograd and autocast; only who computes changes. torch.compile sees through
-to the kernels, as with torch.library.triton_op.
+to the kernels, as with PyTorch's triton_op.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import Library
 from torch.utils import _pytree as pytree
 
 from atrousops.dispatch import libraries
@@ -36,8 +37,8 @@ _FILES = (
 
 _forced = [False]
 _took_over = [False]
-_installed: list[torch.library.Library] = []
-_overrides: list[torch.library.Library] = []
+_installed: list[Library] = []
+_overrides: list[Library] = []
 
 
 def interpreted() -> bool:
@@ -109,8 +110,8 @@ def force(wanted: bool) -> None:
         _overrides.append(_implement("CUDA", override=True))
 
 
-def _implement(key: str, override: bool) -> torch.library.Library:
-    library = torch.library.Library("atrousops", "IMPL")
+def _implement(key: str, override: bool) -> Library:
+    library = Library("atrousops", "IMPL")
     for name in libraries.OPERATORS + libraries.TRITON_OPERATORS:
         library.impl(name, _eager(name), key, allow_override=override)
     return library
