@@ -74,9 +74,9 @@ class Conv:
         exact = self._with_gradients(F, x, w, b, dy)
         right = [t.to(dtype) for t in exact]
         unread = self._unread(x, w, dy)
-        poisoned = [t.masked_fill(m, torch.nan) for t, m in zip((x, w, dy), unread)]
-        # Its sum would be NaN, too.
-        poisoned[2] = dy if self.bias else poisoned[2]
+        # A bias's gradient is the sum of all of dy.
+        unread_dy = unread[1] & (not self.bias)
+        poisoned = x.masked_fill(unread[0], torch.nan), w, dy.masked_fill(unread_dy, torch.nan)
         ours = [arranged(t.to(dtype), self.layout) for t in poisoned]
         before = [t.clone() for t in ours]
         with run_on(self.threads), ao.backend("cpu"):
@@ -98,13 +98,13 @@ class Conv:
         return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
 
     def _unread(self, x: Tensor, w: Tensor, dy: Tensor) -> list[Tensor]:
-        """Inputs that no window reads, weights that meet padding alone, outputs between those that a tap reaches."""
-        ones = [torch.ones_like(t[:1] if t is not w else t) for t in (x, w, dy)]
+        """Inputs that no window reads, and outputs between those that a tap of a transposed convolution reaches."""
         if self.n == 0:
-            return [torch.zeros_like(t, dtype=torch.bool) for t in (x, w, dy)]
-        y, dx, dw = self._with_gradients(F, ones[0], ones[1], None, ones[2])
-        # A window on padding alone is multiplied by it in PyTorch.
-        return [dx == 0, dw == 0, (y == 0) & self.transposed]
+            return [torch.zeros_like(t, dtype=torch.bool) for t in (x, dy)]
+        ones = [torch.ones_like(t) for t in (x[:1], w, dy[:1])]
+        y, dx, _ = self._with_gradients(F, ones[0], ones[1], None, ones[2])
+        # PyTorch multiplies padding, by weights and by dy: NaN times its 0 is NaN there, too.
+        return [dx == 0, (y == 0) & self.transposed]
 
 
 def draw_conv(r: random.Random) -> Conv:
