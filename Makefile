@@ -71,7 +71,8 @@ sanitize: sanitized
 
 # Random calls of the CPU's operators on every instruction set; for hours: make fuzz FUZZ_SECONDS=36000 FUZZ_SEED=1
 fuzz: sanitized
-	$(BIN)/python tests/fuzz_cpu.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
+	$(BIN)/python tests/fuzz_cpu.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) \
+	  $(if $(FUZZ_CALLS),--calls $(FUZZ_CALLS))
 
 # Everything that needs a GPU: tests, compute-sanitizer, benchmarks. It goes on where it stopped, and leaves
 # benchmarks/results/<gpu>. Without .venv, with libraries in atrousops/lib or nvcc: python3 tests/gpu_check.py

@@ -1,6 +1,6 @@
 """Random calls of every CPU operator under AddressSanitizer and UndefinedBehaviorSanitizer, each held to PyTorch.
 
-python tests/fuzz_cpu.py --seconds 60 [--seed 0] [--isa plain avx2 avx512]
+python tests/fuzz_cpu.py --seconds 60 [--calls 300] [--seed 0] [--isa plain avx2 avx512]
 python tests/fuzz_cpu.py --isa avx2 --call "Pool(...)"
 
 A worker for each instruction set writes a call down before it runs it, so that one which ends the process is known. A
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import os
 import random
 import subprocess
@@ -142,8 +143,8 @@ def shrunk(isa: str, call: str, folder: Path) -> str:
     return call
 
 
-def fuzz(isas: list[str], seconds: float, seed: int) -> int:
-    """Every instruction set for its share of the time."""
+def fuzz(isas: list[str], seconds: float, calls: int | None, seed: int) -> int:
+    """Every instruction set for its share of the time, or for so many calls."""
     if not SANITIZED.exists():
         print(f"{SANITIZED} is missing: make sanitized")
         return 1
@@ -152,7 +153,8 @@ def fuzz(isas: list[str], seconds: float, seed: int) -> int:
         folder = Path(name)
         for isa in isas:
             journal = folder / isa
-            done = start(isa, journal, "--seconds", str(seconds / len(isas)), "--seed", str(seed))
+            most = () if calls is None else ("--calls", str(calls))
+            done = start(isa, journal, "--seconds", str(seconds / len(isas)), "--seed", str(seed), *most)
             if done.returncode == _SKIPPED:
                 print(f"{isa}: left out, this machine does not run it")
                 continue
@@ -176,7 +178,8 @@ def report(isa: str, done: subprocess.CompletedProcess[str], call: str | None, f
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of all instruction sets together")
+    parser.add_argument("--calls", type=int, help="at most, on each instruction set: the same ones on any machine")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--isa", nargs="+", choices=ISAS, default=list(ISAS))
     parser.add_argument("--call")
@@ -184,7 +187,7 @@ def main() -> int:
     parser.add_argument("--replay", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker is None and options.call is None:
-        return fuzz(options.isa, options.seconds, options.seed)
+        return fuzz(options.isa, options.seconds, options.calls, options.seed)
     if options.worker is None:
         with tempfile.TemporaryDirectory() as name:
             replay = Path(name) / "call"
@@ -195,7 +198,8 @@ def main() -> int:
     if options.replay is not None:
         lines = options.replay.read_text().splitlines()
         return work(options.isa[0], map(parsed, lines), float("inf"), options.worker)
-    return work(options.isa[0], calls_of(options.seed), options.seconds, options.worker)
+    calls = itertools.islice(calls_of(options.seed), options.calls)
+    return work(options.isa[0], calls, options.seconds, options.worker)
 
 
 if __name__ == "__main__":
