@@ -7,7 +7,7 @@ import torch
 
 import atrousops as ao
 from atrousops.common.checks import ArgumentError
-from atrousops.dispatch import backends, choice, devices, libraries, probe, triton_library
+from atrousops.dispatch import backends, choice, devices, libraries, probe, triton_library, verdicts
 
 CODE = ("sm_80", "sm_90a", "sm_100", "sm_120", "compute_80")
 CUDA13 = 13000
@@ -33,6 +33,7 @@ class Machine:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(self.gpus))
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: self.gpus[index])
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=0: self.gpus[index or 0].name)
         monkeypatch.setattr(probe, "facts", self._facts)
         monkeypatch.setattr(probe, "run", lambda index: self.runs.append(index) or self.problem)
         monkeypatch.setattr(backends, "_has_cuda_kernel", lambda op: True)
@@ -53,6 +54,8 @@ def machine(monkeypatch):
     caches = (probe._verdict, probe.runs_nowhere, devices._gpu)
     for cache in caches:
         cache.cache_clear()
+    # Kernels that have proved themselves: whether they run at all is the question here.
+    monkeypatch.setattr(verdicts, "why_not", lambda *asked: "")
     yield Machine(monkeypatch)
     for cache in caches:
         cache.cache_clear()
