@@ -140,9 +140,7 @@ def _as_measured(predicted: Plan, key: tuple) -> Plan:
 
 def _as_proved(plan: Plan, kind: str, device: str) -> Plan:
     """PyTorch's kernel in place of one of ours without a passing verdict on that GPU."""
-    if device == "cpu" or plan.kernel == "aten":
-        return plan
-    problem = verdicts.why_not(devices.gpu_kind(), f"{kind} {plan.kernel}", device)
+    problem = "" if plan.kernel == "aten" else unproved(kind, plan.kernel, device)
     if not problem:
         return plan
     aten = plan.candidates[0]
@@ -155,6 +153,11 @@ def _as_proved(plan: Plan, kind: str, device: str) -> Plan:
         candidates=(aten._replace(reason=""), *lost),
         boxes=None,
     )
+
+
+def unproved(kind: str, kernel: str, device: str) -> str:
+    """Why a kernel of ours does not run unasked on a device, or nothing: on a GPU it needs a passing verdict."""
+    return "" if device == "cpu" else verdicts.why_not(devices.gpu_kind(), f"{kind} {kernel}", device)
 
 
 def _concrete(kind, input_size, weight_size, stride, padding, dilation, groups, output_padding) -> tuple:

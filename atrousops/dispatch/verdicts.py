@@ -44,11 +44,11 @@ class Identity(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """Seconds of a call of ours and of PyTorch's operator; of that None where PyTorch has none."""
+    """Seconds of a call of ours and of PyTorch's operator, or operators."""
 
     what: str
     ours: float
-    aten: float | None
+    aten: float
 
 
 class Finding(NamedTuple):
@@ -143,6 +143,12 @@ def record(backend: str, device: str, found: dict[str, Finding]) -> Path | None:
 def there_is(device: str) -> bool:
     """Whether this machine has such GPUs; else there is nothing to ask about."""
     return torch.get_device_module(torch.device(device)).is_available()
+
+
+def gpu_name(device: str) -> str:
+    """What a GPU with a number calls itself."""
+    where = torch.device(device)
+    return torch.get_device_module(where).get_device_properties(where.index).name
 
 
 def is_emulated(gpu: str) -> bool:

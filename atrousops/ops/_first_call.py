@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,5 +120,5 @@ def _reference_field(features: Tensor, scores: Tensor) -> Tensor:
 
 
 def _reference_kernel(features: Tensor) -> Callable[[Tensor], Tensor]:
-    operands = _operands(reference.permutohedral_lattice(features))
-    return lambda values: reference.permutohedral_apply(values, *operands, reverse=False)
+    operands: Any = [*_operands(reference.permutohedral_lattice(features)), False]
+    return lambda values: reference.permutohedral_apply(values, *operands)
