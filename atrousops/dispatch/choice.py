@@ -86,6 +86,35 @@ def choose(
         return _first_choice(_concrete(*args), dtype, channels_last, needs_grad, device)
 
 
+def choose_ours(
+    kind: str,
+    input_size: tuple[int, ...],
+    weight_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    needs_grad: bool = False,
+    output_padding: tuple[int, ...] = (),
+    device: str = "cuda",
+) -> str:
+    """As `choose`, of our kernels alone: "aten" only where there is none, or the best has not proved itself."""
+    args = (kind, input_size, weight_size, stride, padding, dilation, groups, output_padding)
+    if not all([type(size) is int for size in input_size]):
+        args = _concrete(*args)
+    return _first_of_ours(args, dtype, channels_last, needs_grad, device)
+
+
+@constant_in_graphs
+def _first_of_ours(args: tuple, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str) -> str:
+    plan = predict_call(CallArguments(*args), dtype, channels_last, needs_grad, device)
+    ours = [c for c in plan.candidates if c.kernel != "aten" and c.seconds < inf]
+    best = min(ours, key=lambda c: c.seconds).kernel if ours else "aten"
+    return "aten" if best == "aten" or unproved(args[0], best, device) else best
+
+
 def _state(device: str) -> tuple[str, int | bool]:
     # What else of the process a plan depends on.
     if device == "cpu":

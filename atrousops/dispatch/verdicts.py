@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from atrousops.common.stored import Store
-from atrousops.dispatch import libraries
+from atrousops.dispatch import libraries, probe
 from atrousops.dispatch.devices import constant_in_graphs
 
 log = logging.getLogger("atrousops")
@@ -74,13 +74,14 @@ def why_not(backend: str, family: str, device: str) -> str:
         family: an operator's name, or for convolutions a kind and a kernel of the planner's: "forward wgmma".
         device: as str(torch.device); where there is no such GPU plans are made for one, and nothing is in the way.
     """
+    # With its number, as a tensor's device has it, a GPU is known at once.
+    answer = _answers.get((backend, family, device))
+    if answer is not None:
+        return answer
     if not there_is(device):
         return ""
     key = (backend, family, numbered(device))
-    answer = _answers.get(key)
-    if answer is None:
-        answer = _answers[key] = _why_not(*key)
-    return answer
+    return _answers.setdefault(key, _why_not(*key))
 
 
 def _why_not(backend: str, family: str, device: str) -> str:
@@ -187,8 +188,9 @@ def identity(backend: str, device: str) -> Identity:
 
 
 def _driver(gpu: Any) -> str:
-    cuda = getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)()
-    api = f"CUDA {cuda // 1000}.{cuda % 1000 // 10}" if cuda else getattr(gpu, "driver_version", "")
+    # Where the library is missing the release has to do; Intel's GPUs tell theirs.
+    cuda = probe.versions()[0] if libraries.cuda.problem is None else 0
+    api = f"CUDA {probe.version(cuda)}" if cuda else getattr(gpu, "driver_version", "")
     return ", ".join(filter(None, [_release(), api]))
 
 

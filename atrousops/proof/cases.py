@@ -35,9 +35,14 @@ class Case(NamedTuple):
 
 
 class Family(NamedTuple):
-    """Kernels that are judged together: the cases, and what is timed beside PyTorch; some have nothing to be beside."""
+    """Kernels that are judged together.
+
+    cases: small calls; larger: of many blocks, for devices that are fast enough; timed: beside PyTorch, if it has such
+    an operator.
+    """
 
     cases: tuple[Case, ...]
+    larger: tuple[Case, ...] = ()
     timed: tuple[Case, ...] = ()
 
 

@@ -73,6 +73,16 @@ SHAPES: tuple[tuple[Shape, tuple[Numbers, ...]], ...] = (
     (Shape("one axis", 2, 64, 64, (129,), padding=4, dilation=4), _MAIN),
     (Shape("three axes", 1, 32, 64, (5, 6, 7)), _MAIN),
 )
+# Many blocks: what a small call cannot show.
+LARGER: tuple[tuple[Shape, tuple[Numbers, ...]], ...] = (
+    (Shape("many blocks", 2, 64, 96, (65, 63), padding=6, dilation=6), (Numbers(BF16), Numbers(FLOAT, False))),
+    (Shape("many blocks", 1, 24, 40, (65, 63)), (Numbers(BF16), Numbers(DOUBLE, False))),
+    (
+        Shape("many blocks", 2, 96, 96, (65, 63), padding=2, dilation=2, groups=96),
+        (Numbers(BF16), Numbers(FLOAT, False)),
+    ),
+    (Shape("many blocks", 2, 64, 64, (65, 63), groups=16), (Numbers(BF16),)),
+)
 TIMED: tuple[tuple[Shape, tuple[Numbers, ...]], ...] = (
     (
         Shape("", 4, 256, 256, (65, 65), padding=12, dilation=12),
@@ -88,13 +98,14 @@ def families(backend: str, device: str) -> dict[str, Family]:
     if libraries.planner is None:
         return {}
     cases: dict[str, list[Case]] = {}
+    larger: dict[str, list[Case]] = {}
     timed: dict[str, list[Case]] = {}
-    for shapes, found in ((SHAPES, cases), (TIMED, timed)):
+    for shapes, found in ((SHAPES, cases), (LARGER, larger), (TIMED, timed)):
         for shape, kind, numbers in _calls(shapes, backend):
             name = planned(shape.arguments(kind), numbers, backend, device)
             if name:
                 found.setdefault(f"{kind} {name}", []).append(_case(shape, kind, numbers))
-    return {name: Family(tuple(cases[name]), tuple(timed.get(name, ())[:2])) for name in cases}
+    return {n: Family(tuple(cases[n]), tuple(larger.get(n, ())), tuple(timed.get(n, ())[:2])) for n in cases}
 
 
 def _calls(shapes, backend: str) -> Iterator[tuple[Shape, str, Numbers]]:

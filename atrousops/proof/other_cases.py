@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,6 @@ from atrousops.dispatch.backends import backend as forced
 from atrousops.proof.cases import Case, Family, Make, name_of
 
 FLOAT, BF16, HALF, DOUBLE = torch.float32, torch.bfloat16, torch.float16, torch.float64
-_ALL = (FLOAT, BF16, HALF, DOUBLE)
 _LAYERS = (1, 1, 2, 4, 8, 16, 1)
 _RATES = (1, 6, 12)
 
@@ -25,28 +24,29 @@ _RATES = (1, 6, 12)
 def families(backend: str) -> dict[str, Family]:
     """By operator; `conv_epilogue` is Triton's alone. Of the lattice and the CRF PyTorch has nothing to time."""
     found = {
-        "max_pool": Family(_each(_pool, (2, 5, 13, 12)), _timed(_pool, (4, 64, 256, 256))),
-        "max_unpool": Family(_each(_unpool, (2, 5, 12, 14)), _timed(_unpool, (4, 64, 256, 256))),
-        "roi_align": Family(_each(_roi_align, (2, 37, 23, 29)), _timed(_roi_align, (2, 256, 100, 100))),
-        "roi_pool": Family(_each(_roi_pool, (2, 37, 23, 29)), _timed(_roi_pool, (2, 256, 100, 100))),
-        "context_module": Family(_each(_context, (2, 21, 33, 29), (BF16, HALF)), _timed(_context, (4, 21, 64, 64))),
-        "conv_branches": Family(_each(_branches, (2, 64, 17, 19), (BF16, FLOAT)), _timed(_branches, (4, 512, 33, 33))),
-        "permutohedral": Family(_each(_filter, (2, 5, 13, 11), (FLOAT, DOUBLE))),
-        "mean_field": Family(_each(_mean_field, (2, 5, 13, 11), (FLOAT, DOUBLE))),
+        "max_pool": _family(_pool, (2, 5, 13, 12), (2, 40, 129, 131), (4, 64, 256, 256)),
+        "max_unpool": _family(_unpool, (2, 5, 12, 14), (2, 40, 130, 126), (4, 64, 256, 256)),
+        "roi_align": _family(_roi_align, (2, 37, 23, 29), (2, 70, 60, 70), (2, 256, 100, 100)),
+        "roi_pool": _family(_roi_pool, (2, 37, 23, 29), (2, 70, 60, 70), (2, 256, 100, 100)),
+        "context_module": _family(_context, (2, 21, 33, 29), (2, 21, 65, 63), (4, 21, 64, 64), (BF16, HALF)),
+        "conv_branches": _family(_branches, (2, 64, 17, 19), (2, 64, 49, 51), (4, 512, 33, 33), (BF16, FLOAT)),
+        "permutohedral": _family(_filter, (2, 5, 13, 11), (2, 21, 60, 80), None, (FLOAT, DOUBLE)),
+        "mean_field": _family(_mean_field, (2, 5, 13, 11), (2, 21, 60, 80), None, (FLOAT, DOUBLE)),
     }
     if backend == "triton":
-        found["conv_epilogue"] = Family(_each(_epilogue, (2, 24, 9, 8), (BF16, FLOAT)))
+        found["conv_epilogue"] = _family(_epilogue, (2, 24, 9, 8), (2, 24, 49, 51), None, (BF16, FLOAT))
     return found if libraries.has_schemas else {}
 
 
-def _each(
-    case: Callable[[tuple, torch.dtype, bool], Case], size: tuple[int, ...], dtypes: Sequence[torch.dtype] = _ALL
-) -> tuple[Case, ...]:
-    return tuple(case(size, dtype, last) for dtype in dtypes for last in (False, True))
-
-
-def _timed(case: Callable[[tuple, torch.dtype, bool], Case], size: tuple[int, ...]) -> tuple[Case, ...]:
-    return (case(size, BF16, True),)
+def _family(
+    case: Callable[[tuple, torch.dtype, bool], Case],
+    small: tuple[int, ...],
+    larger: tuple[int, ...],
+    timed: tuple[int, ...] | None,
+    dtypes: Sequence[torch.dtype] = (BF16, HALF, FLOAT, DOUBLE),
+) -> Family:
+    cases = tuple(case(small, dtype, last) for dtype in dtypes for last in (False, True))
+    return Family(cases, (case(larger, dtypes[0], True),), () if timed is None else (case(timed, dtypes[0], True),))
 
 
 def _what(op: str, size: Sequence[int], dtype: torch.dtype, last: bool) -> str:
@@ -82,13 +82,17 @@ def _unpool(size: tuple, dtype: torch.dtype, last: bool) -> Case:
     n, c, h, w = size
 
     def make(tensor: Make) -> list[Tensor]:
-        values, indices = F.max_pool2d(tensor(size), 2, return_indices=True)
-        return [values, tensor((n, c, h, w)), indices]
+        x = tensor(size)
+        values, indices = F.max_pool2d(x, 2, return_indices=True)
+        codes = cast(tuple[Tensor, Tensor], ops.max_pool2d(x, 2, return_indices="codes"))[1]
+        return [values, tensor((n, c, h, w)), indices, codes]
 
-    def run(unpool: Callable, x: Tensor, dy: Tensor, indices: Tensor) -> list[Tensor]:
-        return _with_gradient(lambda x: unpool(x, indices, 2), x, dy)
+    def ours(x: Tensor, dy: Tensor, *marks: Tensor) -> list[Tensor]:
+        return [t for m in marks for t in _with_gradient(lambda x, m=m: ops.max_unpool2d(x, m, 2), x, dy)]
 
-    ours, theirs = partial(run, ops.max_unpool2d), partial(run, F.max_unpool2d)
+    def theirs(x: Tensor, dy: Tensor, indices: Tensor, codes: Tensor) -> list[Tensor]:
+        return 2 * _with_gradient(lambda x: F.max_unpool2d(x, indices, [2, 2]), x, dy)
+
     return Case(_what("max_unpool2d 2", size, dtype, last), make, ours, theirs, dtype, last)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from atrousops.common.checks import bad_type, bad_value
+from atrousops.common.files import OutputError
 from atrousops.dispatch import backends, choice, libraries, triton_library, verdicts
 from atrousops.dispatch.verdicts import Finding, Rate
 from atrousops.proof.worker import Ended, Worker, command
@@ -19,8 +20,8 @@ from atrousops.proof.worker import Ended, Worker, command
 log = logging.getLogger("atrousops")
 
 SECONDS = 60.0
-# Of one family, and of a start: importing torch and starting a driver.
-_FAMILY_SECONDS, _START_SECONDS = 15.0, 60.0
+# Of one family, for which Triton compiles first, and of a start: importing torch and starting a driver.
+_FAMILY_SECONDS, _TRITON_SECONDS, _START_SECONDS = 15.0, 60.0, 60.0
 # What is not begun with less.
 _LEAST = 2.0
 
@@ -118,10 +119,14 @@ def selfcheck(
         result.note = "nothing is kept: the CPU's kernels run without a verdict"
         return result
     for backend, found in result.findings.items():
-        path = verdicts.record(backend, where, found)
-        result.files += [path] if path is not None and path not in result.files else []
+        try:
+            path = verdicts.record(backend, where, found)
+        except OutputError as error:
+            result.note = f"kept for this process alone: {error}; ATROUSOPS_PLANS=FOLDER names another folder"
+        else:
+            result.files += [path] if path is not None and path not in result.files else []
     choice.forget()
-    if result.findings and not result.files:
+    if result.findings and not result.files and not result.note:
         emulated = f"{gpu} is no GPU, and its verdicts are no GPU's; ATROUSOPS_PLANS=FOLDER keeps them there"
         result.note = "kept for this process alone: " + (
             emulated if verdicts.is_emulated(gpu) else "ATROUSOPS_PLANS=none"
@@ -174,7 +179,9 @@ def _run(result: Selfcheck, worker: Worker, seconds: float, say: Callable[[str],
                 continue
             found: dict[str, Finding] = {}
             names = list(cases.families(backend, result.device))
-            result.left += [f"{backend} {n}" for n in _ask(worker, backend, names, end, found, say)]
+            # Where PTX is compiled for a newer GPU a family takes longer: more time is more for each.
+            most = max(_TRITON_SECONDS if backend == "triton" else _FAMILY_SECONDS, seconds / 4)
+            result.left += [f"{backend} {n}" for n in _ask(worker, backend, names, end, most, found, say)]
             if found:
                 result.findings[backend] = found
     finally:
@@ -197,17 +204,18 @@ def _ask(
     backend: str,
     names: Sequence[str],
     end: float,
+    most: float,
     found: dict[str, Finding],
     say: Callable[[str], object],
 ) -> list[str]:
-    """Fills in what is found of each family; gives those that there was no time for."""
+    """Fills in what is found of each family, in `most` seconds; gives those that there was no time for."""
     for done, name in enumerate(names):
         try:
             worker.ready(max(min(_START_SECONDS, end - time.monotonic()), 0))
         except Ended as ended:
             say(f"{backend}: {ended}; {len(names) - done} families are not checked")
             return list(names[done:])
-        limit = min(_FAMILY_SECONDS, end - time.monotonic())
+        limit = min(most, end - time.monotonic())
         if limit < _LEAST:
             return list(names[done:])
         try:
@@ -216,7 +224,7 @@ def _ask(
             found[name] = Finding(answer["ok"], answer["reason"], answer["cases"], rates)
         except Ended as ended:
             # The end of all time is no verdict on what was running then.
-            if ended.hung and limit < _FAMILY_SECONDS:
+            if ended.hung and limit < most:
                 return list(names[done:])
             found[name] = Finding(False, str(ended))
         say(row(f"{backend} {name}", found[name]))

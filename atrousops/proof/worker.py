@@ -1,6 +1,6 @@
 """The process in which families are checked: it may hang or die, and whoever asked it lives on.
 
-Both sides: `python -m atrousops.proof.worker DEVICE` answers questions, lines of JSON on its standard input, with lines
+Both sides: `python -m atrousops.proof DEVICE` answers questions, lines of JSON on its standard input, with lines
 of JSON on its standard output; `Worker` asks. What is printed meanwhile goes to standard error.
 """
 
@@ -139,7 +139,7 @@ def _environment() -> dict[str, str]:
 
 def command(device: str) -> list[str]:
     """What starts the answering side for a device."""
-    return [sys.executable, "-m", "atrousops.proof.worker", device]
+    return [sys.executable, "-m", "atrousops.proof", device]
 
 
 def answer(device: str, question: dict[str, Any], say: Callable[[str], object]) -> dict[str, Any]:
@@ -194,7 +194,3 @@ def main(device: str) -> None:
         tell(said)
         if said.get("over"):
             return
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -13,9 +13,11 @@ from test_probe import H100, Machine, Properties
 import atrousops as ao
 import atrousops.functional as A
 from atrousops.common.checks import DeviceError
+from atrousops.common.conv_arguments import Arguments
 from atrousops.dispatch import backends, choice, devices, libraries, probe, triton_library, verdicts
 from atrousops.dispatch.verdicts import Finding, Rate
 from atrousops.ops import _first_call
+from atrousops.ops._conv_dispatch import gradient_is_ours
 
 pytestmark = pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing")
 
@@ -103,6 +105,19 @@ def test_a_convolution_is_held_to_the_verdict_of_its_kernel(machine):
     gradient = ("input_grad", *CALL[1:])
     assert choice.choose(*gradient, device="cuda:0") == "aten"
     assert "input_grad wgmma has not been checked" in choice.plan_call(*gradient, device="cuda:0").reason
+
+
+def test_a_gradient_with_uneven_padding_is_held_to_its_verdict_too(machine):
+    """PyTorch would have to pad first, so no plan weighs it against ours."""
+    pads = Arguments((1, 1), (17, 17, 18, 18), (18, 18), 1, ())
+    with torch._subclasses.FakeTensorMode():
+        dy = torch.empty(16, 256, 32, 32, dtype=HALF, device="cuda:0").to(memory_format=torch.channels_last)
+        asked = lambda: gradient_is_ours("input_grad", CALL[1], CALL[2], pads, dy)  # noqa: E731
+        assert not asked()
+        passed(*[name.replace("forward", "input_grad") for name in WGMMA])
+        assert asked()
+        passed("input_grad wgmma", finding=WRONG)
+        assert not asked()
 
 
 def test_what_takes_a_kernels_place_has_to_be_right_as_well(machine):
