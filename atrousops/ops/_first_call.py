@@ -11,7 +11,7 @@ from torch import Tensor
 from atrousops import reference
 from atrousops.common.checks import DeviceError
 from atrousops.common.testing import disagreement
-from atrousops.dispatch import backends, triton_library, verdicts
+from atrousops.dispatch import backends, choice, triton_library, verdicts
 from atrousops.dispatch.devices import constant_in_graphs
 from atrousops.ops._register import is_plain
 
@@ -19,6 +19,8 @@ _PIXELS, _LABELS, _ITERATIONS = 96, 3, 2
 
 # By backend, operator and device: what is wrong, or nothing.
 _problems: dict[tuple[str, str, str], str] = {}
+# A new verdict counts for more than what was seen before.
+choice.on_forget.append(_problems.clear)
 
 
 def own(op: str, device: torch.device, dtype: torch.dtype) -> bool:
@@ -56,11 +58,6 @@ def insist(backend: str, op: str, device: str) -> bool:
             f'atrousops.backend("reference"), or on the CPU; `atrousops selfcheck` says which kernels are right there.'
         )
     return True
-
-
-def forget() -> None:
-    """Drops what was seen."""
-    _problems.clear()
 
 
 def _on_file(backend: str, op: str, device: str) -> str | None:

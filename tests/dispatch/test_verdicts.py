@@ -42,7 +42,6 @@ class Known(Machine):
         """As in a new process."""
         verdicts.forget()
         choice.forget()
-        _first_call.forget()
 
 
 @pytest.fixture
@@ -219,6 +218,21 @@ def test_explain_and_info_show_the_reason(machine):
     assert "max_pool has not been checked on NVIDIA H100" in pool.reason
 
 
+def test_explain_says_why_a_stack_and_branches_run_one_by_one(machine):
+    passed("roi_pool")
+    with torch._subclasses.FakeTensorMode():
+        x = torch.empty(1, 16, 64, 64, device="cuda", dtype=HALF)
+        weights = [torch.empty(16, 16, 3, 3, device="cuda", dtype=HALF)] * 2
+        stack = ao.explain(lambda: A.context_module(x, weights, None, (1, 2))).rows[0]
+        branches = ao.explain(lambda: A.conv_branches(x, weights, None, (1, 2), (1, 2))).rows[0]
+    assert stack.reason == (
+        "layer by layer: context_module has not been checked on NVIDIA H100: run `atrousops selfcheck`"
+    )
+    assert branches.reason == (
+        "branch by branch: conv_branches has not been checked on NVIDIA H100: run `atrousops selfcheck`"
+    )
+
+
 @pytest.fixture
 def unseen_by_the_compiler(machine, monkeypatch):
     """The compiler asks a GPU for its state where torch says that there is one: only our own questions find it."""
@@ -272,6 +286,14 @@ def test_wrong_values_raise_and_name_the_remedy(first):
         assert first.own()
 
 
+def test_a_new_verdict_counts_for_more_than_what_was_seen(first):
+    first.problem = "error 1.0e-01"
+    with pytest.raises(DeviceError):
+        first.own()
+    passed("permutohedral")
+    assert first.own()
+
+
 def test_a_verdict_on_file_is_enough(first):
     passed("permutohedral")
     passed("mean_field", finding=WRONG)
@@ -298,7 +320,7 @@ def test_a_compiled_call_is_looked_at_when_it_is_traced(first, unseen_by_the_com
     assert compiled(torch.zeros(())).item() == 1
     assert first.looks == [("permutohedral", "cuda:0")]
     first.problem = "error 1.0e-01"
-    _first_call.forget()
+    choice.forget()
     torch.compiler.reset()
     with pytest.raises(Exception, match=r'wrong on NVIDIA H100 .*error 1\.0e-01.*backend\("reference"\)'):
         compiled(torch.zeros(()))

@@ -190,6 +190,13 @@ def test_an_emulated_gpu_leaves_no_file(gpu, monkeypatch, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+def test_what_nobody_else_runs_is_said(gpu):
+    passed = verdicts.Finding(True, "")
+    wrong = verdicts.Finding(False, "error")
+    result = run.Selfcheck("cuda:0", "NVIDIA H100", {"cuda": {"max_pool": passed, "mean_field": wrong}})
+    assert 'nobody else has mean_field: its calls raise, but with atrousops.backend("reference")' in str(result)
+
+
 def test_ensure_checks_once_where_nothing_is_known(gpu):
     told = []
     for _ in range(2):
