@@ -199,6 +199,7 @@ def test_forcing_asks_for_no_verdict(machine, monkeypatch):
 
 
 def test_no_gpu_stands_in_the_way_of_plans(monkeypatch):
+    monkeypatch.setattr(libraries, "cuda", libraries.Part("cuda", "", None))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert verdicts.why_not("cuda", "forward wgmma", "cuda") == ""
     assert choice.plan_call(*CALL, device="cuda").kernel == "wgmma"
