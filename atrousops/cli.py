@@ -1,4 +1,4 @@
-"""The command line: `atrousops segment | train | evaluate | study | bench | info`."""
+"""The command line: `atrousops segment | recipe | train | evaluate | study | bench | info`."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "--backend", choices=backends.NAMES, help="run every operator on this backend (default: the best)"
     )
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    for add in (_add_segment, _add_train, _add_evaluate, _add_study, _add_bench, _add_info):
+    for add in (_add_segment, _add_own, _add_train, _add_evaluate, _add_study, _add_bench, _add_info):
         add(commands, common)
     return parser
 
@@ -127,9 +127,7 @@ def _add_segment(commands: Commands, common: argparse.ArgumentParser) -> None:
         metavar="PHOTO",
         help="an image file of any kind Pillow opens, or a folder: the images directly in it, not in its subfolders",
     )
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)"
-    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("out"), metavar="DIR", help="folder (default: out)")
     _add_inference(parser)
     parser.add_argument(
         "--model",
@@ -226,6 +224,10 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="the recipe, YAML, such as configs/voc_person.yaml")
+    _add_overrides(parser)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="folder of the data, instead of the recipe's")
     parser.add_argument(
         "--set",
@@ -233,8 +235,18 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="overrides",
         metavar="KEY=VALUE",
-        help="replace an entry of the recipe, such as schedule.steps=100; may be repeated",
+        help="replace an entry of the recipe, or of each, such as schedule.steps=100; may be repeated",
     )
+
+
+def _add_own(commands: Commands, common: argparse.ArgumentParser) -> None:
+    from atrousops.engine import recipe
+
+    parser = commands.add_parser(
+        "recipe", parents=[common], help="write a recipe for one's own images", description=recipe.DESCRIPTION
+    )
+    recipe.add_arguments(parser)
+    parser.set_defaults(run=recipe.command)
 
 
 def _add_train(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -246,10 +258,7 @@ def _add_train(commands: Commands, common: argparse.ArgumentParser) -> None:
     )
     _add_recipe(parser)
     parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="folder for log, checkpoint and weights (default: runs/RECIPE)",
+        "--output", type=Path, metavar="DIR", help="folder for log, checkpoint and weights (default: runs/RECIPE)"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     parser.set_defaults(run=_train)
@@ -328,15 +337,7 @@ def _add_study(commands: Commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table", default="docs/results.md", metavar="FILE", help="the table (default: docs/results.md)"
     )
-    parser.add_argument("--data", metavar="DIR", help="folder of the data, instead of the recipes'")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="overrides",
-        metavar="KEY=VALUE",
-        help="replace an entry of every recipe, such as schedule.steps=100; may be repeated",
-    )
+    _add_overrides(parser)
     parser.add_argument("--pages", metavar="DIR", help="also write a page for each network, such as to docs/networks")
     parser.add_argument("--speed", nargs="+", default=[], metavar="FILE", help="of `bench --suite networks`, for pages")
     parser.add_argument("--photo", metavar="FILE", help="a photograph to segment for the pages, instead of the data's")
