@@ -9,11 +9,9 @@ from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
-from torchvision.io import ImageReadMode, decode_image
 
 from atrousops.common.checks import bad_value
-from atrousops.data.decode import DAMAGE, DepthError, PictureError, image_from, opened, reason, samples_from
+from atrousops.data.decode import DAMAGE, PictureError, image_from, opened, reason, samples_from
 
 # Red, green, blue; ITU-R BT.601, as Pillow's grey.
 _GREY = np.array([0.299, 0.587, 0.114])
@@ -97,30 +95,31 @@ def integers_from(stream: BinaryIO, name: str) -> np.ndarray:
 def _samples(stream: BinaryIO, name: str, channels: int | None) -> np.ndarray:
     suffix = PurePath(name).suffix.lower()
     if suffix == ".npy":
-        return _checked(name, _numpy(stream, name), channels)
+        return _checked(name, _bands_last(_numpy(stream, name), channels), channels)
     # Both read it, the second after the first.
     stream = io.BytesIO(stream.read())
     try:
         found = samples_from(stream, name)
         if suffix not in (".tif", ".tiff") or found.shape[2] == channels:
             return _checked(name, found, channels)
-    except PictureError as error:
-        if suffix == ".png" and isinstance(error, DepthError):
-            stream.seek(0)
-            return _checked(name, _png(stream, name), channels)
+    except PictureError:
         if suffix not in (".tif", ".tiff"):
             raise
     stream.seek(0)
     return _checked(name, _tiff(stream, name), channels)
 
 
-def _checked(name: str, array: np.ndarray, channels: int | None) -> np.ndarray:
+def _bands_last(array: np.ndarray, channels: int | None) -> np.ndarray:
+    """(H, W, C) of (H, W), or of (C, H, W) where C is the number of channels, or the smallest of the three."""
     if array.ndim == 2:
-        array = array[..., None]
-    # Bands come first in many files of satellites.
-    least = channels if channels is not None else min(array.shape, default=0)
-    if array.ndim == 3 and array.shape[2] != least and array.shape[0] == least:
-        array = np.moveaxis(array, 0, 2)
+        return array[..., None]
+    bands = channels if channels is not None else min(array.shape, default=0)
+    if array.ndim == 3 and array.shape[2] != bands and array.shape[0] == bands:
+        return np.moveaxis(array, 0, 2)
+    return array
+
+
+def _checked(name: str, array: np.ndarray, channels: int | None) -> np.ndarray:
     if array.ndim != 3 or array.size == 0 or channels not in (None, array.shape[2]):
         wanted = "an image is needed" if channels is None else f"the network reads {channels} channels"
         raise PictureError(f"{name}: has shape {array.shape}, where {wanted}")
@@ -132,16 +131,6 @@ def _numpy(stream: BinaryIO, name: str) -> np.ndarray:
         return np.asarray(np.load(stream, allow_pickle=False))
     except (ValueError, OSError, EOFError) as error:
         raise PictureError(f"{name}: not an array that NumPy can read") from error
-
-
-def _png(stream: BinaryIO, name: str) -> np.ndarray:
-    """PNG with 16-bit colours, of which Pillow keeps the upper bytes."""
-    data = torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)
-    try:
-        image = decode_image(data, mode=ImageReadMode.UNCHANGED)
-    except RuntimeError as error:
-        raise PictureError(f"{name}: cannot be read: {reason(error)}") from error
-    return image.permute(1, 2, 0).numpy()
 
 
 def _tiff(stream: BinaryIO, name: str) -> np.ndarray:

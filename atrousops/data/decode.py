@@ -40,10 +40,6 @@ class PictureError(ArgumentError):
     """A file that cannot be used as a picture or mask; the message names the file and says why in one line."""
 
 
-class DepthError(PictureError):
-    """A picture of more bits a colour than Pillow keeps."""
-
-
 @dataclass(frozen=True)
 class _Decoded:
     """bits: of a stored sample, as far as the file says; largest: TIFF's MaxSampleValue; inverted: zero is white."""
@@ -129,8 +125,7 @@ def samples_from(stream: BinaryIO, name: str) -> np.ndarray:
     Greys, RGB, RGBA and CMYK are as stored, palettes become their colours, and YCbCr and HSV RGB.
 
     Raises:
-        PictureError: as `read_image`; or a TIFF in which zero is white.
-        DepthError: colours of 16 bits.
+        PictureError: as `read_image`; or colours of 16 bits, or a TIFF in which zero is white.
     """
     decoded = _decode(stream, name)
     image = decoded.image
@@ -139,7 +134,7 @@ def samples_from(stream: BinaryIO, name: str) -> np.ndarray:
     if image.mode not in (*_SIXTEEN, "1", "L", "LA", "I", "F", "RGB", "RGBA", "CMYK"):
         raise decoded.refuse(f"samples of mode {image.mode} cannot be read as stored")
     if decoded.bits == 16 and image.mode in ("LA", "RGB", "RGBA", "CMYK"):
-        raise DepthError(f"{name}: 16-bit colours, of which Pillow keeps the upper 8 bits")
+        raise decoded.refuse("16-bit colours, of which Pillow keeps the upper 8 bits; save it as TIFF")
     if decoded.inverted and image.mode != "L":
         raise decoded.refuse("a TIFF in which zero is white; save it with zero as black")
     samples = np.array(image)
