@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from PIL import Image
 
 
@@ -42,3 +43,13 @@ def write(
 def save_bytes(path: Path, picture: np.ndarray) -> None:
     picture = np.rint(255 * picture).astype(np.uint8)
     Image.fromarray(picture if picture.shape[2] > 1 else picture[..., 0]).save(path)
+
+
+def save_floats(path: Path, picture: np.ndarray) -> None:
+    """TIFF of as many bands as there are, 3000 being 1."""
+    tifffile.imwrite(path, (3000 * picture).astype(np.float32), photometric="minisblack", planarconfig="contig")
+
+
+def save_12_bits(path: Path, picture: np.ndarray) -> None:
+    """TIFF of 16 bits of which 12 are used, as cameras write it."""
+    Image.fromarray(np.rint(4095 * picture[..., 0]).astype(np.uint16)).save(path)

@@ -25,6 +25,8 @@ from atrousops.models.published import loading
 from atrousops.models.vgg16_lowrank import VGG16LowRank
 
 RESUME = "Train into another --output, where init.weights may name this file to start from what fits of it."
+# The part of a file's or a network's numbers that has to fit.
+FITTING = 2 / 3
 _CHECKPOINT = ("step", "seconds", "model", "average", "optimiser")
 
 
@@ -73,7 +75,7 @@ def from_trunk(model: nn.Module, recipe: Config, root: str | None) -> Account:
     trunk = loading.read(path, "init.trunk")
     how = recipe.init.how or ("factorise" if isinstance(places[0], VGG16LowRank) else "load")
     if how == "load":
-        return _fill(places[0], trunk, "init.trunk", path, recipe.model.name)
+        return fill(places[0], trunk, "init.trunk", path, recipe.model.name)
     if how == "factorise":
         _factorise(places[0], trunk, recipe, root)
         return Account(str(path), tuple(places[0].state_dict()))
@@ -100,7 +102,7 @@ def from_weights(model: nn.Module, name: str, classes: Sequence[str] = ()) -> Ac
     path = registry.locate(name)
     info = registry.header_of(path)
     theirs = info.classes if info is not None else ()
-    return _fill(
+    return fill(
         target, loading.read(path, "init.weights"), "init.weights", path, type(target).__name__, (theirs, classes)
     )
 
@@ -112,9 +114,11 @@ def checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         FileNotFoundError: no such file.
         WeightsError: it is damaged, or something else.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"resume: no file {path}; without --resume training begins")
     try:
         state = torch.load(path, weights_only=True, map_location=device)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
         text = f"resume: {path} must be a whole checkpoint of `atrousops train`; it is damaged, or something else"
         remedy = "Remove it and train again, without --resume"
         raise models.WeightsError(f"{text} ({' '.join(str(error).split())[:120]}). {remedy}.") from error
@@ -126,15 +130,25 @@ def checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     return state
 
 
-def _fill(
+def fill(
     target: nn.Module,
     given: Mapping[str, Tensor],
     key: str,
-    path: Path,
+    path: Path | str,
     network: str,
     classes: tuple[Sequence[str], Sequence[str]] = ((), ()),
 ) -> Account:
-    """Fills a module with what fits of a state dict."""
+    """Fills a module with what fits of a state dict.
+
+    Args:
+        target: the module.
+        given: the state dict.
+        key, path, network: the entry of the recipe, the file and the network, for messages.
+        classes: those of the file, and those of the module, where they are known.
+
+    Raises:
+        ArgumentError: less than `FITTING` of it fits.
+    """
     own = target.state_dict()
     named = _by_name(own, given)
     found: dict[str, Tensor] = {}
@@ -152,14 +166,14 @@ def _fill(
             found[name], adapted[name] = changed
         else:
             fresh[name] = f"{_size(given[theirs])} in the file, {_size(value)} here"
-    counted = [name for name in loaded if not name.endswith("num_batches_tracked")]
-    wanted = sum(not name.endswith("num_batches_tracked") for name in own)
-    if 2 * (len(counted) + len(adapted)) < min(wanted, len(given)) or not counted:
-        what = f"{len(counted) + len(adapted)} of {wanted} entries fit"
+    share = _count(found) / max(1, min(_count(own), _count(given)))
+    # Half of ResNet-50 fits into ResNet-18, and would make neither.
+    if share < FITTING:
         lost = next(((name, why) for name, why in fresh.items()), ("", ""))
-        entry = f"{what}; the network's {lost[0]} is {lost[1]}; the file has {', '.join(list(given)[:2])}, ..."
+        what = f"{path}, of which {share:.0%} fit: the network's {lost[0]} is {lost[1]}"
+        entry = f"{what}; the file has {', '.join(list(given)[:2])}, ..."
         remedy = "Take the file of the same network, by torchvision, timm or `atrousops train`."
-        bad_value("config", key, f"be of {network}, in most of its entries", f"{path}, of which {entry}", remedy)
+        bad_value("config", key, f"be of {network}, in most of its numbers", entry, remedy)
     target.load_state_dict(found, strict=False)
     used = {named[name] for name in found}
     return Account(str(path), tuple(loaded), adapted, fresh, tuple(name for name in given if name not in used))
@@ -203,6 +217,10 @@ def _adapted(
     source = torch.tensor([list(their_classes).index(name) for name in same])
     value.index_copy_(axis, to, theirs.index_select(axis, source).to(ours.dtype))
     return value, f"{len(same)} of {len(classes)} classes by name, the others afresh"
+
+
+def _count(values: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() for value in values.values())
 
 
 def _size(value: Tensor) -> str:
