@@ -29,10 +29,11 @@ def write(
     mask: Callable[[np.ndarray], np.ndarray] = lambda discs: discs.astype(np.uint8),
     save: Callable[[Path, np.ndarray], object] | None = None,
     channels: int = 3,
+    height: int = 48,
 ) -> Path:
     """Writes a scene for each name; `mask` makes ids or colours of discs, `save` writes an image in 0..1."""
     for number, name in enumerate(names):
-        picture, discs = scene(number, channels=channels)
+        picture, discs = scene(number, height, channels=channels)
         for path in (root / images.format(name), root / masks.format(name)):
             path.parent.mkdir(parents=True, exist_ok=True)
         (save or save_bytes)(root / images.format(name), picture)

@@ -19,7 +19,8 @@ from atrousops.data.base import VOID, Sample, SegmentationSet
 from atrousops.data.files import Files
 from atrousops.data.patterns import Pattern
 
-Colour = tuple[int, int, int]
+# Red, green, blue in 0..255; their number is checked with words of our own.
+Colour = tuple[int, ...]
 _COLOUR_REMEDY = "convert it to ids first, or state in data.colours which class each colour is"
 
 
@@ -69,6 +70,10 @@ class Layout:
             bad_value(
                 "config", "data.ids and data.colours", "not both be given", "both", "A mask has one or the other."
             )
+        for name, colours in (self.colours or {}).items():
+            if not all(len(c) == 3 and min(c) >= 0 and max(c) <= 255 for c in _colours(colours)):
+                rule = "be [red, green, blue] in 0..255, or a list of such"
+                bad_value("config", f"data.colours.{name}", rule, colours)
         if self.unpaired not in ("refuse", "skip"):
             bad_value("config", "data.unpaired", "be refuse or skip", repr(self.unpaired))
         parts = self.fractions or {}
@@ -252,10 +257,10 @@ class Folder(SegmentationSet):
         table: dict[int, int] = {}
         for name, colours in (self.layout.colours or {}).items():
             number = self._class("colours", name)
-            for colour in colours if isinstance(colours[0], tuple) else (colours,):
-                code = sum(int(part) << 8 * place for place, part in enumerate(colour))  # type: ignore[arg-type]
+            for colour in _colours(colours):
+                code = sum(part << 8 * place for place, part in enumerate(colour))
                 if table.setdefault(code, number) != number:
-                    bad_value("data", "colours", "be of one class each", f"{list(colour)} twice")  # type: ignore[arg-type]
+                    bad_value("data", "colours", "be of one class each", f"{list(colour)} twice")
         return table
 
     def _known(self) -> Mapping[int, int]:
@@ -278,6 +283,12 @@ class Folder(SegmentationSet):
 
     def _remedy(self, id: int) -> str:
         return f"Add to data.ids what it is, such as {{{id}: void}}."
+
+
+def _colours(given: Colour | tuple[Colour, ...]) -> tuple[Colour, ...]:
+    """One colour or several, as several."""
+    several = tuple(colour for colour in given if isinstance(colour, tuple))
+    return several or (tuple(part for part in given if isinstance(part, int)),)
 
 
 def _lines(files: Files, name: str) -> list[str]:

@@ -266,7 +266,7 @@ def parse(values: Any) -> Config:
     first = next((e for e in found if e["type"] == "unexpected_keyword_argument"), found[0])
     if isinstance(problem := first.get("ctx", {}).get("error"), ArgumentError):
         raise problem
-    if first["type"] in _OF_A_KEY:
+    if first["type"] in _OF_A_KEY and _place(values, first["loc"][:-1]) == first["loc"][:-1]:
         _refuse_key(first["type"], values, first["loc"])
     path = _place(values, first["loc"])
     rules = [e["msg"].removeprefix("Input should ") for e in found if _place(values, e["loc"]) == path]
