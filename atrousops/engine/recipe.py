@@ -26,6 +26,7 @@ DESCRIPTION = (
     "found and guessed is told on stderr and in comments of the recipe."
 )
 HELD_BACK = 0.2
+MANY = 60
 Say = Callable[[str], object]
 
 
@@ -147,6 +148,8 @@ def _text(found: _Found, facts: Survey, reading: Pixels, model: str, say: Say) -
     say(images)
     alone = _alone(found, say)
     say(f"{len(classes)} classes ({words}): {_shares(facts, meaning)}")
+    if len(classes) > MANY:
+        say("so many classes: if the masks number objects, give each object its class first")
     data = {"name": "folder", "root": found.data, "images": found.where.images, "masks": found.where.masks}
     data |= found.sharing(say) | ({"unpaired": "skip"} if found.alone else {})
     mean, std = facts.statistics(reading)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from atrousops import models
-from atrousops.common.checks import bad_value
+from atrousops.common.checks import ArgumentError, bad_value
 from atrousops.data import transforms
 from atrousops.data.files import find
 from atrousops.engine import outputs
@@ -70,8 +70,7 @@ def from_trunk(model: nn.Module, recipe: Config, root: str | None) -> Account:
     if not places:
         remedy = "Name a whole network's file in init.weights."
         bad_value("config", "init.trunk", "be null for a network without a backbone", recipe.model.name, remedy)
-    name = str(recipe.init.trunk)
-    path = Path(name) if Path(name).is_file() else find(name, root)
+    path = _trunk_file(str(recipe.init.trunk), root)
     trunk = loading.read(path, "init.trunk")
     how = recipe.init.how or ("factorise" if isinstance(places[0], VGG16LowRank) else "load")
     if how == "load":
@@ -80,6 +79,16 @@ def from_trunk(model: nn.Module, recipe: Config, root: str | None) -> Account:
         _factorise(places[0], trunk, recipe, root)
         return Account(str(path), tuple(places[0].state_dict()))
     bad_value("config", "init.how", "be load or factorise", repr(how))
+
+
+def _trunk_file(name: str, root: str | None) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    try:
+        return find(name, root)
+    except ArgumentError as error:
+        rule = "be a file, from the working directory or in the folder of the data"
+        raise ArgumentError(f"config: init.trunk must {rule}; there is no {name}.") from error
 
 
 def from_weights(model: nn.Module, name: str, classes: Sequence[str] = ()) -> Account:

@@ -150,7 +150,7 @@ def survey(files: Files, pairs: Sequence[tuple[str, str]], progress: bool = True
         found.problems.append("some masks hold ids, others colours")
     elif found.coloured and len(found.pixels) > MOST_COLOURS:
         found.problems.append(
-            f"the masks hold {len(found.pixels)} colours, too many for classes; were they compressed or resized?"
+            f"the masks hold {len(found.pixels)} colours, too many for classes, as compressed or resized masks do"
         )
     return found
 

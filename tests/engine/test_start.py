@@ -101,6 +101,16 @@ def test_a_trunk_of_another_network(tmp_path, given, message, model):
         start.from_trunk(model, config.load(recipe(tmp_path, init={"trunk": str(tmp_path / "trunk.pth")})), None)
 
 
+def test_no_trunk(tmp_path, model):
+    with pytest.raises(ArgumentError, match=r"config: init\.trunk must be a file, from .*; there is no r50\.pth\."):
+        start.from_trunk(model, config.load(recipe(tmp_path, init={"trunk": "r50.pth"})), str(tmp_path))
+    network = models.build("msd", depth=2)
+    with pytest.raises(
+        ArgumentError, match=r"init\.trunk must be null for a network without a backbone.*init\.weights"
+    ):
+        start.from_trunk(network, config.load(recipe(tmp_path, init={"trunk": "r50.pth"})), None)
+
+
 class Extractor(nn.Module):
     """A backbone in timm's names for the features of a ConvNeXt."""
 
