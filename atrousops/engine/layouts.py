@@ -25,7 +25,7 @@ NAMES = ("classes.txt", "labels.txt", "class_names.txt", "label_names.txt", "cod
 
 _SPLIT = re.compile(
     rf"^({'|'.join(sorted((*TRAIN, *VAL, *TEST), key=len, reverse=True))})"
-    rf"(?=$|[_-]|{'|'.join(sorted((*MASKS, *IMAGES), key=len, reverse=True))})",
+    rf"(?=$|[_-]|\d|{'|'.join(sorted((*MASKS, *IMAGES), key=len, reverse=True))})",
     re.IGNORECASE,
 )
 
@@ -101,7 +101,7 @@ def _general(name: str) -> str:
 
 def _is(folder: str, words: Iterable[str]) -> bool:
     """Whether the folder, or the one that holds its splits, has such a name, with or without more before it."""
-    parts = [part for part in folder.lower().split("/") if part != "{split}"]
+    parts = [part for part in folder.lower().split("/") if not re.fullmatch(r"\{split\}[\d_-]*", part)]
     return bool(parts) and any(re.fullmatch(rf"(.*[_\-}} ])?{word}", parts[-1]) for word in words)
 
 
