@@ -98,15 +98,17 @@ def _samples(stream: BinaryIO, name: str, channels: int | None) -> np.ndarray:
         return _checked(name, _bands_last(_numpy(stream, name), channels), channels)
     # Both read it, the second after the first.
     stream = io.BytesIO(stream.read())
+    refused = None
     try:
         found = samples_from(stream, name)
         if suffix not in (".tif", ".tiff") or found.shape[2] == channels:
             return _checked(name, found, channels)
-    except PictureError:
+    except PictureError as error:
         if suffix not in (".tif", ".tiff"):
             raise
+        refused = error
     stream.seek(0)
-    return _checked(name, _tiff(stream, name), channels)
+    return _checked(name, _tiff(stream, name, refused), channels)
 
 
 def _bands_last(array: np.ndarray, channels: int | None) -> np.ndarray:
@@ -133,11 +135,13 @@ def _numpy(stream: BinaryIO, name: str) -> np.ndarray:
         raise PictureError(f"{name}: not an array that NumPy can read") from error
 
 
-def _tiff(stream: BinaryIO, name: str) -> np.ndarray:
+def _tiff(stream: BinaryIO, name: str, refused: PictureError | None) -> np.ndarray:
+    """By tifffile, after Pillow has found other channels or refused the file."""
     try:
         tifffile = importlib.import_module("tifffile")
     except ImportError:
-        raise PictureError(f"{name}: a TIFF that needs the package tifffile: pip install tifffile") from None
+        why = refused or f"{name}: a TIFF with other channels than Pillow reads"
+        raise PictureError(f"{why}; the package tifffile may read it: pip install tifffile") from None
     try:
         with tifffile.TiffFile(stream) as file:
             series = file.series[0]

@@ -219,7 +219,7 @@ def _table(facts: Survey, meaning: dict[Id, str]) -> list[str]:
 
 def _shares(facts: Survey, meaning: dict[Id, str]) -> str:
     total = sum(facts.pixels.values())
-    return ", ".join(f"{_id(id)} {name} {facts.pixels[id] / total:.2%}" for id, name in meaning.items())
+    return _some([f"{_id(id)} {name} {facts.pixels[id] / total:.2%}" for id, name in meaning.items()])
 
 
 def _id(id: Id) -> str:

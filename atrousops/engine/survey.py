@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -165,14 +165,16 @@ def classes_of(found: Survey, names: Sequence[str] = ()) -> tuple[list[str], dic
     ids = sorted(found.pixels, key=lambda id: id if isinstance(id, tuple) else (id,))
     numbers = [id for id in ids if isinstance(id, int)]
     if names and numbers and all(0 <= id < len(names) or id == 255 for id in numbers):
-        meaning: Mapping[Id, str] = {id: "void" if id >= len(names) else names[id] for id in numbers}
-        return list(names), dict(meaning), "names by the file of class names"
+        # Also those that no mask shows.
+        meaning: dict[Id, str] = {id: "void" if name.lower() == "void" else name for id, name in enumerate(names)}
+        meaning |= {id: "void" for id in numbers if id >= len(names)}
+        return [name for name in names if name.lower() != "void"], meaning, "names by the file of class names"
     if len(ids) == 2 and ids[0] in (0, (0, 0, 0)):
         return ["background", "foreground"], {ids[0]: "background", ids[1]: "foreground"}, "guessed names"
     void = 255 if 255 in numbers and len(numbers) > 2 else None
     meaning = {id: "void" if id == void else _name(id) for id in ids}
     words = "guessed names; 255 is taken for void" if void else "guessed names"
-    return [name for name in meaning.values() if name != "void"], dict(meaning), words
+    return [name for name in meaning.values() if name != "void"], meaning, words
 
 
 def _name(id: Id) -> str:

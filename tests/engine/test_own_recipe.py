@@ -77,6 +77,10 @@ def test_lists_and_names_of_classes(tmp_path):
     assert entries["data"]["classes"] == "classes.txt"
     assert entries["model"]["arguments"]["num_classes"] == 3
     assert "names by the file of class names" in told
+    # A line that says void, in front: ids move, and what no mask shows keeps its place.
+    (tmp_path / "classes.txt").write_text("Void\ndisc\nhole\n")
+    data = written(tmp_path)[0]["data"]
+    assert (data["classes"], data["ids"]) == (["disc", "hole"], {0: "void", 1: "disc", 2: "hole"})
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_weights_that_will_not_do(tmp_path):
     save_file(network.state_dict(), tmp_path / "cut.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-100])
     cases["cut.safetensors"] = r".*cut\.safetensors must be a whole safetensors file"
-    (tmp_path / "code.pth").write_bytes(pickle.dumps(Runs()))
+    (tmp_path / "code.pth").write_bytes(pickle.dumps(Runs(), protocol=2))
     cases["code.pth"] = r"init\.weights: .*code\.pth must be a state dict, whole"
     for name, message in cases.items():
         with pytest.raises(ArgumentError, match=message):
