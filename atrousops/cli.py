@@ -1,4 +1,4 @@
-"""The command line: `atrousops segment | train | evaluate | study | bench | selfcheck | info`."""
+"""The command line: `atrousops segment | recipe | train | evaluate | export | study | bench | selfcheck | info`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import atrousops as ao
 from atrousops.common.checks import ArgumentTypeError
 from atrousops.common.files import OutputError
 from atrousops.dispatch import backends
+from atrousops.engine import recipe
 from atrousops.proof import command as selfcheck
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
         "--backend", choices=backends.NAMES, help="run every operator on this backend (default: the best)"
     )
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    for add in (_add_segment, _add_train, _add_evaluate, _add_study, _add_bench, selfcheck.add, _add_info):
+    adds = (_add_segment, recipe.add, _add_train, _add_evaluate, _add_study, _add_bench, selfcheck.add, _add_info)
+    for add in adds:
         add(commands, common)
     return parser
 
@@ -128,9 +130,7 @@ def _add_segment(commands: Commands, common: argparse.ArgumentParser) -> None:
         metavar="PHOTO",
         help="an image file of any kind Pillow opens, or a folder: the images directly in it, not in its subfolders",
     )
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)"
-    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("out"), metavar="DIR", help="folder (default: out)")
     _add_inference(parser)
     parser.add_argument(
         "--model",
@@ -227,6 +227,10 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="the recipe, YAML, such as configs/voc_person.yaml")
+    _add_overrides(parser)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="folder of the data, instead of the recipe's")
     parser.add_argument(
         "--set",
@@ -234,7 +238,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="overrides",
         metavar="KEY=VALUE",
-        help="replace an entry of the recipe, such as schedule.steps=100; may be repeated",
+        help="replace an entry of the recipe, or of each, such as schedule.steps=100; may be repeated",
     )
 
 
@@ -247,10 +251,7 @@ def _add_train(commands: Commands, common: argparse.ArgumentParser) -> None:
     )
     _add_recipe(parser)
     parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="folder for log, checkpoint and weights (default: runs/RECIPE)",
+        "--output", type=Path, metavar="DIR", help="folder for log, checkpoint and weights (default: runs/RECIPE)"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     parser.set_defaults(run=_train)
@@ -329,15 +330,7 @@ def _add_study(commands: Commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table", default="docs/results.md", metavar="FILE", help="the table (default: docs/results.md)"
     )
-    parser.add_argument("--data", metavar="DIR", help="folder of the data, instead of the recipes'")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="overrides",
-        metavar="KEY=VALUE",
-        help="replace an entry of every recipe, such as schedule.steps=100; may be repeated",
-    )
+    _add_overrides(parser)
     parser.add_argument("--pages", metavar="DIR", help="also write a page for each network, such as to docs/networks")
     parser.add_argument("--speed", nargs="+", default=[], metavar="FILE", help="of `bench --suite networks`, for pages")
     parser.add_argument("--photo", metavar="FILE", help="a photograph to segment for the pages, instead of the data's")

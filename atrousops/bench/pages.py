@@ -85,7 +85,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _doc(name: str) -> str:
-    return inspect.getdoc(models.registry.NETWORKS[name]) or ""
+    return inspect.getdoc(models.registry.factory(name)) or ""
 
 
 def _parameters(name: str) -> str:
@@ -102,7 +102,7 @@ def _line(name: str, parameters: str, recipes: list[Scored]) -> str:
 def _about(name: str, parameters: str) -> Iterator[str]:
     head, colon, rest = _doc(name).partition("\nArgs:\n")
     yield f"# {name}\n\n{head.strip()}\n"
-    taken = inspect.signature(models.registry.NETWORKS[name]).parameters.values()
+    taken = inspect.signature(models.registry.factory(name)).parameters.values()
     arguments = ", ".join(f"{p.name}={p.default!r}" for p in taken)
     yield f"`atrousops.models.{name}({arguments})` has {parameters} parameters.\n"
     loads = [f"| `{key}` | {entry.source} |" for key, entry in models.PUBLISHED.items() if entry.network == name]

@@ -1,8 +1,10 @@
 """Data sets, read from a folder or straight from their zip archives, and their transforms."""
 
+from atrousops.data.bands import Pixels
 from atrousops.data.base import VOID, SegmentationSet
 from atrousops.data.cityscapes import Cityscapes
 from atrousops.data.coco import COCOPanoptic, COCOStuff
+from atrousops.data.folder import Folder, Layout
 from atrousops.data.nuclei import Nuclei
 from atrousops.data.sets import VOC, CamVid, VOCPerson
 
@@ -24,7 +26,10 @@ __all__ = [
     "COCOStuff",
     "CamVid",
     "Cityscapes",
+    "Folder",
+    "Layout",
     "Nuclei",
+    "Pixels",
     "SegmentationSet",
     "VOCPerson",
 ]

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from atrousops.common.checks import bad_value
+from atrousops.data.bands import Pixels
 from atrousops.data.files import Files, find
 
 VOID = 255
@@ -20,7 +21,9 @@ Sample = tuple[Tensor, Tensor]
 
 
 class SegmentationSet(Dataset[Sample]):
-    """Pairs of an image (3, H, W) uint8 and its labels (H, W) int64, void being 255.
+    """Pairs of an image (C, H, W) and its labels (H, W) int64, void being 255; by default RGB in uint8.
+
+    What else an image is, `pixels` says: set it to read other channels or depths, see `bands.read_picture`.
 
     A set with `instances` has labels (2, H, W): the class, and the number of the object, from 1, or 0 for what is no
     object. The number means nothing where the class is void.
@@ -39,6 +42,7 @@ class SegmentationSet(Dataset[Sample]):
     classes: tuple[str, ...]
     splits: tuple[str, ...]
     instances = False
+    pixels = Pixels()
 
     def __init__(
         self,
@@ -48,7 +52,7 @@ class SegmentationSet(Dataset[Sample]):
     ) -> None:
         if split not in self.splits:
             bad_value(type(self).__name__, "split", f"be one of {', '.join(self.splits)}", repr(split))
-        self.files = Files(find(self.file, root))
+        self.files = self._open(root)
         self.split = split
         self.transform = transform
         self.names = self._list()
@@ -76,7 +80,19 @@ class SegmentationSet(Dataset[Sample]):
             ArgumentError: the two are of different sizes, or there is an id that the set does not know.
         """
         image, mask = self._paths(name)
-        return self._pair(image, self.files.image(image), mask, self._relabel(mask, self.files.mask(mask)))
+        return self._pair(image, self._image(image), mask, self._labels(mask))
+
+    def _open(self, root: str | os.PathLike[str] | None) -> Files:
+        """The files of the set."""
+        return Files(find(self.file, root))
+
+    def _image(self, image: str) -> np.ndarray:
+        """The picture of a file, (H, W, C), as `pixels` says."""
+        return self.files.image(image, self.pixels)
+
+    def _labels(self, mask: str) -> Tensor:
+        """The classes of a mask's file."""
+        return self._relabel(mask, self.files.mask(mask))
 
     def _pair(self, image: str, picture: np.ndarray, mask: str, labels: Tensor) -> Sample:
         """Image and labels as tensors; their files are named where the sizes differ."""
@@ -99,25 +115,31 @@ class SegmentationSet(Dataset[Sample]):
         raise NotImplementedError
 
     def _ids(self) -> Mapping[int, int]:
-        """The ids that the files may hold, with the class that each is, or VOID; 255 is void in all."""
+        """The ids that the files may hold, with the class that each is, or VOID; 255 is void too."""
         return {number: number for number in range(len(self.classes))}
 
     def _relabel(self, mask: str, ids: np.ndarray) -> Tensor:
         """Ids of the file `mask` as classes."""
-        table = np.full(257, -1, dtype=np.int64)
-        known = {VOID: VOID, **self._ids()}
+        known = self._known()
+        beyond = max(known) + 1
+        table = np.full(beyond + 1, -1, dtype=np.int64)
         table[list(known)] = list(known.values())
         # What is out of the table's range meets its last entry.
-        classes = table[np.where((ids < 0) | (ids > 255), 256, ids)]
+        classes = table[np.where((ids < 0) | (ids > beyond), beyond, ids)]
         if (classes < 0).any():
             rows, columns = np.nonzero(classes < 0)
             got = ids[rows[0], columns[0]]
             where = f"{got} at row {rows[0]}, column {columns[0]}, and {len(rows)} such pixels in all"
             names = ", ".join(_ranges(known))
-            bad_value(
-                type(self).__name__, self.files.place(mask), f"hold ids of {names}", where, "Convert its ids first."
-            )
+            bad_value(type(self).__name__, self.files.place(mask), f"hold ids of {names}", where, self._remedy(got))
         return torch.from_numpy(classes)
+
+    def _known(self) -> Mapping[int, int]:
+        return {VOID: VOID, **self._ids()}
+
+    def _remedy(self, id: int) -> str:
+        """What to do about an id that is not known."""
+        return "Convert its ids first."
 
 
 def _ranges(numbers: Iterable[int]) -> list[str]:

@@ -127,4 +127,4 @@ class COCOPanoptic(SegmentationSet):
                 is_thing = category < self.things
                 number += is_thing
                 labels[0][where], labels[1][where] = category, number if is_thing else 0
-        return self._pair(image, self.files.image(image), mask, labels)
+        return self._pair(image, self._image(image), mask, labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from atrousops.common.checks import ArgumentError
 Image.preinit()
 
 # What Pillow documents (OSError, ValueError, EOFError), and what its own `Image.open` and `ImageFile` take for damage.
-_DAMAGE = (OSError, ValueError, EOFError, SyntaxError, IndexError, KeyError, TypeError, OverflowError, struct.error)
+_OF_PYTHON = (OSError, ValueError, EOFError, SyntaxError, IndexError, KeyError, TypeError, OverflowError)
+DAMAGE = (*_OF_PYTHON, struct.error, zlib.error)
 _ORIENTATION, _BITS, _PHOTOMETRIC, _LARGEST = 274, 258, 262, 281
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -76,7 +78,7 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         PictureError: no such file; no image; damaged, truncated, or beyond Pillow's limit of pixels; or refused above.
     """
-    with _stream(Path(path)) as stream:
+    with opened(Path(path)) as stream:
         return image_from(stream, str(path))
 
 
@@ -93,7 +95,7 @@ def read_mask(path: str | Path) -> np.ndarray:
         PictureError: as `read_image`; the samples are colours, floats or have an alpha channel; the file is of a kind
             that may change ids (JPEG, WebP), or a TIFF in which zero is white.
     """
-    with _stream(Path(path)) as stream:
+    with opened(Path(path)) as stream:
         return mask_from(stream, str(path))
 
 
@@ -117,10 +119,51 @@ def image_from(stream: BinaryIO, name: str) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def mask_from(stream: BinaryIO, name: str) -> np.ndarray:
-    """As `read_mask`, from a binary stream; `name` stands in messages."""
+def samples_from(stream: BinaryIO, name: str) -> np.ndarray:
+    """The stored numbers of a picture, (H, W, C) of the file's dtype, upright: neither scaled nor made RGB.
+
+    Greys, RGB, RGBA and CMYK are as stored, palettes become their colours, and YCbCr and HSV RGB.
+
+    Raises:
+        PictureError: as `read_image`; or colours of 16 bits, or a TIFF in which zero is white.
+    """
     decoded = _decode(stream, name)
-    _check_exact(decoded, (*_SIXTEEN, "1", "L", "P", "I"), "one class id a pixel (mode 1, L, P, I or I;16)")
+    image = decoded.image
+    if image.mode in ("P", "PA", "YCbCr", "HSV", "RGBX"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if image.mode not in (*_SIXTEEN, "1", "L", "LA", "I", "F", "RGB", "RGBA", "CMYK"):
+        raise decoded.refuse(f"samples of mode {image.mode} cannot be read as stored")
+    if decoded.bits == 16 and image.mode in ("LA", "RGB", "RGBA", "CMYK"):
+        raise decoded.refuse("16-bit colours, of which Pillow keeps the upper 8 bits; save it as TIFF")
+    if decoded.inverted and image.mode != "L":
+        raise decoded.refuse("a TIFF in which zero is white; save it with zero as black")
+    samples = np.array(image)
+    samples = samples.astype(np.uint8) if samples.dtype == bool else samples
+    return samples[..., None] if samples.ndim == 2 else samples
+
+
+def colours_from(stream: BinaryIO, name: str) -> np.ndarray:
+    """The colours of a mask that is drawn in them, uint8 (H, W, 3), of RGB, palette or grey.
+
+    Raises:
+        PictureError: as `read_mask`; the file has 16 bits a colour, or pixels that are not opaque.
+    """
+    decoded = _decode(stream, name)
+    _check_exact(decoded, ("RGB", "RGBA", "P", "L", "1"), "colours (mode RGB, RGBA, P, L or 1)", "write it as RGB")
+    if decoded.bits == 16:
+        raise decoded.refuse("16 bits a colour, of which a table of colours has 8")
+    image = decoded.image.convert("RGBA")
+    colours = np.asarray(image)
+    if (colours[..., 3] != 255).any():
+        raise decoded.refuse("a mask must be opaque to be read by its colours; write it as RGB")
+    return colours[..., :3]
+
+
+def mask_from(stream: BinaryIO, name: str, remedy: str = "convert it to ids first") -> np.ndarray:
+    """As `read_mask`, from a binary stream; `name` stands in messages, and `remedy` in those of colours."""
+    decoded = _decode(stream, name)
+    modes = (*_SIXTEEN, "1", "L", "P", "I")
+    _check_exact(decoded, modes, "one class id a pixel (mode 1, L, P, I or I;16)", remedy)
     if decoded.inverted:
         raise decoded.refuse("a TIFF in which zero is white, so that its ids may be meant inverted; save it as PNG")
     ids = np.asarray(decoded.image).astype(np.int64)
@@ -133,14 +176,15 @@ def mask_from(stream: BinaryIO, name: str) -> np.ndarray:
 def colour_ids_from(stream: BinaryIO, name: str) -> np.ndarray:
     """Ids R + 256 G + 65536 B of an RGB file that is made of them, as COCO panoptic's are: int64 (H, W)."""
     decoded = _decode(stream, name)
-    _check_exact(decoded, ("RGB",), "ids R + 256 G + 65536 B (mode RGB)")
+    _check_exact(decoded, ("RGB",), "ids R + 256 G + 65536 B (mode RGB)", "write it as RGB")
     if decoded.bits == 16:
         raise decoded.refuse("16 bits a colour, of which ids R + 256 G + 65536 B have 8")
     return np.asarray(decoded.image).astype(np.int64) @ np.array([1, 256, 65536])
 
 
 @contextlib.contextmanager
-def _stream(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, open for reading. Raises PictureError: there is none, or it cannot be read."""
     if path.is_dir():
         raise PictureError(f"{path}: a folder, where an image file is needed")
     if not path.exists():
@@ -176,7 +220,7 @@ def _decode(stream: BinaryIO, name: str) -> _Decoded:
         raise PictureError(f"{name}: more than the {limit} pixels that Pillow reads; {remedy}") from error
     except MemoryError as error:
         raise PictureError(f"{name}: too large for the memory of this machine") from error
-    except (*_DAMAGE, NotImplementedError) as error:
+    except (*DAMAGE, NotImplementedError) as error:
         raise PictureError(f"{name}: cannot be read: {reason(error)}") from error
     bits = header[24] if kind == "PNG" and len(header) > 24 else facts[_BITS]
     return _Decoded(upright, name, kind, bits, facts[_LARGEST], facts[_PHOTOMETRIC] == 0)
@@ -190,7 +234,7 @@ def _number(value: object) -> int | None:
 
 def _upright(image: Image.Image) -> Image.Image:
     # An EXIF block that cannot be parsed says nothing about the orientation, and the pixels are there.
-    with contextlib.suppress(*_DAMAGE):
+    with contextlib.suppress(*DAMAGE):
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
         return image if turn is None else image.transpose(turn)
     return image
@@ -232,10 +276,9 @@ def _check_upper_bytes(decoded: _Decoded) -> None:
         raise decoded.refuse(f"{why}, nearly black; save it with 8 bits a colour")
 
 
-def _check_exact(decoded: _Decoded, modes: tuple[str, ...], what: str) -> None:
+def _check_exact(decoded: _Decoded, modes: tuple[str, ...], what: str, remedy: str) -> None:
     """Raises unless the samples are numbers as they were written."""
     if decoded.image.mode not in modes:
-        remedy = "convert it to ids first" if modes != ("RGB",) else "write it as RGB"
         raise decoded.refuse(f"a mask must hold {what}; its mode is {decoded.image.mode}; {remedy}")
     lossy = "jpeg" in str(decoded.image.info.get("compression", ""))
     if decoded.format not in ("PNG", "TIFF", "BMP", "GIF") or lossy:

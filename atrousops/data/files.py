@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from atrousops.common.checks import bad_value
-from atrousops.data import decode
+from atrousops.data import bands, decode
+from atrousops.data.bands import Pixels
 
 
 def find(name: str, root: str | os.PathLike[str] | None = None) -> Path:
@@ -30,6 +32,18 @@ def find(name: str, root: str | os.PathLike[str] | None = None) -> Path:
             return place / name
     where = ", ".join(str(place) for place in places)
     bad_value("data", "root", f"be a folder that holds {name}", where, "Set data.root or $ATROUSOPS_DATA.")
+
+
+def _walk(folder: Path, inside: str, above: frozenset[Path]) -> Iterator[str]:
+    """Names of files, with `inside` before them; links are followed, but not back to a folder above."""
+    here = folder.resolve()
+    if here in above or not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _walk(path, f"{inside}{path.name}/", above | {here})
+        else:
+            yield f"{inside}{path.name}"
 
 
 class Files:
@@ -78,13 +92,33 @@ class Files:
         """The file for messages: the path of the folder or archive, and the name in it."""
         return f"{self.path}/{name}"
 
-    def image(self, name: str) -> np.ndarray:
-        """One picture, uint8 (H, W, 3); see `decode.read_image`. Raises PictureError, FileNotFoundError."""
-        return decode.image_from(io.BytesIO(self.read(name)), self.place(name))
+    def walk(self, folder: str = "") -> list[str]:
+        """The files in `folder` and all folders below it, by their paths from there, in order; not hidden ones."""
+        if self.path.is_dir():
+            found = _walk(self.path / folder, "", frozenset())
+        else:
+            start = f"{folder}/" if folder else ""
+            found = (n[len(start) :] for n in self._zip().namelist() if n.startswith(start) and not n.endswith("/"))
+        return sorted(name for name in found if not any(part.startswith((".", "__MACOSX")) for part in name.split("/")))
 
-    def mask(self, name: str) -> np.ndarray:
+    def image(self, name: str, pixels: Pixels | None = None) -> np.ndarray:
+        """One picture (H, W, C), uint8 RGB unless pixels say otherwise; see `bands.read_picture`.
+
+        Raises:
+            PictureError, FileNotFoundError: it cannot be read, or is not there.
+        """
+        return bands.picture_from(io.BytesIO(self.read(name)), self.place(name), pixels or Pixels())
+
+    def mask(self, name: str, remedy: str = "convert it to ids first") -> np.ndarray:
         """The ids of one mask, int64 (H, W); see `decode.read_mask`. Raises PictureError, FileNotFoundError."""
-        return decode.mask_from(io.BytesIO(self.read(name)), self.place(name))
+        stream = io.BytesIO(self.read(name))
+        if name.lower().endswith(".npy"):
+            return bands.integers_from(stream, self.place(name))
+        return decode.mask_from(stream, self.place(name), remedy)
+
+    def colours(self, name: str) -> np.ndarray:
+        """The colours of one mask, uint8 (H, W, 3); see `decode.colours_from`, whose errors it raises."""
+        return decode.colours_from(io.BytesIO(self.read(name)), self.place(name))
 
     def colour_ids(self, name: str) -> np.ndarray:
         """Ids R + 256 G + 65536 B of one file, int64 (H, W). Raises PictureError, FileNotFoundError."""

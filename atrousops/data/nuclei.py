@@ -35,7 +35,7 @@ class Nuclei(SegmentationSet):
 
     def read(self, name: str) -> Sample:
         image = f"image/{name}.png" if self.flat else f"{name}/images/{name}.png"
-        picture = self.files.image(image)
+        picture = self._image(image)
         if self.flat:
             mask = f"label/{name}.png"
             numbers = self.files.mask(mask)

@@ -61,7 +61,7 @@ class Exposure(v2.Transform):
     """Brightness and contrast of images of any number of channels, all of them alike.
 
     y = c (b x - m) + m, with b and c drawn from 1 - strength to 1 + strength, and m the mean of b x; cut to the range
-    of the image's dtype.
+    of the image's dtype if that is of integers.
     """
 
     def __init__(self, strength: float) -> None:
@@ -79,26 +79,33 @@ class Exposure(v2.Transform):
         x = inpt.as_subclass(Tensor).float() * params["brightness"]
         mean = x.mean(dim=(-3, -2, -1), keepdim=True)
         y = (x - mean) * params["contrast"] + mean
-        most = torch.iinfo(inpt.dtype).max if not inpt.is_floating_point() else 1.0
-        y = y.clamp(0, most)
-        return tv_tensors.wrap(y.to(inpt.dtype) if inpt.is_floating_point() else y.round().to(inpt.dtype), like=inpt)
+        if not inpt.is_floating_point():
+            y = y.clamp(0, torch.iinfo(inpt.dtype).max).round()
+        return tv_tensors.wrap(y.to(inpt.dtype), like=inpt)
 
 
-def training(augmentation: Augmentation, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> v2.Compose:
+def training(
+    augmentation: Augmentation,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+    scale: float | None = None,
+) -> v2.Compose:
     """Random scale, crop, flip and colour, then normalisation; void fills what lies outside the image.
 
-    mean and std have a number for each channel of the result; see `Channels`.
+    mean and std have a number for each channel of the result; see `Channels`. With a scale images are floats, which may
+    be beyond 0..1 and are no colours: they have `Exposure`.
     """
     a = augmentation
-    grey = [round(255 * m) for m in (MEAN if len(mean) == 3 else mean)]
+    grey = [*mean] if scale is not None else [round(255 * m) for m in (MEAN if len(mean) == 3 else mean)]
     colour = (a.colour, a.colour, a.colour, a.colour / 10)
+    rgb = scale is None and len(mean) in (1, 3)
     return v2.Compose(
         [
             Channels(len(mean)),
             v2.ScaleJitter((a.size, a.size), tuple(a.scale), antialias=True),
             v2.RandomCrop(a.crop, pad_if_needed=True, fill={tv_tensors.Image: grey, tv_tensors.Mask: VOID}),
             v2.RandomHorizontalFlip(0.5 if a.flip else 0.0),
-            v2.ColorJitter(*colour) if len(mean) in (1, 3) else Exposure(a.colour),
+            v2.ColorJitter(*colour) if rgb else Exposure(a.colour),
             *_normalise(mean, std),
         ]
     )

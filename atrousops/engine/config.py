@@ -15,8 +15,13 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from atrousops.common.checks import ArgumentError, bad_value
+from atrousops.data.bands import Pixels
+from atrousops.data.folder import Layout
 from atrousops.data.transforms import MEAN, STD, Augmentation
 from atrousops.engine.losses import Loss
+
+# The name of the reader of one's own images and masks.
+FOLDER = "folder"
 
 
 @dataclass(frozen=True)
@@ -29,27 +34,33 @@ class Model:
 
 @dataclass(frozen=True)
 class Init:
-    """Where the network starts.
+    """Where the network starts; what it took from a file is printed.
 
-    trunk: file of VGG-16's convolutions, or None. how: "load" them as they are, or "factorise" them, for which `images`
-    of `side` pixels of the training set are used. weights: file that `atrousops train` wrote, of the same network or
-    of the one that stands before its CRF; what has another name or shape there starts afresh.
+    trunk: file of a classifier, of torchvision or timm, for the network's encoder; or of VGG-16's convolutions. how:
+        "load" it as it is; "factorise" VGG-16's, for which `images` of `side` pixels of the training set are used; None
+        for what the network needs.
+    weights: file of a segmentation network, by `atrousops train` or by others, also of other classes or channels, or of
+        the network that stands before its CRF. What has another name or shape there starts afresh.
+    Files are looked for from the working directory, and a trunk also where the data is.
     """
 
     trunk: str | None = None
     weights: str | None = None
-    how: str = "factorise"
+    how: str | None = None
     images: int = 64
     side: int = 224
 
 
 @dataclass(frozen=True)
-class Data:
-    """name: a key of atrousops.data.SETS. root: folder of the data (None: see atrousops.data.files.find).
+class Data(Layout):
+    """name: a key of atrousops.data.SETS, a reader of another package, or "folder" with the entries of `Layout`.
 
+    root: folder of the data (None: see atrousops.data.files.find; "folder" needs it).
     train, val: splits. test: that of `atrousops study`, val if None.
-    mean, std: the network sees (image / 255 - mean) / std. As many numbers as it has channels: where it has one, it
-        sees RGB as grey.
+    mean, std: the network sees (image - mean) / std, the image being in 0..1. As many numbers as it has channels: where
+        it has one, it sees RGB as grey.
+    scale: the number in the files that counts as 1, such as 4095 of a 12-bit camera; None for 8-bit pictures.
+    arguments: keyword arguments of a reader of another package.
     """
 
     name: str
@@ -59,11 +70,20 @@ class Data:
     test: str | None = None
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
+    scale: float | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean:
             rule = "have a number for each channel, both as many"
             bad_value("config", "data.mean and data.std", rule, f"{self.mean} and {self.std}")
+        if min(self.std) <= 0:
+            bad_value("config", "data.std", "be positive", self.std)
+        Pixels(len(self.mean), self.scale)
+        if self.name == FOLDER:
+            self.check()
+        elif own := [f.name for f in dataclasses.fields(Layout) if getattr(self, f.name) != f.default]:
+            bad_value("config", f"data.{own[0]}", f"be of data.name: {FOLDER} alone", f"it for {self.name}")
 
 
 @dataclass(frozen=True)
@@ -188,7 +208,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     values = _read(Path(path), ())
     for override in overrides:
         _apply(values, override)
-    return _check(values)
+    return parse(values)
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> Any:
@@ -235,7 +255,8 @@ def schema() -> dict[str, Any]:
     return entries
 
 
-def _check(values: Any) -> Config:
+def parse(values: Any) -> Config:
+    """A recipe from the entries of its YAML. Raises ArgumentError as `load`."""
     try:
         # As JSON, in which lists are what tuples are read from.
         return _RECIPE.validate_json(json.dumps(values, default=str))
@@ -245,7 +266,7 @@ def _check(values: Any) -> Config:
     first = next((e for e in found if e["type"] == "unexpected_keyword_argument"), found[0])
     if isinstance(problem := first.get("ctx", {}).get("error"), ArgumentError):
         raise problem
-    if first["type"] in _OF_A_KEY:
+    if first["type"] in _OF_A_KEY and _place(values, first["loc"][:-1]) == first["loc"][:-1]:
         _refuse_key(first["type"], values, first["loc"])
     path = _place(values, first["loc"])
     rules = [e["msg"].removeprefix("Input should ") for e in found if _place(values, e["loc"]) == path]

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from atrousops import models
 from atrousops.common.checks import bad_value
-from atrousops.data import VOID, SegmentationSet, transforms
+from atrousops.data import VOID, Pixels, SegmentationSet, transforms
 from atrousops.engine import config as configs
 from atrousops.engine import outputs
 from atrousops.engine.distributed import Processes, pick_device
@@ -156,7 +156,7 @@ def opened(
     """What a recipe and weights say, ready to be used; the arguments are those of `main`."""
     recipe = configs.load(config_path, overrides)
     root = data_root if data_root is not None else recipe.data.root
-    data = outputs.reader(recipe)(root, split or recipe.data.val)
+    data = outputs.open_set(recipe, root, split or recipe.data.val)
     if published is None:
         outputs.check_recipe(recipe, data.classes, defaults=False)
         model = models.load(weights, **recipe.model.arguments)
@@ -165,6 +165,7 @@ def opened(
     info = cast(models.Info, model.info)
     norm = info.mean, info.std
     data.transform = transforms.evaluation(*norm)
+    data.pixels = Pixels(len(info.mean), info.scale)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     arguments = {**info.arguments, **(recipe.model.arguments if published is None else {})}

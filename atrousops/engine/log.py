@@ -83,7 +83,10 @@ def write_pictures(
     for index in range(0, len(data), max(1, len(data) // count))[:count]:
         image, labels = data[index]
         found = predict(model, image.to(device)).cpu()
-        picture = to_rgb(denormalise(image, mean, std).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+        colours = denormalise(image, mean, std).permute(1, 2, 0)
+        # What has a scale may be beyond 0..255.
+        colours = colours.round().clamp(0, 255).byte() if data.pixels.scale is None else colours
+        picture = to_rgb(colours.numpy())
         columns = [picture]
         for classes in (classes_of(labels), found):
             columns.append(np.asarray(pictures.overlay_image(picture, classes.numpy(), colors)))

@@ -3,28 +3,65 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from atrousops.common import plugins
 from atrousops.common.checks import bad_value
-from atrousops.data import SETS, SegmentationSet
-from atrousops.engine.config import Config
-from atrousops.models.registry import NETWORKS
+from atrousops.data import SETS, Folder, Pixels, SegmentationSet
+from atrousops.engine.config import FOLDER, Config
+from atrousops.models import registry
+
+# Entry points of other packages: name = "package.module:Reader", called with (root, split, transform).
+GROUP = "atrousops.readers"
 
 
-def reader(recipe: Config) -> type[SegmentationSet]:
-    """The reader of a recipe's data. Raises ArgumentError: there is none of that name."""
-    if recipe.data.name not in SETS:
-        bad_value("config", "data.name", f"be one of {', '.join(SETS)}", repr(recipe.data.name))
-    return SETS[recipe.data.name]
+def open_set(
+    recipe: Config, root: str | None, split: str, transform: Callable[[Any, Any], Any] | None = None
+) -> SegmentationSet:
+    """The images of a split of a recipe's data, read as the recipe says.
+
+    Args:
+        recipe: its `data` names the reader: one of `atrousops.data.SETS`, "folder", or one of another package.
+        root: the folder of the data.
+        split: of the reader.
+        transform: as of `SegmentationSet`.
+
+    Raises:
+        ArgumentError: there is no such reader, its package cannot be imported, or it refuses the data.
+    """
+    data = recipe.data
+    if data.name == FOLDER:
+        found: Any = Folder(root, split, transform, layout=data)
+    elif data.name in SETS:
+        found = SETS[data.name](root, split, transform)
+    else:
+        known = (*SETS, FOLDER, *plugins.names(GROUP))
+        if data.name not in known:
+            bad_value("config", "data.name", f"be one of {', '.join(known)}", repr(data.name))
+        found = plugins.load(GROUP, data.name)(root, split, transform, **data.arguments)
+        if not isinstance(found, SegmentationSet):
+            rule = "be of a reader that gives an atrousops.data.SegmentationSet"
+            bad_value("config", "data.name", rule, f"{data.name}, which gives {type(found).__name__}")
+    found.pixels = Pixels(len(data.mean), data.scale)
+    return found
 
 
 def count(network: str, arguments: Mapping[str, Any]) -> int | None:
     """How many classes a network of `models.build(network, **arguments)` tells apart; None if it does not say."""
-    if network not in NETWORKS:
+    return _number("num_classes", network, arguments)
+
+
+def channels(network: str, arguments: Mapping[str, Any]) -> int | None:
+    """How many channels it reads; None if it does not say."""
+    return _number("in_channels", network, arguments)
+
+
+def _number(key: str, network: str, arguments: Mapping[str, Any]) -> int | None:
+    if network not in registry.list("networks"):
         return None
-    parameter = inspect.signature(NETWORKS[network]).parameters.get("num_classes")
-    found = arguments.get("num_classes", None if parameter is None else parameter.default)
+    parameter = inspect.signature(registry.factory(network)).parameters.get(key)
+    found = arguments.get(key, None if parameter is None else parameter.default)
     return found if isinstance(found, int) else None
 
 
@@ -43,6 +80,11 @@ def check_recipe(recipe: Config, classes: Sequence[str], defaults: bool = True) 
         rule = f"have num_classes = {len(classes)}, as {recipe.data.name} has the classes {', '.join(classes)}"
         remedy = f"Set model.arguments.num_classes={len(classes)}, or another data.name."
         bad_value("config", f"model {recipe.model.name}", rule, outputs, remedy)
+    read, wanted = channels(recipe.model.name, recipe.model.arguments), len(recipe.data.mean)
+    if read is not None and read != wanted:
+        rule = f"have in_channels = {wanted}, as data.mean and data.std have numbers for {wanted} channels"
+        remedy = f"Set model.arguments.in_channels={wanted}, or as many numbers as the images have channels."
+        bad_value("config", f"model {recipe.model.name}", rule, read, remedy)
 
 
 def check_weights(op: str, network: str, arguments: Mapping[str, Any], classes: Sequence[str], whose: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from atrousops import models
 from atrousops.common.checks import bad_type, bad_value
+from atrousops.data.bands import Pixels
 from atrousops.engine import outputs, tiles
 from atrousops.engine.instances import find
 from atrousops.engine.multiscale import MultiScale, resize
@@ -38,6 +39,7 @@ class Predictor:
             up again. None: every picture as it is. A network finds objects of the size it was trained on.
         crf: a callable (scores (1, L, H, W), image (1, C, H, W) in 0..255) -> Q (1, L, H, W), such as `ao.DenseCRF()`.
         scales, flip: of MultiScale, whose mean the scores are then: better, for as much more time.
+        scale: the number in a picture of integers that counts as 1; by default the largest of its dtype.
 
     Raises:
         ArgumentError: no classes or more than 256, a std or scale that is not positive, mean and std of different
@@ -56,6 +58,7 @@ class Predictor:
         crf: Callable[[Tensor, Tensor], Tensor] | None = None,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
+        scale: float | None = None,
     ) -> None:
         if not 1 <= len(classes) <= 256:
             bad_value("Predictor", "classes", "hold 1 to 256 names", f"{len(classes)}")
@@ -72,6 +75,7 @@ class Predictor:
             rule = "have a number for each channel, both as many"
             bad_value("Predictor", "mean and std", rule, f"{self.mean.numel()} and {self.std.numel()}")
         self.channels = self.mean.numel()
+        self.pixels = Pixels(self.channels, scale)
         if not bool((self.std > 0).all()):
             bad_value("Predictor", "std", "be positive", self.std.flatten().tolist())
         self.tile = -(-tile // tiles.GRID) * tiles.GRID
@@ -84,7 +88,7 @@ class Predictor:
         self.crf = crf
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
-        """Class ids, uint8 (H, W), of a picture, uint8 or uint16 (H, W, C), such as RGB.
+        """Class ids, uint8 (H, W), of a picture (H, W, C), such as RGB in uint8; as `scores` takes it.
 
         A network that finds objects sees the picture whole, and a pixel has the class of the surest object there.
         """
@@ -96,7 +100,11 @@ class Predictor:
 
     @torch.inference_mode()
     def scores(self, picture: np.ndarray) -> Tensor:
-        """The network's scores, float32 (L, H, W), of a picture, uint8 or uint16 (H, W, C), such as RGB.
+        """The network's scores, float32 (L, H, W), of a picture (H, W, C), such as RGB in uint8.
+
+        Args:
+            picture: uint8 or uint16, of which `scale` counts as 1; where that is given also float32, of which 1 does,
+                as `read_picture` has them.
 
         Raises:
             ArgumentTypeError, ArgumentError: not such an array; or the network does not give L finite scores a pixel.
@@ -123,7 +131,7 @@ class Predictor:
 
     def normalise(self, picture: np.ndarray) -> Tensor:
         """What the network sees: (picture / 255 - mean) / std, float32 (1, C, h, w), no side above `size`."""
-        image = _tensor(picture, self.channels) / 255
+        image = _tensor(picture, self.pixels, 1)
         height, width = image.shape[-2:]
         scale = min(1.0, self.size / max(height, width)) if self.size is not None else 1.0
         image = resize(image, (max(1, round(height * scale)), max(1, round(width * scale))))
@@ -134,7 +142,7 @@ class Predictor:
         """The CRF's distribution Q, (L, H, W), from `scores` (L, H, W) and the picture they came from."""
         if self.crf is None:
             bad_value("Predictor", "crf", "be given to refine", "None")
-        return self.crf(scores[None], _tensor(picture, self.channels))[0]
+        return self.crf(scores[None], _tensor(picture, self.pixels, 255))[0]
 
     def _network(self, image: Tensor) -> Tensor:
         output: Any = self.inference(image)
@@ -164,7 +172,8 @@ def load_predictor(
     info = cast(models.Info, model.info)
     outputs.check_weights("load_predictor", info.network, info.arguments, info.classes, str(name))
     refine = info.dense_crf() if crf else None
-    return Predictor(model, info.classes, info.mean, info.std, **{"size": info.size, "crf": refine, **options})
+    given = {"size": info.size, "crf": refine, "scale": info.scale, **options}
+    return Predictor(model, info.classes, info.mean, info.std, **given)
 
 
 def labels(scores: Tensor) -> np.ndarray:
@@ -172,12 +181,14 @@ def labels(scores: Tensor) -> np.ndarray:
     return scores.argmax(dim=0).to(torch.uint8).numpy()
 
 
-def _tensor(picture: np.ndarray, channels: int) -> Tensor:
-    """(1, C, H, W) in 0..255, whole numbers of a byte or 257ths of 16 bits."""
-    if picture.dtype not in (np.uint8, np.uint16):
-        bad_type("Predictor", "picture", "be uint8 or uint16", picture.dtype)
-    if picture.ndim != 3 or picture.shape[2] != channels or picture.size == 0:
-        bad_value("Predictor", "picture", f"have shape (H, W, {channels}), not empty", picture.shape)
-    values = picture.astype(np.float32)
-    image = torch.from_numpy(values if picture.dtype == np.uint8 else values / 257)
+def _tensor(picture: np.ndarray, pixels: Pixels, white: float) -> Tensor:
+    """(1, C, H, W), in 0..white."""
+    # Floats of unknown range would be taken for something else without a word.
+    floats = picture.dtype == np.float32 and pixels.scale is not None
+    if picture.dtype not in (np.uint8, np.uint16) and not floats:
+        bad_type("Predictor", "picture", "be uint8 or uint16, or float32 where scale is given", picture.dtype)
+    if picture.ndim != 3 or picture.shape[2] != pixels.channels or picture.size == 0:
+        bad_value("Predictor", "picture", f"have shape (H, W, {pixels.channels}), not empty", picture.shape)
+    most = 1.0 if floats else pixels.scale or float(np.iinfo(picture.dtype).max)
+    image = torch.from_numpy(picture.astype(np.float32) / (most / white))
     return image.permute(2, 0, 1)[None]

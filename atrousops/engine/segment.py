@@ -13,8 +13,9 @@ import numpy as np
 
 from atrousops.common.files import write_atomically
 from atrousops.data import decode
+from atrousops.data.bands import read_picture
 from atrousops.engine import pictures
-from atrousops.engine.channels import read_channels, to_rgb
+from atrousops.engine.channels import to_rgb
 from atrousops.engine.predict import Predictor
 
 COLUMNS = ("picture", "mask", "id", "class", "red", "green", "blue", "pixels", "share")
@@ -51,7 +52,7 @@ def segment_files(predictor: Predictor, files: Sequence[Path], folder: Path) -> 
     for path, name in zip(files, pictures.result_names(files, folder)):
         start = time.perf_counter()
         try:
-            picture = read_channels(path, predictor.channels)
+            picture = read_picture(path, predictor.pixels)
             labels = predictor(picture)
         except decode.PictureError as error:
             yield Failed(path, str(error))

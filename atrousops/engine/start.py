@@ -1,46 +1,106 @@
-"""Where training starts from: the convolutions of VGG-16, as they are or factorised, or another training's weights."""
+"""Where training starts from: a classifier's file, VGG-16's convolutions factorised, or another network's weights."""
 
 from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from atrousops import models
-from atrousops.common.checks import bad_value
-from atrousops.data import SETS, SegmentationSet, transforms
+from atrousops.common.checks import ArgumentError, bad_value
+from atrousops.data import transforms
 from atrousops.data.files import find
+from atrousops.engine import outputs
 from atrousops.engine.config import Config
-from atrousops.models.backbones import load_backbone
+from atrousops.models import registry
+from atrousops.models.channels import adapt
 from atrousops.models.crf import WithCRF
 from atrousops.models.factorise import factorise_vgg16
+from atrousops.models.published import loading
+from atrousops.models.vgg16_lowrank import VGG16LowRank
+
+RESUME = "Train into another --output, where init.weights may name this file to start from what fits of it."
+# The part of a file's or a network's numbers that has to fit.
+FITTING = 2 / 3
+_CHECKPOINT = ("step", "seconds", "model", "average", "optimiser")
 
 
-def from_trunk(model: nn.Module, recipe: Config, root: str | None) -> None:
+@dataclass(frozen=True)
+class Account:
+    """What a network took from a file, by the names of its entries.
+
+    file: the file. loaded: as they are. adapted: in another shape, with how. fresh: what starts afresh, with why.
+    unused: what the file has besides.
+    """
+
+    file: str
+    loaded: tuple[str, ...] = ()
+    adapted: dict[str, str] = field(default_factory=dict)
+    fresh: dict[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} entries loaded"]
+        for what, entries in (("adapted", self.adapted), ("start afresh", self.fresh)):
+            if entries:
+                shown = ", ".join(f"{name} ({why})" for name, why in list(entries.items())[:4])
+                parts.append(f"{len(entries)} {what}: {shown}" + (", ..." if len(entries) > 4 else ""))
+        if self.unused:
+            parts.append(
+                f"{len(self.unused)} of the file not used: {', '.join(self.unused[:4])}"
+                + (", ..." * (len(self.unused) > 4))
+            )
+        return f"start from {self.file}: {'; '.join(parts)}"
+
+
+def from_trunk(model: nn.Module, recipe: Config, root: str | None) -> Account:
     """Fills the encoder of a network by `recipe.init`.
 
     Raises:
-        ArgumentError: the network has no module called backbone, or it is not of that kind.
+        FileNotFoundError, ArgumentError: no such file.
+        WeightsError: it is damaged, or something else.
+        ArgumentError: the network has no module called backbone, or the file is of another one.
     """
     places = [module for name, module in model.named_modules() if name.split(".")[-1] == "backbone"]
     if not places:
-        bad_value("config", "init.trunk", "be null for a network without a backbone", recipe.model.name)
-    trunk: dict[str, Tensor] = torch.load(
-        find(str(recipe.init.trunk), root), map_location="cpu", weights_only=True
-    )  # fmt: skip
-    if recipe.init.how == "load":
-        # fp16 in the file.
-        load_backbone(places[0], {name: value.float() for name, value in trunk.items()})
-    elif recipe.init.how == "factorise":
+        remedy = "Name a whole network's file in init.weights."
+        bad_value("config", "init.trunk", "be null for a network without a backbone", recipe.model.name, remedy)
+    path = _trunk_file(str(recipe.init.trunk), root)
+    trunk = loading.read(path, "init.trunk")
+    how = recipe.init.how or ("factorise" if isinstance(places[0], VGG16LowRank) else "load")
+    if how == "load":
+        return fill(places[0], trunk, "init.trunk", path, recipe.model.name)
+    if how == "factorise":
         _factorise(places[0], trunk, recipe, root)
-    else:
-        bad_value("config", "init.how", "be load or factorise", repr(recipe.init.how))
+        return Account(str(path), tuple(places[0].state_dict()))
+    bad_value("config", "init.how", "be load or factorise", repr(how))
 
 
-def from_weights(model: nn.Module, path: str) -> list[str]:
-    """Fills a network from a file that `atrousops train` wrote, as far as names and shapes agree.
+def _trunk_file(name: str, root: str | None) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    try:
+        return find(name, root)
+    except ArgumentError as error:
+        rule = "be a file, from the working directory or in the folder of the data"
+        raise ArgumentError(f"config: init.trunk must {rule}; there is no {name}.") from error
 
-    Returns:
-        The entries that the file does not have, and that start afresh.
+
+def from_weights(model: nn.Module, name: str, classes: Sequence[str] = ()) -> Account:
+    """Fills a network from a file of weights, as far as names and shapes agree.
+
+    The filters that read RGB are adapted to other channels, see `models.channels.adapt`. Where the file names its
+    classes, as those of `atrousops train` do, the outputs of classes with the same names are taken over.
+
+    Args:
+        model: the network.
+        name: a file that `atrousops train` wrote, safetensors, or a file of PyTorch's; or a name of `models.list()`.
+        classes: of the network's outputs.
 
     Raises:
         FileNotFoundError: no such file.
@@ -48,16 +108,136 @@ def from_weights(model: nn.Module, path: str) -> list[str]:
         ArgumentError: most of it does not fit.
     """
     target = model.network if isinstance(model, WithCRF) else model
-    trained, own = models.load(path).state_dict(), target.state_dict()
-    fitting = {name: value for name, value in trained.items() if name in own and value.shape == own[name].shape}
-    if 2 * len(fitting) < len(trained):
-        bad_value("config", "init.weights", "be of this network, or of the one before its CRF", path)
-    target.load_state_dict(fitting, strict=False)
-    return [name for name in own if name not in fitting]
+    path = registry.locate(name)
+    info = registry.header_of(path)
+    theirs = info.classes if info is not None else ()
+    return fill(
+        target, loading.read(path, "init.weights"), "init.weights", path, type(target).__name__, (theirs, classes)
+    )
+
+
+def checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """What `Trainer.save` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: it is damaged, or something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"resume: no file {path}; without --resume training begins")
+    try:
+        state = torch.load(path, weights_only=True, map_location=device)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
+        text = f"resume: {path} must be a whole checkpoint of `atrousops train`; it is damaged, or something else"
+        remedy = "Remove it and train again, without --resume"
+        raise models.WeightsError(f"{text} ({' '.join(str(error).split())[:120]}). {remedy}.") from error
+    if not isinstance(state, dict) or not {*_CHECKPOINT} <= {*state}:
+        remedy = "To start from weights, name them in init.weights."
+        raise models.WeightsError(
+            f"resume: {path} must be a checkpoint of `atrousops train`; it is another file. {remedy}"
+        )
+    return state
+
+
+def fill(
+    target: nn.Module,
+    given: Mapping[str, Tensor],
+    key: str,
+    path: Path | str,
+    network: str,
+    classes: tuple[Sequence[str], Sequence[str]] = ((), ()),
+) -> Account:
+    """Fills a module with what fits of a state dict.
+
+    Args:
+        target: the module.
+        given: the state dict.
+        key, path, network: the entry of the recipe, the file and the network, for messages.
+        classes: those of the file, and those of the module, where they are known.
+
+    Raises:
+        ArgumentError: less than `FITTING` of it fits.
+    """
+    own = target.state_dict()
+    named = _by_name(own, given)
+    found: dict[str, Tensor] = {}
+    loaded, adapted, fresh = [], dict[str, str](), dict[str, str]()
+    for name, value in own.items():
+        theirs = named.get(name)
+        if theirs is None:
+            # The counters of normalisations, which old files lack, have nothing to say at the start.
+            if not name.endswith("num_batches_tracked"):
+                fresh[name] = "not in the file"
+        elif given[theirs].shape == value.shape:
+            found[name] = given[theirs].to(value.dtype)
+            loaded.append(name)
+        elif (changed := _adapted(given[theirs], value, *classes)) is not None:
+            found[name], adapted[name] = changed
+        else:
+            fresh[name] = f"{_size(given[theirs])} in the file, {_size(value)} here"
+    share = _count(found) / max(1, min(_count(own), _count(given)))
+    # Half of ResNet-50 fits into ResNet-18, and would make neither.
+    if share < FITTING:
+        lost = next(((name, why) for name, why in fresh.items()), ("", ""))
+        what = f"{path}, of which {share:.0%} fit: the network's {lost[0]} is {lost[1]}"
+        entry = f"{what}; the file has {', '.join(list(given)[:2])}, ..."
+        remedy = "Take the file of the same network, by torchvision, timm or `atrousops train`."
+        bad_value("config", key, f"be of {network}, in most of its numbers", entry, remedy)
+    target.load_state_dict(found, strict=False)
+    used = {named[name] for name in found}
+    return Account(str(path), tuple(loaded), adapted, fresh, tuple(name for name in given if name not in used))
+
+
+def _by_name(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, str]:
+    """The entry of a file for each of ours.
+
+    Names agree as they are, or else without what classifiers and their wrappers put in front, and with the dots of
+    timm's extractors, which are called `stages_0` where the classifier has `stages.0`.
+    """
+    if sum(name in given for name in own) * 2 >= len(own):
+        return {name: name for name in own if name in given}
+    plain = {_plain(name): name for name in given}
+    return {name: plain[_plain(name)] for name in own if _plain(name) in plain}
+
+
+def _plain(name: str) -> str:
+    while name.partition(".")[0] in ("module", "model", "network", "encoder", "backbone", "features"):
+        name = name.partition(".")[2]
+    return name.replace(".", "_")
+
+
+def _adapted(
+    theirs: Tensor, ours: Tensor, their_classes: Sequence[str] = (), classes: Sequence[str] = ()
+) -> tuple[Tensor, str] | None:
+    """An entry in the shape of ours, and how: filters that read RGB, outputs of classes of the same names."""
+    if theirs.dim() != ours.dim():
+        return None
+    differing = [axis for axis in range(ours.dim()) if theirs.shape[axis] != ours.shape[axis]]
+    if ours.dim() == 4 and differing == [1] and theirs.shape[1] == 3:
+        return adapt(theirs, ours.shape[1]).to(ours.dtype), f"3 channels -> {ours.shape[1]}"
+    same = [name for name in classes if name in their_classes]
+    if len(differing) != 1 or not same:
+        return None
+    axis = differing[0]
+    if (theirs.shape[axis], ours.shape[axis]) != (len(their_classes), len(classes)):
+        return None
+    value = ours.clone()
+    to = torch.tensor([list(classes).index(name) for name in same])
+    source = torch.tensor([list(their_classes).index(name) for name in same])
+    value.index_copy_(axis, to, theirs.index_select(axis, source).to(ours.dtype))
+    return value, f"{len(same)} of {len(classes)} classes by name, the others afresh"
+
+
+def _count(values: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() for value in values.values())
+
+
+def _size(value: Tensor) -> str:
+    return "x".join(map(str, value.shape)) or "one number"
 
 
 def _factorise(backbone: nn.Module, trunk: dict[str, Tensor], recipe: Config, root: str | None) -> None:
-    images: SegmentationSet = SETS[recipe.data.name](root, recipe.data.train, transforms.calibration(recipe.init.side))
+    images = outputs.open_set(recipe, root, recipe.data.train, transforms.calibration(recipe.init.side))
     picked = [images[i][0] for i in range(min(recipe.init.images, len(images)))]
     batches = [torch.stack(picked[i : i + 8]) for i in range(0, len(picked), 8)]
     found, errors = factorise_vgg16(trunk, batches)

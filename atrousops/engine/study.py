@@ -205,6 +205,13 @@ def _plain(recipe: Config) -> Any:
     return json.loads(json.dumps(dataclasses.asdict(recipe)))
 
 
+def _settled(recipe: Config) -> Config:
+    """Without a trunk it does not matter how it would be used."""
+    return recipe if recipe.init.trunk else dataclasses.replace(recipe, init=dataclasses.replace(recipe.init, how=None))
+
+
 def _check_same(folder: Path, recipe: Config) -> None:
-    if json.loads((folder / SCORES).read_text())["recipe"] != _plain(recipe):
+    # Through the reader of recipes, as an earlier version had fewer entries.
+    earlier = configs.parse(json.loads((folder / SCORES).read_text())["recipe"])
+    if _plain(_settled(earlier)) != _plain(_settled(recipe)):
         bad_value("study", "recipe", f"be that of the run in {folder}", "another", "Remove the folder to run it again.")

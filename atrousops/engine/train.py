@@ -6,6 +6,7 @@ import contextlib
 import copy
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -109,16 +110,17 @@ class Trainer:
         self.device = device or torch.device("cpu")
         self.processes = processes or Processes()
         _check(recipe, self.device, self.processes)
-        reader, colours = outputs.reader(recipe), (recipe.data.mean, recipe.data.std)
-        self.train_set = reader(root, recipe.data.train, transforms.training(recipe.augmentation, *colours))
-        self.val_set = reader(root, recipe.data.val, transforms.evaluation(*colours))
+        data, colours = recipe.data, (recipe.data.mean, recipe.data.std)
+        augmented = transforms.training(recipe.augmentation, *colours, data.scale)
+        self.train_set = outputs.open_set(recipe, root, data.train, augmented)
+        self.val_set = outputs.open_set(recipe, root, data.val, transforms.evaluation(*colours))
         outputs.check_recipe(recipe, self.train_set.classes)
         torch.manual_seed(recipe.seed)
         self.model = models.build(recipe.model.name, **recipe.model.arguments)
         if initialise and recipe.init.trunk:
-            start.from_trunk(self.model, recipe, root)
+            self._tell(start.from_trunk(self.model, recipe, root))
         if initialise and recipe.init.weights:
-            start.from_weights(self.model, recipe.init.weights)
+            self._tell(start.from_weights(self.model, recipe.init.weights, self.train_set.classes))
         for norm in self.model.modules():
             if recipe.norm_momentum is not None and isinstance(norm, nn.modules.batchnorm._BatchNorm):
                 norm.momentum = recipe.norm_momentum
@@ -222,7 +224,12 @@ class Trainer:
             mean=data.mean,
             std=data.std,
             size=self.recipe.augmentation.size,
+            scale=data.scale,
         )
+
+    def _tell(self, account: object) -> None:
+        if self.processes.first:
+            tqdm.write(str(account), file=sys.stderr)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -247,11 +254,20 @@ class Trainer:
         write_atomically(path, lambda name: torch.save(state, name))
 
     def load(self, path: Path) -> None:
-        """Goes back to a saved state. Raises FileNotFoundError."""
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self.device)
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        """Goes back to a saved state.
+
+        Raises:
+            FileNotFoundError: no such file.
+            WeightsError: it is damaged, something else, or of a recipe with another network or optimiser.
+        """
+        state = start.checkpoint(path, self.device)
+        for name, network in (("model", self.model), ("average", self.average)):
+            models.registry.load_state(network, state[name], path, start.RESUME)
+        try:
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (ValueError, KeyError) as error:
+            text = f"resume: {path} must be of the recipe's optimiser; got {error}."
+            raise models.WeightsError(f"{text} {start.RESUME}") from error
         self.step = state["step"]
         self.seconds = state["seconds"]
         self._batches = None

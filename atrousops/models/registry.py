@@ -9,12 +9,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from atrousops.common import plugins
 from atrousops.common.checks import ArgumentError, ArgumentTypeError, bad_value
 from atrousops.common.files import write_atomically
 from atrousops.models import deeplab, deeplab_v3plus, fcn
@@ -78,6 +79,8 @@ _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     unet,
 )
 NETWORKS = {factory.__name__: factory for factory in _FACTORIES}
+# Entry points of other packages: name = "package.module:factory".
+GROUP = "atrousops.networks"
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class Info:
     mean, std: of the image in 0..1, a number for each channel; the input is (image - mean) / std.
     size: the longest side of the images it was trained on, in pixels.
     crf: keyword arguments of DenseCRF that suit its scores, where they were tuned.
+    scale: the stored number of a picture's file that counts as 1, or None; see `atrousops.data.bands.read_picture`.
     """
 
     network: str
@@ -122,6 +126,7 @@ class Info:
     std: tuple[float, ...]
     size: int
     crf: dict[str, Any] = field(default_factory=dict)
+    scale: float | None = None
 
     def dense_crf(self) -> DenseCRF:
         """The dense CRF that refines this network's scores."""
@@ -136,7 +141,23 @@ def list(kind: str = "weights") -> tuple[str, ...]:
     """
     if kind not in ("weights", "networks"):
         bad_value("list", "kind", 'be "weights" or "networks"', repr(kind))
-    return tuple(SHIPPED if kind == "weights" else NETWORKS)
+    return tuple(SHIPPED) if kind == "weights" else (*NETWORKS, *sorted({*plugins.names(GROUP)} - {*NETWORKS}))
+
+
+def factory(name: str) -> Callable[..., nn.Module]:
+    """The factory of a network: one of ours, else one that an installed package adds by an entry point.
+
+    Raises:
+        ArgumentError: there is none of that name, or the package cannot be imported.
+    """
+    if name in NETWORKS:
+        return NETWORKS[name]
+    if name not in list("networks"):
+        bad_value("build", "name", f"be one of {', '.join(list('networks'))}", repr(name))
+    found = plugins.load(GROUP, name)
+    if not callable(found):
+        bad_value("build", "name", f"be of a factory in {GROUP}", f"{name}, which is {type(found).__name__}")
+    return cast(Callable[..., nn.Module], found)
 
 
 def build(name: str, **arguments: Any) -> nn.Module:
@@ -145,10 +166,9 @@ def build(name: str, **arguments: Any) -> nn.Module:
     Raises:
         ArgumentError, ArgumentTypeError: there is no such network, it takes no such argument, or refuses it.
     """
-    if name not in NETWORKS:
-        bad_value("build", "name", f"be one of {', '.join(NETWORKS)}", repr(name))
+    make = factory(name)
     try:
-        return NETWORKS[name](**arguments)
+        return make(**arguments)
     except TypeError as error:
         if isinstance(error, ArgumentTypeError):
             raise
@@ -166,13 +186,7 @@ def load(name: str | os.PathLike[str], **arguments: Any) -> nn.Module:
         FileNotFoundError: no such file.
         WeightsError: the file is damaged, is something else, or does not fit the network.
     """
-    shipped = SHIPPED.get(str(name))
-    path = _FOLDER / f"{name}.safetensors" if shipped is not None else Path(name)
-    if not path.is_file():
-        known = ", ".join(SHIPPED) or "none"
-        raise FileNotFoundError(f"load: no file {path}; weights that come with the package: {known}")
-    if shipped is not None:
-        _check_hash(path, shipped.sha256)
+    shipped, path = SHIPPED.get(str(name)), locate(name)
     state, info = _read(path)
     if info is None:
         raise WeightsError(f"load: {path} does not say which network it is of. Use load_weights on a network instead.")
@@ -182,6 +196,23 @@ def load(name: str | os.PathLike[str], **arguments: Any) -> nn.Module:
     load_state(model, state, path)
     setattr(model, "info", info)  # noqa: B010, for a Module takes no attribute of this type by declaration
     return model.eval()
+
+
+def locate(name: str | os.PathLike[str]) -> Path:
+    """The file of weights that come with the package, by name, or that of a path.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: the package's file is another one.
+    """
+    shipped = SHIPPED.get(str(name))
+    path = _FOLDER / f"{name}.safetensors" if shipped is not None else Path(name)
+    if not path.is_file():
+        known = ", ".join(SHIPPED) or "none"
+        raise FileNotFoundError(f"load: no file {path}; weights that come with the package: {known}")
+    if shipped is not None:
+        _check_hash(path, shipped.sha256)
+    return path
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
@@ -205,7 +236,9 @@ def save(model: nn.Module, path: str | os.PathLike[str], info: Info) -> str:
             value = value.half() if value.dim() > 1 else value.float()
         state[name] = value.contiguous()
     # One entry only: safetensors writes several in any order, and the same weights would have many hashes.
-    header = {_KEY: json.dumps(dataclasses.asdict(info))}
+    # Without a scale the header is that of versions that knew none.
+    values = {key: value for key, value in dataclasses.asdict(info).items() if key != "scale" or value is not None}
+    header = {_KEY: json.dumps(values)}
     write_atomically(path, lambda temporary: save_file(state, temporary, metadata=header))
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
@@ -214,6 +247,11 @@ def _check_hash(path: Path, wanted: str) -> None:
     got = hashlib.sha256(path.read_bytes()).hexdigest()
     if got != wanted:
         raise WeightsError(f"load: {path} must have the sha256 {wanted}; got {got}. Reinstall the package.")
+
+
+def header_of(path: Path) -> Info | None:
+    """What the header of a safetensors file says of its network; None of any other file."""
+    return _read(path)[1] if path.suffix == ".safetensors" else None
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Info | None]:

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from people import write_people, write_recipe
 from PIL import Image
 from torchvision import tv_tensors
 
 from atrousops import cli, models
 from atrousops.common.checks import ArgumentError
 from atrousops.data import transforms
-from atrousops.engine import channels, config
+from atrousops.engine import channels, config, train
 from atrousops.engine.pictures import PictureError
 from atrousops.engine.predict import Predictor
 
@@ -85,6 +86,19 @@ def test_predictor_of_16_bits():
         predictor(bands(3))
     with pytest.raises(ArgumentError, match="a number for each channel"):
         Predictor(torch.nn.Identity(), ("a",), (0.5,), (1, 1))
+
+
+def test_greys_of_training_are_those_of_segment(tmp_path):
+    """Rounded, of colours that a network of one channel sees; torchvision's grey of bytes is cut."""
+    people = write_people(tmp_path)
+    model = {"name": "msd", "arguments": {"num_classes": 2, "depth": 2, "in_channels": 1}}
+    data = {"name": "voc_person", "mean": [0.5], "std": [0.25]}
+    trainer = train.Trainer(config.load(write_recipe(tmp_path, model=model, data=data)), str(people))
+    seen, name = trainer.val_set[0][0], trainer.val_set.names[0]
+    (tmp_path / "a.jpg").write_bytes(trainer.val_set.files.read(f"JPEGImages/{name}.jpg"))
+    picture = channels.read_channels(tmp_path / "a.jpg", 1)
+    wanted = Predictor(trainer.model, ("a", "b"), (0.5,), (0.25,)).normalise(picture)[0]
+    torch.testing.assert_close(seen, wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [1, 5])

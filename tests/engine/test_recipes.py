@@ -302,7 +302,7 @@ def test_starts_from_weights(tmp_path, people):
         torch.testing.assert_close(ours[name], value, rtol=2**-11, atol=2**-25)
 
     wider = models.build("dilated_vgg16", **_vgg(context="basic")["arguments"])
-    fresh = start.from_weights(wider, init["weights"])
+    fresh = start.from_weights(wider, init["weights"]).fresh
     assert fresh
     assert all(name.startswith("context") for name in fresh)
     with pytest.raises(ArgumentError, match=r"init\.weights"):

@@ -23,6 +23,9 @@ from atrousops.testing import Timing
 EXTRA = "crf: true\nscales: [0.5]\nvariants: {twice: {scales: [0.5, 1], flip: true}, wide: {scales: [1.0]}}"
 
 
+KNOWN_BEFORE = ("name", "root", "train", "val", "test", "mean", "std")
+
+
 @pytest.fixture
 def place(tmp_path):
     """Two recipes on a base, and one of a network that does not exist, in a folder of their own."""
@@ -161,6 +164,13 @@ def test_another_recipe_in_the_same_folder(place):
     said = []
     assert run(place, said, overrides=["schedule.steps=3"]) == 2
     assert "Remove the folder" in said[0]
+    # Scores of a version that knew fewer entries are of the same recipe.
+    for scores in (place / "runs").rglob("scores.json"):
+        values = json.loads(scores.read_text())
+        values["recipe"]["init"]["how"] = "factorise"
+        values["recipe"]["data"] = {k: v for k, v in values["recipe"]["data"].items() if k in KNOWN_BEFORE}
+        scores.write_text(json.dumps(values))
+    assert run(place, said) == 0
 
 
 def test_no_recipes(tmp_path):

@@ -115,8 +115,8 @@ def _same(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
     return {name: v.shape for name, v in state.items()} == {name: v.shape for name, v in wanted.items()}
 
 
-def read(path: Path) -> State:
-    """The state dict of a file: PyTorch's, safetensors, or NumPy's .npz.
+def read(path: Path, op: str = "load_published") -> State:
+    """The state dict of a file: PyTorch's, safetensors, or NumPy's .npz; `op` stands in messages.
 
     Raises:
         WeightsError: it is damaged, or something else.
@@ -132,10 +132,10 @@ def read(path: Path) -> State:
         with torch.serialization.safe_globals(_NUMBERS):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except wrong as error:
-        raise WeightsError(f"load_published: {path} must be a state dict; got {error}") from error
+        raise WeightsError(f"{op}: {path} must be a state dict, whole; got {' '.join(str(error).split())}") from error
     state = next((loaded[key] for key in _INSIDE if isinstance(loaded, dict) and key in loaded), loaded)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"load_published: {path} must be a state dict; got {type(state).__name__}")
+        raise WeightsError(f"{op}: {path} must be a state dict; got {type(state).__name__}")
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 

@@ -1,0 +1,174 @@
+"""Pictures of any number of channels and depth: how the files of training, evaluation and `segment` are read."""
+
+from __future__ import annotations
+
+import importlib
+import io
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from atrousops.common.checks import bad_value
+from atrousops.data.decode import DAMAGE, PictureError, image_from, opened, reason, samples_from
+
+# Red, green, blue; ITU-R BT.601, as Pillow's grey.
+_GREY = np.array([0.299, 0.587, 0.114])
+_ORIENTATION = 274
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How pictures are read.
+
+    channels: of the network. scale: the stored number that counts as 1, such as 4095 of a 12-bit camera, or None for
+    8-bit RGB and greys; see `read_picture`.
+    """
+
+    channels: int = 3
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and not 0 < self.scale < float("inf"):
+            bad_value("data", "scale", "be positive, the stored number that counts as 1", self.scale)
+
+
+def read_picture(path: str | Path, pixels: Pixels) -> np.ndarray:
+    """A picture as an array (H, W, channels).
+
+    | scale | channels | is read from | becomes |
+    |---|---|---|---|
+    | None | 3 | any image Pillow opens | uint8, as `read_image` |
+    | None | 1 | the same | uint8, the grey of it |
+    | None | other | .npy, TIFF, RGBA, CMYK, of 8 or 16 bits | uint8, or uint16 in 0..65535 |
+    | stated | any | the same and greys, RGB, of any depth, floats too | float32, stored number / scale |
+
+    .npy holds (H, W, C) or (C, H, W). A TIFF has C samples or pages; what Pillow cannot read of it needs the package
+    tifffile. Orientation is applied.
+
+    Raises:
+        PictureError: there is no such file, it cannot be read, or has other channels, another dtype, or NaN.
+    """
+    with opened(Path(path)) as stream:
+        return picture_from(stream, str(path), pixels)
+
+
+def read_channels(path: str | Path, channels: int) -> np.ndarray:
+    """`read_picture` of pictures without a scale."""
+    return read_picture(path, Pixels(channels))
+
+
+def picture_from(stream: BinaryIO, name: str, pixels: Pixels) -> np.ndarray:
+    """As `read_picture`, from a binary stream; `name` says the kind of file, and stands in messages."""
+    array_file = PurePath(name).suffix.lower() == ".npy"
+    if pixels.scale is None and pixels.channels in (1, 3) and not array_file:
+        picture = image_from(stream, name)
+        return picture if pixels.channels == 3 else np.rint(picture @ _GREY).astype(np.uint8)[..., None]
+    samples = _samples(stream, name, pixels.channels)
+    if pixels.scale is None:
+        if samples.dtype not in (np.uint8, np.uint16):
+            why = f"holds {samples.dtype}, where uint8 or uint16 is needed"
+            raise PictureError(f"{name}: {why}, or data.scale: the number that counts as 1")
+        return np.ascontiguousarray(samples)
+    if samples.dtype.kind not in "uif":
+        raise PictureError(f"{name}: holds {samples.dtype}, where integers or floats are needed")
+    if wrong := int((~np.isfinite(samples)).sum()):
+        what = f"{wrong} of {samples.size} samples are NaN or infinite"
+        raise PictureError(f"{name}: {what}; give them a number, and let the mask be void there")
+    return np.ascontiguousarray(samples / pixels.scale, dtype=np.float32)
+
+
+def samples_of(stream: BinaryIO, name: str) -> np.ndarray:
+    """The stored numbers of a picture, (H, W, C) of the file's dtype, whatever C is."""
+    return _samples(stream, name, None)
+
+
+def integers_from(stream: BinaryIO, name: str) -> np.ndarray:
+    """The ids of a mask in .npy, int64 (H, W). Raises PictureError: it holds something else."""
+    ids = _numpy(stream, name)
+    if ids.ndim != 2 or ids.dtype.kind not in "uib":
+        raise PictureError(f"{name}: a mask must be integers (H, W); it is {ids.dtype} {ids.shape}")
+    return ids.astype(np.int64)
+
+
+def _samples(stream: BinaryIO, name: str, channels: int | None) -> np.ndarray:
+    suffix = PurePath(name).suffix.lower()
+    if suffix == ".npy":
+        return _checked(name, _bands_last(_numpy(stream, name), channels), channels)
+    # Both read it, the second after the first.
+    stream = io.BytesIO(stream.read())
+    refused = None
+    try:
+        found = samples_from(stream, name)
+        if suffix not in (".tif", ".tiff") or found.shape[2] == channels:
+            return _checked(name, found, channels)
+    except PictureError as error:
+        if suffix not in (".tif", ".tiff"):
+            raise
+        refused = error
+    stream.seek(0)
+    return _checked(name, _tiff(stream, name, refused), channels)
+
+
+def _bands_last(array: np.ndarray, channels: int | None) -> np.ndarray:
+    """(H, W, C) of (H, W), or of (C, H, W) where C is the number of channels, or the smallest of the three."""
+    if array.ndim == 2:
+        return array[..., None]
+    bands = channels if channels is not None else min(array.shape, default=0)
+    if array.ndim == 3 and array.shape[2] != bands and array.shape[0] == bands:
+        return np.moveaxis(array, 0, 2)
+    return array
+
+
+def _checked(name: str, array: np.ndarray, channels: int | None) -> np.ndarray:
+    if array.ndim != 3 or array.size == 0 or channels not in (None, array.shape[2]):
+        wanted = "an image is needed" if channels is None else f"the network reads {channels} channels"
+        raise PictureError(f"{name}: has shape {array.shape}, where {wanted}")
+    return array
+
+
+def _numpy(stream: BinaryIO, name: str) -> np.ndarray:
+    try:
+        return np.asarray(np.load(stream, allow_pickle=False))
+    except (ValueError, OSError, EOFError) as error:
+        raise PictureError(f"{name}: not an array that NumPy can read") from error
+
+
+def _tiff(stream: BinaryIO, name: str, refused: PictureError | None) -> np.ndarray:
+    """By tifffile, after Pillow has found other channels or refused the file."""
+    try:
+        tifffile = importlib.import_module("tifffile")
+    except ImportError:
+        why = refused or f"{name}: a TIFF with other channels than Pillow reads"
+        raise PictureError(f"{why}; the package tifffile may read it: pip install tifffile") from None
+    try:
+        with tifffile.TiffFile(stream) as file:
+            series = file.series[0]
+            samples, axes = np.asarray(series.asarray()), str(series.axes)
+            turn = int(file.pages[0].tags.valueof(_ORIENTATION, 1))
+            inverted = file.pages[0].photometric == 0
+    except (*DAMAGE, tifffile.TiffFileError, RuntimeError) as error:
+        raise PictureError(f"{name}: cannot be read: {reason(error)}") from error
+    if inverted:
+        raise PictureError(f"{name}: a TIFF in which zero is white; save it with zero as black")
+    if samples.ndim not in (2, 3) or not {"Y", "X"} <= set(axes):
+        raise PictureError(f"{name}: has axes {axes} of {samples.shape}, where rows, columns and bands are needed")
+    if samples.ndim == 2:
+        samples, axes = samples[..., None], f"{axes}S"
+    band = next(axis for axis in axes if axis not in "YX")
+    return _upright(samples.transpose([axes.index(axis) for axis in ("Y", "X", band)]), turn)
+
+
+def _upright(samples: np.ndarray, turn: int) -> np.ndarray:
+    """Turned as TIFF's orientation says, 1 being upright."""
+    turned: dict[int, Any] = {
+        2: samples[:, ::-1],
+        3: samples[::-1, ::-1],
+        4: samples[::-1],
+        5: samples.swapaxes(0, 1),
+        6: samples[::-1].swapaxes(0, 1),
+        7: samples[::-1, ::-1].swapaxes(0, 1),
+        8: samples[:, ::-1].swapaxes(0, 1),
+    }
+    return turned.get(turn, samples)

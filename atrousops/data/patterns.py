@@ -1,0 +1,73 @@
+"""Patterns of file names, of images and of the masks that belong to them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import PurePosixPath
+
+from PIL import Image
+
+from atrousops.common.checks import bad_value
+
+_WILD = {"**/": "((?:[^/]+/)*)", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}
+
+
+class Pattern:
+    """A folder, or a path with wildcards: `*` within a name, `**` over folders, `?` for a letter.
+
+    A file's key is what the wildcards stand for: "masks/*_mask.png" gives masks/a_mask.png the key "a", so that it
+    belongs to the image of the key "a" of another pattern. A pattern without wildcards is a folder, and means all
+    images in it and below it: "masks" is "masks/**/*.*". An ending `.*` is that of any image file, and no part of the
+    key. Case does not count in what is not a wildcard, so that `*.jpg` finds A.JPG.
+
+    Attributes:
+        folder: what is before the first part with a wildcard, relative to the folder of the data.
+        text: the pattern.
+    """
+
+    def __init__(self, text: str) -> None:
+        parts = list(PurePosixPath(text.replace("\\", "/")).parts)
+        first = next((i for i, part in enumerate(parts) if "*" in part or "?" in part), len(parts))
+        self.folder = str(PurePosixPath(*parts[:first])) if first else ""
+        wild = parts[first:] or ["**", "*.*"]
+        self.text = str(PurePosixPath(self.folder, *wild))
+        self.any_image = wild[-1].endswith(".*")
+        inside = "/".join(wild).removesuffix(".*")
+        pieces = re.split(r"(\*\*/|\*\*|\*|\?)", inside)
+        self._expression = re.compile("".join(_WILD.get(piece, re.escape(piece)) for piece in pieces), re.IGNORECASE)
+
+    def key(self, name: str) -> str | None:
+        """The key of a file, by its path from `folder`; None if the pattern does not fit it."""
+        if self.any_image:
+            path = PurePosixPath(name)
+            if path.suffix.lower() not in endings():
+                return None
+            name = str(path.with_suffix(""))
+        found = self._expression.fullmatch(name)
+        return "/".join(part.strip("/") for part in found.groups() if part) if found else None
+
+    def keys(self, what: str, names: Iterable[str]) -> dict[str, str]:
+        """The files that it fits, by their keys, as paths from the folder of the data.
+
+        Raises:
+            ArgumentError: two files have the same key.
+        """
+        found: dict[str, str] = {}
+        for name in names:
+            key = self.key(name)
+            if key is None:
+                continue
+            path = str(PurePosixPath(self.folder, name))
+            if key in found:
+                remedy = "Name the files by a pattern, such as 'images/*.png'."
+                bad_value("data", what, f"give one file for {key!r}", f"{found[key]} and {path}", remedy)
+            found[key] = path
+        return found
+
+
+@lru_cache(maxsize=1)
+def endings() -> frozenset[str]:
+    """The endings of image files, in lower case."""
+    return frozenset(Image.registered_extensions()) | {".npy"}

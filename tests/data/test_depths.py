@@ -1,0 +1,153 @@
+"""Pictures of 8, 12 and 16 bits and floats, of any number of channels: as stored, divided by the scale."""
+
+import io
+import struct
+import sys
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+
+from atrousops.common.checks import ArgumentError
+from atrousops.data import Pixels, bands, decode, transforms
+from atrousops.data.decode import PictureError
+
+
+def numbers(channels, dtype, most):
+    values = np.random.default_rng(0).integers(0, most, (6, 9, channels), endpoint=True)
+    return values.astype(dtype)
+
+
+def deep_png(path, samples):
+    """PNG with 16 bits a colour, which Pillow cannot write: by its specification, rows unfiltered."""
+    height, width, _ = samples.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)))
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, body in (*chunks, (b"IEND", b"")):
+        data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    path.write_bytes(data)
+
+
+def pillow(path, samples):
+    Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples).save(path)
+
+
+def pages(path, samples):
+    tifffile.imwrite(path, np.moveaxis(samples, 2, 0), photometric="minisblack")
+
+
+def interleaved(path, samples):
+    tifffile.imwrite(path, samples, photometric="minisblack", planarconfig="contig")
+
+
+def array(path, samples):
+    np.save(path, samples)
+
+
+@pytest.mark.parametrize(
+    ("name", "save", "channels", "dtype", "most", "scale"),
+    [
+        ("bytes.png", pillow, 1, np.uint8, 255, 255),
+        ("colours.png", pillow, 3, np.uint8, 255, 255),
+        ("alpha.PNG", pillow, 4, np.uint8, 255, 255),  # four channels, not laid on white
+        ("camera.tif", pillow, 1, np.uint16, 4095, 4095),  # 12 bits, saved in 16
+        ("depth.png", pillow, 1, np.uint16, 65535, 65535),
+        ("floats.tif", pillow, 1, np.float32, 3000, 1000),
+        ("rgb.tif", interleaved, 3, np.uint16, 10000, 10000),
+        ("five.tif", interleaved, 5, np.uint16, 10000, 10000),
+        ("pages.TIFF", pages, 5, np.float32, 3000, 1000),
+        ("signed.tif", interleaved, 2, np.int16, 3000, 1000),
+        ("array.npy", array, 7, np.float64, 3000, 1000),
+    ],
+)
+def test_as_stored_by_the_scale(tmp_path, name, save, channels, dtype, most, scale):
+    samples = numbers(channels, dtype, most)
+    if np.issubdtype(dtype, np.signedinteger) or np.issubdtype(dtype, np.floating):
+        samples[0, 0] = -100
+    save(tmp_path / name, samples)
+    picture = bands.read_picture(tmp_path / name, Pixels(channels, scale))
+    assert picture.dtype == np.float32
+    np.testing.assert_allclose(picture, samples.astype(np.float64) / scale, rtol=1e-7)
+    with pytest.raises(PictureError, match=rf"{name}: has shape .*, where the network reads 8 channels"):
+        bands.read_picture(tmp_path / name, Pixels(8, scale))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_pillows(tmp_path, orientation):
+    """Of TIFFs that Pillow does not read, as of those that it does."""
+    samples = numbers(3, np.uint8, 255)
+    for dtype, name in ((np.uint8, "eight.tif"), (np.uint16, "sixteen.tif")):
+        tags = [(274, "H", 1, orientation, True)]
+        tifffile.imwrite(tmp_path / name, samples.astype(dtype), photometric="rgb", extratags=tags)
+    upright = decode.read_image(tmp_path / "eight.tif")
+    found = bands.read_picture(tmp_path / "sixteen.tif", Pixels(3, 1.0))
+    np.testing.assert_array_equal(found, upright)
+
+
+def test_what_is_no_number(tmp_path):
+    samples = numbers(5, np.float32, 3000)
+    samples[2, 3, 1], samples[4, 5, 0] = np.nan, np.inf
+    interleaved(tmp_path / "a.tif", samples)
+    with pytest.raises(
+        PictureError, match=r"a\.tif: 2 of 270 samples are NaN or infinite; give them a number, and let"
+    ):
+        bands.read_picture(tmp_path / "a.tif", Pixels(5, 1000.0))
+    np.save(tmp_path / "a.npy", samples.astype(np.complex64))
+    with pytest.raises(PictureError, match=r"a\.npy: holds complex64, where integers or floats are needed"):
+        bands.read_picture(tmp_path / "a.npy", Pixels(5, 1000.0))
+    np.save(tmp_path / "b.npy", numbers(5, np.float32, 3000))
+    with pytest.raises(PictureError, match=r"b\.npy: holds float32, where uint8 or uint16 is needed, or data\.scale"):
+        bands.read_picture(tmp_path / "b.npy", Pixels(5))
+    with pytest.raises(ArgumentError, match=r"scale must be positive, .* got 0"):
+        Pixels(5, 0)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    """By the first decoder's words, not those of the one that reads what the first cannot."""
+    for name in ("a.png", "a.jpg", "a.tif"):
+        (tmp_path / name).write_bytes(b"nothing")
+        with pytest.raises(
+            PictureError, match=rf"{name}: (not an image that Pillow can read|cannot be read: not a TIFF)"
+        ):
+            bands.read_picture(tmp_path / name, Pixels(3, 255.0))
+    deep_png(tmp_path / "b.png", numbers(3, np.uint16, 65535))
+    with pytest.raises(PictureError, match=r"b\.png: 16-bit colours, .* upper 8 bits; save it as TIFF"):
+        bands.read_picture(tmp_path / "b.png", Pixels(3, 255.0))
+
+
+def test_without_tifffile(tmp_path, monkeypatch):
+    interleaved(tmp_path / "a.tif", numbers(5, np.uint16, 9))
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(PictureError, match=r"a\.tif: .* the package tifffile may read it: pip install tifffile"):
+        bands.read_picture(tmp_path / "a.tif", Pixels(5, 9.0))
+
+
+def test_masks_in_arrays(tmp_path):
+    stream = io.BytesIO()
+    np.save(stream, np.array([[0, 300]], np.uint16))
+    stream.seek(0)
+    np.testing.assert_array_equal(bands.integers_from(stream, "a.npy"), [[0, 300]])
+    stream = io.BytesIO()
+    np.save(stream, np.zeros((1, 2), np.float32))
+    stream.seek(0)
+    with pytest.raises(PictureError, match=r"a\.npy: a mask must be integers \(H, W\); it is float32"):
+        bands.integers_from(stream, "a.npy")
+
+
+def test_training_keeps_what_is_beyond_0_to_1():
+    """With a scale numbers are no colours: jitter does not cut them, and the mean is outside of the image."""
+    image = tv_tensors.Image(torch.linspace(-3, 5, 3 * 8 * 8).view(3, 8, 8))
+    labels = tv_tensors.Mask(torch.ones(8, 8, dtype=torch.uint8))
+    mean, std = (1.0, 2.0, 3.0), (0.5, 1.0, 2.0)
+    crop = transforms.Augmentation(crop=(8, 16), size=8, scale=(1.0, 1.0), flip=False, colour=0.0)
+    seen, classes = transforms.training(crop, mean, std, 1.0)(image, labels)
+    inside = classes == 1
+    assert int(inside.sum()) == 64
+    whole = transforms.evaluation(mean, std)(image, labels)[0]
+    torch.testing.assert_close(seen[:, inside], whole.flatten(1))
+    torch.testing.assert_close(seen[:, ~inside], torch.zeros(3, 64))
