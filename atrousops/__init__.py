@@ -10,6 +10,7 @@ from atrousops import functional, nn
 from atrousops.dispatch.backends import backend
 from atrousops.info import info
 from atrousops.nn import *  # noqa: F403
+from atrousops.proof.run import selfcheck
 from atrousops.surgery.autotune import autotune
 from atrousops.surgery.convert import convert, revert
 from atrousops.surgery.explain import explain
@@ -32,6 +33,7 @@ __all__ = [
     "optimization_report",
     "optimize",
     "revert",
+    "selfcheck",
 ]
 __all__ += nn.__all__
 

@@ -19,6 +19,7 @@ from atrousops.bench.measure import Options
 from atrousops.bench.run import run
 from atrousops.engine import pictures
 from atrousops.engine.predict import labels, load_predictor
+from atrousops.proof.run import ensure
 from atrousops.surgery.explain import Explanation
 
 # Of the quick selection of `atrousops bench`: one row for each thing that this package does.
@@ -43,6 +44,8 @@ def main() -> None:
         "--output", type=Path, default=Path("out/demo.png"), metavar="FILE", help="the picture to write"
     )
     args = parser.parse_args()
+    if torch.cuda.is_available():
+        ensure(torch.device("cuda"))
     torch.manual_seed(0)
     segment(args.output)
     table()

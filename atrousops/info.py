@@ -112,6 +112,8 @@ def _who_runs(op: str, device: str) -> dict[str, Any]:
     else:
         runs = backends.choose(op, where, torch.float32)
     why_not = {name: verdict.reason for name, verdict in verdicts.items() if not verdict.ok}
+    unproved = backends.unproved(op, where, torch.float32)
+    why_not |= {name: unproved for name in ("cuda", "triton") if unproved and verdicts[name].ok}
     return {"runs": runs, "forced": forced, "why_not": why_not}
 
 

@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one resumable run: libraries, tests, compute-sanitizer, benchmarks.
+"""Everything that needs a GPU, in one resumable run: libraries, selfcheck, tests, compute-sanitizer, benchmarks.
 
 python tests/gpu_check.py leaves benchmarks/results/<gpu>/: environment.txt, summary.json and a log of each step.
 A step that passed is not repeated until a source changes (--keep: not even then); one that failed is. Libraries that
@@ -110,6 +110,16 @@ def library_steps() -> list[Step]:
     ]
 
 
+def verdicts_kept(folder: Path) -> dict[str, str]:
+    """Where selfcheck leaves its verdicts, and benchmarks find them: among the results."""
+    return {"ATROUSOPS_PLANS": str(folder / "verdicts")}
+
+
+def selfcheck_step(folder: Path) -> Step:
+    """What runs unasked on this GPU; what failed there is a result like others, and the tests say more of it."""
+    return Step("selfcheck", python("-m", "atrousops", "selfcheck"), 120, verdicts_kept(folder), stage=1)
+
+
 def gpu_files() -> list[Path]:
     """Test files with a test that may need a GPU."""
     tests = sorted((ROOT / "tests").rglob("test_*.py"))
@@ -150,10 +160,11 @@ def sanitizer_steps() -> list[Step]:
     return steps
 
 
-def benchmark_steps() -> list[Step]:
+def benchmark_steps(folder: Path) -> list[Step]:
     """The suite, where this version has one."""
     there = '"bench"' in (ROOT / "atrousops" / "cli.py").read_text()
-    return [Step("bench", python("-m", "atrousops", "bench"), 600, stage=4)] if there else []
+    command = python("-m", "atrousops", "bench")
+    return [Step("bench", command, 600, verdicts_kept(folder), stage=4)] if there else []
 
 
 def counts(report: Path) -> str:
@@ -276,10 +287,10 @@ def main() -> int:
         print("no GPU: torch.cuda.is_available() is False")
         return 2
     folder = args.output.resolve() / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "no-gpu")
-    tools = {"compute-sanitizer": sanitizer_steps(), "atrousops bench": benchmark_steps()}
+    tools = {"compute-sanitizer": sanitizer_steps(), "atrousops bench": benchmark_steps(folder)}
     for tool in (tool for tool, steps in tools.items() if not steps):
         print(f"{tool} is missing here: its steps are left out")
-    later = [*test_steps(folder), *(step for steps in tools.values() for step in steps)]
+    later = [selfcheck_step(folder), *test_steps(folder), *(step for steps in tools.values() for step in steps)]
     if args.only:
         later = [step for step in later if step.name in args.only]
     if args.dry_run:

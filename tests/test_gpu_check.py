@@ -79,6 +79,13 @@ def test_compute_sanitizer_sees_every_operator(monkeypatch, tmp_path):
     assert [name for name, command in commands.items() if "kns=atrousops" not in command] == ["initcheck"]
 
 
+def test_verdicts_are_among_the_results_and_the_benchmarks_find_them(tmp_path):
+    kept = {"ATROUSOPS_PLANS": str(tmp_path / "verdicts")}
+    steps = [gpu_check.selfcheck_step(tmp_path), *gpu_check.benchmark_steps(tmp_path)]
+    assert [s.environment for s in steps] == [kept, kept]
+    assert steps[0].command[1:] == ["-m", "atrousops", "selfcheck"]
+
+
 def test_every_file_with_a_gpu_test_is_among_the_steps(request):
     """As far as tests were collected here; those that need a GPU may have been left out, their like on the CPU not."""
     files = {path.relative_to(ROOT) for path in gpu_check.gpu_files()}
@@ -92,6 +99,7 @@ def test_dry_run_needs_no_gpu():
     done = subprocess.run([sys.executable, "tests/gpu_check.py", "--dry-run"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "2 cuda-test_gpu" in done.stdout
+    assert done.stdout.index("0 libraries") < done.stdout.index("1 selfcheck") < done.stdout.index("2 cuda-test_gpu")
 
 
 @pytest.mark.parametrize("missing", ["expecttest", "torchvision"])
@@ -109,11 +117,13 @@ def test_a_whole_run_on_a_pretended_gpu(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_check, "library_steps", lambda: [step("libraries", "")])
     monkeypatch.setattr(gpu_check, "test_steps", lambda folder: steps)
     monkeypatch.setattr(gpu_check, "sanitizer_steps", list)
-    monkeypatch.setattr(gpu_check, "benchmark_steps", list)
+    monkeypatch.setattr(gpu_check, "benchmark_steps", lambda folder: [])
+    monkeypatch.setattr(gpu_check, "selfcheck_step", lambda folder: step("selfcheck", "raise SystemExit(1)", stage=1))
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--output", str(tmp_path)])
     assert gpu_check.main() == 1
     folder = tmp_path / "nvidia-h100-80gb-hbm3"
-    assert summary(folder) == {"libraries": True, "test_one": True, "memcheck": False}
+    # A family that fails is no reason to stop.
+    assert summary(folder) == {"libraries": True, "selfcheck": False, "test_one": True, "memcheck": False}
     assert "git rev-parse HEAD" in (folder / "environment.txt").read_text()
     assert "fine" in (folder / "test_one.log").read_text()
-    assert "2 of 3 steps passed" in capsys.readouterr().out
+    assert "2 of 4 steps passed" in capsys.readouterr().out

@@ -107,10 +107,12 @@ def _measure(rows: list, args: argparse.Namespace) -> int:
     from atrousops.bench import machine, plots, run
     from atrousops.bench.measure import Options
     from atrousops.common.checks import ArgumentError, bad_value
+    from atrousops.proof.run import ensure
 
     if args.device == "cuda" and not torch.cuda.is_available():
         bad_value("bench", "device", "be there", "cuda, but PyTorch sees no GPU", "Use --device cpu.")
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    ensure(device)
     name = args.name or datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
     path = args.output / machine.device_name(device) / f"{name}.json"
     options = Options(

@@ -15,6 +15,10 @@ class ArgumentTypeError(TypeError, RuntimeError):
     """A bad type or dtype. Also a RuntimeError, because that is what PyTorch raises for it."""
 
 
+class DeviceError(RuntimeError):
+    """A device on which kernels compute wrong values."""
+
+
 def bad_value(op: str, argument: str, rule: str, got: object, remedy: str = "") -> NoReturn:
     """Raises ArgumentError: "op: argument must RULE; got GOT. REMEDY"."""
     raise ArgumentError(_text(op, argument, rule, got, remedy))

@@ -29,6 +29,7 @@ class Store(Generic[K, V]):
         what: names the content in warnings.
         suffix: of the file's name.
         row, entry: turn an item into a JSON object, and back.
+        again: what to do where a file cannot be used.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class Store(Generic[K, V]):
         suffix: Callable[[], str],
         row: Callable[[K, V], dict[str, Any]],
         entry: Callable[[dict[str, Any]], tuple[K, V]],
+        again: str = "autotune again",
     ) -> None:
-        self.what, self.suffix, self.row, self.entry = what, suffix, row, entry
+        self.what, self.suffix, self.row, self.entry, self.again = what, suffix, row, entry, again
         self._known: dict[str, dict[K, V]] = {}
 
     def of(self, device: str) -> dict[K, V]:
@@ -49,11 +51,11 @@ class Store(Generic[K, V]):
             self._known[device] = {} if path is None else self._read(path)
         return self._known[device]
 
-    def add(self, device: str, found: dict[K, V]) -> Path | None:
+    def add(self, device: str, found: dict[K, V], write: bool = True) -> Path | None:
         """Keeps it for this process and, unless ATROUSOPS_PLANS=none, for later ones; returns the file written."""
         known = self.of(device)
         known.update(found)
-        path = self.path(device)
+        path = self.path(device) if write else None
         if path is not None:
             # Another process may have measured something else meanwhile.
             rows = self._read(path) | known
@@ -86,8 +88,7 @@ class Store(Generic[K, V]):
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            again = "autotune again, or remove the file"
-            log.warning("%s in %s are not used: %s; %s", self.what, path, error, again)
+            log.warning("%s in %s are not used: %s; %s, or remove the file", self.what, path, error, self.again)
             return {}
 
 

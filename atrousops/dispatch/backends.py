@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 
 from atrousops.common.checks import bad_value
-from atrousops.dispatch import libraries, probe, triton_library
+from atrousops.dispatch import libraries, probe, triton_library, verdicts
 from atrousops.dispatch.devices import constant_in_graphs
 from atrousops.dispatch.probe import Verdict
 
@@ -30,6 +30,9 @@ FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # Operators that PyTorch or torchvision can run too.
 HAS_ATEN = frozenset({"conv", "conv_transpose", "max_pool", "max_unpool", "roi_align", "roi_pool"})
+# Whose kernels are not held to verdicts here: a convolution's are one by one, in its plan (dispatch/choice.py), and
+# what nobody else runs is checked at its first call (ops/_first_call.py).
+_HELD_ELSEWHERE = frozenset({"conv", "conv_transpose", "permutohedral", "mean_field"})
 
 _forced: list[str | None] = [os.environ.get("ATROUSOPS_BACKEND") or None]
 if _forced[0] is not None and _forced[0] not in NAMES:
@@ -82,7 +85,24 @@ def _has_cuda_kernel(op: str) -> bool:
 
 
 def own(op: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend of ours that would run `op` if none is forced; "" if there is none."""
+    """The backend of ours that would run `op` if none is forced; "" if there is none, or it has not proved itself."""
+    name = _able(op, device, dtype)
+    return "" if name and _unproved(name, op, device) else name
+
+
+def unproved(op: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Why the backend of ours that could run `op` does not, unless forced: `atrousops selfcheck` has not passed it."""
+    name = _able(op, device, dtype)
+    return _unproved(name, op, device) if name else ""
+
+
+def _unproved(name: str, op: str, device: torch.device) -> str:
+    if name == "cpu" or op in _HELD_ELSEWHERE:
+        return ""
+    return verdicts.why_not(name, op, str(device))
+
+
+def _able(op: str, device: torch.device, dtype: torch.dtype) -> str:
     if device.type == "cpu":
         return "cpu" if can_run("cpu", op, device, dtype).ok else ""
     if can_run("cuda", op, device, dtype).ok:

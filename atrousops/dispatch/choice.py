@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from atrousops.dispatch import devices, libraries, measured, planner
+from atrousops.dispatch import devices, libraries, measured, planner, verdicts
 from atrousops.dispatch.devices import constant_in_graphs, device_of, tf32_allowed
 from atrousops.dispatch.planner import Candidate, ContextPlan, Plan, call_problem
 
@@ -86,6 +86,35 @@ def choose(
         return _first_choice(_concrete(*args), dtype, channels_last, needs_grad, device)
 
 
+def choose_ours(
+    kind: str,
+    input_size: tuple[int, ...],
+    weight_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    needs_grad: bool = False,
+    output_padding: tuple[int, ...] = (),
+    device: str = "cuda",
+) -> str:
+    """As `choose`, of our kernels alone: "aten" only where there is none, or the best has not proved itself."""
+    args = (kind, input_size, weight_size, stride, padding, dilation, groups, output_padding)
+    if not all([type(size) is int for size in input_size]):
+        args = _concrete(*args)
+    return _first_of_ours(args, dtype, channels_last, needs_grad, device)
+
+
+@constant_in_graphs
+def _first_of_ours(args: tuple, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str) -> str:
+    plan = predict_call(CallArguments(*args), dtype, channels_last, needs_grad, device)
+    ours = [c for c in plan.candidates if c.kernel != "aten" and c.seconds < inf]
+    best = min(ours, key=lambda c: c.seconds).kernel if ours else "aten"
+    return "aten" if best == "aten" or unproved(args[0], best, device) else best
+
+
 def _state(device: str) -> tuple[str, int | bool]:
     # What else of the process a plan depends on.
     if device == "cpu":
@@ -100,7 +129,8 @@ def _first_choice(args: tuple, dtype: torch.dtype, channels_last: bool, needs_gr
     if len(_chosen) >= 4096:
         _chosen.clear()
     key = (args, dtype, channels_last, needs_grad, _state(device))
-    kernel = _as_measured(predict_call(CallArguments(*args), dtype, channels_last, needs_grad, device), key).kernel
+    predicted = predict_call(CallArguments(*args), dtype, channels_last, needs_grad, device)
+    kernel = _as_proved(_as_measured(predicted, key), args[0], device).kernel
     _chosen[key] = kernel
     for seen in _watchers:
         seen.append(key)
@@ -110,7 +140,7 @@ def _first_choice(args: tuple, dtype: torch.dtype, channels_last: bool, needs_gr
 def predict_call(
     arguments: CallArguments, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str
 ) -> Plan:
-    """`plan_call` without what was measured."""
+    """`plan_call` without what was measured, and with kernels that have not proved themselves."""
     problem = call_problem(*arguments)
     if libraries.planner is None:
         return planner.unplanned([problem], dtype.itemsize)
@@ -135,6 +165,28 @@ def _as_measured(predicted: Plan, key: tuple) -> Plan:
             c = Candidate(c.kernel, other, f"measured at {other / seconds:.2f} of the time of {kernel}")
         shown.append(c)
     return predicted._replace(kernel=kernel, reason=reason, seconds=seconds, candidates=tuple(shown))
+
+
+def _as_proved(plan: Plan, kind: str, device: str) -> Plan:
+    """PyTorch's kernel in place of one of ours without a passing verdict on that GPU."""
+    problem = "" if plan.kernel == "aten" else unproved(kind, plan.kernel, device)
+    if not problem:
+        return plan
+    aten = plan.candidates[0]
+    lost = [c._replace(reason=problem) if c.kernel == plan.kernel else c for c in plan.candidates[1:]]
+    return plan._replace(
+        kernel="aten",
+        reason=f"aten: {problem}",
+        seconds=aten.seconds,
+        workspace=0,
+        candidates=(aten._replace(reason=""), *lost),
+        boxes=None,
+    )
+
+
+def unproved(kind: str, kernel: str, device: str) -> str:
+    """Why a kernel of ours does not run unasked on a device, or nothing: on a GPU it needs a passing verdict."""
+    return "" if device == "cpu" else verdicts.why_not(devices.gpu_kind(), f"{kind} {kernel}", device)
 
 
 def _concrete(kind, input_size, weight_size, stride, padding, dilation, groups, output_padding) -> tuple:
@@ -183,7 +235,8 @@ def plan_call(
     """
     args = CallArguments(kind, input_size, weight_size, stride, padding, dilation, groups, output_padding)
     predicted = predict_call(args, dtype, channels_last, needs_grad, device)
-    return _as_measured(predicted, (tuple(args), dtype, channels_last, needs_grad, _state(device)))
+    found = _as_measured(predicted, (tuple(args), dtype, channels_last, needs_grad, _state(device)))
+    return _as_proved(found, kind, device)
 
 
 def plan_branches(

@@ -60,9 +60,13 @@ def gpu_device(dtype: torch.dtype, channels_last: bool, device: str = "cuda") ->
     """
     machine = "h100" if torch.version.hip is None else "mi300x"
     facts = _gpu(gpu_index(device)) if torch.cuda.is_available() else gpu_facts(machine)
+    return gpu(gpu_kind(), facts, dtype, channels_last, tf32_allowed(), machine)
+
+
+def gpu_kind() -> str:
+    """Whose kernels are planned on GPUs: "cuda", or "triton" where that library is missing or runs on none of them."""
     replaced = libraries.cuda.problem is not None or triton_library.took_over()
-    kind = "triton" if replaced and triton_library.installed() else "cuda"
-    return gpu(kind, facts, dtype, channels_last, tf32_allowed(), machine)
+    return "triton" if replaced and triton_library.installed() else "cuda"
 
 
 def gpu(

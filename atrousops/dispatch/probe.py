@@ -72,8 +72,8 @@ def judge(found: Facts) -> Verdict:
     if found.driver // 1000 < found.runtime // 1000:
         return Verdict(
             False,
-            f"the driver knows CUDA {_version(found.driver)}, and the CUDA library was built with "
-            f"{_version(found.runtime)}: update the driver, or build with that CUDA or an older one",
+            f"the driver knows CUDA {version(found.driver)}, and the CUDA library was built with "
+            f"{version(found.runtime)}: update the driver, or build with that CUDA or an older one",
         )
     return Verdict(True, "our CUDA kernel")
 
@@ -95,7 +95,8 @@ def has_code(capability: int, code: Sequence[str]) -> bool:
     return False
 
 
-def _version(number: int) -> str:
+def version(number: int) -> str:
+    """13.0 for 13000."""
     return f"{number // 1000}.{number % 1000 // 10}" if number else "nothing"
 
 
@@ -106,13 +107,19 @@ def _cuda() -> ctypes.CDLL:
     return library
 
 
-def facts(index: int) -> Facts:
-    """Asked of torch, of the driver and of the library."""
+def versions() -> tuple[int, int]:
+    """CUDA's, as in Facts: of the driver, and of the runtime in the library."""
     driver, runtime = ctypes.c_int(), ctypes.c_int()
     _cuda().atrousops_cuda_versions(ctypes.byref(driver), ctypes.byref(runtime))
+    return driver.value, runtime.value
+
+
+def facts(index: int) -> Facts:
+    """Asked of torch, of the driver and of the library."""
+    driver, runtime = versions()
     gpu = torch.cuda.get_device_properties(index)
     code = tuple(_cuda().atrousops_cuda_code().decode().split(","))
-    return Facts(gpu.name, 10 * gpu.major + gpu.minor, driver.value, runtime.value, code)
+    return Facts(gpu.name, 10 * gpu.major + gpu.minor, driver, runtime, code)
 
 
 def run(index: int) -> str:

@@ -169,11 +169,12 @@ def _ours(
     channels_last: bool,
     device: torch.device,
     needs_grad: bool = False,
+    ask: Callable[..., str] = choice.choose,
 ) -> bool:
     if not (libraries.has_operators if device.type == "cpu" else backends.own("conv", device, dtype)):
         return False
     stride, padding, dilation, groups, extra = arguments
-    kernel = choice.choose(
+    kernel = ask(
         kind,
         size,
         tuple(weight_size),
@@ -196,6 +197,10 @@ def gradient_is_ours(kind: str, size: Any, weight_size: Any, arguments: Argument
         return False
     forced = backends.forced()
     rank = len(arguments.stride)
-    if forced is not None or arguments.padding[:rank] != arguments.padding[-rank:] or 0 in (*size, *weight_size):
+    if forced is not None or 0 in (*size, *weight_size):
         return forced != "aten"
-    return _ours(kind, tuple(size), weight_size, arguments, grad.dtype, not grad.is_contiguous(), grad.device)
+    asked = (kind, tuple(size), weight_size, arguments, grad.dtype, not grad.is_contiguous(), grad.device)
+    if arguments.padding[:rank] == arguments.padding[-rank:]:
+        return _ours(*asked)
+    # PyTorch would have to pad first, which no plan knows of: ours, if it may run.
+    return grad.is_cpu or _ours(*asked, ask=choice.choose_ours)

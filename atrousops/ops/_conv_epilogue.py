@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from atrousops.common.checks import bad_type, bad_value
 from atrousops.common.conv_arguments import Arguments
 from atrousops.common.formats import empty_as_kernel, prefers_channels_last
-from atrousops.dispatch import libraries
+from atrousops.dispatch import backends, libraries
 from atrousops.ops._conv_dispatch import Call, Route, allow_tf32, route_of, run
 from atrousops.ops._register import foreign, register, transformed
 
@@ -51,7 +51,7 @@ def run_with_epilogue(
     if _fits(route, input, weight, bias, residual):
         if _onednn_fuses(route, input, residual, activation):
             return _onednn(route, input, weight, bias, residual, activation)
-        if route.backend == "triton":
+        if route.backend == "triton" and backends.choose("conv_epilogue", input.device, input.dtype) == "triton":
             return _triton(route, input, weight, bias, residual, activation)
     return _behind(call, run(call, input, weight, bias, *args), residual, activation, in_place=True)
 

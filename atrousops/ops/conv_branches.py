@@ -87,7 +87,7 @@ def why_apart(
         own = backends.choose("conv_branches", input.device, input.dtype) in backends.COMPILED
         return "" if own else f"forced by backend({forced!r})"
     if backends.choose("conv_branches", input.device, input.dtype) != "cuda":
-        return "there is no CUDA library"
+        return backends.unproved("conv_branches", input.device, input.dtype) or "there is no CUDA library"
     if compiling:
         # Sizes that a graph leaves open cannot be planned for.
         return "compiled graphs have them one by one"

@@ -11,6 +11,7 @@ from atrousops import reference
 from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.formats import empty_values
 from atrousops.dispatch import backends
+from atrousops.ops import _first_call
 from atrousops.ops._register import foreign, register, transformed
 from atrousops.ops.permutohedral import Lattice, apply_lattice, fill, is_known, lattice_weights, memory_format_of
 
@@ -79,7 +80,7 @@ def _fused(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequenc
         return False
     if transformed() or foreign(scores, *compatibilities, *[t for lattice in lattices for t in lattice]):
         return False
-    if backends.choose("mean_field", scores.device, scores.dtype) not in backends.COMPILED:
+    if not _first_call.own("mean_field", scores.device, scores.dtype):
         return False
     # Lattices of the reference are cut otherwise.
     chunks = {(lattice.row_bounds.shape[0] - 1) // max(lattice.counts.shape[0], 1) for lattice in lattices}

@@ -13,6 +13,7 @@ from atrousops.common.checks import ArgumentError, bad_type, bad_value, check_de
 from atrousops.common.formats import empty_values
 from atrousops.common.values import values_of
 from atrousops.dispatch import backends
+from atrousops.ops import _first_call
 from atrousops.ops._batches import fold
 from atrousops.ops._register import foreign, is_plain, keep, register
 from atrousops.reference.permutohedral import Lattice
@@ -59,7 +60,7 @@ def lattice_of(features: Tensor, blame: Blame) -> Lattice:
     features = features.detach().flatten(2)
     if features.dtype != torch.float64:
         features = features.float()
-    own = backends.choose("permutohedral", features.device, features.dtype) in backends.COMPILED
+    own = _first_call.own("permutohedral", features.device, features.dtype)
     if not own or foreign(features):
         _check_finite(blame)
         parts = reference.permutohedral_lattice(features)
@@ -157,7 +158,7 @@ def apply_lattice(values: Tensor, splat: Tensor, slices: Tensor, lattice: Lattic
     if lattice.offsets.shape[0] != n:
         # One lattice for all images: they are channels of one.
         return apply_lattice(values.reshape(1, n * c, p), splat, slices, lattice).view(n, c, p)
-    own = backends.choose("permutohedral", values.device, values.dtype) in backends.COMPILED
+    own = _first_call.own("permutohedral", values.device, values.dtype)
     run = _apply if own and not foreign(values, splat, slices, *lattice) else reference.permutohedral_apply
     return run(values, splat, slices, lattice.offsets, *lattice[2:7], False)
 

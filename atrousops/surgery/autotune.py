@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from atrousops.common.checks import bad_type, bad_value
 from atrousops.common.testing import clock_of, interleaved
 from atrousops.dispatch import backends, choice, libraries, measured
 from atrousops.dispatch.devices import tf32_allowed
 from atrousops.dispatch.measured import Key, Times
+from atrousops.proof import convolutions
+from atrousops.proof.run import ensure
 
 
 @dataclass
@@ -62,8 +65,9 @@ def autotune(call: Callable[..., Any], *inputs: Any, budget: float = 0.5, **kwar
     Where Triton runs, its kernels first take the fastest of a short list of tiles, once for each class of layers:
     dtype, channels and memory format, whatever the image's size. Under `ao.backend("triton")` nothing else is measured.
 
-    Calls of few elements go to PyTorch's operator unmeasured. Plans are kept per processor or GPU and torch version,
-    in the folder ATROUSOPS_PLANS or the user's cache; ATROUSOPS_PLANS=none keeps and reads nothing.
+    On a GPU of which nothing is known `selfcheck` runs first. Calls of few elements go to PyTorch's operator
+    unmeasured, and so do those whose kernel has not passed. Plans are kept per processor or GPU and torch version, in
+    the folder ATROUSOPS_PLANS or the user's cache; ATROUSOPS_PLANS=none keeps and reads nothing.
 
     Args:
         call: a module, or any function that calls `atrousops.functional`.
@@ -81,6 +85,10 @@ def autotune(call: Callable[..., Any], *inputs: Any, budget: float = 0.5, **kwar
         bad_type("autotune", "call", "be a module or a function", type(call).__name__)
     if backends.forced() not in (None, "triton"):
         bad_value("autotune", "backend", "not be forced", repr(backends.forced()), "Leave backend(...) first.")
+    tensors = [t for t in pytree.tree_leaves((inputs, kwargs)) if isinstance(t, Tensor)]
+    tensors += list(call.parameters()) if isinstance(call, torch.nn.Module) else []
+    for device in dict.fromkeys(t.device for t in tensors):
+        ensure(device)
     with _tiles_measured(budget) as (tiles, tile_files):
         tuning = _tuned(_calls_of(call, inputs, kwargs), budget)
     tuning.tiles = tiles
@@ -137,13 +145,15 @@ def _predicted(key: Key) -> str:
 
 
 def _runs(key: Key) -> bool:
-    # PyTorch's operators take one padding an axis; where a plan has no kernel of ours there is nothing to choose.
+    # PyTorch's operators take one padding an axis; where a plan has no kernel of ours, or none that may run here, there
+    # is nothing to choose.
     a = choice.CallArguments(*key.arguments)
     rank = len(a.stride)
     if a.padding[:rank] != a.padding[-rank:]:
         return False
     plan = choice.predict_call(a, key.dtype, key.channels_last, key.needs_grad, key.state[0])
-    return any(c.kernel != "aten" and c.seconds < float("inf") for c in plan.candidates)
+    ours = [c.kernel for c in plan.candidates if c.kernel != "aten" and c.seconds < float("inf")]
+    return any(not choice.unproved(a.kind, kernel, key.state[0]) for kernel in ours)
 
 
 def _measure(key: Key, budget: float) -> Times:
@@ -158,7 +168,6 @@ def _measure(key: Key, budget: float) -> Times:
 
 def _contenders(key: Key, device: torch.device) -> tuple[Callable[[], Any], Callable[[], Any]]:
     a = choice.CallArguments(*key.arguments)
-    rank, padding = len(a.stride), a.padding[: len(a.stride)]
     tf32 = device.type == "cuda" and tf32_allowed()
 
     def tensor(size: tuple[int, ...]) -> Tensor:
@@ -167,34 +176,10 @@ def _contenders(key: Key, device: torch.device) -> tuple[Callable[[], Any], Call
             t = t.movedim(1, -1).contiguous().movedim(-1, 1)
         return t.requires_grad_(key.needs_grad)
 
-    x, w = tensor(a.input_size), tensor(a.weight_size)
-    ops = torch.ops.atrousops
-    rest = (a.stride, padding, a.dilation)
-    if a.kind == "transposed":
-        stock = getattr(F, f"conv_transpose{rank}d")
-        theirs = (a.stride, padding, a.output_padding, a.groups, a.dilation)
-        return _pair(
-            key,
-            (x, w),
-            lambda: stock(x, w, None, *theirs),
-            lambda: ops.conv_transpose(x, w, None, a.stride, padding, a.output_padding, a.dilation, a.groups, tf32),
-        )
-    stock = getattr(F, f"conv{rank}d")
-    if a.kind == "forward":
-        aten, ours = (lambda: stock(x, w, None, *rest, a.groups)), (lambda: ops.conv(x, w, None, *rest, a.groups, tf32))
-        return _pair(key, (x, w), aten, ours)
-    with torch.device("meta"):
-        size = stock(torch.empty(a.input_size), torch.empty(a.weight_size), None, *rest, a.groups).shape
-    dy = tensor(tuple(size))
-    mask = (a.kind == "input_grad", a.kind == "weight_grad", False)
-    extra = (0,) * rank
-
-    def aten_gradient() -> Any:
-        return torch.ops.aten.convolution_backward(dy, x, w, None, *rest, False, extra, a.groups, mask)
-
-    if a.kind == "input_grad":
-        return aten_gradient, lambda: ops.conv_grad_input(dy, w, a.input_size, *rest, a.groups, tf32)
-    return aten_gradient, lambda: ops.conv_grad_weight(dy, x, a.weight_size[2:], *rest, a.groups, tf32)
+    x, w, dy = convolutions.operands(a, tensor)
+    aten = partial(convolutions.aten, a, x, w, dy)
+    ours = partial(convolutions.ours, a, x, w, dy, tf32=tf32)
+    return _pair(key, (x, w), aten, ours) if a.kind in ("forward", "transposed") else (aten, ours)
 
 
 def _pair(key: Key, leaves: tuple[Tensor, ...], *forward: Callable[[], Tensor]) -> Any:

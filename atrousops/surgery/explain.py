@@ -280,6 +280,8 @@ def _why_not_ours(operator: str, input: Tensor) -> str:
     op = re.sub(r"[123]d$", "", operator)
     if backends.own(op, input.device, input.dtype):
         return "PyTorch's own operator"
+    if unproved := backends.unproved(op, input.device, input.dtype):
+        return unproved
     verdict = backends.can_run(_compiled_for(input), op, input.device, input.dtype)
     return "PyTorch's own operator" if verdict.ok else verdict.reason
 

@@ -21,7 +21,9 @@ def settle_context(row: Row, ours: str, arguments: dict[str, Any]) -> None:
     input, weights = arguments["input"], arguments["weights"]
     kernels = tuple([w.shape[-1] for w in weights])
     plan = plan_context(_size(input), tuple(arguments["dilation"]), kernels, input.dtype, not input.is_contiguous())
-    row.reason = plan.reason
+    asked = ours != "context_module" and backends.forced() is None
+    unproved = backends.unproved("context_module", input.device, input.dtype) if asked else ""
+    row.reason = f"layer by layer: {unproved}" if unproved else plan.reason
 
 
 def settle_branches(row: Row, ours: str, arguments: dict[str, Any]) -> None:

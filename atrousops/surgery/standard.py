@@ -50,9 +50,9 @@ def _takes(model: nn.Module, inputs: Inputs) -> bool:
 class Standard:
     """What the model returns for some inputs, and how much roundings change of it.
 
-    The error that the model itself makes against itself in fp64, on oneDNN's kernels, on PyTorch's own, and on inputs
-    changed by one rounding, is the largest of its runs and outputs, in units of each output's largest value. The copy
-    may be off by twice as much and a few roundings.
+    The error that the model itself makes against itself in fp64, on oneDNN's kernels, on PyTorch's own, and with inputs
+    or weights changed by one rounding, as folding rounds them, is the largest of its runs and outputs, in units of each
+    output's largest value. The copy may be off by twice as much and a few roundings.
     """
 
     def __init__(self, model: nn.Module, inputs: list[Inputs]) -> None:
@@ -60,11 +60,12 @@ class Standard:
         self.expected = self._outputs(copy.deepcopy(model), inputs)
         exact = self._exact()
         moved = self._outputs(copy.deepcopy(model), [pytree.tree_map(_moved, given) for given in inputs])
+        rounded = self._outputs(with_weights_moved(model), inputs)
         summed = self._without_onednn(inputs)
         self.exact = self.expected if exact is None else exact
         self.error = 0.0
         self.flips = 0.0
-        for other in [self.expected, moved, summed]:
+        for other in [self.expected, moved, rounded, summed]:
             for got, true in zip(_tensors(other), _tensors(self.exact), strict=False):
                 if got.shape == true.shape:
                     self.error = max(self.error, _relative(got, true))
@@ -120,6 +121,15 @@ class Standard:
         if torch.equal(got.isfinite(), expected.isfinite()) and error <= bound:
             return ""
         return f"an error of {error:.1e} of the largest value, where roundings explain {bound:.1e}"
+
+
+def with_weights_moved(model: nn.Module) -> nn.Module:
+    """A copy whose parameters are changed by one rounding, up or down."""
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter.copy_(_moved(parameter))
+    return moved
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

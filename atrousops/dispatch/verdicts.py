@@ -1,0 +1,235 @@
+"""Which of our kernels have proved themselves on a GPU: what `atrousops selfcheck` found there, and what follows.
+
+A kernel of ours runs unasked on a GPU only if its family passed there, in this build, under this driver and torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from atrousops.common.stored import Store
+from atrousops.dispatch import libraries, probe
+from atrousops.dispatch.devices import constant_in_graphs
+
+log = logging.getLogger("atrousops")
+
+# What csrc/cuda/conv.cu runs where addresses or strides forbid the planned kernel: those have to be right as well.
+_INSTEAD = {"depthwise": ("grouped",), "wgmma": ("mma", "simt"), "mma": ("simt",)}
+# In the name of a device of csrc/fake_cuda.
+_EMULATED = "EMULATED"
+
+
+class Identity(NamedTuple):
+    """What a verdict holds for: a model of GPU and all that stands between it and the source.
+
+    backend: "cuda" or "triton"; capability: such as "9.0"; driver: its release where the system tells, and the version
+    of CUDA that it knows; library: the first digits of a digest of the compiled library, or of Triton's kernels.
+    """
+
+    backend: str
+    gpu: str
+    capability: str
+    driver: str
+    torch: str
+    library: str
+
+
+class Rate(NamedTuple):
+    """Seconds of a call of ours and of PyTorch's operator, or operators."""
+
+    what: str
+    ours: float
+    aten: float
+
+
+class Finding(NamedTuple):
+    """What was found of a family of kernels: whether it passed, in how many cases, what was wrong, and its speed."""
+
+    ok: bool
+    reason: str
+    cases: int = 0
+    rates: tuple[Rate, ...] = ()
+
+
+_Key = tuple[Identity, str]
+_answers: dict[tuple[str, str, str], str] = {}
+_said: list[str] = []
+
+
+@constant_in_graphs
+def why_not(backend: str, family: str, device: str) -> str:
+    """Why a family of kernels does not run unasked on a GPU, or nothing; answers are kept.
+
+    Args:
+        backend: "cuda" or "triton".
+        family: an operator's name, or for convolutions a kind and a kernel of the planner's: "forward wgmma".
+        device: as str(torch.device); where there is no such GPU plans are made for one, and nothing is in the way.
+    """
+    # With its number, as a tensor's device has it, a GPU is known at once.
+    answer = _answers.get((backend, family, device))
+    if answer is not None:
+        return answer
+    if not there_is(device):
+        return ""
+    key = (backend, family, numbered(device))
+    return _answers.setdefault(key, _why_not(*key))
+
+
+def _why_not(backend: str, family: str, device: str) -> str:
+    found, gpu = known(backend, device), identity(backend, device).gpu
+    if not found:
+        problem = _nothing_known(backend, device)
+        _say(f"{problem}; PyTorch's operators run there until then, and backend({backend!r}) forces ours")
+        return problem
+    kind, _, kernel = family.partition(" ")
+    for each in (family, *[f"{kind} {other}" for other in _INSTEAD.get(kernel, ())]):
+        finding = found.get(each)
+        if finding is None:
+            return f"{each} has not been checked on {gpu}: run `atrousops selfcheck`"
+        if not finding.ok:
+            return f"{each} failed its check on {gpu}: {finding.reason}"
+    return ""
+
+
+def _nothing_known(backend: str, device: str) -> str:
+    now = identity(backend, device)
+    others = [of for of, _ in _verdicts.of(device) if of.backend == backend]
+    if not others:
+        return f"our {backend} kernels have not been checked on {now.gpu}: run `atrousops selfcheck`"
+    # The last in the file is the latest.
+    then = others[-1]
+    names = [n for n in Identity._fields if getattr(then, n) != getattr(now, n)]
+    changed = ", ".join(f"{n} {getattr(then, n)}, now {getattr(now, n)}" for n in names)
+    return f"our {backend} kernels were checked on another set-up ({changed}): run `atrousops selfcheck` again"
+
+
+def _say(text: str) -> None:
+    if not _said:
+        _said.append(text)
+        log.warning("atrousops: %s", text)
+
+
+def finding(backend: str, family: str, device: str) -> Finding | None:
+    """What was found of one family on a GPU, if it was checked."""
+    return known(backend, numbered(device)).get(family)
+
+
+def known(backend: str, device: str) -> dict[str, Finding]:
+    """What was found on a GPU such as this, by family: in this process, or in the file."""
+    now = identity(backend, device)
+    return {family: finding for (of, family), finding in _verdicts.of(device).items() if of == now}
+
+
+def record(backend: str, device: str, found: dict[str, Finding]) -> Path | None:
+    """Keeps findings for this process and later ones; the file written, or None.
+
+    None is written where ATROUSOPS_PLANS=none, and of an emulated GPU none but in a folder that ATROUSOPS_PLANS names.
+    """
+    now = identity(backend, device)
+    write = not is_emulated(now.gpu) or bool(os.environ.get("ATROUSOPS_PLANS"))
+    path = _verdicts.add(device, {(now, family): finding for family, finding in found.items()}, write=write)
+    _answers.clear()
+    return path
+
+
+def there_is(device: str) -> bool:
+    """Whether this machine has such GPUs; else there is nothing to ask about."""
+    return torch.get_device_module(torch.device(device)).is_available()
+
+
+def gpu_name(device: str) -> str:
+    """What a GPU with a number calls itself."""
+    where = torch.device(device)
+    return torch.get_device_module(where).get_device_properties(where.index).name
+
+
+def is_emulated(gpu: str) -> bool:
+    """Whether this is the name of no GPU, but of what tests put in its place."""
+    return _EMULATED in gpu
+
+
+def forget() -> None:
+    """Drops what was read or recorded; files stay."""
+    for kept in (_answers, _said):
+        kept.clear()
+    _verdicts.forget()
+    for cached in (identity, _digest):
+        cached.cache_clear()
+
+
+def path(device: str) -> Path | None:
+    """The file of a GPU's verdicts, beside its measured plans."""
+    return _verdicts.path(device)
+
+
+def numbered(device: str) -> str:
+    """A GPU with its number, the current one's if it has none."""
+    where = torch.device(device)
+    index = torch.get_device_module(where).current_device() if where.index is None else where.index
+    return f"{where.type}:{index}"
+
+
+@functools.cache
+def identity(backend: str, device: str) -> Identity:
+    """What verdicts on a GPU of this machine, "cuda:1", hold for."""
+    where = torch.device(device)
+    gpu = torch.get_device_module(where).get_device_properties(where.index)
+    capability = f"{gpu.major}.{gpu.minor}" if hasattr(gpu, "major") else ""
+    return Identity(backend, gpu.name, capability, _driver(gpu), torch.__version__, _digest(backend))
+
+
+def _driver(gpu: Any) -> str:
+    # Where the library is missing the release has to do; Intel's GPUs tell theirs.
+    cuda = probe.versions()[0] if libraries.cuda.problem is None else 0
+    api = f"CUDA {probe.version(cuda)}" if cuda else getattr(gpu, "driver_version", "")
+    return ", ".join(filter(None, [_release(), api]))
+
+
+def _release() -> str:
+    for file in ("/proc/driver/nvidia/version", "/sys/module/amdgpu/version"):
+        try:
+            text = Path(file).read_text()
+        except OSError:
+            continue
+        release = re.search(r"\b\d+(\.\d+)+\b", text)
+        return release[0] if release else ""
+    return ""
+
+
+@functools.cache
+def _digest(backend: str) -> str:
+    if backend == "cuda":
+        return _digest_of([Path(libraries.cuda.path)])
+    folder = Path(__file__).resolve().parents[1] / "triton"
+    origin = libraries.triton.path
+    return _digest_of([*sorted(folder.glob("*.py")), *([Path(origin)] if origin else [])])
+
+
+def _digest_of(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _row(key: _Key, finding: Finding) -> dict[str, Any]:
+    of, family = key
+    return {"family": family, **of._asdict(), **finding._asdict(), "rates": [rate._asdict() for rate in finding.rates]}
+
+
+def _entry(row: dict[str, Any]) -> tuple[_Key, Finding]:
+    of = Identity(*[str(row[name]) for name in Identity._fields])
+    rates = tuple(Rate(**rate) for rate in row["rates"])
+    return (of, str(row["family"])), Finding(bool(row["ok"]), str(row["reason"]), int(row["cases"]), rates)
+
+
+_verdicts: Store[_Key, Finding] = Store("verdicts", lambda: "-selfcheck", _row, _entry, again="run selfcheck again")
