@@ -1,4 +1,4 @@
-"""The command line: `atrousops segment | train | evaluate | study | bench | selfcheck | info`."""
+"""The command line: `atrousops segment | train | evaluate | export | study | bench | selfcheck | info`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import atrousops as ao
 from atrousops.common.checks import ArgumentTypeError
 from atrousops.common.files import OutputError
 from atrousops.dispatch import backends
+from atrousops.engine import export_command
 from atrousops.proof import command as selfcheck
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "--backend", choices=backends.NAMES, help="run every operator on this backend (default: the best)"
     )
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    for add in (_add_segment, _add_train, _add_evaluate, _add_study, _add_bench, selfcheck.add, _add_info):
+    for add in (_add_segment, _add_train, _add_evaluate, export_command.add, _add_study, _add_bench, selfcheck.add, _add_info):
         add(commands, common)
     return parser
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import atrousops as ao
-from atrousops import models
+from atrousops import cli, models
 from atrousops.common.checks import ArgumentError
 from atrousops.engine.export import TOLERANCE, differences, export
 
@@ -106,3 +106,14 @@ def test_what_no_file_can_hold_is_refused(tmp_path):
     with pytest.raises(ArgumentError, match=r"must be in evaluation mode; got training mode\. Call network\.eval"):
         export(nn.Conv2d(3, 2, 1), path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command(tmp_path, capsys):
+    path = tmp_path / "nuclei.pt2"
+    assert cli.main(["export", "unet_nuclei", "-o", str(path), "--check"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{path}: unet, {len(models.load('unet_nuclei').info.classes)} classes, ")
+    assert [line.partition(":")[0] for line in lines[1:]] == ["(1, 3, 96, 96)", "(2, 3, 129, 81)", "(3, 3, 65, 103)"]
+
+    assert cli.main(["export", "no_such", "-o", str(path)]) == 1
+    assert "no file no_such; weights that come with the package:" in capsys.readouterr().err
