@@ -19,7 +19,7 @@ import atrousops as ao
 from atrousops.common.checks import ArgumentTypeError
 from atrousops.common.files import OutputError
 from atrousops.dispatch import backends
-from atrousops.engine import recipe
+from atrousops.engine import commands as engine
 from atrousops.proof import command as selfcheck
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def _parser() -> argparse.ArgumentParser:
         "--backend", choices=backends.NAMES, help="run every operator on this backend (default: the best)"
     )
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    adds = (_add_segment, recipe.add, _add_train, _add_evaluate, _add_study, _add_bench, selfcheck.add, _add_info)
-    for add in adds:
+    own = (_add_segment, engine.add_recipe, _add_train, _add_evaluate, engine.add_export, _add_study, _add_bench)
+    for add in (*own, selfcheck.add, _add_info):
         add(commands, common)
     return parser
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,37 +19,9 @@ from atrousops.engine import layouts, outputs
 from atrousops.engine.layouts import Guess
 from atrousops.engine.survey import Id, Survey, classes_of, survey
 
-DESCRIPTION = (
-    "Looks for images and their masks in a folder, measures them, and prints a recipe for `atrousops train`. What was "
-    "found and guessed is told on stderr and in comments of the recipe."
-)
 HELD_BACK = 0.2
 MANY = 60
 Say = Callable[[str], object]
-
-
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
-    """Adds the command."""
-    parser = commands.add_parser(
-        "recipe", parents=[common], help="write a recipe for one's own images", description=DESCRIPTION
-    )
-    parser.add_argument("--data", required=True, metavar="DIR", help="folder or zip archive of the images and masks")
-    parser.add_argument("--model", required=True, metavar="NAME", help="network, such as deeplabv3plus_resnet50")
-    pattern = "folder or pattern in DIR, such as '{split}/photos/*.jpg' (default: the usual names are tried)"
-    parser.add_argument("--images", metavar="PATTERN", help=f"the images: {pattern}")
-    parser.add_argument("--masks", metavar="PATTERN", help="the masks, likewise")
-    parser.set_defaults(run=command)
-
-
-def command(args: argparse.Namespace) -> int:
-    """Prints the recipe."""
-    told = sys.stderr
-
-    def say(text: str) -> None:
-        print(f"recipe: {text}", file=told)
-
-    sys.stdout.write(main(args.data, args.model, images=args.images, masks=args.masks, say=say))
-    return 0
 
 
 def main(

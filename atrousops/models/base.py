@@ -77,7 +77,8 @@ def resize(input: Tensor, size: Sequence[int], align_corners: bool = False) -> T
     align_corners puts the first and the last position of both grids together, as the releases on Caffe and TensorFlow
     do, for which image sizes are 8 n + 1; without, the pixels cover the same area.
     """
-    if tuple(input.shape[-2:]) == tuple(size):
+    # An exported graph serves all sizes, and sizes that agree at one need not at another.
+    if not torch.compiler.is_exporting() and tuple(input.shape[-2:]) == tuple(size):
         return input
     return F.interpolate(input, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
@@ -114,7 +115,9 @@ def reflect(input: Tensor, before: int, after: Sequence[int]) -> Tensor:
     for axis, extra in zip((2, 3), after, strict=True):
         size = input.shape[axis]
         period = max(2 * (size - 1), 1)
-        index = torch.arange(-before, size + extra, device=input.device) % period
+        index = torch.arange(-before, size + extra, device=input.device)
+        # ONNX knows no remainder by a size that is open.
+        index = index - index // period * period
         input = input.index_select(axis, torch.minimum(index, period - index) if size > 1 else 0 * index)
     return input
 

@@ -5,6 +5,7 @@ from atrousops.ops.context_module import context_module
 from atrousops.ops.conv import conv1d, conv2d, conv3d
 from atrousops.ops.conv_branches import conv_branches
 from atrousops.ops.conv_transpose import conv_transpose1d, conv_transpose2d, conv_transpose3d
+from atrousops.ops.decompositions import decompose
 from atrousops.ops.max_pool import max_pool1d, max_pool2d, max_pool3d
 from atrousops.ops.max_unpool import max_unpool1d, max_unpool2d, max_unpool3d
 from atrousops.ops.mean_field import mean_field
@@ -24,6 +25,7 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "decompose",
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",

@@ -1,0 +1,154 @@
+"""A trained network as a file that other programs run: ONNX, or a PyTorch program that needs no atrousops."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from atrousops.common.checks import ArgumentError, bad_value
+from atrousops.common.files import write_atomically
+from atrousops.models.registry import Info
+from atrousops.nn import DenseCRF
+from atrousops.ops.decompositions import decompose
+
+# The largest difference allowed, relative to the largest score.
+TOLERANCE = 1e-4
+_SUFFIXES = (".onnx", ".pt2")
+_INPUT, _OUTPUT = "image", "scores"
+
+
+class Difference(NamedTuple):
+    """How far an exported file's scores are from the network's for images of one shape."""
+
+    shape: tuple[int, ...]
+    largest: float
+
+
+class _Scores(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        scores = self.network(image)
+        return scores["out"] if isinstance(scores, dict) else scores
+
+
+def export(
+    network: nn.Module,
+    path: str | os.PathLike[str],
+    size: Sequence[int] = (256, 256),
+    channels: int = 3,
+    info: Info | None = None,
+) -> None:
+    """Writes a network as a file for inference, for batches and images of any size.
+
+    scores = network(image)["out"], image (N, C, H, W) normalised in float32, scores (N, L, H, W). A name that ends in
+    .onnx gives an ONNX file, which needs the package onnxscript; .pt2 a program for `torch.export.load`, in PyTorch's
+    own operators. The normalisation and the classes are in the ONNX file's metadata and in the program's "info.json".
+
+    Args:
+        network: in evaluation mode; our layers, converted or optimised ones, and any of PyTorch's.
+        path: of the file, which is replaced once it is whole.
+        size: (H, W) of the images that it is traced with; no limit for others.
+        channels: C.
+        info: of the network, such as its `info`.
+
+    Raises:
+        ArgumentError: another suffix, a network in training mode, or one that no file can hold: the lattice of the
+            dense CRF is a hash table, and the objects that a network finds are as many as the image has.
+        ImportError: onnxscript is missing.
+    """
+    path = Path(path)
+    if path.suffix not in _SUFFIXES:
+        bad_value("export", "path", f"end in {' or '.join(_SUFFIXES)}", f"{path.name!r}")
+    if network.training:
+        bad_value("export", "network", "be in evaluation mode", "training mode", "Call network.eval().")
+    _check_kind(network)
+    image = torch.zeros(2, channels, *size)
+    anything = torch.export.Dim.DYNAMIC
+    with torch.no_grad(), warnings.catch_warnings():
+        # Of the exporter, about its own calls.
+        warnings.simplefilter("ignore")
+        shapes = {0: anything, 2: anything, 3: anything}
+        program = torch.export.export(_Scores(network), (image,), dynamic_shapes=(shapes,), strict=False)
+        text = json.dumps(None if info is None else dataclasses.asdict(info))
+        if path.suffix == ".onnx":
+            _write_onnx(program, image, path, text)
+        else:
+            archive = io.BytesIO()
+            torch.export.save(decompose(program), archive, extra_files={"info.json": text})
+            write_atomically(path, lambda file: Path(file).write_bytes(archive.getvalue()))
+
+
+def _check_kind(network: nn.Module) -> None:
+    for name, module in network.named_modules():
+        if isinstance(module, DenseCRF):
+            raise ArgumentError(
+                f"export: network must have no dense CRF; got one at {name or 'its root'}. The lattice of the CRF is a "
+                "hash table whose size each image decides. Export the network below it, and refine its scores with "
+                "atrousops.DenseCRF."
+            )
+    if hasattr(network, "objects"):
+        raise ArgumentError(
+            f"export: network must give every pixel scores; got {type(network).__name__}, which finds objects, as many "
+            "as each image has. Run it in PyTorch, or compile it with torch.compile."
+        )
+
+
+def _write_onnx(program: torch.export.ExportedProgram, image: Tensor, path: Path, text: str) -> None:
+    try:
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ImportError("export: ONNX files need the package onnxscript: pip install 'atrousops[export]'") from error
+    made: Any = torch.onnx.export(
+        program, (image,), dynamo=True, verbose=False, input_names=[_INPUT], output_names=[_OUTPUT]
+    )
+    made.model.metadata_props["atrousops"] = text
+    write_atomically(path, lambda file: made.save(file, external_data=False))
+
+
+def differences(network: nn.Module, path: str | os.PathLike[str], shapes: Sequence[Sequence[int]]) -> list[Difference]:
+    """Runs an exported file on random images, by onnxruntime or PyTorch, and holds its scores to the network's.
+
+    Args:
+        network: what was exported.
+        path: of the file.
+        shapes: (N, C, H, W) of the images.
+
+    Returns:
+        The largest difference for each shape, relative to the largest score.
+
+    Raises:
+        ImportError: onnxruntime is missing.
+    """
+    run = _runner(Path(path))
+    scores, found = _Scores(network), []
+    generator = torch.Generator().manual_seed(0)
+    for shape in shapes:
+        image = torch.randn(*shape, generator=generator)
+        with torch.no_grad():
+            wanted, got = scores(image), run(image)
+        largest = (got - wanted).abs().max() / wanted.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+        found.append(Difference(tuple(shape), float(largest) if got.shape == wanted.shape else float("inf")))
+    return found
+
+
+def _runner(path: Path) -> Any:
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise ImportError("export: a check needs the package onnxruntime: pip install 'atrousops[export]'") from error
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda image: torch.from_numpy(session.run([_OUTPUT], {_INPUT: image.numpy()})[0])

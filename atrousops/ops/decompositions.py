@@ -1,0 +1,160 @@
+"""Our operators in PyTorch's own, for what knows only those: torch.onnx.export(dynamo=True) takes them from PyTorch's
+table of decompositions, and `decompose` brings an exported program into them.
+
+They are not used where our kernels run. Shapes may be symbolic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._decomp import register_decomposition
+
+from atrousops.dispatch import libraries
+
+_CONV: tuple[Any, ...] = (None, F.conv1d, F.conv2d, F.conv3d)
+_CONV_TRANSPOSE: tuple[Any, ...] = (None, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+_MAX_POOL: tuple[Any, ...] = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
+
+
+def _conv(input, weight, bias, stride, padding, dilation, groups, allow_tf32=False) -> Tensor:
+    rank = len(stride)
+    low, high = padding[:rank], padding[-rank:]
+    if list(low) != list(high):
+        pairs = [side for axis in reversed(range(rank)) for side in (low[axis], high[axis])]
+        input, low = F.pad(input, pairs), [0] * rank
+    return _CONV[rank](input, weight, bias, stride, low, dilation, groups)
+
+
+def _conv_transpose(input, weight, bias, stride, padding, output_padding, dilation, groups, allow_tf32=False) -> Tensor:
+    return _CONV_TRANSPOSE[len(stride)](input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def _conv_branches(input, weights, biases, others, padding, dilation, relu, allow_tf32) -> Tensor:
+    parts = []
+    for i, weight in enumerate(weights):
+        here = slice(2 * i, 2 * i + 2)
+        y = F.conv2d(input, weight, biases[i] if biases else None, 1, padding[here], dilation[here])
+        parts.append(F.relu(y) if relu else y)
+    return torch.cat([*parts, *others], 1)
+
+
+def _context_module(input, weights, biases, dilation, allow_tf32=False) -> Tensor:
+    for i, (weight, d) in enumerate(zip(weights, dilation)):
+        input = F.relu(input) if i else input
+        input = F.conv2d(input, weight, biases[i] if biases else None, 1, d * (weight.shape[-1] // 2), d)
+    return input
+
+
+def _max_pool(input, kernel_size, stride, padding, dilation, ceil_mode) -> tuple[Tensor, Tensor]:
+    return _MAX_POOL[len(kernel_size)](input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
+
+
+def _max_pool_values(input, kernel_size, stride, padding, dilation, ceil_mode) -> Tensor:
+    return _MAX_POOL[len(kernel_size)](input, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def _max_pool_codes(input, kernel_size, stride, padding, dilation, ceil_mode) -> tuple[Tensor, Tensor]:
+    values, indices = _max_pool(input, kernel_size, stride, padding, dilation, ceil_mode)
+    axes = len(kernel_size)
+    starts = _starts(values.shape[-axes:], stride, padding, values.device)
+    rest, codes, step = indices, torch.zeros_like(indices), 1
+    for axis in reversed(range(axes)):
+        size = input.shape[axis - axes]
+        # Exporters know no remainder by a symbolic size.
+        above = rest // size
+        position, rest = rest - above * size, above
+        codes = codes + (position - starts[axis]) // dilation[axis] * step
+        step = step * kernel_size[axis]
+    return values, codes.to(torch.uint8)
+
+
+def _max_unpool(input, indices, output_size, kernel_size, stride, padding) -> Tensor:
+    axes = len(kernel_size)
+    if indices.dtype == torch.uint8:
+        indices = _positions(indices.long(), output_size, kernel_size, stride, padding)
+    leading, plane = list(input.shape[:-axes]), 1
+    for size in output_size:
+        plane = plane * size
+    values, flat = input.flatten(-axes), indices.flatten(-axes)
+    if all(k <= s for k, s in zip(kernel_size, stride)):
+        out = values.new_zeros([*leading, plane]).scatter(-1, flat, values)
+    else:
+        # Windows share positions, and the last of them counts.
+        order = torch.arange(1, values.shape[-1] + 1, device=input.device).expand_as(flat)
+        writer = flat.new_zeros([*leading, plane]).scatter_reduce(-1, flat, order, "amax")
+        placed = values.gather(-1, (writer - 1).clamp(min=0))
+        out = torch.where(writer > 0, placed, torch.zeros_like(placed))
+    return out.reshape([*leading, *output_size])
+
+
+def _positions(
+    codes: Tensor,
+    output_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> Tensor:
+    """The flat position in the map of each window's tap number."""
+    axes = len(kernel_size)
+    starts = _starts(codes.shape[-axes:], stride, padding, codes.device)
+    flat, step = torch.zeros_like(codes), 1
+    for axis in reversed(range(axes)):
+        flat = flat + (starts[axis] + codes % kernel_size[axis]) * step
+        codes = codes // kernel_size[axis]
+        step = step * output_size[axis]
+    return flat
+
+
+def _starts(
+    windows: Sequence[int], stride: Sequence[int], padding: Sequence[int], device: torch.device
+) -> list[Tensor]:
+    """Where the windows begin, for each axis shaped to broadcast along the others."""
+    axes = len(windows)
+    return [
+        (torch.arange(n, device=device) * s - p).reshape(-1, *[1] * (axes - 1 - axis))
+        for axis, (n, s, p) in enumerate(zip(windows, stride, padding))
+    ]
+
+
+def _roi_align(input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned) -> Tensor:
+    import torchvision
+
+    size = (pooled_height, pooled_width)
+    return torchvision.ops.roi_align(input, boxes, size, spatial_scale, sampling_ratio, aligned)
+
+
+def _roi_pool(input, boxes, spatial_scale, pooled_height, pooled_width) -> tuple[Tensor, Tensor]:
+    import torchvision
+
+    assert torchvision.extension._has_ops()
+    return torch.ops.torchvision.roi_pool(input, boxes, spatial_scale, pooled_height, pooled_width)
+
+
+# The dense CRF has none: its lattice is a hash table, of a size that the image decides.
+DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
+    "conv": _conv,
+    "conv_transpose": _conv_transpose,
+    "conv_branches": _conv_branches,
+    "context_module": _context_module,
+    "max_pool": _max_pool,
+    "max_pool_codes": _max_pool_codes,
+    "max_pool_values": _max_pool_values,
+    "max_unpool": _max_unpool,
+    "roi_align": _roi_align,
+    "roi_pool": _roi_pool,
+}
+
+if libraries.has_schemas:
+    for _name, _function in DECOMPOSITIONS.items():
+        register_decomposition(getattr(torch.ops.atrousops, _name).default)(_function)
+
+
+def decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program in PyTorch's operators alone, so that it loads and runs where this package is not installed."""
+    ours = {getattr(torch.ops.atrousops, name).default: f for name, f in DECOMPOSITIONS.items()}
+    return program.run_decompositions(ours) if libraries.has_schemas else program

@@ -1,0 +1,119 @@
+"""Networks as ONNX files and exported programs: what other programs compute from them is what the network says."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import atrousops as ao
+from atrousops import cli, models
+from atrousops.common.checks import ArgumentError
+from atrousops.engine.export import TOLERANCE, differences, export
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+# A batch, an odd size, and one below the 64 pixels at which some networks mirror the image.
+SHAPES = [(2, 3, 64, 80), (1, 3, 97, 65), (3, 3, 40, 33)]
+
+
+def held(network, path, shapes=SHAPES):
+    for found in differences(network, path, shapes):
+        assert found.largest <= TOLERANCE, found
+
+
+# The weights that come with the package: an atrous pyramid of depthwise layers, and valid convolutions behind mirrored
+# borders.
+@pytest.mark.parametrize("name", models.list())
+def test_shipped_networks(name, tmp_path):
+    network = models.load(name)
+    path = tmp_path / "network.onnx"
+    export(network, path, (64, 96), info=network.info)
+    held(network, path)
+
+    meta = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
+    wanted = json.loads(json.dumps(dataclasses.asdict(network.info)))
+    assert json.loads(meta["atrousops"]) == wanted
+
+    openvino = pytest.importorskip("openvino")
+    image = torch.randn(1, 3, 97, 65, generator=torch.Generator().manual_seed(1))
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    (got,) = openvino.compile_model(str(path), "CPU", settings)([image.numpy()]).values()
+    expected = network(image)["out"].detach().numpy()
+    assert np.abs(got - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+class Layers(nn.Module):
+    """Every operator that a network for inference has, with what ONNX lacks: 'same' at an even extent, unpooling."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = ao.AtrousConv2d(3, 8, 3, padding=2, dilation=2, stride=2)
+        self.same = ao.AtrousConv2d(8, 8, 4, padding="same", dilation=3, groups=4)
+        self.pool = ao.nn.MaxPool2d(3, 2, 1, return_indices="codes")
+        self.unpool = ao.nn.MaxUnpool2d(3, 2, 1)
+        self.up = ao.AtrousConvTranspose2d(8, 5, 4, stride=2, padding=1)
+
+    def forward(self, image):
+        x = self.same(self.down(image)).relu()
+        pooled, codes = self.pool(x)
+        return {"out": self.up(self.unpool(pooled, codes, output_size=x.shape[-2:]) + x)}
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+@pytest.mark.parametrize("tool", ["ours", "converted", "optimised"])
+def test_layers(tool, suffix, tmp_path):
+    torch.manual_seed(0)
+    network = Layers().eval()
+    if tool != "ours":
+        network = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=4, dilation=4), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 2, 1)
+        ).eval()
+    if tool == "converted":
+        ao.convert(network)
+    if tool == "optimised":
+        network = ao.optimize(network)
+    path = tmp_path / f"network.{suffix}"
+    export(network, path, (32, 40))
+    held(network, path)
+
+
+def test_a_program_runs_without_the_package(tmp_path):
+    export(Layers().eval(), tmp_path / "network.pt2", (32, 32))
+    code = (
+        "import sys, torch\n"
+        "files = {'info.json': ''}\n"
+        f"program = torch.export.load({str(tmp_path / 'network.pt2')!r}, extra_files=files)\n"
+        "assert program.module()(torch.zeros(1, 3, 48, 56)).shape == (1, 5, 48, 56)\n"
+        "assert files['info.json'] in ('null', b'null') and 'atrousops' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_what_no_file_can_hold_is_refused(tmp_path):
+    path = tmp_path / "network.onnx"
+    with pytest.raises(ArgumentError, match=r"must have no dense CRF; got one at crf\. The lattice .* hash table"):
+        export(nn.ModuleDict({"net": nn.Conv2d(3, 2, 1), "crf": ao.DenseCRF()}).eval(), path)
+    with pytest.raises(ArgumentError, match=r"must give every pixel scores; got MaskRCNN, which finds objects"):
+        export(models.build("mask_rcnn", num_classes=2).eval(), path)
+    with pytest.raises(ArgumentError, match=r"path must end in \.onnx or \.pt2; got 'network\.pb'"):
+        export(nn.Conv2d(3, 2, 1).eval(), tmp_path / "network.pb")
+    with pytest.raises(ArgumentError, match=r"must be in evaluation mode; got training mode\. Call network\.eval"):
+        export(nn.Conv2d(3, 2, 1), path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command(tmp_path, capsys):
+    path = tmp_path / "nuclei.pt2"
+    assert cli.main(["export", "unet_nuclei", "-o", str(path), "--check"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{path}: unet, {len(models.load('unet_nuclei').info.classes)} classes, ")
+    assert [line.partition(":")[0] for line in lines[1:]] == ["(1, 3, 96, 96)", "(2, 3, 129, 81)", "(3, 3, 65, 103)"]
+
+    assert cli.main(["export", "no_such", "-o", str(path)]) == 1
+    assert "no file no_such; weights that come with the package:" in capsys.readouterr().err
