@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -81,7 +81,7 @@ def _export(args: argparse.Namespace) -> int:
     from atrousops.engine import export
 
     network = models.load(args.network)
-    info = network.info
+    info: Any = network.info
     channels = len(info.mean)
     export.export(network, args.output, channels=channels, info=info)
     mebibytes = args.output.stat().st_size / 2**20
