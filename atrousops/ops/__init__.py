@@ -1,11 +1,10 @@
 """Public functions: argument checks, fake kernels, autograd, autocast, and the choice of a backend."""
 
-from atrousops.ops import _flops
+from atrousops.ops import _flops, decompositions
 from atrousops.ops.context_module import context_module
 from atrousops.ops.conv import conv1d, conv2d, conv3d
 from atrousops.ops.conv_branches import conv_branches
 from atrousops.ops.conv_transpose import conv_transpose1d, conv_transpose2d, conv_transpose3d
-from atrousops.ops.decompositions import decompose
 from atrousops.ops.max_pool import max_pool1d, max_pool2d, max_pool3d
 from atrousops.ops.max_unpool import max_unpool1d, max_unpool2d, max_unpool3d
 from atrousops.ops.mean_field import mean_field
@@ -14,6 +13,7 @@ from atrousops.ops.roi_align import roi_align
 from atrousops.ops.roi_pool import roi_pool
 
 _flops.register_formulas()
+decompositions.register()
 
 __all__ = [
     "Lattice",
@@ -25,7 +25,6 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
-    "decompose",
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",

@@ -149,9 +149,12 @@ DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
     "roi_pool": _roi_pool,
 }
 
-if libraries.has_schemas:
-    for _name, _function in DECOMPOSITIONS.items():
-        register_decomposition(getattr(torch.ops.atrousops, _name).default)(_function)
+
+def register() -> None:
+    """Adds them to PyTorch's table of decompositions."""
+    if libraries.has_schemas:
+        for name, function in DECOMPOSITIONS.items():
+            register_decomposition(getattr(torch.ops.atrousops, name).default)(function)
 
 
 def decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
