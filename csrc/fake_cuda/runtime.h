@@ -47,6 +47,13 @@ struct OpenMemory {
   ~OpenMemory();
 };
 
+// variables.cpp
+// A variable of that mangled name in a device's global memory, or null.
+void* variable_on(int device, const char* name);
+
+// copy.cpp
+cudaError_t copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
+
 // stream.cpp
 using Work = std::function<cudaError_t()>;
 struct Capture;

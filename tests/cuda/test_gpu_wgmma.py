@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from every_operator import RUNS
 from oracle import assert_close
 from test_conv_mma import Case, stock
 
@@ -54,7 +55,7 @@ def test_forward_and_input_gradient(case, dtype):
     ours = run(own, dtype)
     for a, b, c in zip(ours, exact, theirs, strict=True):
         assert_close(a, b, c)
-    for _ in range(20):
+    for _ in range(min(20, RUNS)):
         again = run(own, dtype)
         assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
 
@@ -76,5 +77,5 @@ def test_branches_in_one_launch(dtype):
 
     y = A.conv_branches(x, weights, biases, *around, "relu")
     assert_close(y, right(torch.float64), right(dtype))
-    for _ in range(20):
+    for _ in range(min(20, RUNS)):
         assert torch.equal(A.conv_branches(x, weights, biases, *around, "relu"), y)

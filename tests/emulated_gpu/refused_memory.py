@@ -97,6 +97,30 @@ def a_fill_beyond_a_block(r: Runtime) -> int:
     return r.call("Memset", block, 0, ctypes.c_size_t(65)) or r.call("DeviceSynchronize")
 
 
+def variable(r: Runtime, size: int, offset: int, symbol: object = None) -> int:
+    """A copy from a registered variable of 8 bytes, or from another symbol."""
+    host = ctypes.create_string_buffer(8)
+    r.library.__getattr__("__cudaRegisterVar")(None, host, None, b"a_variable", 0, ctypes.c_size_t(8), 0, 0)
+    return r.call(
+        "MemcpyFromSymbolAsync", HOST, symbol or host, ctypes.c_size_t(size), ctypes.c_size_t(offset), TO_HOST, None
+    )
+
+
+@case("cudaSuccess", "")
+def a_copy_of_a_variable(r: Runtime) -> int:
+    return variable(r, 4, 4)
+
+
+@case(VALUE, "a copy beyond a variable")
+def a_copy_beyond_a_variable(r: Runtime) -> int:
+    return variable(r, 8, 4)
+
+
+@case("InvalidSymbol", "a symbol that is no variable")
+def a_symbol_that_is_no_variable(r: Runtime) -> int:
+    return variable(r, 8, 0, ctypes.create_string_buffer(8))
+
+
 # Tensor maps: CUresult rather than cudaError_t; the reason tells.
 BFLOAT16, FLOAT32 = 9, 7
 SWIZZLE_32, SWIZZLE_128_ATOM = 1, 4

@@ -25,6 +25,7 @@ struct Machine {
   std::map<std::string, const KernelEntry*> kernels;
   Resolver resolver = nullptr;
   IsMemory is_memory = nullptr;
+  Variable variable = nullptr;
   std::string error;
   uint64_t seed = 0;
   bool apart = false;
@@ -158,6 +159,12 @@ char* checked_global(uint64_t address, uint64_t bytes, const char* what, int lin
     fail(std::string(what) + ": " + std::to_string(bytes) + " bytes at " + text + " are not device memory", line);
   }
   return reinterpret_cast<char*>(address);
+}
+
+uint64_t variable(const char* name) {
+  const uint64_t address = machine().variable ? machine().variable(name) : 0;
+  if (!address) fail(std::string("nobody knows the variable ") + name, 0);
+  return address;
 }
 
 char* global_at(uint64_t address, uint32_t bytes, int line) {
@@ -342,6 +349,7 @@ int ptx_add(const KernelEntry* kernel) {
   return 0;
 }
 void ptx_set_resolver(Resolver resolver) { machine().resolver = resolver; }
+void ptx_set_variables(Variable variable) { machine().variable = variable; }
 void ptx_set_memory(IsMemory is_memory) { machine().is_memory = is_memory; }
 void ptx_set_order(uint64_t seed, int apart) {
   machine().seed = seed;
