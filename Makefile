@@ -88,7 +88,7 @@ ptx: $(VENV)/.tested
 	$(BIN)/python -m pytest -q -n 0 tests/ptx
 
 # The CUDA library's launch code and its PTX on a runtime that needs no GPU; nvcc alone is needed.
-EMULATED_TESTS ?= tests/emulated_gpu
+EMULATED_TESTS ?= $(shell grep -rlE "\bbackend\)|\bbackend,|, backend\b|mark\.gpu" --include="test_*.py" tests)
 emulated: $(VENV)/.tested
 	$(CONFIGURE_CUDA)
 	cmake --build build/cuda --target emulated_gpu

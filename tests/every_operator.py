@@ -56,6 +56,8 @@ LARGE: dict[str, tuple[str, Callable[[], tuple[tuple, dict]]]] = {
 }
 # Races that repeat show in a hundred runs; an emulated device takes seconds for each, in an order that a seed gives.
 RUNS = 2 if is_emulated() else 100
+if is_emulated():
+    LARGE = {}
 DTYPES = (torch.float32, torch.bfloat16)
 WITHOUT_GRADIENT = ("permutohedral_lattice",)
 # Building a lattice waits for the GPU once, for its size.

@@ -26,6 +26,7 @@ cudaError_t fail(cudaError_t error, const char* why);
 cudaError_t fail_for_good(cudaError_t error, const char* why);
 // Begins a call that needs a context, and makes one current on this thread. Returns what it did not recover from.
 cudaError_t enter();
+cudaError_t sticky_error();
 void make_context_current();
 bool has_context();
 

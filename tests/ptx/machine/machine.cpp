@@ -31,6 +31,7 @@ struct Machine {
   bool apart = false;
   std::mt19937_64 random;
   const KernelEntry* running = nullptr;
+  void** arguments = nullptr;
   uint32_t shared_end = 0;
   std::array<Window, 16> windows;
   std::vector<std::pair<uint64_t, uint64_t>> mapped;
@@ -161,6 +162,13 @@ char* checked_global(uint64_t address, uint64_t bytes, const char* what, int lin
   return reinterpret_cast<char*>(address);
 }
 
+bool is_parameter(uint64_t address, uint64_t bytes) {
+  const Machine& m = machine();
+  for (int i = 0; i < m.running->params; ++i)
+    if (const uint64_t from = address - reinterpret_cast<uint64_t>(m.arguments[i]); from < m.running->param_bytes[i])
+      return from + bytes <= m.running->param_bytes[i];
+  return false;
+}
 uint64_t variable(const char* name) {
   const uint64_t address = machine().variable ? machine().variable(name) : 0;
   if (!address) fail(std::string("nobody knows the variable ") + name, 0);
@@ -370,6 +378,7 @@ int ptx_execute(const char* name, Dim3 grid, Dim3 block, size_t shared, unsigned
     if (k.max_threads && uint64_t{block.x} * block.y * block.z > k.max_threads)
       ptx::hc::fail(std::string(name) + " was compiled for at most " + std::to_string(k.max_threads) + " threads");
     m.running = &k;
+    m.arguments = args;
     m.shared_end = static_cast<uint32_t>(shared ? k.dynamic + shared : k.static_end);
     if (!m.is_memory) ptx::read_mapped_ranges();
     // CUB's scans wait for blocks of smaller index, which GPUs start first.
