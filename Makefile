@@ -19,7 +19,8 @@ ABI_TESTS := tests/test_conv.py $(wildcard tests/test_conv_*.py tests/test_max_*
 TRITON_TESTS := $(wildcard tests/test_*.py) tests/nn/test_crf.py tests/house/test_operators.py \
   tests/triton_kernels/test_derivatives.py
 
-.PHONY: demo test bench cuda lint typecheck unit abi sanitized sanitize fuzz gpu-check ptx emulated emulated-gpu wheel clean
+.PHONY: demo test bench cuda lint typecheck unit abi sanitized sanitize fuzz gpu-check ptx wheel clean
+.PHONY: emulated emulated-gpu emulated-gpu-quick
 
 demo: $(VENV)/.built
 	$(BIN)/python -m atrousops.demo --output out/demo.png
@@ -87,8 +88,11 @@ gpu-check: $(VENV)/.tested
 ptx: $(VENV)/.tested
 	$(BIN)/python -m pytest -q -n 0 tests/ptx
 
-# The CUDA library's launch code and its PTX on a runtime that needs no GPU; nvcc alone is needed.
+# The CUDA library's launch code and its PTX on a runtime that needs no GPU; nvcc alone is needed. `emulated-gpu` runs
+# whatever needs a GPU and fails if a kernel never ran; `emulated-gpu-quick` is what CI has time for after `make cuda`.
 EMULATED_TESTS ?= $(shell grep -rlE "\bbackend\)|\bbackend,|, backend\b|mark\.gpu" --include="test_*.py" tests)
+EMULATED_RUN = rm -rf build/emulated/launches && ATROUSOPS_EMULATED_LAUNCHES=build/emulated/launches OMP_NUM_THREADS=1 \
+  $(BIN)/python tests/emulated_gpu/run.py -m pytest -q --tb=short -n logical --dist worksteal -m gpu
 emulated: $(VENV)/.tested
 	$(CONFIGURE_CUDA)
 	cmake --build build/cuda --target emulated_gpu
@@ -96,10 +100,12 @@ emulated: $(VENV)/.tested
 	cp atrousops/lib/libatrousops_cpu.so build/cuda/fake_cuda/
 
 emulated-gpu: emulated
-	rm -rf build/emulated/launches
-	ATROUSOPS_EMULATED_LAUNCHES=build/emulated/launches \
-	  $(BIN)/python tests/emulated_gpu/run.py -m pytest -q -n 0 -m gpu $(EMULATED_TESTS)
+	$(EMULATED_RUN) $(EMULATED_TESTS)
 	$(BIN)/python tests/emulated_gpu/launched.py build/emulated/launches --whole
+
+emulated-gpu-quick: emulated
+	$(EMULATED_RUN) tests/emulated_gpu
+	$(BIN)/python tests/emulated_gpu/launched.py build/emulated/launches
 
 wheel: $(VENV)/.built
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w dist .
