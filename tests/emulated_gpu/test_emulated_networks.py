@@ -119,6 +119,6 @@ def test_dense_crf():
     """Ten labels of a small photograph, against the CPU's kernels."""
     scores, image = torch.randn(1, 10, 12, 14), 255 * torch.rand(1, 3, 12, 14)
     crf = ao.DenseCRF(iterations=3)
-    found = crf(scores.cuda(), image.cuda())
+    found = copy.deepcopy(crf).cuda()(scores.cuda(), image.cuda())
     with ao.backend("cpu"):
         torch.testing.assert_close(found.cpu(), crf(scores, image))
