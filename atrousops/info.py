@@ -13,6 +13,7 @@ import torch
 
 from atrousops import ops
 from atrousops.dispatch import backends, libraries
+from atrousops.dispatch.devices import is_emulated
 
 DEVICES = ("cpu", "cuda")
 
@@ -27,9 +28,10 @@ class Info(dict[str, Any]):
 def info() -> Info:
     """Facts about this installation, as `atrousops info` prints them.
 
-    Sections: `versions`, `cpu` (the instruction set in use, those compiled, threads), `cuda`, `libraries` (loaded, or
-    why not), `build`, `environment` (the ATROUSOPS_ variables that are set), `operators` (for cpu and cuda: the backend
-    that runs float32 here, and of every other why not), `weights` (the files that come with the package).
+    Sections: `versions`, `cpu` (the instruction set in use, those compiled, threads), `cuda` (the devices, and whether
+    one is emulated), `libraries` (loaded, or why not), `build`, `environment` (the ATROUSOPS_ variables that are set),
+    `operators` (for cpu and cuda: the backend that runs float32 here, and of every other why not), `weights` (the files
+    that come with the package).
     """
     return Info(
         versions=_versions(),
@@ -84,10 +86,12 @@ def _cpu() -> dict[str, Any]:
 
 def _cuda() -> dict[str, Any]:
     available = torch.cuda.is_available()
+    numbers = range(torch.cuda.device_count()) if available else range(0)
     return {
         "torch_built_for": torch.version.cuda,
         "available": available,
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if available else [],
+        "devices": [torch.cuda.get_device_name(i) for i in numbers],
+        "emulated": any(is_emulated(f"cuda:{i}") for i in numbers),
     }
 
 
@@ -136,6 +140,8 @@ def _render(facts: Info) -> str:
         f" torch: {cpu['torch_isa']}), {cpu['threads']} threads on {cpu['cores']} cores",
         f"CUDA      {', '.join(cuda['devices']) or 'no device'} (torch built for: {cuda['torch_built_for'] or 'none'})",
     ]
+    if cuda["emulated"]:
+        lines.append("          EMULATED: the CPU executes the kernels' PTX; no GPU is here, and times say nothing")
     if build:
         lines.append(
             f"build     against torch {build['torch']}, runs from torch {build['oldest_torch']} on; {build['compiler']}"

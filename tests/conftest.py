@@ -13,6 +13,7 @@ import torch
 
 import atrousops as ao
 from atrousops.dispatch import libraries
+from atrousops.dispatch.devices import is_emulated
 
 # Workers of pytest-xdist share the cores.
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
@@ -26,6 +27,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ["ATROUSOPS_PLANS"] = "none"
 GPU_TESTS = pytest.StashKey[int]()
 TRITON_TESTS = pytest.StashKey[int]()
+TRITON_ON_GPU = "triton on cuda"
+EMULATED = pytest.StashKey[int]()
 WHOLE_DRAW = pytest.StashKey[bool]()
 
 
@@ -55,10 +58,20 @@ def pytest_collection_modifyitems(config, items):
                 f"{len(gpu)} tests need a GPU, and one is here, but not the CUDA library: {libraries.cuda.problem}. "
                 "Build it, or leave them out with -m 'not gpu'"
             )
+        if is_emulated():
+            _leave_out_triton(config, items)
     elif gpu:
         config.stash[GPU_TESTS] = len(gpu)
         items[:] = [item for item in items if not item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=gpu)
+
+
+def _leave_out_triton(config, items):
+    """On an emulated GPU, for Triton compiles for hardware alone."""
+    left_out = [i for i in items if getattr(i, "callspec", None) and i.callspec.params.get("backend") == TRITON_ON_GPU]
+    items[:] = [item for item in items if item not in set(left_out)]
+    config.stash[EMULATED] = len(left_out)
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_sessionfinish(session):
@@ -90,6 +103,9 @@ def pytest_terminal_summary(terminalreporter):
     write = terminalreporter.write_line
     if left_out := terminalreporter.config.stash.get(GPU_TESTS, 0):
         write(f"gpu: {left_out} tests need a GPU, and were left out: no CUDA kernel ran on hardware")
+    if is_emulated():
+        name, left_out = torch.cuda.get_device_name(), terminalreporter.config.stash.get(EMULATED, 0)
+        write(f"gpu: EMULATED ({name}): no hardware ran a kernel; {left_out} cases of Triton's were left out")
     if left_out := terminalreporter.config.stash.get(TRITON_TESTS, 0):
         why = interpreted.problem() or "ATROUSOPS_TRITON_ALL=1 runs them"
         write(f"triton: {left_out} cases were left out: {why}")
@@ -130,7 +146,7 @@ BACKENDS = (
     "host_cuda",
     pytest.param("triton", marks=pytest.mark.triton),
     pytest.param("cuda", marks=pytest.mark.gpu),
-    pytest.param("triton on cuda", marks=pytest.mark.gpu),
+    pytest.param(TRITON_ON_GPU, marks=pytest.mark.gpu),
 )
 
 
@@ -154,7 +170,7 @@ def backend(request) -> Iterator[str]:
         return
     if name == "cpu" and libraries.cpu.problem:
         pytest.skip(f"no cpu library: {libraries.cpu.problem}")
-    device, name = ("cuda", "triton") if name == "triton on cuda" else (name, name)
+    device, name = ("cuda", "triton") if name == TRITON_ON_GPU else (name, name)
     with torch.device(device), ao.backend(name), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield name
 

@@ -14,6 +14,7 @@ import torch
 
 import atrousops as ao
 import atrousops.functional as A
+from atrousops.dispatch.devices import is_emulated
 
 
 def _wide(groups: int) -> tuple[tuple, dict]:
@@ -53,6 +54,10 @@ LARGE: dict[str, tuple[str, Callable[[], tuple[tuple, dict]]]] = {
         lambda: ((samples.rand(1, 21, 60, 80), samples.rand(1, 5, 60, 80) * 20), {"normalize": "symmetric"}),
     ),
 }
+# Races that repeat show in a hundred runs; an emulated device takes seconds for each, in an order that a seed gives.
+RUNS = 2 if is_emulated() else 100
+if is_emulated():
+    LARGE = {}
 DTYPES = (torch.float32, torch.bfloat16)
 WITHOUT_GRADIENT = ("permutohedral_lattice",)
 # Building a lattice waits for the GPU once, for its size.

@@ -3,6 +3,7 @@
 python tests/gpu_check.py leaves benchmarks/results/<gpu>/: environment.txt, summary.json and a log of each step.
 A step that passed is not repeated until a source changes (--keep: not even then); one that failed is. Libraries that
 are in atrousops/lib already, built elsewhere, are taken as they are. ATROUSOPS_BIG=1 adds tensors beyond 2^31 elements.
+On an emulated device (tests/emulated_gpu) it measures nothing, and every report begins with EMULATED and goes to build.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ ARCHITECTURES = {8: "80", 9: "90a", 10: "100", 12: "120"}
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 FOUND = 9  # compute-sanitizer's exit status for an error
 NO_TESTS = 5  # pytest's
-GPU_NAME = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+GPU = """
+import torch
+from atrousops.dispatch.devices import is_emulated
+if torch.cuda.is_available():
+    print(torch.cuda.get_device_name(), is_emulated(), sep="\\n")
+"""
+EMULATED = "EMULATED: a CPU executed the kernels' PTX. No GPU ran any of this."
 LIBRARIES = """
 from atrousops.dispatch import libraries as l
 print(" ".join(f"{p.name}: {p.problem}." for p in l.parts if p.problem))
@@ -77,9 +84,11 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
 
 
-def gpu_name() -> str:
-    done = subprocess.run(python("-c", GPU_NAME), cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip()
+def gpu() -> tuple[str, bool]:
+    """Its name, "" without one, and whether it is emulated."""
+    done = subprocess.run(python("-c", GPU), cwd=ROOT, capture_output=True, text=True)
+    name, emulated = [*done.stdout.splitlines(), "", ""][:2]
+    return name, emulated == "True"
 
 
 def fingerprint() -> str:
@@ -175,13 +184,13 @@ def counts(report: Path) -> str:
     return ", ".join(f"{suite.get(name)} {name}" for name in names)
 
 
-def perform(step: Step, folder: Path, limit: float, sources: str) -> Result:
-    """Runs a step to its end, or to the end of its time; the log has everything it said."""
+def perform(step: Step, folder: Path, limit: float, sources: str, note: str = "") -> Result:
+    """Runs a step to its end, or to the end of its time; the log has the note, and everything it said."""
     start, log = time.monotonic(), folder / f"{step.name}.log"
     paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | step.environment
     with log.open("w") as out:
-        print(*step.command, file=out, flush=True)
+        print(*filter(None, [note]), *step.command, file=out, flush=True)
         try:
             done = subprocess.run(
                 step.command, cwd=ROOT, env=variables, stdout=out, stderr=subprocess.STDOUT, timeout=limit
@@ -199,10 +208,10 @@ def perform(step: Step, folder: Path, limit: float, sources: str) -> Result:
 
 
 class Run:
-    """The folder of a device, and what has passed there."""
+    """The folder of a device, and what has passed there. `note` stands first in every report."""
 
-    def __init__(self, folder: Path, seconds: float, keep: bool) -> None:
-        self.folder, self.keep, self.sources = folder, keep, fingerprint()
+    def __init__(self, folder: Path, seconds: float, keep: bool, note: str = "") -> None:
+        self.folder, self.keep, self.note, self.sources = folder, keep, note, fingerprint()
         self.end = time.monotonic() + seconds
         self.results: list[Result] = []
         self.left: list[str] = []
@@ -225,14 +234,14 @@ class Run:
             if left < 5:
                 self.left.append(step.name)
                 return
-            result = perform(step, self.folder, min(step.seconds, left), self.sources)
+            result = perform(step, self.folder, min(step.seconds, left), self.sources, self.note)
             if result.passed:
                 self.marker(step).parent.mkdir(parents=True, exist_ok=True)
                 self.marker(step).write_text(json.dumps(asdict(result)))
         self.results.append(result)
-        print(
-            f"{'passed' if result.passed else 'FAILED'} {result.name} {result.seconds} s: {result.figures}", flush=True
-        )
+        how = "passed" if result.passed else "FAILED"
+        where = "EMULATED, " if self.note else ""
+        print(f"{where}{how} {result.name} {result.seconds} s: {result.figures}", flush=True)
         self.save()
 
     def stages(self, steps: Sequence[Step], jobs: int) -> bool:
@@ -243,7 +252,8 @@ class Run:
         return not self.left and all(result.passed for result in self.results)
 
     def save(self) -> None:
-        summary = {"sources": self.sources, "left_for_want_of_time": self.left}
+        summary = {"note": self.note} if self.note else {}
+        summary |= {"sources": self.sources, "left_for_want_of_time": self.left}  # type: ignore[dict-item]
         summary["steps"] = [asdict(result) for result in sorted(self.results, key=lambda r: r.name)]  # type: ignore[assignment]
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
@@ -264,9 +274,8 @@ def environment() -> str:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    results = ROOT / "benchmarks" / "results"
     parser.add_argument(
-        "--output", type=Path, default=results, metavar="DIR", help=f"default: {results.relative_to(ROOT)}"
+        "--output", type=Path, metavar="DIR", help="default: benchmarks/results; of an emulated device build/gpu_check"
     )
     parser.add_argument("--seconds", type=float, default=3600, help="begin no step after this long (default: an hour)")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="test files side by side")
@@ -276,18 +285,34 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def folder_of(name: str, emulated: bool, output: Path | None) -> Path:
+    """Where the reports of a device go.
+
+    Raises:
+        SystemExit: an emulated device's would stand among those of hardware.
+    """
+    results = ROOT / "benchmarks" / "results"
+    parent = (output or (ROOT / "build" / "gpu_check" if emulated else results)).resolve()
+    if emulated and parent.is_relative_to(results):
+        raise SystemExit(f"--output must not lie in {results} for {name}, which is no hardware")
+    return parent / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "no-gpu")
+
+
 def main() -> int:
     args = arguments()
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(f"this Python lacks {', '.join(missing)}: pip install {' '.join(missing)}")
         return 2
-    name = "" if args.dry_run else gpu_name()
+    name, emulated = ("", False) if args.dry_run else gpu()
     if not name and not args.dry_run:
         print("no GPU: torch.cuda.is_available() is False")
         return 2
-    folder = args.output.resolve() / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "no-gpu")
-    tools = {"compute-sanitizer": sanitizer_steps(), "atrousops bench": benchmark_steps(folder)}
+    folder = folder_of(name, emulated, args.output)
+    # Both are of hardware alone.
+    tools = {}
+    if not emulated:
+        tools = {"compute-sanitizer": sanitizer_steps(), "atrousops bench": benchmark_steps(folder)}
     for tool in (tool for tool, steps in tools.items() if not steps):
         print(f"{tool} is missing here: its steps are left out")
     later = [selfcheck_step(folder), *test_steps(folder), *(step for steps in tools.values() for step in steps)]
@@ -298,10 +323,10 @@ def main() -> int:
             print(step.stage, step.name, " ".join(map(str, step.command[:12])))
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(folder, args.seconds, args.keep)
+    run = Run(folder, args.seconds, args.keep, EMULATED if emulated else "")
     if not run.stages(library_steps(), 1):
         return 1
-    (folder / "environment.txt").write_text(environment())
+    (folder / "environment.txt").write_text("\n".join(filter(None, [run.note, environment()])))
     passed = run.stages(later, args.jobs)
     run.save()
     print(f"{sum(r.passed for r in run.results)} of {len(run.results)} steps passed, {len(run.left)} left -> {folder}")

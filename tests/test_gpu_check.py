@@ -111,19 +111,49 @@ def test_missing_packages_are_named_at_once(missing, monkeypatch, capsys):
     assert f"pip install {missing}" in capsys.readouterr().out
 
 
+def pretend(monkeypatch, name: str, emulated: bool, tests: list[Step], *arguments: str) -> None:
+    """A GPU whose libraries load, and whose measurement is one step."""
+    monkeypatch.setattr(gpu_check, "gpu", lambda: (name, emulated))
+    monkeypatch.setattr(gpu_check, "library_steps", lambda: [step("libraries", "")])
+    monkeypatch.setattr(gpu_check, "test_steps", lambda folder: tests)
+    monkeypatch.setattr(gpu_check, "sanitizer_steps", list)
+    monkeypatch.setattr(gpu_check, "benchmark_steps", lambda folder: [step("bench", "", stage=4)])
+    monkeypatch.setattr(gpu_check, "selfcheck_step", lambda folder: step("selfcheck", "", stage=1))
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", *arguments])
+
+
+def test_an_emulated_device_is_in_no_report_of_hardware(tmp_path, monkeypatch, capsys):
+    pretend(monkeypatch, "H100 EMULATED", True, [step("test_one", "print('fine')", stage=2)], "--output", str(tmp_path))
+    assert gpu_check.main() == 0
+    folder = tmp_path / "h100-emulated"
+    assert summary(folder) == {"libraries": True, "selfcheck": True, "test_one": True}
+    reports = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "passed"]
+    logs = {"libraries.log", "selfcheck.log", "test_one.log"}
+    assert {path.name for path in reports} == {"environment.txt", "summary.json", *logs}
+    assert all("EMULATED: a CPU executed" in path.read_text() for path in reports)
+    said = capsys.readouterr().out.splitlines()
+    assert all("EMULATED" in line or "emulated" in line for line in said)
+
+
+def test_an_emulated_device_files_nothing_among_results(monkeypatch):
+    results = ROOT / "benchmarks" / "results"
+    pretend(monkeypatch, "H100 EMULATED", True, [], "--output", str(results / "x"))
+    with pytest.raises(SystemExit, match=r"must not lie in .*results for H100 EMULATED"):
+        gpu_check.main()
+    assert not (results / "x").exists()
+    assert gpu_check.folder_of("H100 EMULATED", True, None) == ROOT / "build" / "gpu_check" / "h100-emulated"
+    assert gpu_check.folder_of("NVIDIA H100", False, None) == results / "nvidia-h100"
+
+
 def test_a_whole_run_on_a_pretended_gpu(tmp_path, monkeypatch, capsys):
     steps = [step("test_one", "print('fine')", stage=2), step("memcheck", "raise SystemExit(9)", stage=3)]
-    monkeypatch.setattr(gpu_check, "gpu_name", lambda: "NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr(gpu_check, "library_steps", lambda: [step("libraries", "")])
-    monkeypatch.setattr(gpu_check, "test_steps", lambda folder: steps)
-    monkeypatch.setattr(gpu_check, "sanitizer_steps", list)
-    monkeypatch.setattr(gpu_check, "benchmark_steps", lambda folder: [])
+    pretend(monkeypatch, "NVIDIA H100 80GB HBM3", False, steps, "--output", str(tmp_path))
     monkeypatch.setattr(gpu_check, "selfcheck_step", lambda folder: step("selfcheck", "raise SystemExit(1)", stage=1))
-    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--output", str(tmp_path)])
     assert gpu_check.main() == 1
     folder = tmp_path / "nvidia-h100-80gb-hbm3"
     # A family that fails is no reason to stop.
-    assert summary(folder) == {"libraries": True, "selfcheck": False, "test_one": True, "memcheck": False}
+    passed = {"libraries": True, "selfcheck": False, "test_one": True, "memcheck": False, "bench": True}
+    assert summary(folder) == passed
     assert "git rev-parse HEAD" in (folder / "environment.txt").read_text()
     assert "fine" in (folder / "test_one.log").read_text()
-    assert "2 of 4 steps passed" in capsys.readouterr().out
+    assert "3 of 5 steps passed" in capsys.readouterr().out

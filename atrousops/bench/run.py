@@ -14,6 +14,8 @@ from atrousops.bench import machine, report
 from atrousops.bench.measure import Options, measure, runs_triton
 from atrousops.bench.registry import SCALING, Row, suite_title
 from atrousops.bench.results import Report
+from atrousops.common.checks import bad_value
+from atrousops.dispatch.devices import is_emulated
 
 HOW = {"skimage": "scikit-image is missing: pip install 'atrousops[bench]'"}
 # What `--quick` may take, in seconds; the row at hand is finished, and so five minutes are kept.
@@ -38,7 +40,13 @@ def run(
 
     Returns:
         What was measured. An interruption passes through, after the summary of what there was.
+
+    Raises:
+        ArgumentError: the device is emulated; nothing is measured, printed or written.
     """
+    if is_emulated(device):
+        got = f"{device}, which is {torch.cuda.get_device_name(device)}"
+        bad_value("bench", "device", "be hardware", got, "Its times say nothing of a GPU. Use --device cpu.")
     end = time.monotonic() + seconds
     _settle_allocator()
     rows, left_out = _runnable(rows, device)

@@ -93,6 +93,15 @@ def gpu_index(device: str) -> int:
     return int(number) if number else torch.cuda.current_device()
 
 
+def is_emulated(device: torch.device | str = "cuda") -> bool:
+    """Whether a GPU is the one that this project's tests emulate, which says so in its name: its times mean nothing.
+
+    Whatever reports on a device asks this first. False of a CPU, and where there is no GPU.
+    """
+    where = torch.device(device)
+    return where.type == "cuda" and torch.cuda.is_available() and "EMULATED" in torch.cuda.get_device_name(where)
+
+
 def constant_in_graphs(function: F) -> F:
     """What torch.compiler.assume_constant_result does, which would import the compiler: as slow as importing torch."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]

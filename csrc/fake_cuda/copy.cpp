@@ -30,7 +30,7 @@ static cudaError_t move(void* to, const void* from, size_t bytes) {
   return cudaSuccess;
 }
 
-static cudaError_t copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+cudaError_t copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   if (const cudaError_t e = enter()) return e;
   if (!agree(to, from, kind)) return fail(cudaErrorInvalidValue, "the kind of copy and its addresses disagree");
   if (bytes == 0) return cudaSuccess;

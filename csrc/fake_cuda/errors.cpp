@@ -1,6 +1,7 @@
 // Errors: the last one of each thread, and those that a device does not recover from.
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 
 #include "fake_cuda/runtime.h"
 
@@ -9,6 +10,10 @@ namespace fake_cuda {
 static thread_local cudaError_t last = cudaSuccess;
 static thread_local bool context = false;
 static cudaError_t sticky = cudaSuccess;
+static std::string& last_why() {
+  static auto* text = new std::string;
+  return *text;
+}
 
 std::recursive_mutex& mutex() {
   static auto* m = new std::recursive_mutex;
@@ -18,12 +23,15 @@ std::recursive_mutex& mutex() {
 cudaError_t fail(cudaError_t error, const char* why) {
   static const bool log = std::getenv("ATROUSOPS_EMULATED_LOG") != nullptr;
   if (log) std::fprintf(stderr, "emulated CUDA: error %d: %s\n", static_cast<int>(error), why);
+  Lock lock(mutex());
+  last_why() = why;
   return last = error;
 }
 
 cudaError_t fail_for_good(cudaError_t error, const char* why) {
   std::fprintf(stderr, "emulated CUDA: %s\n", why);
   sticky = error;
+  last_why() = why;
   return last = error;
 }
 
@@ -47,6 +55,7 @@ static constexpr Named kNames[] = {
     ERROR(cudaErrorMemoryAllocation, "out of memory"),
     ERROR(cudaErrorInvalidConfiguration, "invalid configuration argument"),
     ERROR(cudaErrorInvalidDeviceFunction, "invalid device function"),
+    ERROR(cudaErrorInvalidSymbol, "invalid device symbol"),
     ERROR(cudaErrorInvalidDevice, "invalid device ordinal"),
     ERROR(cudaErrorInvalidMemcpyDirection, "invalid copy direction for memcpy"),
     ERROR(cudaErrorNoKernelImageForDevice, "no kernel image is available for execution on the device"),
@@ -64,6 +73,9 @@ static constexpr Named kNames[] = {
     ERROR(cudaErrorStreamCaptureUnjoined, "capturing stream has unjoined work"),
     ERROR(cudaErrorStreamCaptureWrongThread,
           "attempt to terminate a thread-local capture sequence from another thread"),
+    ERROR(cudaErrorStreamCaptureIsolation, "dependency created on uncaptured work in another stream"),
+    ERROR(cudaErrorIllegalState, "the operation cannot be performed in the present state"),
+    ERROR(cudaErrorDeviceUninitialized, "invalid device context"),
     ERROR(cudaErrorCapturedEvent, "operation not permitted on an event last recorded in a capturing stream"),
     ERROR(cudaErrorPeerAccessUnsupported, "peer access is not supported between these two devices"),
 };
@@ -93,6 +105,8 @@ FAKE_CUDA_API const char* cudaGetErrorString(cudaError_t e) {
   const Named* n = find(e);
   return n ? n->text : "an error that the emulated runtime has no text for";
 }
+// Why the last call that failed did, of any thread.
+FAKE_CUDA_API const char* fake_cuda_why() { return last_why().c_str(); }
 // For tests of the emulation alone: a process cannot do this on hardware.
 FAKE_CUDA_API void fake_cuda_forget_errors() {
   Lock lock(mutex());

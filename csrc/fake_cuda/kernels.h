@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 extern "C" {
 struct FakeCudaDim3 {
@@ -14,12 +15,14 @@ using FakeCudaWhy = const char* (*)();
 
 __attribute__((visibility("default"))) void fake_cuda_set_executor(FakeCudaExecute execute, FakeCudaWhy why);
 // A kernel by its mangled name: bytes of its parameters, static shared memory, most threads of a block (0: no limit of
-// its own), architectures that it has machine code for, as "80;90a".
+// its own), architectures that it has machine code or PTX for, as "80;90a;compute_80".
 __attribute__((visibility("default"))) void fake_cuda_declare(const char* name, const unsigned* parameter_bytes,
                                                               int parameters, unsigned static_shared,
                                                               unsigned most_threads, const char* architectures);
 // A line for each declared kernel: its name, a tab, how often it was launched.
 __attribute__((visibility("default"))) const char* fake_cuda_launches();
+// Where a variable in global memory is on the device that a kernel runs on now, by its mangled name; or 0.
+__attribute__((visibility("default"))) uint64_t fake_cuda_variable(const char* name);
 // Whether bytes lie in one block of the device that a kernel runs on now.
 __attribute__((visibility("default"))) int fake_cuda_is_memory(const void* p, size_t bytes);
 }

@@ -47,11 +47,16 @@ static FakeCudaExecute execute = nullptr;
 static FakeCudaWhy why = nullptr;
 static int running_on = -1;
 
-// Machine code runs on its own major version from its minor version on; that of "90a" on 9.0 alone.
+// Machine code runs on its own major version from its minor version on; that of "90a" on 9.0 alone. PTX of "compute_80"
+// is compiled for 8.0 and later.
 static bool has_code(const std::string& architectures, const DeviceKind& k) {
   std::string rest = architectures + ";";
   for (size_t end; (end = rest.find(';')) != std::string::npos; rest.erase(0, end + 1)) {
     const std::string one = rest.substr(0, end);
+    if (one.starts_with("compute_")) {
+      if (std::atoi(one.c_str() + 8) <= 10 * k.major + k.minor) return true;
+      continue;
+    }
     const int number = std::atoi(one.c_str()), minor = number % 10;
     if (number / 10 != k.major) continue;
     if (one.back() == 'a' ? minor == k.minor : minor <= k.minor) return true;
@@ -152,6 +157,9 @@ const char* fake_cuda_launches() {
   for (const auto& [name, d] : declared()) lines += name + "\t" + std::to_string(d.launches) + "\n";
   return lines.c_str();
 }
+uint64_t fake_cuda_variable(const char* name) {
+  return running_on < 0 ? 0 : reinterpret_cast<uint64_t>(variable_on(running_on, name));
+}
 int fake_cuda_is_memory(const void* p, size_t bytes) {
   return running_on >= 0 && device_of(p) == running_on && is_block(p, bytes, running_on);
 }
@@ -160,7 +168,6 @@ FAKE_CUDA_API void** __cudaRegisterFatBinary(void* binary) { return new void*(bi
 FAKE_CUDA_API void __cudaRegisterFatBinaryEnd(void**) {}
 FAKE_CUDA_API void __cudaUnregisterFatBinary(void**) {}
 FAKE_CUDA_API char __cudaInitModule(void**) { return 1; }
-FAKE_CUDA_API void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
 FAKE_CUDA_API void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, uint3*, uint3*, dim3*,
                                           dim3*, int*) {
   Lock lock(mutex());
@@ -198,17 +205,22 @@ FAKE_CUDA_API cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3
                                            cudaStream_t stream) {
   return launch(function, {grid, block, shared, 1}, arguments, stream);
 }
-FAKE_CUDA_API cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* function, void** arguments) {
-  unsigned cluster = 1;
-  for (unsigned i = 0; i < c->numAttrs; ++i) {
-    const cudaLaunchAttribute& a = c->attrs[i];
+static cudaError_t read(const cudaLaunchConfig_t& c, Launch* l) {
+  *l = {c.gridDim, c.blockDim, c.dynamicSmemBytes, 1};
+  for (unsigned i = 0; i < c.numAttrs; ++i) {
+    const cudaLaunchAttribute& a = c.attrs[i];
     // Allows an early start, which the queue never makes.
     if (a.id == cudaLaunchAttributeProgrammaticStreamSerialization) continue;
     if (a.id != cudaLaunchAttributeClusterDimension) return fail(cudaErrorNotSupported, "a launch attribute");
-    cluster = a.val.clusterDim.x;
+    l->cluster = a.val.clusterDim.x;
     if (a.val.clusterDim.y != 1 || a.val.clusterDim.z != 1) return fail(cudaErrorInvalidClusterSize, "along y or z");
   }
-  return launch(function, {c->gridDim, c->blockDim, c->dynamicSmemBytes, cluster}, arguments, c->stream);
+  return cudaSuccess;
+}
+FAKE_CUDA_API cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* function, void** arguments) {
+  Launch l;
+  if (const cudaError_t e = read(*c, &l)) return e;
+  return launch(function, l, arguments, c->stream);
 }
 
 FAKE_CUDA_API cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute a, int value) {
@@ -259,6 +271,22 @@ FAKE_CUDA_API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags
 FAKE_CUDA_API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* function, int threads,
                                                                         size_t shared) {
   return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, function, threads, shared, 0);
+}
+
+// As if a cluster could be placed on any multiprocessors.
+FAKE_CUDA_API cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* function,
+                                                         const cudaLaunchConfig_t* c) {
+  Lock lock(mutex());
+  Launch l;
+  if (const cudaError_t e = read(*c, &l)) return e;
+  const DeviceKind& k = device_kind(current_device());
+  if (const cudaError_t e = check_shape(l, k)) return e;
+  int blocks = 0;
+  const int threads = static_cast<int>(l.block.x * l.block.y * l.block.z);
+  if (const cudaError_t e = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, threads, l.shared))
+    return e;
+  *clusters = blocks * k.multiprocessors / static_cast<int>(l.cluster);
+  return cudaSuccess;
 }
 
 FAKE_CUDA_API cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** found, unsigned, unsigned long long,

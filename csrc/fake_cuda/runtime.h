@@ -26,6 +26,7 @@ cudaError_t fail(cudaError_t error, const char* why);
 cudaError_t fail_for_good(cudaError_t error, const char* why);
 // Begins a call that needs a context, and makes one current on this thread. Returns what it did not recover from.
 cudaError_t enter();
+cudaError_t sticky_error();
 void make_context_current();
 bool has_context();
 
@@ -46,6 +47,13 @@ struct OpenMemory {
   OpenMemory();
   ~OpenMemory();
 };
+
+// variables.cpp
+// A variable of that mangled name in a device's global memory, or null.
+void* variable_on(int device, const char* name);
+
+// copy.cpp
+cudaError_t copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
 
 // stream.cpp
 using Work = std::function<cudaError_t()>;

@@ -34,10 +34,11 @@ static uint64_t& seed() {
 bool is_shuffled() { return seed() != 0; }
 uint64_t draw(uint64_t n) { return is_shuffled() ? generator()() % n : 0; }
 
-cudaStream_t find(cudaStream_t handle) {
+static cudaStream_t find_on(int device, cudaStream_t handle) {
   const bool is_legacy = handle == nullptr || handle == cudaStreamLegacy || handle == cudaStreamPerThread;
-  return is_legacy ? streams()[static_cast<size_t>(current_device())] : handle;
+  return is_legacy ? streams()[static_cast<size_t>(device)] : handle;
 }
+cudaStream_t find(cudaStream_t handle) { return find_on(current_device(), handle); }
 
 static double now() {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -211,15 +212,16 @@ FAKE_CUDA_API cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t 
   return cudaSuccess;
 }
 
-// For torch's own operators: what the stream still has to do before them. Returns whether it is being captured.
-FAKE_CUDA_API int fake_cuda_catch_up(cudaStream_t handle) {
+// For torch's own operators: what the stream still has to do before them. Returns 1 if it is being captured, and -1 if
+// the device has failed for good.
+FAKE_CUDA_API int fake_cuda_catch_up(int device, cudaStream_t handle) {
   Lock lock(mutex());
   make_context_current();
-  cudaStream_t s = find(handle);
+  cudaStream_t s = find_on(device, handle);
   if (s->capture) return 1;
   order_with_legacy(s);
   drain(s);
-  return 0;
+  return sticky_error() == cudaSuccess ? 0 : -1;
 }
 FAKE_CUDA_API void fake_cuda_set_seed(uint64_t value) {
   Lock lock(mutex());

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
-from every_operator import CASES, DTYPES, LARGE, WAITING, prepared
+from every_operator import CASES, DTYPES, LARGE, RUNS, WAITING, prepared
 from oracle import assert_close
 
 import atrousops as ao
@@ -95,7 +95,7 @@ def test_a_hundred_runs_give_the_same_bits(case, dtype, channels_last):
     large = LARGE.get(case.removeprefix("large ")) if case.startswith("large ") else None
     call = prepared(large or CASES[case], dtype, channels_last)
     expected = call.bits()
-    for _ in range(100):
+    for _ in range(RUNS):
         assert_same_bits(call.bits(), expected)
 
 

@@ -26,13 +26,15 @@ def environment(folder: Path) -> dict[str, str]:
         "LD_PRELOAD": str(folder / "lib" / "libcudart.so.13"),
         "LD_LIBRARY_PATH": first("LD_LIBRARY_PATH", folder / "lib"),
         "PYTHONPATH": first("PYTHONPATH", f"{ROOT / 'tests' / 'emulated_gpu' / 'startup'}{os.pathsep}{ROOT}"),
+        # It compiles for hardware.
+        "ATROUSOPS_TRITON": "none",
         # Every tensor is a block of its own, freed in its stream's order.
         "PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync",
     }
 
 
 def main() -> None:
-    folder = Path(os.environ.get("ATROUSOPS_EMULATED_BUILD", ROOT / "build" / "emulated" / "fake_cuda")).resolve()
+    folder = Path(os.environ.get("ATROUSOPS_EMULATED_BUILD", ROOT / "build" / "cuda" / "fake_cuda")).resolve()
     if not (folder / "lib" / "libcudart.so.13").exists():
         raise SystemExit(f"{folder} is not built: make emulated-gpu")
     os.execve(sys.executable, [sys.executable, *sys.argv[1:]], environment(folder))

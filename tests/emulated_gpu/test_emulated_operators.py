@@ -1,6 +1,9 @@
 """Our operators on device="cuda", from Python down to the kernels' PTX, against the CPU's kernels."""
 
+from collections.abc import Callable
+
 import pytest
+import samples
 import torch
 from every_operator import CASES, prepared
 from oracle import assert_close
@@ -42,15 +45,66 @@ def test_convolution_in_fp64():
     assert torch.equal(ours, torch.nn.functional.conv2d(x, w, None, 1, 2, 2))
 
 
-def test_roi_align_forward_and_backward():
-    x = torch.randn(2, 3, 16, 15)
-    boxes = torch.tensor([[0, 1.5, 2.0, 9.0, 12.5], [1, 0.0, 0.0, 14.0, 7.25]])
-    results = []
-    for device in ("cpu", "cuda"):
-        leaf = x.clone().to(device).requires_grad_()
-        with ao.backend(device):
-            y = A.roi_align(leaf, boxes.to(device), 4, 0.5, 2, True)
-            y.backward(torch.ones_like(y))
-        results.append((y.detach().cpu(), leaf.grad.cpu()))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b)
+def assert_as_the_cpu(results: Callable[[torch.dtype], list[torch.Tensor]], dtype: torch.dtype) -> None:
+    """Within twice the error of the CPU's kernels; in fp64 up to the order of sums."""
+    with torch.device("cuda"), ao.backend("cuda"), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        ours = [t.cpu() for t in results(dtype)]
+    with ao.backend("cpu"):
+        expected, exact = results(dtype), results(torch.float64)
+    for a, b, right in zip(ours, expected, exact, strict=True):
+        if dtype == torch.float64 and a.is_floating_point():
+            torch.testing.assert_close(a, b, rtol=0, atol=16 * torch.finfo(dtype).eps * float(b.abs().max()))
+        elif a.is_floating_point():
+            assert_close(a, right, b)
+        else:
+            assert torch.equal(a, b)
+
+
+# The numbering of a lattice is free; its filters are compared.
+COMPARED = [name for name in CASES if name != "permutohedral_lattice"]
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", COMPARED)
+def test_forward_and_backward(case, dtype, channels_last):
+    assert_as_the_cpu(lambda d: prepared(CASES[case], d, channels_last, dtype).bits(), dtype)
+
+
+# Whole vectors of channels, which the samples above are too narrow for.
+WIDE = {
+    "max_pool2d": ("max_pool2d", lambda: ((samples.rand(1, 32, 9, 8), 3, 2, 1), {})),
+    "max_pool2d with indices": ("max_pool2d", lambda: ((samples.rand(1, 32, 8, 8), 2), {"return_indices": True})),
+    "roi_align": ("roi_align", lambda: ((samples.rand(1, 32, 12, 13), samples.boxes(5, 12.0), (3, 3)), {})),
+    "roi_pool": ("roi_pool", lambda: ((samples.rand(1, 32, 12, 13), samples.boxes(5, 12.0), (3, 3)), {})),
+    "permutohedral_filter": (
+        "permutohedral_filter",
+        lambda: ((samples.rand(1, 21, 12, 14), samples.rand(1, 5, 12, 14) * 20), {"normalize": "symmetric"}),
+    ),
+    "conv2d in groups": (
+        "conv2d",
+        lambda: ((samples.rand(1, 32, 9, 8), samples.rand(32, 8, 3, 3)), {"padding": 2, "dilation": 2, "groups": 4}),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", WIDE)
+def test_many_channels(case, dtype):
+    assert_as_the_cpu(lambda d: prepared(WIDE[case], d, True, dtype).bits(), dtype)
+
+
+def second_derivatives(case: str, dtype: torch.dtype, rounded: torch.dtype) -> list[torch.Tensor]:
+    """Of the outputs' sum of squares: the gradient of its gradient's sum of squares."""
+    call = prepared(CASES[case], dtype, False, rounded)
+    value = sum((y.square().sum() for y in call.outputs() if y.requires_grad), torch.zeros((), dtype=dtype))
+    first = torch.autograd.grad(value, call.leaves, create_graph=True, allow_unused=True)
+    again = sum((g.square().sum() for g in first if g is not None), torch.zeros((), dtype=dtype))
+    found = torch.autograd.grad(again, call.leaves, allow_unused=True)
+    return [g for g in found if g is not None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", COMPARED)
+def test_second_derivatives(case, dtype):
+    assert_as_the_cpu(lambda d: second_derivatives(case, d, dtype), dtype)

@@ -41,7 +41,8 @@ class Runtime:
             ctypes.c_void_p,
         ]
         library.cudaLaunchHostFunc.argtypes = [ctypes.c_void_p, HOST_FUNCTION, ctypes.c_void_p]
-        library.fake_cuda_catch_up.argtypes = [ctypes.c_void_p]
+        library.fake_cuda_catch_up.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        library.fake_cuda_why.restype = ctypes.c_char_p
 
     @contextlib.contextmanager
     def open_memory(self) -> Iterator[None]:
@@ -54,7 +55,10 @@ class Runtime:
 
     def catch_up(self, device: torch.device) -> bool:
         """Runs what the current stream has queued; whether the stream is being captured instead."""
-        return bool(self.library.fake_cuda_catch_up(stream_of(device)))
+        state = self.library.fake_cuda_catch_up(device.index, stream_of(device))
+        if state < 0:
+            raise RuntimeError(f"CUDA error: {self.library.fake_cuda_why().decode()}")
+        return bool(state)
 
 
 def stream_of(device: torch.device) -> int:
@@ -103,6 +107,8 @@ class Operator:
         self.name = schema.name + (f".{schema.overload_name}" if schema.overload_name else "")
         self.written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         self.names = [a.name for a in schema.arguments]
+        out = {a.name for a in schema.arguments if a.kwarg_only}
+        self.updates = bool(self.written) and not out.issuperset(self.written)
         self.returns = len(schema.returns)
         # The packet takes numbers where the overload takes tensors.
         self.packet = op.overloadpacket
@@ -142,6 +148,12 @@ class Operator:
                 self.write_back(device_tensor, host)
         if not self.written:
             return tree_map_only(torch.Tensor, lambda t: to_device(t, device), values)
+        return self.own_arguments(args, kwargs)
+
+    def own_arguments(self, args: Any, kwargs: Any) -> Any:
+        """What an operator that writes to its arguments returns."""
+        given = dict(zip(self.names, args, strict=False)) | kwargs
+        written = [given[n] for n in self.written if n in given]
         if self.returns == 0:
             return None
         return written[0] if self.returns == 1 else tuple(written)
@@ -159,18 +171,15 @@ class Operator:
             on_host(device_tensor).copy_(host)
 
     def capture(self, device: torch.device, args: Any, kwargs: Any) -> Any:
-        """A node of the graph; results get their memory now and their values when the graph runs."""
+        """A node of the graph; results get their sizes and memory now and their values when the graph runs."""
         if self.waits:
             raise RuntimeError(f"{self.name}: operation not permitted when stream is capturing")
-        if self.written:
-            outputs = None
-            given = dict(zip(self.names, args, strict=False)) | kwargs
-            written = [given[n] for n in self.written if n in given]
-            answer = None if self.returns == 0 else written[0] if self.returns == 1 else tuple(written)
+        if self.updates:
+            answer = self.own_arguments(args, kwargs)
         else:
             with self.runtime.open_memory():
-                answer = outputs = self.results(device, args, kwargs, self.compute(args, kwargs))
-        self.record(device, args, kwargs, outputs)
+                answer = self.results(device, args, kwargs, self.compute(args, kwargs))
+        self.record(device, args, kwargs, None if self.written else answer)
         return answer
 
     def record(self, device: torch.device, args: Any, kwargs: Any, outputs: Any) -> None:
@@ -246,7 +255,8 @@ def install(runtime: Runtime) -> None:
         if namespace not in ("aten", "torchvision") or (namespace == "aten" and base.startswith(KEPT)):
             continue
         op = getattr(getattr(getattr(torch.ops, namespace), base), overload or "default")
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU"):
+        # Its own, or one of other operators for all devices.
+        if not torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, "CPU"):
             continue
         if namespace not in made:
             made[namespace] = torch.library.Library(namespace, "IMPL", "CUDA")

@@ -29,7 +29,7 @@ class Statement:
 
 @dataclass
 class Kernel:
-    """One `.entry`."""
+    """One `.entry`; `dynamic` and `variables`: the file's dynamic shared memory and its variables in global memory."""
 
     name: str
     parameters: list[Parameter]
@@ -37,6 +37,7 @@ class Kernel:
     body: str
     line: int
     dynamic: list[str] = field(default_factory=list)
+    variables: frozenset[str] = frozenset()
 
     def statements(self) -> Iterator[Statement]:
         yield from statements(self.body, self.line)
@@ -100,6 +101,7 @@ def kernels(text: str) -> list[Kernel]:
     """All kernels of a PTX file. Comments are dropped, lines stay where they are."""
     text = re.sub(r"//[^\n]*", "", text)
     dynamic = re.findall(r"^\.extern \.shared \.align \d+ \.b8 (\w+)\[\];", text, re.M)
+    variables = frozenset(re.findall(r"^(?:\.visible )?\.global [^;=]*?(\w+)(?:\[\d+\])?;", text, re.M))
     if re.search(r"^\.(?:visible )?\.?func", text, re.M):
         raise Unknown("a function that was not inlined")
     found = []
@@ -107,7 +109,7 @@ def kernels(text: str) -> list[Kernel]:
         threads = re.search(r"\.maxntid (\d+), (\d+), (\d+)", m[3])
         most = int(threads[1]) * int(threads[2]) * int(threads[3]) if threads else 0
         line = text.count("\n", 0, m.start(4)) + 1
-        found.append(Kernel(m[1], list(parameters(m[2])), most, m[4], line, dynamic))
+        found.append(Kernel(m[1], list(parameters(m[2])), most, m[4], line, dynamic, variables))
     if len(found) != len(re.findall(r"\.entry ", text)):
         raise Unknown("a kernel whose form is not known")
     return found

@@ -67,6 +67,8 @@ class Translation:
             expression = f"ptx::sreg_{m[1].replace('.', '_')}()"
         elif o in self.shared:
             expression = f"uint64_t{{{self.shared[o]}}}"
+        elif o in self.kernel.variables:
+            expression = f'ptx::variable("{o}")'
         elif o in self.parameters:
             expression = f"reinterpret_cast<uint64_t>(args[{self.parameters[o]}])"
         elif re.fullmatch(r"[%\w$]+", o) and not o.startswith("_Z"):

@@ -25,11 +25,13 @@ struct Machine {
   std::map<std::string, const KernelEntry*> kernels;
   Resolver resolver = nullptr;
   IsMemory is_memory = nullptr;
+  Variable variable = nullptr;
   std::string error;
   uint64_t seed = 0;
   bool apart = false;
   std::mt19937_64 random;
   const KernelEntry* running = nullptr;
+  void** arguments = nullptr;
   uint32_t shared_end = 0;
   std::array<Window, 16> windows;
   std::vector<std::pair<uint64_t, uint64_t>> mapped;
@@ -158,6 +160,19 @@ char* checked_global(uint64_t address, uint64_t bytes, const char* what, int lin
     fail(std::string(what) + ": " + std::to_string(bytes) + " bytes at " + text + " are not device memory", line);
   }
   return reinterpret_cast<char*>(address);
+}
+
+bool is_parameter(uint64_t address, uint64_t bytes) {
+  const Machine& m = machine();
+  for (int i = 0; i < m.running->params; ++i)
+    if (const uint64_t from = address - reinterpret_cast<uint64_t>(m.arguments[i]); from < m.running->param_bytes[i])
+      return from + bytes <= m.running->param_bytes[i];
+  return false;
+}
+uint64_t variable(const char* name) {
+  const uint64_t address = machine().variable ? machine().variable(name) : 0;
+  if (!address) fail(std::string("nobody knows the variable ") + name, 0);
+  return address;
 }
 
 char* global_at(uint64_t address, uint32_t bytes, int line) {
@@ -342,6 +357,7 @@ int ptx_add(const KernelEntry* kernel) {
   return 0;
 }
 void ptx_set_resolver(Resolver resolver) { machine().resolver = resolver; }
+void ptx_set_variables(Variable variable) { machine().variable = variable; }
 void ptx_set_memory(IsMemory is_memory) { machine().is_memory = is_memory; }
 void ptx_set_order(uint64_t seed, int apart) {
   machine().seed = seed;
@@ -362,6 +378,7 @@ int ptx_execute(const char* name, Dim3 grid, Dim3 block, size_t shared, unsigned
     if (k.max_threads && uint64_t{block.x} * block.y * block.z > k.max_threads)
       ptx::hc::fail(std::string(name) + " was compiled for at most " + std::to_string(k.max_threads) + " threads");
     m.running = &k;
+    m.arguments = args;
     m.shared_end = static_cast<uint32_t>(shared ? k.dynamic + shared : k.static_end);
     if (!m.is_memory) ptx::read_mapped_ranges();
     // CUB's scans wait for blocks of smaller index, which GPUs start first.

@@ -46,6 +46,8 @@ inline uint32_t exchanged(uint32_t address, uint32_t mask) { return address ^ ((
 // The mbarriers that this thread has initialised.
 void fence_proxy_of_mbarriers();
 
+// Whether bytes lie in one of the kernel's parameters.
+bool is_parameter(uint64_t address, uint64_t bytes);
 char* checked_global(uint64_t address, uint64_t bytes, const char* what, int line);
 
 // Of a thread: how many barriers of the block it has passed.

@@ -35,6 +35,7 @@ struct Dim3 {
 };
 using IsMemory = int (*)(const void* p, size_t bytes);
 using Resolver = int (*)(const char* name);
+using Variable = uint64_t (*)(const char* name);
 
 extern "C" {
 PTX_API int ptx_add(const KernelEntry* kernel);
@@ -44,6 +45,8 @@ PTX_API const char* ptx_error();
 PTX_API void ptx_set_resolver(Resolver resolver);
 // Says whether bytes are device memory; without it, whatever is mapped into the process is.
 PTX_API void ptx_set_memory(IsMemory is_memory);
+// Gives the address of a variable in global memory, 0 for one that it does not know.
+PTX_API void ptx_set_variables(Variable variable);
 // Order of threads and blocks: 0 is ascending. `apart`: lanes of a warp run apart between memory instructions.
 PTX_API void ptx_set_order(uint64_t seed, int apart);
 }
@@ -221,6 +224,7 @@ PTX_API char* shared_load(uint64_t address, uint32_t bytes, int line);
 PTX_API char* shared_store(uint64_t address, uint32_t bytes, int line);
 PTX_API char* cluster_load(uint64_t address, uint32_t bytes, int line);
 PTX_API char* cluster_store(uint64_t address, uint32_t bytes, int line);
+PTX_API uint64_t variable(const char* name);
 PTX_API char* global_at(uint64_t address, uint32_t bytes, int line);
 PTX_API void let_others_run();
 
