@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import atrousops as ao
-from atrousops.ops.decompositions import DECOMPOSITIONS, decompose
+from atrousops.ops import decompose
+from atrousops.ops._decompositions import DECOMPOSITIONS
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.ops.atrousops, "conv"), reason="no library is built")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from atrousops.common.checks import ArgumentError
-from atrousops.metrics import ConfusionMatrix
+from atrousops.metrics import BoundaryScores, ConfusionMatrix
 
 
 @pytest.fixture
@@ -47,6 +47,17 @@ def test_absent_class_does_not_count():
 def test_bad_input(prediction, target, message):
     with pytest.raises(ArgumentError, match=message):
         ConfusionMatrix(2).update(prediction, target)
+
+
+@pytest.mark.parametrize("scores", [ConfusionMatrix, BoundaryScores])
+def test_with_more_than_255_classes_255_is_one(scores):
+    found = scores(300)
+    labels = torch.full((8, 8), 255)
+    labels[:, 4:], labels[0, 0] = 299, -1
+    found.update(labels.clamp(min=0), labels)
+    matrix = found if scores is ConfusionMatrix else found.bands[15]
+    assert matrix.counts[255, 255] == 31
+    assert matrix.counts.sum() == 63
 
 
 def test_no_classes():

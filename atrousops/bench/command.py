@@ -112,6 +112,7 @@ def _measure(rows: list, args: argparse.Namespace) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         bad_value("bench", "device", "be there", "cuda, but PyTorch sees no GPU", "Use --device cpu.")
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    run.check_hardware(device)
     ensure(device)
     name = args.name or datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
     path = args.output / machine.device_name(device) / f"{name}.json"

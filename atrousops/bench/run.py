@@ -22,6 +22,13 @@ HOW = {"skimage": "scikit-image is missing: pip install 'atrousops[bench]'"}
 QUICK_SECONDS = 270.0
 
 
+def check_hardware(device: torch.device) -> None:
+    """Raises ArgumentError if the device is emulated."""
+    if is_emulated(device):
+        got = f"{device}, which is {torch.cuda.get_device_name(device)}"
+        bad_value("bench", "device", "be hardware", got, "Its times say nothing of a GPU. Use --device cpu.")
+
+
 def run(
     rows: Sequence[Row],
     device: torch.device,
@@ -44,9 +51,7 @@ def run(
     Raises:
         ArgumentError: the device is emulated; nothing is measured, printed or written.
     """
-    if is_emulated(device):
-        got = f"{device}, which is {torch.cuda.get_device_name(device)}"
-        bad_value("bench", "device", "be hardware", got, "Its times say nothing of a GPU. Use --device cpu.")
+    check_hardware(device)
     end = time.monotonic() + seconds
     _settle_allocator()
     rows, left_out = _runnable(rows, device)

@@ -99,7 +99,12 @@ def is_emulated(device: torch.device | str = "cuda") -> bool:
     Whatever reports on a device asks this first. False of a CPU, and where there is no GPU.
     """
     where = torch.device(device)
-    return where.type == "cuda" and torch.cuda.is_available() and "EMULATED" in torch.cuda.get_device_name(where)
+    return where.type == "cuda" and torch.cuda.is_available() and names_emulated(torch.cuda.get_device_name(where))
+
+
+def names_emulated(gpu: str) -> bool:
+    """The same of a GPU by what it calls itself."""
+    return "EMULATED" in gpu
 
 
 def constant_in_graphs(function: F) -> F:

@@ -17,15 +17,12 @@ from typing import Any, NamedTuple
 import torch
 
 from atrousops.common.stored import Store
-from atrousops.dispatch import libraries, probe
-from atrousops.dispatch.devices import constant_in_graphs
+from atrousops.dispatch import devices, libraries, probe
 
 log = logging.getLogger("atrousops")
 
 # What csrc/cuda/conv.cu runs where addresses or strides forbid the planned kernel: those have to be right as well.
 _INSTEAD = {"depthwise": ("grouped",), "wgmma": ("mma", "simt"), "mma": ("simt",)}
-# In the name of a device of csrc/fake_cuda.
-_EMULATED = "EMULATED"
 
 
 class Identity(NamedTuple):
@@ -65,7 +62,7 @@ _answers: dict[tuple[str, str, str], str] = {}
 _said: list[str] = []
 
 
-@constant_in_graphs
+@devices.constant_in_graphs
 def why_not(backend: str, family: str, device: str) -> str:
     """Why a family of kernels does not run unasked on a GPU, or nothing; answers are kept.
 
@@ -135,7 +132,7 @@ def record(backend: str, device: str, found: dict[str, Finding]) -> Path | None:
     None is written where ATROUSOPS_PLANS=none, and of an emulated GPU none but in a folder that ATROUSOPS_PLANS names.
     """
     now = identity(backend, device)
-    write = not is_emulated(now.gpu) or bool(os.environ.get("ATROUSOPS_PLANS"))
+    write = not devices.names_emulated(now.gpu) or bool(os.environ.get("ATROUSOPS_PLANS"))
     path = _verdicts.add(device, {(now, family): finding for family, finding in found.items()}, write=write)
     _answers.clear()
     return path
@@ -150,11 +147,6 @@ def gpu_name(device: str) -> str:
     """What a GPU with a number calls itself."""
     where = torch.device(device)
     return torch.get_device_module(where).get_device_properties(where.index).name
-
-
-def is_emulated(gpu: str) -> bool:
-    """Whether this is the name of no GPU, but of what tests put in its place."""
-    return _EMULATED in gpu
 
 
 def forget() -> None:

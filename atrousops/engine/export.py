@@ -18,7 +18,7 @@ from atrousops.common.checks import ArgumentError, bad_value
 from atrousops.common.files import write_atomically
 from atrousops.models.registry import Info
 from atrousops.nn import DenseCRF
-from atrousops.ops.decompositions import decompose
+from atrousops.ops import decompose
 
 # The largest difference allowed, relative to the largest score.
 TOLERANCE = 1e-4

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from atrousops.common.checks import bad_value
-from atrousops.metrics.confusion import ConfusionMatrix
+from atrousops.metrics.confusion import ConfusionMatrix, default_void
 
 
 def trimap(target: Tensor, width: int) -> Tensor:
@@ -40,12 +40,14 @@ class BoundaryScores:
     Source: Kraehenbuehl and Koltun (2011), section 5.1; Peng et al., Large kernel matters (2017), section 4.1.2.
     """
 
-    def __init__(self, num_classes: int, widths: tuple[int, ...] = (1, 3, 7, 15), ignore_index: int = 255) -> None:
+    def __init__(
+        self, num_classes: int, widths: tuple[int, ...] = (1, 3, 7, 15), ignore_index: int | None = None
+    ) -> None:
         if not widths:
             bad_value("BoundaryScores", "widths", "be distances of at least 1 pixel", widths, "Such as (3, 7).")
-        self.ignore_index = ignore_index
-        self.bands = {width: ConfusionMatrix(num_classes, ignore_index) for width in widths}
-        self.interior = ConfusionMatrix(num_classes, ignore_index)
+        self.ignore_index = default_void(num_classes) if ignore_index is None else ignore_index
+        self.bands = {width: ConfusionMatrix(num_classes, self.ignore_index) for width in widths}
+        self.interior = ConfusionMatrix(num_classes, self.ignore_index)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Adds an image: classes and labels (H, W)."""

@@ -8,6 +8,11 @@ from torch import Tensor
 from atrousops.common.checks import bad_value
 
 
+def default_void(num_classes: int) -> int:
+    """The label of pixels that do not count, where none is given."""
+    return 255 if num_classes <= 255 else -1
+
+
 class ConfusionMatrix:
     """Counts pixels by true class (rows) and predicted class (columns).
 
@@ -19,14 +24,14 @@ class ConfusionMatrix:
 
     Args:
         num_classes: number of classes, those of the labels being 0..num_classes-1.
-        ignore_index: label of pixels that are not counted.
+        ignore_index: label of pixels that are not counted. By default 255, and -1 where 255 is a class.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+    def __init__(self, num_classes: int, ignore_index: int | None = None) -> None:
         if num_classes < 1:
             bad_value("ConfusionMatrix", "num_classes", "be at least 1", num_classes)
         self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        self.ignore_index = default_void(num_classes) if ignore_index is None else ignore_index
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:

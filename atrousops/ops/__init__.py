@@ -1,6 +1,7 @@
 """Public functions: argument checks, fake kernels, autograd, autocast, and the choice of a backend."""
 
-from atrousops.ops import _flops, decompositions
+from atrousops.ops import _decompositions, _flops
+from atrousops.ops._decompositions import decompose as decompose
 from atrousops.ops.context_module import context_module
 from atrousops.ops.conv import conv1d, conv2d, conv3d
 from atrousops.ops.conv_branches import conv_branches
@@ -13,7 +14,7 @@ from atrousops.ops.roi_align import roi_align
 from atrousops.ops.roi_pool import roi_pool
 
 _flops.register_formulas()
-decompositions.register()
+_decompositions.register()
 
 __all__ = [
     "Lattice",

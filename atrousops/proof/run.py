@@ -13,7 +13,7 @@ import torch
 
 from atrousops.common.checks import bad_type, bad_value
 from atrousops.common.files import OutputError
-from atrousops.dispatch import backends, choice, libraries, triton_library, verdicts
+from atrousops.dispatch import backends, choice, devices, libraries, triton_library, verdicts
 from atrousops.dispatch.verdicts import Finding, Rate
 from atrousops.proof.worker import Ended, Worker, command
 
@@ -133,7 +133,7 @@ def selfcheck(
     if result.findings and not result.files and not result.note:
         emulated = f"{gpu} is no GPU, and its verdicts are no GPU's; ATROUSOPS_PLANS=FOLDER keeps them there"
         result.note = "kept for this process alone: " + (
-            emulated if verdicts.is_emulated(gpu) else "ATROUSOPS_PLANS=none"
+            emulated if devices.names_emulated(gpu) else "ATROUSOPS_PLANS=none"
         )
     return result
 

@@ -33,7 +33,9 @@ class Machine:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(self.gpus))
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: self.gpus[index])
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=0: self.gpus[index or 0].name)
+        monkeypatch.setattr(
+            torch.cuda, "get_device_name", lambda index=None: self.gpus[getattr(index, "index", index) or 0].name
+        )
         monkeypatch.setattr(probe, "facts", self._facts)
         monkeypatch.setattr(probe, "run", lambda index: self.runs.append(index) or self.problem)
         monkeypatch.setattr(backends, "_has_cuda_kernel", lambda op: True)
