@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from torch import nn
 from torch.ao.quantization import fuser_method_mappings
 from torch.nn.utils import parametrize
+
+from atrousops.common.checks import bad_type
 
 T = TypeVar("T", bound=type[nn.Module])
 
@@ -56,7 +58,19 @@ def leaf(ours: T, theirs: type[nn.Module] = nn.Module) -> T:
     name = _Name(ours.__module__)
     name.theirs = theirs.__module__
     ours.__module__ = name
+    setattr(ours, "__prepare_scriptable__", _refuse_script)  # noqa: B010
     return ours
+
+
+def _refuse_script(layer: nn.Module) -> NoReturn:
+    remedy = "Use torch.jit.trace, torch.export.export or torch.compile, or call atrousops.revert before."
+    bad_type(
+        "torch.jit.script",
+        "obj",
+        "hold no layer of atrousops, which TorchScript cannot compile",
+        type(layer).__name__,
+        remedy,
+    )
 
 
 def in_place_of(theirs: type[nn.Module]) -> Callable[[T], T]:

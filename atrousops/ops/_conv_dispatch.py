@@ -15,7 +15,7 @@ from torch import Tensor
 from atrousops.common.conv_arguments import Arguments
 from atrousops.dispatch import backends, choice, libraries
 from atrousops.dispatch.devices import tf32_allowed
-from atrousops.ops._register import PLAIN, foreign, transformed
+from atrousops.ops._register import PLAIN, foreign, jit_traces, transformed
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,8 @@ def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, *args: A
 
 def route_of(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Route:
     """Where a call goes; the checks are made, and raise, the first time that it comes."""
+    if jit_traces() and _forced[0] != "reference":
+        return _PYTORCH
     plain = not _is_compiling() and type(input) in _PLAIN and type(weight) in _PLAIN
     plain = plain and (bias is None or type(bias) in _PLAIN)
     if not (plain and input.layout is weight.layout is torch.strided):
@@ -116,9 +118,7 @@ def allow_tf32(t: Tensor) -> bool:
 
 def _needs_pytorch(input: Tensor, weight: Tensor) -> bool:
     # Function transforms and forward-mode derivatives are PyTorch's own there; subclasses bring their own operators.
-    # Who reads a traced graph, such as counters of operations, knows PyTorch's.
-    is_traced_by_jit = not torch.compiler.is_compiling() and torch._C._is_tracing()
-    return is_traced_by_jit or transformed() or foreign(input, weight)
+    return transformed() or foreign(input, weight)
 
 
 def _find_route(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Route:

@@ -16,7 +16,7 @@ from atrousops.common.conv_arguments import Arguments
 from atrousops.common.formats import empty_as_kernel, prefers_channels_last
 from atrousops.dispatch import backends, libraries
 from atrousops.ops._conv_dispatch import Call, Route, allow_tf32, route_of, run
-from atrousops.ops._register import foreign, register, transformed
+from atrousops.ops._register import foreign, jit_traces, register, transformed
 
 
 class Activation(NamedTuple):
@@ -44,7 +44,8 @@ def run_with_epilogue(
     if residual is not None and not isinstance(residual, Tensor):
         bad_type(call.name, "residual", "be a Tensor or None", type(residual).__name__)
     tensors = (input, weight, bias, residual)
-    if torch.compiler.is_compiling() or transformed() or foreign(*tensors) or _wants_gradients(*tensors):
+    watched = torch.compiler.is_compiling() or jit_traces()
+    if watched or transformed() or foreign(*tensors) or _wants_gradients(*tensors):
         y = run(call, input, weight, bias, *args)
         return _behind(call, y, residual, activation, in_place=False)
     route = route_of(call, input, weight, bias, args)

@@ -48,6 +48,11 @@ def transformed() -> bool:
     return _transforms() or forward_ad._current_level >= 0
 
 
+def jit_traces() -> bool:
+    """Whether torch.jit.trace records: Who reads its graph, a counter of operations or C++, knows PyTorch's alone."""
+    return not torch.compiler.is_compiling() and torch._C._is_tracing()
+
+
 def register(
     name: str,
     *,

@@ -14,7 +14,7 @@ from atrousops.common.checks import bad_value
 from atrousops.common.formats import empty_map, pooled_size, prefers_channels_last
 from atrousops.dispatch import backends
 from atrousops.ops import _register
-from atrousops.ops._register import foreign, keep, register, transformed
+from atrousops.ops._register import foreign, jit_traces, keep, register, transformed
 from atrousops.ops._small import is_small
 from atrousops.ops._windows import check_bool, check_tensor, in_float32, per_axis
 
@@ -107,6 +107,8 @@ def _max_pool(
     return_indices: ReturnIndices,
 ) -> Tensor | tuple[Tensor, Tensor]:
     op = _NAMES[axes]
+    if jit_traces() and not isinstance(return_indices, str):
+        return _ATEN[axes](input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     if (return_indices is True or return_indices is False) and type(kernel_size) is int:
         step = kernel_size if stride is None else stride
         if _goes_to_pytorch(axes, input, kernel_size, step, padding, dilation, ceil_mode, return_indices):
