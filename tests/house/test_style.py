@@ -30,6 +30,11 @@ def cpp_functions(text: str):
             yield name, i - start + 1
 
 
+def test_no_two_files_of_tests_bear_one_name():
+    names = [p.name for p in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=ids)
 def test_sizes(path):
     text = path.read_text()
