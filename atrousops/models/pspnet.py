@@ -52,8 +52,29 @@ class PyramidPooling(nn.Module):
         for number, branch in enumerate(self.branches):
             if self.sizes[number] == 1:
                 check_pooled(f"PyramidPooling.branches.{number}", branch, input)
-        averages = [resize(branch(input), size, self.align_corners) for branch in self.branches]
+        averages = [resize(self._average(branch, input), size, self.align_corners) for branch in self.branches]
         return torch.cat([input, *averages], dim=1)
+
+    @staticmethod
+    def _average(branch: nn.Module, input: Tensor) -> Tensor:
+        assert isinstance(branch, nn.Sequential)
+        bins: Any = branch[0].output_size
+        if not torch.compiler.is_exporting() or bins == 1:
+            return branch(input)
+        # PyTorch's own way to export it holds for the traced size alone.
+        rows, columns = (averaging(side, bins, input) for side in input.shape[-2:])
+        return branch[1:](rows @ input @ columns.T)
+
+
+def averaging(side: int, bins: int, like: Tensor) -> Tensor:
+    """The matrix (bins, side) by which adaptive average pooling maps an axis; `side` may be symbolic.
+
+    Row i is 1 / (b - a) from a = floor(i side / bins) to b = ceil((i + 1) side / bins), and 0 elsewhere.
+    """
+    bin = torch.arange(bins, device=like.device)[:, None]
+    begin, end = bin * side // bins, -(-(bin + 1) * side // bins)
+    position = torch.arange(side, device=like.device)
+    return ((position >= begin) & (position < end)).to(like.dtype) / (end - begin)
 
 
 class PSPHead(nn.Sequential):

@@ -14,6 +14,7 @@ import atrousops as ao
 from atrousops import cli, models
 from atrousops.common.checks import ArgumentError
 from atrousops.engine.export import TOLERANCE, differences, export
+from atrousops.models.pspnet import averaging
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -93,6 +94,14 @@ def test_a_program_runs_without_the_package(tmp_path):
         "assert files['info.json'] in ('null', b'null') and 'atrousops' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+# Bins that overlap, that divide the side, and more bins than positions.
+@pytest.mark.parametrize(("side", "bins"), [(7, 3), (6, 2), (2, 6)])
+def test_pyramid_pooling_for_any_size(side, bins):
+    x = torch.randn(1, 2, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    matrix = averaging(side, bins, x)
+    torch.testing.assert_close(matrix @ x @ matrix.T, torch.nn.functional.adaptive_avg_pool2d(x, bins))
 
 
 def test_what_no_file_can_hold_is_refused(tmp_path):
