@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from atrousops.common.checks import ArgumentError, bad_value
 from atrousops.common.files import write_atomically
 from atrousops.models.registry import Info
-from atrousops.nn import DenseCRF
+from atrousops.nn import CRFasRNN, DenseCRF
 from atrousops.ops import decompose
 
 # The largest difference allowed, relative to the largest score.
@@ -92,7 +92,7 @@ def export(
 
 def _check_kind(network: nn.Module) -> None:
     for name, module in network.named_modules():
-        if isinstance(module, DenseCRF):
+        if isinstance(module, DenseCRF | CRFasRNN):
             raise ArgumentError(
                 f"export: network must have no dense CRF; got one at {name or 'its root'}. The lattice of the CRF is a "
                 "hash table whose size each image decides. Export the network below it, and refine its scores with "

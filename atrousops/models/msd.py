@@ -66,14 +66,15 @@ def grow(input: Tensor, dilations: Sequence[int], width: int, parameters: Sequen
     n, channels = input.shape[:2]
     maps = input.new_empty((n, channels + len(dilations), size[0] + 2 * margin, size[1] + 2 * margin))
     maps[:, :channels] = reflect(input, margin, (margin, margin))
+    # One image at a time: its first maps are contiguous, and nothing is copied. An exported graph serves any batch.
+    images = [slice(None)] if torch.compiler.is_exporting() else [slice(k, k + 1) for k in range(n)]
     for i, dilation in enumerate(dilations):
         read = _inputs(channels, i, width)
         weight, bias = parameters[2 * i : 2 * i + 2]
-        for k in range(n):
-            # One image at a time: its first maps are contiguous, and nothing is copied.
-            y = functional.conv2d(maps[k : k + 1, :read], weight, bias, dilation=dilation)
+        for k in images:
+            y = functional.conv2d(maps[k, :read], weight, bias, dilation=dilation)
             y = crop(y, margin - dilation, size).relu()
-            maps[k : k + 1, channels + i : channels + i + 1] = reflect(y, margin, (margin, margin))
+            maps[k, channels + i : channels + i + 1] = reflect(y, margin, (margin, margin))
     return maps
 
 

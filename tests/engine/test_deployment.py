@@ -84,6 +84,14 @@ def test_layers(tool, suffix, tmp_path):
     held(network, path)
 
 
+# A loop over the images of a batch, and in-place writes.
+def test_msd_serves_any_batch(tmp_path):
+    network = models.build("msd", num_classes=3, depth=3).eval()
+    nn.init.normal_(network.score.weight)
+    export(network, tmp_path / "network.pt2", (32, 40))
+    held(network, tmp_path / "network.pt2")
+
+
 def test_a_program_runs_without_the_package(tmp_path):
     export(Layers().eval(), tmp_path / "network.pt2", (32, 32))
     code = (
@@ -108,6 +116,8 @@ def test_what_no_file_can_hold_is_refused(tmp_path):
     path = tmp_path / "network.onnx"
     with pytest.raises(ArgumentError, match=r"must have no dense CRF; got one at crf\. The lattice .* hash table"):
         export(nn.ModuleDict({"net": nn.Conv2d(3, 2, 1), "crf": ao.DenseCRF()}).eval(), path)
+    with pytest.raises(ArgumentError, match=r"must have no dense CRF; got one at its root\."):
+        export(ao.nn.CRFasRNN(2).eval(), path)
     with pytest.raises(ArgumentError, match=r"must give every pixel scores; got MaskRCNN, which finds objects"):
         export(models.build("mask_rcnn", num_classes=2).eval(), path)
     with pytest.raises(ArgumentError, match=r"path must end in \.onnx or \.pt2; got 'network\.pb'"):
