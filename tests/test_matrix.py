@@ -33,8 +33,6 @@ def test_a_wrong_model_is_found():
 
 
 def test_the_table_is_what_was_measured():
-    if not matrix.OUT.exists():
-        pytest.skip("no whole run is checked in")
     found = json.loads(matrix.OUT.with_suffix(".json").read_text())
     assert matrix.OUT.read_text() == matrix.table(found["networks"], found["versions"])
     assert set(found["networks"]) == set(matrix.networks())

@@ -69,13 +69,18 @@ def choose(
     needs_grad: bool = False,
     output_padding: tuple[int, ...] = (),
     device: str = "cpu",
+    ours: bool = False,
 ) -> str:
     """The name of the kernel that should run a call; about a microsecond once a call has been seen.
 
-    Arguments as for `plan_call`. Under torch.compile the answer is a constant of the graph, and sizes that the graph
+    Arguments as for `plan_call`. `ours`: of our kernels alone, and "aten" where there is none, or where the best has
+    not proved itself. Under torch.compile the answer is a constant of the graph, and sizes that the graph
     leaves open count as UNKNOWN_SIZE.
     """
     args = (kind, input_size, weight_size, stride, padding, dilation, groups, output_padding)
+    if ours:
+        known = all([type(size) is int for size in input_size])
+        return _first_of_ours(args if known else _concrete(*args), dtype, channels_last, needs_grad, device)
     if torch.compiler.is_compiling():
         return _first_choice(_concrete(*args), dtype, channels_last, needs_grad, device)
     try:
@@ -84,27 +89,6 @@ def choose(
         return _first_choice(args, dtype, channels_last, needs_grad, device)
     except TypeError:  # a symbolic size has no hash
         return _first_choice(_concrete(*args), dtype, channels_last, needs_grad, device)
-
-
-def choose_ours(
-    kind: str,
-    input_size: tuple[int, ...],
-    weight_size: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-    dtype: torch.dtype,
-    channels_last: bool,
-    needs_grad: bool = False,
-    output_padding: tuple[int, ...] = (),
-    device: str = "cuda",
-) -> str:
-    """As `choose`, of our kernels alone: "aten" only where there is none, or the best has not proved itself."""
-    args = (kind, input_size, weight_size, stride, padding, dilation, groups, output_padding)
-    if not all([type(size) is int for size in input_size]):
-        args = _concrete(*args)
-    return _first_of_ours(args, dtype, channels_last, needs_grad, device)
 
 
 @constant_in_graphs

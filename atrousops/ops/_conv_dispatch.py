@@ -169,12 +169,12 @@ def _ours(
     channels_last: bool,
     device: torch.device,
     needs_grad: bool = False,
-    ask: Callable[..., str] = choice.choose,
+    alone: bool = False,
 ) -> bool:
     if not (libraries.has_operators if device.type == "cpu" else backends.own("conv", device, dtype)):
         return False
     stride, padding, dilation, groups, extra = arguments
-    kernel = ask(
+    kernel = choice.choose(
         kind,
         size,
         tuple(weight_size),
@@ -187,6 +187,7 @@ def _ours(
         needs_grad,
         extra,
         str(device),
+        alone,
     )
     return kernel != "aten"
 
@@ -203,4 +204,4 @@ def gradient_is_ours(kind: str, size: Any, weight_size: Any, arguments: Argument
     if arguments.padding[:rank] == arguments.padding[-rank:]:
         return _ours(*asked)
     # PyTorch would have to pad first, which no plan knows of: ours, if it may run.
-    return grad.is_cpu or _ours(*asked, ask=choice.choose_ours)
+    return grad.is_cpu or _ours(*asked, alone=True)

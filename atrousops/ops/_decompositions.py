@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._decomp import register_decomposition
 
 from atrousops.dispatch import libraries
+from atrousops.reference.max_unpool import placed
 
 _CONV: tuple[Any, ...] = (None, F.conv1d, F.conv2d, F.conv3d)
 _CONV_TRANSPOSE: tuple[Any, ...] = (None, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -73,43 +74,6 @@ def _max_pool_codes(input, kernel_size, stride, padding, dilation, ceil_mode) ->
     return values, codes.to(torch.uint8)
 
 
-def _max_unpool(input, indices, output_size, kernel_size, stride, padding) -> Tensor:
-    axes = len(kernel_size)
-    if indices.dtype == torch.uint8:
-        indices = _positions(indices.long(), output_size, kernel_size, stride, padding)
-    leading, plane = list(input.shape[:-axes]), 1
-    for size in output_size:
-        plane = plane * size
-    values, flat = input.flatten(-axes), indices.flatten(-axes)
-    if all(k <= s for k, s in zip(kernel_size, stride)):
-        out = values.new_zeros([*leading, plane]).scatter(-1, flat, values)
-    else:
-        # Windows share positions, and the last of them counts.
-        order = torch.arange(1, values.shape[-1] + 1, device=input.device).expand_as(flat)
-        writer = flat.new_zeros([*leading, plane]).scatter_reduce(-1, flat, order, "amax")
-        placed = values.gather(-1, (writer - 1).clamp(min=0))
-        out = torch.where(writer > 0, placed, torch.zeros_like(placed))
-    return out.reshape([*leading, *output_size])
-
-
-def _positions(
-    codes: Tensor,
-    output_size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-) -> Tensor:
-    """The flat position in the map of each window's tap number."""
-    axes = len(kernel_size)
-    starts = _starts(codes.shape[-axes:], stride, padding, codes.device)
-    flat, step = torch.zeros_like(codes), 1
-    for axis in reversed(range(axes)):
-        flat = flat + (starts[axis] + codes % kernel_size[axis]) * step
-        codes = codes // kernel_size[axis]
-        step = step * output_size[axis]
-    return flat
-
-
 def _starts(
     windows: Sequence[int], stride: Sequence[int], padding: Sequence[int], device: torch.device
 ) -> list[Tensor]:
@@ -144,7 +108,7 @@ DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
     "max_pool": _max_pool,
     "max_pool_codes": _max_pool_codes,
     "max_pool_values": _max_pool_values,
-    "max_unpool": _max_unpool,
+    "max_unpool": placed,
     "roi_align": _roi_align,
     "roi_pool": _roi_pool,
 }

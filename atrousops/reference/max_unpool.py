@@ -25,19 +25,32 @@ def max_unpool(
     if plane == 0 or input.numel() == 0:
         return connected(input.new_zeros((*leading, *output_size)), input)
     _check(indices, plane, kernel_size)
-    values, flat, inside = _flat(input, indices, output_size, kernel_size, stride, padding)
-
-    # Who writes last at each position: windows count from 1, and 0 is none.
-    order = torch.arange(1, values.shape[-1] + 1, device=input.device).expand(flat.shape) * inside
-    writer = torch.zeros(*leading, plane, dtype=torch.int64, device=input.device)
-    writer = writer.scatter_reduce(-1, flat * inside, order, "amax")
-    placed = values.gather(-1, (writer - 1).clamp(min=0))
-    out = torch.where(writer > 0, placed, torch.zeros_like(placed)).reshape(*leading, *output_size)
+    out = placed(input, indices, output_size, kernel_size, stride, padding)
     channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(axes + 2)
     batched = torch._C._are_functorch_transforms_active()
     if channels_last and len(leading) == 2 and not batched and input.is_contiguous(memory_format=channels_last):
         return out.contiguous(memory_format=channels_last)
     return out
+
+
+def placed(
+    input: Tensor,
+    indices: Tensor,
+    output_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> Tensor:
+    """The same without a look at the values of indices; sizes may be symbolic."""
+    leading = input.shape[: -len(kernel_size)]
+    values, flat, inside = _flat(input, indices, output_size, kernel_size, stride, padding)
+
+    # Who writes last at each position: windows count from 1, and 0 is none.
+    order = torch.arange(1, values.shape[-1] + 1, device=input.device).expand(flat.shape) * inside
+    writer = torch.zeros(*leading, math.prod(output_size), dtype=torch.int64, device=input.device)
+    writer = writer.scatter_reduce(-1, flat * inside, order, "amax")
+    last = values.gather(-1, (writer - 1).clamp(min=0))
+    return torch.where(writer > 0, last, torch.zeros_like(last)).reshape(*leading, *output_size)
 
 
 def max_unpool_backward(

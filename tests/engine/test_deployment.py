@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import numpy as np
+import onnxruntime
+import openvino
 import pytest
 import torch
 from torch import nn
@@ -15,9 +17,6 @@ from atrousops import cli, models
 from atrousops.common.checks import ArgumentError
 from atrousops.engine.export import TOLERANCE, differences, export
 from atrousops.models.pspnet import averaging
-
-onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
 
 # A batch, an odd size, and one below the 64 pixels at which some networks mirror the image.
 SHAPES = [(2, 3, 64, 80), (1, 3, 97, 65), (3, 3, 40, 33)]
@@ -41,7 +40,6 @@ def test_shipped_networks(name, tmp_path):
     wanted = json.loads(json.dumps(dataclasses.asdict(network.info)))
     assert json.loads(meta["atrousops"]) == wanted
 
-    openvino = pytest.importorskip("openvino")
     image = torch.randn(1, 3, 97, 65, generator=torch.Generator().manual_seed(1))
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     (got,) = openvino.compile_model(str(path), "CPU", settings)([image.numpy()]).values()
