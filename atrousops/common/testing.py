@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -99,22 +101,92 @@ def host_seconds(function: Callable[[], object]) -> float:
     return seconds
 
 
-class _DeviceClock:
-    """Seconds between two events of the GPU around a call, the L2 cache flushed before."""
+class Queue(Protocol):
+    """What a clock of a GPU's calls needs of that GPU: torch.cuda's stream and events, or a test's."""
 
+    def flush(self) -> None:
+        """Issues work that takes a while and leaves nothing of ours in the caches."""
+
+    def mark(self) -> Any:
+        """Issues an event."""
+
+    def reached(self, mark: Any) -> bool:
+        """Whether the GPU has come to an event."""
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Between two events; waits for the second."""
+
+
+class _CudaQueue:
     def __init__(self, device: torch.device) -> None:
         cache = torch.cuda.get_device_properties(device).L2_cache_size
-        self.flush = torch.empty(max(4 * cache, 1 << 28), dtype=torch.int8, device=device)
+        self._flushed = torch.empty(max(4 * cache, 1 << 28), dtype=torch.int8, device=device)
 
-    def __call__(self, function: Callable[[], object]) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # Long enough that the call has been issued before it ends: the launch itself is not measured.
-        self.flush.zero_()
-        start.record()
-        function()
-        end.record()
+    def flush(self) -> None:
+        self._flushed.zero_()
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def reached(self, mark: torch.cuda.Event) -> bool:
+        return mark.query()
+
+    def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
         end.synchronize()
         return start.elapsed_time(end) * 1e-3
+
+
+# Of work in front of a call at most: a call that itself waits for the GPU is never issued in time.
+MOST_BUSY = 0.1
+
+
+def flushes_for(issue: float, flush: float) -> int:
+    """How many flushes keep a GPU busy for twice the seconds that issuing a call takes, and for MOST_BUSY at most.
+
+    issue, flush: seconds of the host for the call, and of the GPU for one flush.
+    """
+    return max(1, math.ceil(min(2 * issue, MOST_BUSY) / flush))
+
+
+class DeviceClock:
+    """Seconds between two events of a GPU around a call, the L2 cache flushed before, the host's time left out.
+
+    The GPU flushes for longer than the host takes to issue the call: else it would wait for the host between the call's
+    kernels, and in the backward pass autograd's threads take longer than most kernels. Whether it did is seen by the
+    first event, which must not have come when all is issued; where it had, the call is repeated behind more flushes.
+    """
+
+    def __init__(self, queue: Queue, host: Callable[[], float] = time.perf_counter) -> None:
+        self._queue, self._host, self._flushes = queue, host, 1
+        start = queue.mark()
+        for _ in range(4):
+            queue.flush()
+        self._flush = max(queue.seconds(start, queue.mark()) / 4, 1e-6)
+
+    def __call__(self, function: Callable[[], object]) -> float:
+        seconds, issue, kept_busy = self._once(function)
+        needed = flushes_for(issue, self._flush)
+        if kept_busy or needed <= self._flushes:
+            return seconds
+        before, self._flushes = self._flushes, needed
+        seconds, _, kept_busy = self._once(function)
+        if not kept_busy:
+            # The call itself waits for the GPU: nothing can be issued ahead of its end.
+            self._flushes = before
+        return seconds
+
+    def _once(self, function: Callable[[], object]) -> tuple[float, float, bool]:
+        for _ in range(self._flushes):
+            self._queue.flush()
+        begin = self._host()
+        start = self._queue.mark()
+        function()
+        end = self._queue.mark()
+        issue = self._host() - begin
+        kept_busy = not self._queue.reached(start)
+        return self._queue.seconds(start, end), issue, kept_busy
 
 
 def clock_of(device: torch.device, of_host: bool = False) -> Clock:
@@ -122,7 +194,7 @@ def clock_of(device: torch.device, of_host: bool = False) -> Clock:
     if device.type == "cpu":
         return host_seconds
     if device.type == "cuda" and not of_host:
-        return _DeviceClock(device)
+        return DeviceClock(_CudaQueue(device))
     synchronize = torch.get_device_module(device).synchronize
 
     def waiting(function: Callable[[], object]) -> float:
