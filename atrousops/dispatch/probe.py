@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -122,8 +123,18 @@ def facts(index: int) -> Facts:
     return Facts(gpu.name, 10 * gpu.major + gpu.minor, driver, runtime, code)
 
 
+# Seconds that a trivial kernel may take, with loading the library's code and waiting for its turn.
+LIMIT = 30.0
+
+
 def run(index: int) -> str:
-    """Starts a trivial kernel on a GPU and waits for it; what went wrong, or nothing."""
+    """Starts a trivial kernel on a GPU and waits for it, for LIMIT seconds; what went wrong, or nothing.
+
+    The waiting thread stays behind where a device hangs: the driver lets nobody break it off.
+    """
     text = ctypes.create_string_buffer(1024)
-    _cuda().atrousops_cuda_probe(index, text, len(text))
-    return text.value.decode(errors="replace")
+    arguments = (index, text, len(text))
+    waiting = threading.Thread(target=_cuda().atrousops_cuda_probe, args=arguments, name="probe", daemon=True)
+    waiting.start()
+    waiting.join(LIMIT)
+    return f"it did not end within {LIMIT:g} s" if waiting.is_alive() else text.value.decode(errors="replace")

@@ -1,6 +1,7 @@
 """A GPU on which the CUDA library cannot run is found out once, and the next backend takes its calls."""
 
 import re
+import threading
 
 import pytest
 import torch
@@ -156,3 +157,32 @@ def test_the_library_says_what_it_was_built_with():
     code = probe._cuda().atrousops_cuda_code().decode().split(",")
     assert "compute_80" in code
     assert probe.has_code(110, code)
+
+
+class Library:
+    """The CUDA library, whose probe waits until it is released, or says what it is told to."""
+
+    def __init__(self, problem: str = ""):
+        self.problem, self.released = problem.encode(), threading.Event()
+
+    def atrousops_cuda_probe(self, index, text, size):
+        self.released.wait(5)
+        text.value = self.problem[: size - 1]
+
+
+def test_a_kernel_that_hangs_does_not_hold_the_process(monkeypatch):
+    library = Library()
+    monkeypatch.setattr(probe, "_cuda", lambda: library)
+    monkeypatch.setattr(probe, "LIMIT", 0.05)
+    try:
+        assert probe.run(0) == "it did not end within 0.05 s"
+    finally:
+        library.released.set()
+
+
+@pytest.mark.parametrize("problem", ["", "launching probe_kernel: cudaErrorNoKernelImageForDevice"])
+def test_what_the_trivial_kernel_said(monkeypatch, problem):
+    library = Library(problem)
+    library.released.set()
+    monkeypatch.setattr(probe, "_cuda", lambda: library)
+    assert probe.run(0) == problem
