@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
-from atrousops.common.checks import ArgumentError
+from atrousops.common.checks import ArgumentError, check_device
 from atrousops.dispatch import libraries, triton_library
 from atrousops.ops import _batches
 
@@ -84,16 +85,36 @@ def register(
     if not libraries.has_schemas:
         return CALLS.setdefault(name, otherwise or _missing)
     qualified = f"atrousops::{name}"
-    torch.library.register_fake(qualified, fake)
+    operator = getattr(torch.ops.atrousops, name).default
+    torch.library.register_fake(qualified, _on_one_device(operator, fake))
     triton_library.register_rule(name)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context)
     if autocast is not None:
         for device, key in _AUTOCAST_KEYS.items():
             _register_autocast(name, device, key, autocast)
-    operator = getattr(torch.ops.atrousops, name).default
     rules = _Rules(operator, otherwise or operator, backward, setup_context, jvp, vmap)
     return CALLS.setdefault(name, _caller(rules, autocast))
+
+
+def _on_one_device(operator: Any, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """A fake kernel that says of tensors on several devices what the kernels say: a trace comes here alone."""
+    names = [argument.name for argument in operator._schema.arguments]
+
+    @functools.wraps(fake)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        given = {**dict(zip(names, args)), **kwargs}
+        tensors = [
+            (name, t)
+            for name, value in given.items()
+            for t in (value if isinstance(value, (list, tuple)) else [value])
+            if isinstance(t, Tensor)
+        ]
+        for name, t in tensors[1:]:
+            check_device(operator._opname, tensors[0][0], tensors[0][1], "", **{name: t})
+        return fake(*args, **kwargs)
+
+    return checked
 
 
 def keep(ctx: Any, *tensors: Tensor | None) -> None:

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/conv_gemm.h"
+#include "stable/implement.h"
 
 namespace atrousops::cpu {
 
@@ -15,4 +16,6 @@ Tensor context_module(const Tensor& input, std::vector<Tensor> weights, std::vec
 
 }  // namespace atrousops::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) { m.impl("context_module", TORCH_BOX(&atrousops::cpu::context_module)); }
+STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
+  atrousops::implement<"context_module", &atrousops::cpu::context_module, "input", "weights", "biases">(m);
+}

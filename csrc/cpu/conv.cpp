@@ -4,6 +4,7 @@
 #include "cpu/conv_direct.h"
 #include "cpu/conv_gemm.h"
 #include "stable/conv_arguments.h"
+#include "stable/implement.h"
 
 namespace atrousops::cpu {
 
@@ -46,8 +47,8 @@ Tensor conv_transpose(const Tensor& input, const Tensor& weight, const std::opti
 }  // namespace atrousops::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
-  m.impl("conv", TORCH_BOX(&atrousops::cpu::conv));
-  m.impl("conv_grad_input", TORCH_BOX(&atrousops::cpu::conv_grad_input));
-  m.impl("conv_grad_weight", TORCH_BOX(&atrousops::cpu::conv_grad_weight));
-  m.impl("conv_transpose", TORCH_BOX(&atrousops::cpu::conv_transpose));
+  atrousops::implement<"conv", &atrousops::cpu::conv, "input", "weight", "bias">(m);
+  atrousops::implement<"conv_grad_input", &atrousops::cpu::conv_grad_input, "grad", "weight">(m);
+  atrousops::implement<"conv_grad_weight", &atrousops::cpu::conv_grad_weight, "grad", "input">(m);
+  atrousops::implement<"conv_transpose", &atrousops::cpu::conv_transpose, "input", "weight", "bias">(m);
 }

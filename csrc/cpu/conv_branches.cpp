@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/conv_gemm.h"
+#include "stable/implement.h"
 
 namespace atrousops::cpu {
 
@@ -16,4 +17,6 @@ Tensor conv_branches(const Tensor& input, std::vector<Tensor> weights, std::vect
 
 }  // namespace atrousops::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) { m.impl("conv_branches", TORCH_BOX(&atrousops::cpu::conv_branches)); }
+STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
+  atrousops::implement<"conv_branches", &atrousops::cpu::conv_branches, "input", "weights", "biases", "others">(m);
+}

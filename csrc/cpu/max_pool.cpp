@@ -8,6 +8,7 @@
 
 #include "cpu/huge_pages.h"
 #include "cpu/parallel.h"
+#include "stable/implement.h"
 #include "stable/pool_tensor.h"
 
 namespace atrousops::cpu {
@@ -70,8 +71,8 @@ Tensor max_pool_values(const Tensor& input, std::vector<int64_t> kernel_size, st
 }  // namespace atrousops::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
-  m.impl("max_pool", TORCH_BOX(&atrousops::cpu::max_pool));
-  m.impl("max_pool_backward", TORCH_BOX(&atrousops::cpu::max_pool_backward));
-  m.impl("max_pool_codes", TORCH_BOX(&atrousops::cpu::max_pool_codes));
-  m.impl("max_pool_values", TORCH_BOX(&atrousops::cpu::max_pool_values));
+  atrousops::implement<"max_pool", &atrousops::cpu::max_pool, "input">(m);
+  atrousops::implement<"max_pool_backward", &atrousops::cpu::max_pool_backward, "grad", "indices">(m);
+  atrousops::implement<"max_pool_codes", &atrousops::cpu::max_pool_codes, "input">(m);
+  atrousops::implement<"max_pool_values", &atrousops::cpu::max_pool_values, "input">(m);
 }

@@ -9,6 +9,7 @@
 
 #include "cpu/huge_pages.h"
 #include "cpu/parallel.h"
+#include "stable/implement.h"
 #include "stable/pool_tensor.h"
 
 namespace atrousops::cpu {
@@ -170,6 +171,6 @@ Tensor max_pool_backward(const Tensor& grad, const Tensor& indices, std::vector<
 }  // namespace atrousops::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
-  m.impl("max_unpool", TORCH_BOX(&atrousops::cpu::max_unpool));
-  m.impl("max_unpool_backward", TORCH_BOX(&atrousops::cpu::max_unpool_backward));
+  atrousops::implement<"max_unpool", &atrousops::cpu::max_unpool, "input", "indices">(m);
+  atrousops::implement<"max_unpool_backward", &atrousops::cpu::max_unpool_backward, "grad", "indices">(m);
 }

@@ -9,6 +9,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/permutohedral_launch.h"
+#include "stable/implement.h"
 #include "stable/tensor.h"
 
 namespace atrousops::cpu {
@@ -115,4 +116,6 @@ Tensor mean_field(const Tensor& scores, std::vector<Tensor> lattices, std::vecto
 
 }  // namespace atrousops::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) { m.impl("mean_field", TORCH_BOX(&atrousops::cpu::mean_field)); }
+STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
+  atrousops::implement<"mean_field", &atrousops::cpu::mean_field, "scores", "lattices", "compatibilities">(m);
+}

@@ -5,6 +5,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/permutohedral_launch.h"
+#include "stable/implement.h"
 #include "stable/tensor.h"
 
 namespace atrousops::cpu {
@@ -54,5 +55,6 @@ Tensor permutohedral_apply(const Tensor& values, const Tensor& splat_weights, co
 }  // namespace atrousops::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
-  m.impl("permutohedral_apply", TORCH_BOX(&atrousops::cpu::permutohedral_apply));
+  atrousops::implement<"permutohedral_apply", &atrousops::cpu::permutohedral_apply, "values", "splat_weights",
+                       "slice_weights", "offsets", "neighbours", "row_starts", "rows", "row_bounds", "counts">(m);
 }

@@ -13,6 +13,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/permutohedral.h"
+#include "stable/implement.h"
 #include "stable/tensor.h"
 
 namespace atrousops::cpu {
@@ -253,5 +254,5 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> permutohedral
 }  // namespace atrousops::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
-  m.impl("permutohedral_lattice", TORCH_BOX(&atrousops::cpu::permutohedral_lattice));
+  atrousops::implement<"permutohedral_lattice", &atrousops::cpu::permutohedral_lattice, "features">(m);
 }

@@ -6,6 +6,7 @@
 #include "cpu/huge_pages.h"
 #include "cpu/roi_geometry.h"
 #include "cpu/roi_launch.h"
+#include "stable/implement.h"
 
 namespace atrousops::cpu {
 
@@ -83,6 +84,6 @@ Tensor roi_align_backward(const Tensor& grad, const Tensor& boxes, double spatia
 }  // namespace atrousops::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
-  m.impl("roi_align", TORCH_BOX(&atrousops::cpu::roi_align));
-  m.impl("roi_align_backward", TORCH_BOX(&atrousops::cpu::roi_align_backward));
+  atrousops::implement<"roi_align", &atrousops::cpu::roi_align, "input", "boxes">(m);
+  atrousops::implement<"roi_align_backward", &atrousops::cpu::roi_align_backward, "grad", "boxes">(m);
 }

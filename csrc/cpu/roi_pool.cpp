@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "cpu/roi_launch.h"
+#include "stable/implement.h"
 
 namespace atrousops::cpu {
 
@@ -99,6 +100,6 @@ Tensor roi_pool_backward(const Tensor& grad, const Tensor& boxes, const Tensor& 
 }  // namespace atrousops::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
-  m.impl("roi_pool", TORCH_BOX(&atrousops::cpu::roi_pool));
-  m.impl("roi_pool_backward", TORCH_BOX(&atrousops::cpu::roi_pool_backward));
+  atrousops::implement<"roi_pool", &atrousops::cpu::roi_pool, "input", "boxes">(m);
+  atrousops::implement<"roi_pool_backward", &atrousops::cpu::roi_pool_backward, "grad", "boxes", "argmax">(m);
 }

@@ -72,4 +72,6 @@ Tensor context_module(const Tensor& input, std::vector<Tensor> weights, std::vec
 
 }  // namespace atrousops::cuda
 
-ATROUSOPS_CUDA_LIBRARY(m) { m.impl("context_module", TORCH_BOX(&atrousops::cuda::context_module)); }
+ATROUSOPS_CUDA_LIBRARY(m) {
+  atrousops::implement<"context_module", &atrousops::cuda::context_module, "input", "weights", "biases">(m);
+}

@@ -107,8 +107,8 @@ Tensor conv_transpose(const Tensor& input, const Tensor& weight, const std::opti
 }  // namespace atrousops::cuda
 
 ATROUSOPS_CUDA_LIBRARY(m) {
-  m.impl("conv", TORCH_BOX(&atrousops::cuda::conv));
-  m.impl("conv_grad_input", TORCH_BOX(&atrousops::cuda::conv_grad_input));
-  m.impl("conv_grad_weight", TORCH_BOX(&atrousops::cuda::conv_grad_weight));
-  m.impl("conv_transpose", TORCH_BOX(&atrousops::cuda::conv_transpose));
+  atrousops::implement<"conv", &atrousops::cuda::conv, "input", "weight", "bias">(m);
+  atrousops::implement<"conv_grad_input", &atrousops::cuda::conv_grad_input, "grad", "weight">(m);
+  atrousops::implement<"conv_grad_weight", &atrousops::cuda::conv_grad_weight, "grad", "input">(m);
+  atrousops::implement<"conv_transpose", &atrousops::cuda::conv_transpose, "input", "weight", "bias">(m);
 }

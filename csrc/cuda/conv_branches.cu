@@ -61,4 +61,6 @@ Tensor conv_branches(const Tensor& input, std::vector<Tensor> weights, std::vect
 
 }  // namespace atrousops::cuda
 
-ATROUSOPS_CUDA_LIBRARY(m) { m.impl("conv_branches", TORCH_BOX(&atrousops::cuda::conv_branches)); }
+ATROUSOPS_CUDA_LIBRARY(m) {
+  atrousops::implement<"conv_branches", &atrousops::cuda::conv_branches, "input", "weights", "biases", "others">(m);
+}

@@ -152,8 +152,8 @@ Tensor max_pool_backward(const Tensor& grad, const Tensor& indices, std::vector<
 }  // namespace atrousops::cuda
 
 ATROUSOPS_CUDA_LIBRARY(m) {
-  m.impl("max_pool", TORCH_BOX(&atrousops::cuda::max_pool));
-  m.impl("max_pool_backward", TORCH_BOX(&atrousops::cuda::max_pool_backward));
-  m.impl("max_pool_codes", TORCH_BOX(&atrousops::cuda::max_pool_codes));
-  m.impl("max_pool_values", TORCH_BOX(&atrousops::cuda::max_pool_values));
+  atrousops::implement<"max_pool", &atrousops::cuda::max_pool, "input">(m);
+  atrousops::implement<"max_pool_backward", &atrousops::cuda::max_pool_backward, "grad", "indices">(m);
+  atrousops::implement<"max_pool_codes", &atrousops::cuda::max_pool_codes, "input">(m);
+  atrousops::implement<"max_pool_values", &atrousops::cuda::max_pool_values, "input">(m);
 }

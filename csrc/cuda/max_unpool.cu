@@ -235,6 +235,6 @@ Tensor max_unpool_backward(const Tensor& grad, const Tensor& indices, std::vecto
 }  // namespace atrousops::cuda
 
 ATROUSOPS_CUDA_LIBRARY(m) {
-  m.impl("max_unpool", TORCH_BOX(&atrousops::cuda::max_unpool));
-  m.impl("max_unpool_backward", TORCH_BOX(&atrousops::cuda::max_unpool_backward));
+  atrousops::implement<"max_unpool", &atrousops::cuda::max_unpool, "input", "indices">(m);
+  atrousops::implement<"max_unpool_backward", &atrousops::cuda::max_unpool_backward, "grad", "indices">(m);
 }

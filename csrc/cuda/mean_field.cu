@@ -215,4 +215,6 @@ Tensor mean_field(const Tensor& scores, std::vector<Tensor> lattices, std::vecto
 
 }  // namespace atrousops::cuda
 
-ATROUSOPS_CUDA_LIBRARY(m) { m.impl("mean_field", TORCH_BOX(&atrousops::cuda::mean_field)); }
+ATROUSOPS_CUDA_LIBRARY(m) {
+  atrousops::implement<"mean_field", &atrousops::cuda::mean_field, "scores", "lattices", "compatibilities">(m);
+}

@@ -42,4 +42,7 @@ Tensor permutohedral_apply(const Tensor& values, const Tensor& splat_weights, co
 
 }  // namespace atrousops::cuda
 
-ATROUSOPS_CUDA_LIBRARY(m) { m.impl("permutohedral_apply", TORCH_BOX(&atrousops::cuda::permutohedral_apply)); }
+ATROUSOPS_CUDA_LIBRARY(m) {
+  atrousops::implement<"permutohedral_apply", &atrousops::cuda::permutohedral_apply, "values", "splat_weights",
+                       "slice_weights", "offsets", "neighbours", "row_starts", "rows", "row_bounds", "counts">(m);
+}

@@ -381,4 +381,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> permutohedral
 
 }  // namespace atrousops::cuda
 
-ATROUSOPS_CUDA_LIBRARY(m) { m.impl("permutohedral_lattice", TORCH_BOX(&atrousops::cuda::permutohedral_lattice)); }
+ATROUSOPS_CUDA_LIBRARY(m) {
+  atrousops::implement<"permutohedral_lattice", &atrousops::cuda::permutohedral_lattice, "features">(m);
+}

@@ -1,8 +1,8 @@
-// ATROUSOPS_CUDA_LIBRARY(m) { m.impl("op", TORCH_BOX(&f)); } at the bottom of a .cu: the CUDA key of our operators; on
-// the host, the CPU key of the library that tests call.
+// ATROUSOPS_CUDA_LIBRARY(m) { implement<"op", &f, "input">(m); } at the bottom of a .cu: the CUDA key of our operators;
+// on the host, the CPU key of the library that tests call.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
+#include "stable/implement.h"
 
 #if defined(ATROUSOPS_HOST_CUDA)
 #define ATROUSOPS_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(atrousops_host_cuda, CPU, m)

@@ -238,6 +238,6 @@ Tensor roi_align_backward(const Tensor& grad, const Tensor& boxes, double spatia
 }  // namespace atrousops::cuda
 
 ATROUSOPS_CUDA_LIBRARY(m) {
-  m.impl("roi_align", TORCH_BOX(&atrousops::cuda::roi_align));
-  m.impl("roi_align_backward", TORCH_BOX(&atrousops::cuda::roi_align_backward));
+  atrousops::implement<"roi_align", &atrousops::cuda::roi_align, "input", "boxes">(m);
+  atrousops::implement<"roi_align_backward", &atrousops::cuda::roi_align_backward, "grad", "boxes">(m);
 }

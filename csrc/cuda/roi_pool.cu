@@ -289,6 +289,6 @@ Tensor roi_pool_backward(const Tensor& grad, const Tensor& boxes, const Tensor& 
 }  // namespace atrousops::cuda
 
 ATROUSOPS_CUDA_LIBRARY(m) {
-  m.impl("roi_pool", TORCH_BOX(&atrousops::cuda::roi_pool));
-  m.impl("roi_pool_backward", TORCH_BOX(&atrousops::cuda::roi_pool_backward));
+  atrousops::implement<"roi_pool", &atrousops::cuda::roi_pool, "input", "boxes">(m);
+  atrousops::implement<"roi_pool_backward", &atrousops::cuda::roi_pool_backward, "grad", "boxes", "argmax">(m);
 }

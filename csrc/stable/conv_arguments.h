@@ -36,15 +36,14 @@ inline core::Problem problem_of(core::Kind kind, int64_t n, int64_t c, int64_t k
 inline void check(const char* op, const Tensor& a, const Tensor& b, int64_t groups, bool channels_agree) {
   STD_TORCH_CHECK(a.dim() == b.dim() && a.dim() >= 3 && a.dim() <= 5, op, ": tensors must both have 3 to 5 dimensions");
   STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), op, ": all tensors must have one dtype");
-  STD_TORCH_CHECK(a.device() == b.device(), op, ": all tensors must be on one device");
   STD_TORCH_CHECK(groups > 0 && channels_agree, op, ": channels must agree with each other and with groups");
   STD_TORCH_CHECK(a.size(1) > 0 && b.size(0) > 0 && b.size(1) > 0, op, ": only the batch may be empty");
 }
 
 inline void check_bias(const char* op, const std::optional<Tensor>& bias, const Tensor& input, int64_t channels) {
-  STD_TORCH_CHECK(!bias || (bias->scalar_type() == input.scalar_type() && bias->device() == input.device() &&
-                            bias->dim() == 1 && bias->size(0) == channels),
-                  op, ": bias must have one entry a channel, of the input's dtype and device");
+  STD_TORCH_CHECK(
+      !bias || (bias->scalar_type() == input.scalar_type() && bias->dim() == 1 && bias->size(0) == channels), op,
+      ": bias must have one entry a channel, of the input's dtype");
 }
 
 inline ConvArguments of_conv(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -73,9 +72,9 @@ inline ConvArguments of_grad_input(const Tensor& grad, const Tensor& weight, con
 inline ConvArguments of_grad_weight(const Tensor& grad, const Tensor& input, const Ints& kernel_size,
                                     const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
   STD_TORCH_CHECK(grad.dim() == input.dim() && grad.dim() >= 3 && grad.dim() <= 5 && groups > 0 &&
-                      grad.scalar_type() == input.scalar_type() && grad.device() == input.device() &&
-                      grad.size(0) == input.size(0) && grad.size(1) > 0 && input.size(1) > 0,
-                  "conv_grad_weight: grad and input must agree in dtype, device, dimensions and batch");
+                      grad.scalar_type() == input.scalar_type() && grad.size(0) == input.size(0) && grad.size(1) > 0 &&
+                      input.size(1) > 0,
+                  "conv_grad_weight: grad and input must agree in dtype, dimensions and batch");
   const int64_t c = input.size(1), k = grad.size(1);
   ConvArguments a{problem_of(core::Kind::weight_grad, input.size(0), c, k, groups, spatial(input), kernel_size, stride,
                              padding, dilation, spatial(grad)),

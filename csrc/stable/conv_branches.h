@@ -52,10 +52,9 @@ inline ConvBranches check_conv_branches(const Tensor& input, const std::vector<T
     all.each.push_back(std::move(b));
   }
   for (const Tensor& t : others) {
-    STD_TORCH_CHECK(t.dim() == input.dim() && t.scalar_type() == input.scalar_type() && t.device() == input.device() &&
-                        t.size(0) == input.size(0) &&
+    STD_TORCH_CHECK(t.dim() == input.dim() && t.scalar_type() == input.scalar_type() && t.size(0) == input.size(0) &&
                         std::equal(all.out_size.begin() + 2, all.out_size.end(), t.sizes().begin() + 2),
-                    "conv_branches: others must have the results' sizes but for channels, dtype and device");
+                    "conv_branches: others must have the results' sizes but for channels, and dtype");
     channels += t.size(1);
   }
   all.out_size[1] = channels;

@@ -59,7 +59,7 @@ def test_every_schema_is_complete(schema):
     # A variant such as conv_transpose may share a C++ file, and a large operator may have several.
     for place in ("csrc/cpu/*.cpp", "csrc/cuda/*.cu"):
         sources = [p for p in ROOT.glob(place) if related(op, p.stem)]
-        assert any(f'm.impl("{schema}"' in p.read_text() for p in sources), f"{op}: not registered in {place}"
+        assert any(f'implement<"{schema}",' in p.read_text() for p in sources), f"{op}: not registered in {place}"
     for place in ("atrousops/ops", "atrousops/triton", "atrousops/reference"):
         assert (ROOT / place / f"{op}.py").exists()
     assert f"\ndef {schema}(" in (ROOT / "atrousops" / "triton" / f"{op}.py").read_text()
