@@ -29,6 +29,16 @@ struct Launch {
   unsigned cluster = 1;
 };
 
+// Of a kernel's parameters, which lie one behind the other, aligned. Every driver and device takes 4 KB; more needs a
+// driver of CUDA 12.1, and one of 12.0 runs what a newer 12 has built.
+inline constexpr size_t kParameterBytes = 4096;
+template <class... Parameters>
+constexpr size_t parameter_bytes() {
+  size_t bytes = 0;
+  ((bytes = (bytes + alignof(Parameters) - 1) / alignof(Parameters) * alignof(Parameters) + sizeof(Parameters)), ...);
+  return bytes;
+}
+
 inline bool is_empty(const Launch& l) { return l.grid.x == 0 || l.grid.y == 0 || l.grid.z == 0; }
 
 #if defined(ATROUSOPS_HOST_CUDA)
@@ -71,10 +81,6 @@ inline void check_cuda(cudaError_t error, std::string_view what) {
   STD_TORCH_CHECK(false, std::string(what), ": ", cudaGetErrorName(error), ": ", cudaGetErrorString(error));
 }
 
-// Before CUDA 12.1 a kernel took 4 KB of parameters. The driver is at least as new as the runtime in this library, or
-// the probe has refused the device (probe.cu).
-inline constexpr size_t kParameterBytes = CUDART_VERSION >= 12010 ? 32764 : 4096;
-
 // "k<float, 4>, grid (8, 1, 1), block (256, 1, 1), 0 bytes shared"
 std::string describe(std::string_view pretty_function, const Launch& l);
 // More than 48 KiB of dynamic shared memory must be asked for, once per kernel and device.
@@ -112,7 +118,7 @@ bool can_place(const Launch& l) {
 
 template <auto Kernel, class... Parameters>
 void launch_as(void (*)(Parameters...), const Launch& l, Stream stream, std::type_identity_t<Parameters>... arguments) {
-  static_assert((size_t{0} + ... + sizeof(Parameters)) <= kParameterBytes, "nvcc 12.1 or later is needed");
+  static_assert(parameter_bytes<Parameters...>() <= kParameterBytes);
   if (is_empty(l)) return;
   allow_shared_of<Kernel>(l, __PRETTY_FUNCTION__);
   cudaLaunchAttribute cluster{};

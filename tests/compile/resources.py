@@ -164,14 +164,35 @@ def count_instructions(sass: Iterable[str]) -> dict[str, Counter[str]]:
 def most_threads(arch: str) -> dict[str, int]:
     """By kernel, the threads that its launch bounds let a block have, if it has any."""
     found: dict[str, int] = {}
-    kernel, asked = "", False
-    for line in _dump("-elf", "-arch", arch):
+    for kernel, attribute, value in attributes(_dump("-elf", "-arch", arch)):
+        if attribute == "MAX_THREADS":
+            x, y, z = (int(each, 16) for each in value.split())
+            found[kernel] = x * y * z
+    return found
+
+
+def parameter_bytes(elf: Iterable[str]) -> dict[str, int]:
+    """By kernel, the bytes of its parameters, in the lines that cuobjdump -elf writes."""
+    named = attributes(elf)
+    return {kernel: int(value, 16) for kernel, attribute, value in named if attribute == "CBANK_PARAM_SIZE"}
+
+
+def library_parameters(arch: str) -> dict[str, int]:
+    """The same of the built library."""
+    return parameter_bytes(_dump("-elf", "-arch", arch))
+
+
+def attributes(elf: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Kernel, attribute without EIATTR_, and value, in the lines that cuobjdump -elf writes."""
+    kernel = attribute = ""
+    for line in elf:
         if match := re.match(r"\.nv\.info\.(\S+)", line):
             kernel = kernel_name(match[1])
-        elif asked and (match := re.match(r"\s*Value:\s+(0x\w+) (0x\w+) (0x\w+)", line)):
-            found[kernel] = int(match[1], 16) * int(match[2], 16) * int(match[3], 16)
-        asked = "EIATTR_MAX_THREADS" in line or (asked and "Format:" in line)
-    return found
+        elif match := re.match(r"\s*Attribute:\s+EIATTR_(\w+)", line):
+            attribute = match[1]
+        elif attribute and (match := re.match(r"\s*Value:\s+(0x\w+(?: 0x\w+)*)", line)):
+            yield kernel, attribute, match[1]
+            attribute = ""
 
 
 def compiler() -> str:

@@ -56,6 +56,15 @@ def test_nothing_spills():
     assert not spills, "smaller tiles, other launch bounds or less unrolling would keep these in registers"
 
 
+def test_parameters_are_what_every_driver_takes(built):
+    """4 KB: more needs a driver of CUDA 12.1, and one of 12.0 runs what a newer 12 has built."""
+    for arch in built.architectures:
+        found = resources.library_parameters(arch)
+        parameters = {name: size for name, size in found.items() if resources.is_ours(name)}
+        assert parameters.keys() == {name for name in built.registers if arch in resources.resources()[name]}
+        assert {name: size for name, size in parameters.items() if size > 4096} == {}
+
+
 def test_no_kernel_exceeds_its_budget(built):
     if built.compiler != BUDGET.compiler:
         pytest.skip(f"the budget is one of nvcc {BUDGET.compiler}, the library was built with {built.compiler}")
