@@ -224,12 +224,13 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   if (threadIdx.x == 0) ring.init(Tile::kReadingWarps);
   __syncthreads();
   const int warp = warp_id();
-  // What the warpgroups had at launch, 168 each, in sum; the compiler holds all code to what it starts with.
+  // What the warpgroups had at launch, 168 each, in sum; the compiler holds all code to what it starts with. With 40,
+  // who loads spills.
   if (warp < 4) {
-    arch::give_registers<40>();
+    arch::give_registers<56>();
     if (warp == 0 && arch::elect_one()) load_wgmma_tiles<Tile>(t, maps, args, ring, shared.stages);
   } else {
-    arch::take_registers<232>();
+    arch::take_registers<224>();
     multiply_wgmma_tiles<Tile>(t, args, ring, shared, warp);
   }
 }

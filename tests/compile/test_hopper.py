@@ -17,7 +17,7 @@ SOURCE = Path(__file__).with_name("hopper.cu")
 GENCODE = ["-gencode", "arch=compute_90a,code=sm_90a"]
 TMA = ["UTMALDG.{}D", "UTMALDG.{}D.MULTICAST", "UTMASTG.{}D", "UTMACMDFLUSH", "UTMACCTL.PF", "FENCE.VIEW.ASYNC"]
 EXPECTED = {
-    "mbarrier_kernel": ["SYNCS.EXCH.64", "SYNCS.ARRIVE.TRANS64", "SYNCS.PHASECHK.TRANS64.TRYWAIT"],
+    "mbarrier_kernel": ["SYNCS.EXCH.64", "SYNCS.ARRIVE.TRANS64", "SYNCS.PHASECHK.TRANS64.TRYWAIT", "BPT.TRAP"],
     **{f"tma_kernel<{rank}>": [name.format(rank) for name in TMA] for rank in (2, 3, 4, 5)},
     "wgmma_kernel<bfloat16, 32": ["HGMMA.64x32x16.F32.BF16", "WARPGROUP.ARRIVE", "WARPGROUP.DEPBAR"],
     "wgmma_kernel<bfloat16, 64": ["HGMMA.64x64x16.F32.BF16"],
@@ -54,11 +54,16 @@ def built(tmp_path_factory) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="module")
-def instructions(built) -> dict[str, Counter[str]]:
+def sass(built) -> list[str]:
     tool = resources.cuobjdump()
     env = dict(os.environ, PATH=os.pathsep.join([str(tool.parent), os.environ.get("PATH", "")]))
     text = subprocess.run([tool, "-sass", built[0]], check=True, capture_output=True, text=True, env=env).stdout
-    return resources.count_instructions(text.splitlines())
+    return text.splitlines()
+
+
+@pytest.fixture(scope="module")
+def instructions(sass) -> dict[str, Counter[str]]:
+    return resources.count_instructions(sass)
 
 
 def test_no_spills_and_no_products_one_after_the_other(built):
@@ -80,3 +85,11 @@ def test_products_are_not_split(instructions):
         if name.startswith("wgmma_kernel"):
             assert sum(n for i, n in counter.items() if i.startswith("HGMMA")) == 3, name
             assert not [i for i in counter if i.startswith("HMMA")]
+
+
+def test_a_wait_looks_at_the_clock(sass):
+    """Each question that is asked again: one of the timer stands behind it, and a trap."""
+    text = "\n".join(sass)
+    kernel = next(part for part in text.split("Function : ") if re.match(r"\S*mbarrier_kernel", part))
+    assert kernel.count("SR_GLOBALTIMERHI") == 2, "one for each of the two waits"
+    assert kernel.count("BPT.TRAP") >= 1

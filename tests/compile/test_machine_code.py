@@ -108,6 +108,24 @@ def test_a_step_of_wgmma_is_four_products():
     assert seen
 
 
+def test_every_kernel_of_hopper_is_looked_at():
+    """Whatever stands in a *_sm90a file: a new one needs a row above."""
+    named = {re.match(r"\w+", family)[0] for family in EXPECTED}
+    assert resources.hopper_only() <= named, "csrc/cuda/*_sm90a.cu has kernels without expected instructions"
+
+
+def test_waits_give_up():
+    """Whoever waits for a copy looks at the clock, and traps: a load that never lands must not hold the GPU."""
+    waiting = 0
+    for name, arch, counter in each_kernel():
+        if any(re.match(r"SYNCS\.PHASECHK\S*TRYWAIT", i) for i in counter):
+            # The timer's high word is a special register of 32 bits.
+            assert any(i.startswith("CS2R.32") for i in counter), f"{name} on {arch}"
+            assert any(i.startswith("BPT.TRAP") for i in counter), f"{name} on {arch}"
+            waiting += 1
+    assert waiting
+
+
 def test_nothing_in_local_memory():
     local = [
         f"{name} on {arch}: {instruction}"

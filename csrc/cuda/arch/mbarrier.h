@@ -3,11 +3,12 @@
 // A phase ends when `count` arrivals have come and as many bytes have landed as were expected; the next begins at once
 // with the same count. A wait names a phase by its parity and returns when that phase has ended: on a fresh barrier
 // parity 0 waits for the first phase, and parity 1 returns at once, as if a phase before it had ended. Nobody may fall
-// two phases behind. Less than 1 MiB lands in a phase.
+// two phases behind. Less than 1 MiB lands in a phase. On a device a wait gives up (patience.h).
 #pragma once
 
 #include <cstdint>
 
+#include "cuda/arch/patience.h"
 #include "cuda/platform.h"
 #include "cuda/shared.h"
 
@@ -317,8 +318,8 @@ __device__ __forceinline__ void mbarrier_wait(const Mbarrier* b, unsigned parity
   host_cuda::executed<"mbarrier.wait">();
   host::wait(shared_address(b), parity, where);
 #else
-  while (!mbarrier_try_wait(b, parity)) {
-  }
+  Patience patience;
+  while (!mbarrier_try_wait(b, parity)) patience.lose();
 #endif
 }
 
@@ -328,15 +329,18 @@ __device__ __forceinline__ void mbarrier_wait_cluster(const Mbarrier* b, unsigne
   host_cuda::executed<"mbarrier.wait.cluster">();
   host::wait(shared_address(b), parity, where);
 #else
-  uint32_t ended;
-  do {
+  Patience patience;
+  while (true) {
+    uint32_t ended;
     asm volatile(
         "{.reg .pred p;\n mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
         " selp.u32 %0, 1, 0, p;}"
         : "=r"(ended)
         : "r"(shared_address(b)), "r"(parity)
         : "memory");
-  } while (ended == 0);
+    if (ended != 0) return;
+    patience.lose();
+  }
 #endif
 }
 
