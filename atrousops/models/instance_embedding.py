@@ -219,7 +219,7 @@ def similarity_loss(embedding: Tensor, instances: Tensor, pixels: Tensor) -> Ten
     weight = weight[:, None] * weight
     d = squared_distance(e, e)
     # log sigma = log 2 - softplus(d). 1 - sigma = tanh(d / 2), and two equal embeddings of different objects cost 16.
-    log_same = torch.log(d.new_tensor(2.0)) - F.softplus(d)
+    log_same = math.log(2) - F.softplus(d)
     log_other = torch.log(torch.tanh(d / 2).clamp_min(1e-7))
     return -(weight * torch.where(same, log_same, log_other)).sum() / weight.sum()
 

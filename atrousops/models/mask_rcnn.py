@@ -65,7 +65,7 @@ class MaskRCNN(detection.MaskRCNN):
             first = masks.flatten(1).long().argmax(1) if len(masks) else numbers.new_zeros(0)
             boxes = masks_to_boxes(masks) if len(masks) else images.new_zeros(0, 4)
             # The far edge of the last pixel, so that no box is empty.
-            boxes = boxes + boxes.new_tensor([0, 0, 1, 1])
+            boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + 1], 1)
             targets.append({"boxes": boxes, "labels": classes.flatten()[first], "masks": masks.byte()})
         return torch.stack(list(self(list(images), targets).values())).sum()
 

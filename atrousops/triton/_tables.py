@@ -1,15 +1,19 @@
 """Phases, live regions and taps of a convolution as small integer tables, from the planner's geometry."""
 
-import functools
-from typing import NamedTuple
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
+from atrousops.common.checks import bad_value
 from atrousops.dispatch import geometry
 from atrousops.dispatch.geometry import Problem
 from atrousops.triton._common import cdiv, inline, split, split3
+
+T = TypeVar("T")
 
 # Of a region: its first tile, then by axis begin, length, p0, p, q0, q, and its range of the list of taps.
 REGION_WORDS = 25
@@ -28,15 +32,11 @@ class Regions(NamedTuple):
 
 def regions(problem: Problem, rows: int, device: torch.device) -> Regions:
     """The table of a forward problem or an input gradient."""
-    if _is_traced():
-        return _regions.__wrapped__(problem, rows, device)
     return _regions(problem, rows, device)
 
 
 def weight_taps(problem: Problem, device: torch.device) -> Tensor:
     """The table of a weight gradient, a row for each kernel position."""
-    if _is_traced():
-        return _weight_taps.__wrapped__(problem, device)
     return _weight_taps(problem, device)
 
 
@@ -45,7 +45,47 @@ def _is_traced() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0
 
 
-@functools.lru_cache(512)
+def _is_captured(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+class _Kept(Generic[T]):
+    """Tables on their device, by what they are made of: the 512 used last, and those that a CUDA graph reads.
+
+    A graph reads its tables again at each replay, and nothing tells when it is gone: they stay.
+    """
+
+    def __init__(self, build: Callable[..., T]) -> None:
+        self._build = build
+        self._last: OrderedDict[tuple[Any, ...], T] = OrderedDict()
+        self._of_graphs: dict[tuple[Any, ...], T] = {}
+
+    def __call__(self, *key: Any) -> T:
+        """The table of arguments of which the last is the device."""
+        if _is_traced():
+            return self._build(*key)
+        captured = _is_captured(key[-1])
+        found = self._of_graphs.get(key)
+        if found is None:
+            found = self._last.get(key)
+        if found is None:
+            if captured:
+                rule, remedy = "come before a CUDA graph is captured", "Call it once before the capture."
+                bad_value("conv", "the first call with these sizes", rule, "one inside a capture", remedy)
+            found = self._last[key] = self._build(*key)
+            if len(self._last) > _MOST:
+                self._last.popitem(last=False)
+        elif captured:
+            self._of_graphs[key] = found
+        if key in self._last:
+            self._last.move_to_end(key)
+        return found
+
+
+_MOST = 512
+
+
+@_Kept
 def _regions(problem: Problem, rows: int, device: torch.device) -> Regions:
     phases = geometry.phases(problem)
     taps: list[tuple[int, int]] = []
@@ -70,7 +110,7 @@ def _regions(problem: Problem, rows: int, device: torch.device) -> Regions:
     return Regions(first, owner.to(device), *(t.to(device) for t in table))
 
 
-@functools.lru_cache(512)
+@_Kept
 def _weight_taps(problem: Problem, device: torch.device) -> Tensor:
     axes = [geometry.axis_phases("weight_grad", axis)[0] for axis in problem.axes]
     by_position = [{tap.r: tap for tap in axis.taps} for axis in axes]

@@ -2,7 +2,7 @@
 
 from atrousops.dispatch import libraries, triton_library
 
-FILES = ["test_ahead.py", "test_graphs.py", "test_measured_tiles.py"]
+FILES = ["test_ahead.py", "test_graphs.py", "test_measured_tiles.py", "test_tables.py"]
 collect_ignore = FILES if libraries.triton.problem is not None or triton_library.interpreted() else []
 
 
