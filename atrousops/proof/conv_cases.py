@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from atrousops.dispatch import devices, libraries, planner
-from atrousops.dispatch.choice import CallArguments
+from atrousops.dispatch.planner import CallArguments
 from atrousops.proof import convolutions
 from atrousops.proof.cases import Case, Family, Make, name_of
 
@@ -127,9 +127,8 @@ def planned(a: CallArguments, numbers: Numbers, backend: str, device: str) -> st
             machine = devices.cpu_device(dtype, last)
         else:
             machine = devices.gpu_device(dtype, last, device)._replace(kind=backend)
-    ours = [
-        c for c in planner.plan(planner.call_problem(*a), machine, dtype.itemsize).candidates[1:] if c.seconds < inf
-    ]
+    plan = planner.plan(planner.call_problem(a), machine, dtype.itemsize)
+    ours = [c for c in plan.candidates[1:] if c.seconds < inf]
     return min(ours, key=lambda c: c.seconds).kernel if ours else ""
 
 
