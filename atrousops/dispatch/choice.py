@@ -11,6 +11,7 @@ import torch
 
 from atrousops.dispatch import devices, libraries, measured, planner, verdicts
 from atrousops.dispatch.devices import constant_in_graphs, device_of, tf32_allowed
+from atrousops.dispatch.fitted import fitted
 from atrousops.dispatch.measured import Key
 from atrousops.dispatch.planner import CallArguments, Candidate, ContextPlan, Plan, call_problem
 
@@ -108,7 +109,7 @@ def predict_call(call: CallArguments, dtype: torch.dtype, channels_last: bool, n
     problem = call_problem(call)
     if libraries.planner is None:
         return planner.unplanned([problem], dtype.itemsize)
-    machine = device_of(device, dtype, channels_last)
+    machine = fitted(device_of(device, dtype, channels_last), device, channels_last)
     return planner.plan(problem, machine, dtype.itemsize, needs_grad=needs_grad)
 
 
@@ -208,7 +209,7 @@ def plan_branches(
     problems = [call_problem(CallArguments("forward", size, w, (1,) * len(p), p, d)) for w, p, d in around]
     if libraries.planner is None:
         return planner.unplanned(problems, dtype.itemsize, "branches")
-    machine = device_of(device, dtype, channels_last)
+    machine = fitted(device_of(device, dtype, channels_last), device, channels_last)
     return planner.plan_branches(problems, machine, dtype.itemsize, channels_last, relu, others)
 
 

@@ -8,13 +8,13 @@ import sys
 import host_cuda
 import pytest
 import torch
-from test_probe import H100, Machine, Properties
+from test_probe import H100, Properties
 
 import atrousops as ao
 import atrousops.functional as A
 from atrousops.common.checks import DeviceError
 from atrousops.common.conv_arguments import Arguments
-from atrousops.dispatch import backends, choice, devices, libraries, probe, triton_library, verdicts
+from atrousops.dispatch import backends, choice, libraries, triton_library, verdicts
 from atrousops.dispatch.planner import CallArguments
 from atrousops.dispatch.verdicts import Finding, Rate
 from atrousops.ops import _first_call
@@ -29,35 +29,6 @@ WRONG = Finding(False, "error 1.0e-01, bound 2.0e-04")
 FORWARD = CallArguments("forward", (16, 2048, 33, 33), (256, 2048, 3, 3), (1, 1), (18, 18), (18, 18))
 CALL = (FORWARD, HALF, True)
 WGMMA = {name: PASSED for name in ("forward wgmma", "forward mma", "forward simt")}
-
-
-class Known(Machine):
-    """A machine whose driver and libraries a test can change."""
-
-    def __init__(self, monkeypatch):
-        super().__init__(monkeypatch)
-        self.release, self.library = "580.65.06, CUDA 13.0", "0123456789abcdef"
-        monkeypatch.setattr(verdicts, "_driver", lambda gpu: self.release)
-        monkeypatch.setattr(verdicts, "_digest_of", lambda files: self.library)
-
-    def restarted(self):
-        """As in a new process."""
-        verdicts.forget()
-        choice.forget()
-
-
-@pytest.fixture
-def machine(monkeypatch, tmp_path):
-    caches = (probe._verdict, probe.runs_nowhere, devices._gpu)
-    monkeypatch.setenv("ATROUSOPS_PLANS", str(tmp_path))
-    for cache in caches:
-        cache.cache_clear()
-    known = Known(monkeypatch)
-    known.restarted()
-    yield known
-    known.restarted()
-    for cache in caches:
-        cache.cache_clear()
 
 
 def passed(*families, finding=PASSED, backend="cuda", device="cuda:0"):
