@@ -45,7 +45,7 @@ _KEY_TYPES = frozenset({int, tuple, str})
 _MOST_ROUTES = 4096
 
 _routes: dict[tuple, Route] = {}
-# PyTorch's operator, whatever the arguments: it knows best what to do, or what to refuse.
+# PyTorch's operator, which refuses what it cannot do.
 _PYTORCH = Route("aten", Arguments((), (), (), 1, ()))
 
 # By names of this module: behind a large convolution the dictionaries of other modules are not in the cache.
