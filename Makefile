@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
-SOURCES := CMakeLists.txt setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
+SOURCES := atrousops/dispatch/schemas.inc CMakeLists.txt setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 # The oldest that the libraries serve: its tests run. Against it and a later one the source is compiled.
 ABI_TORCH ?= 2.10.0
 SYNTAX_TORCH ?= $(ABI_TORCH) 2.11.0

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import functools
 import os
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from typing import Any
 import torch
 
 import atrousops as ao
+from atrousops.dispatch import libraries
 
 ROOT = Path(__file__).resolve().parents[1]
-SCHEMAS = re.findall(r'm\.def\("(\w+)\(', (ROOT / "csrc" / "library.cpp").read_text())
 
 
 def library_path() -> Path:
@@ -75,7 +74,7 @@ def host_cuda() -> Iterator[None]:
     load()
     override = torch.library.Library("atrousops", "IMPL")
     try:
-        for name in SCHEMAS:
+        for name in libraries.OPERATORS:
             override.impl(name, _implementation(name), "CPU", allow_override=True)
         with ao.backend("cpu"):
             yield

@@ -82,7 +82,7 @@ def test_a_measurement_decides(ours, needs_grad):
         choice.forget()
         A.conv2d(x, w, padding=4, dilation=4)
     (key,) = seen
-    measured.add({measured.Key(*key): Times(aten=1.0, ours=ours)})
+    measured.add({key: Times(aten=1.0, ours=ours)})
     choice.forget()
     (row,) = ao.explain(A.conv2d, x, w, padding=4, dilation=4).rows
     assert row.backend == ("cpu" if ours < 1 else "aten")
@@ -94,7 +94,7 @@ def test_a_later_process_knows(folder):
     x, w = torch.randn(1, 8, 24, 24), torch.randn(16, 8, 3, 3)
     with choice.watched() as seen:
         A.conv2d(x, w, padding=4, dilation=4)
-    measured.add({measured.Key(*seen[0]): Times(aten=3.0, ours=1.5)})
+    measured.add({seen[0]: Times(aten=3.0, ours=1.5)})
     code = (
         f"import torch, atrousops as ao; torch.set_num_threads({torch.get_num_threads()});"
         "x, w = torch.randn(1, 8, 24, 24), torch.randn(16, 8, 3, 3);"
@@ -118,7 +118,7 @@ def test_two_processes_keep_each_other_s_plans():
     with choice.watched() as seen:
         for size in (24, 32):
             A.conv2d(torch.randn(1, 8, size, size), torch.randn(16, 8, 3, 3))
-    first, second = (measured.Key(*key) for key in seen)
+    first, second = seen
     measured.add({first: Times(1.0, 2.0)})
     measured.forget()
     measured.add({second: Times(1.0, 3.0)})

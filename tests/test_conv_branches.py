@@ -200,7 +200,7 @@ def plan(batch, size, rates, *, dtype=BF16, chip=host_cuda.H100, others=0, chann
 
 def problems_of(shape, weights, padding, dilation):
     each = zip(weights, padding, dilation)
-    return [planner.call_problem("forward", shape, w, (1, 1), p, d, 1) for w, p, d in each]
+    return [planner.call_problem(planner.CallArguments("forward", shape, w, (1, 1), p, d)) for w, p, d in each]
 
 
 @pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing")

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import atrousops as ao
 import atrousops.functional as A
 from atrousops.dispatch import backends, choice, libraries, planner, triton_library
+from atrousops.dispatch.planner import CallArguments
 
 
 def model() -> nn.Sequential:
@@ -42,8 +43,8 @@ def test_converted_layers_run_what_the_planner_says():
     x = torch.randn(2, 3, 13, 13).to(memory_format=torch.channels_last)
     with torch.no_grad():
         row = ao.explain(net, x).rows[0]
-    sizes = ((2, 3, 13, 13), (4, 3, 3, 3), (1, 1), (12, 12), (12, 12))
-    plan = choice.plan_call("forward", *sizes, 1, torch.float32, True)
+    call = CallArguments("forward", (2, 3, 13, 13), (4, 3, 3, 3), (1, 1), (12, 12), (12, 12))
+    plan = choice.plan_call(call, torch.float32, True)
     assert row.plan == plan
     assert row.channels_last
     assert row.reason == plan.reason

@@ -42,7 +42,7 @@ def conv_problem(transposed: bool, input: Sequence[int], weight: Sequence[int], 
         value = options.get(name, default)
         return (value,) * rank if isinstance(value, int) else tuple(value)
 
-    return planner.call_problem(
+    call = planner.CallArguments(
         "transposed" if transposed else "forward",
         tuple(input),
         tuple(weight),
@@ -52,6 +52,7 @@ def conv_problem(transposed: bool, input: Sequence[int], weight: Sequence[int], 
         options.get("groups", 1),
         per_axis("output_padding", 0) if transposed else (),
     )
+    return planner.call_problem(call)
 
 
 def conv_floor(problem: Problem, direction: str, itemsize: int) -> Floor:

@@ -20,6 +20,7 @@ from atrousops.bench.floors import Floor, bytes_of, conv_floor, conv_problem, ge
 from atrousops.bench.registry import LAYOUTS, Prepared, Setting
 from atrousops.common.testing import Outputs, Ready, Run
 from atrousops.dispatch import choice
+from atrousops.dispatch.planner import CallArguments
 
 Function = Callable[..., Outputs]
 
@@ -230,7 +231,7 @@ def kernel_of(call: _Call, inputs: Sequence[Tensor], at: Setting) -> tuple[str, 
     transposed, rank = "transpose" in call.name, inputs[0].dim() - 2
     problem = conv_problem(transposed, inputs[0].shape, inputs[1].shape, call.options)
     axes = problem.axes[-rank:]
-    plan = choice.plan_call(
+    gradient_of = CallArguments(
         "forward" if transposed and at.direction == "input_grad" else at.direction,
         (problem.n, problem.c, *(a.input for a in axes)),
         tuple(inputs[1].shape),
@@ -238,8 +239,6 @@ def kernel_of(call: _Call, inputs: Sequence[Tensor], at: Setting) -> tuple[str, 
         (*(a.pad_lo for a in axes), *(a.pad_hi for a in axes)),
         tuple(a.dilation for a in axes),
         problem.groups,
-        inputs[0].dtype,
-        at.layout == "nhwc",
-        device=at.device.type,
     )
+    plan = choice.plan_call(gradient_of, inputs[0].dtype, at.layout == "nhwc", device=at.device.type)
     return plan.kernel, plan.reason

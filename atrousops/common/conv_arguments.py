@@ -30,6 +30,14 @@ class Arguments(NamedTuple):
     output_padding: tuple[int, ...]
 
 
+def output_size(input_size: Sequence[int], weight_size: Sequence[int], a: Arguments) -> tuple[int, ...]:
+    """(N, K, *) of a convolution of (N, C, *) with weights (K, C / groups, *)."""
+    rank = len(a.stride)
+    axes = zip(input_size[2:], a.padding[:rank], a.padding[-rank:], a.dilation, weight_size[2:], a.stride)
+    sizes = [(i + lo + hi - d * (k - 1) - 1) // s + 1 for i, lo, hi, d, k, s in axes]
+    return (input_size[0], weight_size[0], *sizes)
+
+
 def check_conv(
     op: str, rank: int, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> Arguments:

@@ -29,23 +29,23 @@ def prefers_channels_last(t: Tensor, axes: int | None = None) -> bool:
     return True
 
 
-def empty_as_kernel(size: Sequence[int], like: Tensor) -> Tensor:
-    """Uninitialised (N, C, *), stored as (N, *, C) if `like` prefers that; (N, C, L) is contiguous, as PyTorch's is."""
-    if like.dim() < 4 or not prefers_channels_last(like):
-        return like.new_empty(size)
+def empty_in_format(like: Tensor, size: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:
+    """Uninitialised, of size (N, C, *), stored as (N, *, C) if channels_last; any size if not."""
+    if not channels_last:
+        return like.new_empty(size, dtype=dtype)
     n, c, *spatial = size
     last = len(size) - 1
-    return like.new_empty((n, *spatial, c)).permute(0, last, *range(1, last))
+    return like.new_empty((n, *spatial, c), dtype=dtype).permute(0, last, *range(1, last))
+
+
+def empty_as_kernel(size: Sequence[int], like: Tensor) -> Tensor:
+    """Uninitialised (N, C, *), stored as (N, *, C) if `like` prefers that; (N, C, L) is contiguous, as PyTorch's is."""
+    return empty_in_format(like, size, like.dim() >= 4 and prefers_channels_last(like))
 
 
 def empty_map(like: Tensor, spatial: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:
-    """What a kernel returns, for fake kernels: the batch and channels of `like` with other spatial sizes."""
-    axes = len(spatial)
-    leading = like.shape[: like.dim() - axes]
-    if not channels_last:
-        return like.new_empty((*leading, *spatial), dtype=dtype)
-    stored = like.new_empty((leading[0], *spatial, leading[1]), dtype=dtype)
-    return stored.permute(0, axes + 1, *range(1, axes + 1))
+    """Uninitialised: the batch and channels of `like`, or its channels alone, with other spatial sizes."""
+    return empty_in_format(like, (*like.shape[: like.dim() - len(spatial)], *spatial), channels_last, dtype)
 
 
 def is_channels_last(t: Tensor) -> bool:
@@ -54,12 +54,6 @@ def is_channels_last(t: Tensor) -> bool:
     if t.is_contiguous() or torch._C._are_functorch_transforms_active():
         return False
     return t.is_contiguous(memory_format=torch.channels_last)
-
-
-def empty_in_format(like: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
-    """Uninitialised, in one of the two memory formats."""
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 
 def empty_values(values: Tensor, *lattice: object) -> Tensor:

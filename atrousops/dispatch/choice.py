@@ -6,36 +6,24 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from operator import index
-from typing import NamedTuple
 
 import torch
 
 from atrousops.dispatch import devices, libraries, measured, planner, verdicts
 from atrousops.dispatch.devices import constant_in_graphs, device_of, tf32_allowed
-from atrousops.dispatch.planner import Candidate, ContextPlan, Plan, call_problem
+from atrousops.dispatch.fitted import fitted
+from atrousops.dispatch.measured import Key
+from atrousops.dispatch.planner import CallArguments, Candidate, ContextPlan, Plan, call_problem
 
 # Positions along an axis whose size torch.compile leaves open; its batch counts as 1.
 UNKNOWN_SIZE = 64
-
-
-class CallArguments(NamedTuple):
-    """What a call of a convolution is; meanings as in `plan_call`."""
-
-    kind: str
-    input_size: tuple[int, ...]
-    weight_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    output_padding: tuple[int, ...]
 
 
 _chosen: dict[tuple, str] = {}
 # What else holds answers of `choose`: how it drops them.
 on_forget: list[Callable[[], None]] = []
 # Lists of the calls that were asked about for the first time.
-_watchers: list[list[tuple]] = []
+_watchers: list[list[Key]] = []
 
 
 def forget() -> None:
@@ -46,9 +34,9 @@ def forget() -> None:
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[list[tuple]]:
+def watched() -> Iterator[list[Key]]:
     """Gives a list of what `choose` is asked for the first time inside the `with` block."""
-    seen: list[tuple] = []
+    seen: list[Key] = []
     _watchers.append(seen)
     try:
         yield seen
@@ -57,17 +45,10 @@ def watched() -> Iterator[list[tuple]]:
 
 
 def choose(
-    kind: str,
-    input_size: tuple[int, ...],
-    weight_size: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
+    call: CallArguments,
     dtype: torch.dtype,
     channels_last: bool,
     needs_grad: bool = False,
-    output_padding: tuple[int, ...] = (),
     device: str = "cpu",
     ours: bool = False,
 ) -> str:
@@ -77,26 +58,27 @@ def choose(
     not proved itself. Under torch.compile the answer is a constant of the graph, and sizes that the graph
     leaves open count as UNKNOWN_SIZE.
     """
-    args = (kind, input_size, weight_size, stride, padding, dilation, groups, output_padding)
     if ours:
-        known = all([type(size) is int for size in input_size])
-        return _first_of_ours(args if known else _concrete(*args), dtype, channels_last, needs_grad, device)
+        known = all([type(size) is int for size in call.input_size])
+        return _first_of_ours(tuple(call) if known else _concrete(call), dtype, channels_last, needs_grad, device)
     if torch.compiler.is_compiling():
-        return _first_choice(_concrete(*args), dtype, channels_last, needs_grad, device)
+        return _first_choice(_concrete(call), dtype, channels_last, needs_grad, device)
     try:
-        return _chosen[args, dtype, channels_last, needs_grad, _state(device)]
+        return _chosen[call, dtype, channels_last, needs_grad, _state(device)]
     except KeyError:
-        return _first_choice(args, dtype, channels_last, needs_grad, device)
+        return _first_choice(tuple(call), dtype, channels_last, needs_grad, device)
     except TypeError:  # a symbolic size has no hash
-        return _first_choice(_concrete(*args), dtype, channels_last, needs_grad, device)
+        return _first_choice(_concrete(call), dtype, channels_last, needs_grad, device)
 
 
 @constant_in_graphs
 def _first_of_ours(args: tuple, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str) -> str:
-    plan = predict_call(CallArguments(*args), dtype, channels_last, needs_grad, device)
+    # torch.compile hands over plain tuples, but no named ones.
+    call = CallArguments(*args)
+    plan = predict_call(call, dtype, channels_last, needs_grad, device)
     ours = [c for c in plan.candidates if c.kernel != "aten" and c.seconds < inf]
     best = min(ours, key=lambda c: c.seconds).kernel if ours else "aten"
-    return "aten" if best == "aten" or unproved(args[0], best, device) else best
+    return "aten" if best == "aten" or unproved(call.kind, best, device) else best
 
 
 def _state(device: str) -> tuple[str, int | bool]:
@@ -110,29 +92,28 @@ def _state(device: str) -> tuple[str, int | bool]:
 
 @constant_in_graphs
 def _first_choice(args: tuple, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str) -> str:
+    call = CallArguments(*args)
     if len(_chosen) >= 4096:
         _chosen.clear()
-    key = (args, dtype, channels_last, needs_grad, _state(device))
-    predicted = predict_call(CallArguments(*args), dtype, channels_last, needs_grad, device)
-    kernel = _as_proved(_as_measured(predicted, key), args[0], device).kernel
+    key = Key(call, dtype, channels_last, needs_grad, _state(device))
+    predicted = predict_call(call, dtype, channels_last, needs_grad, device)
+    kernel = _as_proved(_as_measured(predicted, key), call.kind, device).kernel
     _chosen[key] = kernel
     for seen in _watchers:
         seen.append(key)
     return kernel
 
 
-def predict_call(
-    arguments: CallArguments, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str
-) -> Plan:
+def predict_call(call: CallArguments, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str) -> Plan:
     """`plan_call` without what was measured, and with kernels that have not proved themselves."""
-    problem = call_problem(*arguments)
+    problem = call_problem(call)
     if libraries.planner is None:
         return planner.unplanned([problem], dtype.itemsize)
-    machine = device_of(device, dtype, channels_last)
+    machine = fitted(device_of(device, dtype, channels_last), device, channels_last)
     return planner.plan(problem, machine, dtype.itemsize, needs_grad=needs_grad)
 
 
-def _as_measured(predicted: Plan, key: tuple) -> Plan:
+def _as_measured(predicted: Plan, key: Key) -> Plan:
     times = measured.lookup(key)
     ours = [c for c in predicted.candidates if c.kernel != "aten" and c.seconds < inf]
     if times is None or not ours:
@@ -173,11 +154,12 @@ def unproved(kind: str, kernel: str, device: str) -> str:
     return "" if device == "cpu" else verdicts.why_not(devices.gpu_kind(), f"{kind} {kernel}", device)
 
 
-def _concrete(kind, input_size, weight_size, stride, padding, dilation, groups, output_padding) -> tuple:
+def _concrete(call: CallArguments) -> tuple:
     # Imported here because it brings the compiler with it, and only compiled calls come here.
     from torch.fx.experimental.symbolic_shapes import has_static_value
 
     # Batch and map may stay open, as long as the dilated kernel fits; everything else has the value it has.
+    kind, input_size, weight_size, stride, padding, dilation, groups, output_padding = call
     weights, dilation, padding = _integers(weight_size), _integers(dilation), _integers(padding)
     rank = len(dilation)
     per_axis = zip(weights[2:], dilation, padding[:rank], padding[-rank:])
@@ -193,34 +175,17 @@ def _integers(values: Sequence[int]) -> tuple[int, ...]:
 
 
 def plan_call(
-    kind: str,
-    input_size: tuple[int, ...],
-    weight_size: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-    dtype: torch.dtype,
-    channels_last: bool,
-    needs_grad: bool = False,
-    output_padding: tuple[int, ...] = (),
-    device: str = "cpu",
+    call: CallArguments, dtype: torch.dtype, channels_last: bool, needs_grad: bool = False, device: str = "cpu"
 ) -> Plan:
     """The whole plan of a call on this machine, with its reasons.
 
     Args:
-        kind: "forward", "transposed", "input_grad" or "weight_grad".
-        input_size: (N, C, *), for the gradients too: the size of what the convolution reads.
-        weight_size: (K, C / groups, *); (C, K / groups, *) for "transposed".
-        stride, padding, dilation, output_padding: one entry per spatial axis; `padding` may have two, all the low
-            sides and then all the high ones.
         needs_grad: weigh forward and both gradients together.
         device: as str(torch.device): "cpu", "cuda:1", or "cuda" for the current GPU, also where there is none.
     """
-    args = CallArguments(kind, input_size, weight_size, stride, padding, dilation, groups, output_padding)
-    predicted = predict_call(args, dtype, channels_last, needs_grad, device)
-    found = _as_measured(predicted, (tuple(args), dtype, channels_last, needs_grad, _state(device)))
-    return _as_proved(found, kind, device)
+    predicted = predict_call(call, dtype, channels_last, needs_grad, device)
+    found = _as_measured(predicted, Key(call, dtype, channels_last, needs_grad, _state(device)))
+    return _as_proved(found, call.kind, device)
 
 
 def plan_branches(
@@ -241,10 +206,10 @@ def plan_branches(
         device: as for `plan_call`.
     """
     around = zip(weight_sizes, padding, dilation)
-    problems = [call_problem("forward", size, w, (1,) * len(p), p, d, 1) for w, p, d in around]
+    problems = [call_problem(CallArguments("forward", size, w, (1,) * len(p), p, d)) for w, p, d in around]
     if libraries.planner is None:
         return planner.unplanned(problems, dtype.itemsize, "branches")
-    machine = device_of(device, dtype, channels_last)
+    machine = fitted(device_of(device, dtype, channels_last), device, channels_last)
     return planner.plan_branches(problems, machine, dtype.itemsize, channels_last, relu, others)
 
 
@@ -295,9 +260,10 @@ def plan_context(
         seconds = 0.0
         for d, k in zip(dilation, kernel_sizes):
             weight, reach = (size[1], size[1], k, k), (d * (k // 2),) * 2
-            args = ("forward", size, weight, (1, 1), reach, (d, d), 1, dtype, channels_last)
+            call = CallArguments("forward", size, weight, (1, 1), reach, (d, d))
+            seconds += plan_call(call, dtype, channels_last, device=device).seconds
             # And max(., 0), which is a launch of its own.
-            seconds += plan_call(*args, device=device).seconds + rates["aten_call"] + moved / rates["copy"]
+            seconds += rates["aten_call"] + moved / rates["copy"]
         return seconds
 
     if gpu is None and libraries.planner is not None:

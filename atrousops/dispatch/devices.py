@@ -78,8 +78,13 @@ def gpu(
     machine: str = "h100",
 ) -> Device:
     """A GPU of so many multiprocessors, bytes of shared memory and capability, by the rates of one that is known."""
-    precision = {torch.float64: "double", torch.float32: "tf32" if tf32 else "float"}.get(dtype, "half")
+    precision = precision_of(dtype, tf32)
     return Device(kind, 1, gpu_rates(machine, facts[0], precision, channels_last), *facts, precision)
+
+
+def precision_of(dtype: torch.dtype, tf32: bool) -> str:
+    """How a GPU multiplies numbers of a dtype: as in `Device`."""
+    return {torch.float64: "double", torch.float32: "tf32" if tf32 else "float"}.get(dtype, "half")
 
 
 def device_of(device: str, dtype: torch.dtype, channels_last: bool) -> Device:

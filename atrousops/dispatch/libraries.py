@@ -15,30 +15,10 @@ from torch.library import Library
 _FOLDER = Path(__file__).resolve().parents[1]
 
 
-# What the Python files call: the lines of csrc/library.cpp, for installations that have kernels but not that library.
-# fmt: off
-SCHEMAS = (
-    "context_module(Tensor input, Tensor[] weights, Tensor[] biases, int[] dilation, bool allow_tf32=False) -> Tensor",
-    "conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor",  # noqa: E501
-    "conv_branches(Tensor input, Tensor[] weights, Tensor[] biases, Tensor[] others, int[] padding, int[] dilation, bool relu, bool allow_tf32) -> Tensor",  # noqa: E501
-    "conv_grad_input(Tensor grad, Tensor weight, SymInt[] input_size, int[] stride, int[] padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor",  # noqa: E501
-    "conv_grad_weight(Tensor grad, Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor",  # noqa: E501
-    "conv_transpose(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] output_padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor",  # noqa: E501
-    "max_pool(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> (Tensor, Tensor)",  # noqa: E501
-    "max_pool_backward(Tensor grad, Tensor indices, SymInt[] input_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation) -> Tensor",  # noqa: E501
-    "max_pool_codes(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> (Tensor, Tensor)",  # noqa: E501
-    "max_pool_values(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> Tensor",  # noqa: E501
-    "max_unpool(Tensor input, Tensor indices, SymInt[] output_size, int[] kernel_size, int[] stride, int[] padding) -> Tensor",  # noqa: E501
-    "max_unpool_backward(Tensor grad, Tensor indices, int[] kernel_size, int[] stride, int[] padding, int[] dilation) -> Tensor",  # noqa: E501
-    "mean_field(Tensor scores, Tensor[] lattices, Tensor[] compatibilities, int iterations) -> Tensor",
-    "permutohedral_apply(Tensor values, Tensor splat_weights, Tensor slice_weights, Tensor offsets, Tensor neighbours, Tensor row_starts, Tensor rows, Tensor row_bounds, Tensor counts, bool reverse) -> Tensor",  # noqa: E501
-    "permutohedral_lattice(Tensor features) -> (Tensor offsets, Tensor weights, Tensor neighbours, Tensor row_starts, Tensor rows, Tensor row_bounds, Tensor counts)",  # noqa: E501
-    "roi_align(Tensor input, Tensor boxes, float spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor",  # noqa: E501
-    "roi_align_backward(Tensor grad, Tensor boxes, float spatial_scale, SymInt batch_size, SymInt channels, SymInt height, SymInt width, int sampling_ratio, bool aligned, bool channels_last) -> Tensor",  # noqa: E501
-    "roi_pool(Tensor input, Tensor boxes, float spatial_scale, SymInt pooled_height, SymInt pooled_width) -> (Tensor, Tensor)",  # noqa: E501
-    "roi_pool_backward(Tensor grad, Tensor boxes, Tensor argmax, float spatial_scale, SymInt batch_size, SymInt channels, SymInt height, SymInt width, bool channels_last) -> Tensor",  # noqa: E501
-)
+# The one list of schemas, a line each between the quotes of a C++ raw string: csrc/library.cpp includes it.
+SCHEMAS = tuple((_FOLDER / "dispatch" / "schemas.inc").read_text().splitlines()[1:-1])
 # What only Triton has: a convolution with its residual and activation.
+# fmt: off
 TRITON_SCHEMAS = (
     "conv_epilogue(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, str activation, int[] stride, int[] padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor",  # noqa: E501
 )

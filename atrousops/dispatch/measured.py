@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from atrousops.common.stored import Store
+from atrousops.dispatch.planner import CallArguments
 
 # Ours must have been this much faster than PyTorch's: two measurements of the same differ by as much.
 MARGIN = 0.98
@@ -20,7 +21,7 @@ class Key(NamedTuple):
         (GPU).
     """
 
-    arguments: tuple[Any, ...]
+    arguments: CallArguments
     dtype: torch.dtype
     channels_last: bool
     needs_grad: bool
@@ -38,10 +39,9 @@ class Times(NamedTuple):
         return self.ours < MARGIN * self.aten
 
 
-def lookup(key: tuple[Any, ...]) -> Times | None:
+def lookup(key: Key) -> Times | None:
     """What was measured of a call on this machine, if anything."""
-    asked = Key(*key)
-    return _plans.of(asked.state[0]).get(_anywhere(asked))
+    return _plans.of(key.state[0]).get(_anywhere(key))
 
 
 def add(found: dict[Key, Times]) -> list[Path]:
@@ -83,7 +83,7 @@ def _row(key: Key, times: Times) -> dict[str, Any]:
 
 
 def _entry(row: dict[str, Any]) -> tuple[Key, Times]:
-    arguments = tuple(tuple(a) if isinstance(a, list) else a for a in row["arguments"])
+    arguments = CallArguments._make(tuple(a) if isinstance(a, list) else a for a in row["arguments"])
     dtype = getattr(torch, row["dtype"])
     key = Key(arguments, dtype, bool(row["channels_last"]), bool(row["needs_grad"]), tuple(row["state"]))
     return key, Times(float(row["aten"]), float(row["ours"]))

@@ -20,6 +20,26 @@ WORKSPACE_LIMIT = 1 << 31
 _MISSING = "the compiled planner is missing"
 
 
+class CallArguments(NamedTuple):
+    """A call of a convolution, as a plan is asked for.
+
+    kind: "forward", "transposed", "input_grad" or "weight_grad".
+    input_size: (N, C, *), for the gradients too: the size of what the convolution reads.
+    weight_size: (K, C / groups, *); (C, K / groups, *) for "transposed".
+    stride, padding, dilation, output_padding: one entry per spatial axis; `padding` may have two, all the low sides and
+    then all the high ones.
+    """
+
+    kind: str
+    input_size: tuple[int, ...]
+    weight_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    output_padding: tuple[int, ...] = ()
+
+
 class Candidate(NamedTuple):
     """A kernel that was considered: its predicted seconds (infinite if it is not legal), and why it does not run."""
 
@@ -172,17 +192,9 @@ def boxes(problems: Sequence[Problem], device: Device, itemsize: int) -> Boxes:
     return Boxes(*libraries.planner.plan_boxes(fields, itemsize, device.multiprocessors, device.rates["wgmma"]))
 
 
-def call_problem(
-    kind: str,
-    input_size: tuple[int, ...],
-    weight_size: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-    output_padding: tuple[int, ...] = (),
-) -> Problem:
-    """The checked Problem of a call; arguments as for `choice.plan_call`."""
+def call_problem(call: CallArguments) -> Problem:
+    """The checked Problem of a call."""
+    kind, input_size, weight_size, stride, padding, dilation, groups, output_padding = call
     rank = len(input_size) - 2
     pad_lo, pad_hi = padding[:rank], padding[-rank:]
     n, channels, *size = input_size

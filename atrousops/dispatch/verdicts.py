@@ -18,6 +18,7 @@ import torch
 
 from atrousops.common.stored import Store
 from atrousops.dispatch import devices, libraries, probe
+from atrousops.dispatch.planner import CallArguments
 
 log = logging.getLogger("atrousops")
 
@@ -40,12 +41,25 @@ class Identity(NamedTuple):
     library: str
 
 
+class TimedCall(NamedTuple):
+    """A convolution that was timed, as the planner is asked about it.
+
+    precision: as in `devices.Device`; itemsize: bytes of an element.
+    """
+
+    arguments: CallArguments
+    precision: str
+    channels_last: bool
+    itemsize: int
+
+
 class Rate(NamedTuple):
-    """Seconds of a call of ours and of PyTorch's operator, or operators."""
+    """Seconds of a call of ours and of PyTorch's operator, or operators; `call` where it is a convolution."""
 
     what: str
     ours: float
     aten: float
+    call: TimedCall | None = None
 
 
 class Finding(NamedTuple):
@@ -213,6 +227,15 @@ def _digest_of(files: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def rate_from(what: str, ours: float, aten: float, call: list[Any] | None = None) -> Rate:
+    """A Rate from what JSON makes of its fields."""
+    if call is None:
+        return Rate(what, ours, aten)
+    arguments, *rest = call
+    sizes = CallArguments._make(tuple(a) if isinstance(a, list) else a for a in arguments)
+    return Rate(what, ours, aten, TimedCall(sizes, *rest))
+
+
 def _row(key: _Key, finding: Finding) -> dict[str, Any]:
     of, family = key
     return {"family": family, **of._asdict(), **finding._asdict(), "rates": [rate._asdict() for rate in finding.rates]}
@@ -220,7 +243,7 @@ def _row(key: _Key, finding: Finding) -> dict[str, Any]:
 
 def _entry(row: dict[str, Any]) -> tuple[_Key, Finding]:
     of = Identity(*[str(row[name]) for name in Identity._fields])
-    rates = tuple(Rate(**rate) for rate in row["rates"])
+    rates = tuple(rate_from(**rate) for rate in row["rates"])
     return (of, str(row["family"])), Finding(bool(row["ok"]), str(row["reason"]), int(row["cases"]), rates)
 
 

@@ -1,4 +1,4 @@
-"""Networks by name, and weights that are read without running anybody's code."""
+"""Networks by name, and weights that are read without running code from the file."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from atrousops.common.conv_arguments import Arguments
 from atrousops.dispatch import backends, choice, libraries
 from atrousops.dispatch.devices import tf32_allowed
+from atrousops.dispatch.planner import CallArguments
 from atrousops.ops._register import PLAIN, foreign, jit_traces, transformed
 
 
@@ -44,7 +45,7 @@ _KEY_TYPES = frozenset({int, tuple, str})
 _MOST_ROUTES = 4096
 
 _routes: dict[tuple, Route] = {}
-# PyTorch's operator, whatever the arguments: it knows best what to do, or what to refuse.
+# PyTorch's operator, which refuses what it cannot do.
 _PYTORCH = Route("aten", Arguments((), (), (), 1, ()))
 
 # By names of this module: behind a large convolution the dictionaries of other modules are not in the cache.
@@ -174,22 +175,8 @@ def _ours(
     if not (libraries.has_operators if device.type == "cpu" else backends.own("conv", device, dtype)):
         return False
     stride, padding, dilation, groups, extra = arguments
-    kernel = choice.choose(
-        kind,
-        size,
-        tuple(weight_size),
-        stride,
-        padding,
-        dilation,
-        groups,
-        dtype,
-        channels_last,
-        needs_grad,
-        extra,
-        str(device),
-        alone,
-    )
-    return kernel != "aten"
+    call = CallArguments(kind, size, tuple(weight_size), stride, padding, dilation, groups, extra)
+    return choice.choose(call, dtype, channels_last, needs_grad, str(device), alone) != "aten"
 
 
 def gradient_is_ours(kind: str, size: Any, weight_size: Any, arguments: Arguments, grad: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from atrousops.common.checks import bad_type, bad_value
-from atrousops.common.conv_arguments import Arguments
+from atrousops.common.conv_arguments import Arguments, output_size
 from atrousops.common.formats import empty_as_kernel, prefers_channels_last
 from atrousops.dispatch import backends, libraries
 from atrousops.ops._conv_dispatch import Call, Route, allow_tf32, route_of, run
@@ -79,13 +79,6 @@ def _wants_gradients(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors])
 
 
-def _output_size(input: Tensor, weight: Tensor, a: Arguments) -> tuple[int, ...]:
-    rank = len(a.stride)
-    axes = zip(input.shape[2:], a.padding[:rank], a.padding[-rank:], a.dilation, weight.shape[2:], a.stride)
-    sizes = [(i + lo + hi - d * (k - 1) - 1) // s + 1 for i, lo, hi, d, k, s in axes]
-    return (input.shape[0], weight.shape[0], *sizes)
-
-
 @cache
 def _onednn_dtypes() -> frozenset[torch.dtype]:
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
@@ -130,7 +123,7 @@ def _onednn_adds_and_clips(input: Tensor) -> bool:
 
 def _is_like_output(residual: Tensor, input: Tensor, weight: Tensor, a: Arguments) -> bool:
     same = residual.dtype == input.dtype and residual.device == input.device
-    return same and residual.shape == _output_size(input, weight, a)
+    return same and residual.shape == output_size(input.shape, weight.shape, a)
 
 
 def _onednn(
@@ -156,7 +149,7 @@ def _triton(
 
 def _fake(input, weight, bias, residual, activation, stride, padding, dilation, groups, allow_tf32=False) -> Tensor:
     a = Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ())
-    return empty_as_kernel(_output_size(input, weight, a), input)
+    return empty_as_kernel(output_size(input.shape, weight.shape, a), input)
 
 
 if libraries.triton.problem is None:

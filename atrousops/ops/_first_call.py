@@ -68,7 +68,7 @@ def _on_file(backend: str, op: str, device: str) -> str | None:
 
 
 def _may_look(device: torch.device) -> bool:
-    # Not where kernels are recorded rather than run, nor where PyTorch shows what is called to somebody else.
+    # Not where kernels are recorded rather than run, nor where PyTorch shows calls to a tracer or mode.
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     return is_plain(()) and not capturing
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atrousops import reference
-from atrousops.common.conv_arguments import Arguments, check_conv
+from atrousops.common.conv_arguments import Arguments, check_conv, output_size
 from atrousops.common.formats import empty_as_kernel, prefers_channels_last
 from atrousops.ops._conv_dispatch import Call, allow_tf32, gradient_is_ours, run
 from atrousops.ops._conv_epilogue import run_with_epilogue
@@ -247,14 +247,8 @@ def grad_bias(grad: Tensor) -> Tensor:
 
 
 def _fake(input, weight, bias, stride, padding, dilation, groups, allow_tf32=False) -> Tensor:
-    rank = len(stride)
-    sizes = [
-        (i + lo + hi - d * (k - 1) - 1) // s + 1
-        for i, lo, hi, d, k, s in zip(
-            input.shape[2:], padding[:rank], padding[-rank:], dilation, weight.shape[2:], stride
-        )
-    ]
-    return empty_as_kernel((input.shape[0], weight.shape[0], *sizes), input)
+    size = output_size(input.shape, weight.shape, Arguments(stride, padding, dilation, groups, ()))
+    return empty_as_kernel(size, input)
 
 
 def _setup(ctx, inputs, output) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from atrousops.common.testing import Outputs
+from atrousops.dispatch.verdicts import TimedCall
 
 # Makes a tensor of values around zero from its size.
 Make = Callable[[tuple[int, ...]], Tensor]
@@ -22,6 +23,7 @@ class Case(NamedTuple):
     ours, theirs: the call, on those; PyTorch's in any floating dtype, on any device.
     offset: elements by which tensors start behind an address that everything is aligned to.
     tf32: fp32 is multiplied as TF32.
+    call: of a convolution, as the planner is asked about it.
     """
 
     what: str
@@ -32,6 +34,7 @@ class Case(NamedTuple):
     channels_last: bool = False
     offset: int = 0
     tf32: bool = False
+    call: TimedCall | None = None
 
 
 class Family(NamedTuple):

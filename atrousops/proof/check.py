@@ -106,7 +106,7 @@ def rate(case: Case, backend: str, device: str) -> Rate:
             raise _Wrong(f"{case.what}: {problem}")
         runs = (lambda: case.ours(*operands)), (lambda: case.theirs(*operands))
         ours, aten = interleaved(*runs, repeats=_ROUNDS, budget=_BUDGET, clock=clock_of(where), warm_up=False)
-    return Rate(case.what, ours.median, aten.median)
+    return Rate(case.what, ours.median, aten.median, case.call)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from atrousops.dispatch import devices, libraries, planner
-from atrousops.dispatch.choice import CallArguments
+from atrousops.dispatch.planner import CallArguments
+from atrousops.dispatch.verdicts import TimedCall
 from atrousops.proof import convolutions
 from atrousops.proof.cases import Case, Family, Make, name_of
 
@@ -83,14 +84,18 @@ LARGER: tuple[tuple[Shape, tuple[Numbers, ...]], ...] = (
     ),
     (Shape("many blocks", 2, 64, 64, (65, 63), groups=16), (Numbers(BF16),)),
 )
+_TENSOR_CORES = (Numbers(BF16), Numbers(FLOAT), Numbers(FLOAT, tf32=True))
+# What plans take rates from (dispatch/fitted.py): with dilation PyTorch may run other kernels than without.
 TIMED: tuple[tuple[Shape, tuple[Numbers, ...]], ...] = (
-    (
-        Shape("", 4, 256, 256, (65, 65), padding=12, dilation=12),
-        (Numbers(BF16), Numbers(FLOAT), Numbers(FLOAT, tf32=True), Numbers(DOUBLE)),
-    ),
+    (Shape("", 4, 256, 256, (65, 65), padding=12, dilation=12), (*_TENSOR_CORES, Numbers(DOUBLE))),
+    (Shape("", 4, 256, 256, (65, 65)), _TENSOR_CORES),
     (Shape("", 8, 728, 728, (33, 33), padding=2, dilation=2, groups=728), (Numbers(BF16),)),
     (Shape("", 4, 128, 128, (65, 65), groups=32), (Numbers(BF16),)),
 )
+
+
+# Of a family: both precisions of a kernel, with dilation and without.
+_MOST_TIMED = 4
 
 
 def families(backend: str, device: str) -> dict[str, Family]:
@@ -105,7 +110,7 @@ def families(backend: str, device: str) -> dict[str, Family]:
             name = planned(shape.arguments(kind), numbers, backend, device)
             if name:
                 found.setdefault(f"{kind} {name}", []).append(_case(shape, kind, numbers))
-    return {n: Family(tuple(cases[n]), tuple(larger.get(n, ())), tuple(timed.get(n, ())[:2])) for n in cases}
+    return {n: Family(tuple(cases[n]), tuple(larger.get(n, ())), tuple(timed.get(n, ())[:_MOST_TIMED])) for n in cases}
 
 
 def _calls(shapes, backend: str) -> Iterator[tuple[Shape, str, Numbers]]:
@@ -127,9 +132,8 @@ def planned(a: CallArguments, numbers: Numbers, backend: str, device: str) -> st
             machine = devices.cpu_device(dtype, last)
         else:
             machine = devices.gpu_device(dtype, last, device)._replace(kind=backend)
-    ours = [
-        c for c in planner.plan(planner.call_problem(*a), machine, dtype.itemsize).candidates[1:] if c.seconds < inf
-    ]
+    plan = planner.plan(planner.call_problem(a), machine, dtype.itemsize)
+    ours = [c for c in plan.candidates[1:] if c.seconds < inf]
     return min(ours, key=lambda c: c.seconds).kernel if ours else ""
 
 
@@ -152,4 +156,7 @@ def _case(shape: Shape, kind: str, numbers: Numbers) -> Case:
         *numbers[:2],
         offset=numbers.offset,
         tf32=numbers.tf32,
+        call=TimedCall(
+            a, devices.precision_of(numbers.dtype, numbers.tf32), numbers.channels_last, numbers.dtype.itemsize
+        ),
     )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atrousops.dispatch.choice import CallArguments
+from atrousops.dispatch.planner import CallArguments
 
 
 def operands(a: CallArguments, tensor: Callable[[tuple[int, ...]], Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -224,7 +224,7 @@ def _ask(
             return list(names[done:])
         try:
             answer = worker.ask({"backend": backend, "family": name, "seconds": limit}, limit)
-            rates = tuple(Rate(*rate) for rate in answer["rates"])
+            rates = tuple(verdicts.rate_from(*rate) for rate in answer["rates"])
             found[name] = Finding(answer["ok"], answer["reason"], answer["cases"], rates)
         except Ended as ended:
             # The end of all time is no verdict on what was running then.

@@ -1,4 +1,4 @@
-"""The process in which families are checked: it may hang or die, and whoever asked it lives on.
+"""The process in which families are checked: it may hang or die, and the process that asked goes on.
 
 Both sides: `python -m atrousops.proof DEVICE` answers questions, lines of JSON on its standard input, with lines
 of JSON on its standard output; `Worker` asks. What is printed meanwhile goes to standard error.

@@ -136,18 +136,17 @@ def _calls_of(call: Callable[..., Any], inputs: tuple[Any, ...], kwargs: dict[st
             leaves += list(call.parameters()) if isinstance(call, torch.nn.Module) else []
             leaves = [t for t in leaves if t.requires_grad]
             torch.autograd.grad(wanting, leaves, [torch.ones_like(t) for t in wanting], allow_unused=True)
-    return {Key(*key): _predicted(Key(*key)) for key in seen}
+    return {key: _predicted(key) for key in seen}
 
 
 def _predicted(key: Key) -> str:
-    arguments = choice.CallArguments(*key.arguments)
-    return choice.predict_call(arguments, key.dtype, key.channels_last, key.needs_grad, key.state[0]).kernel
+    return choice.predict_call(key.arguments, key.dtype, key.channels_last, key.needs_grad, key.state[0]).kernel
 
 
 def _runs(key: Key) -> bool:
     # PyTorch's operators take one padding an axis; where a plan has no kernel of ours, or none that may run here, there
     # is nothing to choose.
-    a = choice.CallArguments(*key.arguments)
+    a = key.arguments
     rank = len(a.stride)
     if a.padding[:rank] != a.padding[-rank:]:
         return False
@@ -167,7 +166,7 @@ def _measure(key: Key, budget: float) -> Times:
 
 
 def _contenders(key: Key, device: torch.device) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    a = choice.CallArguments(*key.arguments)
+    a = key.arguments
     tf32 = device.type == "cuda" and tf32_allowed()
 
     def tensor(size: tuple[int, ...]) -> Tensor:
@@ -190,7 +189,7 @@ def _pair(key: Key, leaves: tuple[Tensor, ...], *forward: Callable[[], Tensor]) 
 
 
 def _name(key: Key) -> str:
-    a = choice.CallArguments(*key.arguments)
+    a = key.arguments
     sizes = " ".join("x".join(map(str, size)) for size in (a.input_size, a.weight_size))
     steps = f"s{a.stride[-1]} d{a.dilation[-1]}" + (f" g{a.groups}" if a.groups > 1 else "")
     layout = "channels_last" if key.channels_last else "contiguous"

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from atrousops import ops
 from atrousops.common.checks import bad_type
 from atrousops.dispatch import backends, choice, planner
+from atrousops.dispatch.planner import CallArguments
 from atrousops.surgery.explain_stacks import settle_branches, settle_context
 
 # PyTorch's own form of operators that this package has, and what they are called here.
@@ -310,7 +311,7 @@ def _plan(operator: str, arguments: dict[str, Any], input: Tensor, dtype: torch.
         total = [d * (r - 1) if padding == "same" else 0 for d, r in zip(dilation, weight.shape[2:])]
         padding = [*(t // 2 for t in total), *(t - t // 2 for t in total)]
     tensors = (input, weight, arguments.get("bias"))
-    return choice.plan_call(
+    call = CallArguments(
         "transposed" if "transpose" in operator else "forward",
         tuple(input.shape) if input.dim() == rank + 2 else (1, *input.shape),
         tuple(weight.shape),
@@ -318,12 +319,10 @@ def _plan(operator: str, arguments: dict[str, Any], input: Tensor, dtype: torch.
         per_axis(padding),
         dilation,
         arguments.get("groups", 1),
-        dtype,
-        not input.is_contiguous(),
-        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors),
         per_axis(arguments.get("output_padding", 0)) if "transpose" in operator else (),
-        _compiled_for(input),
     )
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return choice.plan_call(call, dtype, not input.is_contiguous(), needs_grad, _compiled_for(input))
 
 
 def _named_arguments(operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

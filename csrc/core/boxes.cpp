@@ -132,7 +132,7 @@ AxisPhase without_dead_taps(AxisPhase p) {
   return p;
 }
 
-// Numbers are guesses until a GPU has said otherwise; only their ratios matter.
+// Numbers are guesses until they are measured on a GPU; only their ratios matter.
 const std::vector<TileShape>& tile_shapes() {
   static const std::vector<TileShape> shapes = {
 #include "core/wgmma_tiles.inc"

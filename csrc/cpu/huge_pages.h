@@ -15,7 +15,7 @@ namespace atrousops::cpu {
 // glibc maps allocations from here on by themselves, and unmaps them when they are freed.
 constexpr int64_t kMappedBytes = int64_t{32} << 20;
 
-// Asks for huge pages under a tensor that nobody has written yet; only ever a hint.
+// Asks for huge pages under a tensor that has not been written yet; the system may decline.
 inline void expect_writes(const Tensor& t) {
 #if defined(MADV_HUGEPAGE)
   const int64_t bytes = t.numel() * static_cast<int64_t>(t.element_size());

@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kLatticeThreads)
   }
 }
 
-// A misfit shows as -1 in the last of row_bounds, so that whoever reads the number of rows learns of it.
+// A misfit shows as -1 in the last of row_bounds, which is read together with the number of rows.
 __global__ void __launch_bounds__(kLatticeThreads)
     lattice_count(const int32_t* image_ends, const int32_t* misfits, int64_t images, int64_t pixels, int64_t corners,
                   int64_t chunks, int64_t* row_bounds, int64_t* counts) {

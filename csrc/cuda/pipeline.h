@@ -1,8 +1,8 @@
 // A ring of stages in shared memory that one thread has TMA fill and warps of wgmma empty.
 //
-// Whoever fills and whoever empties count on through all tiles of a block, in step: a Turn is never set back. A stage
-// is full when the bytes of its boxes have landed, and empty when every warp that reads it has said so, behind the
-// wgmma_wait that covers its products.
+// The filling thread and the emptying warps count on through all tiles of a block, in step: a Turn is never set back. A
+// stage is full when the bytes of its boxes have landed, and empty when every warp that reads it has arrived, behind
+// the wgmma_wait that covers its products.
 #pragma once
 
 #include "cuda/arch/mbarrier.h"

@@ -5,8 +5,8 @@
 
 namespace atrousops::cuda {
 
-// Never contracted to a fused multiply-add: which pixel a sample reads, or whether a lattice vertex exists, hangs on
-// the last bit, and has to come out as on the CPU.
+// Never contracted to a fused multiply-add: which pixel a sample reads, or whether a lattice vertex exists, depends
+// on the last bit, and has to be as on the CPU.
 __device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 

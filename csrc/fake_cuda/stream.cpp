@@ -1,5 +1,5 @@
 // Streams are queues. Work runs when something waits for it, in an order that keeps to streams and events alone: what
-// nobody waits for runs last, or, with $ATROUSOPS_EMULATED_SEED, at random times.
+// nothing waits for runs last, or, with $ATROUSOPS_EMULATED_SEED, at random times.
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>

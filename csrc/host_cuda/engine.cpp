@@ -55,7 +55,7 @@ void make_ready(Thread* t) {
   engine().ready.push_back(t);
 }
 
-// Gives the turn back; returns when somebody made this thread ready and it was chosen.
+// Gives the turn back; returns when another thread has made this one ready and it was chosen.
 void park(Thread::State state, const char* what, Location where) {
   Thread* const me = self;
   me->state = state;

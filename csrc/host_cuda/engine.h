@@ -1,6 +1,6 @@
 // Runs CUDA kernels on the CPU, for tests: a fiber for each thread, one cluster of blocks (mostly a single block) after
-// the other, one launch at a time. A fiber runs until it waits for others, so that whoever needs a barrier that is not
-// there finds memory unwritten.
+// the other, one launch at a time. A fiber runs until it waits for others, so that a thread that needs a barrier that
+// is not there finds memory unwritten.
 #pragma once
 
 #include <array>

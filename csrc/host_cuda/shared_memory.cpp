@@ -22,7 +22,7 @@ namespace atrousops::host_cuda {
 namespace {
 
 constexpr size_t kWindow = 1 << 20, kAlign = 1024, kRed = 128, kStaticLimit = 48 << 10;
-// NaN in every floating type, -1 in integers; another value for what nobody may touch.
+// NaN in every floating type, -1 in integers; another value for what no thread may touch.
 constexpr int kPoison = 0xff, kCanary = 0xa5;
 
 struct Array {

@@ -2,7 +2,8 @@
 
 import torch
 
-from atrousops.dispatch import devices, planner
+from atrousops.dispatch import devices
+from atrousops.dispatch.planner import CallArguments, call_problem
 
 FLOAT, HALF = torch.float32, torch.bfloat16
 
@@ -15,12 +16,14 @@ def machine(name, dtype, channels_last):
 def conv(c, k, size, kernel, dilation, groups=1, stride=1, n=1, kind="forward"):
     pad = dilation * (kernel - 1) // 2
     pairs = [(v, v) for v in (stride, pad, dilation)]
-    return planner.call_problem(kind, (n, c, size, size), (k, c // groups, kernel, kernel), *pairs, groups)
+    return call_problem(CallArguments(kind, (n, c, size, size), (k, c // groups, kernel, kernel), *pairs, groups))
 
 
 def transposed(c, k, size, kernel, stride, pad, groups=1, n=1):
     pairs = [(v, v) for v in (stride, pad, 1)]
-    return planner.call_problem("transposed", (n, c, size, size), (c, k // groups, kernel, kernel), *pairs, groups)
+    return call_problem(
+        CallArguments("transposed", (n, c, size, size), (c, k // groups, kernel, kernel), *pairs, groups)
+    )
 
 
 ASPP = conv(2048, 256, 33, 3, 18)

@@ -9,6 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from atrousops.dispatch import choice, devices, geometry, libraries, planner
+from atrousops.dispatch.planner import CallArguments
 
 pytestmark = pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing")
 
@@ -164,14 +165,15 @@ def test_candidates_where_triton_serves(case, name):
     assert plan.reason.startswith(plan.kernel + ": ")
 
 
-CALL = ("forward", (1, 64, 33, 33), (64, 64, 3, 3), (1, 1), (12, 12), (12, 12), 1, FLOAT, True)
+FORWARD = CallArguments("forward", (1, 64, 33, 33), (64, 64, 3, 3), (1, 1), (12, 12), (12, 12))
+CALL = (FORWARD, FLOAT, True)
 
 
 def test_choose_is_what_plan_call_says():
     for needs_grad in (False, True):
         assert choice.choose(*CALL, needs_grad) == choice.plan_call(*CALL, needs_grad).kernel
     # Low and high padding may differ.
-    wide = (*CALL[:4], (12, 12, 13, 12), *CALL[5:])
+    wide = (FORWARD._replace(padding=(12, 12, 13, 12)), *CALL[1:])
     assert choice.choose(*wide) == choice.plan_call(*wide).kernel
 
 
@@ -181,16 +183,17 @@ def test_choose_depends_on_every_argument():
     choice.choose(*CALL, True)
     choice.choose(*CALL[:-1], False)
     choice.choose(*CALL[:-2], HALF, True)
-    choice.choose("transposed", *CALL[1:])
-    choice.choose("transposed", *CALL[1:], False, (1, 1))
-    choice.choose(*CALL, False, (), "cuda")
+    choice.choose(FORWARD._replace(kind="transposed"), *CALL[1:])
+    choice.choose(FORWARD._replace(kind="transposed", output_padding=(1, 1)), *CALL[1:])
+    choice.choose(*CALL, device="cuda")
     assert len(choice._chosen) == 7
     choice.choose(*CALL)
     assert len(choice._chosen) == 7
 
 
 def test_whether_tf32_is_allowed_counts_on_a_gpu():
-    call = ("forward", (4, 256, 33, 33), (256, 256, 3, 3), (1, 1), (6, 6), (6, 6), 1, FLOAT, True, False, (), "cuda")
+    arguments = CallArguments("forward", (4, 256, 33, 33), (256, 256, 3, 3), (1, 1), (6, 6), (6, 6))
+    call = (arguments, FLOAT, True, False, "cuda")
     plans = []
     for allow in (True, False):
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=allow):
@@ -209,7 +212,8 @@ def test_choose_is_a_constant_of_a_compiled_graph(dynamic):
 
     def f(x, w, rate):
         pair = (rate, rate)
-        return x.sum() * 0 + codes[choice.choose("forward", x.shape, w.shape, (1, 1), pair, pair, 1, x.dtype, False)]
+        call = CallArguments("forward", x.shape, w.shape, (1, 1), pair, pair)
+        return x.sum() * 0 + codes[choice.choose(call, x.dtype, False)]
 
     compiled = torch.compile(f, backend="eager", fullgraph=True, dynamic=dynamic)
     w = torch.zeros(128, 128, 3, 3)
@@ -222,11 +226,12 @@ def test_choose_is_a_constant_of_a_compiled_graph(dynamic):
 
 def test_choose_with_symbolic_sizes_outside_dynamo():
     # As when a backward formula is traced: sizes without a hash.
-    expected = choice.choose(CALL[0], (1, 64, 64, 64), *CALL[2:])
+    expected = choice.choose(FORWARD._replace(input_size=(1, 64, 64, 64)), *CALL[1:])
     seen = []
 
     def f(x):
-        seen.append((has_static_value(x.shape[2]), choice.choose(CALL[0], tuple(x.shape), *CALL[2:])))
+        call = FORWARD._replace(input_size=tuple(x.shape))
+        seen.append((has_static_value(x.shape[2]), choice.choose(call, *CALL[1:])))
         return x + 1
 
     make_fx(f, tracing_mode="symbolic")(torch.zeros(2, 64, 70, 71))
@@ -240,8 +245,9 @@ def test_without_the_compiled_planner_pytorch_runs(monkeypatch):
     assert (plan.kernel, plan.reason, plan.seconds) == ("aten", "aten: the compiled planner is missing", 0)
     assert [c.kernel for c in plan.candidates] == list(planner.kernels("cpu")) == ["aten"]
     assert plan[3:7] == pytest.approx(planned[3:7], rel=1e-12), "live share, regions, operations and bytes"
-    branches = choice.plan_branches(CALL[1], [CALL[2]] * 2, [CALL[4]] * 2, [CALL[5]] * 2, HALF, True, True)
+    same = [[v] * 2 for v in (FORWARD.weight_size, FORWARD.padding, FORWARD.dilation)]
+    branches = choice.plan_branches(FORWARD.input_size, *same, HALF, True, True)
     assert (branches.kernel, branches.candidates) == ("branches", (("branches", 0, ""),))
     # The map once, in bf16: 2 results of 64 channels and the weights of both.
     assert branches.bytes_floor == 2 * (3 * 64 * 33 * 33 + 2 * 64 * 64 * 9)
-    assert choice.plan_context(CALL[1], (1, 2), (3, 3), HALF, True).cluster == 0
+    assert choice.plan_context(FORWARD.input_size, (1, 2), (3, 3), HALF, True).cluster == 0

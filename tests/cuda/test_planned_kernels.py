@@ -39,7 +39,8 @@ def planned(case, kind, dtype, chip) -> str:
     """The one of ours that the planner would run."""
     size, weight = (case.n, case.c, *case.size), (case.k, case.c // case.groups, case.kernel, case.kernel)
     stride, padding, dilation, groups = case.rest
-    problem = planner.call_problem(kind, size, weight, *map(tuple, (stride, padding, dilation)), groups)
+    call = planner.CallArguments(kind, size, weight, *map(tuple, (stride, padding, dilation)), groups)
+    problem = planner.call_problem(call)
     device = devices.gpu("cuda", (chip[0], chip[2], chip[1]), dtype, True, False)
     (ours,) = [c for c in planner.plan(problem, device, dtype.itemsize).candidates[1:] if c.seconds < math.inf]
     return ours.kernel

@@ -8,13 +8,14 @@ import sys
 import host_cuda
 import pytest
 import torch
-from test_probe import H100, Machine, Properties
+from test_probe import H100, Properties
 
 import atrousops as ao
 import atrousops.functional as A
 from atrousops.common.checks import DeviceError
 from atrousops.common.conv_arguments import Arguments
-from atrousops.dispatch import backends, choice, devices, libraries, probe, triton_library, verdicts
+from atrousops.dispatch import backends, choice, libraries, triton_library, verdicts
+from atrousops.dispatch.planner import CallArguments
 from atrousops.dispatch.verdicts import Finding, Rate
 from atrousops.ops import _first_call
 from atrousops.ops._conv_dispatch import gradient_is_ours
@@ -25,37 +26,9 @@ GPU, HALF = torch.device("cuda", 0), torch.bfloat16
 PASSED = Finding(True, "", 3, (Rate("a call", 1e-3, 2e-3),))
 WRONG = Finding(False, "error 1.0e-01, bound 2.0e-04")
 # Where the planner's prediction for an H100 is ours, wgmma, forward and backward.
-CALL = ("forward", (16, 2048, 33, 33), (256, 2048, 3, 3), (1, 1), (18, 18), (18, 18), 1, HALF, True)
+FORWARD = CallArguments("forward", (16, 2048, 33, 33), (256, 2048, 3, 3), (1, 1), (18, 18), (18, 18))
+CALL = (FORWARD, HALF, True)
 WGMMA = {name: PASSED for name in ("forward wgmma", "forward mma", "forward simt")}
-
-
-class Known(Machine):
-    """A machine whose driver and libraries a test can change."""
-
-    def __init__(self, monkeypatch):
-        super().__init__(monkeypatch)
-        self.release, self.library = "580.65.06, CUDA 13.0", "0123456789abcdef"
-        monkeypatch.setattr(verdicts, "_driver", lambda gpu: self.release)
-        monkeypatch.setattr(verdicts, "_digest_of", lambda files: self.library)
-
-    def restarted(self):
-        """As in a new process."""
-        verdicts.forget()
-        choice.forget()
-
-
-@pytest.fixture
-def machine(monkeypatch, tmp_path):
-    caches = (probe._verdict, probe.runs_nowhere, devices._gpu)
-    monkeypatch.setenv("ATROUSOPS_PLANS", str(tmp_path))
-    for cache in caches:
-        cache.cache_clear()
-    known = Known(monkeypatch)
-    known.restarted()
-    yield known
-    known.restarted()
-    for cache in caches:
-        cache.cache_clear()
 
 
 def passed(*families, finding=PASSED, backend="cuda", device="cuda:0"):
@@ -95,13 +68,13 @@ def test_each_family_runs_with_its_own_verdict(machine):
 
 def test_a_convolution_is_held_to_the_verdict_of_its_kernel(machine):
     plan = lambda: choice.plan_call(*CALL, device="cuda:0")  # noqa: E731
-    assert choice.predict_call(choice.CallArguments(*CALL[:-2], ()), HALF, True, False, "cuda:0").kernel == "wgmma"
+    assert choice.predict_call(FORWARD, HALF, True, False, "cuda:0").kernel == "wgmma"
     assert plan().kernel == "aten"
     verdicts.record("cuda", "cuda:0", WGMMA)
     choice.forget()
     assert choice.choose(*CALL, device="cuda:0") == plan().kernel == "wgmma"
     # Its gradient has kernels of its own.
-    gradient = ("input_grad", *CALL[1:])
+    gradient = (FORWARD._replace(kind="input_grad"), *CALL[1:])
     assert choice.choose(*gradient, device="cuda:0") == "aten"
     assert "input_grad wgmma has not been checked" in choice.plan_call(*gradient, device="cuda:0").reason
 
@@ -111,7 +84,7 @@ def test_a_gradient_with_uneven_padding_is_held_to_its_verdict_too(machine):
     pads = Arguments((1, 1), (17, 17, 18, 18), (18, 18), 1, ())
     with torch._subclasses.FakeTensorMode():
         dy = torch.empty(16, 256, 32, 32, dtype=HALF, device="cuda:0").to(memory_format=torch.channels_last)
-        asked = lambda: gradient_is_ours("input_grad", CALL[1], CALL[2], pads, dy)  # noqa: E731
+        asked = lambda: gradient_is_ours("input_grad", FORWARD.input_size, FORWARD.weight_size, pads, dy)  # noqa: E731
         assert not asked()
         passed(*[name.replace("forward", "input_grad") for name in WGMMA])
         assert asked()

@@ -55,8 +55,8 @@ def test_corrupt(tmp_path):
 
 def test_older_than_the_python_files(tmp_path):
     shutil.copytree(ROOT / "atrousops", tmp_path / "atrousops", ignore=shutil.ignore_patterns("__pycache__", "weights"))
-    path = tmp_path / "atrousops" / "dispatch" / "libraries.py"
-    path.write_text(path.read_text().replace("\nSCHEMAS = (", '\nSCHEMAS = (\n    "yet_to_come() -> ()",'))
+    path = tmp_path / "atrousops" / "dispatch" / "schemas.inc"
+    path.write_text(path.read_text().replace('\n)"', '\nyet_to_come() -> ()\n)"'))
     reason = run_without(tmp_path, tmp_path / "results.pt")
     assert "older than the Python files, without yet_to_come: build it again" in reason
     assert_same_results(tmp_path / "results.pt")

@@ -161,7 +161,7 @@ def test_verdicts_are_kept_and_decide(gpu, monkeypatch):
     assert backends.choose("max_pool", where, torch.float32) == "cuda"
     assert file.name == f"nvidia-h100-torch-{'.'.join(torch.__version__.split('.')[:2])}-selfcheck.json"
     rows = {row["family"]: row for row in json.loads(file.read_text())["calls"]}
-    assert rows["max_pool"]["rates"] == [{"what": "a call", "ours": 1e-3, "aten": 3e-3}]
+    assert rows["max_pool"]["rates"] == [{"what": "a call", "ours": 1e-3, "aten": 3e-3, "call": None}]
     assert (rows["wrong"]["ok"], rows["wrong"]["reason"]) == (False, "a call: error 1.0e-01")
     assert {"backend", "gpu", "capability", "driver", "torch", "library"} <= rows["wrong"].keys()
     verdicts.forget()

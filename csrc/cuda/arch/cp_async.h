@@ -1,4 +1,4 @@
-// cp.async (sm_80): copies from global to shared memory that run behind the thread's back.
+// cp.async (sm_80): asynchronous copies from global to shared memory.
 //
 // Copies issued since the last commit form a group of this thread; cp_async_wait<P> returns when at most the P youngest
 // groups are unfinished. Their data is then visible to this thread, and to others after a barrier.

@@ -2,8 +2,8 @@
 //
 // Counts are multiples of 8 from 24 to 256. A kernel needs __launch_bounds__(threads, 1), or the compiler leaves them
 // out. The warpgroups' counts may sum to what they had at launch: 168 each at 384 threads (40, 232, 232), 128 at 512.
-// Taking waits until there are enough, and a sum too high waits for ever. That these splits are granted is not verified
-// on hardware.
+// Taking waits until there are enough; with a sum too high it never returns. That these splits are granted is not
+// verified on hardware.
 #pragma once
 
 #include "cuda/platform.h"

@@ -1,4 +1,4 @@
-// TMA (sm_90): one thread has a box of a tensor copied between global and shared memory, behind everybody's back.
+// TMA (sm_90): one thread starts the copy of a box of a tensor between global and shared memory; it runs on its own.
 //
 // A box is named by the coordinates of its first element, dimension 0 (the innermost) first. It lies in shared memory
 // with dimension 0 fastest and no gaps, then swizzled by address; shared addresses are multiples of swizzle_period. A
@@ -137,8 +137,8 @@ class BulkStores : public host_cuda::Attached {
 }  // namespace host
 #endif
 
-// Ordinary stores to shared memory of this thread, from before, become visible to TMA stores and to wgmma of whoever
-// comes behind a barrier after it.
+// This thread's earlier stores to shared memory become visible to TMA stores and to wgmma of all threads that pass a
+// barrier after it.
 __device__ __forceinline__ void fence_proxy_async() {
 #ifdef ATROUSOPS_HOST_CUDA
   host_cuda::executed<"fence.proxy.async">();

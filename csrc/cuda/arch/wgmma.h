@@ -1,11 +1,11 @@
-// wgmma (sm_90a): D = A B or D += A B of a warpgroup (four warps, the first a multiple of four), behind its back. A is
+// wgmma (sm_90a): D = A B or D += A B of a warpgroup (four warps, the first a multiple of four), asynchronously. A is
 // 64 x K and B is K x N, in shared memory; a call takes 32 bytes of K: 16 elements of 16 bits, or 8 of tf32.
 //
 // Thread T of the warpgroup holds of D (64 x N), as element i of N / 2:
 //   row 16 (T / 32) + (T % 32) / 4 + 8 ((i / 2) % 2), column 8 (i / 4) + 2 (T % 4) + i % 2
 // An operand is K-major where its elements along K lie side by side, and MN-major where those along M or N do. Order of
-// calls: wgmma_fence, products, wgmma_commit, wgmma_wait. Until a wait that covers them nobody touches the sums, and
-// shared memory stays as it is; what ordinary stores put there needs fence_proxy_async and a barrier before.
+// calls: wgmma_fence, products, wgmma_commit, wgmma_wait. Until a wait that covers them no thread may touch the sums,
+// nor what the operands are in shared memory; ordinary stores there need fence_proxy_async and a barrier first.
 #pragma once
 
 #include <cstdint>

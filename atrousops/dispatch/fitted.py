@@ -1,0 +1,90 @@
+"""Rates of a GPU by what `atrousops selfcheck` timed there, in place of those that its machine's file guesses.
+
+A prediction is linear in the inverse of one rate, seconds = constant + work / rate, and so is solved for the rate that
+gives the measured seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import inf, isfinite
+from typing import Any, NamedTuple
+
+from atrousops.dispatch import libraries, planner, verdicts
+from atrousops.dispatch.devices import Device, Rates
+from atrousops.dispatch.verdicts import TimedCall
+
+# Of the measured seconds, at least this share is work: a call that a launch outlasts says little of its rate.
+_LEAST_SHARE = 0.2
+_ROUNDS = 3
+
+
+class Fit(NamedTuple):
+    """A rate by name, and whether a call with dilation gave it."""
+
+    name: str
+    rate: float
+    dilated: bool
+
+
+def fitted(device: Device, name: str, channels_last: bool) -> Device:
+    """A GPU with the rates that were timed on it, where there are any for its precision and memory format.
+
+    Args:
+        name: as str(torch.device).
+    """
+    if device.kind == "cpu" or not verdicts.there_is(name):
+        return device
+    fits = [
+        fit
+        for family, finding in sorted(verdicts.known(device.kind, verdicts.numbered(name)).items())
+        if finding.ok
+        for rate in finding.rates
+        if rate.call is not None and (rate.call.precision, rate.call.channels_last) == (device.precision, channels_last)
+        for fit in _fits(device, family.partition(" ")[2], rate.call, rate.ours, rate.aten)
+    ]
+    return device._replace(rates=_overlaid(device.rates, fits)) if fits else device
+
+
+def _overlaid(rates: Rates, fits: list[Fit]) -> Rates:
+    """The lowest of each rate; where PyTorch is slower with dilation than without, that is an exception."""
+    found: dict[str, dict[bool, float]] = {}
+    for name, rate, dilated in fits:
+        theirs = dilated and name.startswith("aten")
+        of = found.setdefault(name, {})
+        of[theirs] = min(rate, of.get(theirs, inf))
+    changed: dict[str, Any] = {name: of.get(False, of.get(True)) for name, of in found.items()}
+    exceptions = [
+        {"of": name, "rate": of[True], "when": {"dilation_above": 1}} for name, of in found.items() if True in of
+    ]
+    return rates | changed | {"exceptions": [*rates["exceptions"], *exceptions]}
+
+
+def _fits(device: Device, kernel: str, call: TimedCall, ours: float, aten: float) -> Iterator[Fit]:
+    """The rates on which the two predictions hang, as the measured seconds have them."""
+    dilated = max(call.arguments.dilation) > 1
+    for of, measured in ((kernel, ours), ("aten", aten)):
+        for name in _operations():
+            rate = device.rates.get(name, 0.0)
+            if rate and _work(device, of, call, name, rate)[1] > 0:
+                # How wgmma's launch is cut depends on its rate: the fit of that cut's comes last.
+                for _ in range(_ROUNDS):
+                    constant, work = _work(device, of, call, name, rate)
+                    rate = work / max(measured - constant, _LEAST_SHARE * measured)
+                yield Fit(name, rate, dilated)
+
+
+def _work(device: Device, kernel: str, call: TimedCall, name: str, rate: float) -> tuple[float, float]:
+    """The two of seconds = constant + work / rate: from the prediction at that rate, and at twice as much."""
+    slow, fast = (_seconds(device._replace(rates=device.rates | {name: r}), kernel, call) for r in (rate, 2 * rate))
+    return (2 * fast - slow, 2 * (slow - fast) * rate) if isfinite(slow) else (0.0, 0.0)
+
+
+def _seconds(device: Device, kernel: str, call: TimedCall) -> float:
+    plan = planner.plan(planner.call_problem(call.arguments), device, call.itemsize)
+    return next((c.seconds for c in plan.candidates if c.kernel == kernel), inf)
+
+
+def _operations() -> list[str]:
+    assert libraries.planner is not None
+    return [name for name, (unit, _, gpu) in libraries.planner.rates().items() if gpu and unit == "operations"]

@@ -1,0 +1,35 @@
+"""A machine with GPUs that are made up, whose verdicts go to a folder of the test's own."""
+
+import pytest
+from test_probe import Machine
+
+from atrousops.dispatch import choice, devices, probe, verdicts
+
+
+class Known(Machine):
+    """A machine whose driver and libraries a test can change."""
+
+    def __init__(self, monkeypatch):
+        super().__init__(monkeypatch)
+        self.release, self.library = "580.65.06, CUDA 13.0", "0123456789abcdef"
+        monkeypatch.setattr(verdicts, "_driver", lambda gpu: self.release)
+        monkeypatch.setattr(verdicts, "_digest_of", lambda files: self.library)
+
+    def restarted(self):
+        """As in a new process."""
+        verdicts.forget()
+        choice.forget()
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    caches = (probe._verdict, probe.runs_nowhere, devices._gpu)
+    monkeypatch.setenv("ATROUSOPS_PLANS", str(tmp_path))
+    for cache in caches:
+        cache.cache_clear()
+    known = Known(monkeypatch)
+    known.restarted()
+    yield known
+    known.restarted()
+    for cache in caches:
+        cache.cache_clear()
