@@ -185,9 +185,8 @@ def auto_deeplab(
     projected as the third cell gives them, without a ReLU.
 
     Release: TensorFlow's deeplab (hnasnet), whose variables `load_published` reads; the authors published no checkpoint
-    of it. On purpose different: maps of even size
-    are padded on both sides, where TensorFlow pads below and to the right, so that images should have 32 n + 1 pixels;
-    and no path is dropped in training.
+    of it. On purpose different: maps of even size are padded on both sides, where TensorFlow pads below and to the
+    right, so that images should have 32 n + 1 pixels; and no path is dropped in training.
 
     Args:
         num_classes: K.
