@@ -209,9 +209,10 @@ def deeplabv3plus_xception65(
     Decoder, arguments and result as `deeplabv3plus_resnet50`; width is the channels of the first layer, a multiple of
     4, to which the backbone's others are in proportion; backbone_weights is a state dict of timm's xception65.
 
-    Release: TensorFlow's deeplab with xception_65 is this with align_corners=True, layer by layer; of images of 16 n + 1
-    pixels, on which it trains, the corners stay where they are. Its low-level features are those of `Xception65`. Image
-    pooling comes first in its ASPP and last here, for which `load_published` turns the filters behind it.
+    Release: TensorFlow's deeplab with xception_65 is this with align_corners=True, layer by layer; of images of
+    16 n + 1 pixels, on which it trains, the corners stay where they are. Its low-level features are those of
+    `Xception65`. Image pooling comes first in its ASPP and last here, for which `load_published` turns the filters
+    behind it.
     """
     trunk = Xception65(output_stride, width, in_channels)
     return _v3plus(trunk, num_classes, output_stride, backbone_weights, separable, separable_aspp, align_corners)

@@ -118,7 +118,7 @@ def pspnet(
     backbone_arguments {"deep_stem": (64, 64, 128), "full_rate": True}, for images of 8 n + 1 pixels.
 
     Releases: hszhao's semseg, by the authors, and MMSegmentation, which does not align corners and whose stem is
-    (32, 32, 64) wide; `load_published` reads the weights of both. The authors' prototxts are that network, too, but pool
+    (32, 32, 64) wide; `load_published` reads the weights of both. The authors' prototxts have semseg's layers, but pool
     a map of one size, 60 or 90, in windows without overlap, where any size is pooled adaptively here.
 
     Args:
