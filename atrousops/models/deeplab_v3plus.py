@@ -154,6 +154,9 @@ def deeplabv3plus_resnet50(
     | bilinear, concatenated with low, two separable 3x3 | 1/4 | 304 -> 256 |
     | 1x1, bilinear to the input's size | 1 | num_classes |
 
+    Release: none; it is the paper's head on torchvision's ResNet. See `deeplabv3plus` for others' on a ResNet, and
+    `deeplabv3plus_xception65` for the authors'.
+
     Args:
         num_classes: K.
         output_stride: 8 or 16.
@@ -188,6 +191,8 @@ def deeplabv3plus_mobilenet_v3_large(
     in_channels: int = 3,
 ) -> SegmentationModel:
     """DeepLab v3+ on MobileNetV3-Large: low-level features of 24 channels from block 3, 960 from block 16.
+
+    Release: none; it is the paper's head on torchvision's MobileNetV3.
 
     Stages of the backbone as `deeplabv3_mobilenet_v3_large`, decoder, arguments and result as `deeplabv3plus_resnet50`.
     """
@@ -232,6 +237,8 @@ def deeplabv3plus_vgg16_lowrank(
     | atrous separable ASPP, rates 3 6 9 (6 12 18), image pooling | same | 160 |
     | bilinear, concatenated with low, two separable 3x3 | 1/4 | 208 -> 160 |
     | 1x1, bilinear to the input's size | 1 | num_classes |
+
+    Release: this package's own, whose weights for VOC's persons `load` has.
 
     The rates are half of the paper's, as it is meant for images of about 400 pixels instead of 513 and crops of 224.
     The same weights serve both output strides.

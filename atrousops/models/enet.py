@@ -240,6 +240,6 @@ def enet_davidtvs(num_classes: int = 12, in_channels: int = 3) -> ENet:
     expansion and between the two asymmetric convolutions, of which the vertical one comes first; the eps is 1e-5; only
     normalisations have biases; the decoder has dropout; the last transposed convolution is 3x3.
 
-    Source: https://github.com/davidtvs/PyTorch-ENet, the version that its weights for CamVid are of.
+    Release: https://github.com/davidtvs/PyTorch-ENet, layer by layer, the version that its weights for CamVid are of.
     """
     return ENet(num_classes, True, in_channels)

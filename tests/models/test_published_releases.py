@@ -62,6 +62,7 @@ SHAPES = {
     "fcn32s_voc": lambda: releases_caffe.fcn_shapes(32, 64),
     "fcn16s_voc": lambda: releases_caffe.fcn_shapes(16, 64),
     "fcn8s_voc": lambda: releases_caffe.fcn_shapes(8, 64),
+    "deeplabv1_largefov_voc": lambda: releases_caffe.largefov_shapes(64),
     "dilation8_voc": lambda: releases_caffe.dilation_shapes(64, 21, EIGHT, large=True),
     "dilation8_camvid": lambda: releases_caffe.dilation_shapes(64, 11, EIGHT, large=False),
     "dilation7_kitti": lambda: releases_caffe.dilation_shapes(64, 11, SEVEN, large=False),
@@ -152,6 +153,16 @@ def test_fcn(monkeypatch, tmp_path, stride, ending):
     image = torch.rand(1, 3, 61, 83)
     given = blue_first(image, (104.00698793, 116.66876762, 122.67891434))
     assert_same(ours(seen(ours, image))["out"], releases_caffe.fcn(state, given, stride))
+
+
+@torch.inference_mode()
+def test_largefov(monkeypatch, tmp_path):
+    """321 pixels of the release in small."""
+    state = releases.random_state(releases_caffe.largefov_shapes(WIDTH))
+    ours = loaded(monkeypatch, tmp_path, "deeplabv1_largefov_voc", state, ".npz", width=WIDTH)
+    image = torch.rand(1, 3, 41, 65)
+    theirs = releases_caffe.largefov(state, blue_first(image, (104.008, 116.669, 122.675)))
+    assert_same(ours(seen(ours, image))["out"], theirs)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from atrousops.common.checks import bad_value
 from atrousops.models.published import (
+    aquariusjay,
     berkeley,
     davidtvs,
     elab,
@@ -46,6 +47,7 @@ _FILES = (
     fyu,
     sadeepj,
     unpooling,
+    aquariusjay,
     elab,
     mmseg,
     smp,
