@@ -280,7 +280,7 @@ class CRFasRNN(_GaussianCRF):
             "bilateral_": CRFKernel(bilateral_weight, bilateral_sxy, bilateral_srgb),
         }
         default = {"gaussian_": CRFKernel(3.0, 3.0), "bilateral_": CRFKernel(5.0, 160.0, 3.0)}
-        used = given_kernels(type(self).__name__, usual, default, kernels)
+        used = given_kernels(type(self).__name__, usual, default, kernels, "weight")
         super().__init__(iterations, used, normalization, spacing)
         if not isinstance(labels, int) or isinstance(labels, bool):
             bad_type(self._name, "labels", "be an int", type(labels).__name__)
@@ -293,10 +293,12 @@ class CRFasRNN(_GaussianCRF):
                 "A binary network has two: the scores [0, s] of its score s.",
             )
         self.labels = labels
+        self._start: list[float] = []
         for prefix, kernel in used.items():
             if not isinstance(kernel.compat, int | float):
-                bad_type(self._name, f"{prefix}compat", "be a number", type(kernel.compat).__name__)
-        self._start = [kernel.compat for kernel in used.values()]
+                argument = f"{prefix}{'weight' if kernels is None else 'compat'}"
+                bad_type(self._name, argument, "be a number", type(kernel.compat).__name__)
+            self._start.append(kernel.compat)
         for name in self._names("weight"):
             self.register_parameter(name, nn.Parameter(torch.empty(labels, labels, device=device, dtype=dtype)))
         self.compatibility = nn.Parameter(torch.empty(labels, labels, device=device, dtype=dtype))

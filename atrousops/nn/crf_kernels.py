@@ -88,8 +88,12 @@ def given_kernels(
     usual: Mapping[str, CRFKernel],
     default: Mapping[str, CRFKernel],
     kernels: Sequence[CRFKernel | Mapping[str, Any]] | None,
+    compat: str = "compat",
 ) -> Mapping[str, CRFKernel]:
     """The usual two, or other kernels, or keyword arguments of those, by the prefix of their names in messages.
+
+    Args:
+        compat: what that of the usual two is called.
 
     Raises:
         ArgumentError, ArgumentTypeError: there is none, one is something else, or of the usual two a setting is not as
@@ -101,22 +105,24 @@ def given_kernels(
         for key, value in vars(kernel).items():
             plain = value is None or isinstance(value, int | float)
             if not (plain and value == getattr(default[prefix], key)):
-                bad_value(op, "kernels", f"be None where {prefix}{key} is given", repr(value))
+                name = prefix + (compat if key == "compat" else key)
+                bad_value(op, "kernels", f"be None where {name} is given", repr(value))
     if not isinstance(kernels, Sequence) or isinstance(kernels, str):
         bad_type(op, "kernels", "be a sequence of CRFKernel", type(kernels).__name__)
     if len(kernels) == 0:
         bad_value(op, "kernels", "be at least one", "none", "A CRF without any is the softmax of its scores.")
-    found = {}
-    for number, kernel in enumerate(kernels):
-        if isinstance(kernel, Mapping):
-            try:
-                kernel = CRFKernel(**kernel)
-            except TypeError as error:
-                bad_value(op, f"kernels[{number}]", "have keyword arguments of CRFKernel", f"{dict(kernel)}: {error}")
-        if not isinstance(kernel, CRFKernel):
-            bad_type(op, f"kernels[{number}]", "be a CRFKernel or its keyword arguments", type(kernel).__name__)
-        found[f"kernels[{number}]."] = kernel
-    return found
+    return {f"kernels[{number}].": _kernel(op, f"kernels[{number}]", one) for number, one in enumerate(kernels)}
+
+
+def _kernel(op: str, argument: str, given: CRFKernel | Mapping[str, Any]) -> CRFKernel:
+    if isinstance(given, CRFKernel):
+        return given
+    if not isinstance(given, Mapping):
+        bad_type(op, argument, "be a CRFKernel or its keyword arguments", type(given).__name__)
+    try:
+        return CRFKernel(**given)
+    except TypeError as error:
+        bad_value(op, argument, "have keyword arguments of CRFKernel", f"{dict(given)}: {error}")
 
 
 def check_image(op: str, kernels: Sequence[Checked], spacing: tuple[float, ...], image: Tensor) -> None:

@@ -9,7 +9,7 @@ from pydensecrf_volumes import CASES, STORED
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops.common.checks import ArgumentError
+from atrousops.common.checks import ArgumentError, ArgumentTypeError
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,17 @@ def test_images_of_other_units_are_not_warned_of():
 def test_rejects_bad_settings(arguments, message):
     with pytest.raises(ArgumentError, match=message):
         ao.DenseCRF(**arguments)
+
+
+def test_rejects_bad_settings_of_what_is_learnt():
+    with pytest.raises(ArgumentError, match="kernels must be None where bilateral_weight is given"):
+        ao.CRFasRNN(2, bilateral_weight=1.0, kernels=[{"compat": 1.0, "sxy": 1.0}])
+    with pytest.raises(ArgumentTypeError, match=r"kernels\[0\]\.compat must be a number"):
+        ao.CRFasRNN(2, kernels=[{"compat": [1.0, 2.0], "sxy": 1.0}])
+    with pytest.raises(
+        ArgumentTypeError, match=r"kernels\[0\] must be a CRFKernel or its keyword arguments; got float"
+    ):
+        ao.DenseCRF(kernels=[2.0])
 
 
 @pytest.mark.parametrize(
