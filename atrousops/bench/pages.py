@@ -109,6 +109,8 @@ def _about(name: str, parameters: str) -> Iterator[str]:
     if loads:
         yield "Weights that others published and `load_published` reads:\n\n| name | from |\n|---|---|"
         yield "\n".join(loads) + "\n"
+    else:
+        yield "`load_published` reads no weights of it.\n"
     if colon:
         yield f"```\nArgs:\n{rest.rstrip()}\n```\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,12 @@ class Published:
     std: tuple[float, ...] = STD
     size: int = 520
     change: Callable[[State], State] = field(default=unchanged)
+
+    def changed(self, arguments: Mapping[str, Any]) -> Published:
+        """The same with other arguments of the factory; of another number of classes, the names are numbers."""
+        count = arguments.get("num_classes", len(self.classes))
+        classes = self.classes if count == len(self.classes) else tuple(map(str, range(count)))
+        return dataclasses.replace(self, arguments={**self.arguments, **arguments}, classes=classes)
 
     @property
     def info(self) -> Info:

@@ -17,14 +17,19 @@ from torch import Tensor, nn
 
 from atrousops.common.checks import bad_value
 from atrousops.models.published import (
+    aquariusjay,
     berkeley,
     davidtvs,
+    elab,
     fyu,
     hszhao,
     jfzhang95,
     kazuto1011,
+    mmseg,
     sacmehta,
     sadeepj,
+    smp,
+    tensorflow,
     torchvision_files,
     unpooling,
 )
@@ -42,6 +47,11 @@ _FILES = (
     fyu,
     sadeepj,
     unpooling,
+    aquariusjay,
+    elab,
+    mmseg,
+    smp,
+    tensorflow,
 )
 PUBLISHED: dict[str, Published] = {name: entry for file in _FILES for name, entry in file.ENTRIES.items()}
 
@@ -49,7 +59,7 @@ PUBLISHED: dict[str, Published] = {name: entry for file in _FILES for name, entr
 _INSIDE = ("state_dict", "model_state_dict", "model_state", "model")
 
 
-def load_published(name: str, path: str | os.PathLike[str]) -> nn.Module:
+def load_published(name: str, path: str | os.PathLike[str], **arguments: Any) -> nn.Module:
     """A network with a checkpoint that others published, in evaluation mode; its `info` is as that of `load`.
 
     The file is read without running code that it may hold (`weights_only=True`, or .safetensors, or .npz without
@@ -59,17 +69,19 @@ def load_published(name: str, path: str | os.PathLike[str]) -> nn.Module:
     Args:
         name: a key of PUBLISHED.
         path: the file, as it was published; of a network of Caffe, an export by the names of layers, LAYER.weight and
-            LAYER.bias.
+            LAYER.bias; of one of TensorFlow, its variables by their names.
+        arguments: keyword arguments of the factory that replace the entry's: output_stride=8, say, or those of a file
+            of one's own training by that release, such as num_classes, with which classes are called "0", "1" and on.
 
     Raises:
         FileNotFoundError: no such file.
-        ArgumentError: no such checkpoint.
+        ArgumentError: no such checkpoint, or arguments that the factory does not take.
         WeightsError: it is another file, by its sha256, or no state dict; or entries are missing, unknown or of another
             shape: the message says which, and which checkpoints of PUBLISHED it would be.
     """
     if name not in PUBLISHED:
         bad_value("load_published", "name", f"be one of {', '.join(PUBLISHED)}", repr(name))
-    entry, path = PUBLISHED[name], Path(path)
+    entry, path = PUBLISHED[name].changed(arguments), Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"load_published: no file {path}; it comes from {entry.source}")
     if entry.sha256:
