@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from atrousops.common.checks import bad_value
 from atrousops.common.files import write_atomically
@@ -135,13 +135,38 @@ def _bytes(op: str, labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(labels, dtype=np.uint8)
 
 
-def contours(labels: np.ndarray) -> np.ndarray:
-    """True within a line of about 1/250 of the shorter side, where classes meet: bool (H, W)."""
-    size = 2 * max(1, round(min(labels.shape) / 500)) + 1
-    image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
-    return np.asarray(image.filter(ImageFilter.MaxFilter(size))) != np.asarray(
-        image.filter(ImageFilter.MinFilter(size))
-    )
+def contours(labels: np.ndarray, radius: int | None = None) -> np.ndarray:
+    """True where another class lies within `radius` pixels (Chebyshev): bool (H, W).
+
+    radius: by default `contour_radius` of the labels' own size.
+    """
+    radius = contour_radius(labels.shape) if radius is None else radius
+    least = most = np.ascontiguousarray(labels, dtype=np.uint8)
+    for axis in (0, 1):
+        least, most = _running(np.minimum, least, radius, axis), _running(np.maximum, most, radius, axis)
+    return np.asarray(least != most)
+
+
+def contour_radius(shape: Sequence[int]) -> int:
+    """Half the width of the lines drawn in a picture of H x W: about 1/500 of the shorter side."""
+    return max(1, round(min(shape) / 500))
+
+
+def _running(extreme: np.ufunc, values: np.ndarray, radius: int, axis: int) -> np.ndarray:
+    """The extreme of each window of 2 radius + 1 values along an axis, cut off at the ends.
+
+    A window of 2, 4, 8 ... values is made of two of half its length: the work grows as the logarithm of the radius.
+    """
+    ends = [(radius, radius) if each == axis else (0, 0) for each in range(2)]
+    # Repeating the first and last value adds none to a window that reaches over the end.
+    found = np.moveaxis(np.pad(values, ends, mode="edge"), axis, 0)
+    size, length = 2 * radius + 1, 1
+    while 2 * length <= size:
+        found = extreme(found[:-length], found[length:])
+        length *= 2
+    rest = size - length
+    found = extreme(found[: len(found) - rest], found[rest:])
+    return np.moveaxis(found, 0, axis)
 
 
 def write_png(path: Path, image: Image.Image) -> None:
