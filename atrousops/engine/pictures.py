@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from atrousops.common.checks import bad_value
 from atrousops.common.files import write_atomically
-from atrousops.data.decode import PictureError, reason
+from atrousops.data.decode import DAMAGE, PictureError, reason
+
+_NOTE = "atrousops"
 
 
 def picture_files(inputs: Iterable[str | Path], skip: Path | None = None) -> tuple[list[Path], list[PictureError]]:
@@ -169,6 +172,21 @@ def _running(extreme: np.ufunc, values: np.ndarray, radius: int, axis: int) -> n
     return np.moveaxis(found, 0, axis)
 
 
-def write_png(path: Path, image: Image.Image) -> None:
-    """Writes `image` to `path` as PNG, whole or not at all; raises OutputError as `write_atomically` does."""
-    write_atomically(path, lambda name: image.save(name, format="PNG"))
+def write_png(path: Path, image: Image.Image, note: str | None = None) -> None:
+    """Writes `image` to `path` as PNG, whole or not at all; raises OutputError as `write_atomically` does.
+
+    note: ASCII, that `read_note` finds in the file.
+    """
+    text = PngInfo()
+    if note is not None:
+        text.add_text(_NOTE, note)
+    write_atomically(path, lambda name: image.save(name, format="PNG", pnginfo=text))
+
+
+def read_note(path: Path) -> str | None:
+    """What `write_png` noted in a file, without reading its pixels; None if there is no such file or note."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get(_NOTE)
+    except DAMAGE:
+        return None
