@@ -68,7 +68,11 @@ def picture_from(stream: BinaryIO, name: str, pixels: Pixels) -> np.ndarray:
     if pixels.scale is None and pixels.channels in (1, 3) and not array_file:
         picture = image_from(stream, name, pixels.page)
         return picture if pixels.channels == 3 else np.rint(picture @ _GREY).astype(np.uint8)[..., None]
-    samples = _samples(stream, name, pixels.channels, pixels.page)
+    return finished(_samples(stream, name, pixels.channels, pixels.page), name, pixels)
+
+
+def finished(samples: np.ndarray, name: str, pixels: Pixels) -> np.ndarray:
+    """What `read_picture` makes of stored numbers (H, W, C), pixel by pixel; `name` stands in messages."""
     if pixels.scale is None:
         if samples.dtype not in (np.uint8, np.uint16):
             why = f"holds {samples.dtype}, where uint8 or uint16 is needed"

@@ -108,6 +108,11 @@ def allow(pixels: int) -> None:
     Image.MAX_IMAGE_PIXELS = -(-pixels // 2)
 
 
+def allowed() -> int:
+    """How many pixels a file may have to be read."""
+    return 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
+
+
 def pages_in(path: str | Path) -> int:
     """How many pages or frames an image file has; 1 for a file that is none."""
     if Path(path).suffix.lower() not in _SEVERAL_PAGES:

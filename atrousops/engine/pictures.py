@@ -56,7 +56,7 @@ def picture_files(inputs: Iterable[str | Path], skip: Path | None = None) -> tup
 
 
 def result_names(files: Sequence[Path], folder: Path) -> list[str]:
-    """A name for the results of each file; no `folder/NAME_mask.png` or `_overlay.png` is another's, or an input.
+    """A name for the results of each file; no `folder/NAME_mask.png`, `.tif` or `_overlay` is another's, or an input.
 
     The name is the file's stem, cut to 200 bytes; where stems meet, the extension is added (`a.jpg`, `a.png` ->
     `a_jpg`, `a_png`), then a number. Case is ignored, since some file systems do.
@@ -67,7 +67,8 @@ def result_names(files: Sequence[Path], folder: Path) -> list[str]:
     taken: set[str] = set()
 
     def is_free(name: str) -> bool:
-        results = (str((folder / f"{name}_{kind}.png").resolve()).casefold() for kind in ("mask", "overlay"))
+        kinds = ("mask.png", "overlay.png", "mask.tif", "overlay.tif")
+        results = (str((folder / f"{name}_{kind}").resolve()).casefold() for kind in kinds)
         return name.casefold() not in taken and inputs.isdisjoint(results)
 
     names = []
@@ -104,7 +105,9 @@ def mask_image(labels: np.ndarray, colors: np.ndarray) -> Image.Image:
     return image
 
 
-def overlay_image(picture: np.ndarray, labels: np.ndarray, colors: np.ndarray, alpha: float = 0.5) -> Image.Image:
+def overlay_image(
+    picture: np.ndarray, labels: np.ndarray, colors: np.ndarray, alpha: float = 0.5, edge: np.ndarray | None = None
+) -> Image.Image:
     """The picture tinted by class, with a contour where classes meet; a class whose colour is black stays as it is.
 
     y = (1 - alpha) picture + alpha colors[label]; on the contour the class colour itself, or white for black.
@@ -114,6 +117,7 @@ def overlay_image(picture: np.ndarray, labels: np.ndarray, colors: np.ndarray, a
         labels: integer (H, W), in 0..L-1.
         colors: uint8 (L, 3).
         alpha: the share of the class colour, 0..1.
+        edge: where the contour is, bool (H, W); by default `contours` of the labels.
 
     Raises:
         ArgumentError: as `mask_image`.
@@ -122,7 +126,7 @@ def overlay_image(picture: np.ndarray, labels: np.ndarray, colors: np.ndarray, a
     black = (colors == 0).all(axis=1)
     share = np.where(black, 0.0, alpha).astype(np.float32)[labels][..., None]
     blended = np.rint(picture * (1 - share) + colors[labels] * share).astype(np.uint8)
-    edge = contours(labels)
+    edge = contours(labels) if edge is None else edge
     blended[edge] = np.where(black[:, None], 255, colors).astype(np.uint8)[labels[edge]]
     return Image.fromarray(blended)
 

@@ -36,7 +36,8 @@ class Predictor:
         classes: the names of the L classes, at most 256; their order is the class id.
         mean, std: what the network expects: (picture / 255 - mean) / std, with a number for each of its C channels.
         tile: side of a tile in pixels; a larger picture is cut up. Rounded up to a multiple of 32.
-        overlap: how far neighbouring tiles overlap, in pixels; at most tile - 32.
+        overlap: how far neighbouring tiles overlap, in pixels; at most tile - 32. None: four times the network's
+            `reach`, so that the labels are those of the whole picture.
         size: the longest side at which the network sees a picture: a larger one is scaled down for it, and the scores
             up again. None: every picture as it is. A network finds objects of the size it was trained on.
         crf: a callable (scores (1, L, H, W), image (1, C, H, W) in 0..255) -> Q (1, L, H, W), such as `ao.DenseCRF()`.
@@ -57,7 +58,7 @@ class Predictor:
         mean: Iterable[float],
         std: Iterable[float],
         tile: int = 1024,
-        overlap: int = 256,
+        overlap: int | None = 256,
         size: int | None = None,
         crf: Callable[[Tensor, Tensor], Tensor] | None = None,
         scales: Sequence[float] = (1.0,),
@@ -86,13 +87,14 @@ class Predictor:
         if not bool((self.std > 0).all()):
             bad_value("Predictor", "std", "be positive", self.std.flatten().tolist())
         self.tile = -(-tile // tiles.GRID) * tiles.GRID
+        self.size = size
+        self.crf = crf
+        overlap = self._seamless() if overlap is None else overlap
         self.overlap = overlap
         if not 0 <= overlap <= self.tile - tiles.GRID:
             bad_value(
                 "Predictor", "overlap", f"be from 0 to {self.tile - tiles.GRID}, as the tile is {self.tile}", overlap
             )
-        self.size = size
-        self.crf = crf
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
         """Class ids, uint8 (H, W), of a picture (H, W, C), such as RGB in uint8; as `scores` takes it.
@@ -119,6 +121,11 @@ class Predictor:
             return list(labels(scores))
         return [labels(self.refine(picture, each.cpu())) for picture, each in zip(pictures, scores)]
 
+    @property
+    def streams(self) -> bool:
+        """Whether pictures need not be seen whole: at their own size, with no CRF, and no objects to find."""
+        return self.size is None and self.crf is None and not hasattr(self.model, "objects")
+
     @torch.inference_mode()
     def strips(self, rows: Callable[[int, int], np.ndarray], height: int, width: int) -> Iterator[np.ndarray]:
         """Class ids of a picture that is never whole in memory: uint8 (rows, W), from the top down.
@@ -129,10 +136,9 @@ class Predictor:
             rows: (top, bottom) -> those rows of the picture, (bottom - top, W, C).
 
         Raises:
-            ArgumentError: as `scores`; or there is a `size`, a CRF, or a network that finds objects, which see pictures
-                whole.
+            ArgumentError: as `scores`; or not `streams`.
         """
-        if self.size is not None or self.crf is not None or hasattr(self.model, "objects"):
+        if not self.streams:
             got = "objects" if hasattr(self.model, "objects") else f"size {self.size}, crf {self.crf}"
             bad_value("Predictor.strips", "predictor", "see pictures in tiles, at their own size, with no CRF", got)
         for part in self._strips(lambda top, bottom: self.normalise(rows(top, bottom)), height, width):
@@ -195,6 +201,32 @@ class Predictor:
     def _objects(self, picture: np.ndarray) -> np.ndarray:
         classes = find(self.model, self.normalise(picture)[0]).panoptic[:1, None].cpu()
         return F.interpolate(classes.float(), size=picture.shape[:2])[0, 0].to(torch.uint8).numpy()
+
+    @torch.inference_mode()
+    def reach(self) -> int | None:
+        """How far from its own the pixels are that a score depends on; None: farther than a tile, as by pooling.
+
+        An image in which one cell of the grid is NaN tells: a score is NaN if it depends on the cell.
+        """
+        # At least a cell on each side of that.
+        side = max(self.tile, 3 * tiles.GRID)
+        middle = side // 2 // tiles.GRID * tiles.GRID
+        image = torch.zeros(1, self.channels, side, side, device=self.device)
+        image[:, :, middle : middle + tiles.GRID, middle : middle + tiles.GRID] = torch.nan
+        scores = self._network(image.contiguous(memory_format=torch.channels_last))
+        found = scores[0].isnan().any(0).nonzero().cpu()
+        if not len(found) or int(found.min()) == 0 or int(found.max()) == side - 1:
+            return None
+        return max(middle - int(found.min()), int(found.max()) + 1 - middle - tiles.GRID)
+
+    def _seamless(self) -> int:
+        reach = self.reach()
+        most = (self.tile - tiles.GRID) // 4
+        if reach is None or reach > most:
+            rule = f"reach at most {most} pixels for an overlap of four times that in tiles of {self.tile}"
+            got = "more than a tile" if reach is None else f"{reach}"
+            bad_value("Predictor", "model", rule, got, "A larger tile, or an overlap in pixels, may do.")
+        return 4 * reach
 
     def fingerprint(self) -> str:
         """A hash of all that decides the labels but the picture: weights, normalisation, tiles, size, scales, CRF."""

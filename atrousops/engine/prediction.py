@@ -88,7 +88,12 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tile", type=count(32), default=1024, metavar="N", help="side of a tile, pixels (default: 1024)"
     )
-    parser.add_argument("--overlap", type=count(0), metavar="N", help="overlap of tiles, pixels (default: tile / 4)")
+    parser.add_argument(
+        "--overlap",
+        type=_overlap,
+        metavar="N",
+        help="overlap of tiles, pixels (default: tile / 4); auto: so that tiles give the labels of the whole photo",
+    )
     parser.add_argument(
         "--page", type=count(1), default=1, metavar="N", help="which page or frame of files with several (default: 1)"
     )
@@ -98,6 +103,16 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
         metavar="MEGAPIXELS",
         help="read files of up to so many, if they are trusted and the memory holds them (default: 179)",
     )
+    parser.add_argument(
+        "--stream-above",
+        type=positive,
+        metavar="MEGAPIXELS",
+        help="label photos of more than this a row of tiles at a time, and write TIFF (default: 179)",
+    )
+
+
+def _overlap(text: str) -> int | str:
+    return text if text == "auto" else count(0)(text)
 
 
 def _segment(args: argparse.Namespace) -> int:
@@ -128,7 +143,7 @@ def _run(args: argparse.Namespace, jobs: list[Job], processes: Processes) -> int
     """Does this process's share of the jobs; returns how many all have done."""
     from atrousops.engine.segment import ClassList, Segmenter
 
-    segmenter = Segmenter(_predictor(args), args.output, batch=args.batch, readers=args.readers)
+    segmenter = Segmenter(_predictor(args), args.output, **_options(args))
     found = ClassList(args.output / "classes.csv", segmenter.predictor.classes, jobs)
     if args.resume:
         found.done |= {job.picture: item for job in jobs if (item := segmenter.done(job)) is not None}
@@ -151,6 +166,11 @@ def _run(args: argparse.Namespace, jobs: list[Job], processes: Processes) -> int
         print(_throughput([found.done[job.picture] for job in left if job.picture in found.done], start))
     processes.wait()
     return len(found.done)
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    above = None if args.stream_above is None else round(args.stream_above * 1e6)
+    return {"batch": args.batch, "readers": args.readers, "stream_above": above}
 
 
 def _follow(items: Iterator[Segmented | Failed], found: Any, total: int, processes: Processes) -> list[Segmented]:
@@ -207,7 +227,7 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     from atrousops.engine import predict
     from atrousops.engine.distributed import pick_device
 
-    overlap = args.tile // 4 if args.overlap is None else args.overlap
+    overlap = args.tile // 4 if args.overlap is None else None if args.overlap == "auto" else args.overlap
     options = {"size": args.size or None} if args.size is not None else {}
     options |= {"published": args.model} if args.model and args.weights else {}
     name = args.weights or args.model or predict.DEFAULT_MODEL

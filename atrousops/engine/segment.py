@@ -20,11 +20,14 @@ import torch
 from atrousops.common.files import OutputError, write_atomically
 from atrousops.data import decode
 from atrousops.data.bands import Pixels, read_picture
-from atrousops.engine import pictures
+from atrousops.data.strips import ArrayRows, Rows, open_rows
+from atrousops.engine import large, pictures
 from atrousops.engine.channels import to_rgb
 from atrousops.engine.predict import Predictor
 
 COLUMNS = ("picture", "mask", "id", "class", "red", "green", "blue", "pixels", "share")
+# Pixels, as Pillow's limit.
+STREAMED = 178_956_970
 # Pictures wait for others of their size until there are so many batches of them.
 _WAITING = 4
 
@@ -62,7 +65,8 @@ class Failed:
     reason: str
 
 
-Read: TypeAlias = "tuple[Job, np.ndarray]"
+# A picture whole, or one that is read by rows.
+Read: TypeAlias = "tuple[Job, np.ndarray | Rows]"
 
 
 def plan(files: Sequence[Path], folder: Path) -> list[Job]:
@@ -73,6 +77,9 @@ def plan(files: Sequence[Path], folder: Path) -> list[Job]:
 class Segmenter:
     """Segments files into a folder: NAME_mask.png (class ids) and NAME_overlay.png, each whole or not there.
 
+    A picture of more than `stream_above` pixels is labelled and written a row of tiles at a time, to NAME_mask.tif and
+    NAME_overlay.tif; where it is a TIFF of a plain kind it is read so too, and is never whole in memory.
+
     A mask notes what it was made by and from, and is there only with its overlay; so the folder itself says what is
     done, however a run ended and however many processes shared it.
 
@@ -81,28 +88,39 @@ class Segmenter:
         folder: for the results.
         batch: pictures of one size that go through the network together.
         readers: threads that read pictures ahead.
+        stream_above: by default what Pillow reads, 179 million.
     """
 
-    def __init__(self, predictor: Predictor, folder: Path, *, batch: int = 1, readers: int = 2) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        folder: Path,
+        *,
+        batch: int = 1,
+        readers: int = 2,
+        stream_above: int | None = None,
+    ) -> None:
         self.predictor = predictor
         self.folder = folder
         self.batch = batch
         self.readers = readers
+        self.stream_above = STREAMED if stream_above is None else stream_above
         self.page = predictor.pixels.page
         self.colors = pictures.class_colors(predictor.classes)
         self._made_by = predictor.fingerprint()
 
     def done(self, job: Job) -> Segmented | None:
         """The result of an earlier run: by the same network and options, and later than the picture; or None."""
-        mask, overlay = self._results(job)
-        try:
-            note = json.loads(pictures.read_note(mask) or "{}")
-            known = note.get("made") == self._made(job) and mask.stat().st_mtime >= job.picture.stat().st_mtime
-        except (OSError, ValueError):
-            return None
-        if not known:
-            return None
-        return Segmented(job.picture, mask, overlay, tuple(note["pixels"]), 0.0, self.page, note["pages"])
+        for ending, read in (("png", pictures.read_note), ("tif", large.read_note)):
+            mask, overlay = self._results(job, ending)
+            try:
+                note = json.loads(read(mask) or "{}")
+                known = note.get("made") == self._made(job) and mask.stat().st_mtime >= job.picture.stat().st_mtime
+            except (OSError, ValueError):
+                continue
+            if known:
+                return Segmented(job.picture, mask, overlay, tuple(note["pixels"]), 0.0, self.page, note["pages"])
+        return None
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Segmented | Failed]:
         """Does the jobs, those of one size together, so that their order may be another.
@@ -123,7 +141,7 @@ class Segmenter:
         waiting: deque[Future[Read | Failed]] = deque()
         try:
             for job in jobs:
-                waiting.append(pool.submit(_read, job, self.predictor.pixels))
+                waiting.append(pool.submit(_read, job, self.predictor.pixels, self.stream_above))
                 if len(waiting) > self.readers:
                     yield waiting.popleft().result()
             while waiting:
@@ -137,6 +155,9 @@ class Segmenter:
             if isinstance(item, Failed):
                 yield item
                 continue
+            if not isinstance(item[1], np.ndarray):
+                yield [item]
+                continue
             shape = item[1].shape
             groups.setdefault(shape, []).append(item)
             if len(groups[shape]) == self.batch:
@@ -146,9 +167,10 @@ class Segmenter:
         yield from groups.values()
 
     def _label(self, some: list[Read]) -> Iterator[Segmented | Failed]:
-        start = time.perf_counter()
         try:
-            found = self.predictor.batch([picture for _, picture in some])
+            yield from self._labelled(some)
+        except decode.PictureError as error:
+            yield Failed(some[0][0].picture, str(error))
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -158,34 +180,55 @@ class Segmenter:
             else:
                 for one in some:
                     yield from self._label([one])
-            return
-        seconds = (time.perf_counter() - start) / len(some)
-        for (job, picture), labels in zip(some, found):
-            yield self._write(job, picture, labels, seconds)
 
-    def _write(self, job: Job, picture: np.ndarray, labels: np.ndarray, seconds: float) -> Segmented:
+    def _labelled(self, some: list[Read]) -> list[Segmented]:
         start = time.perf_counter()
-        mask, overlay = self._results(job)
-        pixels = tuple(map(int, np.bincount(labels.ravel(), minlength=len(self.predictor.classes))))
+        if not isinstance(some[0][1], np.ndarray):
+            return [self._write(some[0][0], some[0][1], None, start)]
+        whole = [picture for _, picture in some if isinstance(picture, np.ndarray)]
+        found = self.predictor.batch(whole)
+        seconds = (time.perf_counter() - start) / len(some)
+        done = []
+        for (job, _), picture, labels in zip(some, whole, found):
+            done.append(self._write(job, picture, labels, time.perf_counter() - seconds))
+        return done
+
+    def _write(self, job: Job, picture: np.ndarray | Rows, labels: np.ndarray | None, start: float) -> Segmented:
+        mask, overlay = self._results(job, "png" if isinstance(picture, np.ndarray) else "tif")
+        parts = None if isinstance(picture, np.ndarray) else self._parts(job, picture)
         pages = decode.pages_in(job.picture) if self._by_page(job.picture) else 1
-        note = json.dumps({"made": self._made(job), "pixels": pixels, "pages": pages})
-        # A mask is never beside the overlay of another run.
+
+        def note(pixels: tuple[int, ...]) -> str:
+            return json.dumps({"made": self._made(job), "pixels": pixels, "pages": pages})
+
         try:
+            # A mask is never beside the overlay of another run.
             mask.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(f"cannot replace {mask}: {error.strerror or error}") from error
-        pictures.write_png(overlay, pictures.overlay_image(to_rgb(picture), labels, self.colors))
-        pictures.write_png(mask, pictures.mask_image(labels, self.colors), note)
-        seconds += time.perf_counter() - start
-        return Segmented(job.picture, mask, overlay, pixels, seconds, self.page, pages)
+        if isinstance(picture, np.ndarray):
+            assert labels is not None
+            pixels = tuple(map(int, np.bincount(labels.ravel(), minlength=len(self.predictor.classes))))
+            pictures.write_png(overlay, pictures.overlay_image(to_rgb(picture), labels, self.colors))
+            pictures.write_png(mask, pictures.mask_image(labels, self.colors), note(pixels))
+        else:
+            assert parts is not None
+            pixels = large.write_results(mask, overlay, picture, parts, self.colors, note)
+        return Segmented(job.picture, mask, overlay, pixels, time.perf_counter() - start, self.page, pages)
+
+    def _parts(self, job: Job, rows: Rows) -> Iterator[np.ndarray]:
+        if not self.predictor.streams:
+            why = f"more than {self.stream_above / 1e6:g} megapixels are labelled in tiles, at their own size"
+            raise decode.PictureError(f"{job.picture}: {why}: with --size 0 and no --crf, or a higher --stream-above")
+        return self.predictor.strips(rows.read, *rows.shape)
 
     def _by_page(self, path: Path) -> bool:
         # Elsewhere the pages of a TIFF may be the bands of one picture.
         pixels = self.predictor.pixels
         return (pixels.scale is None and pixels.channels in (1, 3)) or path.suffix.lower() not in (".tif", ".tiff")
 
-    def _results(self, job: Job) -> tuple[Path, Path]:
-        return self.folder / f"{job.name}_mask.png", self.folder / f"{job.name}_overlay.png"
+    def _results(self, job: Job, ending: str) -> tuple[Path, Path]:
+        return self.folder / f"{job.name}_mask.{ending}", self.folder / f"{job.name}_overlay.{ending}"
 
     def _made(self, job: Job) -> str:
         # surrogateescape: a file name that is not UTF-8.
@@ -236,9 +279,13 @@ class ClassList:
         self._next = time.monotonic() + max(1.0, 20 * (time.monotonic() - start))
 
 
-def _read(job: Job, pixels: Pixels) -> Read | Failed:
+def _read(job: Job, pixels: Pixels, stream_above: int) -> Read | Failed:
     try:
-        return job, read_picture(job.picture, pixels)
+        rows = open_rows(job.picture, pixels, stream_above)
+        if rows is not None:
+            return job, rows
+        picture = read_picture(job.picture, pixels)
+        return job, ArrayRows(picture) if picture.shape[0] * picture.shape[1] > stream_above else picture
     except decode.PictureError as error:
         return Failed(job.picture, str(error))
     except MemoryError:
