@@ -141,7 +141,15 @@ class Predictor:
         if not self.streams:
             got = "objects" if hasattr(self.model, "objects") else f"size {self.size}, crf {self.crf}"
             bad_value("Predictor.strips", "predictor", "see pictures in tiles, at their own size, with no CRF", got)
-        for part in self._strips(lambda top, bottom: self.normalise(rows(top, bottom)), height, width):
+        read: dict[tuple[int, int], np.ndarray] = {}
+
+        def window(top: int, bottom: int, left: int, right: int) -> Tensor:
+            if (top, bottom) not in read:
+                read.clear()
+                read[top, bottom] = rows(top, bottom)
+            return self.normalise(read[top, bottom][:, left:right])
+
+        for part in self._strips(window, height, width):
             yield labels(part)[0]
 
     def scores(self, picture: np.ndarray) -> Tensor:
@@ -159,29 +167,34 @@ class Predictor:
     @torch.inference_mode()
     def _scores(self, pictures: Sequence[np.ndarray]) -> Tensor:
         image = self.normalise(*pictures)
-        strips = list(self._strips(lambda top, bottom: image[:, :, top:bottom], *image.shape[2:]))
+        strips = list(self._strips(lambda *window: _cut(image, *window), *image.shape[2:]))
         return resize(strips[0] if len(strips) == 1 else torch.cat(strips, dim=2), pictures[0].shape[:2])
 
-    def _strips(self, rows: Callable[[int, int], Tensor], height: int, width: int) -> Iterator[Tensor]:
-        """Scores (N, L, rows, W) from the top down, of a normalised image whose rows (N, C, rows, W) can be had."""
+    def _strips(self, window: Callable[[int, int, int, int], Tensor], height: int, width: int) -> Iterator[Tensor]:
+        """Scores (N, L, rows, W) from the top down, of an image whose windows (top, bottom, left, right) can be had.
+
+        A window is normalised, (N, C, bottom - top, right - left).
+        """
         # Whole multiples of the grid: every network's strides divide them, and a picture of one pixel is like another.
-        right = -width % tiles.GRID
         down = tiles.spans(height + -height % tiles.GRID, self.tile, self.overlap)
-        columns = tiles.spans(width + right, self.tile, self.overlap)
+        columns = tiles.spans(width + -width % tiles.GRID, self.tile, self.overlap)
         row_weights, column_weights = tiles.weights(down, self.overlap), tiles.weights(columns, self.overlap)
         kept: Tensor | None = None
         for number, (top, bottom) in enumerate(down):
-            below = max(0, bottom - height)
-            image = F.pad(rows(top, bottom - below), (0, right, 0, below), mode="replicate")
-            if len(down) == len(columns) == 1:
-                blended = self._network(image)
-            else:
-                blended = torch.zeros(len(image), len(self.classes), bottom - top, width + right)
-                if kept is not None:
-                    blended[:, :, : kept.shape[2]] = kept
-                for (left, stop), across in zip(columns, column_weights):
-                    part = self._network(image[..., left:stop]).cpu()
-                    blended[..., left:stop] += part * row_weights[number][:, None] * across
+            blended: Tensor | None = None
+            for (left, right), across in zip(columns, column_weights):
+                image = window(top, min(bottom, height), left, min(right, width))
+                ends = (0, max(0, right - width), 0, max(0, bottom - height))
+                part = self._network(F.pad(image, ends, mode="replicate"))
+                if len(down) == len(columns) == 1:
+                    blended = part
+                    break
+                if blended is None:
+                    blended = torch.zeros(*part.shape[:2], bottom - top, columns[-1][1])
+                    if kept is not None:
+                        blended[:, :, : kept.shape[2]] = kept
+                blended[..., left:right] += part.cpu() * row_weights[number][:, None] * across
+            assert blended is not None
             # From the next tile's first row on, more is to be added.
             end = down[number + 1][0] if number + 1 < len(down) else bottom
             kept = blended[:, :, end - top :]
@@ -283,6 +296,10 @@ def load_predictor(
     refine = info.dense_crf() if crf else None
     given = {"size": info.size, "crf": refine, "scale": info.scale, **options}
     return Predictor(model, info.classes, info.mean, info.std, **given)
+
+
+def _cut(image: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
+    return image[:, :, top:bottom, left:right]
 
 
 def labels(scores: Tensor) -> np.ndarray:
