@@ -14,6 +14,9 @@ from torch import distributed as dist
 
 from atrousops.common.checks import bad_value
 
+# Shares of a folder end at different times, and the first to end waits for the last.
+PATIENCE = timedelta(days=30)
+
 
 class Processes(NamedTuple):
     """rank: of this process, from 0. world: how many there are."""

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,8 @@ from atrousops.engine.options import Commands, add_config, complain, count, posi
 if TYPE_CHECKING:
     from atrousops.engine.distributed import Processes
     from atrousops.engine.predict import Predictor
-    from atrousops.engine.segment import Failed, Job, Segmented
+    from atrousops.engine.segment import Failed, Job, Segmented, Segmenter
 
-# Shares of a folder end at different times, and the first to end waits for the last.
-_PATIENCE = timedelta(days=30)
 _SEGMENT = """\
 Labels every pixel of each photograph. Writes NAME_mask.png (a palette image
 whose pixel values are the class ids) and NAME_overlay.png (the photograph
@@ -74,6 +72,7 @@ def add_segment(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--readers", type=count(1), default=2, metavar="N", help="threads that read photos ahead (default: 2)"
     )
     _add_sizes(parser)
+    _add_ray(parser)
     parser.set_defaults(run=_segment)
 
 
@@ -116,19 +115,16 @@ def _overlap(text: str) -> int | str:
 
 
 def _segment(args: argparse.Namespace) -> int:
-    from atrousops.data import decode
     from atrousops.engine import pictures
-    from atrousops.engine.distributed import join
+    from atrousops.engine.distributed import PATIENCE, join
     from atrousops.engine.segment import plan
 
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"output folder {args.output}: {error.strerror or error}") from error
-    if args.largest is not None:
-        decode.allow(round(args.largest * 1e6))
     files, useless = pictures.picture_files(args.photos, skip=args.output)
-    with join(torch.device("cpu"), _PATIENCE) as processes, _terminable():
+    with join(torch.device("cpu"), PATIENCE) as processes, _terminable():
         if processes.first:
             for problem in useless:
                 complain(str(problem))
@@ -141,9 +137,9 @@ def _segment(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, jobs: list[Job], processes: Processes) -> int:
     """Does this process's share of the jobs; returns how many all have done."""
-    from atrousops.engine.segment import ClassList, Segmenter
+    from atrousops.engine.segment import ClassList
 
-    segmenter = Segmenter(_predictor(args), args.output, **_options(args))
+    segmenter = _segmenter(args)
     found = ClassList(args.output / "classes.csv", segmenter.predictor.classes, jobs)
     if args.resume:
         found.done |= {job.picture: item for job in jobs if (item := segmenter.done(job)) is not None}
@@ -154,7 +150,12 @@ def _run(args: argparse.Namespace, jobs: list[Job], processes: Processes) -> int
         if args.resume:
             print(f"{len(jobs) - len(left)} done before, {len(left)} to do")
     start = time.perf_counter()
-    items = segmenter.run(left[processes.rank :: processes.world])
+    if args.ray is None:
+        items = segmenter.run(left[processes.rank :: processes.world])
+    else:
+        from atrousops.engine import cluster
+
+        items = cluster.label(partial(_worker, args), left, args.ray, args.workers, args.threads, args.device)
     try:
         mine = _follow(items, found, len(left), processes)
         for others in processes.gather(mine):
@@ -168,9 +169,25 @@ def _run(args: argparse.Namespace, jobs: list[Job], processes: Processes) -> int
     return len(found.done)
 
 
-def _options(args: argparse.Namespace) -> dict[str, Any]:
+def _worker(args: argparse.Namespace) -> Segmenter:
+    """What another process needs to do the same."""
+    import atrousops as ao
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if args.backend:
+        contextlib.ExitStack().enter_context(ao.backend(args.backend))
+    return _segmenter(args)
+
+
+def _segmenter(args: argparse.Namespace) -> Segmenter:
+    from atrousops.data import decode
+    from atrousops.engine.segment import Segmenter
+
+    if args.largest is not None:
+        decode.allow(round(args.largest * 1e6))
     above = None if args.stream_above is None else round(args.stream_above * 1e6)
-    return {"batch": args.batch, "readers": args.readers, "stream_above": above}
+    return Segmenter(_predictor(args), args.output, batch=args.batch, readers=args.readers, stream_above=above)
 
 
 def _follow(items: Iterator[Segmented | Failed], found: Any, total: int, processes: Processes) -> list[Segmented]:
@@ -244,6 +261,17 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     )
 
 
+def _add_ray(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="share the images among the processes of a Ray cluster: its address, auto, or local for this machine",
+    )
+    parser.add_argument(
+        "--workers", type=count(1), metavar="N", help="with --ray: processes (default: one for each GPU, or CPU)"
+    )
+
+
 def _add_inference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--crf", action="store_true", help="refine the contours with the dense CRF")
     parser.add_argument(
@@ -287,20 +315,27 @@ def add_evaluate(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--tune-crf", type=count(1), metavar="N",
         help="first search the CRF's settings on N images that are not scored, and score with those",
     )  # fmt: skip
+    _add_ray(parser)
     parser.set_defaults(run=_evaluate)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     from atrousops.engine import evaluate, tune_crf
+    from atrousops.engine.distributed import PATIENCE, join
     from atrousops.nn import DenseCRF
 
     common = {"data_root": args.data, "overrides": tuple(args.overrides), "published": args.model}
     crf = args.crf
-    if args.tune_crf:
-        tuned = tune_crf.main(args.config, args.weights, images=args.tune_crf, judged=args.split, **common)
-        print(tuned)
-        crf = DenseCRF(**tuned.settings)
-    options = {"scales": args.scales, "flip": args.flip, "split": args.split, "crf": crf, "ap": args.ap}
-    scores = evaluate.main(args.config, args.weights, widths=tuple(args.trimap), **options, **common)
-    print(evaluate.report(scores))
+    with join(torch.device("cpu"), PATIENCE) as processes:
+        if args.tune_crf:
+            tuned = tune_crf.main(args.config, args.weights, images=args.tune_crf, judged=args.split, **common)
+            if processes.first:
+                print(tuned)
+            crf = DenseCRF(**tuned.settings)
+        if args.ray is not None:
+            common |= {"ray": args.ray, "workers": args.workers}
+        options = {"scales": args.scales, "flip": args.flip, "split": args.split, "crf": crf, "ap": args.ap}
+        scores = evaluate.main(args.config, args.weights, widths=tuple(args.trimap), **options, **common)
+        if processes.first:
+            print(evaluate.report(scores))
     return 0
