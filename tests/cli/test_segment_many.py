@@ -257,3 +257,10 @@ def test_pictures_of_a_batch_have_one_shape():
     pair = [np.zeros((4, width, 3), np.uint8) for width in (4, 5)]
     with pytest.raises(ArgumentError, match=r"pictures must be at least one, all of one shape; got \[\(4, 4, 3\)"):
         bright.predictor().batch(pair)
+
+
+def test_without_ray(tmp_path, monkeypatch, capsys):
+    (photo,) = write_photos(tmp_path, 1)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert segment(photo, "--ray", "local", output=tmp_path / "out") == 1
+    assert capsys.readouterr().err == "atrousops: --ray needs the package ray: pip install 'atrousops[ray]'\n"
