@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from atrousops.common.checks import bad_value
 from atrousops.common.files import OutputError
 from atrousops.engine.options import Commands, add_config, complain, count, positive
 
@@ -125,6 +126,7 @@ def _segment(args: argparse.Namespace) -> int:
         raise OutputError(f"output folder {args.output}: {error.strerror or error}") from error
     files, useless = pictures.picture_files(args.photos, skip=args.output)
     with join(torch.device("cpu"), PATIENCE) as processes, _terminable():
+        _check_ray(args, processes)
         if processes.first:
             for problem in useless:
                 complain(str(problem))
@@ -272,6 +274,11 @@ def _add_ray(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _check_ray(args: argparse.Namespace, processes: Processes) -> None:
+    if args.ray is not None and processes.world > 1:
+        bad_value("atrousops", "--ray", "stand alone, as the cluster's processes share the work", "it under torchrun")
+
+
 def _add_inference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--crf", action="store_true", help="refine the contours with the dense CRF")
     parser.add_argument(
@@ -327,6 +334,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     common = {"data_root": args.data, "overrides": tuple(args.overrides), "published": args.model}
     crf = args.crf
     with join(torch.device("cpu"), PATIENCE) as processes:
+        _check_ray(args, processes)
         if args.tune_crf:
             tuned = tune_crf.main(args.config, args.weights, images=args.tune_crf, judged=args.split, **common)
             if processes.first:

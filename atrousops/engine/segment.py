@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import time
+import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,13 +132,16 @@ class Segmenter:
         Raises:
             OutputError: a result could not be written; going on would lose every other one too.
         """
-        for some in self._batches(self._read_ahead(jobs)):
-            if isinstance(some, Failed):
-                yield some
-            else:
-                yield from self._label(some)
+        with warnings.catch_warnings(), contextlib.closing(self._read_ahead(jobs)) as read:
+            # Readers in threads change the filters one after another, and may leave them changed.
+            warnings.filterwarnings("ignore", module="PIL")
+            for some in self._batches(read):
+                if isinstance(some, Failed):
+                    yield some
+                else:
+                    yield from self._label(some)
 
-    def _read_ahead(self, jobs: Iterable[Job]) -> Iterator[Read | Failed]:
+    def _read_ahead(self, jobs: Iterable[Job]) -> Generator[Read | Failed, None, None]:
         pool = ThreadPoolExecutor(self.readers)
         waiting: deque[Future[Read | Failed]] = deque()
         try:

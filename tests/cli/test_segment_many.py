@@ -1,5 +1,6 @@
 """`atrousops segment` on many files: batches, reading ahead, what a killed run leaves, and going on from there."""
 
+import contextlib
 import csv
 import json
 import os
@@ -7,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import warnings
 from pathlib import Path
 
 import bright
@@ -19,7 +22,8 @@ from PIL import Image
 from atrousops import cli
 from atrousops.common.checks import ArgumentError
 from atrousops.data import decode
-from atrousops.engine import pictures, predict
+from atrousops.engine import distributed, pictures, predict
+from atrousops.engine import segment as segment_module
 from atrousops.engine.segment import Segmenter, plan
 
 
@@ -209,7 +213,8 @@ KILLED = """
 import os, signal, sys
 import bright
 from atrousops import cli
-from atrousops.engine import pictures, predict
+from atrousops.engine import distributed, pictures, predict
+from atrousops.engine import segment as segment_module
 predict.load_predictor = lambda network, **options: bright.predictor(**options | {"crf": None})
 mask_image, calls = pictures.mask_image, []
 def killing(*arguments):
@@ -264,3 +269,39 @@ def test_without_ray(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert segment(photo, "--ray", "local", output=tmp_path / "out") == 1
     assert capsys.readouterr().err == "atrousops: --ray needs the package ray: pip install 'atrousops[ray]'\n"
+
+
+def test_ray_under_torchrun_raises(tmp_path, monkeypatch, capsys):
+    (photo,) = write_photos(tmp_path, 1)
+
+    @contextlib.contextmanager
+    def two(*_):
+        yield distributed.Processes(1, 2)
+
+    monkeypatch.setattr(distributed, "join", two)
+    assert segment(photo, "--ray", "local", output=tmp_path / "out") == 1
+    assert "--ray must stand alone" in capsys.readouterr().err
+
+
+def test_readers_leave_the_filters_of_warnings(tmp_path, monkeypatch):
+    """Two threads set the filters, and restore them in the order in which they came: the second, what the first set."""
+    jobs = plan(write_photos(tmp_path / "photos", 2), tmp_path / "out")
+    read, both, first_left = segment_module.read_picture, threading.Barrier(2), threading.Event()
+    lock, entered = threading.Lock(), []
+
+    def overlapping(path, pixels):
+        with contextlib.ExitStack() as filters:
+            with lock:
+                filters.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+                entered.append(path)
+            both.wait(60)
+            if path == entered[1]:
+                assert first_left.wait(60)
+        first_left.set()
+        return read(path, pixels)
+
+    monkeypatch.setattr(segment_module, "read_picture", overlapping)
+    before = list(warnings.filters)
+    assert len(list(Segmenter(bright.predictor(), tmp_path / "out").run(jobs))) == 2
+    assert warnings.filters == before
