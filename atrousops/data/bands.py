@@ -23,15 +23,18 @@ class Pixels:
     """How pictures are read.
 
     channels: of the network. scale: the stored number that counts as 1, such as 4095 of a 12-bit camera, or None for
-    8-bit RGB and greys; see `read_picture`.
+    8-bit RGB and greys; see `read_picture`. page: which one of a file of several pages or frames, from 1.
     """
 
     channels: int = 3
     scale: float | None = None
+    page: int = 1
 
     def __post_init__(self) -> None:
         if self.scale is not None and not 0 < self.scale < float("inf"):
             bad_value("data", "scale", "be positive, the stored number that counts as 1", self.scale)
+        if self.page < 1:
+            bad_value("data", "page", "be at least 1", self.page)
 
 
 def read_picture(path: str | Path, pixels: Pixels) -> np.ndarray:
@@ -63,9 +66,13 @@ def picture_from(stream: BinaryIO, name: str, pixels: Pixels) -> np.ndarray:
     """As `read_picture`, from a binary stream; `name` says the kind of file, and stands in messages."""
     array_file = PurePath(name).suffix.lower() == ".npy"
     if pixels.scale is None and pixels.channels in (1, 3) and not array_file:
-        picture = image_from(stream, name)
+        picture = image_from(stream, name, pixels.page)
         return picture if pixels.channels == 3 else np.rint(picture @ _GREY).astype(np.uint8)[..., None]
-    samples = _samples(stream, name, pixels.channels)
+    return finished(_samples(stream, name, pixels.channels, pixels.page), name, pixels)
+
+
+def finished(samples: np.ndarray, name: str, pixels: Pixels) -> np.ndarray:
+    """What `read_picture` makes of stored numbers (H, W, C), pixel by pixel; `name` stands in messages."""
     if pixels.scale is None:
         if samples.dtype not in (np.uint8, np.uint16):
             why = f"holds {samples.dtype}, where uint8 or uint16 is needed"
@@ -92,15 +99,17 @@ def integers_from(stream: BinaryIO, name: str) -> np.ndarray:
     return ids.astype(np.int64)
 
 
-def _samples(stream: BinaryIO, name: str, channels: int | None) -> np.ndarray:
+def _samples(stream: BinaryIO, name: str, channels: int | None, page: int = 1) -> np.ndarray:
     suffix = PurePath(name).suffix.lower()
     if suffix == ".npy":
+        if page != 1:
+            raise PictureError(f"{name}: page {page} was asked for, and an array has none")
         return _checked(name, _bands_last(_numpy(stream, name), channels), channels)
     # Both read it, the second after the first.
     stream = io.BytesIO(stream.read())
     refused = None
     try:
-        found = samples_from(stream, name)
+        found = samples_from(stream, name, page)
         if suffix not in (".tif", ".tiff") or found.shape[2] == channels:
             return _checked(name, found, channels)
     except PictureError as error:
@@ -108,7 +117,7 @@ def _samples(stream: BinaryIO, name: str, channels: int | None) -> np.ndarray:
             raise
         refused = error
     stream.seek(0)
-    return _checked(name, _tiff(stream, name, refused), channels)
+    return _checked(name, _tiff(stream, name, refused, page), channels)
 
 
 def _bands_last(array: np.ndarray, channels: int | None) -> np.ndarray:
@@ -135,7 +144,7 @@ def _numpy(stream: BinaryIO, name: str) -> np.ndarray:
         raise PictureError(f"{name}: not an array that NumPy can read") from error
 
 
-def _tiff(stream: BinaryIO, name: str, refused: PictureError | None) -> np.ndarray:
+def _tiff(stream: BinaryIO, name: str, refused: PictureError | None, page: int) -> np.ndarray:
     """By tifffile, after Pillow has found other channels or refused the file."""
     try:
         tifffile = importlib.import_module("tifffile")
@@ -144,10 +153,16 @@ def _tiff(stream: BinaryIO, name: str, refused: PictureError | None) -> np.ndarr
         raise PictureError(f"{why}; the package tifffile may read it: pip install tifffile") from None
     try:
         with tifffile.TiffFile(stream) as file:
-            series = file.series[0]
+            if page > len(file.pages):
+                raise PictureError(f"{name}: page {page} was asked for, and there are {len(file.pages)}")
+            first = file.pages[page - 1]
+            # The first series may be pages that are the bands of one picture.
+            series = file.series[0] if page == 1 else first
             samples, axes = np.asarray(series.asarray()), str(series.axes)
-            turn = int(file.pages[0].tags.valueof(_ORIENTATION, 1))
-            inverted = file.pages[0].photometric == 0
+            turn = int(first.tags.valueof(_ORIENTATION, 1))
+            inverted = first.photometric == 0
+    except PictureError:
+        raise
     except (*DAMAGE, tifffile.TiffFileError, RuntimeError) as error:
         raise PictureError(f"{name}: cannot be read: {reason(error)}") from error
     if inverted:

@@ -1,5 +1,6 @@
 """Pictures of 8, 12 and 16 bits and floats, of any number of channels: as stored, divided by the scale."""
 
+import dataclasses
 import io
 import struct
 import sys
@@ -118,6 +119,61 @@ def test_files_that_cannot_be_read(tmp_path):
     deep_png(tmp_path / "b.png", numbers(3, np.uint16, 65535))
     with pytest.raises(PictureError, match=r"b\.png: 16-bit colours, .* upper 8 bits; save it as TIFF"):
         bands.read_picture(tmp_path / "b.png", Pixels(3, 255.0))
+
+
+def grey_pages(path, **options):
+    first, *others = (Image.new("L", (4, 3), value) for value in (10, 20, 30))
+    first.save(path, save_all=True, append_images=others, **options)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.png"])
+@pytest.mark.parametrize("pixels", [Pixels(), Pixels(1), Pixels(1, 255.0)], ids=["RGB", "grey", "as stored"])
+def test_pages_and_frames(tmp_path, name, pixels):
+    if name == "a.gif" and pixels.scale is not None:
+        pixels = Pixels(3, pixels.scale)  # a palette becomes its colours
+    path = tmp_path / name
+    grey_pages(path)
+    assert decode.pages_in(path) == 3
+    white = 1 if pixels.scale is None else pixels.scale
+    for page, value in ((1, 10), (2, 20), (3, 30)):
+        found = bands.read_picture(path, dataclasses.replace(pixels, page=page))
+        assert found.shape == (3, 4, pixels.channels)
+        np.testing.assert_array_equal(found, np.float32(value / white))
+    with pytest.raises(PictureError, match=rf"{name}: page 4 was asked for, and there are 3"):
+        bands.read_picture(path, dataclasses.replace(pixels, page=4))
+
+
+def test_a_page_that_pillow_does_not_read(tmp_path):
+    path = tmp_path / "a.tif"
+    samples = numbers(5, np.uint16, 65535)
+    for value in (samples, samples[::-1]):
+        tifffile.imwrite(path, value, photometric="minisblack", planarconfig="contig", append=True)
+    np.testing.assert_array_equal(bands.read_picture(path, Pixels(5, page=2)), samples[::-1])
+    with pytest.raises(PictureError, match=r"a\.tif: page 3 was asked for, and there are 2"):
+        bands.read_picture(path, Pixels(5, page=3))
+    with pytest.raises(ArgumentError, match=r"page must be at least 1.* got 0"):
+        Pixels(page=0)
+
+
+def test_files_of_one_page(tmp_path):
+    Image.new("L", (4, 3)).save(tmp_path / "a.png")
+    (tmp_path / "b.tif").write_bytes(b"nothing")
+    assert [decode.pages_in(tmp_path / name) for name in ("a.png", "b.tif", "absent.gif", "c.npy")] == [1] * 4
+    with pytest.raises(PictureError, match=r"a\.png: page 2 was asked for, and there is 1"):
+        bands.read_picture(tmp_path / "a.png", Pixels(page=2))
+
+
+def test_larger_files_by_leave(tmp_path, monkeypatch):
+    """Pillow refuses twice its limit; here that is made small."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "a.png")
+    with pytest.raises(PictureError, match=r"more than the 100 pixels that Pillow reads; .*`segment --largest`"):
+        decode.read_image(tmp_path / "a.png")
+    decode.allow(199)
+    assert decode.read_image(tmp_path / "a.png").shape == (10, 20, 3)
+    decode.allow(198)
+    with pytest.raises(PictureError, match="more than the 198 pixels"):
+        decode.read_image(tmp_path / "a.png")
 
 
 def test_without_tifffile(tmp_path, monkeypatch):
