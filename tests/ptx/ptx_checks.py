@@ -109,6 +109,46 @@ def roi_pooled(dtype: torch.dtype) -> None:
     )
 
 
+def filtered(dtype: torch.dtype) -> None:
+    """Placed in fp64, so that no rounding moves a pixel to another simplex."""
+    features = random(1, 3, 50).double()
+
+    def reference(x: torch.Tensor) -> torch.Tensor:
+        with ao.backend("reference"):
+            return A.permutohedral_filter(x, features, "symmetric")
+
+    compare(lambda x: A.permutohedral_filter(x, features, "symmetric"), reference, [random(1, 9, 50, dtype=dtype)])
+
+
+def inferred(dtype: torch.dtype) -> None:
+    """Without gradients, which are the filters' above: one launch a step."""
+    features, scores = random(1, 3, 40).double(), random(1, 5, 40, dtype=dtype)
+
+    def inference(scores: torch.Tensor) -> torch.Tensor:
+        lattice = A.permutohedral_lattice(features)
+        return A.mean_field(scores, [lattice], [-torch.ones(5, dtype=scores.dtype)], 2)
+
+    with torch.no_grad(), ao.backend("reference"):
+        exact, theirs = inference(scores.double()), inference(scores)
+    with torch.no_grad():
+        assert_close(inference(scores), exact, theirs)
+
+
+def stacked(dtype: torch.dtype) -> None:
+    """Rows of other blocks and outside of the map are read, and the last layer is pointwise."""
+    dilation, sizes = (1, 2, 4, 1), (3, 3, 3, 1)
+    x = random(1, 21, 9, 7, dtype=dtype)
+    weights = [random(21, 21, k, k, dtype=dtype) / (4 * k) for k in sizes]
+
+    def stock(d: torch.dtype) -> torch.Tensor:
+        y = x.to(d)
+        for i, (w, r, k) in enumerate(zip(weights, dilation, sizes, strict=True)):
+            y = F.conv2d(F.relu(y) if i else y, w.to(d), padding=r * (k // 2), dilation=r)
+        return y
+
+    assert_close(A.context_module(x, weights, None, dilation), stock(DOUBLE), stock(dtype))
+
+
 AMPERE, HOPPER = host_cuda.A100, host_cuda.H100
 CHECKS: dict[str, tuple[tuple, Callable[[], None]]] = {
     "conv simt fp32": (AMPERE, lambda: convolution(FLOAT, 5, 7, last=False)),
@@ -126,6 +166,9 @@ CHECKS: dict[str, tuple[tuple, Callable[[], None]]] = {
     "max_unpool2d": (AMPERE, lambda: unpooling(FLOAT)),
     "roi_align": (AMPERE, lambda: aligned(FLOAT)),
     "roi_pool": (AMPERE, lambda: roi_pooled(FLOAT)),
+    "permutohedral_filter": (AMPERE, lambda: filtered(FLOAT)),
+    "mean_field": (AMPERE, lambda: inferred(FLOAT)),
+    "context_module": (HOPPER, lambda: stacked(HALF)),
 }
 
 
