@@ -110,7 +110,7 @@ def _about(name: str, parameters: str) -> Iterator[str]:
         yield "Weights that others published and `load_published` reads:\n\n| name | from |\n|---|---|"
         yield "\n".join(loads) + "\n"
     if colon:
-        yield f"```\nArgs:\n{rest.rstrip()}\n```\n"
+        yield f"```text\nArgs:\n{rest.rstrip()}\n```\n"
 
 
 def _scores(recipes: list[Scored]) -> Iterator[str]:
