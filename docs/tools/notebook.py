@@ -45,7 +45,8 @@ def page(script: Path, folder: Path) -> str:
             pictures += 1
             name = f"{script.stem}_{pictures}.png"
             plt.figure(number).savefig(folder / name, dpi=90, bbox_inches="tight")
-            lines += [f"![{plt.figure(number).get_label() or script.stem}]({name})", ""]
+            titles = ", ".join(axis.get_title() for axis in plt.figure(number).axes if axis.get_title())
+            lines += [f"![{titles}]({name})", ""]
         plt.close("all")
     return "\n".join(lines)
 
