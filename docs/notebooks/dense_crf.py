@@ -53,18 +53,17 @@ figure.colorbar(drawn, shrink=0.8)
 # %% [markdown]
 # The person is found, and her border is not: it is rounded, and pieces of the flag and the helmet are taken for her.
 #
-# ## 2. Which pixels speak with which
+# ## 2. Which pixels influence which
 #
-# The CRF asks pixels that are alike for labels that are alike. Two kernels say how much two pixels i and j have to do
-# with each other:
+# The CRF rewards pixels that are alike for having one label. Two kernels weight the pairs of pixels i and j:
 #
 # - the spatial one, exp(-|p_i - p_j|² / (2 sxy²)), sees positions p alone, with a small sxy. It removes specks;
 # - the bilateral one, exp(-|p_i - p_j|² / (2 sxy²) - |I_i - I_j|² / (2 srgb²)), sees colours I too. It reaches far,
 #   but stops at edges.
 #
-# Here is the bilateral kernel of one pixel, on the suit (cyan cross): we put a one there and zeros
-# elsewhere, and filter. The lattice that does this in linear time is `ao.functional.permutohedral_lattice`; its
-# features are position and colour in units of the standard deviations.
+# Here is the bilateral kernel of one pixel on the suit (cyan cross): we put a one there and zeros elsewhere, and
+# filter. The permutohedral lattice does this in linear time; its features are position and colour, in units of the
+# standard deviations.
 
 # %%
 row, column = 340, 90
@@ -72,7 +71,7 @@ window = (slice(192, 512), slice(0, 320))
 
 
 def kernel(sxy, srgb):
-    """What pixel (row, column) has to do with every other, 1 at most."""
+    """The weight of pixel (row, column) with every other, 1 at most."""
     y, x = torch.meshgrid(torch.arange(512.0), torch.arange(512.0), indexing="ij")
     features = torch.cat([torch.stack([x, y])[None] / sxy, image / srgb], 1)  # (1, 5, H, W)
     one = torch.zeros(1, 1, 512, 512)
@@ -95,8 +94,8 @@ def crossed(*panels):
 crossed(("photograph, a part", photo[window]), *panels)
 
 # %% [markdown]
-# Bright pixels are those that the pixel listens to (the square root is drawn, so that small weights show). A small srgb
-# keeps the conversation within one colour, a large one ignores edges.
+# Bright pixels have a large weight (the square root is drawn, so that small ones show). With a small srgb only pixels
+# of nearly the same colour count; with a large one colours hardly matter, and only the distance is left.
 #
 # ## 3. Mean field
 #

@@ -116,7 +116,7 @@ weights = train.main("coins.yaml", output="runs/coins", overrides=settings, prog
 loss = np.genfromtxt("runs/coins/log.csv", delimiter=",", names=True)
 figure, axis = plt.subplots(figsize=(5, 2.6), layout="constrained")
 axis.plot(loss["step"], loss["loss"])
-axis.set(xlabel="step", ylabel="loss", ylim=(0, None))
+axis.set(title="loss of each step", xlabel="step", ylim=(0, None))
 
 # %% [markdown]
 # ## 5. After
