@@ -19,7 +19,7 @@ ABI_TESTS := tests/test_conv.py $(wildcard tests/test_conv_*.py tests/test_max_*
 TRITON_TESTS := $(wildcard tests/test_*.py) tests/nn/test_crf.py tests/house/test_operators.py \
   tests/triton_kernels/test_derivatives.py
 
-.PHONY: demo test bench cuda lint typecheck unit abi sanitized sanitize fuzz gpu-check ptx wheel clean
+.PHONY: demo test docs bench cuda lint typecheck unit abi sanitized sanitize fuzz gpu-check ptx wheel clean
 .PHONY: ray emulated emulated-gpu emulated-gpu-quick
 
 demo: $(VENV)/.built
@@ -30,6 +30,10 @@ test: $(VENV)/.built $(VENV)/.tested
 	$(MAKE) lint typecheck
 	$(BIN)/python -m pytest -q -n logical --dist worksteal --ignore tests/ptx --ignore tests/cluster
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n logical --dist worksteal -m triton $(TRITON_TESTS)
+
+# The documentation as a site, notebooks and all; a warning is an error. -> build/site/index.html
+docs: $(VENV)/.tested
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 # The CUDA library beside the others; it needs nvcc and no GPU.
 # `make emulated-gpu` takes its objects, and the PTX that nvcc made on the way.

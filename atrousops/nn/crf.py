@@ -257,7 +257,7 @@ class CRFasRNN(_GaussianCRF):
         As DenseCRF. Differentiable in scores and all parameters; not in the image.
 
     Raises:
-        As DenseCRF.
+        ArgumentError, ArgumentTypeError: as DenseCRF.
     """
 
     def __init__(
