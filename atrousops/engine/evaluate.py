@@ -230,7 +230,7 @@ def score(
     model.eval()
     device = next(iter(model.parameters())).device
     mine = range(len(data)) if data.instances else range(processes.rank, len(data), processes.world)
-    for index in tqdm(mine, desc="evaluate", disable=not progress, leave=False):
+    for index in tqdm(mine, desc="evaluate", disable=None if progress else True, leave=False):
         image, labels = data[index]
         if data.instances:
             scores.update_objects(model, image.to(device), labels)
