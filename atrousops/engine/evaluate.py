@@ -270,7 +270,9 @@ def score(
     was_training = model.training
     model.eval()
     mine = range(processes.rank, len(data), processes.world)
-    add_images(scores, model, data, tqdm(mine, desc="evaluate", disable=not progress, leave=False), crf, norm)
+    add_images(
+        scores, model, data, tqdm(mine, desc="evaluate", disable=None if progress else True, leave=False), crf, norm
+    )
     for rank, state in enumerate(processes.gather(scores.state())):
         if rank != processes.rank:
             scores.add(state)

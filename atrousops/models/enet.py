@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atrousops.common.checks import bad_value
-from atrousops.models.base import check_images
+from atrousops.models.base import check_images, crop
 from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d, MaxPool2d, MaxUnpool2d
 
@@ -201,7 +201,7 @@ class ENet(nn.Module):
                 x = block(x, indices[{"upsample4_0": "downsample2_0", "upsample5_0": "downsample1_0"}[name]])
             else:
                 x = block(x)
-        return {"out": x[..., :height, :width]}
+        return {"out": crop(x, 0, (height, width))}
 
 
 def enet(num_classes: int = 12, in_channels: int = 3, decoder_prelu: bool = False) -> ENet:
