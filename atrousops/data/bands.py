@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import importlib
 import io
+import struct
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from atrousops.common.checks import bad_value
-from atrousops.data.decode import DAMAGE, PictureError, image_from, opened, reason, samples_from
+from atrousops.data.decode import (
+    DAMAGE,
+    PictureError,
+    allowed,
+    image_from,
+    is_deep_png,
+    opened,
+    reason,
+    samples_from,
+)
 
 # Red, green, blue; ITU-R BT.601, as Pillow's grey.
 _GREY = np.array([0.299, 0.587, 0.114])
@@ -48,7 +59,7 @@ def read_picture(path: str | Path, pixels: Pixels) -> np.ndarray:
     | stated | any | the same and greys, RGB, of any depth, floats too | float32, stored number / scale |
 
     .npy holds (H, W, C) or (C, H, W). A TIFF has C samples or pages; what Pillow cannot read of it needs the package
-    tifffile. Orientation is applied.
+    tifffile. PNG of 16 bits a colour needs the package imagecodecs. Orientation is applied.
 
     Raises:
         PictureError: there is no such file, it cannot be read, or has other channels, another dtype, or NaN.
@@ -105,8 +116,11 @@ def _samples(stream: BinaryIO, name: str, channels: int | None, page: int = 1) -
         if page != 1:
             raise PictureError(f"{name}: page {page} was asked for, and an array has none")
         return _checked(name, _bands_last(_numpy(stream, name), channels), channels)
+    data = stream.read()
+    if is_deep_png(data):
+        return _checked(name, _deep_png(data, name, page), channels)
     # Both read it, the second after the first.
-    stream = io.BytesIO(stream.read())
+    stream = io.BytesIO(data)
     refused = None
     try:
         found = samples_from(stream, name, page)
@@ -142,6 +156,26 @@ def _numpy(stream: BinaryIO, name: str) -> np.ndarray:
         return np.asarray(np.load(stream, allow_pickle=False))
     except (ValueError, OSError, EOFError) as error:
         raise PictureError(f"{name}: not an array that NumPy can read") from error
+
+
+def _deep_png(data: bytes, name: str, page: int) -> np.ndarray:
+    """Colours of 16 bits, by imagecodecs."""
+    try:
+        codecs = importlib.import_module("imagecodecs")
+    except ImportError:
+        why = f"{name}: PNG with 16 bits a colour, of which Pillow keeps 8; the package imagecodecs reads it"
+        raise PictureError(f"{why}: pip install imagecodecs") from None
+    if page != 1:
+        raise PictureError(f"{name}: page {page} was asked for, and of PNG with 16 bits a colour the first can be read")
+    width, height = struct.unpack(">II", data[16:24])
+    if width * height > allowed():
+        raise PictureError(f"{name}: has {width * height} pixels, more than the {allowed()} that are allowed")
+    try:
+        with Image.open(io.BytesIO(data)) as header:
+            turn = header.getexif().get(_ORIENTATION, 1)
+        return _upright(codecs.png_decode(data), turn)
+    except (*DAMAGE, RuntimeError) as error:  # imagecodecs' errors are RuntimeErrors
+        raise PictureError(f"{name}: cannot be read: {reason(error)}") from error
 
 
 def _tiff(stream: BinaryIO, name: str, refused: PictureError | None, page: int) -> np.ndarray:

@@ -113,6 +113,11 @@ def allowed() -> int:
     return 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
 
 
+def is_deep_png(data: bytes) -> bool:
+    """Whether a file is PNG with 16 bits a colour, of which Pillow keeps the upper 8."""
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 25 and data[24] == 16 and data[25] in (2, 4, 6)
+
+
 def pages_in(path: str | Path) -> int:
     """How many pages or frames an image file has; 1 for a file that is none."""
     if Path(path).suffix.lower() not in _SEVERAL_PAGES:

@@ -25,9 +25,12 @@ def numbers(channels, dtype, most):
 
 def deep_png(path, samples):
     """PNG with 16 bits a colour, which Pillow cannot write: by its specification, rows unfiltered."""
-    height, width, _ = samples.shape
+    height, width, channels = samples.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)))
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2 if channels == 3 else 6, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+    )
     data = b"\x89PNG\r\n\x1a\n"
     for kind, body in (*chunks, (b"IEND", b"")):
         data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -64,6 +67,8 @@ def array(path, samples):
         ("pages.TIFF", pages, 5, np.float32, 3000, 1000),
         ("signed.tif", interleaved, 2, np.int16, 3000, 1000),
         ("array.npy", array, 7, np.float64, 3000, 1000),
+        ("deep.png", deep_png, 3, np.uint16, 65535, 65535),  # Pillow would keep the upper bytes
+        ("deep.PNG", deep_png, 4, np.uint16, 4095, 4095),
     ],
 )
 def test_as_stored_by_the_scale(tmp_path, name, save, channels, dtype, most, scale):
@@ -117,8 +122,32 @@ def test_files_that_cannot_be_read(tmp_path):
         ):
             bands.read_picture(tmp_path / name, Pixels(3, 255.0))
     deep_png(tmp_path / "b.png", numbers(3, np.uint16, 65535))
-    with pytest.raises(PictureError, match=r"b\.png: 16-bit colours, .* upper 8 bits; save it as TIFF"):
+    with pytest.raises(PictureError, match=r"b\.png: page 2 was asked for"):
+        bands.read_picture(tmp_path / "b.png", Pixels(3, 255.0, page=2))
+    (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:90])
+    with pytest.raises(PictureError, match=r"b\.png: cannot be read: .*"):
         bands.read_picture(tmp_path / "b.png", Pixels(3, 255.0))
+
+
+def test_deep_colours_without_their_reader(tmp_path, monkeypatch):
+    deep_png(tmp_path / "a.png", numbers(3, np.uint16, 65535))
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(PictureError, match=r"a\.png: PNG with 16 bits a colour, .*: pip install imagecodecs"):
+        bands.read_picture(tmp_path / "a.png", Pixels(3, 65535.0))
+
+
+def test_deep_colours_are_upright(tmp_path):
+    """EXIF's orientation 6, a quarter turn clockwise, in a chunk of PNG's."""
+    samples = numbers(3, np.uint16, 65535)
+    deep_png(tmp_path / "a.png", samples)
+    exif = Image.Exif()
+    exif[274] = 6
+    body = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[:33] + chunk + data[33:])
+    found = bands.read_picture(tmp_path / "a.png", Pixels(3, 65535.0))
+    np.testing.assert_allclose(found, np.rot90(samples, -1) / 65535, rtol=1e-6)
 
 
 def grey_pages(path, **options):
