@@ -23,12 +23,13 @@ Numbers = float | Sequence[float]
 class CRFKernel:
     """One kernel of a CRF: exp(-|p_i - p_j|^2 / (2 sxy^2) - sum over channels c of (I_ic - I_jc)^2 / (2 srgb_c^2)).
 
-    compat: how much it counts. In DenseCRF as gaussian_compat there: w of the Potts model, L numbers or an (L, L)
-        matrix. In CRFasRNN the number that its kernel weights have on their diagonal at first.
-    sxy: standard deviation of positions, one or one an axis, (sx, sy, sz) with x the last axis of the tensors, in the
-        unit of the CRF's spacing. None: positions have no part.
-    srgb: standard deviation of the image in its units, one or one a channel. None: the image has no part.
-    channels: which of the image's channels have a part; all if None.
+    Attributes:
+        compat: how much it counts. In DenseCRF as gaussian_compat there: w of the Potts model, L numbers or an (L, L)
+            matrix. In CRFasRNN the number that its kernel weights have on their diagonal at first.
+        sxy: standard deviation of positions, one or one an axis, (sx, sy, sz) with x the last axis of the tensors, in
+            the unit of the CRF's spacing. None: positions have no part.
+        srgb: standard deviation of the image in its units, one or one a channel. None: the image has no part.
+        channels: which of the image's channels have a part; all if None.
     """
 
     compat: Compatibility

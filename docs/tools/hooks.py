@@ -20,18 +20,6 @@ LINK = re.compile(r"\[((?:[^\[\]]|!\[[^\]]*\])*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 PART = re.compile(r"^<!-- README: (.+) -->$", re.MULTILINE)
 
 
-# Pages of the navigation that may be absent.
-AWAITED = ("prediction.md",)
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leaves an awaited page out of the navigation while it is absent."""
-    absent = [page for page in AWAITED if not (ROOT / "docs" / page).exists()]
-    for section in (entry[name] for entry in config.nav or () for name in entry if isinstance(entry[name], list)):
-        section[:] = [entry for entry in section if not (isinstance(entry, dict) and {*entry.values()} & {*absent})]
-    return config
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds what pages link to outside of docs/, and what the notebooks say and draw."""
     for path in linked([page.src_uri for page in files.documentation_pages()]):
