@@ -63,7 +63,7 @@ def test_crf_as_rnn_learns_each_kernel(backend, stored):
     kernels = [{"compat": 1.0, "sxy": 1.5}, {"compat": 2.0, "sxy": 5.0, "srgb": 150.0}, {"compat": 0.5, "srgb": 200.0}]
     layer = ao.CRFasRNN(3, 2, kernels=kernels).to(scores.device)
     assert [name for name, _ in layer.named_parameters()] == ["weight0", "weight1", "weight2", "compatibility"]
-    assert [float(layer.get_parameter(f"weight{i}")[1, 1]) for i in range(3)] == [1.0, 2.0, 0.5]
+    assert [layer.get_parameter(f"weight{i}")[1, 1].item() for i in range(3)] == [1.0, 2.0, 0.5]
     layer(scores, image)[:, 0].sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in layer.parameters())
 
