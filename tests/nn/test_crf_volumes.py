@@ -146,6 +146,14 @@ def test_rejects_volumes_that_do_not_fit(arguments, channels, message):
         ao.DenseCRF(1, **arguments)(torch.zeros(1, 2, 2, 3, 4), torch.zeros(1, channels, 2, 3, 4))
 
 
+def test_volumes_beyond_indices_of_32_bits():
+    """Refused before anything is made of them."""
+    size = (1200, 1200, 300)
+    scores, image = (torch.zeros((), dtype=dtype).expand(1, 2, *size) for dtype in (torch.float32, torch.uint8))
+    with pytest.raises(ArgumentError, match=r"image must have N \* P \* \(D \+ 1\) < 2\^31, where D is 5"):
+        ao.DenseCRF(1)(scores, image)
+
+
 def test_settings_of_kernels():
     """Of a volume's three deviations, too; and what there is none of."""
     layer = ao.DenseCRF(bilateral_sxy=(1.0, 2.0, 3.0), spacing=(1.0, 1.0, 2.5))
