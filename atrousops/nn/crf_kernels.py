@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from atrousops.common.checks import bad_type, bad_value
-from atrousops.ops.permutohedral import MAX_FEATURES, Blame, Lattice, is_known, lattice_of
+from atrousops.ops.permutohedral import MAX_FEATURES, Blame, Lattice, check_count, is_known, lattice_of
 
 MAX_AXES = 3
 Compatibility = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
@@ -134,6 +134,7 @@ def check_image(op: str, kernels: Sequence[Checked], spacing: tuple[float, ...],
             bad_value(op, argument, f"be one number or {axes}, one an axis of scores", value)
     for kernel in kernels:
         if kernel.srgb is None:
+            check_count(op, "image", image, axes, images=1)
             continue
         if kernel.channels is not None and max(kernel.channels) >= count:
             bad_value(op, f"{kernel.prefix}channels", f"be below {count}, the channels of the image", kernel.channels)
@@ -141,6 +142,7 @@ def check_image(op: str, kernels: Sequence[Checked], spacing: tuple[float, ...],
         most = MAX_FEATURES - (0 if kernel.sxy is None else axes)
         given = len(kernel.srgb)
         if 1 <= read <= most and given in (1, read):
+            check_count(op, "image", image, read + MAX_FEATURES - most, len(image))
             continue
         if kernel.channels is not None:
             rule = f"be one number or {read}, one for each of {kernel.channels}, which may be {most} at most"

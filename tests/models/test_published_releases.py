@@ -1,5 +1,7 @@
 """Published checkpoints: files of each release's names and shapes, loaded, against the release in plain PyTorch."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import releases
@@ -163,6 +165,19 @@ def test_largefov(monkeypatch, tmp_path):
     image = torch.rand(1, 3, 41, 65)
     theirs = releases_caffe.largefov(state, blue_first(image, (104.008, 116.669, 122.675)))
     assert_same(ours(seen(ours, image))["out"], theirs)
+
+
+@torch.inference_mode()
+def test_other_channels(tmp_path):
+    """A grey image is answered as the same grey in three channels, and normalised by what is common to them."""
+    state = releases.random_state(releases_caffe.largefov_shapes(WIDTH))
+    np.savez(tmp_path / "file.npz", **{key: value.numpy() for key, value in state.items()})
+    load = partial(models.load_published, "deeplabv1_largefov_voc", tmp_path / "file.npz", width=WIDTH)
+    rgb, grey = load(), load(in_channels=1)
+    image = torch.randn(1, 1, 25, 33)
+    assert_same(grey(image)["out"], rgb(image.expand(-1, 3, -1, -1))["out"])
+    assert grey.info.mean == (sum(rgb.info.mean) / 3,)
+    assert grey.info.std == pytest.approx((1 / 255,))
 
 
 @pytest.mark.parametrize(

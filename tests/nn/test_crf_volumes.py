@@ -63,7 +63,7 @@ def test_crf_as_rnn_learns_each_kernel(backend, stored):
     kernels = [{"compat": 1.0, "sxy": 1.5}, {"compat": 2.0, "sxy": 5.0, "srgb": 150.0}, {"compat": 0.5, "srgb": 200.0}]
     layer = ao.CRFasRNN(3, 2, kernels=kernels).to(scores.device)
     assert [name for name, _ in layer.named_parameters()] == ["weight0", "weight1", "weight2", "compatibility"]
-    assert [float(layer.get_parameter(f"weight{i}")[1, 1]) for i in range(3)] == [1.0, 2.0, 0.5]
+    assert [layer.get_parameter(f"weight{i}")[1, 1].item() for i in range(3)] == [1.0, 2.0, 0.5]
     layer(scores, image)[:, 0].sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in layer.parameters())
 
@@ -144,6 +144,14 @@ def test_rejects_bad_settings_of_what_is_learnt():
 def test_rejects_volumes_that_do_not_fit(arguments, channels, message):
     with pytest.raises(ArgumentError, match=message):
         ao.DenseCRF(1, **arguments)(torch.zeros(1, 2, 2, 3, 4), torch.zeros(1, channels, 2, 3, 4))
+
+
+def test_volumes_beyond_indices_of_32_bits():
+    """Refused before anything is made of them."""
+    size = (1200, 1200, 300)
+    scores, image = (torch.zeros((), dtype=dtype).expand(1, 2, *size) for dtype in (torch.float32, torch.uint8))
+    with pytest.raises(ArgumentError, match=r"image must have N \* P \* \(D \+ 1\) < 2\^31, where D is 5"):
+        ao.DenseCRF(1)(scores, image)
 
 
 def test_settings_of_kernels():

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from atrousops.common.checks import bad_value
+from atrousops.models.channels import adapted, first_layer
 from atrousops.models.published import (
     aquariusjay,
     berkeley,
@@ -72,6 +73,7 @@ def load_published(name: str, path: str | os.PathLike[str], **arguments: Any) ->
             LAYER.bias; of one of TensorFlow, its variables by their names.
         arguments: keyword arguments of the factory that replace the entry's: output_stride=8, say, or those of a file
             of one's own training by that release, such as num_classes, with which classes are called "0", "1" and on.
+            With in_channels the filters for RGB are summed (1) or cycled, see `channels.adapt`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -108,6 +110,11 @@ def adjusted(entry: Published, model: nn.Module, state: Mapping[str, Tensor]) ->
     ours = model.state_dict()
     found = {name: ours[name] for name in ours if name.endswith("num_batches_tracked")}
     changed = entry.change(dict(state))
+    # Only what reads the image: elsewhere three channels are something else.
+    reader = first_layer(model)
+    name = next(f"{name}.weight" for name, layer in model.named_modules() if layer is reader)
+    if reader.in_channels != 3 and name in changed:
+        changed[name] = adapted({name: changed[name]}, {name: ours[name]})[name]
     return found | {name: v for name, v in changed.items() if name in ours or not name.endswith("num_batches_tracked")}
 
 
@@ -116,6 +123,9 @@ def fits(state: Mapping[str, Tensor]) -> list[str]:
     found = []
     shapes = {name: torch.empty(value.shape, device="meta") for name, value in state.items()}
     for name, entry in PUBLISHED.items():
+        # To make a network takes a second; none has these classes unless some tensor has as many of something.
+        if not any(len(entry.classes) in value.shape for value in entry.change(dict(shapes)).values()):
+            continue
         with torch.device("meta"):
             model = build(entry.network, **entry.arguments)
             if _same(adjusted(entry, model, shapes), model.state_dict()):
