@@ -160,6 +160,9 @@ def _run(args: argparse.Namespace, jobs: list[Job], processes: Processes) -> int
         items = cluster.label(partial(_worker, args), left, args.ray, args.workers, args.threads, args.device)
     try:
         mine = _follow(items, found, len(left), processes)
+        if processes.first:
+            # It may wait long for the others.
+            found.write()
         for others in processes.gather(mine):
             found.done |= {item.picture: item for item in others}
     finally:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from atrousops import cli
 from atrousops.common.checks import ArgumentError
+from atrousops.common.files import OutputError
 from atrousops.data import decode
 from atrousops.engine import distributed, pictures, predict
 from atrousops.engine import segment as segment_module
@@ -102,6 +103,22 @@ def test_out_of_memory_in_a_batch_is_tried_one_by_one(tmp_path, monkeypatch, cap
     assert segment(tmp_path / "photos", "--batch", 3, output=tmp_path / "out") == 0
     assert len(rows(tmp_path / "out")) == 6
     assert capsys.readouterr().err == ""
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_batch(tmp_path, monkeypatch):
+    """The list holds what was written before."""
+    write_photos(tmp_path / "photos", 3)
+    write, written = pictures.write_png, []
+
+    def full(path, *arguments):
+        written.append(path)
+        if len(written) == 3:
+            raise OutputError(f"cannot write {path}: No space left on device")
+        write(path, *arguments)
+
+    monkeypatch.setattr(pictures, "write_png", full)
+    assert segment(tmp_path / "photos", "--batch", 3, output=tmp_path / "out") == 1
+    assert [Path(row["picture"]).name for row in rows(tmp_path / "out")] == ["0.png", "0.png"]
 
 
 def test_throughput(tmp_path, capsys):
