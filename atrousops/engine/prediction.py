@@ -160,6 +160,9 @@ def _run(args: argparse.Namespace, jobs: list[Job], processes: Processes) -> int
         items = cluster.label(partial(_worker, args), left, args.ray, args.workers, args.threads, args.device)
     try:
         mine = _follow(items, found, len(left), processes)
+        if processes.first:
+            # It may wait long for the others.
+            found.write()
         for others in processes.gather(mine):
             found.done |= {item.picture: item for item in others}
     finally:
@@ -221,7 +224,10 @@ def _line(item: Segmented, classes: Sequence[str]) -> str:
 def _throughput(done: Sequence[Segmented], start: float) -> str:
     seconds = time.perf_counter() - start
     megapixels = sum(sum(item.pixels) for item in done) / 1e6
-    rates = f"{len(done) / seconds:.2f} images and {megapixels / seconds:.2f} megapixels a second"
+    images, area = (
+        f"{rate:.1f}" if rate >= 10 else f"{rate:.2g}" for rate in (len(done) / seconds, megapixels / seconds)
+    )
+    rates = f"{images} images and {area} megapixels a second"
     return f"{len(done)} images, {megapixels:.1f} megapixels in {seconds:.1f} s: {rates}"
 
 

@@ -172,10 +172,16 @@ class Segmenter:
         yield from groups.values()
 
     def _label(self, some: list[Read]) -> Iterator[Segmented | Failed]:
+        start = time.perf_counter()
+        whole = [picture for _, picture in some if isinstance(picture, np.ndarray)]
         try:
-            yield from self._labelled(some)
+            if not whole:
+                yield self._write(*some[0], None, start)
+                return
+            found = self.predictor.batch(whole)
         except decode.PictureError as error:
             yield Failed(some[0][0].picture, str(error))
+            return
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -185,18 +191,10 @@ class Segmenter:
             else:
                 for one in some:
                     yield from self._label([one])
-
-    def _labelled(self, some: list[Read]) -> list[Segmented]:
-        start = time.perf_counter()
-        if not isinstance(some[0][1], np.ndarray):
-            return [self._write(some[0][0], some[0][1], None, start)]
-        whole = [picture for _, picture in some if isinstance(picture, np.ndarray)]
-        found = self.predictor.batch(whole)
+            return
         seconds = (time.perf_counter() - start) / len(some)
-        done = []
         for (job, _), picture, labels in zip(some, whole, found):
-            done.append(self._write(job, picture, labels, time.perf_counter() - seconds))
-        return done
+            yield self._write(job, picture, labels, time.perf_counter() - seconds)
 
     def _write(self, job: Job, picture: np.ndarray | Rows, labels: np.ndarray | None, start: float) -> Segmented:
         mask, overlay = self._results(job, "png" if isinstance(picture, np.ndarray) else "tif")

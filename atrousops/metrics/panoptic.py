@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -95,5 +96,8 @@ class PanopticQuality:
         """PQ, SQ and RQ of each judged class, NaN where it does not occur."""
         m = self._metric
         occurs = (m.true_positives + m.false_positives + m.false_negatives) > 0
-        values = torch.where(occurs[:, None], m.compute(), torch.nan)
+        with warnings.catch_warnings():
+            # That no image was added by `update`: they may have come by `add`.
+            warnings.filterwarnings("ignore", message="The ``compute`` method")
+            values = torch.where(occurs[:, None], m.compute(), torch.nan)
         return {label: Quality(*values[m.cat_id_to_continuous_id[label]].tolist()) for label in self.judged}

