@@ -19,8 +19,8 @@ ABI_TESTS := tests/test_conv.py $(wildcard tests/test_conv_*.py tests/test_max_*
 TRITON_TESTS := $(wildcard tests/test_*.py) tests/nn/test_crf.py tests/house/test_operators.py \
   tests/triton_kernels/test_derivatives.py
 
-.PHONY: demo test bench cuda lint typecheck unit abi sanitized sanitize fuzz gpu-check ptx wheel clean
-.PHONY: emulated emulated-gpu emulated-gpu-quick
+.PHONY: demo test docs bench cuda lint typecheck unit abi sanitized sanitize fuzz gpu-check ptx wheel clean
+.PHONY: ray emulated emulated-gpu emulated-gpu-quick
 
 demo: $(VENV)/.built
 	$(BIN)/python -m atrousops.demo --output out/demo.png
@@ -28,8 +28,12 @@ demo: $(VENV)/.built
 test: $(VENV)/.built $(VENV)/.tested
 	$(if $(shell command -v nvcc),$(MAKE) cuda)
 	$(MAKE) lint typecheck
-	$(BIN)/python -m pytest -q -n logical --dist worksteal --ignore tests/ptx
+	$(BIN)/python -m pytest -q -n logical --dist worksteal --ignore tests/ptx --ignore tests/cluster
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n logical --dist worksteal -m triton $(TRITON_TESTS)
+
+# The documentation as a site, notebooks and all; a warning is an error. -> build/site/index.html
+docs: $(VENV)/.tested
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 # The CUDA library beside the others; it needs nvcc and no GPU.
 # `make emulated-gpu` takes its objects, and the PTX that nvcc made on the way.
@@ -88,6 +92,11 @@ gpu-check: $(VENV)/.tested
 # What nvcc made of the CUDA kernels: its PTX, translated to C++ and run on the CPU. It needs nvcc.
 ptx: $(VENV)/.tested
 	$(BIN)/python -m pytest -q -n 0 tests/ptx
+
+# `segment` and `evaluate` on a local cluster of two processes; Ray is some 150 MB, and takes half a minute.
+ray: $(VENV)/.tested
+	$(PIP) --no-build-isolation -e ".[ray]"
+	$(BIN)/python -m pytest -q -n 0 tests/cluster
 
 # The CUDA library's launch code and its PTX on a runtime that needs no GPU; nvcc alone is needed. `emulated-gpu` runs
 # whatever needs a GPU and fails if a kernel never ran; `emulated-gpu-quick` is what CI has time for after `make cuda`.

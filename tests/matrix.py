@@ -16,22 +16,12 @@ row. Needs the packages of `pip install atrousops[matrix]`. A cell holds "ok", o
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import multiprocessing
-import os
-import resource
-import tempfile
-import threading
-import time
-import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tables
 import torch
 from matrix_networks import Network, networks
 from matrix_oracle import Oracle, error_of, results, step, tensors, widened
@@ -72,8 +62,9 @@ def arguments(network: Network, training: bool) -> tuple:
     return (*network.inputs(), *targets)
 
 
-def _examine(network: Network, note: Callable[[str, str], None], folder: Path) -> None:
+def _examine(name: str, note: tables.Note, folder: Path) -> None:
     """Everything that is done in the first process, cell by cell."""
+    network = networks()[name]
     stock = prepared(network)
     inputs = arguments(network, training=False)
     oracle = Oracle(results, stock, inputs, network.exact, network.single)
@@ -98,14 +89,14 @@ def _examine(network: Network, note: Callable[[str, str], None], folder: Path) -
         return oracle.verdict(fast[0])
 
     fast: list[nn.Module] = []
-    _cell(note, "convert eval", on_convert)
-    _cell(note, "convert training", on_training if network.trains else lambda: "-")
-    _cell(note, "convert saved", lambda: _save(network, folder, "convert", converted, inputs, {}))
-    _cell(note, "optimize eval", on_optimize)
+    tables.cell(note, "convert eval", on_convert)
+    tables.cell(note, "convert training", on_training if network.trains else lambda: "-")
+    tables.cell(note, "convert saved", lambda: _save(network, folder, "convert", converted, inputs, {}))
+    tables.cell(note, "optimize eval", on_optimize)
     if fast:
         wide = widened(inputs) if oracle.in_double else inputs
         bounds = {name: 2 * oracle.bound(name) for name in oracle.exact}
-        _cell(note, "optimize saved", lambda: _save(network, folder, "optimize", fast[0], wide, bounds))
+        tables.cell(note, "optimize saved", lambda: _save(network, folder, "optimize", fast[0], wide, bounds))
 
 
 def _save(network: Network, folder: Path, tool: str, model: nn.Module, inputs: tuple, bounds: dict[str, float]) -> str:
@@ -117,11 +108,12 @@ def _save(network: Network, folder: Path, tool: str, model: nn.Module, inputs: t
     return "ok"
 
 
-def _reload(network: Network, note: Callable[[str, str], None], folder: Path) -> None:
+def _reload(name: str, note: tables.Note, folder: Path) -> None:
     """Everything that is done in the second process."""
+    network = networks()[name]
     for tool in ("convert", "optimize"):
         if (folder / f"{tool}.state").exists():
-            _cell(note, f"{tool} saved", partial(_loaded, network, folder, tool))
+            tables.cell(note, f"{tool} saved", partial(_loaded, network, folder, tool))
 
 
 def _loaded(network: Network, folder: Path, tool: str) -> str:
@@ -146,58 +138,11 @@ def _loaded(network: Network, folder: Path, tool: str) -> str:
     return "ok"
 
 
-def _cell(note: Callable[[str, str], None], cell: str, compute: Callable[[], str]) -> None:
-    note(cell, "started")
-    try:
-        note(cell, compute())
-    # Whatever somebody's network raises is what the cell says.
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        note(cell, f"error: {type(error).__name__}: {lines[0][:160]}")
-
-
-def _process(task: Callable[..., None], name: str, folder: Path, memory: int) -> None:
-    """The body of a process of its own."""
-    resource.setrlimit(resource.RLIMIT_DATA, (memory << 30, memory << 30))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    row = folder / f"{task.__name__}.json"
-    found: dict[str, str] = {}
-
-    def note(cell: str, value: str) -> None:
-        found[cell] = value
-        row.write_text(json.dumps(found))
-
-    _cell(note, "build", lambda: task(networks()[name], note, folder) or "ok")
-
-
-def examine(name: str, limit: float, memory: int) -> dict[str, str | float]:
+def examine(name: str, limit: float, memory: int) -> dict[str, Any]:
     """The row of one network."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["torch", "torchvision", "timm", "monai.networks.nets", "segmentation_models_pytorch"]
-    )
-    start, found = time.monotonic(), {}
-    with tempfile.TemporaryDirectory() as folder:
-        for task in (_examine, _reload):
-            process = context.Process(target=_process, args=(task, name, Path(folder), memory))
-            process.start()
-            process.join(limit)
-            late = process.is_alive()
-            if late:
-                process.kill()
-                process.join()
-            row = Path(folder) / f"{task.__name__}.json"
-            notes = json.loads(row.read_text()) if row.exists() else {"build": "started"}
-            end = f"timeout: {limit:.0f} s" if late else f"crash: exit code {process.exitcode}"
-            found |= {
-                cell: end if value == "started" else value
-                for cell, value in notes.items()
-                if value != "ok" or cell != "build"
-            }
-    found |= {"seconds": round(time.monotonic() - start, 1), "verdict": verdict(found)}
-    return found
+    preload = ["torch", "torchvision", "timm", "monai.networks.nets", "segmentation_models_pytorch"]
+    found = tables.examine(name, (_examine, _reload), limit, memory, preload)
+    return found | {"verdict": verdict(found)}
 
 
 def verdict(row: dict[str, Any]) -> str:
@@ -230,42 +175,6 @@ def table(found: dict[str, dict[str, Any]], versions: dict[str, str]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "torchvision", "timm", "segmentation-models-pytorch", "monai")}
-
-
-def main() -> None:
-    """Runs what is asked for and writes the table after every network."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=OUT, help="the table; what it is made of lies beside it, as .json")
-    parser.add_argument("--only", default="", help="networks whose name contains this")
-    parser.add_argument("--resume", action="store_true", help="leave out those that are ok in the table")
-    parser.add_argument("--jobs", type=int, default=2, help="networks at a time")
-    parser.add_argument("--limit", type=float, default=240.0, help="seconds for each of a network's two processes")
-    parser.add_argument("--memory", type=int, default=8, help="GiB for each process")
-    given = parser.parse_args()
-    os.environ |= {"ATROUSOPS_PLANS": "none", "OMP_NUM_THREADS": "1"}
-    store = given.out.with_suffix(".json")
-    found = json.loads(store.read_text())["networks"] if store.exists() else {}
-    lock, everything = threading.Lock(), list(networks())
-
-    def run(name: str) -> None:
-        row = examine(name, given.limit, given.memory)
-        print(f"{name}: {row['verdict']} ({row['seconds']} s)", flush=True)
-        with lock:
-            found[name] = row
-            known = {name: found[name] for name in everything if name in found}
-            store.write_text(json.dumps({"versions": _versions(), "networks": known}, indent=1) + "\n")
-            given.out.write_text(table(known, _versions()))
-
-    chosen = [name for name in everything if given.only in name]
-    if given.resume:
-        chosen = [name for name in chosen if found.get(name, {}).get("verdict") != "ok"]
-    with ThreadPoolExecutor(given.jobs) as pool:
-        list(pool.map(run, chosen))
-
-
 if __name__ == "__main__":
-    main()
+    VERSIONS = tables.versions(("torch", "torchvision", "timm", "segmentation-models-pytorch", "monai"))
+    tables.main(__doc__ or "", OUT, [*networks()], examine, table, VERSIONS, limit=240.0)

@@ -39,3 +39,8 @@ def worst(exact: torch.Tensor, *theirs: torch.Tensor) -> torch.Tensor:
     """Of several results of PyTorch's the one that is furthest from the exact one."""
     error = lambda t: float((t.detach().double() - exact).abs().nan_to_num().max())  # noqa: E731
     return max(theirs, key=error) if exact.numel() else theirs[0]
+
+
+def tf32(t: torch.Tensor) -> torch.Tensor:
+    """Of fp32, rounded to 10 bits of fraction: what a TF32 product sees."""
+    return ((t.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32) if t.dtype == torch.float32 else t

@@ -100,7 +100,8 @@ def _line(name: str, parameters: str, recipes: list[Scored]) -> str:
 
 
 def _about(name: str, parameters: str) -> Iterator[str]:
-    head, colon, rest = _doc(name).partition("\nArgs:\n")
+    # From the first section on it is no Markdown.
+    head, *rest = re.split(r"^(?=(?:Args|Returns|Raises):\n)", _doc(name), maxsplit=1, flags=re.MULTILINE)
     yield f"# {name}\n\n{head.strip()}\n"
     taken = inspect.signature(models.registry.factory(name)).parameters.values()
     arguments = ", ".join(f"{p.name}={p.default!r}" for p in taken)
@@ -109,8 +110,10 @@ def _about(name: str, parameters: str) -> Iterator[str]:
     if loads:
         yield "Weights that others published and `load_published` reads:\n\n| name | from |\n|---|---|"
         yield "\n".join(loads) + "\n"
-    if colon:
-        yield f"```\nArgs:\n{rest.rstrip()}\n```\n"
+    else:
+        yield "`load_published` reads no weights of it.\n"
+    for tail in rest:
+        yield f"```text\n{tail.rstrip()}\n```\n"
 
 
 def _scores(recipes: list[Scored]) -> Iterator[str]:

@@ -9,19 +9,16 @@ from typing import Any
 from atrousops.bench.registry import SCALING
 from atrousops.bench.report import columns
 from atrousops.bench.results import DISPATCHED, TRITON, Report, Result
-from atrousops.common.checks import ArgumentError
+from atrousops.common.figures import COLORS, new_figure
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000", "#999999")
 FORMATS = ("png", "svg")
-MISSING = "bench: plots need matplotlib: pip install 'atrousops[bench]'"
 
 
 def draw(report: Report, stem: Path) -> list[Path]:
     """Writes STEM_ratios and STEM_roofline as PNG and SVG, those for which there are rows; returns the files.
 
     Raises:
-        ArgumentError: matplotlib is not installed.
+        NoFigures: matplotlib is not installed.
     """
     report = replace(report, results=[result for result in report.results if result.suite != SCALING])
     figures = {"ratios": _ratios(report), "roofline": _roofline(report)}
@@ -38,12 +35,7 @@ def draw(report: Report, stem: Path) -> list[Path]:
 
 
 def _new_figure(width: float, height: float) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ArgumentError(MISSING) from None
-    # Not pyplot: no display, nothing to close.
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = new_figure("bench: plots", "bench", width, height)
     return figure, figure.add_subplot()
 
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import importlib
 import io
+import struct
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from atrousops.common.checks import bad_value
-from atrousops.data.decode import DAMAGE, PictureError, image_from, opened, reason, samples_from
+from atrousops.data.decode import (
+    DAMAGE,
+    PictureError,
+    allowed,
+    image_from,
+    is_deep_png,
+    opened,
+    reason,
+    samples_from,
+)
 
 # Red, green, blue; ITU-R BT.601, as Pillow's grey.
 _GREY = np.array([0.299, 0.587, 0.114])
@@ -23,15 +34,18 @@ class Pixels:
     """How pictures are read.
 
     channels: of the network. scale: the stored number that counts as 1, such as 4095 of a 12-bit camera, or None for
-    8-bit RGB and greys; see `read_picture`.
+    8-bit RGB and greys; see `read_picture`. page: which one of a file of several pages or frames, from 1.
     """
 
     channels: int = 3
     scale: float | None = None
+    page: int = 1
 
     def __post_init__(self) -> None:
         if self.scale is not None and not 0 < self.scale < float("inf"):
             bad_value("data", "scale", "be positive, the stored number that counts as 1", self.scale)
+        if self.page < 1:
+            bad_value("data", "page", "be at least 1", self.page)
 
 
 def read_picture(path: str | Path, pixels: Pixels) -> np.ndarray:
@@ -45,7 +59,7 @@ def read_picture(path: str | Path, pixels: Pixels) -> np.ndarray:
     | stated | any | the same and greys, RGB, of any depth, floats too | float32, stored number / scale |
 
     .npy holds (H, W, C) or (C, H, W). A TIFF has C samples or pages; what Pillow cannot read of it needs the package
-    tifffile. Orientation is applied.
+    tifffile. PNG of 16 bits a colour needs the package imagecodecs. Orientation is applied.
 
     Raises:
         PictureError: there is no such file, it cannot be read, or has other channels, another dtype, or NaN.
@@ -63,9 +77,13 @@ def picture_from(stream: BinaryIO, name: str, pixels: Pixels) -> np.ndarray:
     """As `read_picture`, from a binary stream; `name` says the kind of file, and stands in messages."""
     array_file = PurePath(name).suffix.lower() == ".npy"
     if pixels.scale is None and pixels.channels in (1, 3) and not array_file:
-        picture = image_from(stream, name)
+        picture = image_from(stream, name, pixels.page)
         return picture if pixels.channels == 3 else np.rint(picture @ _GREY).astype(np.uint8)[..., None]
-    samples = _samples(stream, name, pixels.channels)
+    return finished(_samples(stream, name, pixels.channels, pixels.page), name, pixels)
+
+
+def finished(samples: np.ndarray, name: str, pixels: Pixels) -> np.ndarray:
+    """What `read_picture` makes of stored numbers (H, W, C), pixel by pixel; `name` stands in messages."""
     if pixels.scale is None:
         if samples.dtype not in (np.uint8, np.uint16):
             why = f"holds {samples.dtype}, where uint8 or uint16 is needed"
@@ -92,15 +110,20 @@ def integers_from(stream: BinaryIO, name: str) -> np.ndarray:
     return ids.astype(np.int64)
 
 
-def _samples(stream: BinaryIO, name: str, channels: int | None) -> np.ndarray:
+def _samples(stream: BinaryIO, name: str, channels: int | None, page: int = 1) -> np.ndarray:
     suffix = PurePath(name).suffix.lower()
     if suffix == ".npy":
+        if page != 1:
+            raise PictureError(f"{name}: page {page} was asked for, and an array has none")
         return _checked(name, _bands_last(_numpy(stream, name), channels), channels)
+    data = stream.read()
+    if is_deep_png(data):
+        return _checked(name, _deep_png(data, name, page), channels)
     # Both read it, the second after the first.
-    stream = io.BytesIO(stream.read())
+    stream = io.BytesIO(data)
     refused = None
     try:
-        found = samples_from(stream, name)
+        found = samples_from(stream, name, page)
         if suffix not in (".tif", ".tiff") or found.shape[2] == channels:
             return _checked(name, found, channels)
     except PictureError as error:
@@ -108,7 +131,7 @@ def _samples(stream: BinaryIO, name: str, channels: int | None) -> np.ndarray:
             raise
         refused = error
     stream.seek(0)
-    return _checked(name, _tiff(stream, name, refused), channels)
+    return _checked(name, _tiff(stream, name, refused, page), channels)
 
 
 def _bands_last(array: np.ndarray, channels: int | None) -> np.ndarray:
@@ -135,7 +158,27 @@ def _numpy(stream: BinaryIO, name: str) -> np.ndarray:
         raise PictureError(f"{name}: not an array that NumPy can read") from error
 
 
-def _tiff(stream: BinaryIO, name: str, refused: PictureError | None) -> np.ndarray:
+def _deep_png(data: bytes, name: str, page: int) -> np.ndarray:
+    """Colours of 16 bits, by imagecodecs."""
+    try:
+        codecs = importlib.import_module("imagecodecs")
+    except ImportError:
+        why = f"{name}: PNG with 16 bits a colour, of which Pillow keeps 8; the package imagecodecs reads it"
+        raise PictureError(f"{why}: pip install imagecodecs") from None
+    if page != 1:
+        raise PictureError(f"{name}: page {page} was asked for, and of PNG with 16 bits a colour the first can be read")
+    width, height = struct.unpack(">II", data[16:24])
+    if width * height > allowed():
+        raise PictureError(f"{name}: has {width * height} pixels, more than the {allowed()} that are allowed")
+    try:
+        with Image.open(io.BytesIO(data)) as header:
+            turn = header.getexif().get(_ORIENTATION, 1)
+        return _upright(codecs.png_decode(data), turn)
+    except (*DAMAGE, RuntimeError) as error:  # imagecodecs' errors are RuntimeErrors
+        raise PictureError(f"{name}: cannot be read: {reason(error)}") from error
+
+
+def _tiff(stream: BinaryIO, name: str, refused: PictureError | None, page: int) -> np.ndarray:
     """By tifffile, after Pillow has found other channels or refused the file."""
     try:
         tifffile = importlib.import_module("tifffile")
@@ -144,10 +187,16 @@ def _tiff(stream: BinaryIO, name: str, refused: PictureError | None) -> np.ndarr
         raise PictureError(f"{why}; the package tifffile may read it: pip install tifffile") from None
     try:
         with tifffile.TiffFile(stream) as file:
-            series = file.series[0]
+            if page > len(file.pages):
+                raise PictureError(f"{name}: page {page} was asked for, and there are {len(file.pages)}")
+            first = file.pages[page - 1]
+            # The first series may be pages that are the bands of one picture.
+            series = file.series[0] if page == 1 else first
             samples, axes = np.asarray(series.asarray()), str(series.axes)
-            turn = int(file.pages[0].tags.valueof(_ORIENTATION, 1))
-            inverted = file.pages[0].photometric == 0
+            turn = int(first.tags.valueof(_ORIENTATION, 1))
+            inverted = first.photometric == 0
+    except PictureError:
+        raise
     except (*DAMAGE, tifffile.TiffFileError, RuntimeError) as error:
         raise PictureError(f"{name}: cannot be read: {reason(error)}") from error
     if inverted:

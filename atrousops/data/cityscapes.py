@@ -33,7 +33,7 @@ _IDS = {
 class Cityscapes(SegmentationSet):
     """Cityscapes, fine labels.
 
-    cityscapes/leftImg8bit/{train,val}/CITY/*_leftImg8bit.png with gtFine/{train,val}/CITY/*_gtFine_labelIds.png.
+    `cityscapes/leftImg8bit/{train,val}/CITY/*_leftImg8bit.png` with `gtFine/{train,val}/CITY/*_gtFine_labelIds.png`.
     """
 
     file = "cityscapes"

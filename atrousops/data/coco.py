@@ -36,7 +36,7 @@ _NAMES = {number: name for number, name in enumerate(f"{_THINGS},{_STUFF}".split
 class COCOStuff(SegmentationSet):
     """COCO-Stuff: 80 things and 91 stuff classes.
 
-    coco/{train,val}2017/*.jpg with coco/stuffthingmaps/{train,val}2017/*.png, whose greys are the ids less one.
+    `coco/{train,val}2017/*.jpg` with `coco/stuffthingmaps/{train,val}2017/*.png`, whose greys are the ids less one.
 
     Source: Caesar et al., COCO-Stuff: thing and stuff classes in context (2018).
     """
@@ -61,8 +61,8 @@ class COCOStuff(SegmentationSet):
 class COCOPanoptic(SegmentationSet):
     """COCO panoptic: classes in the order of their ids, things first, and a number for every object.
 
-    coco/annotations/panoptic_{train,val}2017.json with coco/annotations/panoptic_{train,val}2017/*.png, whose colours
-    are segments' ids R + 256 G + 65536 B, and coco/{train,val}2017/*.jpg. Crowds are void.
+    coco/annotations/panoptic_{train,val}2017.json with `coco/annotations/panoptic_{train,val}2017/*.png`, whose colours
+    are segments' ids R + 256 G + 65536 B, and `coco/{train,val}2017/*.jpg`. Crowds are void.
 
     Attributes:
         things: how many of the classes, from the first, are things.

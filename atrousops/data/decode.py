@@ -31,6 +31,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SEVERAL_PAGES = (".gif", ".tif", ".tiff", ".png", ".apng", ".webp", ".mpo", ".avif", ".psd", ".fli", ".flc")
 _COLOURED = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -99,9 +100,40 @@ def read_mask(path: str | Path) -> np.ndarray:
         return mask_from(stream, str(path))
 
 
-def image_from(stream: BinaryIO, name: str) -> np.ndarray:
-    """As `read_image`, from a binary stream; `name` stands in messages."""
-    decoded = _decode(stream, name)
+def allow(pixels: int) -> None:
+    """Lets files of up to so many pixels be read, in this process, instead of the 179 millions that Pillow allows.
+
+    That limit guards against small files that fill the memory when unpacked.
+    """
+    Image.MAX_IMAGE_PIXELS = -(-pixels // 2)
+
+
+def allowed() -> int:
+    """How many pixels a file may have to be read."""
+    return 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
+
+
+def is_deep_png(data: bytes) -> bool:
+    """Whether a file is PNG with 16 bits a colour, of which Pillow keeps the upper 8."""
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 25 and data[24] == 16 and data[25] in (2, 4, 6)
+
+
+def pages_in(path: str | Path) -> int:
+    """How many pages or frames an image file has; 1 for a file that is none."""
+    if Path(path).suffix.lower() not in _SEVERAL_PAGES:
+        return 1
+    try:
+        with opened(Path(path)) as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(stream) as image:
+                return int(getattr(image, "n_frames", 1))
+    except (*DAMAGE, Image.DecompressionBombError):
+        return 1
+
+
+def image_from(stream: BinaryIO, name: str, page: int = 1) -> np.ndarray:
+    """As `read_image`, from a binary stream; `name` stands in messages, and `page` counts from 1."""
+    decoded = _decode(stream, name, page)
     image = decoded.image
     if image.mode in (*_SIXTEEN, "I"):
         return _as_rgb(_grey(decoded))
@@ -119,7 +151,7 @@ def image_from(stream: BinaryIO, name: str) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def samples_from(stream: BinaryIO, name: str) -> np.ndarray:
+def samples_from(stream: BinaryIO, name: str, page: int = 1) -> np.ndarray:
     """The stored numbers of a picture, (H, W, C) of the file's dtype, upright: neither scaled nor made RGB.
 
     Greys, RGB, RGBA and CMYK are as stored, palettes become their colours, and YCbCr and HSV RGB.
@@ -127,7 +159,7 @@ def samples_from(stream: BinaryIO, name: str) -> np.ndarray:
     Raises:
         PictureError: as `read_image`; or colours of 16 bits, or a TIFF in which zero is white.
     """
-    decoded = _decode(stream, name)
+    decoded = _decode(stream, name, page)
     image = decoded.image
     if image.mode in ("P", "PA", "YCbCr", "HSV", "RGBX"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
@@ -199,7 +231,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _decode(stream: BinaryIO, name: str) -> _Decoded:
+def _decode(stream: BinaryIO, name: str, page: int = 1) -> _Decoded:
     header = stream.read(26)
     stream.seek(0)
     try:
@@ -207,16 +239,20 @@ def _decode(stream: BinaryIO, name: str) -> _Decoded:
             # Pillow warns of very large files, odd palettes and odd tags; all are read as well as they can be.
             warnings.simplefilter("ignore")
             with Image.open(stream) as image:
+                if page != 1:
+                    _turn_to(image, name, page)
                 tags = getattr(image, "tag_v2", {})
                 facts = {key: _number(tags.get(key)) for key in (_BITS, _LARGEST, _PHOTOMETRIC)}
                 kind = image.format or ""
                 image.load()
                 upright = _upright(image)
+    except PictureError:
+        raise
     except UnidentifiedImageError as error:
         raise PictureError(f"{name}: not an image that Pillow can read") from error
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        remedy = "scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS for files that you trust"
+        remedy = "scale it down, or for files that you trust raise PIL.Image.MAX_IMAGE_PIXELS, `segment --largest`"
         raise PictureError(f"{name}: more than the {limit} pixels that Pillow reads; {remedy}") from error
     except MemoryError as error:
         raise PictureError(f"{name}: too large for the memory of this machine") from error
@@ -224,6 +260,13 @@ def _decode(stream: BinaryIO, name: str) -> _Decoded:
         raise PictureError(f"{name}: cannot be read: {reason(error)}") from error
     bits = header[24] if kind == "PNG" and len(header) > 24 else facts[_BITS]
     return _Decoded(upright, name, kind, bits, facts[_LARGEST], facts[_PHOTOMETRIC] == 0)
+
+
+def _turn_to(image: Image.Image, name: str, page: int) -> None:
+    pages = int(getattr(image, "n_frames", 1))
+    if not 1 <= page <= pages:
+        raise PictureError(f"{name}: page {page} was asked for, and there {'is' if pages == 1 else 'are'} {pages}")
+    image.seek(page - 1)
 
 
 def _number(value: object) -> int | None:

@@ -10,7 +10,7 @@ from atrousops.data.base import VOID, SegmentationSet
 class CamVid(SegmentationSet):
     """CamVid at 480x360, the eleven classes of the SegNet split; class 11 of the files is void.
 
-    {train,val,test}/*.jpg with {train,val,test}annot/*.png of the same names.
+    `{train,val,test}/*.jpg` with `{train,val,test}annot/*.png` of the same names.
     """
 
     file = "camvid11.zip"
@@ -45,9 +45,9 @@ class CamVid(SegmentationSet):
 class VOC(SegmentationSet):
     """Pascal VOC 2012's 21 classes.
 
-    VOCdevkit/VOC2012 with ImageSets/Segmentation/{train,val,trainval}.txt, JPEGImages/*.jpg and
-    SegmentationClass/*.png, whose palette numbers are the classes. With the labels of Hariharan et al. (2011) added to
-    SegmentationClass and their list as train_aug.txt, the split "train_aug" is the papers' training set.
+    VOCdevkit/VOC2012 with ImageSets/Segmentation/{train,val,trainval}.txt, `JPEGImages/*.jpg` and
+    `SegmentationClass/*.png`, whose palette numbers are the classes. With the labels of Hariharan et al. (2011) added
+    to SegmentationClass and their list as train_aug.txt, the split "train_aug" is the papers' training set.
     """
 
     file = "VOCdevkit/VOC2012"

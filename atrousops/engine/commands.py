@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+from atrousops.engine.options import Commands
 
 _RECIPE = """\
 Looks for images and their masks in a folder, measures them, and prints a recipe

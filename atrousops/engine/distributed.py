@@ -5,11 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from datetime import timedelta
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from atrousops.common.checks import bad_value
+
+# Shares of a folder end at different times, and the first to end waits for the last.
+PATIENCE = timedelta(days=30)
 
 
 class Processes(NamedTuple):
@@ -33,6 +39,13 @@ class Processes(NamedTuple):
         """Whether the value is true in any process."""
         return bool(self.sum(torch.tensor(float(flag), device=device)) > 0) if self.world > 1 else flag
 
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in the order of their ranks; each must be one that pickle takes."""
+        values = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def wait(self) -> None:
         """Until all are here."""
         if self.world > 1:
@@ -40,23 +53,38 @@ class Processes(NamedTuple):
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto": this process's GPU where there is one, else the CPU."""
+    """ "auto": this process's GPU where there is one, else the CPU.
+
+    Raises:
+        ArgumentError: a GPU where there is none.
+    """
     if name != "auto":
-        return torch.device(name)
+        device = torch.device(name)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            bad_value("pick_device", "device", "be cpu or auto, as PyTorch sees no GPU here", name)
+        return device
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 @contextlib.contextmanager
-def join(device: torch.device) -> Iterator[Processes]:
-    """The processes of torchrun's environment, over NCCL between GPUs and Gloo between CPUs; one alone without it."""
+def join(device: torch.device, patience: timedelta | None = None) -> Iterator[Processes]:
+    """The processes of torchrun's environment, over NCCL between GPUs and Gloo between CPUs; one alone without it.
+
+    Where they have been joined already, they stay so afterwards.
+
+    patience: how long one waits for the others before that is an error; by default PyTorch's, some minutes.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
+    if dist.is_initialized():
+        yield Processes(dist.get_rank(), dist.get_world_size())
+        return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:

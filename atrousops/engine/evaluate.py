@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from atrousops.common.checks import bad_value
 from atrousops.data import VOID, Pixels, SegmentationSet, transforms
 from atrousops.engine import config as configs
 from atrousops.engine import outputs
-from atrousops.engine.distributed import Processes, pick_device
+from atrousops.engine.distributed import PATIENCE, Processes, join, pick_device
 from atrousops.engine.instances import find
 from atrousops.engine.multiscale import MultiScale
 from atrousops.metrics import BoundaryScores, ConfusionMatrix, MaskAP, PanopticQuality, Precision, Quality
@@ -56,8 +57,34 @@ class Scores:
         if self.boundary is not None:
             self.boundary.update(prediction, labels)
 
-    def update_objects(self, model: nn.Module, image: Tensor, labels: Tensor) -> None:
-        """Adds the objects that a network finds in an image, given labels (2, H, W)."""
+    def like(self) -> Callable[[], Scores]:
+        """What makes others of the same kind, with nothing added."""
+        ap, widths = self._ap is not None, tuple(self.boundary.bands) if self.boundary is not None else ()
+        return partial(Scores, self.classes, bool(self.things), ap, widths)
+
+    def state(self) -> dict[str, Any]:
+        """What was added, for `add`; pickle takes it."""
+        return {
+            "counts": [matrix.counts for matrix in self._matrices()],
+            "quality": self._quality.state() if self._quality is not None else None,
+            "ap": self._ap.state() if self._ap is not None else None,
+        }
+
+    def add(self, state: dict[str, Any]) -> None:
+        """Adds the images of another's."""
+        for matrix, counts in zip(self._matrices(), state["counts"], strict=True):
+            matrix.counts += counts
+        if self._quality is not None:
+            self._quality.add(state["quality"])
+        if self._ap is not None:
+            self._ap.add(state["ap"])
+
+    def _matrices(self) -> list[ConfusionMatrix]:
+        near = [] if self.boundary is None else [*self.boundary.bands.values(), self.boundary.interior]
+        return [self.matrix, *near]
+
+    def update_objects(self, model: nn.Module, image: Tensor, labels: Tensor, number: int | None = None) -> None:
+        """Adds the objects that a network finds in an image, given labels (2, H, W); number: of `MaskAP.update`."""
         found = find(model, image, self.things)
         panoptic = found.panoptic.cpu()
         self.update(panoptic[0], labels[0])
@@ -69,7 +96,7 @@ class Scores:
             true = true[true > 0]
             masks = numbers == true[:, None, None]
             classes = [int(labels[0][mask][0]) for mask in masks]
-            self._ap.update(found.masks.cpu(), found.labels, found.scores, masks, classes)
+            self._ap.update(found.masks.cpu(), found.labels, found.scores, masks, classes, number)
 
     @property
     def quality(self) -> Quality | None:
@@ -100,8 +127,10 @@ def main(
     widths: tuple[int, ...] = (),
     published: str | None = None,
     progress: bool = True,
+    ray: str | None = None,
+    workers: int | None = None,
 ) -> Scores:
-    """Scores trained weights on the validation images of a recipe.
+    """Scores trained weights on the validation images of a recipe; under torchrun each process does its share of them.
 
     Args:
         config_path: the recipe, YAML.
@@ -117,20 +146,32 @@ def main(
             but for a published one.
         ap, widths: of `Scores`.
         progress: draw a progress bar.
+        ray, workers: "local", or the address of a Ray cluster that shares the images, and by how many processes.
 
     Returns:
-        The scores; `report` makes text of them.
+        The scores, of all processes in each; `report` makes text of them.
 
     Raises:
         FileNotFoundError: no recipe or no weights.
         ArgumentError: a wrong recipe, or damaged or unfitting weights.
     """
-    model, data, info, norm = opened(
-        config_path, weights, split=split, data_root=data_root, overrides=overrides, published=published,
+    load = partial(
+        opened, config_path, weights, split=split, data_root=data_root, overrides=overrides, published=published,
         scales=scales, flip=flip,
     )  # fmt: skip
+    model, data, info, norm = load()
     refine = (info.dense_crf() if crf else None) if isinstance(crf, bool) else crf
-    return score(model, data, crf=refine, norm=norm, ap=ap, widths=widths, progress=progress)
+    if ray is not None:
+        from atrousops.engine import cluster
+
+        scores = Scores(data.classes, data.instances, ap, widths)
+        for state in cluster.judge(load, refine, scores.like(), len(data), ray, workers):
+            scores.add(state)
+        return scores
+    with join(torch.device("cpu"), PATIENCE) as processes:
+        progress = progress and processes.first
+        options: dict[str, Any] = {"ap": ap, "widths": widths, "progress": progress, "processes": processes}
+        return score(model, data, crf=refine, norm=norm, **options)
 
 
 class Opened(NamedTuple):
@@ -222,27 +263,43 @@ def score(
         norm: mean and deviation, to find the image's colours again for the CRF.
         ap, widths: of `Scores`.
         progress: draw a progress bar.
-        processes: that share the work. Objects are all judged by each.
+        processes: that share the work.
     """
     scores = Scores(data.classes, data.instances, ap, widths)
     processes = processes or Processes()
     was_training = model.training
     model.eval()
+    mine = range(processes.rank, len(data), processes.world)
+    add_images(
+        scores, model, data, tqdm(mine, desc="evaluate", disable=None if progress else True, leave=False), crf, norm
+    )
+    for rank, state in enumerate(processes.gather(scores.state())):
+        if rank != processes.rank:
+            scores.add(state)
+    model.train(was_training)
+    return scores
+
+
+@torch.inference_mode()
+def add_images(
+    scores: Scores,
+    model: nn.Module,
+    data: SegmentationSet,
+    which: Iterable[int],
+    crf: Refine | None,
+    norm: tuple[Sequence[float], Sequence[float]],
+) -> None:
+    """Adds some images of a set to the scores; the arguments are those of `score`."""
     device = next(iter(model.parameters())).device
-    mine = range(len(data)) if data.instances else range(processes.rank, len(data), processes.world)
-    for index in tqdm(mine, desc="evaluate", disable=not progress, leave=False):
+    for index in which:
         image, labels = data[index]
         if data.instances:
-            scores.update_objects(model, image.to(device), labels)
+            scores.update_objects(model, image.to(device), labels, index)
             continue
         found = scores_of(model, image, data.classes)
         if crf is not None:
             found = crf(found.float().cpu().contiguous(), transforms.denormalise(image, *norm)[None])
         scores.update(found.argmax(1)[0].cpu(), labels)
-    if not data.instances and processes.world > 1:
-        scores.matrix.counts = processes.sum(scores.matrix.counts.to(device)).cpu()
-    model.train(was_training)
-    return scores
 
 
 def report(scores: Scores) -> str:

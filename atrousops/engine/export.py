@@ -23,7 +23,7 @@ from atrousops.ops import decompose
 # The largest difference allowed, relative to the largest score.
 TOLERANCE = 1e-4
 _SUFFIXES = (".onnx", ".pt2")
-_INPUT, _OUTPUT = "image", "scores"
+INPUT, OUTPUT = "image", "scores"
 
 
 class Difference(NamedTuple):
@@ -33,7 +33,9 @@ class Difference(NamedTuple):
     largest: float
 
 
-class _Scores(nn.Module):
+class Scores(nn.Module):
+    """A network as images -> its scores, whatever else it returns."""
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
@@ -80,7 +82,7 @@ def export(
         # Of the exporter, about its own calls.
         warnings.simplefilter("ignore")
         shapes = {0: anything, 2: anything, 3: anything}
-        program = torch.export.export(_Scores(network), (image,), dynamic_shapes=(shapes,), strict=False)
+        program = torch.export.export(Scores(network), (image,), dynamic_shapes=(shapes,), strict=False)
         text = json.dumps(None if info is None else dataclasses.asdict(info))
         if path.suffix == ".onnx":
             _write_onnx(program, image, path, text)
@@ -111,7 +113,7 @@ def _write_onnx(program: torch.export.ExportedProgram, image: Tensor, path: Path
     except ModuleNotFoundError as error:
         raise ImportError("export: ONNX files need the package onnxscript: pip install 'atrousops[export]'") from error
     made: Any = torch.onnx.export(
-        program, (image,), dynamo=True, verbose=False, input_names=[_INPUT], output_names=[_OUTPUT]
+        program, (image,), dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT]
     )
     made.model.metadata_props["atrousops"] = text
     write_atomically(path, lambda file: made.save(file, external_data=False))
@@ -132,7 +134,7 @@ def differences(network: nn.Module, path: str | os.PathLike[str], shapes: Sequen
         ImportError: onnxruntime is missing.
     """
     run = _runner(Path(path))
-    scores, found = _Scores(network), []
+    scores, found = Scores(network), []
     generator = torch.Generator().manual_seed(0)
     for shape in shapes:
         image = torch.randn(*shape, generator=generator)
@@ -151,4 +153,4 @@ def _runner(path: Path) -> Any:
     except ModuleNotFoundError as error:
         raise ImportError("export: a check needs the package onnxruntime: pip install 'atrousops[export]'") from error
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda image: torch.from_numpy(session.run([_OUTPUT], {_INPUT: image.numpy()})[0])
+    return lambda image: torch.from_numpy(session.run([OUTPUT], {INPUT: image.numpy()})[0])

@@ -53,7 +53,7 @@ def class_weights(kind: str, data: SegmentationSet, progress: bool = False) -> T
         bad_value("Loss", "weights", "be none, median_frequency or enet", repr(kind))
     pixels = torch.zeros(len(data.classes), dtype=torch.float64)
     shown = torch.zeros_like(pixels)
-    for name in tqdm(data.names, desc="class weights", disable=not progress, leave=False):
+    for name in tqdm(data.names, desc="class weights", disable=None if progress else True, leave=False):
         labels = classes_of(data.read(name)[1])
         counts = torch.bincount(labels[labels != VOID], minlength=len(pixels)).double()
         pixels += counts

@@ -9,11 +9,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from atrousops.common.checks import bad_value
 from atrousops.common.files import write_atomically
-from atrousops.data.decode import PictureError, reason
+from atrousops.data.decode import DAMAGE, PictureError, reason
+
+_NOTE = "atrousops"
 
 
 def picture_files(inputs: Iterable[str | Path], skip: Path | None = None) -> tuple[list[Path], list[PictureError]]:
@@ -53,7 +56,7 @@ def picture_files(inputs: Iterable[str | Path], skip: Path | None = None) -> tup
 
 
 def result_names(files: Sequence[Path], folder: Path) -> list[str]:
-    """A name for the results of each file; no `folder/NAME_mask.png` or `_overlay.png` is another's, or an input.
+    """A name for the results of each file; no `folder/NAME_mask.png`, `.tif` or `_overlay` is another's, or an input.
 
     The name is the file's stem, cut to 200 bytes; where stems meet, the extension is added (`a.jpg`, `a.png` ->
     `a_jpg`, `a_png`), then a number. Case is ignored, since some file systems do.
@@ -64,7 +67,8 @@ def result_names(files: Sequence[Path], folder: Path) -> list[str]:
     taken: set[str] = set()
 
     def is_free(name: str) -> bool:
-        results = (str((folder / f"{name}_{kind}.png").resolve()).casefold() for kind in ("mask", "overlay"))
+        kinds = ("mask.png", "overlay.png", "mask.tif", "overlay.tif")
+        results = (str((folder / f"{name}_{kind}").resolve()).casefold() for kind in kinds)
         return name.casefold() not in taken and inputs.isdisjoint(results)
 
     names = []
@@ -101,7 +105,9 @@ def mask_image(labels: np.ndarray, colors: np.ndarray) -> Image.Image:
     return image
 
 
-def overlay_image(picture: np.ndarray, labels: np.ndarray, colors: np.ndarray, alpha: float = 0.5) -> Image.Image:
+def overlay_image(
+    picture: np.ndarray, labels: np.ndarray, colors: np.ndarray, alpha: float = 0.5, edge: np.ndarray | None = None
+) -> Image.Image:
     """The picture tinted by class, with a contour where classes meet; a class whose colour is black stays as it is.
 
     y = (1 - alpha) picture + alpha colors[label]; on the contour the class colour itself, or white for black.
@@ -111,6 +117,7 @@ def overlay_image(picture: np.ndarray, labels: np.ndarray, colors: np.ndarray, a
         labels: integer (H, W), in 0..L-1.
         colors: uint8 (L, 3).
         alpha: the share of the class colour, 0..1.
+        edge: where the contour is, bool (H, W); by default `contours` of the labels.
 
     Raises:
         ArgumentError: as `mask_image`.
@@ -119,7 +126,7 @@ def overlay_image(picture: np.ndarray, labels: np.ndarray, colors: np.ndarray, a
     black = (colors == 0).all(axis=1)
     share = np.where(black, 0.0, alpha).astype(np.float32)[labels][..., None]
     blended = np.rint(picture * (1 - share) + colors[labels] * share).astype(np.uint8)
-    edge = contours(labels)
+    edge = contours(labels) if edge is None else edge
     blended[edge] = np.where(black[:, None], 255, colors).astype(np.uint8)[labels[edge]]
     return Image.fromarray(blended)
 
@@ -135,15 +142,55 @@ def _bytes(op: str, labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(labels, dtype=np.uint8)
 
 
-def contours(labels: np.ndarray) -> np.ndarray:
-    """True within a line of about 1/250 of the shorter side, where classes meet: bool (H, W)."""
-    size = 2 * max(1, round(min(labels.shape) / 500)) + 1
-    image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
-    return np.asarray(image.filter(ImageFilter.MaxFilter(size))) != np.asarray(
-        image.filter(ImageFilter.MinFilter(size))
-    )
+def contours(labels: np.ndarray, radius: int | None = None) -> np.ndarray:
+    """True where another class lies within `radius` pixels (Chebyshev): bool (H, W).
+
+    radius: by default `contour_radius` of the labels' own size.
+    """
+    radius = contour_radius(labels.shape) if radius is None else radius
+    least = most = np.ascontiguousarray(labels, dtype=np.uint8)
+    for axis in (0, 1):
+        least, most = _running(np.minimum, least, radius, axis), _running(np.maximum, most, radius, axis)
+    return np.asarray(least != most)
 
 
-def write_png(path: Path, image: Image.Image) -> None:
-    """Writes `image` to `path` as PNG, whole or not at all; raises OutputError as `write_atomically` does."""
-    write_atomically(path, lambda name: image.save(name, format="PNG"))
+def contour_radius(shape: Sequence[int]) -> int:
+    """Half the width of the lines drawn in a picture of H x W: about 1/500 of the shorter side."""
+    return max(1, round(min(shape) / 500))
+
+
+def _running(extreme: np.ufunc, values: np.ndarray, radius: int, axis: int) -> np.ndarray:
+    """The extreme of each window of 2 radius + 1 values along an axis, cut off at the ends.
+
+    A window of 2, 4, 8 ... values is made of two of half its length: the work grows as the logarithm of the radius.
+    """
+    ends = [(radius, radius) if each == axis else (0, 0) for each in range(2)]
+    # Repeating the first and last value adds none to a window that reaches over the end.
+    found = np.moveaxis(np.pad(values, ends, mode="edge"), axis, 0)
+    size, length = 2 * radius + 1, 1
+    while 2 * length <= size:
+        found = extreme(found[:-length], found[length:])
+        length *= 2
+    rest = size - length
+    found = extreme(found[: len(found) - rest], found[rest:])
+    return np.moveaxis(found, 0, axis)
+
+
+def write_png(path: Path, image: Image.Image, note: str | None = None) -> None:
+    """Writes `image` to `path` as PNG, whole or not at all; raises OutputError as `write_atomically` does.
+
+    note: ASCII, that `read_note` finds in the file.
+    """
+    text = PngInfo()
+    if note is not None:
+        text.add_text(_NOTE, note)
+    write_atomically(path, lambda name: image.save(name, format="PNG", pnginfo=text))
+
+
+def read_note(path: Path) -> str | None:
+    """What `write_png` noted in a file, without reading its pixels; None if there is no such file or note."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get(_NOTE)
+    except DAMAGE:
+        return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -34,12 +36,15 @@ class Predictor:
         classes: the names of the L classes, at most 256; their order is the class id.
         mean, std: what the network expects: (picture / 255 - mean) / std, with a number for each of its C channels.
         tile: side of a tile in pixels; a larger picture is cut up. Rounded up to a multiple of 32.
-        overlap: how far neighbouring tiles overlap, in pixels; at most tile - 32.
+        overlap: how far neighbouring tiles overlap, in pixels; at most tile - 32. None: four times the network's
+            `reach`, so that the labels are those of the whole picture.
         size: the longest side at which the network sees a picture: a larger one is scaled down for it, and the scores
             up again. None: every picture as it is. A network finds objects of the size it was trained on.
         crf: a callable (scores (1, L, H, W), image (1, C, H, W) in 0..255) -> Q (1, L, H, W), such as `ao.DenseCRF()`.
         scales, flip: of MultiScale, whose mean the scores are then: better, for as much more time.
         scale: the number in a picture of integers that counts as 1; by default the largest of its dtype.
+        device: of the network; the CRF, and the sum over tiles, are on the CPU.
+        page: which page or frame of a file is read, from 1.
 
     Raises:
         ArgumentError: no classes or more than 256, a std or scale that is not positive, mean and std of different
@@ -53,12 +58,14 @@ class Predictor:
         mean: Iterable[float],
         std: Iterable[float],
         tile: int = 1024,
-        overlap: int = 256,
+        overlap: int | None = 256,
         size: int | None = None,
         crf: Callable[[Tensor, Tensor], Tensor] | None = None,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         scale: float | None = None,
+        device: str | torch.device = "cpu",
+        page: int = 1,
     ) -> None:
         if not 1 <= len(classes) <= 256:
             bad_value("Predictor", "classes", "hold 1 to 256 names", f"{len(classes)}")
@@ -66,7 +73,8 @@ class Predictor:
             bad_value("Predictor", "tile", "be at least 1 pixel", tile)
         if size is not None and size < 1:
             bad_value("Predictor", "size", "be at least 1 pixel, or None", size)
-        self.model = model.eval().to(memory_format=torch.channels_last)
+        self.device = torch.device(device)
+        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
         self.inference = MultiScale(self.model, scales, flip) if flip or tuple(scales) != (1,) else self.model
         self.classes = list(classes)
         self.mean = torch.tensor(list(mean), dtype=torch.float32).view(1, -1, 1, 1)
@@ -75,30 +83,75 @@ class Predictor:
             rule = "have a number for each channel, both as many"
             bad_value("Predictor", "mean and std", rule, f"{self.mean.numel()} and {self.std.numel()}")
         self.channels = self.mean.numel()
-        self.pixels = Pixels(self.channels, scale)
+        self.pixels = Pixels(self.channels, scale, page)
         if not bool((self.std > 0).all()):
             bad_value("Predictor", "std", "be positive", self.std.flatten().tolist())
         self.tile = -(-tile // tiles.GRID) * tiles.GRID
+        self.size = size
+        self.crf = crf
+        overlap = self._seamless() if overlap is None else overlap
         self.overlap = overlap
         if not 0 <= overlap <= self.tile - tiles.GRID:
             bad_value(
                 "Predictor", "overlap", f"be from 0 to {self.tile - tiles.GRID}, as the tile is {self.tile}", overlap
             )
-        self.size = size
-        self.crf = crf
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
         """Class ids, uint8 (H, W), of a picture (H, W, C), such as RGB in uint8; as `scores` takes it.
 
         A network that finds objects sees the picture whole, and a pixel has the class of the surest object there.
         """
+        return self.batch([picture])[0]
+
+    def batch(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Class ids of pictures of one shape, which go through the network together; as `__call__` gives each.
+
+        Where two classes are equal to within rounding, a kernel for several pictures may choose the other.
+
+        Raises:
+            ArgumentTypeError, ArgumentError: as `scores`; or no pictures, or of several shapes.
+        """
+        if len({picture.shape for picture in pictures}) != 1:
+            shapes = [picture.shape for picture in pictures]
+            bad_value("Predictor.batch", "pictures", "be at least one, all of one shape", shapes)
         if hasattr(self.model, "objects"):
-            classes = find(self.model, self.normalise(picture)[0]).panoptic[:1, None]
-            return F.interpolate(classes.float(), size=picture.shape[:2])[0, 0].to(torch.uint8).numpy()
-        scores = self.scores(picture)
-        return labels(self.refine(picture, scores) if self.crf is not None else scores)
+            return [self._objects(picture) for picture in pictures]
+        scores = self._scores(pictures)
+        if self.crf is None:
+            return list(labels(scores))
+        return [labels(self.refine(picture, each.cpu())) for picture, each in zip(pictures, scores)]
+
+    @property
+    def streams(self) -> bool:
+        """Whether pictures need not be seen whole: at their own size, with no CRF, and no objects to find."""
+        return self.size is None and self.crf is None and not hasattr(self.model, "objects")
 
     @torch.inference_mode()
+    def strips(self, rows: Callable[[int, int], np.ndarray], height: int, width: int) -> Iterator[np.ndarray]:
+        """Class ids of a picture that is never whole in memory: uint8 (rows, W), from the top down.
+
+        They are those of `__call__` without a CRF, and a row of tiles is in memory at a time.
+
+        Args:
+            rows: (top, bottom) -> those rows of the picture, (bottom - top, W, C).
+
+        Raises:
+            ArgumentError: as `scores`; or not `streams`.
+        """
+        if not self.streams:
+            got = "objects" if hasattr(self.model, "objects") else f"size {self.size}, crf {self.crf}"
+            bad_value("Predictor.strips", "predictor", "see pictures in tiles, at their own size, with no CRF", got)
+        read: dict[tuple[int, int], np.ndarray] = {}
+
+        def window(top: int, bottom: int, left: int, right: int) -> Tensor:
+            if (top, bottom) not in read:
+                read.clear()
+                read[top, bottom] = rows(top, bottom)
+            return self.normalise(read[top, bottom][:, left:right])
+
+        for part in self._strips(window, height, width):
+            yield labels(part)[0]
+
     def scores(self, picture: np.ndarray) -> Tensor:
         """The network's scores, float32 (L, H, W), of a picture (H, W, C), such as RGB in uint8.
 
@@ -109,33 +162,101 @@ class Predictor:
         Raises:
             ArgumentTypeError, ArgumentError: not such an array; or the network does not give L finite scores a pixel.
         """
-        image = self.normalise(picture)
-        height, width = image.shape[-2:]
-        # Whole multiples of the grid: every network's strides divide them, and a picture of one pixel is like another.
-        image = F.pad(image, (0, -width % tiles.GRID, 0, -height % tiles.GRID), mode="replicate")
-        rows = tiles.spans(image.shape[2], self.tile, self.overlap)
-        columns = tiles.spans(image.shape[3], self.tile, self.overlap)
-        if len(rows) == len(columns) == 1:
-            blended = self._network(image)
-        else:
-            blended = torch.zeros(len(self.classes), *image.shape[2:])
-            row_weights, column_weights = tiles.weights(rows, self.overlap), tiles.weights(columns, self.overlap)
-            for (top, bottom), down in zip(rows, row_weights):
-                for (left, right), across in zip(columns, column_weights):
-                    part = self._network(image[:, :, top:bottom, left:right])
-                    blended[:, top:bottom, left:right] += part * down[:, None] * across
-        blended = blended[:, :height, :width]
-        if not bool(blended.isfinite().all()):
-            bad_value("Predictor", "model", "give finite scores", "NaN or infinity", "Are its weights damaged?")
-        return resize(blended[None], picture.shape[:2])[0]
+        return self._scores([picture])[0].cpu()
 
-    def normalise(self, picture: np.ndarray) -> Tensor:
-        """What the network sees: (picture / 255 - mean) / std, float32 (1, C, h, w), no side above `size`."""
-        image = _tensor(picture, self.pixels, 1)
+    @torch.inference_mode()
+    def _scores(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        image = self.normalise(*pictures)
+        strips = list(self._strips(lambda *window: _cut(image, *window), *image.shape[2:]))
+        return resize(strips[0] if len(strips) == 1 else torch.cat(strips, dim=2), pictures[0].shape[:2])
+
+    def _strips(self, window: Callable[[int, int, int, int], Tensor], height: int, width: int) -> Iterator[Tensor]:
+        """Scores (N, L, rows, W) from the top down, of an image whose windows (top, bottom, left, right) can be had.
+
+        A window is normalised, (N, C, bottom - top, right - left).
+        """
+        # Whole multiples of the grid: every network's strides divide them, and a picture of one pixel is like another.
+        down = tiles.spans(height + -height % tiles.GRID, self.tile, self.overlap)
+        columns = tiles.spans(width + -width % tiles.GRID, self.tile, self.overlap)
+        row_weights, column_weights = tiles.weights(down, self.overlap), tiles.weights(columns, self.overlap)
+        kept: Tensor | None = None
+        for number, (top, bottom) in enumerate(down):
+            blended: Tensor | None = None
+            for (left, right), across in zip(columns, column_weights):
+                image = window(top, min(bottom, height), left, min(right, width))
+                ends = (0, max(0, right - width), 0, max(0, bottom - height))
+                part = self._network(F.pad(image, ends, mode="replicate"))
+                if len(down) == len(columns) == 1:
+                    blended = part
+                    break
+                if blended is None:
+                    blended = torch.zeros(*part.shape[:2], bottom - top, columns[-1][1])
+                    if kept is not None:
+                        blended[:, :, : kept.shape[2]] = kept
+                blended[..., left:right] += part.cpu() * row_weights[number][:, None] * across
+            assert blended is not None
+            # From the next tile's first row on, more is to be added.
+            end = down[number + 1][0] if number + 1 < len(down) else bottom
+            kept = blended[:, :, end - top :]
+            done = blended[:, :, : min(end, height) - top, :width]
+            if not bool(done.isfinite().all()):
+                bad_value("Predictor", "model", "give finite scores", "NaN or infinity", "Are its weights damaged?")
+            yield done
+
+    def normalise(self, *pictures: np.ndarray) -> Tensor:
+        """What the network sees: (picture / 255 - mean) / std, float32 (N, C, h, w), no side above `size`."""
+        image = torch.cat([_tensor(picture, self.pixels, 1) for picture in pictures])
         height, width = image.shape[-2:]
         scale = min(1.0, self.size / max(height, width)) if self.size is not None else 1.0
         image = resize(image, (max(1, round(height * scale)), max(1, round(width * scale))))
-        return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return ((image - self.mean) / self.std).to(self.device, memory_format=torch.channels_last)
+
+    def _objects(self, picture: np.ndarray) -> np.ndarray:
+        classes = find(self.model, self.normalise(picture)[0]).panoptic[:1, None].cpu()
+        return F.interpolate(classes.float(), size=picture.shape[:2])[0, 0].to(torch.uint8).numpy()
+
+    @torch.inference_mode()
+    def reach(self) -> int | None:
+        """How far from its own the pixels are that a score depends on; None: farther than a tile, as by pooling.
+
+        An image in which one cell of the grid is NaN tells: a score is NaN if it depends on the cell.
+        """
+        # At least a cell on each side of that.
+        side = max(self.tile, 3 * tiles.GRID)
+        middle = side // 2 // tiles.GRID * tiles.GRID
+        image = torch.zeros(1, self.channels, side, side, device=self.device)
+        image[:, :, middle : middle + tiles.GRID, middle : middle + tiles.GRID] = torch.nan
+        scores = self._network(image.contiguous(memory_format=torch.channels_last))
+        found = scores[0].isnan().any(0).nonzero().cpu()
+        if not len(found) or int(found.min()) == 0 or int(found.max()) == side - 1:
+            return None
+        return max(middle - int(found.min()), int(found.max()) + 1 - middle - tiles.GRID)
+
+    def _seamless(self) -> int:
+        reach = self.reach()
+        most = (self.tile - tiles.GRID) // 4
+        if reach is None or reach > most:
+            rule = f"reach at most {most} pixels for an overlap of four times that in tiles of {self.tile}"
+            got = "more than a tile" if reach is None else f"{reach}"
+            bad_value("Predictor", "model", rule, got, "A larger tile, or an overlap in pixels, may do.")
+        return 4 * reach
+
+    def fingerprint(self) -> str:
+        """A hash of all that decides the labels but the picture: weights, normalisation, tiles, size, scales, CRF."""
+        parts = [self.classes, self.channels, self.tile, self.overlap, self.size, self.pixels.scale, self.pixels.page]
+        inference = self.inference
+        parts += [inference.scales, inference.flip] if isinstance(inference, MultiScale) else [(1.0,), False]
+        parts += [f"{type(part).__module__}.{type(part).__qualname__}" for part in (self.model, self.crf)]
+        info = getattr(self.model, "info", None)
+        parts += [f"{info.network} {info.arguments}" if isinstance(info, models.Info) else ""]
+        parts += [repr(self.crf) if isinstance(self.crf, nn.Module) else ""]
+        found = hashlib.sha256(json.dumps(parts).encode())
+        crf = self.crf.state_dict() if isinstance(self.crf, nn.Module) else {}
+        named = {**self.model.state_dict(), **{f"crf.{name}": value for name, value in crf.items()}}
+        for name, value in {**named, "mean": self.mean, "std": self.std}.items():
+            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return found.hexdigest()
 
     @torch.inference_mode()
     def refine(self, picture: np.ndarray, scores: Tensor) -> Tensor:
@@ -147,10 +268,10 @@ class Predictor:
     def _network(self, image: Tensor) -> Tensor:
         output: Any = self.inference(image)
         scores = output if isinstance(output, Tensor) else output["out"]
-        if scores.dim() != 4 or scores.shape[:2] != (1, len(self.classes)):
-            rule = f"give scores (1, {len(self.classes)}, h, w), one for each of its classes"
+        if scores.dim() != 4 or scores.shape[:2] != (len(image), len(self.classes)):
+            rule = f"give scores ({len(image)}, {len(self.classes)}, h, w), one for each of its classes"
             bad_value("Predictor", "model", rule, tuple(scores.shape))
-        return resize(scores.float(), image.shape[2:])[0]
+        return resize(scores.float(), image.shape[2:])
 
 
 def load_predictor(
@@ -162,7 +283,8 @@ def load_predictor(
         name: one of `atrousops.models.list()`, or a path.
         published: a key of `atrousops.models.PUBLISHED`, where the path is of that file.
         crf: refine with the dense CRF that suits the network.
-        options: `tile`, `overlap`, `size`, `scales` and `flip` of Predictor; `size` is by default that of the training.
+        options: `tile`, `overlap`, `size`, `scales`, `flip`, `device` and `page` of Predictor; `size` is by default
+            that of the training.
 
     Raises:
         FileNotFoundError, ArgumentError: as `atrousops.models.load`; or the network has more or fewer outputs than the
@@ -176,9 +298,13 @@ def load_predictor(
     return Predictor(model, info.classes, info.mean, info.std, **given)
 
 
+def _cut(image: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
+    return image[:, :, top:bottom, left:right]
+
+
 def labels(scores: Tensor) -> np.ndarray:
-    """The class id of the largest score at each pixel: (L, H, W) -> uint8 (H, W); the first of equal ones."""
-    return scores.argmax(dim=0).to(torch.uint8).numpy()
+    """The class id of the largest score at each pixel: (..., L, H, W) -> uint8 (..., H, W); the first of equal ones."""
+    return scores.argmax(dim=-3).to(torch.uint8).cpu().numpy()
 
 
 def _tensor(picture: np.ndarray, pixels: Pixels, white: float) -> Tensor:

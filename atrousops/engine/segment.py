@@ -2,34 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import io
+import json
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+import torch
 
-from atrousops.common.files import write_atomically
+from atrousops.common.files import OutputError, write_atomically
 from atrousops.data import decode
-from atrousops.data.bands import read_picture
-from atrousops.engine import pictures
+from atrousops.data.bands import Pixels, read_picture
+from atrousops.data.strips import ArrayRows, Rows, open_rows
+from atrousops.engine import large, pictures
 from atrousops.engine.channels import to_rgb
 from atrousops.engine.predict import Predictor
 
 COLUMNS = ("picture", "mask", "id", "class", "red", "green", "blue", "pixels", "share")
+# Pixels, as Pillow's limit.
+STREAMED = 178_956_970
+# Pictures wait for others of their size until there are so many batches of them.
+_WAITING = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture to do, and the name of its results."""
+
+    picture: Path
+    name: str
 
 
 @dataclass(frozen=True)
 class Segmented:
-    """One picture done: its files, how many pixels each class has, and the seconds it took."""
+    """One picture done.
+
+    pixels: how many each class has. seconds: its share of the batch's, and its writing; 0 if it was done before.
+    page, pages: the one that was read, of how many in the file.
+    """
 
     picture: Path
     mask: Path
     overlay: Path
     pixels: tuple[int, ...]
     seconds: float
+    page: int = 1
+    pages: int = 1
 
 
 @dataclass(frozen=True)
@@ -40,49 +67,235 @@ class Failed:
     reason: str
 
 
-def segment_files(predictor: Predictor, files: Sequence[Path], folder: Path) -> Iterator[Segmented | Failed]:
-    """Segments the files one by one into `folder`: NAME_mask.png (class ids) and NAME_overlay.png.
+# A picture whole, or one that is read by rows.
+Read: TypeAlias = "tuple[Job, np.ndarray | Rows]"
 
-    A file that cannot be read, or is too large for the memory, gives a `Failed`, and the others go on.
 
-    Raises:
-        OutputError: a result could not be written; going on would lose every other one too.
+def plan(files: Sequence[Path], folder: Path) -> list[Job]:
+    """A job for each file, whose results in `folder` are nobody else's."""
+    return [Job(file, name) for file, name in zip(files, pictures.result_names(files, folder))]
+
+
+class Segmenter:
+    """Segments files into a folder: NAME_mask.png (class ids) and NAME_overlay.png, each whole or not there.
+
+    A picture of more than `stream_above` pixels is labelled and written a row of tiles at a time, to NAME_mask.tif and
+    NAME_overlay.tif; where it is a TIFF of a plain kind it is read so too, and is never whole in memory.
+
+    A mask notes what it was made by and from, and is there only with its overlay; so the folder itself says what is
+    done, however a run ended and however many processes shared it.
+
+    Args:
+        predictor: labels pictures.
+        folder: for the results.
+        batch: pictures of one size that go through the network together.
+        readers: threads that read pictures ahead.
+        stream_above: by default what Pillow reads, 179 million.
     """
-    colors = pictures.class_colors(predictor.classes)
-    for path, name in zip(files, pictures.result_names(files, folder)):
-        start = time.perf_counter()
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        folder: Path,
+        *,
+        batch: int = 1,
+        readers: int = 2,
+        stream_above: int | None = None,
+    ) -> None:
+        self.predictor = predictor
+        self.folder = folder
+        self.batch = batch
+        self.readers = readers
+        self.stream_above = STREAMED if stream_above is None else stream_above
+        self.page = predictor.pixels.page
+        self.colors = pictures.class_colors(predictor.classes)
+        self._made_by = predictor.fingerprint()
+
+    def done(self, job: Job) -> Segmented | None:
+        """The result of an earlier run: by the same network and options, and later than the picture; or None."""
+        for ending, read in (("png", pictures.read_note), ("tif", large.read_note)):
+            mask, overlay = self._results(job, ending)
+            try:
+                note = json.loads(read(mask) or "{}")
+                known = note.get("made") == self._made(job) and mask.stat().st_mtime >= job.picture.stat().st_mtime
+            except (OSError, ValueError):
+                continue
+            if known:
+                return Segmented(job.picture, mask, overlay, tuple(note["pixels"]), 0.0, self.page, note["pages"])
+        return None
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Segmented | Failed]:
+        """Does the jobs, those of one size together, so that their order may be another.
+
+        A file that cannot be read, or is too large for the memory, gives a `Failed`, and the others go on.
+
+        Raises:
+            OutputError: a result could not be written; going on would lose every other one too.
+        """
+        with warnings.catch_warnings(), contextlib.closing(self._read_ahead(jobs)) as read:
+            # Readers in threads change the filters one after another, and may leave them changed.
+            warnings.filterwarnings("ignore", module="PIL")
+            for some in self._batches(read):
+                if isinstance(some, Failed):
+                    yield some
+                else:
+                    yield from self._label(some)
+
+    def _read_ahead(self, jobs: Iterable[Job]) -> Generator[Read | Failed, None, None]:
+        pool = ThreadPoolExecutor(self.readers)
+        waiting: deque[Future[Read | Failed]] = deque()
         try:
-            picture = read_picture(path, predictor.pixels)
-            labels = predictor(picture)
+            for job in jobs:
+                waiting.append(pool.submit(_read, job, self.predictor.pixels, self.stream_above))
+                if len(waiting) > self.readers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _batches(self, read: Iterable[Read | Failed]) -> Iterator[list[Read] | Failed]:
+        groups: dict[tuple[int, ...], list[Read]] = {}
+        for item in read:
+            if isinstance(item, Failed):
+                yield item
+                continue
+            if not isinstance(item[1], np.ndarray):
+                yield [item]
+                continue
+            shape = item[1].shape
+            groups.setdefault(shape, []).append(item)
+            if len(groups[shape]) == self.batch:
+                yield groups.pop(shape)
+            elif sum(map(len, groups.values())) >= _WAITING * self.batch:
+                yield groups.pop(next(iter(groups)))
+        yield from groups.values()
+
+    def _label(self, some: list[Read]) -> Iterator[Segmented | Failed]:
+        try:
+            yield from self._labelled(some)
         except decode.PictureError as error:
-            yield Failed(path, str(error))
-            continue
+            yield Failed(some[0][0].picture, str(error))
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            if not _out_of_memory(error):
                 raise
-            yield Failed(path, f"{path}: too large for the memory of this machine; a smaller --tile may help")
-            continue
-        mask, overlay = folder / f"{name}_mask.png", folder / f"{name}_overlay.png"
-        pictures.write_png(mask, pictures.mask_image(labels, colors))
-        pictures.write_png(overlay, pictures.overlay_image(to_rgb(picture), labels, colors))
-        pixels = np.bincount(labels.ravel(), minlength=len(predictor.classes))
-        yield Segmented(path, mask, overlay, tuple(map(int, pixels)), time.perf_counter() - start)
+            if len(some) == 1:
+                path = some[0][0].picture
+                yield Failed(path, f"{path}: too large for the memory of this machine; a smaller --tile may help")
+            else:
+                for one in some:
+                    yield from self._label([one])
+
+    def _labelled(self, some: list[Read]) -> list[Segmented]:
+        start = time.perf_counter()
+        if not isinstance(some[0][1], np.ndarray):
+            return [self._write(some[0][0], some[0][1], None, start)]
+        whole = [picture for _, picture in some if isinstance(picture, np.ndarray)]
+        found = self.predictor.batch(whole)
+        seconds = (time.perf_counter() - start) / len(some)
+        done = []
+        for (job, _), picture, labels in zip(some, whole, found):
+            done.append(self._write(job, picture, labels, time.perf_counter() - seconds))
+        return done
+
+    def _write(self, job: Job, picture: np.ndarray | Rows, labels: np.ndarray | None, start: float) -> Segmented:
+        mask, overlay = self._results(job, "png" if isinstance(picture, np.ndarray) else "tif")
+        parts = None if isinstance(picture, np.ndarray) else self._parts(job, picture)
+        pages = decode.pages_in(job.picture) if self._by_page(job.picture) else 1
+
+        def note(pixels: tuple[int, ...]) -> str:
+            return json.dumps({"made": self._made(job), "pixels": pixels, "pages": pages})
+
+        try:
+            # A mask is never beside the overlay of another run.
+            mask.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot replace {mask}: {error.strerror or error}") from error
+        if isinstance(picture, np.ndarray):
+            assert labels is not None
+            pixels = tuple(map(int, np.bincount(labels.ravel(), minlength=len(self.predictor.classes))))
+            pictures.write_png(overlay, pictures.overlay_image(to_rgb(picture), labels, self.colors))
+            pictures.write_png(mask, pictures.mask_image(labels, self.colors), note(pixels))
+        else:
+            assert parts is not None
+            pixels = large.write_results(mask, overlay, picture, parts, self.colors, note)
+        return Segmented(job.picture, mask, overlay, pixels, time.perf_counter() - start, self.page, pages)
+
+    def _parts(self, job: Job, rows: Rows) -> Iterator[np.ndarray]:
+        if not self.predictor.streams:
+            why = f"more than {self.stream_above / 1e6:g} megapixels are labelled in tiles, at their own size"
+            raise decode.PictureError(f"{job.picture}: {why}: with --size 0 and no --crf, or a higher --stream-above")
+        return self.predictor.strips(rows.read, *rows.shape)
+
+    def _by_page(self, path: Path) -> bool:
+        # Elsewhere the pages of a TIFF may be the bands of one picture.
+        pixels = self.predictor.pixels
+        return (pixels.scale is None and pixels.channels in (1, 3)) or path.suffix.lower() not in (".tif", ".tiff")
+
+    def _results(self, job: Job, ending: str) -> tuple[Path, Path]:
+        return self.folder / f"{job.name}_mask.{ending}", self.folder / f"{job.name}_overlay.{ending}"
+
+    def _made(self, job: Job) -> str:
+        # surrogateescape: a file name that is not UTF-8.
+        named = f"{self._made_by} {job.picture}".encode("utf-8", errors="surrogateescape")
+        return hashlib.sha256(named).hexdigest()
 
 
-def write_classes(path: Path, classes: Sequence[str], done: Sequence[Segmented]) -> None:
-    """Writes the class list of a run as CSV (`COLUMNS`): a row for each picture and class, absent classes included.
+class ClassList:
+    """classes.csv (`COLUMNS`): a row for each picture and class, absent classes included; the file is always whole.
 
     `red`, `green`, `blue` are the colour in the mask's palette; `share` is the part of the picture's pixels, 0..1.
+
+    Args:
+        path: of the file.
+        classes: their names.
+        jobs: whose order the rows are in.
     """
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
-    colors = pictures.class_colors(classes)
-    for item in done:
-        total = sum(item.pixels)
-        for index, (name, count) in enumerate(zip(classes, item.pixels)):
-            row = [item.picture, item.mask.name, index, name, *colors[index], count, f"{count / total:.6f}"]
-            table.writerow(row)
-    # surrogateescape: a file name that is not UTF-8 is written byte for byte.
-    data = text.getvalue().encode("utf-8", errors="surrogateescape")
-    write_atomically(path, lambda name: Path(name).write_bytes(data))
+
+    def __init__(self, path: Path, classes: Sequence[str], jobs: Sequence[Job]) -> None:
+        self.path = path
+        self.classes = classes
+        self.done: dict[Path, Segmented] = {}
+        self._order = [job.picture for job in jobs]
+        self._next = 0.0
+
+    def add(self, item: Segmented) -> None:
+        """Adds a picture; the file follows within seconds, so that one is there when a run is killed."""
+        self.done[item.picture] = item
+        if time.monotonic() >= self._next:
+            self.write()
+
+    def write(self) -> None:
+        """Writes the file. Raises OutputError: it cannot be written."""
+        start = time.monotonic()
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(COLUMNS)
+        colors = pictures.class_colors(self.classes)
+        for item in (self.done[picture] for picture in self._order if picture in self.done):
+            total = sum(item.pixels)
+            for index, (name, count) in enumerate(zip(self.classes, item.pixels)):
+                row = [item.picture, item.mask.name, index, name, *colors[index], count, f"{count / total:.6f}"]
+                table.writerow(row)
+        # surrogateescape: a file name that is not UTF-8 is written byte for byte.
+        data = text.getvalue().encode("utf-8", errors="surrogateescape")
+        write_atomically(self.path, lambda name: Path(name).write_bytes(data))
+        # At most a twentieth of the time, however long the list is.
+        self._next = time.monotonic() + max(1.0, 20 * (time.monotonic() - start))
+
+
+def _read(job: Job, pixels: Pixels, stream_above: int) -> Read | Failed:
+    try:
+        rows = open_rows(job.picture, pixels, stream_above)
+        if rows is not None:
+            return job, rows
+        picture = read_picture(job.picture, pixels)
+        return job, ArrayRows(picture) if picture.shape[0] * picture.shape[1] > stream_above else picture
+    except decode.PictureError as error:
+        return Failed(job.picture, str(error))
+    except MemoryError:
+        return Failed(job.picture, f"{job.picture}: too large for the memory of this machine")
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)

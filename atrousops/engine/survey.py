@@ -141,7 +141,7 @@ def survey(files: Files, pairs: Sequence[tuple[str, str]], progress: bool = True
         progress: draw a progress bar.
     """
     found = Survey()
-    for image, mask in tqdm(pairs, desc="survey", disable=not progress, leave=False):
+    for image, mask in tqdm(pairs, desc="survey", disable=None if progress else True, leave=False):
         try:
             found.add_mask(files, mask, found.add_image(files, image))
         except (PictureError, FileNotFoundError) as error:

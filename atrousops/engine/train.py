@@ -24,12 +24,13 @@ from atrousops.common.checks import bad_value
 from atrousops.common.files import write_atomically
 from atrousops.data import SegmentationSet, transforms
 from atrousops.engine import config as configs
-from atrousops.engine import optimise, outputs, start
+from atrousops.engine import figures, optimise, outputs, start
 from atrousops.engine.config import Config
 from atrousops.engine.distributed import Processes, join, pick_device
-from atrousops.engine.evaluate import scaled, score
+from atrousops.engine.evaluate import Scores, scaled, score
 from atrousops.engine.log import Board, Log, write_pictures
 from atrousops.engine.losses import Criterion, WithLoss, class_weights
+from atrousops.engine.progress import Progress
 
 CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.safetensors"
 
@@ -51,10 +52,11 @@ def main(
         data_root: folder of the data, instead of the recipe's.
         resume: go on from the checkpoint in `output`.
         overrides: "part.key=value" entries that replace the recipe's.
-        progress: draw a progress bar.
+        progress: tell how it goes: a bar on a terminal, else a line every so often.
 
     Returns:
-        The path of the weights (safetensors). After Ctrl-C, that of the checkpoint.
+        The path of the weights (safetensors). After Ctrl-C, that of the checkpoint. Beside it are log.csv, val.csv,
+        confusion.csv of the last validation, and curves.png and confusion.png of them where matplotlib is installed.
 
     Raises:
         FileNotFoundError: no recipe, or resume without a checkpoint.
@@ -147,18 +149,18 @@ class Trainer:
         record = _Record(folder, self.val_set, self.step) if first else None
         judge = scaled(self.average, recipe.scales)
         stop = _StopRequest()
-        bar = tqdm(total=recipe.schedule.last, initial=self.step, desc="train", disable=not progress)
-        with stop, bar, contextlib.closing(record) if record else contextlib.nullcontext():
+        show = Progress(recipe.schedule.last, self.step, progress)
+        with stop, contextlib.closing(show), contextlib.closing(record) if record else contextlib.nullcontext():
             while self.step < recipe.schedule.last and not self.processes.any(stop.requested, self.device):
-                loss = self.train_step()
-                bar.update()
-                bar.set_postfix(loss=f"{loss:.3f}")
+                loss, lr = self.train_step(), self.optimiser.param_groups[0]["lr"]
+                show.step(loss, lr)
                 if record:
-                    record.step(self.step, self.seconds, self.optimiser.param_groups[0]["lr"], loss)
+                    record.step(self.step, self.seconds, lr, loss)
                 if recipe.validate_every and self.step % recipe.validate_every == 0:
                     scores = score(judge, self.val_set, progress=progress, processes=self.processes)
+                    show.scored(scores.matrix.mean_iou)
                     if record:
-                        record.scores(self.step, self.seconds, scores.summary())
+                        record.scores(self.step, self.seconds, scores)
                 if first and recipe.pictures_every and self.step % recipe.pictures_every == 0:
                     path = folder / "pictures" / f"{self.step:07}.png"
                     write_pictures(path, judge, self.val_set, recipe.data.mean, recipe.data.std)
@@ -166,13 +168,20 @@ class Trainer:
                     self.save(folder / CHECKPOINT)
         if first:
             self.save(folder / CHECKPOINT)
-        if self.step < recipe.schedule.last:
-            return folder / CHECKPOINT
-        weights = folder / WEIGHTS
-        if first:
+        weights = folder / WEIGHTS if self.step >= recipe.schedule.last else None
+        if first and weights:
             models.save(self.average, weights, self.info())
-        self.processes.wait()
-        return weights
+        if record:
+            self._draw(folder)
+        if weights:
+            self.processes.wait()
+        return weights or folder / CHECKPOINT
+
+    def _draw(self, folder: Path) -> None:
+        try:
+            figures.draw(folder)
+        except figures.NoFigures as error:
+            self._tell(error)
 
     def train_step(self) -> float:
         """One batch; returns its loss."""
@@ -293,7 +302,7 @@ def _order(count: int, seed: int) -> list[int]:
 
 
 class _Record:
-    """log.csv, val.csv, and the same for TensorBoard."""
+    """log.csv, val.csv, the same for TensorBoard, and confusion.csv."""
 
     def __init__(self, folder: Path, data: SegmentationSet, step: int) -> None:
         self.log = Log(folder / "log.csv", ("step", "seconds", "lr", "loss"), step)
@@ -305,7 +314,9 @@ class _Record:
         self.log.write(step, f"{seconds:.1f}", f"{lr:.3e}", f"{loss:.4f}")
         self.board.write(step, {"train/loss": loss, "train/lr": lr})
 
-    def scores(self, step: int, seconds: float, values: dict[str, float]) -> None:
+    def scores(self, step: int, seconds: float, scores: Scores) -> None:
+        values = scores.summary()
+        figures.keep_confusion(self.log.path.parent, step, scores.classes, scores.matrix.counts.tolist())
         self.val.write(step, f"{seconds:.1f}", *(f"{value:.4f}" for value in values.values()))
         self.board.write(step, {f"val/{name}": value for name, value in values.items()})
 

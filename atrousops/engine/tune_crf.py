@@ -108,7 +108,7 @@ def search(
     settings = dict(START)
     default = best = _mean_iou(classes, cases, DenseCRF(**settings))
     trials = [(name, value) for name, values in VALUES.items() for value in values]
-    for name, value in tqdm(trials, desc="tune the CRF", disable=not progress, leave=False):
+    for name, value in tqdm(trials, desc="tune the CRF", disable=None if progress else True, leave=False):
         trial = settings | {name: value}
         found = _mean_iou(classes, cases, DenseCRF(**trial))
         if found > best:

@@ -44,13 +44,20 @@ class MaskAP:
         self._found: list[dict[str, Any]] = []
 
     def update(
-        self, masks: Tensor, labels: Sequence[int], scores: Sequence[float], true: Tensor, true_labels: Sequence[int]
+        self,
+        masks: Tensor,
+        labels: Sequence[int],
+        scores: Sequence[float],
+        true: Tensor,
+        true_labels: Sequence[int],
+        image: int | None = None,
     ) -> None:
         """Adds an image.
 
         Args:
             masks: (M, H, W), bool; labels: their M classes; scores: the larger the surer.
             true: (T, H, W), bool; true_labels: their T classes.
+            image: its number in the set, of its own, where several processes add images; by default the next.
 
         Raises:
             ArgumentError: numbers or sizes that do not belong together.
@@ -60,7 +67,7 @@ class MaskAP:
             bad_value("MaskAP.update", "masks", "have a label and a score each", got)
         if len(masks) and len(true) and masks.shape[1:] != true.shape[1:]:
             bad_value("MaskAP.update", "masks", f"have size {tuple(true.shape[1:])}", tuple(masks.shape[1:]))
-        image = len(self._images) + 1
+        image = len(self._images) + 1 if image is None else image + 1
         height, width = (true if len(true) else masks).shape[1:]
         self._images.append({"id": image, "height": height, "width": width})
         for mask, label in zip(true, true_labels):
@@ -69,6 +76,17 @@ class MaskAP:
         for mask, label, score in zip(masks, labels, scores):
             one = {"id": len(self._found) + 1, "score": score, "area": int(mask.sum())}
             self._found.append(self._entry(image, mask, label) | one)
+
+    def state(self) -> tuple[list[dict[str, Any]], ...]:
+        """What was added, for `add`."""
+        return self._images, self._truth, self._found
+
+    def add(self, state: Sequence[list[dict[str, Any]]]) -> None:
+        """Adds the images of another, which have other numbers."""
+        images, truth, found = state
+        self._images += images
+        for own, others in ((self._truth, truth), (self._found, found)):
+            own += [{**each, "id": len(own) + number} for number, each in enumerate(others, 1)]
 
     def _entry(self, image: int, mask: Tensor, label: int) -> dict[str, Any]:
         code = self._mask.encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8)))

@@ -78,6 +78,14 @@ class PanopticQuality:
         pairs = [torch.stack(pair, dim=2)[None] for pair in ((prediction[0], prediction[1]), (known, target[1]))]
         self._metric.update(*pairs)
 
+    def state(self) -> dict[str, Tensor]:
+        """What was added, for `add`."""
+        return dict(self._metric.metric_state)
+
+    def add(self, state: dict[str, Tensor]) -> None:
+        """Adds the images of another."""
+        self._metric.merge_state(state)
+
     def compute(self) -> Quality:
         """The means over the judged classes that occur in labels or predictions; NaN if there is none."""
         found = torch.tensor(list(self.by_class().values()), dtype=torch.float64)

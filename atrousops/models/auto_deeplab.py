@@ -184,9 +184,9 @@ def auto_deeplab(
     that n positions become (n + 1) / 2 or 2 n - 1: 513 pixels have 129, 65, 33 and 17; and the low-level features are
     projected as the third cell gives them, without a ReLU.
 
-    Release: TensorFlow's deeplab (hnasnet), whose weights fit layer by layer. On purpose different: maps of even size
-    are padded on both sides, where TensorFlow pads below and to the right, so that images should have 32 n + 1 pixels;
-    and no path is dropped in training.
+    Release: TensorFlow's deeplab (hnasnet), whose variables `load_published` reads; the authors published no checkpoint
+    of it. On purpose different: maps of even size are padded on both sides, where TensorFlow pads below and to the
+    right, so that images should have 32 n + 1 pixels; and no path is dropped in training.
 
     Args:
         num_classes: K.

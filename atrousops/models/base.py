@@ -101,6 +101,10 @@ def check_objects(op: str, images: Tensor, labels: Tensor) -> None:
 
 def crop(input: Tensor, offset: int, size: Sequence[int]) -> Tensor:
     """The window of `size` (H, W) that starts `offset` rows and columns from the corner."""
+    if torch.compiler.is_compiling():
+        # A graph with a slice serves only images of which as much is cut as of the first: everything, or less.
+        below, right = (offset + side - whole for side, whole in zip(size, input.shape[-2:], strict=True))
+        return F.pad(input, (-offset, right, -offset, below))
     return input[..., offset : offset + size[0], offset : offset + size[1]]
 
 

@@ -91,6 +91,9 @@ def crfrnn(
     | FCN-8s, see `fcn8s` | num_classes | 1 |
     | 5 steps of mean field in training, 10 otherwise, kernel weights and compatibilities learnt | num_classes | 1 |
 
+    Release: sadeepj's PyTorch of the authors' network, whose file `load_published` reads; there the compatibilities
+    have the other sign, and one deconvolution a bias, which is added to that of the scores it meets.
+
     Arguments as `fcn8s`. Images must be normalised with ImageNet's mean and deviation, see `WithCRF`.
 
     Returns:

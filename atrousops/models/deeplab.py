@@ -159,6 +159,8 @@ def deeplabv3_resnet50(
     | ASPP, rates 12 24 36 (6 12 18), image pooling | same | 256 |
     | 3x3, 1x1, bilinear to the input's size | 1 | num_classes |
 
+    Release: torchvision's; the paper's on TensorFlow differs, see `deeplabv3`.
+
     Args:
         num_classes: K.
         output_stride: 8 or 16.
@@ -209,6 +211,8 @@ def deeplabv3_mobilenet_v3_large(
     | 13-16 | 1/16, rate 2 (1/8, rate 4) | 960 |
     | ASPP, rates 12 24 36 (24 48 72), image pooling | same | 256 |
     | 3x3, 1x1, bilinear to the input's size | 1 | num_classes |
+
+    Release: torchvision's.
 
     Arguments and result as `deeplabv3_resnet50`; the auxiliary classifier sits on block 4.
 

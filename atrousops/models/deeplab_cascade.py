@@ -62,6 +62,8 @@ def deeplabv3_cascade(
     | block5, block6, block7 | 2048 | 16 (8) | 4, 8, 16 (8, 16, 32) x multi_grid |
     | 1x1, bilinear to the input's size | num_classes | 1 | |
 
+    Release: none of the cascade is known; the paper's tables are followed.
+
     Args:
         num_classes: K.
         backbone: "resnet" with its depth, from 18 to 152; 18 and 34 have a quarter of the channels.

@@ -103,10 +103,10 @@ def deeplabv1(
     | 4x4 | 8 | 224 | 65.1 M |
     | 3x3 | 12 | 224 | 20.5 M |
 
-    Release: DeepLab-LargeFOV's prototxt (kernel 3, rate 12), whose weights fit layer by layer; images of 8 n + 1 pixels
-    give what it gives, others are interpolated to 8 n + 1 and cut instead of padded. With pooling=2 the poolings with
-    stride are 2x2, as in VGG-16, there is no average pooling, and bilinear interpolation puts each score at the middle
-    of its pixels.
+    Release: DeepLab-LargeFOV's prototxt (kernel 3, rate 12), whose weights `load_published` reads; images of 8 n + 1
+    pixels give what it gives, others are interpolated to 8 n + 1 and cut instead of padded. With pooling=2 the poolings
+    with stride are 2x2, as in VGG-16, there is no average pooling, and bilinear interpolation puts each score at the
+    middle of its pixels.
 
     Args:
         num_classes: K.

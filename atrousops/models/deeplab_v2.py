@@ -135,9 +135,10 @@ def deeplabv2(
     The ResNet is torchvision's unless one asks for the authors', which is align_corners=True with backbone_arguments
     {"full_rate": True, "stride_in_1x1": True, "ceil_pool": True}, for images of 8 n + 1 pixels.
 
-    Release: DeepLab v2's ResNet-101, whose weights then fit layer by layer, of one scale, as all three share them; with
-    multi_scale the image needs 32 n + 1 pixels for its maps to be the release's. VGG-16 follows DeepLab v1's poolings,
-    without its average pooling; that file was not at hand.
+    Release: DeepLab v2's ResNet-101, layer by layer, of one scale, as all three share their weights, which
+    `load_published` reads as kazuto1011's deeplab-pytorch has converted and trained them; with multi_scale the image
+    needs 32 n + 1 pixels for its maps to be the release's. VGG-16 follows DeepLab v1's poolings, without its average
+    pooling; that file was not at hand.
 
     Args:
         num_classes: K.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from atrousops.common.checks import bad_value
 from atrousops.models.backbones import (
     Backbone,
     TimmBackbone,
@@ -32,6 +33,8 @@ class DeepLabV3PlusHead(nn.Module):
         separable: whether the decoder's 3x3 convolutions are.
         separable_aspp: whether those of ASPP are; as the decoder's, if None.
         align_corners: of the interpolation to the size of the low-level features.
+        form: "paper", or "smp": one of the two convolutions stands before the interpolation, and separable ones have no
+            normalisation between their parts, as in segmentation_models_pytorch.
     """
 
     def __init__(
@@ -39,28 +42,34 @@ class DeepLabV3PlusHead(nn.Module):
         out_channels: int,
         low_channels: int,
         num_classes: int,
-        rates: tuple[int, ...],
+        rates: Sequence[int],
         width: int = 256,
         low_width: int = 48,
         dropout: float = 0.1,
         separable: bool = True,
         separable_aspp: bool | None = None,
         align_corners: bool = False,
+        form: str = "paper",
     ) -> None:
         super().__init__()
+        if form not in ("paper", "smp"):
+            bad_value("DeepLabV3PlusHead", "form", 'be "paper" or "smp"', repr(form))
         self.align_corners = align_corners
         pyramid = separable if separable_aspp is None else separable_aspp
-        self.aspp = ASPP(out_channels, rates, width, separable=pyramid, dropout=dropout)
+        paper = form == "paper"
+        self.aspp = ASPP(out_channels, rates, width, separable=pyramid, dropout=dropout, between=paper)
+
+        def block(inner: int) -> nn.Sequential:
+            return conv_norm_relu(inner, width, 3, separable=separable, between=paper)
+
+        self.before: nn.Module = nn.Identity() if paper else block(width)
         self.low = conv_norm_relu(low_channels, low_width)
-        self.decoder = nn.Sequential(
-            conv_norm_relu(width + low_width, width, 3, separable=separable),
-            conv_norm_relu(width, width, 3, separable=separable),
-        )
+        self.decoder = nn.Sequential(block(width + low_width), *([block(width)] if paper else []))
         self.scores = AtrousConv2d(width, num_classes, 1)
 
     def forward(self, features: Features) -> Tensor:
         low = self.low(features["low"])
-        x = resize(self.aspp(features["out"]), low.shape[-2:], self.align_corners)
+        x = resize(self.before(self.aspp(features["out"])), low.shape[-2:], self.align_corners)
         return self.scores(self.decoder(torch.cat([x, low], dim=1)))
 
 
@@ -72,18 +81,20 @@ def _v3plus(
     separable: bool = True,
     separable_aspp: bool | None = None,
     align_corners: bool = False,
+    rates: Sequence[int] | None = None,
+    form: str = "paper",
 ) -> SegmentationModel:
     load_backbone(backbone, weights)
     channels = backbone.channels
-    rates = rates_at(6, output_stride, reference=16)
     head = DeepLabV3PlusHead(
         channels["out"],
         channels["low"],
         num_classes,
-        rates,
+        rates_at(6, output_stride, reference=16) if rates is None else rates,
         separable=separable,
         separable_aspp=separable_aspp,
         align_corners=align_corners,
+        form=form,
     )
     return SegmentationModel(backbone, head, align_corners=align_corners)
 
@@ -98,10 +109,17 @@ def deeplabv3plus(
     align_corners: bool = False,
     backbone_arguments: Mapping[str, Any] | None = None,
     in_channels: int = 3,
+    rates: Sequence[int] | None = None,
+    form: str = "paper",
 ) -> SegmentationModel:
     """DeepLab v3+ on any encoder of `encoder`: stages, arguments and result as `deeplabv3plus_resnet50`.
 
     output_stride may be 32, too, with half the rates of 16.
+
+    Releases: jfzhang95's pytorch-deeplab-xception on a ResNet is this with separable=False, align_corners=True and a
+    multi-grid (1, 2, 4). DeepLabV3Plus of segmentation_models_pytorch on a ResNet of torchvision is this with form
+    "smp", rates (12, 24, 36), align_corners=True and backbone_arguments {"full_rate": True}, for images of 16 n pixels.
+    The authors' own on TensorFlow is `deeplabv3plus_xception65`.
 
     Args:
         separable: whether the decoder's 3x3 convolutions are separable.
@@ -109,12 +127,15 @@ def deeplabv3plus(
         in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
         align_corners: of both interpolations; True in the authors' release.
         backbone_arguments: what `encoder` takes besides.
+        rates: of ASPP, instead of those of the output stride.
+        form: of the decoder, "paper" or "smp"; see `DeepLabV3PlusHead`.
 
     Raises:
-        ArgumentError: no such encoder, bad backbone_arguments or output_stride, or a weight is missing.
+        ArgumentError: no such encoder or form, bad backbone_arguments, rates or output_stride, or a weight is missing.
     """
     trunk = encoder(backbone, output_stride, in_channels=in_channels, **(backbone_arguments or {}))
-    return _v3plus(trunk, num_classes, output_stride, backbone_weights, separable, separable_aspp, align_corners)
+    decoder = (separable, separable_aspp, align_corners, rates, form)
+    return _v3plus(trunk, num_classes, output_stride, backbone_weights, *decoder)
 
 
 def deeplabv3plus_resnet50(
@@ -132,6 +153,9 @@ def deeplabv3plus_resnet50(
     | atrous separable ASPP, rates 6 12 18 (12 24 36), image pooling | same | 256 |
     | bilinear, concatenated with low, two separable 3x3 | 1/4 | 304 -> 256 |
     | 1x1, bilinear to the input's size | 1 | num_classes |
+
+    Release: none; it is the paper's head on torchvision's ResNet. See `deeplabv3plus` for others' on a ResNet, and
+    `deeplabv3plus_xception65` for the authors'.
 
     Args:
         num_classes: K.
@@ -168,6 +192,8 @@ def deeplabv3plus_mobilenet_v3_large(
 ) -> SegmentationModel:
     """DeepLab v3+ on MobileNetV3-Large: low-level features of 24 channels from block 3, 960 from block 16.
 
+    Release: none; it is the paper's head on torchvision's MobileNetV3.
+
     Stages of the backbone as `deeplabv3_mobilenet_v3_large`, decoder, arguments and result as `deeplabv3plus_resnet50`.
     """
     return _v3plus(mobilenet_v3_large(output_stride, in_channels), num_classes, output_stride, backbone_weights)
@@ -188,8 +214,10 @@ def deeplabv3plus_xception65(
     Decoder, arguments and result as `deeplabv3plus_resnet50`; width is the channels of the first layer, a multiple of
     4, to which the backbone's others are in proportion; backbone_weights is a state dict of timm's xception65.
 
-    Release: TensorFlow's deeplab with xception_65 is this with align_corners=True, layer by layer, for images of
-    8 n + 1 pixels; its low-level features are those of `Xception65`, and image pooling comes first in its ASPP.
+    Release: TensorFlow's deeplab with xception_65 is this with align_corners=True, layer by layer; of images of
+    16 n + 1 pixels, on which it trains, the corners stay where they are. Its low-level features are those of
+    `Xception65`. Image pooling comes first in its ASPP and last here, for which `load_published` turns the filters
+    behind it.
     """
     trunk = Xception65(output_stride, width, in_channels)
     return _v3plus(trunk, num_classes, output_stride, backbone_weights, separable, separable_aspp, align_corners)
@@ -209,6 +237,8 @@ def deeplabv3plus_vgg16_lowrank(
     | atrous separable ASPP, rates 3 6 9 (6 12 18), image pooling | same | 160 |
     | bilinear, concatenated with low, two separable 3x3 | 1/4 | 208 -> 160 |
     | 1x1, bilinear to the input's size | 1 | num_classes |
+
+    Release: this package's own, whose weights for VOC's persons `load` has.
 
     The rates are half of the paper's, as it is meant for images of about 400 pixels instead of 513 and crops of 224.
     The same weights serve both output strides.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atrousops.common.checks import bad_value
-from atrousops.models.base import check_images
+from atrousops.models.base import check_images, crop
 from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d, MaxPool2d, MaxUnpool2d
 
@@ -49,7 +49,7 @@ class _Bottleneck(nn.Module):
     """Projection, a convolution of some kind, expansion, spatial dropout; subclasses add the main branch.
 
     Args:
-        decoder: ReLU in the place of PReLU and no dropout, which the port does not have.
+        relu: ReLU in the place of PReLU and no dropout.
     """
 
     def __init__(
@@ -60,14 +60,13 @@ class _Bottleneck(nn.Module):
         outer: int,
         dropout: float,
         port: bool,
-        decoder: bool = False,
+        relu: bool = False,
     ) -> None:
         super().__init__()
-        plain = decoder and not port
 
         def norm_act(channels: int) -> list[nn.Module]:
             # The port's branches share one slope.
-            act = nn.ReLU() if plain else nn.PReLU(1 if port else channels)
+            act = nn.ReLU() if relu else nn.PReLU(1 if port else channels)
             return [_norm(channels, port), act]
 
         def with_norms(layers: list[nn.Module]) -> list[nn.Module]:
@@ -80,8 +79,8 @@ class _Bottleneck(nn.Module):
         self.ext_conv1 = nn.Sequential(project, *norm_act(inner))
         self.ext_conv2 = nn.Sequential(*with_norms(middle))
         self.ext_conv3 = nn.Sequential(expand, *(norm_act(outer) if port else (_norm(outer, port),)))
-        self.ext_regul = nn.Identity() if plain else nn.Dropout2d(dropout)
-        self.out_prelu = nn.ReLU() if plain else nn.PReLU(outer)
+        self.ext_regul = nn.Identity() if relu else nn.Dropout2d(dropout)
+        self.out_prelu = nn.ReLU() if relu else nn.PReLU(outer)
 
     def extension(self, input: Tensor) -> Tensor:
         return self.ext_regul(self.ext_conv3(self.ext_conv2(self.ext_conv1(input))))
@@ -95,7 +94,7 @@ class _Regular(_Bottleneck):
         port: bool,
         kind: str = "regular",
         dilation: int = 1,
-        decoder: bool = False,
+        relu: bool = False,
     ) -> None:
         inner = channels // 4
         middle: list[nn.Module]
@@ -105,7 +104,7 @@ class _Regular(_Bottleneck):
             middle = [tall, wide] if port else [wide, tall]
         else:
             middle = [AtrousConv2d(inner, inner, 3, padding=dilation, dilation=dilation, bias=not port)]
-        super().__init__(AtrousConv2d(channels, inner, 1, bias=False), middle, inner, channels, dropout, port, decoder)
+        super().__init__(AtrousConv2d(channels, inner, 1, bias=False), middle, inner, channels, dropout, port, relu)
 
     def forward(self, input: Tensor) -> Tensor:
         return self.out_prelu(input + self.extension(input))
@@ -127,13 +126,13 @@ class _Down(_Bottleneck):
 
 
 class _Up(_Bottleneck):
-    def __init__(self, in_channels: int, out_channels: int, dropout: float, port: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, port: bool, relu: bool) -> None:
         inner = (in_channels if port else out_channels) // 4
         project = AtrousConv2d(in_channels, inner, 1, bias=False)
         middle: list[nn.Module] = [
             AtrousConvTranspose2d(inner, inner, 3, stride=2, padding=1, output_padding=1, bias=not port)
         ]
-        super().__init__(project, middle, inner, out_channels, dropout, port, decoder=True)
+        super().__init__(project, middle, inner, out_channels, dropout, port, relu)
         self.main_conv1 = nn.Sequential(
             AtrousConv2d(in_channels, out_channels, 1, bias=False), _norm(out_channels, port)
         )
@@ -146,7 +145,7 @@ class _Up(_Bottleneck):
 class ENet(nn.Module):
     """ENet; see `enet` and, with `port`, `enet_davidtvs`."""
 
-    def __init__(self, num_classes: int, port: bool = False, in_channels: int = 3) -> None:
+    def __init__(self, num_classes: int, port: bool = False, in_channels: int = 3, decoder_prelu: bool = False) -> None:
         super().__init__()
         check_channels("enet", in_channels)
         if in_channels > 15:
@@ -163,11 +162,13 @@ class ENet(nn.Module):
         self._add_middle(2, 2, port)
         self.regular3_0 = _Regular(128, 0.1, port)
         self._add_middle(3, 1, port)
-        self.upsample4_0 = _Up(128, 64, 0.1, port)
-        self.regular4_1 = _Regular(64, 0.1, port, decoder=True)
-        self.regular4_2 = _Regular(64, 0.1, port, decoder=True)
-        self.upsample5_0 = _Up(64, 16, 0.1, port)
-        self.regular5_1 = _Regular(16, 0.1, port, decoder=True)
+        # Only the port has dropout in its decoder.
+        dropout, relu = (0.1 if port else 0.0), not (port or decoder_prelu)
+        self.upsample4_0 = _Up(128, 64, dropout, port, relu)
+        self.regular4_1 = _Regular(64, dropout, port, relu=relu)
+        self.regular4_2 = _Regular(64, dropout, port, relu=relu)
+        self.upsample5_0 = _Up(64, 16, dropout, port, relu)
+        self.regular5_1 = _Regular(16, dropout, port, relu=relu)
         if port:
             self.transposed_conv = AtrousConvTranspose2d(
                 16, num_classes, 3, stride=2, padding=1, output_padding=1, bias=False
@@ -200,10 +201,10 @@ class ENet(nn.Module):
                 x = block(x, indices[{"upsample4_0": "downsample2_0", "upsample5_0": "downsample1_0"}[name]])
             else:
                 x = block(x)
-        return {"out": x[..., :height, :width]}
+        return {"out": crop(x, 0, (height, width))}
 
 
-def enet(num_classes: int = 12, in_channels: int = 3) -> ENet:
+def enet(num_classes: int = 12, in_channels: int = 3, decoder_prelu: bool = False) -> ENet:
     """ENet as its authors released it, 0.36 M parameters.
 
     | stage | blocks | channels | stride |
@@ -218,16 +219,17 @@ def enet(num_classes: int = 12, in_channels: int = 3) -> ENet:
 
     A block is a 1x1 projection (2x2 with stride 2 going down) to a quarter of its output's channels, its convolution,
     and a 1x1 expansion, each with normalisation (eps 1e-3); behind the first two and behind the sum PReLUs with a slope
-    a channel, in stages 4 and 5 ReLUs. Spatial dropout of 0.01 in stage 1, 0.1 in stages 2 and 3. The initial block has
-    16 - in_channels filters; ArgumentError if that is none.
+    a channel, in stages 4 and 5 ReLUs, or PReLUs there too with decoder_prelu. Spatial dropout of 0.01 in stage 1, 0.1
+    in stages 2 and 3. The initial block has 16 - in_channels filters; ArgumentError if that is none.
 
     Release: e-lab's ENet-training, layer by layer; sizes that are no multiple of 8, which it does not take, are padded
-    with zeros. Weights: no file of the authors' is at hand; those of davidtvs' port need `enet_davidtvs`.
+    with zeros. The authors' model for Cityscapes, which bermanmaxim's Enet-PyTorch converts to a state dict, has
+    decoder_prelu, unlike the release's decoder.lua; davidtvs' port needs `enet_davidtvs`.
 
     Source: Paszke et al., ENet: a deep neural network architecture for real-time semantic segmentation (2016), table 1;
     the authors' release, e-lab's ENet-training.
     """
-    return ENet(num_classes, in_channels=in_channels)
+    return ENet(num_classes, in_channels=in_channels, decoder_prelu=decoder_prelu)
 
 
 def enet_davidtvs(num_classes: int = 12, in_channels: int = 3) -> ENet:
@@ -238,6 +240,6 @@ def enet_davidtvs(num_classes: int = 12, in_channels: int = 3) -> ENet:
     expansion and between the two asymmetric convolutions, of which the vertical one comes first; the eps is 1e-5; only
     normalisations have biases; the decoder has dropout; the last transposed convolution is 3x3.
 
-    Source: https://github.com/davidtvs/PyTorch-ENet, the version that its weights for CamVid are of.
+    Release: https://github.com/davidtvs/PyTorch-ENet, layer by layer, the version that its weights for CamVid are of.
     """
     return ENet(num_classes, True, in_channels)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atrousops.common.checks import bad_value
-from atrousops.models.base import check_images
+from atrousops.models.base import check_images, crop
 from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d
 
@@ -154,7 +154,7 @@ class ESPNet(nn.Module):
         coarse = self.up_l3(self.br(third))
         middle = self.up_l2(self.combine_l2_l3(torch.cat([self.level3_C(second), coarse], dim=1)))
         scores = self.classifier(self.conv(torch.cat([middle, first], dim=1)))
-        return {"out": scores[..., :height, :width]}
+        return {"out": crop(scores, 0, (height, width))}
 
 
 def _double(in_channels: int, out_channels: int) -> AtrousConvTranspose2d:
@@ -183,7 +183,8 @@ def espnet(num_classes: int = 12, p: int = 2, q: int = 8, width: int | None = No
     | 5 | transposed 2x2, with stage 1; 3x3 | width | 2 |
     | 6 | transposed 2x2 | num_classes | 1 |
 
-    The weights of the authors' release load by `load_state_dict`.
+    Release: sacmehta's ESPNet, of the authors, whose names of layers these are; its weights load by `load_state_dict`,
+    or turned to RGB and without the class for void by `load_published`.
 
     Args:
         num_classes: K.

@@ -105,6 +105,8 @@ def fcn32s(
 ) -> FCN:
     """FCN-32s: the scores of VGG-16's last layer, and one deconvolution of kernel 64 and stride 32.
 
+    Release: as `fcn8s`.
+
     Stages up to the scores, arguments, result and source as `fcn8s`.
     """
     return _fcn(num_classes, 32, width, padding, backbone_weights, frozen_up, in_channels)
@@ -119,6 +121,8 @@ def fcn16s(
     frozen_up: bool = False,
 ) -> FCN:
     """FCN-16s: FCN-32s' scores doubled (k 4, s 2), those of pool4 added, and a deconvolution of kernel 32, stride 16.
+
+    Release: as `fcn8s`.
 
     Stages up to the scores, arguments, result and source as `fcn8s`.
     """
@@ -143,8 +147,10 @@ def fcn8s(
     | deconvolution k4 s2, + score of pool3 | num_classes | 8 |
     | deconvolution k16 s8, cropped to the input's size | num_classes | 1 |
 
-    All deconvolutions start bilinear, and learn unless frozen_up; the scores start at zero. The authors' release is
-    this with padding 100; its images are BGR in 0..255.
+    All deconvolutions start bilinear, and learn unless frozen_up; the scores start at zero.
+
+    Release: the authors' fcn.berkeleyvision.org is this with padding 100; its images are BGR in 0..255, for which
+    `load_published` turns the filters that read them.
 
     Args:
         num_classes: K.

@@ -35,6 +35,8 @@ def fcn_resnet50(
     | 3x3, dropout, scores 1x1 | same | 512, num_classes |
     | bilinear to the input's size | 1 | num_classes |
 
+    Release: torchvision's.
+
     Args:
         num_classes: K.
         output_stride: 8, as in torchvision, 16 or 32.

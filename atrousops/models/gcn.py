@@ -121,6 +121,8 @@ def gcn(
     | deconvolution k4 s2, + the finer stage's scores, boundary refinement; three times | num_classes | 16 8 4 |
     | deconvolution k4 s2, boundary refinement; twice | num_classes | 2 1 |
 
+    Release: none of the authors' is known; the paper's figures are followed.
+
     Args:
         num_classes: K.
         backbone: a name for `encoder`.

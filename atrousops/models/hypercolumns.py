@@ -82,7 +82,8 @@ def hypercolumns(
 
     The paper classifies pixels of a detected box, on a grid of 5x5 or 10x10 classifiers; a whole image has one. The
     authors' release for VGG-16 has layers {"pool3": 3, "pool4": 1, "fc7": 1} and a grid of 5 for 20 classes, pool3 and
-    pool4 times 0.0027 and 0.063, which belong into the weights here, and fc6 on a box pooled to 7x7.
+    pool4 times 0.0027 and 0.063, which belong into the weights here, and fc6 on a box pooled to 7x7, where a whole
+    image is seen here. `load_published` does not read its weights.
 
     Args:
         num_classes: K.

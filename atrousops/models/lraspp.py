@@ -50,6 +50,8 @@ def lraspp_mobilenet_v3_large(
     | bilinear; scores 1x1, + scores 1x1 of block 4 | num_classes | 8 |
     | bilinear to the input's size | num_classes | 1 |
 
+    Release: torchvision's.
+
     Args:
         num_classes: K.
         backbone_weights: state dict of torchvision's classifier to start from.

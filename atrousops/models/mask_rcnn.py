@@ -98,8 +98,8 @@ def mask_rcnn(
     detectron2's dilated C5 has layer4 at rate 2 from its first block on: backbone_arguments {"full_rate": True}, and
     "stride_in_1x1" with the weights of He et al.
 
-    torchvision's checkpoint of `maskrcnn_resnet50_fpn` loads by `load_state_dict` where frozen_norm is set, that of
-    `maskrcnn_resnet50_fpn_v2` with version=2; or both by `load_published`.
+    Release: torchvision's. Its checkpoint of `maskrcnn_resnet50_fpn` loads by `load_state_dict` where frozen_norm is
+    set, that of `maskrcnn_resnet50_fpn_v2` with version=2; or both by `load_published`.
 
     Args:
         num_classes: K, background (class 0) included.

@@ -117,8 +117,9 @@ def pspnet(
     convolutions in the stem and the first block of a stage at the stage's rate, which is align_corners=True with
     backbone_arguments {"deep_stem": (64, 64, 128), "full_rate": True}, for images of 8 n + 1 pixels.
 
-    Release: PSPNet's prototxts and, by the same authors, hszhao's semseg; weights of both fit layer by layer. The
-    prototxts pool a map of one size, 60 or 90, in windows without overlap, where any size is pooled adaptively here.
+    Releases: hszhao's semseg, by the authors, and MMSegmentation, which does not align corners and whose stem is
+    (32, 32, 64) wide; `load_published` reads the weights of both. The authors' prototxts have semseg's layers, but pool
+    a map of one size, 60 or 90, in windows without overlap, where any size is pooled adaptively here.
 
     Args:
         num_classes: K.

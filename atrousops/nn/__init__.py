@@ -16,6 +16,7 @@ from atrousops.nn.conv import (
     FusedConv3d,
 )
 from atrousops.nn.crf import CRFasRNN, DenseCRF
+from atrousops.nn.crf_kernels import CRFKernel
 from atrousops.nn.multi_scale_roi_align import MultiScaleRoIAlign
 from atrousops.nn.permutohedral import PermutohedralFilter
 from atrousops.nn.pool import MaxPool1d, MaxPool2d, MaxPool3d, MaxUnpool1d, MaxUnpool2d, MaxUnpool3d
@@ -30,6 +31,7 @@ __all__ = [
     "AtrousConvTranspose1d",
     "AtrousConvTranspose2d",
     "AtrousConvTranspose3d",
+    "CRFKernel",
     "CRFasRNN",
     "ContextModule",
     "DenseCRF",

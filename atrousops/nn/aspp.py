@@ -48,6 +48,7 @@ class ASPP(nn.Module):
         rates: the dilations r_i, each at least 1; DeepLab v3 has (6, 12, 18) at output stride 16, and twice that at 8.
         out_channels: K, of every branch and of the result.
         separable: atrous separable convolutions in the branches (DeepLab v3+).
+        between: of those, see `conv_norm_relu`.
         image_pooling: whether the image-level branch is there.
         norm: makes the normalisation of so many channels.
         dropout: probability at the end.
@@ -70,13 +71,14 @@ class ASPP(nn.Module):
         image_pooling: bool = True,
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
         dropout: float = 0.5,
+        between: bool = True,
     ) -> None:
         super().__init__()
         rates = tuple(rates)
         if not all(isinstance(rate, int) and rate >= 1 for rate in rates):
             bad_value("ASPP", "rates", "be integers of at least 1", rates, "For example (6, 12, 18).")
         branches: list[nn.Module] = [conv_norm_relu(in_channels, out_channels, norm=norm)]
-        branches += [conv_norm_relu(in_channels, out_channels, 3, rate, separable, norm) for rate in rates]
+        branches += [conv_norm_relu(in_channels, out_channels, 3, rate, separable, norm, between) for rate in rates]
         if image_pooling:
             branches.append(_ImagePooling(in_channels, out_channels, norm, f"ASPP.convs.{len(branches)}"))
         self.convs = nn.ModuleList(branches)

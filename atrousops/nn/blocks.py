@@ -44,6 +44,7 @@ def conv_norm_relu(
     dilation: int = 1,
     separable: bool = False,
     norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    between: bool = True,
 ) -> nn.Sequential:
     """Convolution that keeps the size, normalisation, ReLU: relu(norm(conv(x))).
 
@@ -56,6 +57,7 @@ def conv_norm_relu(
         dilation: the rate.
         separable: atrous separable convolution, Chen et al., DeepLab v3+ (2018), section 3.1.
         norm: makes the normalisation of so many channels.
+        between: whether a separable convolution has the normalisation and the ReLU between its parts.
 
     Returns:
         (N, C, H, W) -> (N, K, H, W), state-dict keys `0` (convolution) and `1` (normalisation).
@@ -75,7 +77,8 @@ def conv_norm_relu(
     first: nn.Module
     if separable and kernel_size > 1:
         depthwise = conv(in_channels, in_channels, kernel_size, groups=in_channels)
-        first = nn.Sequential(depthwise, norm(in_channels), nn.ReLU(), conv(in_channels, out_channels, 1))
+        middle = [norm(in_channels), nn.ReLU()] if between else []
+        first = nn.Sequential(depthwise, *middle, conv(in_channels, out_channels, 1))
     else:
         first = conv(in_channels, out_channels, kernel_size)
     return nn.Sequential(first, norm(out_channels), nn.ReLU())

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,25 +11,29 @@ from torch import Tensor, nn
 from atrousops import ops
 from atrousops.common.checks import bad_type, bad_value
 from atrousops.dispatch.backends import FLOATING
+from atrousops.nn.crf_kernels import (
+    MAX_AXES,
+    Checked,
+    Compatibility,
+    CRFKernel,
+    Numbers,
+    check_image,
+    check_kernel,
+    check_range,
+    deviations,
+    given_kernels,
+    lattice,
+)
 from atrousops.nn.in_place import leaf
 from atrousops.ops.mean_field import check_labels
-from atrousops.ops.permutohedral import MAX_FEATURES, NORMALIZATIONS, Blame, Lattice, is_known, lattice_of
-
-# Of the features two are the position.
-MAX_CHANNELS = MAX_FEATURES - 2
-Compatibility = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
+from atrousops.ops.permutohedral import NORMALIZATIONS, Lattice
 
 
 class _GaussianCRF(nn.Module):
-    """What both have in common: a spatial and a bilateral kernel, and mean-field inference over them."""
+    """What both have in common: kernels, and mean-field inference over them."""
 
     def __init__(
-        self,
-        iterations: int,
-        gaussian_sxy: float | Sequence[float],
-        bilateral_sxy: float | Sequence[float],
-        bilateral_srgb: float | Sequence[float],
-        normalization: str,
+        self, iterations: int, kernels: Mapping[str, CRFKernel], normalization: str, spacing: Numbers = 1.0
     ) -> None:
         super().__init__()
         self._name = type(self).__name__
@@ -41,54 +44,50 @@ class _GaussianCRF(nn.Module):
         if normalization not in NORMALIZATIONS:
             bad_value(self._name, "normalization", f"be one of {', '.join(NORMALIZATIONS)}", repr(normalization))
         self.iterations = iterations
-        self.gaussian_sxy = self._deviations("gaussian_sxy", gaussian_sxy, (2,))
-        self.bilateral_sxy = self._deviations("bilateral_sxy", bilateral_sxy, (2,))
-        # One serves all channels.
-        self.bilateral_srgb = self._deviations("bilateral_srgb", bilateral_srgb, range(1, MAX_CHANNELS + 1))
+        self.kernels: tuple[Checked, ...] = tuple(check_kernel(self._name, *item) for item in kernels.items())
         self.normalization = normalization
+        self.spacing = deviations(self._name, "spacing", spacing, MAX_AXES)
 
-    def _deviations(self, argument: str, value: float | Sequence[float], counts: Sequence[int]) -> tuple[float, ...]:
-        """One positive number for all axes, or one for each; as many as the first count, or another of them."""
-        many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        try:
-            numbers = (float(value),) * counts[0] if isinstance(value, int | float) else tuple(map(float, value))
-        except (TypeError, ValueError):
-            bad_type(self._name, argument, f"be a number or {many} of them", repr(value))
-        if len(numbers) not in counts or not all(0 < v < math.inf for v in numbers):
-            bad_value(self._name, argument, f"be a positive number or {many} of them", repr(value))
-        return numbers
+    @property
+    def gaussian_sxy(self) -> tuple[float, ...]:
+        return self._setting("gaussian_", "sxy")
+
+    @property
+    def bilateral_sxy(self) -> tuple[float, ...]:
+        return self._setting("bilateral_", "sxy")
+
+    @property
+    def bilateral_srgb(self) -> tuple[float, ...]:
+        return self._setting("bilateral_", "srgb")
+
+    def _setting(self, prefix: str, name: str) -> tuple[float, ...]:
+        """Of the usual two kernels; one number of sxy is that of x and y."""
+        kernel = next((kernel for kernel in self.kernels if kernel.prefix == prefix), None)
+        if kernel is None:
+            raise AttributeError(f"{self._name} has `kernels`, and no {prefix}{name}")
+        value: tuple[float, ...] = getattr(kernel, name)
+        return value * 2 if name == "sxy" and len(value) == 1 else value
+
+    def _names(self, what: str) -> list[str]:
+        """Of a tensor that each kernel has: gaussian_WHAT and bilateral_WHAT, or WHAT0, WHAT1 and on."""
+        usual = not self.kernels[0].prefix.startswith("kernels[")
+        return [f"{kernel.prefix}{what}" if usual else f"{what}{n}" for n, kernel in enumerate(self.kernels)]
 
     def _compatibilities(self, labels: int) -> list[Tensor]:
         raise NotImplementedError
 
     def lattices(self, image: Tensor) -> list[Lattice]:
-        """The lattices of the spatial kernel (one for all images) and of the bilateral kernel.
+        """The lattice of each kernel in turn; one of positions alone serves all images.
 
         Args:
-            image: (N, C, H, W) in 0..255, float32 or float64; C = 1 to 5, as many as bilateral_srgb has numbers, or
-                any where that is one.
+            image: (N, C, *spatial), float32 or float64.
         """
-        h, w = image.shape[2:]
-        x = torch.arange(w, dtype=image.dtype, device=image.device)
-        y = torch.arange(h, dtype=image.dtype, device=image.device)
-
-        def position(deviations: tuple[float, ...]) -> Tensor:
-            sx, sy = deviations
-            return torch.stack([(x / sx).expand(h, w), (y / sy)[:, None].expand(h, w)])[None]
-
-        # By numbers, and not by a tensor of them, which a GPU would have to wait for.
-        channels, deviations = image.unbind(1), self.bilateral_srgb
-        if len(deviations) == 1:
-            deviations *= len(channels)
-        colour = torch.stack([channel / deviation for channel, deviation in zip(channels, deviations)], 1)
-        place = position(self.bilateral_sxy).expand(len(image), 2, h, w)
-        spatial = ops.permutohedral_lattice(position(self.gaussian_sxy))
-        return [spatial, lattice_of(torch.cat([place, colour], 1), Blame(self._name, "image", image))]
+        return [lattice(self._name, kernel, self.spacing, image) for kernel in self.kernels]
 
     def forward(self, scores: Tensor, image: Tensor) -> Tensor:
-        """Q (N, L, H, W) for scores (N, L, H, W) and image (N, C, H, W) in 0..255."""
+        """Q (N, L, *spatial) for scores (N, L, *spatial) and image (N, C, *spatial), of one to three axes."""
         self._check(scores, image)
-        self._check_range(image)
+        check_range(self._name, self.kernels, image)
         device = scores.device.type
         dtype = torch.float32 if torch.is_autocast_enabled(device) and scores.dtype != torch.float64 else scores.dtype
         compute = torch.float64 if dtype == torch.float64 else torch.float32
@@ -102,52 +101,36 @@ class _GaussianCRF(nn.Module):
         for argument, value in (("scores", scores), ("image", image)):
             if not isinstance(value, Tensor):
                 bad_type(self._name, argument, "be a tensor", type(value).__name__)
-            if value.dim() != 4:
-                bad_value(self._name, argument, "have 4 dimensions (N, channels, H, W)", tuple(value.shape))
+            if not 3 <= value.dim() <= 2 + MAX_AXES:
+                rule = f"have 3 to {2 + MAX_AXES} dimensions, (N, channels) and one to {MAX_AXES} axes"
+                bad_value(self._name, argument, rule, tuple(value.shape))
         if scores.dtype not in FLOATING:
             bad_type(self._name, "scores", "be float64, float32, bfloat16 or float16", scores.dtype)
         if image.dtype not in (*FLOATING, torch.uint8):
-            bad_type(self._name, "image", "be uint8 or floating, in 0..255", image.dtype)
+            bad_type(self._name, "image", "be uint8 or floating", image.dtype)
         check_labels(self._name, scores)
-        deviations = len(self.bilateral_srgb)
-        if not 1 <= image.shape[1] <= MAX_CHANNELS or deviations not in (1, image.shape[1]):
-            wanted = f"1 to {MAX_CHANNELS} channels" if deviations == 1 else f"{deviations} channels, as bilateral_srgb"
-            remedy = "A grey image has one channel; repeated three times, its distances grow by the root of 3."
-            bad_value(self._name, "image", f"have {wanted}", tuple(image.shape), remedy)
         if scores.shape[0] != image.shape[0] or scores.shape[2:] != image.shape[2:]:
             bad_value(
                 self._name,
                 "image",
-                f"have the N, H, W of scores {tuple(scores.shape)}",
+                f"have the N and the axes of scores {tuple(scores.shape)}",
                 tuple(image.shape),
                 "Interpolate scores to the image's size.",
             )
         if scores.device != image.device:
             bad_value(self._name, "image", f"be on {scores.device}, as scores", image.device)
-
-    def _check_range(self, image: Tensor) -> None:
-        """Warns of an image whose colours make no difference. Not of a GPU's, since that would wait for it."""
-        if not image.is_floating_point() or min(self.bilateral_srgb) < 1 or image.numel() == 0 or not is_known(image):
-            return
-        low, high = (float(v) for v in image.detach().aminmax())
-        # A little below 0 lies what was normalised and brought back.
-        if low < -0.5 or 0 < high <= 1:
-            warnings.warn(
-                f"{self._name}: image is in {low:g}..{high:g}, where 0..255 is expected: to deviations of "
-                f"{min(self.bilateral_srgb):g} and more its colours are nearly one. Give it in 0..255, or divide "
-                "bilateral_srgb accordingly.",
-                stacklevel=2,
-            )
+        check_image(self._name, self.kernels, self.spacing, image)
 
     def extra_repr(self) -> str:
         def short(values: tuple[float, ...]) -> str:
             return f"{values[0]:g}" if len(set(values)) == 1 else str(values)
 
-        return (
-            f"iterations={self.iterations}, gaussian_sxy={short(self.gaussian_sxy)}, "
-            f"bilateral_sxy={short(self.bilateral_sxy)}, bilateral_srgb={short(self.bilateral_srgb)}, "
-            f"normalization={self.normalization!r}"
-        )
+        parts = [f"iterations={self.iterations}"]
+        for kernel in self.kernels:
+            both = (("sxy", kernel.sxy), ("srgb", kernel.srgb), ("channels", kernel.channels))
+            parts += [f"{kernel.prefix}{name}={short(value)}" for name, value in both if value is not None]
+        parts += [] if set(self.spacing) == {1.0} else [f"spacing={short(self.spacing)}"]
+        return ", ".join([*parts, f"normalization={self.normalization!r}"])
 
 
 @leaf
@@ -159,53 +142,66 @@ class DenseCRF(_GaussianCRF):
         gaussian:  exp(-|p_i - p_j|^2 / (2 sxy^2))
         bilateral: exp(-|p_i - p_j|^2 / (2 sxy^2) - |I_i - I_j|^2 / (2 srgb^2))
 
-    on the permutohedral lattice. Equal to pydensecrf with its default DIAG_KERNEL, whose parameters stay at one.
+    on the permutohedral lattice, or with any other `kernels`. Equal to pydensecrf with its default DIAG_KERNEL, whose
+    parameters stay at one: to DenseCRF2D of images, and of volumes to DenseCRF with the features that its
+    create_pairwise_gaussian and create_pairwise_bilateral make of (D, H, W) and sdims (sz, sy, sx). Of images those
+    have y before x, where DenseCRF2D and this have x before y, and the lattice's own error depends on the order.
 
     Args:
         iterations: of mean field.
-        gaussian_sxy, bilateral_sxy: standard deviations in pixels, one or (sx, sy).
+        gaussian_sxy, bilateral_sxy: standard deviations in pixels, one, or one an axis: (sx, sy) or (sx, sy, sz), of
+            which x is the last axis of the tensors.
         bilateral_srgb: standard deviation in image units, one for all channels or one for each.
         gaussian_compat, bilateral_compat: a number w, the Potts model, which rewards neighbours of one label with w; or
             L numbers mu_l or an (L, L) matrix of penalties (so that Potts is -w on the diagonal), of which, as in
             pydensecrf, the symmetric part counts.
         normalization: "symmetric", "before", "after" or "none"; see `functional.permutohedral_filter`.
+        kernels: in the place of those two, one or more `CRFKernel`, or dictionaries of their arguments.
+        spacing: of pixels or voxels, one or one an axis, (x, y, z); all sxy are then in its unit, mm say.
 
     Shape:
-        scores (N, L, H, W), L >= 2, log-probabilities or logits, left as they are; image (N, C, H, W) in 0..255, uint8
-        or floating, C from 1 (grey) to 5; output Q (N, L, H, W), probabilities of the dtype of scores. Computed in
-        float64 for float64 scores, else in float32, also under autocast, which then returns float32. Differentiable in
-        scores.
+        scores (N, L, *spatial), L >= 2, log-probabilities or logits, left as they are; image (N, C, *spatial), uint8 or
+        floating; *spatial is (W), (H, W) or (D, H, W); output Q (N, L, *spatial), probabilities of the dtype of scores.
+        A kernel has at most 7 features, of which each axis is one: C is 1 to 5 of images, to 4 of volumes, to 6 of
+        signals, or of a kernel's `channels`. Computed in float64 for float64 scores, else in float32, also under
+        autocast, which then returns float32. Differentiable in scores.
 
-    An image in 0..1 is a single flat colour to a srgb of 13. On the CPU there is a warning of floating images with
-    values below -0.5, or none above 1, unless a srgb is below 1; on a GPU there is none, since it would wait.
+    The image has any range, bilateral_srgb being in its unit: 13 is meant for 0..255, to which an image in 0..1 is a
+    single flat colour. On the CPU there is a warning of floating images that have values below -0.5, or none above 1,
+    and spread over less than two srgb, unless one is below 1; on a GPU there is none, since it would wait.
 
     Scores that are not finite: -inf makes a label impossible at a pixel. A pixel with NaN or +inf, or with -inf alone,
     is NaN in Q and takes no part in the others' Q; see `functional.mean_field`. An image that is not finite is an
     error.
 
     Raises:
-        ArgumentError: an argument is out of range, shapes or devices disagree, there are fewer than two labels, or the
-            image is not finite.
+        ArgumentError: an argument is out of range, shapes or devices disagree, there are fewer than two labels, the
+            image is not finite or has too many channels, or there are kernels and settings of the usual two.
         ArgumentTypeError: an argument is of the wrong type or dtype.
     """
-
-    gaussian_compat: Tensor
-    bilateral_compat: Tensor
 
     def __init__(
         self,
         iterations: int = 10,
-        gaussian_sxy: float | Sequence[float] = 3.0,
+        gaussian_sxy: Numbers = 3.0,
         gaussian_compat: Compatibility = 3.0,
-        bilateral_sxy: float | Sequence[float] = 80.0,
-        bilateral_srgb: float | Sequence[float] = 13.0,
+        bilateral_sxy: Numbers = 80.0,
+        bilateral_srgb: Numbers = 13.0,
         bilateral_compat: Compatibility = 10.0,
         normalization: str = "symmetric",
+        kernels: Sequence[CRFKernel | Mapping[str, Any]] | None = None,
+        spacing: Numbers = 1.0,
     ) -> None:
-        super().__init__(iterations, gaussian_sxy, bilateral_sxy, bilateral_srgb, normalization)
+        usual = {
+            "gaussian_": CRFKernel(gaussian_compat, gaussian_sxy),
+            "bilateral_": CRFKernel(bilateral_compat, bilateral_sxy, bilateral_srgb),
+        }
+        default = {"gaussian_": CRFKernel(3.0, 3.0), "bilateral_": CRFKernel(10.0, 80.0, 13.0)}
+        used = given_kernels(type(self).__name__, usual, default, kernels)
+        super().__init__(iterations, used, normalization, spacing)
         # Settings, not state: two CRFs may differ in shape here, and none is trained.
-        for argument, value in (("gaussian_compat", gaussian_compat), ("bilateral_compat", bilateral_compat)):
-            self.register_buffer(argument, self._compatibility(argument, value), persistent=False)
+        for argument, (prefix, kernel) in zip(self._names("compat"), used.items(), strict=True):
+            self.register_buffer(argument, self._compatibility(f"{prefix}compat", kernel.compat), persistent=False)
 
     def _compatibility(self, argument: str, value: Compatibility) -> Tensor:
         try:
@@ -219,19 +215,24 @@ class DenseCRF(_GaussianCRF):
         return (mu + mu.T) / 2 if mu.dim() == 2 else mu
 
     def _compatibilities(self, labels: int) -> list[Tensor]:
-        for argument in ("gaussian_compat", "bilateral_compat"):
-            mu = getattr(self, argument)
+        found = []
+        for kernel, buffer in zip(self.kernels, self._names("compat"), strict=True):
+            mu = getattr(self, buffer)
             if mu.dim() > 0 and mu.shape[0] != labels:
-                bad_value(self._name, argument, f"have as many labels as scores, {labels}", f"shape {tuple(mu.shape)}")
-        both = (self.gaussian_compat, self.bilateral_compat)
-        return [-mu.expand(labels) if mu.dim() == 0 else mu for mu in both]
+                rule = f"have as many labels as scores, {labels}"
+                bad_value(self._name, f"{kernel.prefix}compat", rule, f"shape {tuple(mu.shape)}")
+            found.append(-mu.expand(labels) if mu.dim() == 0 else mu)
+        return found
 
     def extra_repr(self) -> str:
         def short(mu: Tensor) -> str:
             return f"{mu.item():g}" if mu.dim() == 0 else f"<{'x'.join(map(str, mu.shape))}>"
 
-        compat = f"gaussian_compat={short(self.gaussian_compat)}, bilateral_compat={short(self.bilateral_compat)}"
-        return f"{super().extra_repr()}, {compat}"
+        compat = [
+            f"{kernel.prefix}compat={short(getattr(self, buffer))}"
+            for kernel, buffer in zip(self.kernels, self._names("compat"), strict=True)
+        ]
+        return ", ".join([super().extra_repr(), *compat])
 
 
 @leaf
@@ -249,28 +250,38 @@ class CRFasRNN(_GaussianCRF):
         iterations, gaussian_sxy, bilateral_sxy, bilateral_srgb, normalization: as in DenseCRF; defaults as in the
             authors' release (3; 160 and 3), whose filter is divided by that of ones: "after".
         gaussian_weight, bilateral_weight: what the kernel weights start with.
+        kernels, spacing: as in DenseCRF; the compat of each kernel is a number, which its weights, weight0, weight1 and
+            on, start with.
 
     Shape:
         As DenseCRF. Differentiable in scores and all parameters; not in the image.
 
     Raises:
-        As DenseCRF.
+        ArgumentError, ArgumentTypeError: as DenseCRF.
     """
 
     def __init__(
         self,
         labels: int,
         iterations: int = 5,
-        gaussian_sxy: float | Sequence[float] = 3.0,
+        gaussian_sxy: Numbers = 3.0,
         gaussian_weight: float = 3.0,
-        bilateral_sxy: float | Sequence[float] = 160.0,
-        bilateral_srgb: float | Sequence[float] = 3.0,
+        bilateral_sxy: Numbers = 160.0,
+        bilateral_srgb: Numbers = 3.0,
         bilateral_weight: float = 5.0,
         normalization: str = "after",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        kernels: Sequence[CRFKernel | Mapping[str, Any]] | None = None,
+        spacing: Numbers = 1.0,
     ) -> None:
-        super().__init__(iterations, gaussian_sxy, bilateral_sxy, bilateral_srgb, normalization)
+        usual = {
+            "gaussian_": CRFKernel(gaussian_weight, gaussian_sxy),
+            "bilateral_": CRFKernel(bilateral_weight, bilateral_sxy, bilateral_srgb),
+        }
+        default = {"gaussian_": CRFKernel(3.0, 3.0), "bilateral_": CRFKernel(5.0, 160.0, 3.0)}
+        used = given_kernels(type(self).__name__, usual, default, kernels, "weight")
+        super().__init__(iterations, used, normalization, spacing)
         if not isinstance(labels, int) or isinstance(labels, bool):
             bad_type(self._name, "labels", "be an int", type(labels).__name__)
         if labels < 2:
@@ -282,9 +293,14 @@ class CRFasRNN(_GaussianCRF):
                 "A binary network has two: the scores [0, s] of its score s.",
             )
         self.labels = labels
-        self._start = (gaussian_weight, bilateral_weight)
-        self.gaussian_weight = nn.Parameter(torch.empty(labels, labels, device=device, dtype=dtype))
-        self.bilateral_weight = nn.Parameter(torch.empty(labels, labels, device=device, dtype=dtype))
+        self._start: list[float] = []
+        for prefix, kernel in used.items():
+            if not isinstance(kernel.compat, int | float):
+                argument = f"{prefix}{'weight' if kernels is None else 'compat'}"
+                bad_type(self._name, argument, "be a number", type(kernel.compat).__name__)
+            self._start.append(kernel.compat)
+        for name in self._names("weight"):
+            self.register_parameter(name, nn.Parameter(torch.empty(labels, labels, device=device, dtype=dtype)))
         self.compatibility = nn.Parameter(torch.empty(labels, labels, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -292,13 +308,13 @@ class CRFasRNN(_GaussianCRF):
         """mu = -I, the Potts model, and the kernel weights on the diagonal."""
         with torch.no_grad():
             nn.init.eye_(self.compatibility).neg_()
-            nn.init.eye_(self.gaussian_weight).mul_(self._start[0])
-            nn.init.eye_(self.bilateral_weight).mul_(self._start[1])
+            for name, start in zip(self._names("weight"), self._start, strict=True):
+                nn.init.eye_(getattr(self, name)).mul_(start)
 
     def _compatibilities(self, labels: int) -> list[Tensor]:
         if labels != self.labels:
             bad_value(self._name, "scores", f"have {self.labels} labels", labels)
-        return [self.compatibility @ self.gaussian_weight, self.compatibility @ self.bilateral_weight]
+        return [self.compatibility @ getattr(self, name) for name in self._names("weight")]
 
     def extra_repr(self) -> str:
         return f"{self.labels}, {super().extra_repr()}"

@@ -1,5 +1,5 @@
 """Our operators in PyTorch's own, for what knows only those: torch.onnx.export(dynamo=True) takes them from PyTorch's
-table of decompositions, and `decompose` brings an exported program into them.
+table of decompositions, `decompose` brings an exported program into them, and torch.jit.trace records them.
 
 They are not used where our kernels run. Shapes may be symbolic.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._decomp import register_decomposition
 
 from atrousops.dispatch import libraries
+from atrousops.ops._register import IN_PYTORCH
 from atrousops.reference.max_unpool import placed
 
 _CONV: tuple[Any, ...] = (None, F.conv1d, F.conv2d, F.conv3d)
@@ -85,17 +86,24 @@ def _starts(
     ]
 
 
-def _roi_align(input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned) -> Tensor:
-    import torchvision
+def _torchvision() -> Any:
+    # Its import asks its library for a number, which torch.jit.trace cannot record.
+    recording = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        import torchvision
+    finally:
+        torch._C._set_tracing_state(recording)  # type: ignore[attr-defined]
+    return torchvision
 
+
+def _roi_align(input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned) -> Tensor:
     size = (pooled_height, pooled_width)
-    return torchvision.ops.roi_align(input, boxes, size, spatial_scale, sampling_ratio, aligned)
+    return _torchvision().ops.roi_align(input, boxes, size, spatial_scale, sampling_ratio, aligned)
 
 
 def _roi_pool(input, boxes, spatial_scale, pooled_height, pooled_width) -> tuple[Tensor, Tensor]:
-    import torchvision
-
-    assert torchvision.extension._has_ops()
+    assert _torchvision().extension._has_ops()
     return torch.ops.torchvision.roi_pool(input, boxes, spatial_scale, pooled_height, pooled_width)
 
 
@@ -115,7 +123,8 @@ DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
 
 
 def register() -> None:
-    """Adds them to PyTorch's table of decompositions."""
+    """Adds them to PyTorch's table of decompositions, and to what a trace of torch.jit records."""
+    IN_PYTORCH.update(DECOMPOSITIONS)
     if libraries.has_schemas:
         for name, function in DECOMPOSITIONS.items():
             register_decomposition(getattr(torch.ops.atrousops, name).default)(function)

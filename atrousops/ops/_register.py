@@ -28,6 +28,8 @@ _transforms = torch._C._are_functorch_transforms_active
 
 # Every registered operator by its name, as `register` returned it.
 CALLS: dict[str, Callable[..., Any]] = {}
+# Those that PyTorch's operators say, for torch.jit.trace; `_decompositions` fills it.
+IN_PYTORCH: dict[str, Callable[..., Any]] = {}
 
 
 def foreign(*values: Any) -> bool:
@@ -200,6 +202,8 @@ def _caller(rules: _Rules, autocast: str | None) -> Callable[..., Any]:
             if torch.is_grad_enabled() and any([t.requires_grad for t in args[:count]]):
                 return eager.apply(*args) if rules.differentiable else operator(*args)
             return run(*args)
+        if jit_traces() and operator._opname in IN_PYTORCH:
+            return IN_PYTORCH[operator._opname](*args)
         if not (transformed() or foreign(*args[:count])):
             return operator(*args)
         if casts:

@@ -37,7 +37,8 @@ def integer(op: str, argument: str, value: Any, rule: str) -> int:
     )
     if not whole:
         bad_type(op, argument, rule, repr(value))
-    return operator.index(value)
+    # A size that torch.jit.trace records is a tensor; as an int it would be a constant of the graph.
+    return value if torch._C._is_tracing() and isinstance(value, Tensor) else operator.index(value)  # type: ignore[return-value]
 
 
 def check_tensor(op: str, name: str, value: Any) -> None:

@@ -12,7 +12,7 @@ from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.formats import empty_as_kernel
 from atrousops.dispatch import backends, choice
 from atrousops.dispatch.devices import tf32_allowed
-from atrousops.ops._register import foreign, register, transformed
+from atrousops.ops._register import foreign, jit_traces, register, transformed
 from atrousops.ops.conv import conv2d
 
 
@@ -61,7 +61,7 @@ def runs_as_one(
         return False
     if torch.is_grad_enabled() and any([t.requires_grad for t in (input, *weights, *(biases or ()))]):
         return False
-    if transformed() or foreign(input, *weights, *(biases or ())):
+    if transformed() or jit_traces() or foreign(input, *weights, *(biases or ())):
         return False
     if torch.is_autocast_enabled(input.device.type) or input.dtype not in backends.FLOATING:
         return False

@@ -13,7 +13,7 @@ from atrousops.common.conv_arguments import Arguments, check_conv
 from atrousops.common.formats import empty_as_kernel, prefers_channels_last
 from atrousops.dispatch import backends, choice
 from atrousops.ops._conv_dispatch import allow_tf32
-from atrousops.ops._register import foreign, register, transformed
+from atrousops.ops._register import foreign, jit_traces, register, transformed
 from atrousops.ops.conv import conv2d, grad_bias, grad_input, grad_weight
 
 Sizes = Sequence[int | tuple[int, int]]
@@ -81,8 +81,8 @@ def why_apart(
     if torch.is_autocast_enabled(kind) or input.dtype not in backends.FLOATING:
         return "they are cast one by one"
     compiling = torch.compiler.is_compiling()
-    if transformed() or foreign(input, *weights, *others, *biases):
-        return "subclasses and transforms of functions know them one by one"
+    if transformed() or jit_traces() or foreign(input, *weights, *others, *biases):
+        return "subclasses, traces and transforms of functions know them one by one"
     if forced is not None:
         own = backends.choose("conv_branches", input.device, input.dtype) in backends.COMPILED
         return "" if own else f"forced by backend({forced!r})"

@@ -207,10 +207,14 @@ def _check_features(op: str, features: Tensor) -> None:
         bad_value(op, "features", "be (N, D, *)", f"shape {tuple(features.shape)}", "Add the missing dimensions.")
     if not 1 <= features.shape[1] <= MAX_FEATURES:
         bad_value(op, "features", f"have 1 to {MAX_FEATURES} channels", features.shape[1], "64-bit keys hold no more.")
-    if features.numel() // features.shape[1] * (features.shape[1] + 1) >= 2**31 - 1:
-        bad_value(
-            op, "features", "have N * P * (D + 1) < 2^31", tuple(features.shape), "Filter fewer images at a time."
-        )
+    check_count(op, "features", features, features.shape[1], len(features))
+
+
+def check_count(op: str, argument: str, value: Tensor, features: int, images: int) -> None:
+    """Raises ArgumentError unless the vertices of so many images (N, C, *) with D features have indices of 32 bits."""
+    if images * value.shape[2:].numel() * (features + 1) >= 2**31 - 1:
+        rule = f"have N * P * (D + 1) < 2^31, where D is {features}"
+        bad_value(op, argument, rule, tuple(value.shape), "Filter fewer images, or parts of them, at a time.")
 
 
 def _check_values(op: str, values: Tensor, features: Tensor | Lattice) -> None:

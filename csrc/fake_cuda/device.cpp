@@ -25,7 +25,7 @@ static const std::vector<const DeviceKind*>& devices() {
   static const auto* all = [] {
     auto* found = new std::vector<const DeviceKind*>;
     const char* wish = std::getenv("ATROUSOPS_EMULATED_GPU");
-    std::string rest = std::string(wish && *wish ? wish : "H100,H100") + ",";
+    std::string rest = std::string(wish && *wish ? wish : "H100,H100-1g") + ",";
     for (size_t comma; (comma = rest.find(',')) != std::string::npos; rest.erase(0, comma + 1))
       found->push_back(&find_kind(rest.substr(0, comma)));
     return found;

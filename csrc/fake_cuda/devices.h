@@ -19,6 +19,8 @@ inline constexpr size_t kGiB = size_t{1} << 30;
 // The CUDA programming guide's table of compute capabilities, and the data sheets.
 inline constexpr DeviceKind kDeviceKinds[] = {
     {"H100", "H100 EMULATED", 9, 0, 132, 2048, 227 << 10, 228 << 10, 50 << 20, 80 * kGiB},
+    // A slice of one: problems of few tiles fill it, and take the kernels that large ones take on a whole one.
+    {"H100-1g", "H100 1g.10gb EMULATED", 9, 0, 16, 2048, 227 << 10, 228 << 10, 25 << 18, 10 * kGiB},
     {"A100", "A100 EMULATED", 8, 0, 108, 2048, 163 << 10, 164 << 10, 40 << 20, 40 * kGiB},
     {"RTX4090", "RTX 4090 EMULATED", 8, 9, 128, 1536, 99 << 10, 100 << 10, 72 << 20, 24 * kGiB},
     {"RTX3090", "RTX 3090 EMULATED", 8, 6, 82, 1536, 99 << 10, 100 << 10, 6 << 20, 24 * kGiB},
@@ -32,7 +34,8 @@ inline constexpr int kSharedByDefault = 48 << 10, kPortableCluster = 8;
 inline constexpr size_t kParameterBytes = 4096, kLargeParameterBytes = 32764;
 inline constexpr int kLargeParametersDriver = 12010;
 
-// The devices of this process: those that $ATROUSOPS_EMULATED_GPU names, separated by commas, or two H100.
+// The devices of this process: those that $ATROUSOPS_EMULATED_GPU names, separated by commas, or an H100 and a slice of
+// one.
 int device_count();
 const DeviceKind& device_kind(int device);
 // $ATROUSOPS_EMULATED_DRIVER, or 13000.

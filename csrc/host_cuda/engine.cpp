@@ -3,6 +3,7 @@
 #include <deque>
 #include <mutex>
 #include <numeric>
+#include <algorithm>
 #include <random>
 #include <sstream>
 #include <stdexcept>
@@ -24,6 +25,7 @@ namespace {
 struct Engine {
   std::mutex turn;
   uint64_t seed = 0;
+  bool ahead = false;
   std::mt19937_64 random;
   Stacks stacks;
   std::vector<int> free_stacks;
@@ -33,6 +35,7 @@ struct Engine {
   std::vector<Warp> warps;
   std::vector<Block> blocks;
   std::deque<Thread*> ready;
+  const Warp* last = nullptr;  // that ran
   std::vector<Thread*> polling;
   std::exception_ptr error;
   Thread* culprit = nullptr;
@@ -188,8 +191,13 @@ void poll(Engine& e) {
 
 Thread* next(Engine& e) {
   if (e.seed != 0) std::swap(e.ready.front(), e.ready[e.random() % e.ready.size()]);
+  if (e.ahead) {
+    const auto same = std::find_if(e.ready.begin(), e.ready.end(), [&](Thread* t) { return t->warp == e.last; });
+    if (same != e.ready.end()) std::swap(e.ready.front(), *same);
+  }
   Thread* t = e.ready.front();
   e.ready.pop_front();
+  e.last = t->warp;
   return t;
 }
 
@@ -295,6 +303,12 @@ void set_order_seed(uint64_t seed) {
   e.random.seed(seed);
 }
 
+void set_warps_ahead(bool ahead) {
+  Engine& e = engine();
+  const std::lock_guard<std::mutex> lock(e.turn);
+  e.ahead = ahead;
+}
+
 static Barrier& join(int id, int expected, const char* what, Location where, int64_t value) {
   auto& barriers = self->block->barriers;
   if (id < 0 || id >= static_cast<int>(barriers.size()))
@@ -341,6 +355,7 @@ void wait_until(const std::function<bool()>& condition, const char* what, Locati
 }
 
 void yield() {
+  engine().last = nullptr;
   make_ready(self);
   park(Thread::State::ready, "", {});
 }

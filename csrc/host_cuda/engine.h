@@ -98,6 +98,8 @@ void run_grid(const Grid& grid, const std::function<void()>& body);
 
 // The order in which threads and blocks run: ascending for seed 0, random for others.
 void set_order_seed(uint64_t seed);
+// A warp goes on for as long as it can before another one runs: far ahead of those that it should have waited for.
+void set_warps_ahead(bool ahead);
 
 // Waits until `expected` threads of the block have come to barrier `id` (0: all that have not ended), and returns the
 // sum of what they brought.

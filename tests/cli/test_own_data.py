@@ -1,58 +1,35 @@
 """docs/own-data.md: its commands as typed, and its recipes and code."""
 
-import contextlib
 import csv
 import dataclasses
-import io
 import re
-import shlex
-from pathlib import Path
 
 import numpy as np
-import own
+import pages
 import pytest
 import torch
 import yaml
 from PIL import Image
 
-from atrousops import cli
 from atrousops.data import Layout, transforms
-from atrousops.engine import config, outputs
+from atrousops.engine import outputs
 
-PAGE = (Path(__file__).parents[2] / "docs" / "own-data.md").read_text()
+PAGE = pages.ROOT / "docs" / "own-data.md"
 
 
 def blocks(kind):
-    return re.findall(rf"^```{kind}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    return [block for block in pages.blocks(PAGE) if block.kind == kind and block.runs]
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """cells/images with cells/masks, 255 being a cell, and new with two images that have no mask."""
-    own.write(tmp_path / "cells", mask=lambda discs: 255 * discs.astype(np.uint8))
-    own.write(tmp_path, "new/{}.png", "unused/{}.png", ("one", "two"))
+    pages.furnish(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def typed(line):
-    """Runs a line of a shell, which may send what is printed to a file."""
-    words = shlex.split(line, comments=True)
-    target = None
-    if ">" in words:
-        *words, _, target = words
-    assert words[0] == "atrousops"
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        code = cli.main(words[1:])
-    assert code == 0, line
-    if target is not None:
-        Path(target).write_text(printed.getvalue())
-    return printed.getvalue()
-
-
 def test_the_whole_job(folder, capsys):
-    printed = [typed(line) for block in blocks("sh") for line in block.splitlines()]
+    printed = [text for block in blocks("sh") for text in pages.run(block, {})]
     assert len(printed) == 5
     assert "images are images, masks are masks (guessed)" in capsys.readouterr().err
     assert re.search(r"foreground +\d+\.\d\d %\nmean IoU", printed[2])
@@ -69,25 +46,24 @@ def test_the_whole_job(folder, capsys):
 
 def test_recipes_of_the_page(folder):
     """Each is a part of a recipe that is read; that of `data` reads the folder."""
-    whole = {"model": {"name": "enet"}, "data": {"name": "camvid"}, "schedule": {"steps": 1}}
-    for text in blocks("yaml"):
-        recipe = config.parse({**whole, **yaml.safe_load(text)})
+    for block in blocks("yaml"):
+        recipe = pages.recipe(yaml.safe_load(block.text))
         if recipe.data.name == "folder":
             norm = (recipe.data.mean, recipe.data.std)
             data = outputs.open_set(recipe, recipe.data.root, "train", transforms.evaluation(*norm))
             assert data[0][1].unique().tolist() == [0, 1]
-    for text in re.findall(r"`((?:data|model|loss|optimiser): \{[^`]*\})`", PAGE):
-        config.parse({**whole, **yaml.safe_load(text)})
+    for text in re.findall(r"`((?:data|model|loss|optimiser): \{[^`]*\})`", PAGE.read_text()):
+        pages.recipe(yaml.safe_load(text))
 
 
 def test_code_of_the_page(folder):
     (code,) = blocks("python")
     there: dict = {}
-    exec(code, there)
+    pages.run(code, there)
     assert there["Slides"]("cells", "all", None, cells="nucleus").classes == ("background", "nucleus")
     assert there["small_net"]()["layer"](torch.zeros(1, 3, 2, 2)).shape == (1, 2, 2, 2)
 
 
 def test_every_entry_of_the_layout_is_on_the_page():
     for entry in dataclasses.fields(Layout):
-        assert f"`{entry.name}`" in PAGE, entry.name
+        assert f"`{entry.name}`" in PAGE.read_text(), entry.name

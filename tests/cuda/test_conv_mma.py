@@ -6,7 +6,7 @@ import host_cuda
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import assert_close
+from oracle import assert_close, tf32
 
 pytestmark = pytest.mark.skipif(host_cuda.problem() is not None, reason=str(host_cuda.problem()))
 
@@ -88,12 +88,6 @@ def random(size, dtype: torch.dtype) -> torch.Tensor:
 def ops():
     host_cuda.load()
     return torch.ops.atrousops_host_cuda
-
-
-def tf32(t: torch.Tensor) -> torch.Tensor:
-    """Rounded to 10 bits of fraction: what PyTorch's own TF32 product would see."""
-    bits = t.view(torch.int32)
-    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32) if t.dtype == torch.float32 else t
 
 
 def stock(case: Case, transposed: bool, x, w, b):

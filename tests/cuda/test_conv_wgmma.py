@@ -4,8 +4,8 @@ import host_cuda
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import assert_close
-from test_conv_mma import Case, channels_last, ops, random, stock, tf32
+from oracle import assert_close, tf32
+from test_conv_mma import Case, channels_last, ops, random, stock
 
 pytestmark = pytest.mark.skipif(host_cuda.problem() is not None, reason=str(host_cuda.problem()))
 

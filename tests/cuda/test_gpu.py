@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from every_operator import CASES, DTYPES, LARGE, RUNS, WAITING, prepared
-from oracle import assert_close
+from oracle import assert_close, tf32
 
 import atrousops as ao
 import atrousops.functional as A
@@ -108,11 +108,6 @@ def test_the_host_never_waits(case):
         call.run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-def tf32(t: torch.Tensor) -> torch.Tensor:
-    """Rounded to 10 bits of fraction."""
-    return ((t.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])

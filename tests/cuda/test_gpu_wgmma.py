@@ -3,9 +3,8 @@
 import pytest
 import torch
 from every_operator import RUNS
-from oracle import assert_close
+from oracle import assert_close, tf32
 from test_conv_mma import Case, stock
-from test_gpu import tf32
 
 import atrousops as ao
 import atrousops.functional as A
@@ -36,11 +35,6 @@ def on_hopper():
         yield
 
 
-def multiplied(t: torch.Tensor) -> torch.Tensor:
-    """As tensor cores read it; PyTorch's own convolution of fp32 need not use them."""
-    return tf32(t) if t.dtype == torch.float32 else t
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_forward_and_gradients(case, dtype):
@@ -64,7 +58,7 @@ def test_forward_and_gradients(case, dtype):
     def own(x, w):
         return getattr(A, f"conv{rank}d")(x, w, None, case.stride, case.padding, case.dilation)
 
-    exact, theirs = run(pytorch, torch.float64, device="cpu"), run(pytorch, dtype, multiplied)
+    exact, theirs = run(pytorch, torch.float64, device="cpu"), run(pytorch, dtype, tf32)
     ours = run(own, dtype)
     for a, b, c in zip(ours, exact, theirs, strict=True):
         assert_close(a.cpu(), b, c.cpu())
@@ -89,6 +83,6 @@ def test_branches_in_one_launch(dtype):
         return torch.cat(parts, 1).relu()
 
     y = A.conv_branches(x, weights, biases, *around, "relu")
-    assert_close(y.cpu(), right(torch.float64, device="cpu"), right(dtype, multiplied).cpu())
+    assert_close(y.cpu(), right(torch.float64, device="cpu"), right(dtype, tf32).cpu())
     for _ in range(min(20, RUNS)):
         assert torch.equal(A.conv_branches(x, weights, biases, *around, "relu"), y)

@@ -1,5 +1,6 @@
 """Pictures of 8, 12 and 16 bits and floats, of any number of channels: as stored, divided by the scale."""
 
+import dataclasses
 import io
 import struct
 import sys
@@ -24,9 +25,12 @@ def numbers(channels, dtype, most):
 
 def deep_png(path, samples):
     """PNG with 16 bits a colour, which Pillow cannot write: by its specification, rows unfiltered."""
-    height, width, _ = samples.shape
+    height, width, channels = samples.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)))
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2 if channels == 3 else 6, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+    )
     data = b"\x89PNG\r\n\x1a\n"
     for kind, body in (*chunks, (b"IEND", b"")):
         data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -63,6 +67,8 @@ def array(path, samples):
         ("pages.TIFF", pages, 5, np.float32, 3000, 1000),
         ("signed.tif", interleaved, 2, np.int16, 3000, 1000),
         ("array.npy", array, 7, np.float64, 3000, 1000),
+        ("deep.png", deep_png, 3, np.uint16, 65535, 65535),  # Pillow would keep the upper bytes
+        ("deep.PNG", deep_png, 4, np.uint16, 4095, 4095),
     ],
 )
 def test_as_stored_by_the_scale(tmp_path, name, save, channels, dtype, most, scale):
@@ -116,8 +122,87 @@ def test_files_that_cannot_be_read(tmp_path):
         ):
             bands.read_picture(tmp_path / name, Pixels(3, 255.0))
     deep_png(tmp_path / "b.png", numbers(3, np.uint16, 65535))
-    with pytest.raises(PictureError, match=r"b\.png: 16-bit colours, .* upper 8 bits; save it as TIFF"):
+    with pytest.raises(PictureError, match=r"b\.png: page 2 was asked for"):
+        bands.read_picture(tmp_path / "b.png", Pixels(3, 255.0, page=2))
+    (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:90])
+    with pytest.raises(PictureError, match=r"b\.png: cannot be read: .*"):
         bands.read_picture(tmp_path / "b.png", Pixels(3, 255.0))
+
+
+def test_deep_colours_without_their_reader(tmp_path, monkeypatch):
+    deep_png(tmp_path / "a.png", numbers(3, np.uint16, 65535))
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(PictureError, match=r"a\.png: PNG with 16 bits a colour, .*: pip install imagecodecs"):
+        bands.read_picture(tmp_path / "a.png", Pixels(3, 65535.0))
+
+
+def test_deep_colours_are_upright(tmp_path):
+    """EXIF's orientation 6, a quarter turn clockwise, in a chunk of PNG's."""
+    samples = numbers(3, np.uint16, 65535)
+    deep_png(tmp_path / "a.png", samples)
+    exif = Image.Exif()
+    exif[274] = 6
+    body = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[:33] + chunk + data[33:])
+    found = bands.read_picture(tmp_path / "a.png", Pixels(3, 65535.0))
+    np.testing.assert_allclose(found, np.rot90(samples, -1) / 65535, rtol=1e-6)
+
+
+def grey_pages(path, **options):
+    first, *others = (Image.new("L", (4, 3), value) for value in (10, 20, 30))
+    first.save(path, save_all=True, append_images=others, **options)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.png"])
+@pytest.mark.parametrize("pixels", [Pixels(), Pixels(1), Pixels(1, 255.0)], ids=["RGB", "grey", "as stored"])
+def test_pages_and_frames(tmp_path, name, pixels):
+    if name == "a.gif" and pixels.scale is not None:
+        pixels = Pixels(3, pixels.scale)  # a palette becomes its colours
+    path = tmp_path / name
+    grey_pages(path)
+    assert decode.pages_in(path) == 3
+    white = 1 if pixels.scale is None else pixels.scale
+    for page, value in ((1, 10), (2, 20), (3, 30)):
+        found = bands.read_picture(path, dataclasses.replace(pixels, page=page))
+        assert found.shape == (3, 4, pixels.channels)
+        np.testing.assert_array_equal(found, np.float32(value / white))
+    with pytest.raises(PictureError, match=rf"{name}: page 4 was asked for, and there are 3"):
+        bands.read_picture(path, dataclasses.replace(pixels, page=4))
+
+
+def test_a_page_that_pillow_does_not_read(tmp_path):
+    path = tmp_path / "a.tif"
+    samples = numbers(5, np.uint16, 65535)
+    for value in (samples, samples[::-1]):
+        tifffile.imwrite(path, value, photometric="minisblack", planarconfig="contig", append=True)
+    np.testing.assert_array_equal(bands.read_picture(path, Pixels(5, page=2)), samples[::-1])
+    with pytest.raises(PictureError, match=r"a\.tif: page 3 was asked for, and there are 2"):
+        bands.read_picture(path, Pixels(5, page=3))
+    with pytest.raises(ArgumentError, match=r"page must be at least 1.* got 0"):
+        Pixels(page=0)
+
+
+def test_files_of_one_page(tmp_path):
+    Image.new("L", (4, 3)).save(tmp_path / "a.png")
+    (tmp_path / "b.tif").write_bytes(b"nothing")
+    assert [decode.pages_in(tmp_path / name) for name in ("a.png", "b.tif", "absent.gif", "c.npy")] == [1] * 4
+    with pytest.raises(PictureError, match=r"a\.png: page 2 was asked for, and there is 1"):
+        bands.read_picture(tmp_path / "a.png", Pixels(page=2))
+
+
+def test_larger_files_by_leave(tmp_path, monkeypatch):
+    """Pillow refuses twice its limit; here that is made small."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "a.png")
+    with pytest.raises(PictureError, match=r"more than the 100 pixels that Pillow reads; .*`segment --largest`"):
+        decode.read_image(tmp_path / "a.png")
+    decode.allow(199)
+    assert decode.read_image(tmp_path / "a.png").shape == (10, 20, 3)
+    decode.allow(198)
+    with pytest.raises(PictureError, match="more than the 198 pixels"):
+        decode.read_image(tmp_path / "a.png")
 
 
 def test_without_tifffile(tmp_path, monkeypatch):

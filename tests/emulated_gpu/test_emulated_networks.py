@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from emulated_cases import launched
 from oracle import assert_close
 from people import write_people, write_recipe
 from torch import nn
@@ -81,6 +82,45 @@ def test_autocast_is_a_cast_of_the_arguments(dtype):
     arguments = x.cpu().to(dtype), layer.weight.detach().cpu().to(dtype), layer.bias.detach().cpu().to(dtype)
     exact = F.conv2d(*(t.double() for t in arguments), 1, 2, 2)
     assert_close(y.detach().cpu(), exact, F.conv2d(*arguments, 1, 2, 2))
+
+
+def test_torch_compile_keeps_our_kernels():
+    """Inductor would compile for hardware: `aot_eager` traces forward and backward by shapes, and runs what it has."""
+    layers = nn.Sequential(ao.AtrousConv2d(4, 8, 3, padding=2, dilation=2), ao.MaxPool2d(2)).cuda()
+    x = torch.randn(2, 4, 9, 8, device="cuda")
+    eager = trained(layers, x)
+    layers.zero_grad()
+    compiled = torch.compile(layers, backend="aot_eager", fullgraph=True)
+    again: list[torch.Tensor] = []
+    found = launched(lambda: again.extend(trained(compiled, x)))
+    assert all(torch.equal(a, b) for a, b in zip(again, eager, strict=True))
+    for kernel in ("conv_simt_kernel", "max_pool_kernel", "place_windows_kernel"):
+        assert any(kernel in name for name in found), found
+
+
+def test_a_training_step_of_mask_rcnn():
+    """Against the CPU's step: every part of the loss, from the same boxes and seeds."""
+    few = {"rpn_post_nms_top_n_train": 10, "box_batch_size_per_image": 8, "min_size": 32, "max_size": 40}
+    stock = models.mask_rcnn(2, "resnet18", frozen_norm=True, **few).train()
+    mask = torch.zeros(1, 32, 40, dtype=torch.uint8)
+    mask[0, 5:20, 10:30] = 1
+    image, target = torch.rand(3, 32, 40) + mask, {"boxes": torch.tensor([[10.0, 5, 30, 20]]), "masks": mask}
+    target["labels"] = torch.tensor([1])
+
+    def step(device: str) -> dict[str, torch.Tensor]:
+        model = copy.deepcopy(stock).to(device)
+        torch.manual_seed(0)
+        losses = model([image.to(device)], [{name: t.to(device) for name, t in target.items()}])
+        sum(losses.values()).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        return {name: t.detach().cpu() for name, t in (losses | gradients).items()}
+
+    found = step("cuda")
+    with ao.backend("aten"):
+        expected = step("cpu")
+    assert "loss_mask" in found
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3 * float(value.abs().max()), msg=name)
 
 
 def test_a_training_step_of_a_small_deeplab():

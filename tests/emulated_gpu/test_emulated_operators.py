@@ -1,10 +1,9 @@
 """Our operators on device="cuda", from Python down to the kernels' PTX, against the CPU's kernels."""
 
-from collections.abc import Callable
-
 import pytest
 import samples
 import torch
+from emulated_cases import assert_as_the_cpu
 from every_operator import CASES, prepared
 from oracle import assert_close
 
@@ -43,21 +42,6 @@ def test_convolution_in_fp64():
     with ao.backend("cuda"):
         ours = A.conv2d(x.cuda(), w.cuda(), None, 1, 2, 2).cpu()
     assert torch.equal(ours, torch.nn.functional.conv2d(x, w, None, 1, 2, 2))
-
-
-def assert_as_the_cpu(results: Callable[[torch.dtype], list[torch.Tensor]], dtype: torch.dtype) -> None:
-    """Within twice the error of the CPU's kernels; in fp64 up to the order of sums."""
-    with torch.device("cuda"), ao.backend("cuda"), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        ours = [t.cpu() for t in results(dtype)]
-    with ao.backend("cpu"):
-        expected, exact = results(dtype), results(torch.float64)
-    for a, b, right in zip(ours, expected, exact, strict=True):
-        if dtype == torch.float64 and a.is_floating_point():
-            torch.testing.assert_close(a, b, rtol=0, atol=16 * torch.finfo(dtype).eps * float(b.abs().max()))
-        elif a.is_floating_point():
-            assert_close(a, right, b)
-        else:
-            assert torch.equal(a, b)
 
 
 # The numbering of a lattice is free; its filters are compared.

@@ -38,6 +38,22 @@ def test_reads_and_builds(path):
     optimise.build(model, recipe.optimiser)
 
 
+@pytest.mark.parametrize("name", ["deeplabv2_resnet101", "deeplabv3_resnet101", "pspnet_resnet101"])
+def test_papers_align_corners_as_their_releases(name):
+    """In every part that interpolates, and on crops of 8 n + 1 pixels."""
+    recipe = config.load(FOLDER / "papers" / f"{name}.yaml")
+    with torch.device("meta"):
+        model = models.build(recipe.model.name, **recipe.model.arguments)
+    found = [layer.align_corners for layer in model.modules() if hasattr(layer, "align_corners")]
+    assert found
+    assert all(found)
+    assert recipe.augmentation.crop % 8 == 1
+
+
+def test_papers_front_end():
+    assert config.load(FOLDER / "papers" / "frontend.yaml").model.arguments["placement"] == "corner"
+
+
 def test_every_semantic_network_has_a_camvid_recipe():
     names = {config.load(path).model.name for path in RECIPES if path.parent.name == "camvid"}
     assert names == {*models.registry.NETWORKS} - ELSEWHERE

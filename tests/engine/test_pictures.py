@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from atrousops.common.checks import ArgumentError
 from atrousops.engine import pictures
@@ -86,3 +86,32 @@ def test_overlay_tints_classes_but_not_black():
     assert (overlay[:, 11:] == (50, 75, 150)).all()
     assert (picture == 100).all()
     assert pictures.overlay_image(picture[:1, :1], labels[:1, :1], colors).size == (1, 1)
+
+
+# Radii 1, 2, 3 and 7 (windows that are and are not powers of two and one), sides shorter than the window, one row.
+@pytest.mark.parametrize(
+    ("height", "width", "radius"), [(40, 60, 1), (9, 70, 2), (33, 31, 3), (50, 50, 7), (3, 40, 7), (1, 20, 2)]
+)
+def test_contours_are_those_of_square_windows(height, width, radius):
+    """Pillow's filters take the largest and least of each square window by itself."""
+    random = np.random.default_rng(radius)
+    labels = np.kron(random.integers(0, 4, (height // 5 + 1, width // 5 + 1)), np.ones((5, 5)))[:height, :width]
+    image = Image.fromarray(labels.astype(np.uint8))
+    most, least = (image.filter(kind(2 * radius + 1)) for kind in (ImageFilter.MaxFilter, ImageFilter.MinFilter))
+    np.testing.assert_array_equal(pictures.contours(labels, radius), np.asarray(most) != np.asarray(least))
+
+
+def test_the_lines_of_large_pictures_are_thicker():
+    labels = np.zeros((1000, 1500), dtype=np.uint8)
+    labels[:, 700:] = 1
+    assert np.flatnonzero(pictures.contours(labels)[500]).tolist() == [698, 699, 700, 701]
+
+
+def test_contours_take_few_passes(monkeypatch):
+    """A window of 21 x 21 in four doublings and a last step for each axis and extreme, where 441 pixels lie in it."""
+    passes = []
+    for name in ("minimum", "maximum"):
+        extreme = getattr(np, name)
+        monkeypatch.setattr(np, name, lambda a, b, extreme=extreme: passes.append(a.size) or extreme(a, b))
+    pictures.contours(np.zeros((100, 100), dtype=np.uint8), 10)
+    assert len(passes) == 2 * 2 * 5

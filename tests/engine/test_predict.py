@@ -106,6 +106,56 @@ def test_tiles_keep_the_grid_of_a_strided_network():
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
 
 
+class Pooled(Narrow):
+    """Every score depends on every pixel."""
+
+    def forward(self, x):
+        return {"out": self.layers(x) + self.layers(x).mean((2, 3), keepdim=True)}
+
+
+def test_reach():
+    assert predictor(Narrow(), tile=96, overlap=0).reach() == 5
+    assert predictor(nn.Conv2d(3, 2, 1), 2, tile=64, overlap=0).reach() == 0
+    # A cell of 32 enlarged bilinearly reaches into half of each neighbour.
+    assert predictor(Strided(), 2, tile=256, overlap=0).reach() == 16
+    # Its own and the mirror image: as far; at half the size: twice as far, and what the resizing takes.
+    assert predictor(Narrow(), tile=96, overlap=0, flip=True).reach() == 5
+    assert 10 <= predictor(Narrow(), tile=128, overlap=0, scales=(0.5,)).reach() <= 16
+    assert predictor(Pooled(), tile=96, overlap=0).reach() is None
+
+
+@pytest.mark.parametrize(("make", "classes", "tile"), [(Narrow, 3, 64), (Strided, 2, 128)])
+def test_an_overlap_from_the_reach(make, classes, tile):
+    model = make()
+    whole = predictor(model, classes, tile=512, overlap=0).scores(picture(200, 177))
+    derived = predictor(model, classes, tile=tile, overlap=None)
+    assert derived.overlap == 4 * derived.reach()
+    torch.testing.assert_close(derived.scores(picture(200, 177)), whole, rtol=0, atol=1e-5)
+
+
+def test_a_reach_beyond_the_tile_raises():
+    with pytest.raises(ValueError, match=r"model must reach at most 16 pixels .* tiles of 96; got more than a tile"):
+        predictor(Pooled(), tile=96, overlap=None)
+    with pytest.raises(ValueError, match=r"at most 8 pixels .* got 16\. A larger tile"):
+        predictor(Strided(), 2, tile=64, overlap=None)
+
+
+def test_strips_are_the_labels():
+    """Bit for bit, whatever the rows of tiles: one, several, and a last one that is not whole."""
+    model = Narrow()
+    for height, width, tile in ((40, 300, 96), (301, 64, 96), (200, 177, 64), (50, 60, 64)):
+        image = picture(height, width)
+        run = predictor(model, tile=tile, overlap=24)
+        parts = list(run.strips(lambda top, bottom, image=image: image[top:bottom], height, width))
+        np.testing.assert_array_equal(np.concatenate(parts), run(image))
+    assert len(parts) == 1
+    assert not torch.is_inference_mode_enabled()
+    for options in ({"size": 20}, {"crf": lambda scores, image: scores}):
+        run = predictor(model, **options)
+        with pytest.raises(ValueError, match="predictor must see pictures in tiles, at their own size, with no CRF"):
+            next(run.strips(lambda top, bottom, image=image: image[top:bottom], height, width))
+
+
 # One pixel, one row, one column, less and more than the grid.
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 50), (33, 1), (31, 33)])
 @pytest.mark.parametrize("make", [Narrow, Strided])

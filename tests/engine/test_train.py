@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from atrousops import models
 from atrousops.common.checks import ArgumentError
-from atrousops.engine import config, evaluate, train
+from atrousops.engine import config, evaluate, figures, train
 
 
 @pytest.fixture
@@ -64,6 +64,9 @@ def test_resumes_bit_for_bit(tmp_path, recipe, people, monkeypatch):
         for row in (*one, *two):
             del row["seconds"]
         assert one == two
+    # And so the curves are whole.
+    for name in (figures.CURVES, figures.CONFUSION):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "halves" / name).read_bytes()
 
 
 def test_learns_and_is_evaluated(tmp_path, people):

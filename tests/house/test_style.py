@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("atrousops", "csrc", "tests", "benchmarks", "examples")
+FOLDERS = ("atrousops", "csrc", "tests", "benchmarks", "docs")
 SOURCES = sorted(p for f in FOLDERS for p in (ROOT / f).rglob("*") if p.suffix in (".py", ".cpp", ".h"))
 ids = [str(p.relative_to(ROOT)) for p in SOURCES]
 

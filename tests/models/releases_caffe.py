@@ -66,6 +66,27 @@ def fcn(s: State, image: Tensor, stride: int) -> Tensor:
     return window(up("upscore8", x, 8), 31, image)
 
 
+def largefov_shapes(width: int) -> Shapes:
+    found = {name: shape for name, shape in vgg_shapes(width).items() if not name.startswith("fc")}
+    for name, inner, side in (("fc6", 8 * width, 3), ("fc7", 16 * width, 1), ("fc8_voc12", 16 * width, 1)):
+        outer = 21 if name == "fc8_voc12" else 16 * width
+        found |= {f"{name}.weight": (outer, inner, side, side), f"{name}.bias": (outer,)}
+    return found
+
+
+def largefov(s: State, image: Tensor) -> Tensor:
+    """DeepLab-LargeFOV, of blue, green, red less a mean in 8 n + 1 pixels."""
+    x = image
+    for stage, count in enumerate(STAGES, start=1):
+        rate = 2 if stage == 5 else 1
+        for i in range(1, count + 1):
+            x = conv(s, f"conv{stage}_{i}", x, 1, rate, rate).relu()
+        x = F.max_pool2d(x, 3, 2 if stage <= 3 else 1, 1, ceil_mode=True)
+    x = conv(s, "fc6", F.avg_pool2d(x, 3, 1, 1), 1, 12, 12).relu()
+    x = conv(s, "fc8_voc12", conv(s, "fc7", x).relu())
+    return F.interpolate(x, image.shape[2:], mode="bilinear", align_corners=True)
+
+
 def dilation_shapes(width: int, classes: int, dilations: Sequence[int], large: bool) -> Shapes:
     found = vgg_shapes(width)
     final = "fc-final" if large else "final"

@@ -1,37 +1,15 @@
 """At a tiny width: torch.export takes every network, and channels_last, as in training, changes nothing."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
+from small_networks import OTHERS, SMALL
+from torch import nn
+from torch.nn import functional as F
 
 from atrousops import models
-
-SMALL: dict[str, dict[str, Any]] = {
-    "crfrnn": {"width": 1},
-    "deconvnet": {"width": 1},
-    "deeplabv1": {"width": 1},
-    "dilated_vgg16": {"width": 1, "context": "large"},
-    "fcn16s": {"width": 1, "padding": 0},
-    "fcn8s": {"width": 1},
-    "gcn": {"backbone": "resnet18"},
-    "hypercolumns": {"width": 1, "grid": 2},
-    "msd": {"depth": 12},
-    "segnet": {"width": 1},
-    "unet": {"width": 1},
-}
-
-# Exported only, as the networks that are not here, with their defaults.
-OTHERS: dict[str, dict[str, Any]] = {
-    "auto_deeplab": {"width": 4},
-    "deeplabv2": {"backbone": "resnet18"},
-    "deeplabv3_cascade": {"backbone": "resnet18"},
-    "deeplabv3plus_xception65": {"width": 8},
-    "fcn32s": {"width": 1, "padding": 0},
-    "metric_learning": {"backbone": "resnet18", "dimensions": 4},
-    "pspnet": {"backbone": "resnet18"},
-}
+from atrousops.models.base import crop
 
 
 @pytest.mark.parametrize("name", [name for name in models.list("networks") if name != "mask_rcnn"])
@@ -41,6 +19,24 @@ def test_exports(name):
     program = torch.export.export(network, (image,))
     with torch.no_grad():
         torch.testing.assert_close(program.module()(image)["out"], network(image)["out"])
+
+
+class Cut(nn.Module):
+    """Padded to a multiple of 8, as networks do, and cut to the image's size again."""
+
+    def forward(self, image):
+        height, width = image.shape[-2:]
+        return crop(F.max_pool2d(F.pad(image, (0, -width % 8, 0, -height % 8)), 3, 1, 1), 0, (height, width))
+
+
+# Traced where nothing is cut, and where something is.
+@pytest.mark.parametrize("side", [64, 61])
+def test_programs_cut_as_much_as_each_image_needs(side):
+    sizes = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    run = torch.export.export(Cut(), (torch.rand(1, 3, side, side),), dynamic_shapes=(sizes,)).module()
+    for shape in ((1, 3, 48, 80), (1, 3, 48, 85), (1, 3, 45, 83)):
+        image = torch.rand(shape)
+        torch.testing.assert_close(run(image), Cut()(image), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

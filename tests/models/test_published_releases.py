@@ -1,14 +1,16 @@
 """Published checkpoints: files of each release's names and shapes, loaded, against the release in plain PyTorch."""
 
-import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
 import releases
 import releases_caffe
+import releases_others
+import releases_tensorflow
 import torch
 import torchvision
-from safetensors.torch import save_file
+from published_files import assert_same, loaded, seen
 
 from atrousops import functional, models
 from atrousops.models.published import loading
@@ -37,6 +39,14 @@ def torchvisions(make, **arguments):
     return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
+def smps(classes):
+    """segmentation_models_pytorch's default, a ResNet-34 of torchvision."""
+    with torch.device("meta"):
+        trunk = torchvision.models.resnet34().state_dict()
+    found = {f"encoder.{name}": tuple(v.shape) for name, v in trunk.items() if not name.startswith("fc.")}
+    return found | releases_others.smp_head_shapes(512, 64, classes)
+
+
 _SEMANTIC, _OBJECTS = torchvision.models.segmentation, torchvision.models.detection
 SHAPES = {
     "deeplabv3_resnet50_voc": lambda: torchvisions(_SEMANTIC.deeplabv3_resnet50, aux_loss=True),
@@ -54,6 +64,7 @@ SHAPES = {
     "fcn32s_voc": lambda: releases_caffe.fcn_shapes(32, 64),
     "fcn16s_voc": lambda: releases_caffe.fcn_shapes(16, 64),
     "fcn8s_voc": lambda: releases_caffe.fcn_shapes(8, 64),
+    "deeplabv1_largefov_voc": lambda: releases_caffe.largefov_shapes(64),
     "dilation8_voc": lambda: releases_caffe.dilation_shapes(64, 21, EIGHT, large=True),
     "dilation8_camvid": lambda: releases_caffe.dilation_shapes(64, 11, EIGHT, large=False),
     "dilation7_kitti": lambda: releases_caffe.dilation_shapes(64, 11, SEVEN, large=False),
@@ -62,9 +73,24 @@ SHAPES = {
     "segnet_camvid": lambda: releases_caffe.unpooling_shapes(True, 64, 11),
     "segnet_basic_camvid": releases_caffe.segnet_basic_shapes,
     "deconvnet_voc": lambda: releases_caffe.unpooling_shapes(False, 64, 21),
+    "enet_cityscapes": releases_others.enet_shapes,
+    "deeplabv3plus_smp": lambda: smps(21),
+    **{
+        f"deeplabv3plus_xception65_{data}": (lambda n=n: releases_tensorflow.xception_shapes(32, n))
+        for data, n in (("voc_trainaug", 21), ("voc_trainval", 21), ("cityscapes", 19), ("ade20k", 151))
+    },
+    **{
+        f"auto_deeplab_{name}_cityscapes": (lambda width=width: releases_tensorflow.hnasnet_shapes(width, 19))
+        for name, width in (("s", 20), ("m", 32), ("l", 48))
+    },
     **{f"espnet_q{q}_cityscapes": (lambda q=q: espnet_shapes(q)) for q in (3, 5, 8)},
     **{
         f"pspnet{depth}_{data}": (lambda counts=counts, n=n: releases.pspnet_shapes(counts, n))
+        for depth, counts in ((50, RESNET50), (101, RESNET101))
+        for data, n in (("ade20k", 150), ("cityscapes", 19), ("voc2012", 21))
+    },
+    **{
+        f"pspnet{depth}_{data}_mmseg": (lambda counts=counts, n=n: releases_others.mmseg_shapes(counts, n))
         for depth, counts in ((50, RESNET50), (101, RESNET101))
         for data, n in (("ade20k", 150), ("cityscapes", 19), ("voc2012", 21))
     },
@@ -86,35 +112,9 @@ def test_names_and_shapes(name):
         assert {k: v.shape for k, v in changed.items()} == {k: v.shape for k, v in network.state_dict().items()}
 
 
-def loaded(monkeypatch, tmp_path, name, state, ending=".pth", **arguments):
-    """The network of a checkpoint, narrower or shallower by `arguments`, from a file with that state."""
-    entry = models.PUBLISHED[name]
-    smaller = dataclasses.replace(entry, arguments={**entry.arguments, **arguments}, sha256="")
-    monkeypatch.setitem(models.PUBLISHED, name, smaller)
-    path = tmp_path / f"file{ending}"
-    if ending == ".npz":
-        np.savez(path, **{key: value.numpy() for key, value in state.items()})
-    elif ending == ".safetensors":
-        save_file({key: value.contiguous() for key, value in state.items()}, path)
-    else:
-        torch.save(state, path)
-    return models.load_published(name, path)
-
-
-def seen(network, rgb):
-    """What a network is given of an image in 0..1."""
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (network.info.mean, network.info.std))
-    return (rgb - mean) / std
-
-
 def blue_first(rgb, mean):
     """Caffe's image: blue, green, red in 0..255, less the mean, which is given in that order."""
     return (255 * rgb).flip(1) - torch.tensor(mean).view(3, 1, 1)
-
-
-def assert_same(ours, theirs):
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
 @torch.inference_mode()
@@ -155,6 +155,29 @@ def test_fcn(monkeypatch, tmp_path, stride, ending):
     image = torch.rand(1, 3, 61, 83)
     given = blue_first(image, (104.00698793, 116.66876762, 122.67891434))
     assert_same(ours(seen(ours, image))["out"], releases_caffe.fcn(state, given, stride))
+
+
+@torch.inference_mode()
+def test_largefov(monkeypatch, tmp_path):
+    """321 pixels of the release in small."""
+    state = releases.random_state(releases_caffe.largefov_shapes(WIDTH))
+    ours = loaded(monkeypatch, tmp_path, "deeplabv1_largefov_voc", state, ".npz", width=WIDTH)
+    image = torch.rand(1, 3, 41, 65)
+    theirs = releases_caffe.largefov(state, blue_first(image, (104.008, 116.669, 122.675)))
+    assert_same(ours(seen(ours, image))["out"], theirs)
+
+
+@torch.inference_mode()
+def test_other_channels(tmp_path):
+    """A grey image is answered as the same grey in three channels, and normalised by what is common to them."""
+    state = releases.random_state(releases_caffe.largefov_shapes(WIDTH))
+    np.savez(tmp_path / "file.npz", **{key: value.numpy() for key, value in state.items()})
+    load = partial(models.load_published, "deeplabv1_largefov_voc", tmp_path / "file.npz", width=WIDTH)
+    rgb, grey = load(), load(in_channels=1)
+    image = torch.randn(1, 1, 25, 33)
+    assert_same(grey(image)["out"], rgb(image.expand(-1, 3, -1, -1))["out"])
+    assert grey.info.mean == (sum(rgb.info.mean) / 3,)
+    assert grey.info.std == pytest.approx((1 / 255,))
 
 
 @pytest.mark.parametrize(

@@ -136,14 +136,14 @@ def machine_path() -> Path:
     return made
 
 
-def compiled(kernel: Kernel, file: str) -> Path:
+def compiled(kernel: Kernel, file: str, level: str = "-O1") -> Path:
     """The shared library of one kernel."""
-    return compiled_text(Translation(kernel, file).translated())
+    return compiled_text(Translation(kernel, file).translated(), level)
 
 
-def compiled_text(text: str) -> Path:
-    """The shared library of a translation."""
-    flags = [*CXX, "-O1", "-w", *vector_flags()]
+def compiled_text(text: str, level: str = "-O1") -> Path:
+    """The shared library of a translation; "-O0" for one that runs a few times only."""
+    flags = [*CXX, level, "-w", *vector_flags()]
     made = BUILD / f"k_{digest(text, (MACHINE / 'ptx.h').read_bytes(), *flags)}.so"
     if not made.exists():
         BUILD.mkdir(parents=True, exist_ok=True)

@@ -60,28 +60,36 @@ def transposed(dtype: torch.dtype) -> None:
     )
 
 
-def pooling(dtype: torch.dtype) -> None:
-    """Equal bit for bit: nothing is rounded in either direction but sums of gradients, which are whole numbers."""
-    x = random(2, 5, 11, 13, dtype=dtype)
+def pooling(dtype: torch.dtype, marks: bool | str) -> None:
+    """Axes that differ in everything. Equal bit for bit: only sums of gradients could be rounded, which are whole.
 
-    def run(module: object) -> list[torch.Tensor]:
+    With codes the gradient has one kernel; with indices another repairs what the first one does not find.
+    """
+    x = random(2, 3, 6, 11, 9, dtype=dtype)
+    # Up to two, three and four windows around a position, which loops take in other ways.
+    arguments = (2, 3, 4), (2, 1, 1), (1, 1, 2), 1 if marks == "codes" else (1, 2, 1)
+
+    def run(module: object, marks: bool | str) -> list[torch.Tensor]:
         leaf = x.detach().clone().requires_grad_()
-        y, where = module.max_pool2d(leaf, 3, 2, 1, return_indices=True)  # type: ignore[attr-defined]
-        return [y.detach(), where, *torch.autograd.grad(y, leaf, torch.ones_like(y))]
+        y, where = module.max_pool3d(leaf, *arguments, return_indices=marks)  # type: ignore[attr-defined]
+        # Another one for each window.
+        seed = torch.arange(1, y.numel() + 1, dtype=dtype).view(y.shape)
+        return [*torch.autograd.grad(y, leaf, seed), y.detach(), where]
 
-    for a, b in zip(run(A), run(F), strict=True):
+    kept = 2 if marks == "codes" else 3
+    for a, b in zip(run(A, marks)[:kept], run(F, True)[:kept], strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def unpooling(dtype: torch.dtype) -> None:
     """Bit for bit a scatter."""
-    y, where = F.max_pool2d(random(2, 5, 10, 12, dtype=dtype), 2, return_indices=True)
+    y, where = F.max_pool3d(random(2, 3, 6, 10, 8, dtype=dtype), 2, return_indices=True)
 
     def scattered(y: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(2, 5, 120, dtype=dtype).scatter(2, where.flatten(2), y.flatten(2)).view(2, 5, 10, 12)
+        return torch.zeros(2, 3, 480, dtype=dtype).scatter(2, where.flatten(2), y.flatten(2)).view(2, 3, 6, 10, 8)
 
-    seed = random(2, 5, 10, 12)
-    found = with_gradients(lambda y: A.max_unpool2d(y, where, 2), [y], seed)
+    seed = random(2, 3, 6, 10, 8)
+    found = with_gradients(lambda y: A.max_unpool3d(y, where, 2), [y], seed)
     for a, b in zip(found, with_gradients(scattered, [y], seed), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
@@ -109,11 +117,52 @@ def roi_pooled(dtype: torch.dtype) -> None:
     )
 
 
+def filtered(dtype: torch.dtype) -> None:
+    """Placed in fp64, so that no rounding moves a pixel to another simplex."""
+    features = random(1, 3, 50).double()
+
+    def reference(x: torch.Tensor) -> torch.Tensor:
+        with ao.backend("reference"):
+            return A.permutohedral_filter(x, features, "symmetric")
+
+    compare(lambda x: A.permutohedral_filter(x, features, "symmetric"), reference, [random(1, 9, 50, dtype=dtype)])
+
+
+def inferred(dtype: torch.dtype) -> None:
+    """Without gradients, which are the filters' above: one launch a step."""
+    features, scores = random(1, 3, 40).double(), random(1, 5, 40, dtype=dtype)
+
+    def inference(scores: torch.Tensor) -> torch.Tensor:
+        lattice = A.permutohedral_lattice(features)
+        return A.mean_field(scores, [lattice], [-torch.ones(5, dtype=scores.dtype)], 2)
+
+    with torch.no_grad(), ao.backend("reference"):
+        exact, theirs = inference(scores.double()), inference(scores)
+    with torch.no_grad():
+        assert_close(inference(scores), exact, theirs)
+
+
+def stacked(dtype: torch.dtype) -> None:
+    """Rows of other blocks and outside of the map are read, and the last layer is pointwise."""
+    dilation, sizes = (1, 2, 4, 1), (3, 3, 3, 1)
+    x = random(1, 21, 9, 7, dtype=dtype)
+    weights = [random(21, 21, k, k, dtype=dtype) / (4 * k) for k in sizes]
+
+    def stock(d: torch.dtype) -> torch.Tensor:
+        y = x.to(d)
+        for i, (w, r, k) in enumerate(zip(weights, dilation, sizes, strict=True)):
+            y = F.conv2d(F.relu(y) if i else y, w.to(d), padding=r * (k // 2), dilation=r)
+        return y
+
+    assert_close(A.context_module(x, weights, None, dilation), stock(DOUBLE), stock(dtype))
+
+
 AMPERE, HOPPER = host_cuda.A100, host_cuda.H100
 CHECKS: dict[str, tuple[tuple, Callable[[], None]]] = {
     "conv simt fp32": (AMPERE, lambda: convolution(FLOAT, 5, 7, last=False)),
     "conv simt fp64": (AMPERE, lambda: convolution(DOUBLE, 8, 8)),
-    "conv mma bf16": (AMPERE, lambda: convolution(BF16, 64, 64)),
+    # Nine steps in a ring of four stages: the sums leave through the stage that is read last.
+    "conv mma bf16": (AMPERE, lambda: convolution(BF16, 32, 64)),
     "conv mma fp16": (AMPERE, lambda: convolution(HALF, 64, 64)),
     "conv mma fp32 split": (AMPERE, lambda: convolution(FLOAT, 64, 64)),
     "conv mma bf16 stride": (AMPERE, lambda: convolution(BF16, 40, 72, stride=2, padding=1, dilation=1)),
@@ -122,15 +171,19 @@ CHECKS: dict[str, tuple[tuple, Callable[[], None]]] = {
     "conv grouped": (AMPERE, lambda: convolution(FLOAT, 16, 32, groups=4, last=False)),
     "conv wgmma bf16": (HOPPER, lambda: convolution(BF16, 128, 128)),
     "conv wgmma fp16": (HOPPER, lambda: convolution(HALF, 128, 128)),
-    "max_pool2d": (AMPERE, lambda: pooling(FLOAT)),
-    "max_unpool2d": (AMPERE, lambda: unpooling(FLOAT)),
+    "max_pool3d": (AMPERE, lambda: pooling(FLOAT, True)),
+    "max_pool3d with codes": (AMPERE, lambda: pooling(FLOAT, "codes")),
+    "max_unpool3d": (AMPERE, lambda: unpooling(FLOAT)),
     "roi_align": (AMPERE, lambda: aligned(FLOAT)),
     "roi_pool": (AMPERE, lambda: roi_pooled(FLOAT)),
+    "permutohedral_filter": (AMPERE, lambda: filtered(FLOAT)),
+    "mean_field": (AMPERE, lambda: inferred(FLOAT)),
+    "context_module": (HOPPER, lambda: stacked(HALF)),
 }
 
 
-def run(name: str, seed: int = 0, apart: bool = False) -> None:
+def run(name: str, seed: int = 0, order: str = "") -> None:
     """Raises where the PTX of a family computes anything but what it should."""
     device, check = CHECKS[name]
-    with host_cuda.device(*device), ptx_launch.ptx(seed, apart):
+    with host_cuda.device(*device), ptx_launch.ptx(seed, order):
         check()

@@ -115,16 +115,17 @@ _executor = EXECUTOR(_execute)
 
 
 @contextlib.contextmanager
-def ptx(seed: int = 0, apart: bool = False) -> Iterator[None]:
+def ptx(seed: int = 0, order: str = "") -> Iterator[None]:
     """Inside, torch.ops.atrousops.* on CPU tensors runs the PTX of the CUDA kernels.
 
     Args:
         seed: of the order of threads and blocks; 0 is ascending.
-        apart: lanes of a warp have no order between memory instructions.
+        order: "apart": lanes of a warp have no order between memory instructions. "ahead": a warp goes on for as long
+            as it can before another one runs.
     """
     library = host_cuda.load()
     library.atrousops_host_cuda_set_executor.argtypes = [ctypes.c_void_p]
-    ptx_build.machine().ptx_set_order(seed, apart)
+    ptx_build.machine().ptx_set_order(seed, ("", "apart", "ahead").index(order))
     library.atrousops_host_cuda_set_executor(ctypes.cast(_executor, ctypes.c_void_p))
     try:
         with host_cuda.host_cuda():
@@ -148,7 +149,7 @@ def replaced(name: str, library: Path) -> Iterator[None]:
 def reached(name: str, check: Callable[[], None]) -> bytes:
     """Whether the check reaches each line of a kernel's body."""
     file, kernel = ptx_build.kernel(name)
-    library = ptx_build.compiled_text(Translation(kernel, file, covered=True).translated())
+    library = ptx_build.compiled_text(Translation(kernel, file, covered=True).translated(), "-O0")
     with replaced(name, library):
         check()
     hits = (ctypes.c_char * (kernel.body.count("\n") + 2)).in_dll(ctypes.CDLL(str(library)), "ptx_hits")

@@ -31,6 +31,14 @@ def operands_exchanged(body: str) -> Iterator[Edit]:
 
 
 @kind
+def registers_exchanged(body: str) -> Iterator[Edit]:
+    """Of a difference, a choice, or a product's factor and what is added to it."""
+    yield from replace(body, r"(\b(?:sub|selp)\.\w+ \s*%\w+, )(%\w+), (%\w+)", lambda m: f"{m[1]}{m[3]}, {m[2]}")
+    pattern = r"(\b(?:mad\.lo|fma\.rn)\.\w+ \s*%\w+, %\w+, )(%\w+), (%\w+)"
+    yield from replace(body, pattern, lambda m: f"{m[1]}{m[3]}, {m[2]}")
+
+
+@kind
 def load_one_element_off(body: str) -> Iterator[Edit]:
     pattern = r"(\bld\.(?:global|shared)(?:\.nc)?\.[a-z](\d+) \s*%\w+, \[%r\w+)(\+\d+)?\]"
     yield from replace(body, pattern, lambda m: f"{m[1]}+{int(m[3] or 0) + int(m[2]) // 8}]")

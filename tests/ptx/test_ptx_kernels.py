@@ -9,8 +9,8 @@ PROBLEM = host_cuda.problem() or ptx_build.problem()
 pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
 
 
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(("seed", "order"), [(0, ""), (1, "apart"), (2, "ahead")])
 @pytest.mark.parametrize("name", ptx_checks.CHECKS)
-def test_a_family(name, apart):
-    """In order; then in a random one, the lanes of a warp apart between memory instructions."""
-    ptx_checks.run(name, seed=int(apart), apart=apart)
+def test_a_family(name, seed, order):
+    """In order; then in random ones, the lanes of a warp apart between memory instructions, or a warp far ahead."""
+    ptx_checks.run(name, seed, order)

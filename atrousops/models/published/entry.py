@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,17 @@ class Published:
     std: tuple[float, ...] = STD
     size: int = 520
     change: Callable[[State], State] = field(default=unchanged)
+
+    def changed(self, arguments: Mapping[str, Any]) -> Published:
+        """The same with other arguments of the factory.
+
+        Of another number of classes, the names are numbers; of other channels than three, mean and std are averages.
+        """
+        count, channels = arguments.get("num_classes", len(self.classes)), arguments.get("in_channels", 3)
+        classes = self.classes if count == len(self.classes) else tuple(map(str, range(count)))
+        mean, std = (x if channels == len(x) else (sum(x) / len(x),) * channels for x in (self.mean, self.std))
+        arguments = {**self.arguments, **arguments}
+        return dataclasses.replace(self, arguments=arguments, classes=classes, mean=mean, std=std)
 
     @property
     def info(self) -> Info:

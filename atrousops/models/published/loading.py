@@ -16,15 +16,21 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from atrousops.common.checks import bad_value
+from atrousops.models.channels import adapted, first_layer
 from atrousops.models.published import (
+    aquariusjay,
     berkeley,
     davidtvs,
+    elab,
     fyu,
     hszhao,
     jfzhang95,
     kazuto1011,
+    mmseg,
     sacmehta,
     sadeepj,
+    smp,
+    tensorflow,
     torchvision_files,
     unpooling,
 )
@@ -42,6 +48,11 @@ _FILES = (
     fyu,
     sadeepj,
     unpooling,
+    aquariusjay,
+    elab,
+    mmseg,
+    smp,
+    tensorflow,
 )
 PUBLISHED: dict[str, Published] = {name: entry for file in _FILES for name, entry in file.ENTRIES.items()}
 
@@ -49,7 +60,7 @@ PUBLISHED: dict[str, Published] = {name: entry for file in _FILES for name, entr
 _INSIDE = ("state_dict", "model_state_dict", "model_state", "model")
 
 
-def load_published(name: str, path: str | os.PathLike[str]) -> nn.Module:
+def load_published(name: str, path: str | os.PathLike[str], **arguments: Any) -> nn.Module:
     """A network with a checkpoint that others published, in evaluation mode; its `info` is as that of `load`.
 
     The file is read without running code that it may hold (`weights_only=True`, or .safetensors, or .npz without
@@ -59,17 +70,20 @@ def load_published(name: str, path: str | os.PathLike[str]) -> nn.Module:
     Args:
         name: a key of PUBLISHED.
         path: the file, as it was published; of a network of Caffe, an export by the names of layers, LAYER.weight and
-            LAYER.bias.
+            LAYER.bias; of one of TensorFlow, its variables by their names.
+        arguments: keyword arguments of the factory that replace the entry's: output_stride=8, say, or those of a file
+            of one's own training by that release, such as num_classes, with which classes are called "0", "1" and on.
+            With in_channels the filters for RGB are summed (1) or cycled, see `channels.adapt`.
 
     Raises:
         FileNotFoundError: no such file.
-        ArgumentError: no such checkpoint.
+        ArgumentError: no such checkpoint, or arguments that the factory does not take.
         WeightsError: it is another file, by its sha256, or no state dict; or entries are missing, unknown or of another
             shape: the message says which, and which checkpoints of PUBLISHED it would be.
     """
     if name not in PUBLISHED:
         bad_value("load_published", "name", f"be one of {', '.join(PUBLISHED)}", repr(name))
-    entry, path = PUBLISHED[name], Path(path)
+    entry, path = PUBLISHED[name].changed(arguments), Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"load_published: no file {path}; it comes from {entry.source}")
     if entry.sha256:
@@ -96,6 +110,11 @@ def adjusted(entry: Published, model: nn.Module, state: Mapping[str, Tensor]) ->
     ours = model.state_dict()
     found = {name: ours[name] for name in ours if name.endswith("num_batches_tracked")}
     changed = entry.change(dict(state))
+    # Only what reads the image: elsewhere three channels are something else.
+    reader = first_layer(model)
+    name = next(f"{name}.weight" for name, layer in model.named_modules() if layer is reader)
+    if reader.in_channels != 3 and name in changed:
+        changed[name] = adapted({name: changed[name]}, {name: ours[name]})[name]
     return found | {name: v for name, v in changed.items() if name in ours or not name.endswith("num_batches_tracked")}
 
 
@@ -104,6 +123,9 @@ def fits(state: Mapping[str, Tensor]) -> list[str]:
     found = []
     shapes = {name: torch.empty(value.shape, device="meta") for name, value in state.items()}
     for name, entry in PUBLISHED.items():
+        # To make a network takes a second; none has these classes unless some tensor has as many of something.
+        if not any(len(entry.classes) in value.shape for value in entry.change(dict(shapes)).values()):
+            continue
         with torch.device("meta"):
             model = build(entry.network, **entry.arguments)
             if _same(adjusted(entry, model, shapes), model.state_dict()):

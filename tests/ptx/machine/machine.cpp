@@ -359,9 +359,10 @@ int ptx_add(const KernelEntry* kernel) {
 void ptx_set_resolver(Resolver resolver) { machine().resolver = resolver; }
 void ptx_set_variables(Variable variable) { machine().variable = variable; }
 void ptx_set_memory(IsMemory is_memory) { machine().is_memory = is_memory; }
-void ptx_set_order(uint64_t seed, int apart) {
+void ptx_set_order(uint64_t seed, int mode) {
   machine().seed = seed;
-  machine().apart = apart != 0;
+  machine().apart = mode == 1;
+  ptx::hc::set_warps_ahead(mode == 2);
 }
 const char* ptx_error() { return machine().error.c_str(); }
 

@@ -47,8 +47,9 @@ PTX_API void ptx_set_resolver(Resolver resolver);
 PTX_API void ptx_set_memory(IsMemory is_memory);
 // Gives the address of a variable in global memory, 0 for one that it does not know.
 PTX_API void ptx_set_variables(Variable variable);
-// Order of threads and blocks: 0 is ascending. `apart`: lanes of a warp run apart between memory instructions.
-PTX_API void ptx_set_order(uint64_t seed, int apart);
+// Order of threads and blocks: 0 is ascending. Mode 1: lanes of a warp run apart between memory instructions. Mode 2:
+// a warp goes on for as long as it can before another one runs.
+PTX_API void ptx_set_order(uint64_t seed, int mode);
 }
 
 namespace ptx {

@@ -1,0 +1,349 @@
+"""`atrousops segment` and `atrousops evaluate`: their options, and what they print."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from atrousops.common.checks import bad_value
+from atrousops.common.files import OutputError
+from atrousops.engine.options import Commands, add_config, complain, count, positive
+
+if TYPE_CHECKING:
+    from atrousops.engine.distributed import Processes
+    from atrousops.engine.predict import Predictor
+    from atrousops.engine.segment import Failed, Job, Segmented, Segmenter
+
+_SEGMENT = """\
+Labels every pixel of each photograph. Writes NAME_mask.png (a palette image
+whose pixel values are the class ids) and NAME_overlay.png (the photograph
+tinted by class) for each, and classes.csv (pixels and share of each class in
+each photograph) for the run. A file that cannot be read is reported and the
+others go on; the exit code is then 1.
+
+Under torchrun each process does its share of the files.
+"""
+
+
+def add_segment(commands: Commands, common: argparse.ArgumentParser) -> None:
+    """Adds `atrousops segment`."""
+    parser = commands.add_parser(
+        "segment",
+        parents=[common],
+        help="label every pixel of photographs",
+        description=_SEGMENT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "photos",
+        nargs="+",
+        metavar="PHOTO",
+        help="an image file of any kind Pillow opens, or a folder: the images directly in it, not in its subfolders",
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("out"), metavar="DIR", help="folder (default: out)")
+    parser.add_argument("--resume", action="store_true", help="leave out what this network and options have done")
+    _add_inference(parser)
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="weights that come with the package (default: those for people); or, with --weights, a checkpoint that "
+        "others published, such as enet_camvid or fcn_resnet50_voc",
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="a network saved by `atrousops train`, or the file of --model"
+    )
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)"
+    )
+    parser.add_argument(
+        "--batch", type=count(1), default=1, metavar="N", help="photos of one size that are labelled together"
+    )
+    parser.add_argument(
+        "--readers", type=count(1), default=2, metavar="N", help="threads that read photos ahead (default: 2)"
+    )
+    _add_sizes(parser)
+    _add_ray(parser)
+    parser.set_defaults(run=_segment)
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--size",
+        type=count(0),
+        metavar="N",
+        help="longest side at which the network sees a photo, pixels; larger ones are scaled down for it and their "
+        "labels brought back to full size (default: what it was trained on); 0: every photo at its own size, in tiles",
+    )
+    parser.add_argument(
+        "--tile", type=count(32), default=1024, metavar="N", help="side of a tile, pixels (default: 1024)"
+    )
+    parser.add_argument(
+        "--overlap",
+        type=_overlap,
+        metavar="N",
+        help="overlap of tiles, pixels (default: tile / 4); auto: so that tiles give the labels of the whole photo",
+    )
+    parser.add_argument(
+        "--page", type=count(1), default=1, metavar="N", help="which page or frame of files with several (default: 1)"
+    )
+    parser.add_argument(
+        "--largest",
+        type=positive,
+        metavar="MEGAPIXELS",
+        help="read files of up to so many, if they are trusted and the memory holds them (default: 179)",
+    )
+    parser.add_argument(
+        "--stream-above",
+        type=positive,
+        metavar="MEGAPIXELS",
+        help="label photos of more than this a row of tiles at a time, and write TIFF (default: 179)",
+    )
+
+
+def _overlap(text: str) -> int | str:
+    return text if text == "auto" else count(0)(text)
+
+
+def _segment(args: argparse.Namespace) -> int:
+    from atrousops.engine import pictures
+    from atrousops.engine.distributed import PATIENCE, join
+    from atrousops.engine.segment import plan
+
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"output folder {args.output}: {error.strerror or error}") from error
+    files, useless = pictures.picture_files(args.photos, skip=args.output)
+    with join(torch.device("cpu"), PATIENCE) as processes, _terminable():
+        _check_ray(args, processes)
+        if processes.first:
+            for problem in useless:
+                complain(str(problem))
+        done = _run(args, plan(files, args.output), processes) if files else 0
+    failed = len(useless) + len(files) - done
+    if failed and processes.first:
+        complain(f"{done} segmented, {failed} failed")
+    return 1 if failed else 0
+
+
+def _run(args: argparse.Namespace, jobs: list[Job], processes: Processes) -> int:
+    """Does this process's share of the jobs; returns how many all have done."""
+    from atrousops.engine.segment import ClassList
+
+    segmenter = _segmenter(args)
+    found = ClassList(args.output / "classes.csv", segmenter.predictor.classes, jobs)
+    if args.resume:
+        found.done |= {job.picture: item for job in jobs if (item := segmenter.done(job)) is not None}
+    left = [job for job in jobs if job.picture not in found.done]
+    if processes.first:
+        # Now, so that a folder that cannot be written is known before the first picture is computed.
+        found.write()
+        if args.resume:
+            print(f"{len(jobs) - len(left)} done before, {len(left)} to do")
+    start = time.perf_counter()
+    if args.ray is None:
+        items = segmenter.run(left[processes.rank :: processes.world])
+    else:
+        from atrousops.engine import cluster
+
+        items = cluster.label(partial(_worker, args), left, args.ray, args.workers, args.threads, args.device)
+    try:
+        mine = _follow(items, found, len(left), processes)
+        for others in processes.gather(mine):
+            found.done |= {item.picture: item for item in others}
+    finally:
+        if processes.first:
+            found.write()
+    if processes.first and left:
+        print(_throughput([found.done[job.picture] for job in left if job.picture in found.done], start))
+    processes.wait()
+    return len(found.done)
+
+
+def _worker(args: argparse.Namespace) -> Segmenter:
+    """What another process needs to do the same."""
+    import atrousops as ao
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if args.backend:
+        contextlib.ExitStack().enter_context(ao.backend(args.backend))
+    return _segmenter(args)
+
+
+def _segmenter(args: argparse.Namespace) -> Segmenter:
+    from atrousops.data import decode
+    from atrousops.engine.segment import Segmenter
+
+    if args.largest is not None:
+        decode.allow(round(args.largest * 1e6))
+    above = None if args.stream_above is None else round(args.stream_above * 1e6)
+    return Segmenter(_predictor(args), args.output, batch=args.batch, readers=args.readers, stream_above=above)
+
+
+def _follow(items: Iterator[Segmented | Failed], found: Any, total: int, processes: Processes) -> list[Segmented]:
+    """Prints what comes of each picture, and keeps the list of the first process up to date."""
+    from atrousops.engine.segment import Failed
+
+    mine = []
+    alone = processes.world == 1
+    with tqdm(total=total, unit="photo", disable=None if total > 1 and alone else True) as bar:
+        for item in items:
+            if isinstance(item, Failed):
+                complain(item.reason)
+            else:
+                mine.append(item)
+                tqdm.write(_line(item, found.classes), file=sys.stdout)
+                if processes.first:
+                    found.add(item)
+            bar.update()
+    return mine
+
+
+def _line(item: Segmented, classes: Sequence[str]) -> str:
+    total = sum(item.pixels)
+    found = ", ".join(f"{name} {pixels / total:.1%}" for name, pixels in zip(classes, item.pixels) if pixels)
+    page = f", page {item.page} of {item.pages}" if item.pages > 1 else ""
+    return f"{item.picture}{page} -> {item.mask}, {item.overlay.name}: {found} ({item.seconds:.2f} s)"
+
+
+def _throughput(done: Sequence[Segmented], start: float) -> str:
+    seconds = time.perf_counter() - start
+    megapixels = sum(sum(item.pixels) for item in done) / 1e6
+    rates = f"{len(done) / seconds:.2f} images and {megapixels / seconds:.2f} megapixels a second"
+    return f"{len(done)} images, {megapixels:.1f} megapixels in {seconds:.1f} s: {rates}"
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does: the list of results is written on the way out."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _predictor(args: argparse.Namespace) -> Predictor:
+    from atrousops.engine import predict
+    from atrousops.engine.distributed import pick_device
+
+    overlap = args.tile // 4 if args.overlap is None else None if args.overlap == "auto" else args.overlap
+    options = {"size": args.size or None} if args.size is not None else {}
+    options |= {"published": args.model} if args.model and args.weights else {}
+    name = args.weights or args.model or predict.DEFAULT_MODEL
+    return predict.load_predictor(
+        name,
+        tile=args.tile,
+        overlap=overlap,
+        crf=args.crf,
+        scales=args.scales or (1.0,),
+        flip=args.flip,
+        device=pick_device(args.device),
+        page=args.page,
+        **options,
+    )
+
+
+def _add_ray(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="share the images among the processes of a Ray cluster: its address, auto, or local for this machine",
+    )
+    parser.add_argument(
+        "--workers", type=count(1), metavar="N", help="with --ray: processes (default: one for each GPU, or CPU)"
+    )
+
+
+def _check_ray(args: argparse.Namespace, processes: Processes) -> None:
+    if args.ray is not None and processes.world > 1:
+        bad_value("atrousops", "--ray", "stand alone, as the cluster's processes share the work", "it under torchrun")
+
+
+def _add_inference(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--crf", action="store_true", help="refine the contours with the dense CRF")
+    parser.add_argument(
+        "--scales",
+        nargs="+",
+        type=positive,
+        metavar="R",
+        help="average the scores over these sizes of a photo, such as 0.75 1 1.25 (default: 1, or the recipe's)",
+    )
+    parser.add_argument("--flip", action="store_true", help="average the scores with those of the mirror image")
+
+
+def add_evaluate(commands: Commands, common: argparse.ArgumentParser) -> None:
+    """Adds `atrousops evaluate`."""
+    parser = commands.add_parser(
+        "evaluate",
+        parents=[common],
+        help="score trained weights",
+        description="Scores trained weights on the validation images of a recipe: IoU of each class, and their mean. "
+        "Under torchrun each process scores its share of the images.",
+    )
+    add_config(parser)
+    parser.add_argument(
+        "--weights", required=True, metavar="FILE", help="trained weights (.safetensors) or a shipped name"
+    )
+    _add_inference(parser)
+    parser.add_argument(
+        "--model", metavar="NAME", help="the weights are the file of this checkpoint that others published"
+    )
+    parser.add_argument("--split", metavar="NAME", help="score these images, such as test (default: the recipe's val)")
+    parser.add_argument("--ap", action="store_true", help="score the masks of objects by COCO's AP too")
+    parser.add_argument(
+        "--trimap",
+        nargs="+",
+        type=count(1),
+        default=(),
+        metavar="W",
+        help="score bands of these widths along borders too, pixels",
+    )
+    parser.add_argument(
+        "--tune-crf", type=count(1), metavar="N",
+        help="first search the CRF's settings on N images that are not scored, and score with those",
+    )  # fmt: skip
+    _add_ray(parser)
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from atrousops.engine import evaluate, tune_crf
+    from atrousops.engine.distributed import PATIENCE, join
+    from atrousops.nn import DenseCRF
+
+    common = {"data_root": args.data, "overrides": tuple(args.overrides), "published": args.model}
+    crf = args.crf
+    with join(torch.device("cpu"), PATIENCE) as processes:
+        _check_ray(args, processes)
+        if args.tune_crf:
+            tuned = tune_crf.main(args.config, args.weights, images=args.tune_crf, judged=args.split, **common)
+            if processes.first:
+                print(tuned)
+            crf = DenseCRF(**tuned.settings)
+        if args.ray is not None:
+            common |= {"ray": args.ray, "workers": args.workers}
+        options = {"scales": args.scales, "flip": args.flip, "split": args.split, "crf": crf, "ap": args.ap}
+        scores = evaluate.main(args.config, args.weights, widths=tuple(args.trimap), **options, **common)
+        if processes.first:
+            print(evaluate.report(scores))
+    return 0

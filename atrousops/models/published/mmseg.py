@@ -1,0 +1,41 @@
+"""PSPNet in OpenMMLab's MMSegmentation, on ResNet-50 and -101 v1c."""
+
+from __future__ import annotations
+
+from atrousops.models.published.entry import Published, State, renamed
+from atrousops.models.published.names import ADE20K, CITYSCAPES, VOC
+
+_STEM = {0: "conv1", 1: "bn1", 3: "conv2", 4: "bn2", 6: "conv3", 7: "bn3"}
+_RULES = [
+    *((rf"backbone\.stem\.{number}\.(.+)", rf"backbone.{name}.\1") for number, name in _STEM.items()),
+    (r"decode_head\.psp_modules\.(\d)\.1\.conv\.(.+)", r"classifier.0.branches.\1.1.\2"),
+    (r"decode_head\.psp_modules\.(\d)\.1\.bn\.(.+)", r"classifier.0.branches.\1.2.\2"),
+    (r"decode_head\.bottleneck\.conv\.(.+)", r"classifier.1.\1"),
+    (r"decode_head\.bottleneck\.bn\.(.+)", r"classifier.2.\1"),
+    (r"decode_head\.conv_seg\.(.+)", r"classifier.5.\1"),
+    (r"auxiliary_head\.convs\.0\.conv\.(.+)", r"aux_classifier.0.\1"),
+    (r"auxiliary_head\.convs\.0\.bn\.(.+)", r"aux_classifier.1.\1"),
+    (r"auxiliary_head\.conv_seg\.(.+)", r"aux_classifier.4.\1"),
+]
+
+
+def change(state: State) -> State:
+    return renamed(state, _RULES)
+
+
+def _entry(depth: int, data: str, classes: tuple[str, ...]) -> Published:
+    arguments = {
+        "num_classes": len(classes),
+        "backbone": f"resnet{depth}",
+        "backbone_arguments": {"deep_stem": (32, 32, 64)},
+    }
+    source = f"https://github.com/open-mmlab/mmsegmentation (pspnet_r{depth}-d8 for {data})"
+    return Published("pspnet", arguments, classes, source, "", change=change)
+
+
+_DATA = {"ade20k": ADE20K, "cityscapes": CITYSCAPES, "voc2012": VOC}
+ENTRIES = {
+    f"pspnet{depth}_{data}_mmseg": _entry(depth, data, classes)
+    for depth in (50, 101)
+    for data, classes in _DATA.items()
+}
