@@ -17,15 +17,22 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
+from in_time import run_within
+
 ROOT = Path(__file__).resolve().parents[1]
-NEEDED = ("torch", "torchvision", "numpy", "pytest", "hypothesis", "expecttest")
+NEEDED = ("torch", "torchvision", "numpy", "pytest", "hypothesis")
+# Of packages that a GPU machine without a network may lack; found behind the real ones only.
+STAND_INS = ROOT / "tests" / "stand_ins"
 # Architecture by compute capability's major number; those of CMakeLists.txt.
 ARCHITECTURES = {8: "80", 9: "90a", 10: "100", 12: "120"}
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -55,9 +62,15 @@ print(atrousops.info())
 """
 
 
+ALIVE = "import torch; print(torch.ones(3, device='cuda').sum().item())"
+
+
 @dataclass(frozen=True)
 class Step:
-    """A command, what it may cost, and the exit statuses that count as passed."""
+    """A command, what it may cost, and the exit statuses that count as passed.
+
+    seconds: at most, where there is time; least: what it has in a run that is short of it.
+    """
 
     name: str
     command: Sequence[str]
@@ -66,6 +79,7 @@ class Step:
     passes: tuple[int, ...] = (0,)
     # Steps of one stage run side by side.
     stage: int = 0
+    least: float = 20
 
 
 @dataclass
@@ -126,14 +140,17 @@ def verdicts_kept(folder: Path) -> dict[str, str]:
 
 def selfcheck_step(folder: Path) -> Step:
     """What runs unasked on this GPU; what failed there is a result like others, and the tests say more of it."""
-    return Step("selfcheck", python("-m", "atrousops", "selfcheck"), 120, verdicts_kept(folder), stage=1)
+    return Step("selfcheck", python("-m", "atrousops", "selfcheck"), 120, verdicts_kept(folder), stage=1, least=120)
 
 
 def gpu_files() -> list[Path]:
     """Test files with a test that may need a GPU."""
     tests = sorted((ROOT / "tests").rglob("test_*.py"))
     wanted = re.compile(r"\bbackend\)|\bbackend,|, backend\b|mark\.gpu")
-    return [path for path in tests if wanted.search(path.read_text())]
+    found = [path for path in tests if wanted.search(path.read_text())]
+    # In order of worth: what nothing but a GPU can show, then what most of a network's time goes to.
+    worth = ("test_gpu_wgmma", "test_gpu", "test_conv", "test_conv_branches", "test_context_module")
+    return sorted(found, key=lambda path: worth.index(path.stem) if path.stem in worth else len(worth))
 
 
 def test_steps(folder: Path) -> list[Step]:
@@ -165,7 +182,7 @@ def sanitizer_steps() -> list[Step]:
             command += ["--kernel-regex", "kns=atrousops"]
         # Every tensor gets memory of its own, so that a step outside it shows.
         own = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        steps.append(Step(check, [*command, *python("tests/every_operator.py")], 400, own, stage=3))
+        steps.append(Step(check, [*command, *python("tests/every_operator.py")], 400, own, stage=4))
     return steps
 
 
@@ -173,7 +190,7 @@ def benchmark_steps(folder: Path) -> list[Step]:
     """The suite, where this version has one."""
     there = '"bench"' in (ROOT / "atrousops" / "cli.py").read_text()
     command = python("-m", "atrousops", "bench")
-    return [Step("bench", command, 600, verdicts_kept(folder), stage=4)] if there else []
+    return [Step("bench", command, 600, verdicts_kept(folder), stage=3, least=90)] if there else []
 
 
 def counts(report: Path) -> str:
@@ -184,23 +201,21 @@ def counts(report: Path) -> str:
     return ", ".join(f"{suite.get(name)} {name}" for name in names)
 
 
+def is_alive() -> bool:
+    """Whether the driver still answers: behind a fault of a kernel it may not, and all that follows would hang."""
+    with open(os.devnull, "w") as nowhere:
+        return run_within(60, python("-c", ALIVE), ROOT, dict(os.environ), nowhere) == 0
+
+
 def perform(step: Step, folder: Path, limit: float, sources: str, note: str = "") -> Result:
     """Runs a step to its end, or to the end of its time; the log has the note, and everything it said."""
     start, log = time.monotonic(), folder / f"{step.name}.log"
-    paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    lacking = [] if importlib.util.find_spec("expecttest") else [str(STAND_INS)]
+    paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")]), *lacking]
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | step.environment
     with log.open("w") as out:
         print(*filter(None, [note]), *step.command, file=out, flush=True)
-        try:
-            done = subprocess.run(
-                step.command, cwd=ROOT, env=variables, stdout=out, stderr=subprocess.STDOUT, timeout=limit
-            )
-            status = done.returncode
-        except subprocess.TimeoutExpired:
-            status = 124
-        except OSError as error:
-            print(error, file=out)
-            status = 127
+        status = run_within(limit, step.command, ROOT, variables, out)
     report = folder / f"{step.name}.xml"
     last = (log.read_text().strip().splitlines() or [""])[-1]
     figures = counts(report) if status != 124 and report.exists() else last[:200]
@@ -210,11 +225,15 @@ def perform(step: Step, folder: Path, limit: float, sources: str, note: str = ""
 class Run:
     """The folder of a device, and what has passed there. `note` stands first in every report."""
 
-    def __init__(self, folder: Path, seconds: float, keep: bool, note: str = "") -> None:
+    def __init__(self, folder: Path, seconds: float, keep: bool, note: str = "", pack: Path | None = None) -> None:
         self.folder, self.keep, self.note, self.sources = folder, keep, note, fingerprint()
         self.end = time.monotonic() + seconds
         self.results: list[Result] = []
         self.left: list[str] = []
+        self.dead = False
+        self.waiting: list[Step] = []
+        self.side_by_side: dict[int, int] = {}
+        self.pack, self.lock = pack, threading.Lock()
 
     def marker(self, step: Step) -> Path:
         return self.folder / "passed" / f"{step.name}.json"
@@ -227,25 +246,44 @@ class Run:
         result = Result(**json.loads(marker.read_text()))
         return result if self.keep or result.sources == self.sources else None
 
+    def limit(self, step: Step, left: float) -> float:
+        """Seconds for a step of those that wait, so that all have a turn though each hangs.
+
+        Its share of what is left, and at least what it is promised, but not what is promised to the others.
+        """
+        whole = sum(each.seconds / self.side_by_side[each.stage] for each in self.waiting)
+        promised = sum(each.least / self.side_by_side[each.stage] for each in self.waiting if each is not step)
+        wanted = max(step.least, left * step.seconds / whole)
+        return min(step.seconds, wanted, max(left - promised, 5))
+
     def step(self, step: Step) -> None:
         result = self.earlier(step)
         if result is None:
-            left = self.end - time.monotonic()
-            if left < 5:
-                self.left.append(step.name)
-                return
-            result = perform(step, self.folder, min(step.seconds, left), self.sources, self.note)
+            with self.lock:
+                left = self.end - time.monotonic()
+                if left < 5 or self.dead:
+                    self.left.append(step.name)
+                    return
+                limit = self.limit(step, left)
+                self.waiting.remove(step)
+            result = perform(step, self.folder, limit, self.sources, self.note)
+            if not result.passed and step.stage > 0 and not is_alive():
+                self.dead = True
+                print(f"the driver is dead behind {step.name}: nothing more is begun", flush=True)
             if result.passed:
                 self.marker(step).parent.mkdir(parents=True, exist_ok=True)
                 self.marker(step).write_text(json.dumps(asdict(result)))
-        self.results.append(result)
+        with self.lock:
+            self.results.append(result)
+            self.save()
         how = "passed" if result.passed else "FAILED"
         where = "EMULATED, " if self.note else ""
         print(f"{where}{how} {result.name} {result.seconds} s: {result.figures}", flush=True)
-        self.save()
 
     def stages(self, steps: Sequence[Step], jobs: int) -> bool:
         """Whether all of these passed, each stage after the one before."""
+        self.waiting = [step for step in steps if self.earlier(step) is None]
+        self.side_by_side = {stage: min(jobs, n) for stage, n in Counter(step.stage for step in steps).items()}
         for stage in sorted({step.stage for step in steps}):
             with ThreadPoolExecutor(jobs) as pool:
                 list(pool.map(self.step, [step for step in steps if step.stage == stage]))
@@ -253,9 +291,15 @@ class Run:
 
     def save(self) -> None:
         summary = {"note": self.note} if self.note else {}
-        summary |= {"sources": self.sources, "left_for_want_of_time": self.left}  # type: ignore[dict-item]
+        summary |= {"sources": self.sources, "left": self.left, "driver_is_dead": self.dead}  # type: ignore[dict-item]
         summary["steps"] = [asdict(result) for result in sorted(self.results, key=lambda r: r.name)]  # type: ignore[assignment]
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        if self.pack:
+            # Again behind each step: what there is survives whoever ends this run.
+            made = self.pack.with_name(f".{self.pack.name}")
+            with tarfile.open(made, "w:gz") as tar:
+                tar.add(self.folder, self.folder.name)
+            made.replace(self.pack)
 
 
 def environment() -> str:
@@ -277,9 +321,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="default: benchmarks/results; of an emulated device build/gpu_check"
     )
-    parser.add_argument("--seconds", type=float, default=3600, help="begin no step after this long (default: an hour)")
+    parser.add_argument("--seconds", type=float, default=3600, help="end within this long (default: an hour)")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="test files side by side")
     parser.add_argument("--keep", action="store_true", help="what passed stays passed though sources have changed")
+    parser.add_argument(
+        "--pack", type=Path, metavar="FILE", help="all reports in this one .tar.gz too, after each step"
+    )
     parser.add_argument("--only", nargs="*", metavar="STEP", help="these steps, after the libraries")
     parser.add_argument("--dry-run", action="store_true", help="list the steps; needs no GPU")
     return parser.parse_args()
@@ -323,7 +370,7 @@ def main() -> int:
             print(step.stage, step.name, " ".join(map(str, step.command[:12])))
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(folder, args.seconds, args.keep, EMULATED if emulated else "")
+    run = Run(folder, args.seconds, args.keep, EMULATED if emulated else "", args.pack)
     if not run.stages(library_steps(), 1):
         return 1
     (folder / "environment.txt").write_text("\n".join(filter(None, [run.note, environment()])))

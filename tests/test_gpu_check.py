@@ -1,8 +1,12 @@
 """The script for a GPU machine, with steps that need none: it has to be right the first time it meets one."""
 
 import json
+import runpy
 import subprocess
 import sys
+import tarfile
+import time
+import unittest
 
 import gpu_check
 import pytest
@@ -79,6 +83,93 @@ def test_compute_sanitizer_sees_every_operator(monkeypatch, tmp_path):
     assert [name for name, command in commands.items() if "kns=atrousops" not in command] == ["initcheck"]
 
 
+def test_a_step_that_is_stopped_leaves_nobody_behind(tmp_path):
+    """compute-sanitizer and selfcheck have children, which would hold the GPU."""
+    child = "import time, pathlib; time.sleep(2); pathlib.Path({!r}).touch()".format(str(tmp_path / "alive"))
+    code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    assert not Run(tmp_path, 60, False).stages([step("slow", code, 1)], 1)
+    time.sleep(2)
+    assert not (tmp_path / "alive").exists()
+
+
+def test_nothing_is_begun_behind_a_dead_driver(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check, "is_alive", lambda: False)
+    steps = [step("good", "", stage=1), step("bad", "raise SystemExit(1)", stage=2), step("late", "", stage=3)]
+    done = Run(tmp_path, 60, False)
+    assert not done.stages(steps, 2)
+    assert summary(tmp_path) == {"good": True, "bad": False}
+    assert done.left == ["late"]
+    assert "the driver is dead behind bad" in capsys.readouterr().out
+
+
+def test_all_reports_are_in_one_file_after_each_step(tmp_path):
+    folder, pack = tmp_path / "h100", tmp_path / "reports.tar.gz"
+    folder.mkdir()
+    seen = f"import tarfile; print(tarfile.open({str(pack)!r}).getnames())"
+    assert Run(folder, 60, False, pack=pack).stages([step("one", "print(1)"), step("two", seen, stage=1)], 1)
+    assert "h100/one.log" in (folder / "two.log").read_text()
+    with tarfile.open(pack) as tar:
+        assert {"h100/one.log", "h100/two.log", "h100/summary.json"} <= set(tar.getnames())
+    assert {path.name for path in tmp_path.iterdir()} == {"h100", "reports.tar.gz"}
+
+
+class InTurn:
+    """A pool whose jobs run one after the other, on a clock that says what they would take side by side."""
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+
+    def __enter__(self) -> "InTurn":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def map(self, function, steps) -> list:
+        InTurn.side_by_side = min(self.jobs, len(steps))
+        return [function(step) for step in steps]
+
+
+def test_fourteen_minutes_are_enough_though_every_step_hangs(tmp_path, monkeypatch):
+    """Every step has its turn, those of most worth first, and the run ends in time."""
+    now, begun = [0.0], {}
+
+    def hang(step, folder, limit, sources, note):
+        now[0] += limit / InTurn.side_by_side
+        begun[step.name] = limit
+        return gpu_check.Result(step.name, False, 124, limit, "", sources)
+
+    monkeypatch.setattr(gpu_check.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(gpu_check, "perform", hang)
+    monkeypatch.setattr(gpu_check, "is_alive", lambda: True)
+    monkeypatch.setattr(gpu_check, "ThreadPoolExecutor", InTurn)
+    monkeypatch.setattr(gpu_check, "sanitizer", lambda: sys.executable)
+    checks = [gpu_check.selfcheck_step(tmp_path), *gpu_check.test_steps(tmp_path)]
+    steps = [*checks, *gpu_check.sanitizer_steps(), *gpu_check.benchmark_steps(tmp_path)]
+    done = Run(tmp_path, 840, False)
+    assert not done.stages([step("libraries", "", 60)], 1)
+    assert not done.stages(steps, 4)
+    assert now[0] <= 840
+    assert done.left == []
+    order = list(begun)
+    assert order[:4] == ["libraries", "selfcheck", "cuda-test_gpu_wgmma", "cuda-test_gpu"]
+    assert order.index("bench") < order.index("memcheck")
+    assert all(begun[each.name] >= each.least for each in steps)
+
+
+def test_a_missing_package_has_a_stand_in(tmp_path, monkeypatch):
+    """opcheck of torch imports expecttest, which a machine without a network may lack."""
+    find = gpu_check.importlib.util.find_spec
+    monkeypatch.setattr(
+        gpu_check.importlib.util, "find_spec", lambda name: None if name == "expecttest" else find(name)
+    )
+    assert Run(tmp_path, 60, False).stages([step("paths", "import sys; print(sys.path)")], 1)
+    assert "stand_ins" in (tmp_path / "paths.log").read_text()
+    stand_in = ROOT / "tests" / "stand_ins" / "expecttest.py"
+    module = runpy.run_path(str(stand_in))
+    assert issubclass(module["TestCase"], unittest.TestCase)
+
+
 def test_verdicts_are_among_the_results_and_the_benchmarks_find_them(tmp_path):
     kept = {"ATROUSOPS_PLANS": str(tmp_path / "verdicts")}
     steps = [gpu_check.selfcheck_step(tmp_path), *gpu_check.benchmark_steps(tmp_path)]
@@ -102,7 +193,7 @@ def test_dry_run_needs_no_gpu():
     assert done.stdout.index("0 libraries") < done.stdout.index("1 selfcheck") < done.stdout.index("2 cuda-test_gpu")
 
 
-@pytest.mark.parametrize("missing", ["expecttest", "torchvision"])
+@pytest.mark.parametrize("missing", ["hypothesis", "torchvision"])
 def test_missing_packages_are_named_at_once(missing, monkeypatch, capsys):
     find = gpu_check.importlib.util.find_spec
     monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: None if name == missing else find(name))
@@ -114,6 +205,7 @@ def test_missing_packages_are_named_at_once(missing, monkeypatch, capsys):
 def pretend(monkeypatch, name: str, emulated: bool, tests: list[Step], *arguments: str) -> None:
     """A GPU whose libraries load, and whose measurement is one step."""
     monkeypatch.setattr(gpu_check, "gpu", lambda: (name, emulated))
+    monkeypatch.setattr(gpu_check, "is_alive", lambda: True)
     monkeypatch.setattr(gpu_check, "library_steps", lambda: [step("libraries", "")])
     monkeypatch.setattr(gpu_check, "test_steps", lambda folder: tests)
     monkeypatch.setattr(gpu_check, "sanitizer_steps", list)

@@ -12,7 +12,7 @@ import torch
 from atrousops.dispatch import devices, libraries, measured, planner, verdicts
 from atrousops.dispatch.devices import constant_in_graphs, device_of, tf32_allowed
 from atrousops.dispatch.fitted import fitted
-from atrousops.dispatch.measured import Key
+from atrousops.dispatch.measured import Key, Times
 from atrousops.dispatch.planner import CallArguments, Candidate, ContextPlan, Plan, call_problem
 
 # Positions along an axis whose size torch.compile leaves open; its batch counts as 1.
@@ -24,11 +24,15 @@ _chosen: dict[tuple, str] = {}
 on_forget: list[Callable[[], None]] = []
 # Lists of the calls that were asked about for the first time.
 _watchers: list[list[Key]] = []
+# What measures the first call of a shape; None where it cannot now. Set by the floor that knows how.
+contest: Callable[[Key], Times | None] | None = None
+_contested: set[Key] = set()
 
 
 def forget() -> None:
     """Drops the answers of `choose`, after something has changed that they came from."""
     _chosen.clear()
+    _contested.clear()
     for forget_too in on_forget:
         forget_too()
 
@@ -63,12 +67,31 @@ def choose(
         return _first_of_ours(tuple(call) if known else _concrete(call), dtype, channels_last, needs_grad, device)
     if torch.compiler.is_compiling():
         return _first_choice(_concrete(call), dtype, channels_last, needs_grad, device)
+    if benchmarks(device):
+        _hold_contest(Key(call, dtype, channels_last, needs_grad, _state(device)))
     try:
         return _chosen[call, dtype, channels_last, needs_grad, _state(device)]
     except KeyError:
         return _first_choice(tuple(call), dtype, channels_last, needs_grad, device)
     except TypeError:  # a symbolic size has no hash
         return _first_choice(_concrete(call), dtype, channels_last, needs_grad, device)
+
+
+def benchmarks(device: str) -> bool:
+    """Whether the first call of a shape is measured: torch.backends.cudnn.benchmark, which is for GPUs alone."""
+    return device != "cpu" and torch._C._get_cudnn_benchmark()
+
+
+def _hold_contest(key: Key) -> None:
+    if key in _contested or contest is None:
+        return
+    if measured.lookup(key) is None:
+        times = contest(key)
+        if times is None:
+            return
+        measured.add({key: times}, write=False)
+        _chosen.pop(key, None)
+    _contested.add(key)
 
 
 @constant_in_graphs

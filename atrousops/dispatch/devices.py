@@ -112,6 +112,11 @@ def names_emulated(gpu: str) -> bool:
     return "EMULATED" in gpu
 
 
+def is_captured(device: torch.device) -> bool:
+    """Whether the current stream of a GPU records a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def constant_in_graphs(function: F) -> F:
     """What torch.compiler.assume_constant_result does, which would import the compiler: as slow as importing torch."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]

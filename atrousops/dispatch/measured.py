@@ -44,10 +44,14 @@ def lookup(key: Key) -> Times | None:
     return _plans.of(key.state[0]).get(_anywhere(key))
 
 
-def add(found: dict[Key, Times]) -> list[Path]:
-    """Keeps times for this process and, unless ATROUSOPS_PLANS=none, for later ones; returns the files written."""
+def add(found: dict[Key, Times], write: bool = True) -> list[Path]:
+    """Keeps times for this process and, unless ATROUSOPS_PLANS=none, for later ones; returns the files written.
+
+    write: False leaves the files alone.
+    """
     devices = dict.fromkeys(key.state[0] for key in found)
-    paths = [_plans.add(d, {_anywhere(k): times for k, times in found.items() if k.state[0] == d}) for d in devices]
+    by_device = {d: {_anywhere(k): times for k, times in found.items() if k.state[0] == d} for d in devices}
+    paths = [_plans.add(d, rows, write) for d, rows in by_device.items()]
     return [path for path in paths if path is not None]
 
 

@@ -93,7 +93,7 @@ def route_of(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, arg
         weight.dtype,
         None if bias is None else (bias.shape, bias.dtype),
         input.is_contiguous(),
-        _threads() if on_cpu else (input.device, weight.device, bias is not None and bias.device, tf32_allowed()),
+        _threads() if on_cpu else (input.device, weight.device, bias is not None and bias.device, _of_gpu()),
         (input.requires_grad or weight.requires_grad) and _grad_enabled(),
         _autocast_enabled() and _autocast_state(input),
         _forced[0],
@@ -105,6 +105,11 @@ def route_of(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, arg
             _routes.clear()
         _routes[key] = route
     return route
+
+
+def _of_gpu() -> tuple[bool, bool]:
+    # What else of the process a choice on a GPU depends on; a first call under cudnn.benchmark measures.
+    return tf32_allowed(), torch._C._get_cudnn_benchmark()
 
 
 def _autocast_state(input: Tensor) -> tuple[bool, torch.dtype]:

@@ -89,11 +89,14 @@ def _starts(
 def _torchvision() -> Any:
     # Its import asks its library for a number, which torch.jit.trace cannot record.
     recording = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    # Not set where nothing records: PyTorch forbids it inside its own dispatcher.
+    if recording is not None:
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         import torchvision
     finally:
-        torch._C._set_tracing_state(recording)  # type: ignore[attr-defined]
+        if recording is not None:
+            torch._C._set_tracing_state(recording)  # type: ignore[attr-defined]
     return torchvision
 
 

@@ -12,7 +12,7 @@ from atrousops import reference
 from atrousops.common.checks import DeviceError
 from atrousops.common.testing import disagreement
 from atrousops.dispatch import backends, choice, triton_library, verdicts
-from atrousops.dispatch.devices import constant_in_graphs
+from atrousops.dispatch.devices import constant_in_graphs, is_captured
 from atrousops.ops._register import is_plain
 
 _PIXELS, _LABELS, _ITERATIONS = 96, 3, 2
@@ -69,8 +69,7 @@ def _on_file(backend: str, op: str, device: str) -> str | None:
 
 def _may_look(device: torch.device) -> bool:
     # Not where kernels are recorded rather than run, nor where PyTorch shows calls to a tracer or mode.
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    return is_plain(()) and not capturing
+    return is_plain(()) and not is_captured(device)
 
 
 def look(op: str, device: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +12,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from atrousops.common.checks import bad_type, bad_value
-from atrousops.common.testing import clock_of, interleaved
+from atrousops.common.testing import clock_of
 from atrousops.dispatch import backends, choice, libraries, measured
-from atrousops.dispatch.devices import tf32_allowed
 from atrousops.dispatch.measured import Key, Times
-from atrousops.proof import convolutions
+from atrousops.proof import contest
 from atrousops.proof.run import ensure
 
 
@@ -60,7 +58,8 @@ def autotune(call: Callable[..., Any], *inputs: Any, budget: float = 0.5, **kwar
     Runs `call(*inputs, **kwargs)` once and notes which convolutions it makes (with gradients enabled: those of the
     backward pass too, if the result wants gradients). Each is then timed on random tensors, both ways in turn, once
     per machine: what is known already is not measured again. From then on, in this process and later ones, the
-    measured choice counts: it is ours where ours took less than 0.98 of PyTorch's time. `explain` says so.
+    measured choice counts: it is ours where ours took less than 0.98 of PyTorch's time. `explain` says so. On a GPU,
+    `torch.backends.cudnn.benchmark = True` has the first call of each shape make the same measurement, for the process.
 
     Where Triton runs, its kernels first take the fastest of a short list of tiles, once for each class of layers:
     dtype, channels and memory format, whatever the image's size. Under `ao.backend("triton")` nothing else is measured.
@@ -114,9 +113,9 @@ def _tuned(keys: dict[Key, str], budget: float) -> Tuning:
     known = {key: times for key in keys if (times := measured.lookup(key)) is not None}
     found: dict[Key, Times] = {}
     # Gradients first, for training takes the best of them.
-    unknown = sorted((key for key in keys if key not in known and _runs(key)), key=lambda key: key.needs_grad)
+    unknown = sorted((key for key in keys if key not in known and contest.runs(key)), key=lambda key: key.needs_grad)
     for key in tqdm(unknown, unit="call", disable=None, leave=False):
-        found[key] = _measure(key, budget)
+        found[key] = contest.measure(key, budget)
         if not key.needs_grad:
             measured.add({key: found[key]})
             choice.forget()
@@ -141,51 +140,6 @@ def _calls_of(call: Callable[..., Any], inputs: tuple[Any, ...], kwargs: dict[st
 
 def _predicted(key: Key) -> str:
     return choice.predict_call(key.arguments, key.dtype, key.channels_last, key.needs_grad, key.state[0]).kernel
-
-
-def _runs(key: Key) -> bool:
-    # PyTorch's operators take one padding an axis; where a plan has no kernel of ours, or none that may run here, there
-    # is nothing to choose.
-    a = key.arguments
-    rank = len(a.stride)
-    if a.padding[:rank] != a.padding[-rank:]:
-        return False
-    plan = choice.predict_call(a, key.dtype, key.channels_last, key.needs_grad, key.state[0])
-    ours = [c.kernel for c in plan.candidates if c.kernel != "aten" and c.seconds < float("inf")]
-    return any(not choice.unproved(a.kind, kernel, key.state[0]) for kernel in ours)
-
-
-def _measure(key: Key, budget: float) -> Times:
-    device = torch.device(key.state[0])
-    with torch.set_grad_enabled(key.needs_grad), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        aten, ours = _contenders(key, device)
-        timings = interleaved(aten, ours, repeats=15, budget=budget, clock=clock_of(device))
-    # The lower quartiles: other work on the machine makes calls slower, never faster.
-    return Times(*(timing.lower for timing in timings))
-
-
-def _contenders(key: Key, device: torch.device) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    a = key.arguments
-    tf32 = device.type == "cuda" and tf32_allowed()
-
-    def tensor(size: tuple[int, ...]) -> Tensor:
-        t = torch.randn(size, device=device).to(key.dtype)
-        if key.channels_last:
-            t = t.movedim(1, -1).contiguous().movedim(-1, 1)
-        return t.requires_grad_(key.needs_grad)
-
-    x, w, dy = convolutions.operands(a, tensor)
-    aten = partial(convolutions.aten, a, x, w, dy)
-    ours = partial(convolutions.ours, a, x, w, dy, tf32=tf32)
-    return _pair(key, (x, w), aten, ours) if a.kind in ("forward", "transposed") else (aten, ours)
-
-
-def _pair(key: Key, leaves: tuple[Tensor, ...], *forward: Callable[[], Tensor]) -> Any:
-    if not key.needs_grad:
-        return forward
-    dy = torch.ones_like(forward[0]().detach())
-    return tuple(lambda f=f: torch.autograd.grad(f(), leaves, dy) for f in forward)
 
 
 def _name(key: Key) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from atrousops.common.checks import bad_value
 from atrousops.dispatch import geometry
+from atrousops.dispatch.devices import is_captured
 from atrousops.dispatch.geometry import Problem
 from atrousops.triton._common import cdiv, inline, split, split3
 
@@ -45,10 +46,6 @@ def _is_traced() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0
 
 
-def _is_captured(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
 class _Kept(Generic[T]):
     """Tables on their device, by what they are made of: the 512 used last, and those that a CUDA graph reads.
 
@@ -64,7 +61,7 @@ class _Kept(Generic[T]):
         """The table of arguments of which the last is the device."""
         if _is_traced():
             return self._build(*key)
-        captured = _is_captured(key[-1])
+        captured = is_captured(key[-1])
         found = self._of_graphs.get(key)
         if found is None:
             found = self._last.get(key)

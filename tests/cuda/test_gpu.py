@@ -115,12 +115,12 @@ def test_tf32_where_pytorch_allows_it(channels_last):
     x, w = torch.randn(2, 64, 33, 31), torch.randn(64, 64, 3, 3)
     if channels_last:
         x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
-    exact = F.conv2d(x.double(), w.double(), None, 1, 6, 6)
+    exact = F.conv2d(x.cpu().double(), w.cpu().double(), None, 1, 6, 6)
     strict = A.conv2d(x, w, None, 1, 6, 6)
-    assert_close(strict, exact, F.conv2d(x, w, None, 1, 6, 6))
+    assert_close(strict.cpu(), exact, F.conv2d(x, w, None, 1, 6, 6).cpu())
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
         fast = A.conv2d(x, w, None, 1, 6, 6)
-    assert_close(fast, exact, F.conv2d(tf32(x), tf32(w), None, 1, 6, 6))
+    assert_close(fast.cpu(), exact, F.conv2d(tf32(x), tf32(w), None, 1, 6, 6).cpu())
     assert not torch.equal(fast, strict)
 
 
@@ -158,5 +158,5 @@ def test_convolution_beyond_2_31_elements(channels_last):
     assert x.numel() > 2**31
     for rows, inner in ((slice(0, 64), slice(0, 60)), (slice(-64, None), slice(-60, None))):
         part = x[:, :, rows].contiguous(memory_format=form)
-        exact = F.conv2d(part.double(), w.double(), None, 1, 2, 2)[:, :, inner]
-        assert_close(y[:, :, inner], exact, F.conv2d(part, w, None, 1, 2, 2)[:, :, inner])
+        exact = F.conv2d(part.cpu().double(), w.cpu().double(), None, 1, 2, 2)[:, :, inner]
+        assert_close(y[:, :, inner].cpu(), exact, F.conv2d(part, w, None, 1, 2, 2)[:, :, inner].cpu())

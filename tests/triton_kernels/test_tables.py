@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from atrousops.common.checks import ArgumentError
-from atrousops.dispatch.planner import call_problem
+from atrousops.dispatch.planner import CallArguments, call_problem
 from atrousops.triton import _tables
 
 CPU = torch.device("cpu")
@@ -23,15 +23,14 @@ def empty(monkeypatch):
 
 def tables(size: int) -> list[torch.Tensor]:
     """Of a convolution of a map so wide, and of its weight gradient."""
-    around = ((4, 4, 3, 3), (1, 1), (1, 1), (1, 1), 1)
-    forward = call_problem("forward", (1, 4, 8, size), *around)
-    backward = call_problem("weight_grad", (1, 4, 8, size), *around)
+    around = ((1, 4, 8, size), (4, 4, 3, 3), (1, 1), (1, 1), (1, 1), 1)
+    forward, backward = (call_problem(CallArguments(kind, *around)) for kind in ("forward", "weight_grad"))
     return [*_tables.regions(forward, 64, CPU)[1:], _tables.weight_taps(backward, CPU)]
 
 
 def captured(monkeypatch, size: int) -> list[torch.Tensor]:
     with monkeypatch.context() as patch:
-        patch.setattr(_tables, "_is_captured", lambda device: True)
+        patch.setattr(_tables, "is_captured", lambda device: True)
         return tables(size)
 
 
