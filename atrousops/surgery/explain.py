@@ -48,6 +48,10 @@ _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 
 
+# What layers call in the place of a public function.
+_INSTEAD = {"lattice_of": "permutohedral_lattice"}
+
+
 @dataclass
 class Row:
     """One operator call.
@@ -176,16 +180,16 @@ class _Recorder(TorchFunctionMode):
         if public is not None:
             if public is not self._frame:
                 self._frame = public
-                self.rows.append(_row(self._module(here), public.f_code.co_name, public.f_locals))
+                self.rows.append(_row(self._module(here), _name(public), public.f_locals))
             # An operator bears one name on every floor; what else a function calls are its helpers.
             fused = getattr(func, "__name__", "").startswith("_convolution_pointwise")
-            main = stock or fused or ours.split("_")[0] == re.sub(r"[123]d$", "", public.f_code.co_name).split("_")[0]
-            stack = public.f_code.co_name == "context_module"
+            main = stock or fused or ours.split("_")[0] == re.sub(r"[123]d$", "", _name(public)).split("_")[0]
+            stack = _name(public) == "context_module"
             if (main or (stack and ours)) and not inside_reference:
                 _settle(self.rows[-1], ours, fake=any(isinstance(arg, FakeTensor) for arg in args))
                 if stack:
                     settle_context(self.rows[-1], ours, public.f_locals)
-                elif public.f_code.co_name == "conv_branches":
+                elif _name(public) == "conv_branches":
                     settle_branches(self.rows[-1], ours, public.f_locals)
                 _count_bytes(self.rows[-1], (args, kwargs, result))
         elif stock:
@@ -217,12 +221,16 @@ def _identify(func: Any) -> tuple[str, str]:
     return "", _STOCK.get(func, "")
 
 
+def _name(frame: FrameType) -> str:
+    return _INSTEAD.get(frame.f_code.co_name, frame.f_code.co_name)
+
+
 def _public_call(frame: FrameType | None) -> tuple[FrameType | None, bool]:
     """The outermost public function of ours that this frame works for, and whether its reference does."""
     found, inside_reference = None, False
     while frame is not None and frame.f_code is not explain.__code__:
         where = frame.f_globals.get("__name__", "")
-        if where.startswith("atrousops.ops") and frame.f_code.co_name in ops.__all__:
+        if where.startswith("atrousops.ops") and _name(frame) in ops.__all__:
             found = frame
         inside_reference |= where.startswith("atrousops.reference")
         frame = frame.f_back
