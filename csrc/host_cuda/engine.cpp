@@ -1,9 +1,9 @@
 #include "host_cuda/engine.h"
 
+#include <algorithm>
 #include <deque>
 #include <mutex>
 #include <numeric>
-#include <algorithm>
 #include <random>
 #include <sstream>
 #include <stdexcept>
