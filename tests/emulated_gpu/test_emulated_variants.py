@@ -24,7 +24,8 @@ def leaf(*shape: int, dtype: torch.dtype, last: bool = True) -> torch.Tensor:
 
 def with_gradients(outputs: list[torch.Tensor], *leaves: torch.Tensor) -> list[torch.Tensor]:
     ends = [y for y in outputs if y.requires_grad]
-    seeds = [torch.linspace(-1, 1, y.numel()).view(y.shape).to(BF16).to(y.dtype) for y in ends]
+    # In the format of the outputs.
+    seeds = [torch.empty_like(y).copy_(torch.linspace(-1, 1, y.numel()).view(y.shape).to(BF16)) for y in ends]
     return [*(y.detach() for y in outputs), *torch.autograd.grad(ends, leaves, seeds)]
 
 
