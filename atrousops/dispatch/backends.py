@@ -77,8 +77,13 @@ def _can_run_triton(device: torch.device, dtype: torch.dtype) -> Verdict:
     return Verdict(True, "our Triton kernel, interpreted" if triton_library.interpreted() else "our Triton kernel")
 
 
-@functools.cache
+@constant_in_graphs
 def _has_cuda_kernel(op: str) -> bool:
+    return _registered(op)
+
+
+@functools.cache
+def _registered(op: str) -> bool:
     # permutohedral has no operator of its own name.
     schema = {"permutohedral": "permutohedral_apply"}.get(op, op)
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"atrousops::{schema}", "CUDA")

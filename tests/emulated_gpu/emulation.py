@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import os
@@ -19,6 +20,9 @@ def start() -> ctypes.CDLL:
     folder = Path(os.environ["ATROUSOPS_EMULATED"])
     library = ctypes.CDLL(str(folder / "lib" / "libcudart.so.13"))
     kernels.install(library, folder)
+    # Its operators are replaced too, once they are registered.
+    with contextlib.suppress(ImportError):
+        import torchvision  # noqa: F401
     torch_operators.install(torch_operators.Runtime(library))
     # Its kernels are machine code.
     torch.backends.cudnn.enabled = False

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+import torchvision
 
 import atrousops as ao
 import atrousops.functional as A
@@ -70,3 +71,17 @@ def test_a_tensor_map_needs_a_context_and_aligned_strides():
     runtime.fake_cuda_forget_context()
     assert encoded(256) == 201
     torch.cuda.set_device(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_a_tensor_is_printed(dtype):
+    x = torch.arange(1600).view(40, 40).to(dtype)
+    printed, right = ("".join(repr(t).split()) for t in (x.cuda(), x))
+    assert printed.replace(",device='cuda:0'", "") == right
+
+
+def test_torchvisions_operators_run():
+    """Registered when torchvision is imported; they exist for hardware alone."""
+    boxes, scores = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 5], [8, 8, 9, 9]]), torch.tensor([0.9, 0.8, 0.7])
+    kept = torchvision.ops.nms(boxes.cuda(), scores.cuda(), 0.5)
+    assert kept.tolist() == [0, 2]

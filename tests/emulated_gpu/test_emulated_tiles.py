@@ -49,8 +49,9 @@ class Case:
         return torch.autograd.grad(convolution(x, w, None, 1, padding, 1, self.groups), leaf, dy)[0]
 
 
-def mma(math: str, tile: str) -> str:
-    return rf"conv_mma_kernel<atrousops::cuda::{math}.*MmaTile<{tile}>"
+def mma(math: str, tile: str, along: bool = True) -> str:
+    """`along`: the weights lie along the sum."""
+    return rf"conv_mma_kernel<atrousops::cuda::{math}.*MmaTile<{tile}>, {str(along).lower()},"
 
 
 def weight(math: str, tile: str) -> str:
@@ -64,13 +65,13 @@ FP32 = {"dtypes": (FLOAT,)}
 # multiprocessors make a larger one the faster.
 WIDE, FEW = (20, 30), (6, 5)
 CASES = {
-    "mma, 128 columns": Case(mma("Mma16", LARGE + ">, true"), "output", 32, 256, WIDE, groups=2),
-    "mma, 64 columns": Case(mma("Mma16", TALL + ">, true"), "output", 32, 128, WIDE, groups=2),
-    "mma, rows that are not aligned": Case(mma("Mma16", NARROW + ">, true"), "output", 12, 40, FEW),
-    "mma backwards, 128 columns": Case(mma("Mma16", LARGE + ">, false"), "input", 256, 32, WIDE, groups=2),
-    "mma backwards, 64 columns": Case(mma("Mma16", TALL + ">, false"), "input", 128, 32, WIDE, groups=2),
-    "mma backwards, rows that are not aligned": Case(mma("Mma16", NARROW + ">, false"), "input", 40, 12, FEW),
-    "mma, a sum in parts": Case("conv_mma_sum_kernel", "output", 128, 32, FEW, (3, 3), 2),
+    "mma, 128 columns": Case(mma("Mma16", LARGE, True), "output", 32, 256, WIDE, groups=2),
+    "mma, 64 columns": Case(mma("Mma16", TALL, True), "output", 32, 128, WIDE, groups=2),
+    "mma, rows that are not aligned": Case(mma("Mma16", NARROW, True), "output", 12, 40, FEW),
+    "mma backwards, 128 columns": Case(mma("Mma16", LARGE, False), "input", 256, 32, WIDE, groups=2),
+    "mma backwards, 64 columns": Case(mma("Mma16", TALL, False), "input", 128, 32, WIDE, groups=2),
+    "mma backwards, rows that are not aligned": Case(mma("Mma16", NARROW, False), "input", 40, 12, FEW),
+    "mma, a sum in parts": Case("conv_mma_sum_kernel", "output", 1280, 64, FEW, (3, 3), 2, dtypes=(HALF,)),
     "tf32, 128 columns": Case(mma("MmaTf32", LARGE), "output", 16, 256, WIDE, groups=2, **FP32),
     "tf32, 64 columns": Case(mma("MmaTf32", TALL), "output", 16, 128, WIDE, groups=2, **FP32),
     "tf32, 64 rows": Case(mma("MmaTf32", SMALL), "output", 16, 64, FEW, groups=2, **FP32),

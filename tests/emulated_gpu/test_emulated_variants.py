@@ -24,7 +24,8 @@ def leaf(*shape: int, dtype: torch.dtype, last: bool = True) -> torch.Tensor:
 
 def with_gradients(outputs: list[torch.Tensor], *leaves: torch.Tensor) -> list[torch.Tensor]:
     ends = [y for y in outputs if y.requires_grad]
-    seeds = [torch.linspace(-1, 1, y.numel()).view(y.shape).to(BF16).to(y.dtype) for y in ends]
+    # In the format of the outputs.
+    seeds = [torch.empty_like(y).copy_(torch.linspace(-1, 1, y.numel()).view(y.shape).to(BF16)) for y in ends]
     return [*(y.detach() for y in outputs), *torch.autograd.grad(ends, leaves, seeds)]
 
 
@@ -74,6 +75,12 @@ def filtered(axes: int, images: int = 1) -> Results:
     return run
 
 
+def sorted_in_tiles(dtype: torch.dtype) -> list[torch.Tensor]:
+    """More vertices than CUB sorts in one block, by their keys, and by their images."""
+    x = leaf(2, 3, 20, 22, dtype=dtype, last=False)
+    return with_gradients([A.permutohedral_filter(x, 20 * leaf(2, 5, 20, 22, dtype=dtype).detach(), "symmetric")], x)
+
+
 def inferred(labels: int, lattices: int = 1, matrix: bool = False) -> Results:
     def run(dtype: torch.dtype) -> list[torch.Tensor]:
         scores, lattice = leaf(1, labels, 4, 5, dtype=dtype).detach(), A.permutohedral_lattice(samples.rand(1, 2, 4, 5))
@@ -95,6 +102,7 @@ def many_phases(dtype: torch.dtype) -> list[torch.Tensor]:
     return with_gradients([A.conv_transpose2d(x, w, None, 32)], x, w)
 
 
+SORTS = ("Histogram", "ExclusiveSum", "Onesweep")
 # Kernels, what launches them, and at which dtypes.
 CASES: dict[str, tuple[list[str], Results, tuple[torch.dtype, ...]]] = {
     "codes of planes": (["max_pool_kernel<.*char, 1>", "pick_kernel<.*char>"], codes(3, False), EVERY),
@@ -109,6 +117,11 @@ CASES: dict[str, tuple[list[str], Results, tuple[torch.dtype, ...]]] = {
     },
     **{f"features on {d} axes": ([rf"lattice_place<.*, {d}>"], filtered(d), (DOUBLE, FLOAT)) for d in range(1, 8)},
     "two images": (["lattice_images", "lattice_gather_keys"], filtered(2, 2), (FLOAT,)),
+    "many vertices": (
+        [rf"DeviceRadixSort{kernel}Kernel<.*<unsigned {key}" for kernel in SORTS for key in ("int", "long")],
+        sorted_in_tiles,
+        (FLOAT,),
+    ),
     "a matrix of labels": (["lattice_mix<", "mean_field_step<.*, true, true>"], inferred(5, 1, True), (DOUBLE, FLOAT)),
     "five lattices": (["mean_field_step<.*, true, false>"], inferred(5, 5), (DOUBLE, FLOAT)),
     "140 labels": (["mean_field_step<.*, false, true>"], inferred(140), (DOUBLE, FLOAT)),

@@ -86,7 +86,18 @@ def statements(body: str, line: int) -> Iterator[Statement]:
         raise Unknown(f"line {begin}: {current.strip()[:60]}")
 
 
-ENTRY = re.compile(r"\.entry (\w+)\(([^)]*)\)([^{]*)\n\{(.*?)\n\}", re.S)
+BRACE = re.compile(r"[{}]")
+ENTRY = re.compile(r"\.entry (\w+)\(([^)]*)\)([^{]*)\n\{", re.S)
+
+
+def closing(text: str, begin: int) -> int:
+    """Where the brace stands that closes the one before `begin`: inline assembly may have one at a line's beginning."""
+    depth = 1
+    for m in BRACE.finditer(text, begin):
+        depth += 1 if m[0] == "{" else -1
+        if depth == 0:
+            return m.start()
+    raise Unknown("a brace that nothing closes")
 
 
 def parameters(text: str) -> Iterator[Parameter]:
@@ -108,8 +119,9 @@ def kernels(text: str) -> list[Kernel]:
     for m in ENTRY.finditer(text):
         threads = re.search(r"\.maxntid (\d+), (\d+), (\d+)", m[3])
         most = int(threads[1]) * int(threads[2]) * int(threads[3]) if threads else 0
-        line = text.count("\n", 0, m.start(4)) + 1
-        found.append(Kernel(m[1], list(parameters(m[2])), most, m[4], line, dynamic, variables))
+        line = text.count("\n", 0, m.end()) + 1
+        body = text[m.end() : closing(text, m.end())].removesuffix("\n")
+        found.append(Kernel(m[1], list(parameters(m[2])), most, body, line, dynamic, variables))
     if len(found) != len(re.findall(r"\.entry ", text)):
         raise Unknown("a kernel whose form is not known")
     return found

@@ -25,6 +25,13 @@ def test_every_kernel_is_translated():
         assert f"ptx_{kernel.name}(void* const* args)" in Translation(kernel, file).translated()
 
 
+def test_a_kernel_ends_where_its_brace_does():
+    """CUB's inline assembly closes a scope at a line's beginning, and what follows is the kernel's too."""
+    (kernel,) = kernels(ENTRY.format("\t{\n    .reg .pred p;\n}\n\tmov.u32 %r1, 7;\n\tret;"))
+    assert kernel.body.endswith("ret;")
+    assert "%r1, 7" in kernel.body
+
+
 @pytest.mark.parametrize(
     "body",
     [
