@@ -63,7 +63,7 @@ class Translation:
             expression = f"std::bit_cast<double>(0x{m[1]}ull)"
         elif re.fullmatch(r"-?(\d+|0x[0-9a-fA-F]+)U?", o):
             return self.literal(int(o.rstrip("U"), 0), kind)
-        elif m := re.fullmatch(r"%((?:n?tid|n?ctaid|laneid|lanemask_\w+|cluster_\w+)(?:\.[xyz])?)", o):
+        elif m := re.fullmatch(r"%((?:n?tid|n?ctaid|laneid|lanemask_\w+|cluster_\w+|globaltimer_hi)(?:\.[xyz])?)", o):
             expression = f"ptx::sreg_{m[1].replace('.', '_')}()"
         elif o in self.shared:
             expression = f"uint64_t{{{self.shared[o]}}}"
@@ -215,6 +215,11 @@ def forbid(f: list[str], *known: str) -> None:
 @instruction("ret", "exit")
 def _return(t: Translation, f: list[str], o: list[str]) -> str:
     return "return;"
+
+
+@instruction("trap")
+def _trap(t: Translation, f: list[str], o: list[str]) -> str:
+    return f"ptx::trap({t.line});"
 
 
 @instruction("bra")

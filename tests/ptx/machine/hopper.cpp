@@ -49,6 +49,7 @@ void cluster_wait(int line) {
   mine.phase = -1;
   ++hc::attached<Passed>().barriers;
 }
+void trap(int line) { fail("trap", line); }
 uint32_t mapa(uint32_t address, uint32_t rank, int line) {
   if (rank >= hc::cluster().size()) fail("mapa: the cluster has no block of rank " + std::to_string(rank), line);
   return own_address(address) | (rank + 1) << kRankShift;

@@ -217,6 +217,8 @@ PTX_API uint32_t sreg_nctaid_z();
 PTX_API uint32_t sreg_laneid();
 PTX_API uint32_t sreg_cluster_ctarank();
 PTX_API uint32_t sreg_cluster_nctarank();
+// Time stands still: nobody gives up waiting, and a wait without end is found as a deadlock.
+inline uint32_t sreg_globaltimer_hi() { return 1; }
 inline uint32_t sreg_lanemask_le() { return ~0u >> (31 - sreg_laneid()); }
 inline uint32_t sreg_lanemask_ge() { return ~0u << sreg_laneid(); }
 inline uint32_t sreg_lanemask_lt() { return (1u << sreg_laneid()) - 1; }
@@ -250,6 +252,7 @@ PTX_API void mma(Operand type, float (&c)[4], const uint32_t (&a)[4], const uint
 
 PTX_API void cluster_arrive(int line);
 PTX_API void cluster_wait(int line);
+[[noreturn]] PTX_API void trap(int line);
 PTX_API uint32_t mapa(uint32_t address, uint32_t rank, int line);
 PTX_API void mbarrier_init(uint64_t address, uint32_t count, int line);
 PTX_API void mbarrier_inval(uint64_t address, int line);
