@@ -21,7 +21,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,18 +78,20 @@ def images(shape: tuple[int, ...]) -> Tensor:
 
 def held(run: Callable[[Tensor], Any], wanted: dict[tuple[int, ...], Tensor]) -> str:
     """How far what `run` says of images is from the network's scores, relative to the largest."""
-    found = 0.0
+    found = []
     for shape, scores in wanted.items():
         with torch.no_grad():
             got = run(images(shape))
         if got.shape != scores.shape:
             return f"wrong: scores {tuple(got.shape)} for images {shape}"
-        found = max(found, float((got - scores).abs().max() / scores.abs().max()))
+        found.append(float((got - scores).abs().max() / scores.abs().max()))
     return _said(found)
 
 
-def _said(largest: float) -> str:
-    return f"{'ok' if largest <= TOLERANCE else 'wrong:'} {largest:.0e}"
+def _said(found: Sequence[float]) -> str:
+    # NaN is not within any bound.
+    wrong = [difference for difference in found if not difference <= TOLERANCE]
+    return f"wrong: {wrong[0]:.0e}" if wrong else f"ok {max(found):.0e}"
 
 
 def _leave(name: str, note: tables.Note, folder: Path) -> None:
@@ -135,7 +137,7 @@ def _trace(scores: nn.Module, folder: Path) -> str:
 def _onnx(network: nn.Module, folder: Path) -> str:
     path = folder / "network.onnx"
     export(network, path, TRACED[-2:], info=getattr(network, "info", None))
-    return _said(max(found.largest for found in differences(network, path, SHAPES)))
+    return _said([found.largest for found in differences(network, path, SHAPES)])
 
 
 def _openvino(path: Path) -> Callable[[Tensor], Tensor]:
@@ -254,7 +256,7 @@ def table(found: dict[str, tables.Row], versions: dict[str, str]) -> str:
         "# Roads out of this package",
         "",
         "Written by `python tests/roads.py`, which says what the columns mean; nothing in it is written by hand.",
-        "With " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
+        "Run on " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
         "",
         f"| network | {' | '.join(CELLS)} |",
         "|---" * (len(CELLS) + 1) + "|",
@@ -262,6 +264,9 @@ def table(found: dict[str, tables.Row], versions: dict[str, str]) -> str:
     for name, row in found.items():
         cells = [str(row.get(column, "")) for column in CELLS]
         lines.append(f"| {name} | {' | '.join(numbers.get(cell, cell).replace('|', '/') for cell in cells)} |")
+    missing = [name for name in NAMES if name not in found]
+    if missing:
+        lines += ["", f"Not run: {', '.join(missing)}."]
     lines += ["", *(f"{number}. {reason.removeprefix('refused: ')}" for number, reason in enumerate(reasons, start=1))]
     return "\n".join(lines).rstrip() + "\n"
 
