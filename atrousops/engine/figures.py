@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def draw(folder: Path) -> list[Path]:
     if (folder / _TABLE).exists():
         figures[CONFUSION] = _confusion(folder / _TABLE)
     for name, figure in figures.items():
-        write_atomically(folder / name, lambda path, figure=figure: figure.savefig(path, format="png", dpi=100))
+        write_atomically(folder / name, partial(figure.savefig, format="png", dpi=100))
     return [folder / name for name in figures]
 
 

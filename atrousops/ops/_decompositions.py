@@ -89,11 +89,11 @@ def _starts(
 def _torchvision() -> Any:
     # Its import asks its library for a number, which torch.jit.trace cannot record.
     recording = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)  # type: ignore[arg-type]
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         import torchvision
     finally:
-        torch._C._set_tracing_state(recording)  # type: ignore[arg-type]
+        torch._C._set_tracing_state(recording)  # type: ignore[attr-defined]
     return torchvision
 
 
