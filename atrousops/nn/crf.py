@@ -81,7 +81,7 @@ class _GaussianCRF(nn.Module):
         if len(deviations) == 1:
             deviations *= len(channels)
         colour = torch.stack([channel / deviation for channel, deviation in zip(channels, deviations)], 1)
-        place = position(self.bilateral_sxy).expand(len(image), 2, h, w)
+        place = position(self.bilateral_sxy).expand(image.shape[0], 2, h, w)
         spatial = ops.permutohedral_lattice(position(self.gaussian_sxy))
         return [spatial, lattice_of(torch.cat([place, colour], 1), Blame(self._name, "image", image))]
 

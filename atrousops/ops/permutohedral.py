@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -222,7 +223,7 @@ def _check_values(op: str, values: Tensor, features: Tensor | Lattice) -> None:
     n = values.shape[0]
     if isinstance(features, Lattice):
         images, pixels, _ = features.offsets.shape
-        if images not in (1, n) or pixels != values.shape[2:].numel():
+        if images not in (1, n) or pixels != math.prod(values.shape[2:]):
             bad_value(op, "values", f"be of {images} images and {pixels} pixels, as the lattice", tuple(values.shape))
         for part in features:
             check_device(op, "values", values, features=part)
