@@ -117,8 +117,11 @@ emulated-gpu-quick: emulated
 	$(EMULATED_RUN) tests/emulated_gpu
 	$(BIN)/python tests/emulated_gpu/launched.py build/emulated/launches
 
+# For this Python, and the sources; of modules that are no more nothing goes in.
 wheel: $(VENV)/.built
-	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w dist .
+	rm -rf build/lib.*
+	ATROUSOPS_CUDA=$(CUDA) $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w dist .
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist')" > /dev/null
 
 clean:
 	rm -rf build dist atrousops/lib atrousops/_C*.so

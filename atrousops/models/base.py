@@ -68,7 +68,17 @@ class SegmentationModel(nn.Module):
         """A map of scores at the `size` (H, W) of the image."""
         if self.least == 1:
             return resize(scores, size, self.align_corners)
-        return crop(resize(scores, [max(side, self.least) for side in size], self.align_corners), 0, size)
+        return crop(resize(scores, [_larger(side, self.least) for side in size], self.align_corners), 0, size)
+
+
+def is_recorded() -> bool:
+    """Whether torch.export or torch.jit.trace makes a graph, which is to serve batches and images of any size."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def _larger(a: int, b: int) -> int:
+    # A size that torch.jit.trace records is a tensor, which max would compare once and for all.
+    return a.clamp(min=b) if isinstance(a, Tensor) else max(a, b)
 
 
 def resize(input: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
@@ -77,8 +87,8 @@ def resize(input: Tensor, size: Sequence[int], align_corners: bool = False) -> T
     align_corners puts the first and the last position of both grids together, as the releases on Caffe and TensorFlow
     do, for which image sizes are 8 n + 1; without, the pixels cover the same area.
     """
-    # An exported graph serves all sizes, and sizes that agree at one need not at another.
-    if not torch.compiler.is_exporting() and tuple(input.shape[-2:]) == tuple(size):
+    # Sizes that agree for one image need not for another.
+    if not is_recorded() and tuple(input.shape[-2:]) == tuple(size):
         return input
     return F.interpolate(input, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
@@ -102,9 +112,9 @@ def check_objects(op: str, images: Tensor, labels: Tensor) -> None:
 def crop(input: Tensor, offset: int, size: Sequence[int]) -> Tensor:
     """The window of `size` (H, W) that starts `offset` rows and columns from the corner."""
     if torch.compiler.is_compiling():
-        # A graph with a slice serves only images of which as much is cut as of the first: everything, or less.
-        below, right = (offset + side - whole for side, whole in zip(size, input.shape[-2:], strict=True))
-        return F.pad(input, (-offset, right, -offset, below))
+        # A graph with a slice serves only images of which as much is cut as of the first: nothing, or something.
+        rows, columns = (torch.arange(offset, offset + side, device=input.device) for side in size)
+        return input.index_select(2, rows).index_select(3, columns)
     return input[..., offset : offset + size[0], offset : offset + size[1]]
 
 
@@ -128,8 +138,8 @@ def reflect(input: Tensor, before: int, after: Sequence[int]) -> Tensor:
 
 def at_least(input: Tensor, side: int) -> Tensor:
     """Mirrored at the lower and right border where the image has fewer rows or columns than `side`."""
-    missing = [max(0, side - size) for size in input.shape[-2:]]
-    return reflect(input, 0, missing) if any(missing) else input
+    missing = [_larger(side - size, 0) for size in input.shape[-2:]]
+    return reflect(input, 0, missing) if torch.jit.is_tracing() or any(missing) else input
 
 
 def bilinear_deconvolution(channels: int, factor: int, padding: int = 0) -> AtrousConvTranspose2d:

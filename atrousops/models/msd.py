@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from atrousops import functional
 from atrousops.common.checks import bad_value
 from atrousops.common.conv_arguments import Arguments
-from atrousops.models.base import check_images, crop, reflect
+from atrousops.models.base import check_images, crop, is_recorded, reflect
 from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d
 from atrousops.ops.conv import grad_bias, grad_input, grad_weight
@@ -66,8 +66,8 @@ def grow(input: Tensor, dilations: Sequence[int], width: int, parameters: Sequen
     n, channels = input.shape[:2]
     maps = input.new_empty((n, channels + len(dilations), size[0] + 2 * margin, size[1] + 2 * margin))
     maps[:, :channels] = reflect(input, margin, (margin, margin))
-    # One image at a time: its first maps are contiguous, and nothing is copied. An exported graph serves any batch.
-    images = [slice(None)] if torch.compiler.is_exporting() else [slice(k, k + 1) for k in range(n)]
+    # One image at a time: its first maps are contiguous, and nothing is copied. A graph serves any batch.
+    images = [slice(None)] if is_recorded() else [slice(k, k + 1) for k in range(n)]
     for i, dilation in enumerate(dilations):
         read = _inputs(channels, i, width)
         weight, bias = parameters[2 * i : 2 * i + 2]
@@ -127,7 +127,7 @@ class MSD(nn.Module):
         """Scores of every pixel: (N, in_channels, H, W), any size -> {"out": (N, num_classes, H, W)}."""
         check_images(type(self).__name__, input, self.in_channels)
         parameters = list(self.layers.parameters())
-        if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        if torch.is_grad_enabled() and not is_recorded():
             maps = _Grow.apply(input, self.dilations, self.width, *parameters)
         else:
             maps = grow(input, self.dilations, self.width, parameters)

@@ -142,7 +142,7 @@ def check_image(op: str, kernels: Sequence[Checked], spacing: tuple[float, ...],
         most = MAX_FEATURES - (0 if kernel.sxy is None else axes)
         given = len(kernel.srgb)
         if 1 <= read <= most and given in (1, read):
-            check_count(op, "image", image, read + MAX_FEATURES - most, len(image))
+            check_count(op, "image", image, read + MAX_FEATURES - most, image.shape[0])
             continue
         if kernel.channels is not None:
             rule = f"be one number or {read}, one for each of {kernel.channels}, which may be {most} at most"
@@ -171,7 +171,7 @@ def lattice(op: str, kernel: Checked, spacing: tuple[float, ...], image: Tensor)
     place = _positions(kernel.sxy, spacing, image)
     if colours is None:
         return lattice_of(place, Blame(op, f"{kernel.prefix}sxy", place))
-    place = place.expand(len(image), *place.shape[1:])
+    place = place.expand(image.shape[0], *place.shape[1:])
     return lattice_of(torch.cat([place, colours], 1), Blame(op, "image", image))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -83,8 +84,8 @@ def _fused(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequenc
     if not _first_call.own("mean_field", scores.device, scores.dtype):
         return False
     # Lattices of the reference are cut otherwise.
-    chunks = {(lattice.row_bounds.shape[0] - 1) // max(lattice.counts.shape[0], 1) for lattice in lattices}
-    return len(chunks) <= 1
+    chunks = [(lattice.row_bounds.shape[0] - 1) // max(lattice.counts.shape[0], 1) for lattice in lattices]
+    return all([count == chunks[0] for count in chunks])
 
 
 def _check(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequence[Tensor], iterations: int) -> None:
@@ -106,7 +107,7 @@ def _check(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequenc
     labels = scores.shape[1]
     for lattice in lattices:
         images, pixels, _ = lattice.offsets.shape
-        if images not in (1, scores.shape[0]) or pixels != scores.shape[2:].numel():
+        if images not in (1, scores.shape[0]) or pixels != math.prod(scores.shape[2:]):
             bad_value(
                 op,
                 "lattices",

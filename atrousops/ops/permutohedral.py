@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -207,12 +208,12 @@ def _check_features(op: str, features: Tensor) -> None:
         bad_value(op, "features", "be (N, D, *)", f"shape {tuple(features.shape)}", "Add the missing dimensions.")
     if not 1 <= features.shape[1] <= MAX_FEATURES:
         bad_value(op, "features", f"have 1 to {MAX_FEATURES} channels", features.shape[1], "64-bit keys hold no more.")
-    check_count(op, "features", features, features.shape[1], len(features))
+    check_count(op, "features", features, features.shape[1], features.shape[0])
 
 
 def check_count(op: str, argument: str, value: Tensor, features: int, images: int) -> None:
     """Raises ArgumentError unless the vertices of so many images (N, C, *) with D features have indices of 32 bits."""
-    if images * value.shape[2:].numel() * (features + 1) >= 2**31 - 1:
+    if images * math.prod(value.shape[2:]) * (features + 1) >= 2**31 - 1:
         rule = f"have N * P * (D + 1) < 2^31, where D is {features}"
         bad_value(op, argument, rule, tuple(value.shape), "Filter fewer images, or parts of them, at a time.")
 
@@ -226,7 +227,7 @@ def _check_values(op: str, values: Tensor, features: Tensor | Lattice) -> None:
     n = values.shape[0]
     if isinstance(features, Lattice):
         images, pixels, _ = features.offsets.shape
-        if images not in (1, n) or pixels != values.shape[2:].numel():
+        if images not in (1, n) or pixels != math.prod(values.shape[2:]):
             bad_value(op, "values", f"be of {images} images and {pixels} pixels, as the lattice", tuple(values.shape))
         for part in features:
             check_device(op, "values", values, features=part)

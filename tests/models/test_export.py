@@ -1,6 +1,7 @@
 """At a tiny width: torch.export takes every network, and channels_last, as in training, changes nothing."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from atrousops import models
-from atrousops.models.base import crop
+from atrousops.engine.export import Scores
+from atrousops.models.base import at_least, crop, resize
 
 
 @pytest.mark.parametrize("name", [name for name in models.list("networks") if name != "mask_rcnn"])
@@ -37,6 +39,32 @@ def test_programs_cut_as_much_as_each_image_needs(side):
     for shape in ((1, 3, 48, 80), (1, 3, 48, 85), (1, 3, 45, 83)):
         image = torch.rand(shape)
         torch.testing.assert_close(run(image), Cut()(image), rtol=0, atol=0)
+
+
+class Grown(nn.Module):
+    """Mirrored up to 40 pixels where it is smaller; enlarged to a size that is the same for the traced image."""
+
+    def forward(self, image):
+        x = at_least(image, 40)
+        return resize(F.avg_pool2d(x, 8), [-(side // -10) for side in x.shape[-2:]])
+
+
+# In-place writes to a stack of maps, for each image of a batch; with parameters that want gradients.
+@pytest.mark.parametrize("name", ["msd", "grown"])
+def test_traces_serve_any_batch_and_size(name):
+    network = Scores(models.build("msd", num_classes=3, depth=3) if name == "msd" else Grown()).eval()
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter)
+
+    with warnings.catch_warnings():
+        # Checks read shapes.
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(network, torch.rand(2, 3, 40, 40))
+    for shape in ((1, 3, 48, 31), (3, 3, 25, 61)):
+        image = torch.rand(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(traced(image), network(image))
 
 
 @pytest.mark.parametrize(

@@ -347,3 +347,19 @@ def test_lattices_need_no_tensor_of_python_numbers():
         crf.lattices(255 * torch.rand(1, 3, 4, 5))
     assert lifted
     assert not any(lifted)
+
+
+def test_one_program_serves_all_sizes():
+    """Of images and batches: nothing of the traced one's may be a constant of the graph."""
+    crf = ao.DenseCRF().eval()
+
+    def draw(n, h, w):
+        return torch.randn(n, 3, h, w), 255 * torch.rand(n, 3, h, w)
+
+    anything = torch.export.Dim.DYNAMIC
+    sizes = {0: anything, 2: anything, 3: anything}
+    with torch.no_grad():
+        program = torch.export.export(crf, draw(2, 16, 20), dynamic_shapes=(sizes, sizes), strict=False)
+        for shape in ((1, 23, 18), (3, 12, 31)):
+            inputs = draw(*shape)
+            torch.testing.assert_close(program.module()(*inputs), crf(*inputs), rtol=0, atol=0)
