@@ -1,4 +1,4 @@
-"""Figures by matplotlib, which is an extra: whoever draws one gets it here."""
+"""Figures by matplotlib, which is an extra: the one place that imports it."""
 
 from __future__ import annotations
 

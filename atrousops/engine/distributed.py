@@ -15,7 +15,7 @@ from torch import distributed as dist
 from atrousops.common.checks import bad_value
 
 # Shares of a folder end at different times, and the first to end waits for the last.
-PATIENCE = timedelta(days=30)
+LONGEST_WAIT = timedelta(days=30)
 
 
 class Processes(NamedTuple):
@@ -69,12 +69,12 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def join(device: torch.device, patience: timedelta | None = None) -> Iterator[Processes]:
+def join(device: torch.device, longest: timedelta | None = None) -> Iterator[Processes]:
     """The processes of torchrun's environment, over NCCL between GPUs and Gloo between CPUs; one alone without it.
 
     Where they have been joined already, they stay so afterwards.
 
-    patience: how long one waits for the others before that is an error; by default PyTorch's, some minutes.
+    longest: how long one waits for the others before that is an error; by default PyTorch's, some minutes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
@@ -84,7 +84,7 @@ def join(device: torch.device, patience: timedelta | None = None) -> Iterator[Pr
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=longest)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:

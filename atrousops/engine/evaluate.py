@@ -16,7 +16,7 @@ from atrousops.common.checks import bad_value
 from atrousops.data import VOID, Pixels, SegmentationSet, transforms
 from atrousops.engine import config as configs
 from atrousops.engine import outputs
-from atrousops.engine.distributed import PATIENCE, Processes, join, pick_device
+from atrousops.engine.distributed import LONGEST_WAIT, Processes, join, pick_device
 from atrousops.engine.instances import find
 from atrousops.engine.multiscale import MultiScale
 from atrousops.metrics import BoundaryScores, ConfusionMatrix, MaskAP, PanopticQuality, Precision, Quality
@@ -168,7 +168,7 @@ def main(
         for state in cluster.judge(load, refine, scores.like(), len(data), ray, workers):
             scores.add(state)
         return scores
-    with join(torch.device("cpu"), PATIENCE) as processes:
+    with join(torch.device("cpu"), LONGEST_WAIT) as processes:
         progress = progress and processes.first
         options: dict[str, Any] = {"ap": ap, "widths": widths, "progress": progress, "processes": processes}
         return score(model, data, crf=refine, norm=norm, **options)

@@ -117,7 +117,7 @@ def _overlap(text: str) -> int | str:
 
 def _segment(args: argparse.Namespace) -> int:
     from atrousops.engine import pictures
-    from atrousops.engine.distributed import PATIENCE, join
+    from atrousops.engine.distributed import LONGEST_WAIT, join
     from atrousops.engine.segment import plan
 
     try:
@@ -125,7 +125,7 @@ def _segment(args: argparse.Namespace) -> int:
     except OSError as error:
         raise OutputError(f"output folder {args.output}: {error.strerror or error}") from error
     files, useless = pictures.picture_files(args.photos, skip=args.output)
-    with join(torch.device("cpu"), PATIENCE) as processes, _terminable():
+    with join(torch.device("cpu"), LONGEST_WAIT) as processes, _terminable():
         _check_ray(args, processes)
         if processes.first:
             for problem in useless:
@@ -334,12 +334,12 @@ def add_evaluate(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from atrousops.engine import evaluate, tune_crf
-    from atrousops.engine.distributed import PATIENCE, join
+    from atrousops.engine.distributed import LONGEST_WAIT, join
     from atrousops.nn import DenseCRF
 
     common = {"data_root": args.data, "overrides": tuple(args.overrides), "published": args.model}
     crf = args.crf
-    with join(torch.device("cpu"), PATIENCE) as processes:
+    with join(torch.device("cpu"), LONGEST_WAIT) as processes:
         _check_ray(args, processes)
         if args.tune_crf:
             tuned = tune_crf.main(args.config, args.weights, images=args.tune_crf, judged=args.split, **common)

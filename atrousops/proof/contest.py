@@ -67,7 +67,7 @@ def first_call(key: Key) -> Times | None:
     """The measurement of a first call, or None where there is nothing to choose, or nothing can be measured now.
 
     That is so inside a CUDA graph's capture, a trace or a transform of functions, where memory is short, and on an
-    emulated GPU. A later first call may be lucky.
+    emulated GPU. The next first call tries again.
     """
     device = torch.device(key.state[0])
     watched = (

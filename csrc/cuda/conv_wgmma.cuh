@@ -49,7 +49,7 @@ struct ConvWgmmaWork {
   }
 };
 
-// Calls f(work) for each tile of this block: forwards and backwards in turn, so that whoever had a longer one has a
+// Calls f(work) for each tile of this block: forwards and backwards in turn, so that a block with a longer one has a
 // shorter one next.
 template <class F>
 __device__ __forceinline__ void each_wgmma_tile(const ConvTable& t, const ConvWgmmaArgs& args, const F& f) {
@@ -225,7 +225,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   __syncthreads();
   const int warp = warp_id();
   // What the warpgroups had at launch, 168 each, in sum; the compiler holds all code to what it starts with. With 40,
-  // who loads spills.
+  // the loading warps spill.
   if (warp < 4) {
     arch::give_registers<56>();
     if (warp == 0 && arch::elect_one()) load_wgmma_tiles<Tile>(t, maps, args, ring, shared.stages);

@@ -3,12 +3,12 @@
 // A phase ends when `count` arrivals have come and as many bytes have landed as were expected; the next begins at once
 // with the same count. A wait names a phase by its parity and returns when that phase has ended: on a fresh barrier
 // parity 0 waits for the first phase, and parity 1 returns at once, as if a phase before it had ended. Nobody may fall
-// two phases behind. Less than 1 MiB lands in a phase. On a device a wait gives up (patience.h).
+// two phases behind. Less than 1 MiB lands in a phase. On a device a wait has a limit (wait_limit.h).
 #pragma once
 
 #include <cstdint>
 
-#include "cuda/arch/patience.h"
+#include "cuda/arch/wait_limit.h"
 #include "cuda/platform.h"
 #include "cuda/shared.h"
 
@@ -182,13 +182,13 @@ inline void wait(uint32_t address, unsigned parity, host_cuda::Location where) {
   observe(b);
 }
 
-// Of a thread: how much had changed when it last tried in vain.
+// Of a thread: how much had changed at its last failed try.
 struct Tried : host_cuda::Attached {
   int64_t changes = -1;
 };
 
-// May come back early, and so it does unless nothing has changed since it did: whoever does not ask again is found, and
-// whoever asks for ever is a deadlock.
+// May come back early, and so it does unless nothing has changed since it did: code that does not try again is found,
+// and one that tries without end is a deadlock.
 inline bool try_wait(uint32_t address, unsigned parity, host_cuda::Location where) {
   check_wait(address, parity);
   MbarrierState& b = Mbarriers::at(address, "mbarrier.try_wait");
@@ -318,8 +318,8 @@ __device__ __forceinline__ void mbarrier_wait(const Mbarrier* b, unsigned parity
   host_cuda::executed<"mbarrier.wait">();
   host::wait(shared_address(b), parity, where);
 #else
-  Patience patience;
-  while (!mbarrier_try_wait(b, parity)) patience.lose();
+  WaitLimit limit;
+  while (!mbarrier_try_wait(b, parity)) limit.failed();
 #endif
 }
 
@@ -329,7 +329,7 @@ __device__ __forceinline__ void mbarrier_wait_cluster(const Mbarrier* b, unsigne
   host_cuda::executed<"mbarrier.wait.cluster">();
   host::wait(shared_address(b), parity, where);
 #else
-  Patience patience;
+  WaitLimit limit;
   while (true) {
     uint32_t ended;
     asm volatile(
@@ -339,7 +339,7 @@ __device__ __forceinline__ void mbarrier_wait_cluster(const Mbarrier* b, unsigne
         : "r"(shared_address(b)), "r"(parity)
         : "memory");
     if (ended != 0) return;
-    patience.lose();
+    limit.failed();
   }
 #endif
 }

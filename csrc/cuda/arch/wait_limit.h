@@ -1,6 +1,6 @@
-// How long a thread asks in vain for what comes within microseconds.
+// The longest that a thread waits for an event which comes within microseconds.
 //
-// A load that never lands, by a fault of ours or of the device, would hold the GPU, and whoever waits for it, for ever.
+// A copy that never lands, by a fault of ours or of the device, would hold the GPU and the waiting process without end.
 // After 8 to 13 seconds the kernel ends by a trap instead: the next call of CUDA reports a launch failure. On the host,
 // deadlocks are found at once (host_cuda/engine.h).
 #pragma once
@@ -13,12 +13,12 @@ namespace atrousops::cuda::arch {
 
 #if !defined(ATROUSOPS_HOST_CUDA)
 
-class Patience {
+class WaitLimit {
  public:
-  // After each question in vain, which itself waits a while. The timer's high word changes every 4.3 seconds; changes
-  // are counted instead of taking a difference, since a device that was paused (a debugger, a checkpoint) has asked
-  // nothing meanwhile.
-  __device__ __forceinline__ void lose() {
+  // To be called after each try that failed; a try itself waits a while. The timer's high word changes every 4.3
+  // seconds. Changes are counted instead of taking a difference, since a device that was paused (a debugger, a
+  // checkpoint) has not tried meanwhile.
+  __device__ __forceinline__ void failed() {
     uint32_t now;
     asm volatile("mov.u32 %0, %%globaltimer_hi;" : "=r"(now));
     if (now == seen_) return;
