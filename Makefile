@@ -20,7 +20,7 @@ TRITON_TESTS := $(wildcard tests/test_*.py) tests/nn/test_crf.py tests/house/tes
   tests/triton_kernels/test_derivatives.py
 
 .PHONY: demo test docs bench cuda lint typecheck unit abi sanitized sanitize fuzz gpu-check ptx wheel clean
-.PHONY: ray emulated emulated-gpu emulated-gpu-quick
+.PHONY: ray emulated emulated-gpu emulated-gpu-quick emulated-gpu-least
 
 demo: $(VENV)/.built
 	$(BIN)/python -m atrousops.demo --output out/demo.png
@@ -99,7 +99,8 @@ ray: $(VENV)/.tested
 	$(BIN)/python -m pytest -q -n 0 tests/cluster
 
 # The CUDA library's launch code and its PTX on a runtime that needs no GPU; nvcc alone is needed. `emulated-gpu` runs
-# whatever needs a GPU and fails if a kernel never ran; `emulated-gpu-quick` is what CI has time for after `make cuda`.
+# whatever needs a GPU and fails if a kernel never ran; `emulated-gpu-quick` takes four minutes after `make cuda`, and
+# `emulated-gpu-least` is what CI has time for: the runtime, what a device refuses, each operator in fp32.
 EMULATED_TESTS ?= $(shell grep -rlE "\bbackend\)|\bbackend,|, backend\b|mark\.gpu" --include="test_*.py" tests)
 EMULATED_RUN = rm -rf build/emulated/launches && ATROUSOPS_EMULATED_LAUNCHES=build/emulated/launches OMP_NUM_THREADS=1 \
   $(BIN)/python tests/emulated_gpu/run.py -m pytest -q --tb=short -n logical --dist worksteal -m gpu
@@ -118,6 +119,10 @@ emulated-gpu-quick: emulated
 	$(BIN)/python tests/emulated_gpu/launched.py build/emulated/launches
 
 # For this Python, and the sources; of modules that are no more nothing goes in.
+emulated-gpu-least: emulated
+	$(EMULATED_RUN) tests/emulated_gpu \
+	  -k "runtime or refusals or launches or (forward_and_backward and float32 and contiguous)"
+
 wheel: $(VENV)/.built
 	rm -rf build/lib.*
 	ATROUSOPS_CUDA=$(CUDA) $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w dist .
