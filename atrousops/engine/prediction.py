@@ -168,8 +168,9 @@ def _run(args: argparse.Namespace, jobs: list[Job], processes: Processes) -> int
     finally:
         if processes.first:
             found.write()
-    if processes.first and left:
-        print(_throughput([found.done[job.picture] for job in left if job.picture in found.done], start))
+    done = [found.done[job.picture] for job in left if job.picture in found.done]
+    if processes.first and done:
+        print(_throughput(done, start))
     processes.wait()
     return len(found.done)
 

@@ -336,3 +336,9 @@ def test_readers_leave_the_filters_of_warnings(tmp_path, monkeypatch):
     before = list(warnings.filters)
     assert len(list(Segmenter(bright.predictor(), tmp_path / "out").run(jobs))) == 2
     assert warnings.filters == before
+
+
+def test_nothing_done_has_no_throughput(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"nothing")
+    assert cli.main(["segment", str(tmp_path / "a.png"), "-o", str(tmp_path / "out")]) == 1
+    assert "megapixels" not in capsys.readouterr().out
