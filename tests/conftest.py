@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import atrousops as ao
-from atrousops.dispatch import libraries
+from atrousops.dispatch import choice, libraries, measured
 from atrousops.dispatch.devices import is_emulated
 
 # Workers of pytest-xdist share the cores.
@@ -189,3 +189,14 @@ def real_data() -> Path:
     if folder is None:
         pytest.skip("no real data: set ATROUSOPS_DATA")
     return folder
+
+
+@pytest.fixture
+def own_plans(tmp_path, monkeypatch):
+    """A folder of measured plans that this test alone reads and writes."""
+    monkeypatch.setenv("ATROUSOPS_PLANS", str(tmp_path))
+    measured.forget()
+    choice.forget()
+    yield tmp_path
+    measured.forget()
+    choice.forget()

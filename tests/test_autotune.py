@@ -18,14 +18,8 @@ pytestmark = pytest.mark.skipif(not libraries.has_operators, reason="the CPU lib
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """Plans of this test only."""
-    monkeypatch.setenv("ATROUSOPS_PLANS", str(tmp_path))
-    measured.forget()
-    choice.forget()
-    yield tmp_path
-    measured.forget()
-    choice.forget()
+def folder(own_plans):
+    return own_plans
 
 
 def layers() -> torch.nn.Module:

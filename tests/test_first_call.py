@@ -29,14 +29,8 @@ class Clock:
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """Plans of this test only."""
-    monkeypatch.setenv("ATROUSOPS_PLANS", str(tmp_path))
-    measured.forget()
-    choice.forget()
-    yield tmp_path
-    measured.forget()
-    choice.forget()
+def folder(own_plans):
+    return own_plans
 
 
 def benchmarked(monkeypatch, ours: float) -> Clock:

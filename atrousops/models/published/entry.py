@@ -60,6 +60,10 @@ class Published:
         return Info(self.network, self.arguments, self.classes, self.mean, self.std, self.size)
 
 
+# A ResNet's stem of three convolutions, as a Sequential numbers them, and what `encoder` calls them.
+DEEP_STEM = {0: "conv1", 1: "bn1", 3: "conv2", 4: "bn2", 6: "conv3", 7: "bn3"}
+
+
 def renamed(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> State:
     """A state dict under other names: of each the first rule that matches it whole."""
     found = {}

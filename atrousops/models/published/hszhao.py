@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from atrousops.models.published.entry import Published, State, renamed
+from functools import partial
+
+from atrousops.models.published.entry import DEEP_STEM, Published, renamed
 from atrousops.models.published.names import ADE20K, CITYSCAPES, VOC
 
-_STEM = {0: "conv1", 1: "bn1", 3: "conv2", 4: "bn2", 6: "conv3", 7: "bn3"}
 _RULES = [
-    *((rf"layer0\.{number}\.(.+)", rf"backbone.{name}.\1") for number, name in _STEM.items()),
+    *((rf"layer0\.{number}\.(.+)", rf"backbone.{name}.\1") for number, name in DEEP_STEM.items()),
     (r"(layer[1-4]\..+)", r"backbone.\1"),
     (r"ppm\.features\.(.+)", r"classifier.0.branches.\1"),
     (r"cls\.0\.(.+)", r"classifier.1.\1"),
@@ -15,10 +16,6 @@ _RULES = [
     (r"cls\.4\.(.+)", r"classifier.5.\1"),
     (r"aux\.(.+)", r"aux_classifier.\1"),
 ]
-
-
-def change(state: State) -> State:
-    return renamed(state, _RULES)
 
 
 def _entry(depth: int, data: str, classes: tuple[str, ...]) -> Published:
@@ -29,7 +26,7 @@ def _entry(depth: int, data: str, classes: tuple[str, ...]) -> Published:
         "backbone_arguments": {"deep_stem": (64, 64, 128), "full_rate": True},
     }
     source = f"https://github.com/hszhao/semseg (exp/{data}/pspnet{depth}/model)"
-    return Published("pspnet", arguments, classes, source, "", change=change)
+    return Published("pspnet", arguments, classes, source, "", change=partial(renamed, rules=_RULES))
 
 
 _DATA = {"ade20k": ADE20K, "cityscapes": CITYSCAPES, "voc2012": VOC}

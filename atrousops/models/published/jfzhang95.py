@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from atrousops.models.published.entry import Published, State, renamed
+from functools import partial
+
+from atrousops.models.published.entry import Published, renamed
 from atrousops.models.published.names import VOC
 
 _RULES = [
@@ -20,10 +22,6 @@ _RULES = [
 ]
 
 
-def change(state: State) -> State:
-    return renamed(state, _RULES)
-
-
 ENTRIES = {
     "deeplabv3plus_resnet101_voc": Published(
         "deeplabv3plus",
@@ -37,6 +35,6 @@ ENTRIES = {
         "https://github.com/jfzhang95/pytorch-deeplab-xception (deeplab-resnet.pth.tar)",
         "",
         size=513,
-        change=change,
+        change=partial(renamed, rules=_RULES),
     )
 }

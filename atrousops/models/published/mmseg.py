@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from atrousops.models.published.entry import Published, State, renamed
+from functools import partial
+
+from atrousops.models.published.entry import DEEP_STEM, Published, renamed
 from atrousops.models.published.names import ADE20K, CITYSCAPES, VOC
 
-_STEM = {0: "conv1", 1: "bn1", 3: "conv2", 4: "bn2", 6: "conv3", 7: "bn3"}
 _RULES = [
-    *((rf"backbone\.stem\.{number}\.(.+)", rf"backbone.{name}.\1") for number, name in _STEM.items()),
+    *((rf"backbone\.stem\.{number}\.(.+)", rf"backbone.{name}.\1") for number, name in DEEP_STEM.items()),
     (r"decode_head\.psp_modules\.(\d)\.1\.conv\.(.+)", r"classifier.0.branches.\1.1.\2"),
     (r"decode_head\.psp_modules\.(\d)\.1\.bn\.(.+)", r"classifier.0.branches.\1.2.\2"),
     (r"decode_head\.bottleneck\.conv\.(.+)", r"classifier.1.\1"),
@@ -19,10 +20,6 @@ _RULES = [
 ]
 
 
-def change(state: State) -> State:
-    return renamed(state, _RULES)
-
-
 def _entry(depth: int, data: str, classes: tuple[str, ...]) -> Published:
     arguments = {
         "num_classes": len(classes),
@@ -30,7 +27,7 @@ def _entry(depth: int, data: str, classes: tuple[str, ...]) -> Published:
         "backbone_arguments": {"deep_stem": (32, 32, 64)},
     }
     source = f"https://github.com/open-mmlab/mmsegmentation (pspnet_r{depth}-d8 for {data})"
-    return Published("pspnet", arguments, classes, source, "", change=change)
+    return Published("pspnet", arguments, classes, source, "", change=partial(renamed, rules=_RULES))
 
 
 _DATA = {"ade20k": ADE20K, "cityscapes": CITYSCAPES, "voc2012": VOC}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from atrousops.models.published.entry import Published, State, renamed
+from functools import partial
+
+from atrousops.models.published.entry import Published, renamed
 from atrousops.models.published.names import VOC
 
 _RULES = [
@@ -15,10 +17,6 @@ _RULES = [
     (r"decoder\.block2\.(.+)", r"classifier.decoder.0.\1"),
     (r"segmentation_head\.0\.(.+)", r"classifier.scores.\1"),
 ]
-
-
-def change(state: State) -> State:
-    return renamed(state, _RULES)
 
 
 ENTRIES = {
@@ -37,6 +35,6 @@ ENTRIES = {
         "and classes by arguments, backbone and num_classes)",
         "",
         size=512,
-        change=change,
+        change=partial(renamed, rules=_RULES),
     )
 }
