@@ -9,9 +9,8 @@ from operator import index
 
 import torch
 
-from atrousops.dispatch import devices, libraries, measured, planner, verdicts
+from atrousops.dispatch import devices, fitted, libraries, measured, planner, verdicts
 from atrousops.dispatch.devices import constant_in_graphs, device_of, tf32_allowed
-from atrousops.dispatch.fitted import fitted
 from atrousops.dispatch.measured import Key, Times
 from atrousops.dispatch.planner import CallArguments, Candidate, ContextPlan, Plan, call_problem
 
@@ -33,6 +32,7 @@ def forget() -> None:
     """Drops the answers of `choose`, after something has changed that they came from."""
     _chosen.clear()
     _contested.clear()
+    fitted.forget()
     for forget_too in on_forget:
         forget_too()
 
@@ -132,7 +132,7 @@ def predict_call(call: CallArguments, dtype: torch.dtype, channels_last: bool, n
     problem = call_problem(call)
     if libraries.planner is None:
         return planner.unplanned([problem], dtype.itemsize)
-    machine = fitted(device_of(device, dtype, channels_last), device, channels_last)
+    machine = fitted.fitted(device_of(device, dtype, channels_last), device, channels_last)
     return planner.plan(problem, machine, dtype.itemsize, needs_grad=needs_grad)
 
 
@@ -232,7 +232,7 @@ def plan_branches(
     problems = [call_problem(CallArguments("forward", size, w, (1,) * len(p), p, d)) for w, p, d in around]
     if libraries.planner is None:
         return planner.unplanned(problems, dtype.itemsize, "branches")
-    machine = fitted(device_of(device, dtype, channels_last), device, channels_last)
+    machine = fitted.fitted(device_of(device, dtype, channels_last), device, channels_last)
     return planner.plan_branches(problems, machine, dtype.itemsize, channels_last, relu, others)
 
 

@@ -35,15 +35,30 @@ def fitted(device: Device, name: str, channels_last: bool) -> Device:
     """
     if device.kind == "cpu" or not verdicts.there_is(name):
         return device
+    key = (device.kind, verdicts.numbered(name), device.precision, channels_last)
+    if key not in _rates:
+        _rates[key] = _fitted_rates(device, *key[1:])
+    return device._replace(rates=_rates[key])
+
+
+def forget() -> None:
+    """Drops the rates that were solved for, after verdicts have changed."""
+    _rates.clear()
+
+
+_rates: dict[tuple[str, str, str, bool], Rates] = {}
+
+
+def _fitted_rates(device: Device, name: str, precision: str, channels_last: bool) -> Rates:
     fits = [
         fit
-        for family, finding in sorted(verdicts.known(device.kind, verdicts.numbered(name)).items())
+        for family, finding in sorted(verdicts.known(device.kind, name).items())
         if finding.ok
         for rate in finding.rates
-        if rate.call is not None and (rate.call.precision, rate.call.channels_last) == (device.precision, channels_last)
+        if rate.call is not None and (rate.call.precision, rate.call.channels_last) == (precision, channels_last)
         for fit in _fits(device, family.partition(" ")[2], rate.call, rate.ours, rate.aten)
     ]
-    return device._replace(rates=_overlaid(device.rates, fits)) if fits else device
+    return _overlaid(device.rates, fits) if fits else device.rates
 
 
 def _overlaid(rates: Rates, fits: list[Fit]) -> Rates:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from atrousops.dispatch import choice, devices, libraries, planner, verdicts
+from atrousops.dispatch import choice, devices, fitted, libraries, planner, verdicts
 from atrousops.dispatch.planner import CallArguments, call_problem
 from atrousops.dispatch.verdicts import Finding, Rate, TimedCall
 
@@ -90,3 +90,13 @@ def test_a_family_that_failed_gives_no_rate(machine):
     verdicts.record("cuda", "cuda:0", {"forward wgmma": Finding(False, "wrong", 3, (rate,))})
     choice.forget()
     assert seconds(DILATED) == pytest.approx(guessed(DILATED))
+
+
+def test_rates_are_solved_for_once(machine, monkeypatch):
+    timed((DILATED, *guessed(DILATED)))
+    solved = []
+    fits = fitted._fits
+    monkeypatch.setattr(fitted, "_fits", lambda *args: solved.append(args) or fits(*args))
+    for arguments in (DILATED, DENSE):
+        choice.choose(arguments, BF16, True, device="cuda:0")
+    assert len(solved) == 1
