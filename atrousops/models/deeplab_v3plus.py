@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from atrousops.common.checks import bad_value
 from atrousops.models.backbones import (
-    Backbone,
-    TimmBackbone,
+    Encoder,
     encoder,
     load_backbone,
     mobilenet_v3_large,
@@ -74,7 +73,7 @@ class DeepLabV3PlusHead(nn.Module):
 
 
 def _v3plus(
-    backbone: Backbone | TimmBackbone | Xception65,
+    backbone: Encoder | Xception65,
     num_classes: int,
     output_stride: int,
     weights: Mapping[str, Tensor] | None,
@@ -83,6 +82,8 @@ def _v3plus(
     align_corners: bool = False,
     rates: Sequence[int] | None = None,
     form: str = "paper",
+    width: int = 256,
+    low_width: int = 48,
 ) -> SegmentationModel:
     load_backbone(backbone, weights)
     channels = backbone.channels
@@ -91,6 +92,8 @@ def _v3plus(
         channels["low"],
         num_classes,
         rates_at(6, output_stride, reference=16) if rates is None else rates,
+        width,
+        low_width,
         separable=separable,
         separable_aspp=separable_aspp,
         align_corners=align_corners,
@@ -111,6 +114,8 @@ def deeplabv3plus(
     in_channels: int = 3,
     rates: Sequence[int] | None = None,
     form: str = "paper",
+    width: int = 256,
+    low_width: int = 48,
 ) -> SegmentationModel:
     """DeepLab v3+ on any encoder of `encoder`: stages, arguments and result as `deeplabv3plus_resnet50`.
 
@@ -129,12 +134,14 @@ def deeplabv3plus(
         backbone_arguments: what `encoder` takes besides.
         rates: of ASPP, instead of those of the output stride.
         form: of the decoder, "paper" or "smp"; see `DeepLabV3PlusHead`.
+        width: channels of ASPP's branches and of the decoder.
+        low_width: channels that the low-level features are reduced to.
 
     Raises:
         ArgumentError: no such encoder or form, bad backbone_arguments, rates or output_stride, or a weight is missing.
     """
     trunk = encoder(backbone, output_stride, in_channels=in_channels, **(backbone_arguments or {}))
-    decoder = (separable, separable_aspp, align_corners, rates, form)
+    decoder = (separable, separable_aspp, align_corners, rates, form, width, low_width)
     return _v3plus(trunk, num_classes, output_stride, backbone_weights, *decoder)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from atrousops.models.backbones import Backbone, TimmBackbone
+from atrousops.models.backbones import Encoder
 from atrousops.models.base import check_images, crop, init_relu
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d, conv_norm_relu
 
@@ -15,7 +15,7 @@ _LEVELS = ("out", "aux", "mid", "low")
 class UNetOnEncoder(nn.Module):
     """U-Net on an encoder; see `unet`."""
 
-    def __init__(self, backbone: Backbone | TimmBackbone, num_classes: int, width: int) -> None:
+    def __init__(self, backbone: Encoder, num_classes: int, width: int) -> None:
         super().__init__()
         self.backbone = backbone
         # At strides 16, 8, 4, 2 and 1, of which the last two have nothing beside them.

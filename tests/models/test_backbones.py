@@ -12,7 +12,14 @@ from atrousops.common.checks import ArgumentError
 from atrousops.models.backbones import resnet
 from atrousops.models.xception import Xception65
 
-FAMILIES = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x0_5")
+FAMILIES = (
+    "resnet18",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "efficientnet_lite2",
+    "shufflenet_v2_x0_5",
+)
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
@@ -28,7 +35,7 @@ def test_strides(name, output_stride):
     assert not [layer for layer in encoder.modules() if type(layer) is torch.nn.Conv2d]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_lite0", "shufflenet_v2_x0_5"])
 @torch.inference_mode()
 def test_finer_holds_coarser(name):
     """With the same weights, every fourth position of output stride 8 is what output stride 32 gives, borders too."""
