@@ -51,7 +51,8 @@ _PYTORCH = Route("aten", Arguments((), (), (), 1, ()))
 # By names of this module: behind a large convolution the dictionaries of other modules are not in the cache.
 _forced = backends._forced
 _grad_enabled, _autocast_enabled = torch.is_grad_enabled, torch._C._is_any_autocast_enabled
-_threads, _is_compiling = torch.get_num_threads, torch.compiler.is_compiling
+_threads, _is_compiling, _is_tracing = torch.get_num_threads, torch.compiler.is_compiling, torch._C._is_tracing
+_STRIDED = torch.strided
 
 
 choice.on_forget.append(_routes.clear)
@@ -72,29 +73,21 @@ def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, *args: A
 
 def route_of(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Route:
     """Where a call goes; the checks are made, and raise, the first time that it comes."""
-    if jit_traces() and _forced[0] != "reference":
-        return _PYTORCH
-    plain = not _is_compiling() and type(input) in _PLAIN and type(weight) in _PLAIN
-    plain = plain and (bias is None or type(bias) in _PLAIN)
-    if not (plain and input.layout is weight.layout is torch.strided):
-        # Subclasses bring their own operators, which see PyTorch's function once, and nothing before it.
-        if foreign(input, weight, bias) and _forced[0] != "reference":
-            return _PYTORCH
-        return _find_route(call, input, weight, bias, args)
-    if not _KEY_TYPES.issuperset(map(type, args)):
-        return _find_route(call, input, weight, bias, args)
-    on_cpu = input.is_cpu and weight.is_cpu and (bias is None or bias.is_cpu)
+    plain = type(input) in _PLAIN and type(weight) in _PLAIN and (bias is None or type(bias) in _PLAIN)
+    plain = plain and input.layout is weight.layout is _STRIDED and not (_is_tracing() or _is_compiling())
+    if not (plain and _KEY_TYPES.issuperset(map(type, args))):
+        return _unusual_route(call, input, weight, bias, args)
     key = (
         call.name,
+        args,
         input.shape,
         weight.shape,
-        args,
         input.dtype,
         weight.dtype,
-        None if bias is None else (bias.shape, bias.dtype),
+        None if bias is None else (bias.shape, bias.dtype, bias.is_cpu or bias.device),
         input.is_contiguous(),
-        _threads() if on_cpu else (input.device, weight.device, bias is not None and bias.device, _of_gpu()),
-        (input.requires_grad or weight.requires_grad) and _grad_enabled(),
+        _threads() if input.is_cpu and weight.is_cpu else (input.device, weight.device, _of_gpu()),
+        _grad_enabled() and (input.requires_grad or weight.requires_grad),
         _autocast_enabled() and _autocast_state(input),
         _forced[0],
     )
@@ -105,6 +98,14 @@ def route_of(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, arg
             _routes.clear()
         _routes[key] = route
     return route
+
+
+def _unusual_route(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Route:
+    """Where a call goes that cannot be looked up: it is traced, has subclasses, or arguments that are no keys."""
+    # Subclasses bring their own operators, which see PyTorch's function once, and nothing before it.
+    if (jit_traces() or foreign(input, weight, bias)) and _forced[0] != "reference":
+        return _PYTORCH
+    return _find_route(call, input, weight, bias, args)
 
 
 def _of_gpu() -> tuple[bool, bool]:

@@ -191,7 +191,7 @@ class Fusion:
                     layer.__class__ = _CONVS[type(layer)]
         if memory_format is torch.channels_last and self.watch is not None:
             formats = {2: torch.channels_last, 3: torch.channels_last_3d}
-            kept = self.watch.keeps_format(set(ready))
+            kept = self.watch.keeps_format(set(ready)) & self.watch.in_nchw
             for name, layer in ready.items():
                 format = formats.get(len(layer.kernel_size))
                 layer.contiguous_output = name in kept

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from atrousops.common.formats import prefers_channels_last
 from atrousops.nn.sequence import run_layers
 
 # Functions that give the same numbers for either memory format, in a result whose format follows the inputs'.
@@ -54,6 +55,7 @@ class Watch(TorchFunctionMode):
         callers: layer -> the code that calls it, and the module on whose behalf.
         fed_by: layer -> the layers whose results, unchanged, are its inputs; None for anything else.
         read_elsewhere: layers whose weights are read otherwise than in their own call.
+        in_nchw: layers that returned a tensor in another format than channels_last.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -62,6 +64,7 @@ class Watch(TorchFunctionMode):
         self.callers: dict[str, set[tuple[CodeType, str | None]]] = defaultdict(set)
         self.fed_by: dict[str, set[str | None]] = defaultdict(set)
         self.read_elsewhere: set[str] = set()
+        self.in_nchw: set[str] = set()
         self._owners = {id(tensor): name for module, name in self.names.items() for tensor in tensors_of(module)}
         self._made_by = WeakTensorKeyDictionary()
         self._numbers = WeakTensorKeyDictionary()
@@ -112,6 +115,10 @@ class Watch(TorchFunctionMode):
         name = self._stack.pop()
         if name is not None and isinstance(output, Tensor):
             self._results_of[name].add(self._number(output))
+            # This look at the strides is not the model's.
+            with torch._C.DisableTorchFunction():
+                if output.layout is torch.strided and not prefers_channels_last(output):
+                    self.in_nchw.add(name)
             # What a container or an identity passes on was made by another layer.
             passes_on = type(module) is nn.Identity or next(module.children(), None) is not None
             if not (passes_on and output in self._made_by):
