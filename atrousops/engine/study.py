@@ -205,13 +205,13 @@ def _plain(recipe: Config) -> Any:
     return json.loads(json.dumps(dataclasses.asdict(recipe)))
 
 
-def _settled(recipe: Config) -> Config:
-    """Without a trunk it does not matter how it would be used."""
-    return recipe if recipe.init.trunk else dataclasses.replace(recipe, init=dataclasses.replace(recipe.init, how=None))
+# Entries of `init` that an earlier version had.
+_GONE = ("how", "images", "side")
 
 
 def _check_same(folder: Path, recipe: Config) -> None:
-    # Through the reader of recipes, as an earlier version had fewer entries.
-    earlier = configs.parse(json.loads((folder / SCORES).read_text())["recipe"])
-    if _plain(_settled(earlier)) != _plain(_settled(recipe)):
+    # Through the reader of recipes, as an earlier version had fewer entries, and some more.
+    values = json.loads((folder / SCORES).read_text())["recipe"]
+    values["init"] = {key: value for key, value in values["init"].items() if key not in _GONE}
+    if _plain(configs.parse(values)) != _plain(recipe):
         bad_value("study", "recipe", f"be that of the run in {folder}", "another", "Remove the folder to run it again.")

@@ -21,10 +21,10 @@ from atrousops.models.deeplab_v1 import deeplabv1
 from atrousops.models.deeplab_v2 import MultiScale, deeplabv2
 from atrousops.models.deeplab_v3plus import (
     deeplabv3plus,
+    deeplabv3plus_efficientnet_lite2,
     deeplabv3plus_mobilenet_v3_large,
     deeplabv3plus_resnet50,
     deeplabv3plus_resnet101,
-    deeplabv3plus_vgg16_lowrank,
     deeplabv3plus_xception65,
 )
 from atrousops.models.dilated_vgg import DilatedVGG16, dilated_vgg16
@@ -77,10 +77,10 @@ __all__ = [
     "deeplabv3_resnet50",
     "deeplabv3_resnet101",
     "deeplabv3plus",
+    "deeplabv3plus_efficientnet_lite2",
     "deeplabv3plus_mobilenet_v3_large",
     "deeplabv3plus_resnet50",
     "deeplabv3plus_resnet101",
-    "deeplabv3plus_vgg16_lowrank",
     "deeplabv3plus_xception65",
     "dilated_vgg16",
     "encoder",

@@ -55,7 +55,7 @@ _FACTORIES: tuple[Callable[..., nn.Module], ...] = (
     deeplab_v3plus.deeplabv3plus_mobilenet_v3_large,
     deeplab_v3plus.deeplabv3plus_resnet101,
     deeplab_v3plus.deeplabv3plus_resnet50,
-    deeplab_v3plus.deeplabv3plus_vgg16_lowrank,
+    deeplab_v3plus.deeplabv3plus_efficientnet_lite2,
     deeplab_v3plus.deeplabv3plus_xception65,
     dilated_vgg16,
     enet,
@@ -92,7 +92,7 @@ class Shipped:
 
 
 SHIPPED: dict[str, Shipped] = {
-    "deeplabv3plus_vgg16_lowrank_voc_person": Shipped(
+    "deeplabv3plus_efficientnet_lite2_voc_person": Shipped(
         "d5e40cc67c5c861978a7e1a9f59a70310d058f2fc597406e8866a8c6e275664a",
         crf={"bilateral_compat": 6.0, "bilateral_sxy": 40.0, "bilateral_srgb": 5.0},
     ),

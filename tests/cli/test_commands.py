@@ -21,7 +21,7 @@ def weights(tmp_path_factory):
     """A network with fresh weights for three classes, as training would save it."""
     path = tmp_path_factory.mktemp("weights") / "fresh.safetensors"
     torch.manual_seed(0)
-    name = "deeplabv3plus_vgg16_lowrank"
+    name = "deeplabv3plus_efficientnet_lite2"
     network = models.build(name, num_classes=3)
     info = models.Info(name, {"num_classes": 3}, ("background", "cat", "dog"), (0.5,) * 3, (0.2,) * 3, 64)
     models.save(network, path, info)

@@ -20,7 +20,7 @@ RECIPES = sorted(p for p in FOLDER.rglob("*.yaml") if not p.name.startswith("_")
 ELSEWHERE = {
     "mask_rcnn",
     "metric_learning",
-    "deeplabv3plus_vgg16_lowrank",
+    "deeplabv3plus_efficientnet_lite2",
     "deeplabv3plus_mobilenet_v3_large",
     *(f"{name}_resnet{depth}" for name in ("fcn", "deeplabv3", "deeplabv3plus") for depth in (50, 101)),
 }

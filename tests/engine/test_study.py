@@ -164,7 +164,7 @@ def test_another_recipe_in_the_same_folder(place):
     said = []
     assert run(place, said, overrides=["schedule.steps=3"]) == 2
     assert "Remove the folder" in said[0]
-    # Scores of a version that knew fewer entries are of the same recipe.
+    # Scores of a version that knew fewer entries, and others, are of the same recipe.
     for scores in (place / "runs").rglob("scores.json"):
         values = json.loads(scores.read_text())
         values["recipe"]["init"]["how"] = "factorise"

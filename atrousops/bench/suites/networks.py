@@ -26,7 +26,7 @@ CASES = (
     ("deeplabv3_resnet101", 513, 513, True, "the paper's backbone"),
     ("deeplabv3_mobilenet_v3_large", 513, 513, True, "depthwise filters, dilated 5x5 among them"),
     ("deeplabv3plus_resnet50", 513, 513, False, "separable ASPP and decoder"),
-    ("deeplabv3plus_vgg16_lowrank", 500, 375, False, "the weights that come with the package"),
+    ("deeplabv3plus_efficientnet_lite2", 500, 375, False, "the weights that come with the package"),
     ("enet", 360, 480, False, "max-unpooling, transposed, dilated and asymmetric filters; overhead counts"),
 )
 # The networks of docs/networks as their papers have them, on a CamVid image; metric learning without the grouping, for
@@ -45,7 +45,7 @@ PAGES: dict[str, dict[str, Any]] = {
     "deeplabv3plus_mobilenet_v3_large": {},
     "deeplabv3plus_resnet50": {},
     "deeplabv3plus_resnet101": {},
-    "deeplabv3plus_vgg16_lowrank": {},
+    "deeplabv3plus_efficientnet_lite2": {},
     "deeplabv3plus_xception65": {},
     "dilated_vgg16": {"context": "basic"},
     "enet": {},
