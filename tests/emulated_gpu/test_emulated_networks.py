@@ -1,4 +1,4 @@
-"""Layers and networks on device="cuda" with our kernels: autocast, convert, optimize, explain, training, evaluation."""
+"""Layers and networks on device="cuda" with our kernels: autocast, convert, optimize, explain, training."""
 
 import copy
 
@@ -7,12 +7,10 @@ import torch
 import torch.nn.functional as F
 from emulated_cases import launched
 from oracle import assert_close
-from people import write_people, write_recipe
 from torch import nn
 
 import atrousops as ao
 from atrousops import models
-from atrousops.engine import evaluate, train
 
 pytestmark = pytest.mark.gpu
 
@@ -117,17 +115,6 @@ def test_a_training_step_of_a_small_deeplab():
         exact, usual = step(stock, "cpu", torch.float64), step(stock, "cpu", torch.float32)
     for a, b, c in zip(found, exact, usual, strict=True):
         assert_close(a, b, c)
-
-
-def test_a_recipe_with_device_cuda(tmp_path):
-    """Trained for one step of a small U-Net, then evaluated."""
-    people = str(write_people(tmp_path, 1))
-    model = {"name": "unet", "arguments": {"num_classes": 2, "width": 2, "padding": "zeros", "batch_norm": True}}
-    schedule = {"steps": 1, "warmup": 0, "cooldown": 0}
-    recipe = write_recipe(tmp_path, device="cuda", batch=1, model=model, schedule=schedule, validate_every=1)
-    weights = train.main(recipe, output=tmp_path / "run", data_root=people, progress=False)
-    scores = evaluate.main(recipe, weights=weights, data_root=people, progress=False)
-    assert 0 <= scores.matrix.mean_iou <= 1
 
 
 def test_dense_crf():
