@@ -117,6 +117,46 @@ def test_a_training_step_of_a_small_deeplab():
         assert_close(a, b, c)
 
 
+def test_a_training_step_of_mask_rcnn(monkeypatch):
+    """To its end, against the CPU's: the losses, and the weights after it. RoIAlign alone is forced to be ours, for
+    convolutions of 256 channels take minutes.
+    """
+    # Or else torchvision compiles a RoIAlign of its own, of the masks, for hardware.
+    torch.use_deterministic_algorithms(False)
+    pooled = ao.nn.MultiScaleRoIAlign.forward
+
+    def forward(self, *arguments):
+        with ao.backend("cpu" if next(iter(arguments[0].values())).device.type == "cpu" else "cuda"):
+            return pooled(self, *arguments)
+
+    monkeypatch.setattr(ao.nn.MultiScaleRoIAlign, "forward", forward)
+    few = {"rpn_post_nms_top_n_train": 8, "box_batch_size_per_image": 4, "rpn_batch_size_per_image": 16}
+    stock = models.mask_rcnn(2, "resnet18", frozen_norm=True, min_size=32, max_size=32, **few).train()
+    mask = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    mask[0, 8:24, 6:26] = 1
+    image = torch.rand(3, 32, 32) + mask
+    target = {"boxes": torch.tensor([[6.0, 8, 26, 24]]), "labels": torch.tensor([1]), "masks": mask}
+
+    def step(device: str) -> list[torch.Tensor]:
+        network = copy.deepcopy(stock).to(device)
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+        # Boxes are drawn.
+        torch.manual_seed(0)
+        losses = network([image.to(device)], [{name: t.to(device) for name, t in target.items()}])
+        sum(losses.values()).backward()
+        optimiser.step()
+        return [t.detach().cpu() for t in (*losses.values(), *network.parameters())]
+
+    ours: list[torch.Tensor] = []
+    with ao.backend(None):
+        found = launched(lambda: ours.extend(step("cuda")))
+        expected = step("cpu")
+    assert any("roi_align_forward" in name for name in found), found
+    assert any("RoiAlignGather" in name for name in found), found
+    torch.testing.assert_close(ours, expected)
+    assert not torch.equal(ours[-1], [*stock.parameters()][-1])
+
+
 def test_dense_crf():
     """Ten labels of a small photograph, against the CPU's kernels."""
     scores, image = torch.randn(1, 10, 12, 14), 255 * torch.rand(1, 3, 12, 14)
