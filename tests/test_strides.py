@@ -47,8 +47,10 @@ def sequences(module, layout):
 def test_sequences_are_contiguous_as_in_pytorch(layout, backend):
     ours, theirs = sequences(A, layout), sequences(F, layout)
     for name, y in ours.items():
-        assert theirs[name].is_contiguous(), f"{name}: PyTorch's is not"
-        assert y.stride() == theirs[name].stride(), name
+        # On CUDA, as with a gradient, its max_pool1d is max_pool2d, which keeps (N, L, C).
+        stock = theirs[name].contiguous() if name == "max_pool1d" and y.is_cuda else theirs[name]
+        assert stock.is_contiguous(), f"{name}: PyTorch's is not"
+        assert y.stride() == stock.stride(), name
         y.detach().view(-1)
 
 

@@ -1,11 +1,12 @@
 """Compiles the operators' sources against other torches' headers: python tests/compile/other_torch.py 2.10.0 2.11.0.
 
 Every file of the CPU; of CUDA those whose headers hold all that is asked of torch, by nvcc too where there is one. Only
-the headers of each wheel are unpacked, into build/torch-VERSION.
+torch/include/torch is there, in build/torch-VERSION: this Python's where that is the version, or else its wheel's.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -23,6 +24,11 @@ TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 def headers(version: str) -> Path:
     """The include folder of a version of torch."""
     folder = ROOT / "build" / f"torch-{version}"
+    if not (folder / "complete").exists() and importlib.metadata.version("torch").partition("+")[0] == version:
+        installed = Path(str(importlib.metadata.distribution("torch").locate_file("torch/include/torch")))
+        (folder / "torch" / "include").mkdir(parents=True, exist_ok=True)
+        (folder / "torch" / "include" / "torch").symlink_to(installed)
+        (folder / "complete").touch()
     if not (folder / "complete").exists():
         with tempfile.TemporaryDirectory(dir=ROOT / "build") as wheels:
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]

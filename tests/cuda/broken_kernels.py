@@ -5,45 +5,18 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import host_cuda
 import torch
 
 CSRC = host_cuda.ROOT / "csrc"
-# One tile of each tensor-core kernel is enough here, and compiles in a fraction of the time.
-ONE_TILE = """
-#include "cuda/platform.h"
-#include "cuda/conv_mma_launch.cuh"
-#include "cuda/conv_mma_weight_launch.cuh"
-namespace atrousops::cuda {
-void conv_mma_f16(const ConvMmaLaunch& l, Stream stream) {
-  conv_mma_start<Mma16<Half>, MmaSmall, true, true>(l, stream);
-}
-void conv_mma_weight_f16(const ConvMmaWeightLaunch& l, Stream stream) {
-  conv_mma_weight_start<Mma16<Half>, MmaTile<64, 64, 32, 32, 4, 3>, true>(l, stream);
-}
-}
-"""
-ONE_WGMMA_TILE = """
-#include "cuda/platform.h"
-#include "cuda/conv_wgmma.cuh"
-namespace atrousops::cuda {
-void conv_wgmma_f16(const ConvWgmmaLaunch& l, Stream stream) {
-  using Tile = WgmmaTile<Half, 128, 64, arch::Major::k, arch::Major::k, 5>;
-  const Launch where{l.blocks, Tile::kThreads, ConvWgmma<Tile>::shared_bytes()};
-  launch<conv_wgmma_kernel<Tile>>(where, stream, l.table, l.maps, l.args);
-}
-}
-"""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is changed in which file of csrc/cuda, which .cu then has to be compiled, the tests that must see it, and
-    what they say: wrong numbers, or what the emulation of an instruction complains of.
-    """
+    """What is changed in which file of csrc/cuda, which .cu then has to be compiled, and the tests that must see it."""
 
     file: str
     sound: str
@@ -51,16 +24,14 @@ class Fault:
     compiled: str
     path: str
     select: str
-    extra: dict[str, str] = field(default_factory=dict)
-    says: str = "AssertionError|Tensor-likes are not"
 
-    def sources(self) -> dict[str, str]:
-        """Files that stand before those of csrc/cuda."""
+    def changed(self) -> str:
+        """The file's text, which stands before that of csrc/cuda."""
         text = (CSRC / "cuda" / self.file).read_text()
         assert not self.sound or text.count(self.sound) == 1, (
             f"csrc/cuda/{self.file} has changed: {self.sound!r} should be there once"
         )
-        return self.extra | {self.file: text.replace(self.sound, self.broken)}
+        return text.replace(self.sound, self.broken)
 
 
 def commands() -> tuple[Path, list[dict]]:
@@ -73,8 +44,7 @@ def commands() -> tuple[Path, list[dict]]:
 def build(fault: Fault, to: Path) -> Path:
     """The library with this fault in it."""
     (to / "cuda").mkdir(parents=True)
-    for name, text in fault.sources().items():
-        (to / "cuda" / name).write_text(text)
+    (to / "cuda" / fault.file).write_text(fault.changed())
     folder, entries = commands()
     objects = {Path(entry["file"]).name: compiled(entry["command"]) for entry in entries}
     (entry,) = (entry for entry in entries if Path(entry["file"]).name == f"{fault.compiled}.cpp")

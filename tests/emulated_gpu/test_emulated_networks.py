@@ -1,4 +1,4 @@
-"""Layers and networks on device="cuda" with our kernels: autocast, convert, optimize, explain, training, evaluation."""
+"""Layers and networks on device="cuda" with our kernels: autocast, convert, optimize, explain, training."""
 
 import copy
 
@@ -7,12 +7,10 @@ import torch
 import torch.nn.functional as F
 from emulated_cases import launched
 from oracle import assert_close
-from people import write_people, write_recipe
 from torch import nn
 
 import atrousops as ao
 from atrousops import models
-from atrousops.engine import evaluate, train
 
 pytestmark = pytest.mark.gpu
 
@@ -119,15 +117,44 @@ def test_a_training_step_of_a_small_deeplab():
         assert_close(a, b, c)
 
 
-def test_a_recipe_with_device_cuda(tmp_path):
-    """Trained for one step of a small U-Net, then evaluated."""
-    people = str(write_people(tmp_path, 1))
-    model = {"name": "unet", "arguments": {"num_classes": 2, "width": 2, "padding": "zeros", "batch_norm": True}}
-    schedule = {"steps": 1, "warmup": 0, "cooldown": 0}
-    recipe = write_recipe(tmp_path, device="cuda", batch=1, model=model, schedule=schedule, validate_every=1)
-    weights = train.main(recipe, output=tmp_path / "run", data_root=people, progress=False)
-    scores = evaluate.main(recipe, weights=weights, data_root=people, progress=False)
-    assert 0 <= scores.matrix.mean_iou <= 1
+def test_a_training_step_of_mask_rcnn(monkeypatch):
+    """To its end, against the CPU's: the losses, and the weights after it. RoIAlign alone is forced to be ours, for
+    convolutions of 256 channels take minutes.
+    """
+    # Or else torchvision compiles a RoIAlign of its own, of the masks, for hardware.
+    torch.use_deterministic_algorithms(False)
+    pooled = ao.nn.MultiScaleRoIAlign.forward
+
+    def forward(self, *arguments):
+        with ao.backend("cpu" if next(iter(arguments[0].values())).device.type == "cpu" else "cuda"):
+            return pooled(self, *arguments)
+
+    monkeypatch.setattr(ao.nn.MultiScaleRoIAlign, "forward", forward)
+    few = {"rpn_post_nms_top_n_train": 8, "box_batch_size_per_image": 4, "rpn_batch_size_per_image": 16}
+    stock = models.mask_rcnn(2, "resnet18", frozen_norm=True, min_size=32, max_size=32, **few).train()
+    mask = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    mask[0, 8:24, 6:26] = 1
+    image = torch.rand(3, 32, 32) + mask
+    target = {"boxes": torch.tensor([[6.0, 8, 26, 24]]), "labels": torch.tensor([1]), "masks": mask}
+
+    def step(device: str) -> list[torch.Tensor]:
+        network = copy.deepcopy(stock).to(device)
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+        # Boxes are drawn.
+        torch.manual_seed(0)
+        losses = network([image.to(device)], [{name: t.to(device) for name, t in target.items()}])
+        sum(losses.values()).backward()
+        optimiser.step()
+        return [t.detach().cpu() for t in (*losses.values(), *network.parameters())]
+
+    ours: list[torch.Tensor] = []
+    with ao.backend(None):
+        found = launched(lambda: ours.extend(step("cuda")))
+        expected = step("cpu")
+    assert any("roi_align_forward" in name for name in found), found
+    assert any("RoiAlignGather" in name for name in found), found
+    torch.testing.assert_close(ours, expected)
+    assert not torch.equal(ours[-1], [*stock.parameters()][-1])
 
 
 def test_dense_crf():

@@ -28,6 +28,15 @@ _libraries: list[torch.library.Library] = []
 _recorded: list[Any] = []
 
 
+def depthwise(x: torch.Tensor, w: torch.Tensor, _: list[int], bias: torch.Tensor | None, *rest: Any) -> torch.Tensor:
+    """A convolution of as many groups as channels, contiguous; `rest` is stride, padding and dilation."""
+    return torch.convolution(x, w, bias, *rest, False, [0] * len(rest[0]), x.shape[1]).contiguous()
+
+
+# Operators that PyTorch has for CUDA and not for the CPU. They are met where cuDNN is off.
+CUDA_ALONE: dict[str, Callable[..., Any]] = {"_conv_depthwise2d": depthwise, "conv_depthwise3d": depthwise}
+
+
 class Runtime:
     """The emulated runtime's functions that operators need."""
 
@@ -111,7 +120,7 @@ class Operator:
         self.updates = bool(self.written) and not out.issuperset(self.written)
         self.returns = len(schema.returns)
         # The packet takes numbers where the overload takes tensors.
-        self.packet = op.overloadpacket
+        self.packet = CUDA_ALONE.get(self.name.removeprefix("aten::"), op.overloadpacket)
         self.waits = any(self.name.removeprefix("aten::").startswith(w) for w in WAITING)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -256,7 +265,7 @@ def install(runtime: Runtime) -> None:
             continue
         op = getattr(getattr(getattr(torch.ops, namespace), base), overload or "default")
         # Its own, or one of other operators for all devices.
-        if not torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, "CPU"):
+        if rest not in CUDA_ALONE and not torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, "CPU"):
             continue
         if namespace not in made:
             made[namespace] = torch.library.Library(namespace, "IMPL", "CUDA")
