@@ -93,7 +93,7 @@ def test_what_runs_where_the_tensors_forbid_it(case, dtype, offset, last, plan, 
 
 @pytest.mark.parametrize(("first", "runs"), [(0, "wgmma"), (3, "wgmma"), (4, "mma"), (5, "simt")])
 def test_a_call_may_name_the_first_kernel(first, runs):
-    """Of the planner's list, in which PyTorch's is the 0th: a later one was measured to be faster, or alone has passed."""
+    """Of the planner's list, in which PyTorch's is the 0th: a later one was measured to be faster, or alone passed."""
     assert planner.kernels("cuda").index(runs) == first or first == 0
     case = Case("steps over elements", 2, 64, 128, (17, 18), stride=2, padding=2, dilation=2)
     x, w = random((2, 64, 17, 18), BF16).to(memory_format=torch.channels_last), random((128, 64, 3, 3), BF16)
