@@ -228,7 +228,7 @@ def _as_proved(plan: Plan, call: CallArguments, dtype: torch.dtype, channels_las
         return plan
     aten = plan.candidates[0]
     known = _runnable(call, dtype, channels_last, device)
-    alone = next(c.seconds for c in known if c.kernel == plan.kernel)
+    alone = next((c.seconds for c in known if c.kernel == plan.kernel), plan.seconds)
     best = Candidate("aten", aten.seconds, "")
     for c in _proved(known, call, device)[:1]:
         # Gradients take what they take behind any kernel of ours.
