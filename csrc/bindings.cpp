@@ -66,11 +66,15 @@ static py::object tuple_of(const std::optional<BoxPlan>& p, int64_t itemsize) {
                         p->tiles, p->steps, p->finish, p->seconds, p->dense_seconds);
 }
 
-static py::tuple tuple_of(const Plan& p, int64_t itemsize) {
+static py::list list_of(const std::vector<Candidate>& all) {
   py::list candidates;
-  for (const Candidate& c : p.candidates) candidates.append(py::make_tuple(c.kernel, c.seconds, c.reason));
+  for (const Candidate& c : all) candidates.append(py::make_tuple(c.kernel, c.seconds, c.reason));
+  return candidates;
+}
+
+static py::tuple tuple_of(const Plan& p, int64_t itemsize) {
   return py::make_tuple(p.kernel, p.reason, p.seconds, p.live_share, p.regions, p.dense_flops, p.bytes_floor,
-                        p.workspace, candidates, tuple_of(p.boxes, itemsize));
+                        p.workspace, list_of(p.candidates), tuple_of(p.boxes, itemsize));
 }
 
 // An entry of a list, by its name.
@@ -164,6 +168,10 @@ static void bind_planner(py::module_& m) {
     const Problem p = problem_of(kind, n, c, k, groups, axes);
     return tuple_of(plan({p, itemsize, needs_grad, workspace_limit}, device_of(device)), itemsize);
   });
+  m.def("runnable", [](const std::string& kind, int64_t n, int64_t c, int64_t k, int64_t groups, const AxesFields& axes,
+                       const py::dict& device, int64_t itemsize) {
+    return list_of(runnable({problem_of(kind, n, c, k, groups, axes), itemsize}, device_of(device)));
+  });
   m.def("plan_branches", [](const std::vector<ProblemFields>& problems, const py::dict& device, int64_t itemsize,
                             bool channels_last, bool relu, int64_t others) {
     return tuple_of(plan_branches({problems_of(problems), itemsize, channels_last, relu, others}, device_of(device)),
@@ -177,6 +185,7 @@ static void bind_planner(py::module_& m) {
           return py::make_tuple(d.together ? d.one.cluster : 0, d.one.rows, d.one.shared_bytes, d.one.seconds,
                                 d.by_layers, d.reason);
         });
+  m.attr("MARGIN") = kMargin;
   m.def("kernels", [](const std::string& kind) { return kernel_names(device_kind_of(kind)); });
   // What the files of dispatch/machines consist of: name -> (unit, whether a CPU has it, whether a GPU has it).
   m.def("rates", [] {

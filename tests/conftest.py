@@ -1,6 +1,7 @@
 """NaN-poisoned outputs for every test, the backends of operator tests, the shared data if it is there, and what a run
 left out."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import host_cuda
 import interpreted
 import pytest
 import torch
+from oracle import references_on_the_cpu
 
 import atrousops as ao
 from atrousops.dispatch import choice, libraries, measured
@@ -171,7 +173,9 @@ def backend(request) -> Iterator[str]:
     if name == "cpu" and libraries.cpu.problem:
         pytest.skip(f"no cpu library: {libraries.cpu.problem}")
     device, name = ("cuda", "triton") if name == TRITON_ON_GPU else (name, name)
-    with torch.device(device), ao.backend(name), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    flags = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    away = references_on_the_cpu() if device == "cuda" else contextlib.nullcontext()
+    with torch.device(device), away, ao.backend(name), flags:
         yield name
 
 

@@ -13,6 +13,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from atrousops.dispatch import libraries, triton_library
 
 
@@ -20,7 +22,19 @@ def problem() -> str | None:
     """Why the kernels cannot be run here, or None."""
     if libraries.triton.problem is not None:
         return libraries.triton.problem
-    return None if triton_library.interpreted() else "the kernels are interpreted under TRITON_INTERPRET=1 alone"
+    if not triton_library.interpreted():
+        return "the kernels are interpreted under TRITON_INTERPRET=1 alone"
+    import triton
+
+    return too_new(triton.__version__, numpy.__version__)
+
+
+def too_new(of_triton: str, of_numpy: str) -> str | None:
+    """Triton 3.6 (torch 2.10) makes Python's numbers from arrays of one element, which NumPy refuses since 2.4."""
+    parts = lambda text: tuple(int(part) for part in re.findall(r"\d+", text)[:2])  # noqa: E731
+    if parts(of_triton) >= (3, 7) or parts(of_numpy) < (2, 4):
+        return None
+    return f"the interpreter of Triton {of_triton} fails under NumPy {of_numpy}: pip install 'numpy<2.4'"
 
 
 # Tests that show every value of every parameter; of all others at most this many cases are run.

@@ -10,22 +10,26 @@ import torch
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops.dispatch import choice, libraries, measured
+from atrousops.dispatch import choice, libraries, measured, planner
 from atrousops.proof import contest, convolutions
 
 pytestmark = pytest.mark.skipif(not libraries.has_operators, reason="the CPU library is not built")
 
 
 class Clock:
-    """PyTorch's kernel takes a second, ours as many as it is told; `calls` counts both."""
+    """PyTorch's kernel takes a second, ours as many as it is told, by `first`; `calls` counts all."""
 
-    def __init__(self, ours: float) -> None:
-        self.ours, self.calls = ours, 0
+    def __init__(self, ours: float, others: dict[int, float] | None = None) -> None:
+        self.ours, self.calls, self.seen = {0: ours} | (others or {}), 0, set()
 
     def __call__(self, function) -> float:
         self.calls += 1
         function()
-        return self.ours if function.func is convolutions.ours else 1.0
+        if function.func is not convolutions.ours:
+            return 1.0
+        first = function.keywords["first"]
+        self.seen.add(first)
+        return self.ours[first]
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +37,8 @@ def folder(own_plans):
     return own_plans
 
 
-def benchmarked(monkeypatch, ours: float) -> Clock:
-    clock = Clock(ours)
+def benchmarked(monkeypatch, ours: float, others: dict[int, float] | None = None) -> Clock:
+    clock = Clock(ours, others)
     monkeypatch.setattr(choice, "benchmarks", lambda device: True)
     monkeypatch.setattr(contest, "clock_of", lambda device: clock)
     return clock
@@ -66,6 +70,82 @@ def test_the_faster_is_kept(monkeypatch, folder, ours, backend):
     assert clock.calls > count
     # For this process: `autotune` writes.
     assert not list(folder.iterdir())
+
+
+def several(monkeypatch) -> None:
+    """As on a GPU: the planned kernel, and those that can take its place, with the seconds that are predicted."""
+    predicted = {"regions": 2.0, "grouped": 5.0, "mma": 3.0, "simt": 4.0}
+    known = [planner.Candidate(kernel, seconds, "") for kernel, seconds in predicted.items()]
+    monkeypatch.setattr(choice, "_runnable", lambda *call: known)
+
+
+def test_the_fastest_few_of_ours_are_measured(monkeypatch):
+    """Three by prediction; the fastest by the clock is kept, and the operator is told which."""
+    several(monkeypatch)
+    clock = benchmarked(monkeypatch, 0.9, {4: 0.7, 5: 0.5})
+    told = []
+    operator = torch.ops.atrousops.conv
+    monkeypatch.setattr(torch.ops.atrousops, "conv", lambda *args: told.append(args[-1]) or operator(*args))
+    call()
+    assert clock.seen == {0, 4, 5}
+    assert set(told[:-1]) == {0, 4, 5}
+    assert told[-1] == 5
+    (key,) = choice._contested
+    assert measured.lookup(key) == (1.0, 0.5, (("regions", 0.9), ("mma", 0.7), ("simt", 0.5)))
+    assert choice.chosen(*key[:4]) == ("simt", 5)
+    assert choice.plan_call(*key[:4]).reason.startswith("simt: simt was measured at 0.50 of the time of aten")
+
+
+def test_of_several_those_that_are_wrong_are_left_out(monkeypatch, caplog):
+    several(monkeypatch)
+    benchmarked(monkeypatch, 0.9, {4: 0.7, 5: 0.5})
+    right = convolutions.ours
+    wrong = lambda *args, first, **kwargs: right(*args, first=first, **kwargs) + (first == 5)  # noqa: E731
+    monkeypatch.setattr(contest.convolutions, "ours", wrong)
+    with caplog.at_level(logging.WARNING, "atrousops"):
+        call()
+    assert "our kernel simt is left out, for it gives another result" in caplog.text
+    (key,) = choice._contested
+    assert choice.chosen(*key[:4]) == ("mma", 4)
+
+
+def test_autotune_keeps_which_of_ours_was_the_fastest(monkeypatch, own_plans):
+    several(monkeypatch)
+    clock = Clock(0.9, {4: 0.7, 5: 0.5})
+    monkeypatch.setattr(contest, "clock_of", lambda device: clock)
+    tuning = ao.autotune(call, budget=0)
+    ((key, times),) = tuning.times.items()
+    assert times.kernel == "simt"
+    assert "  simt" in str(tuning)
+    # As another process reads it.
+    measured.forget()
+    choice.forget()
+    assert measured.lookup(key) == times
+    assert choice.chosen(*key[:4]) == ("simt", 5)
+
+
+def test_a_call_that_came_during_a_capture_is_measured_later(monkeypatch):
+    """What was answered meanwhile is not kept for good."""
+    clock = benchmarked(monkeypatch, 0.5)
+    monkeypatch.setattr(contest, "is_captured", lambda device: True)
+    for _ in range(2):
+        call()
+    assert clock.calls == 0
+    monkeypatch.setattr(contest, "is_captured", lambda device: False)
+    call()
+    count = clock.calls
+    assert count >= 2
+    call()
+    assert clock.calls == count
+
+
+def test_where_there_is_nothing_to_choose_the_answer_is_kept(monkeypatch):
+    asked = []
+    monkeypatch.setattr(choice, "benchmarks", lambda device: True)
+    monkeypatch.setattr(choice, "contest", lambda key: asked.append(key))
+    for _ in range(3):
+        call()
+    assert len(asked) == 1
 
 
 def test_autotune_has_measured_it_already(monkeypatch):
@@ -106,7 +186,7 @@ def test_wrong_results_lose(monkeypatch, caplog):
     monkeypatch.setattr(contest.convolutions, "ours", wrong)
     with caplog.at_level(logging.WARNING, "atrousops"):
         call()
-    assert "PyTorch's kernel is kept, for ours gives another result" in caplog.text
+    assert "our kernel regions is left out, for it gives another result" in caplog.text
     assert clock.calls >= 1
     assert kernel() == "aten"
 

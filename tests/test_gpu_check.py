@@ -51,6 +51,7 @@ def test_a_later_stage_waits_and_a_slow_step_is_stopped(tmp_path):
     assert not Run(tmp_path, 60, False).stages(steps, 2)
     assert summary(tmp_path) == {"first": True, "second": True, "slow": False}
     assert "so far" in (tmp_path / "slow.log").read_text()
+    assert "stopped after 1 s: so far" in (tmp_path / "summary.json").read_text()
 
 
 def test_what_there_was_no_time_for_is_said(tmp_path):
@@ -130,8 +131,8 @@ class InTurn:
         return [function(step) for step in steps]
 
 
-def test_fourteen_minutes_are_enough_though_every_step_hangs(tmp_path, monkeypatch):
-    """Every step has its turn, those of most worth first, and the run ends in time."""
+def all_hang(monkeypatch) -> tuple[list[float], dict[str, float]]:
+    """A clock, and the seconds that each step was given: it hangs for as long."""
     now, begun = [0.0], {}
 
     def hang(step, folder, limit, sources, note):
@@ -143,6 +144,12 @@ def test_fourteen_minutes_are_enough_though_every_step_hangs(tmp_path, monkeypat
     monkeypatch.setattr(gpu_check, "perform", hang)
     monkeypatch.setattr(gpu_check, "is_alive", lambda: True)
     monkeypatch.setattr(gpu_check, "ThreadPoolExecutor", InTurn)
+    return now, begun
+
+
+def test_fourteen_minutes_are_enough_though_every_step_hangs(tmp_path, monkeypatch):
+    """Every step has its turn, those of most worth first, and the run ends in time."""
+    now, begun = all_hang(monkeypatch)
     monkeypatch.setattr(gpu_check, "sanitizer", lambda: sys.executable)
     checks = [gpu_check.selfcheck_step(tmp_path), *gpu_check.test_steps(tmp_path)]
     steps = [*checks, *gpu_check.sanitizer_steps(), *gpu_check.benchmark_steps(tmp_path)]
@@ -155,6 +162,17 @@ def test_fourteen_minutes_are_enough_though_every_step_hangs(tmp_path, monkeypat
     assert order[:4] == ["libraries", "selfcheck", "cuda-test_gpu_wgmma", "cuda-test_gpu"]
     assert order.index("bench") < order.index("memcheck")
     assert all(begun[each.name] >= each.least for each in steps)
+
+
+def test_a_short_run_gives_its_time_to_the_first(tmp_path, monkeypatch):
+    """Where there is less time than is promised: a few seconds for each would show nothing of any."""
+    now, begun = all_hang(monkeypatch)
+    steps = [gpu_check.selfcheck_step(tmp_path), *(step(f"test_{i}", "", 420, stage=2) for i in range(40))]
+    done = Run(tmp_path, 240, False)
+    assert not done.stages(steps, 1)
+    assert begun == {"selfcheck": 120} | {f"test_{i}": 20 for i in range(6)}
+    assert now[0] == 240
+    assert done.left == [f"test_{i}" for i in range(6, 40)]
 
 
 def test_a_missing_package_has_a_stand_in(tmp_path, monkeypatch):
@@ -183,7 +201,10 @@ def test_every_file_with_a_gpu_test_is_among_the_steps(request):
     like = [item for item in request.session.items if getattr(item, "callspec", None)]
     wanted = {item.path for item in like if item.callspec.params.get("backend") == "host_cuda"}
     assert {path.relative_to(ROOT) for path in wanted} <= files
-    assert {"test_gpu", "test_conv", "test_roi_pool", "test_permutohedral"} <= {path.stem for path in files}
+    stems = {path.stem for path in files}
+    assert {"test_gpu", "test_conv", "test_roi_pool", "test_permutohedral"} <= stems
+    # torch.compile's backend is none of these.
+    assert not {"test_transforms", "test_aspp"} & stems
 
 
 def test_dry_run_needs_no_gpu():
@@ -210,7 +231,7 @@ def pretend(monkeypatch, name: str, emulated: bool, tests: list[Step], *argument
     monkeypatch.setattr(gpu_check, "test_steps", lambda folder: tests)
     monkeypatch.setattr(gpu_check, "sanitizer_steps", list)
     monkeypatch.setattr(gpu_check, "benchmark_steps", lambda folder: [step("bench", "", stage=4)])
-    monkeypatch.setattr(gpu_check, "selfcheck_step", lambda folder: step("selfcheck", "", stage=1))
+    monkeypatch.setattr(gpu_check, "selfcheck_step", lambda folder, emulated: step("selfcheck", "", stage=1))
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", *arguments])
 
 
@@ -240,7 +261,9 @@ def test_an_emulated_device_files_nothing_among_results(monkeypatch):
 def test_a_whole_run_on_a_pretended_gpu(tmp_path, monkeypatch, capsys):
     steps = [step("test_one", "print('fine')", stage=2), step("memcheck", "raise SystemExit(9)", stage=3)]
     pretend(monkeypatch, "NVIDIA H100 80GB HBM3", False, steps, "--output", str(tmp_path))
-    monkeypatch.setattr(gpu_check, "selfcheck_step", lambda folder: step("selfcheck", "raise SystemExit(1)", stage=1))
+    monkeypatch.setattr(
+        gpu_check, "selfcheck_step", lambda folder, emulated: step("selfcheck", "raise SystemExit(1)", stage=1)
+    )
     assert gpu_check.main() == 1
     folder = tmp_path / "nvidia-h100-80gb-hbm3"
     # A family that fails is no reason to stop.

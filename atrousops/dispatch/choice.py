@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from operator import index
+from typing import NamedTuple
 
 import torch
 
@@ -18,14 +19,32 @@ from atrousops.dispatch.planner import CallArguments, Candidate, ContextPlan, Pl
 UNKNOWN_SIZE = 64
 
 
-_chosen: dict[tuple, str] = {}
+class Chosen(NamedTuple):
+    """The kernel of a call, and what our operators are told of it.
+
+    first: from which one of the planner's list on a kernel may run, 0 where that is the planned one; None: PyTorch's.
+    """
+
+    kernel: str
+    first: int | None
+
+
+class Later(Exception):
+    """A first call cannot be measured now; another one may."""
+
+
+_ATEN = Chosen("aten", None)
+_chosen: dict[tuple, Chosen] = {}
 # What else holds answers of `choose`: how it drops them.
 on_forget: list[Callable[[], None]] = []
 # Lists of the calls that were asked about for the first time.
 _watchers: list[list[Key]] = []
-# What measures the first call of a shape; None where it cannot now. Set by the floor that knows how.
+# What measures the first call of a shape, where there is something to choose; it may raise Later. Set by the floor that
+# knows how.
 contest: Callable[[Key], Times | None] | None = None
 _contested: set[Key] = set()
+# How often a measurement was put off: whoever keeps an answer that came meanwhile would never ask again.
+postponed = 0
 
 
 def forget() -> None:
@@ -56,11 +75,23 @@ def choose(
     device: str = "cpu",
     ours: bool = False,
 ) -> str:
-    """The name of the kernel that should run a call; about a microsecond once a call has been seen.
+    """The name of the kernel that should run a call: `chosen`'s."""
+    return chosen(call, dtype, channels_last, needs_grad, device, ours).kernel
 
-    Arguments as for `plan_call`. `ours`: of our kernels alone, and "aten" where there is none, or where the best has
-    not proved itself. Under torch.compile the answer is a constant of the graph, and sizes that the graph
-    leaves open count as UNKNOWN_SIZE.
+
+def chosen(
+    call: CallArguments,
+    dtype: torch.dtype,
+    channels_last: bool,
+    needs_grad: bool = False,
+    device: str = "cpu",
+    ours: bool = False,
+) -> Chosen:
+    """The kernel that should run a call; about a microsecond once a call has been seen.
+
+    Arguments as for `plan_call`. `ours`: of our kernels alone, and PyTorch's where there is none that has proved
+    itself. Under torch.compile the answer is a constant of the graph, and sizes that the graph leaves open count as
+    UNKNOWN_SIZE.
     """
     if ours:
         known = all([type(size) is int for size in call.input_size])
@@ -86,22 +117,55 @@ def _hold_contest(key: Key) -> None:
     if key in _contested or contest is None:
         return
     if measured.lookup(key) is None:
-        times = contest(key)
-        if times is None:
+        try:
+            times = contest(key)
+        except Later:
+            global postponed
+            postponed += 1
             return
-        measured.add({key: times}, write=False)
-        _chosen.pop(key, None)
+        if times is not None:
+            measured.add({key: times}, write=False)
+            _chosen.pop(key, None)
     _contested.add(key)
 
 
 @constant_in_graphs
-def _first_of_ours(args: tuple, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str) -> str:
+def _first_of_ours(args: tuple, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str) -> Chosen:
     # torch.compile hands over plain tuples, but no named ones.
     call = CallArguments(*args)
-    plan = predict_call(call, dtype, channels_last, needs_grad, device)
-    ours = [c for c in plan.candidates if c.kernel != "aten" and c.seconds < inf]
-    best = min(ours, key=lambda c: c.seconds).kernel if ours else "aten"
-    return "aten" if best == "aten" or unproved(call.kind, best, device) else best
+    ours = proved(call, dtype, channels_last, device)
+    return ours[0] if ours else _ATEN
+
+
+def proved(call: CallArguments, dtype: torch.dtype, channels_last: bool, device: str) -> list[Chosen]:
+    """The kernels of ours that may run a call unasked: the planned one, then the fastest by prediction."""
+    known = _runnable(call, dtype, channels_last, device)
+    return [_told(c.kernel, known[0].kernel) for c in _proved(known, call, device)]
+
+
+def _proved(known: list[Candidate], call: CallArguments, device: str) -> list[Candidate]:
+    found = [c for c in known if not unproved(call, c.kernel, device)]
+    return sorted(found, key=lambda c: (c is not known[0], c.seconds))
+
+
+def _runnable(call: CallArguments, dtype: torch.dtype, channels_last: bool, device: str) -> list[Candidate]:
+    if libraries.planner is None:
+        return []
+    machine = fitted.fitted(device_of(device, dtype, channels_last), device, channels_last)
+    return planner.runnable(call_problem(call), machine, dtype.itemsize)
+
+
+def _told(kernel: str, planned: str) -> Chosen:
+    """planned: what our operators run unless they are told."""
+    if kernel == "aten":
+        return _ATEN
+    return Chosen(kernel, 0 if kernel == planned else planner.kernels(devices.gpu_kind()).index(kernel))
+
+
+def _planned(predicted: Plan) -> str:
+    """The fastest of ours, or nothing."""
+    ours = [c for c in predicted.candidates if c.kernel != "aten" and c.seconds < inf]
+    return min(ours, key=lambda c: c.seconds).kernel if ours else ""
 
 
 def _state(device: str) -> tuple[str, int | bool]:
@@ -114,17 +178,17 @@ def _state(device: str) -> tuple[str, int | bool]:
 
 
 @constant_in_graphs
-def _first_choice(args: tuple, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str) -> str:
+def _first_choice(args: tuple, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str) -> Chosen:
     call = CallArguments(*args)
     if len(_chosen) >= 4096:
         _chosen.clear()
     key = Key(call, dtype, channels_last, needs_grad, _state(device))
     predicted = predict_call(call, dtype, channels_last, needs_grad, device)
-    kernel = _as_proved(_as_measured(predicted, key), call.kind, device).kernel
-    _chosen[key] = kernel
+    plan = _as_proved(_as_measured(predicted, key), call, dtype, channels_last, device)
+    found = _chosen[key] = _told(plan.kernel, _planned(predicted))
     for seen in _watchers:
         seen.append(key)
-    return kernel
+    return found
 
 
 def predict_call(call: CallArguments, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str) -> Plan:
@@ -138,43 +202,56 @@ def predict_call(call: CallArguments, dtype: torch.dtype, channels_last: bool, n
 
 def _as_measured(predicted: Plan, key: Key) -> Plan:
     times = measured.lookup(key)
-    ours = [c for c in predicted.candidates if c.kernel != "aten" and c.seconds < inf]
-    if times is None or not ours:
+    planned = _planned(predicted)
+    if times is None or not planned:
         return predicted
-    best = min(ours, key=lambda c: c.seconds)
-    kernel, seconds = (best.kernel, times.ours) if times.ours_wins else ("aten", times.aten)
-    reason = f"{kernel}: {best.kernel} was measured at {times.ours / times.aten:.2f} of the time of aten"
+    best = times.kernel or planned
+    kernel, seconds = (best, times.ours) if times.ours_wins else ("aten", times.aten)
+    reason = f"{kernel}: {best} was measured at {times.ours / times.aten:.2f} of the time of aten"
+    timed = dict(times.each or [(best, times.ours)]) | {"aten": times.aten}
     shown = []
     for c in predicted.candidates:
         if c.kernel == kernel:
             c = Candidate(kernel, seconds, "")
-        elif c.kernel in ("aten", best.kernel):
-            other = times.aten if c.kernel == "aten" else times.ours
+        elif c.kernel in timed:
+            other = timed[c.kernel]
             c = Candidate(c.kernel, other, f"measured at {other / seconds:.2f} of the time of {kernel}")
         shown.append(c)
-    return predicted._replace(kernel=kernel, reason=reason, seconds=seconds, candidates=tuple(shown))
+    boxes = predicted.boxes if kernel == planned else None
+    return predicted._replace(kernel=kernel, reason=reason, seconds=seconds, candidates=tuple(shown), boxes=boxes)
 
 
-def _as_proved(plan: Plan, kind: str, device: str) -> Plan:
-    """PyTorch's kernel in place of one of ours without a passing verdict on that GPU."""
-    problem = "" if plan.kernel == "aten" else unproved(kind, plan.kernel, device)
+def _as_proved(plan: Plan, call: CallArguments, dtype: torch.dtype, channels_last: bool, device: str) -> Plan:
+    """In place of a kernel of ours without a passing verdict on that GPU the next one that has, or PyTorch's."""
+    problem = "" if plan.kernel == "aten" else unproved(call, plan.kernel, device)
     if not problem:
         return plan
     aten = plan.candidates[0]
-    lost = [c._replace(reason=problem) if c.kernel == plan.kernel else c for c in plan.candidates[1:]]
+    known = _runnable(call, dtype, channels_last, device)
+    alone = next((c.seconds for c in known if c.kernel == plan.kernel), plan.seconds)
+    best = Candidate("aten", aten.seconds, "")
+    for c in _proved(known, call, device)[:1]:
+        # Gradients take what they take behind any kernel of ours.
+        seconds = plan.seconds - alone + c.seconds
+        if seconds < libraries.planner.MARGIN * aten.seconds:
+            best = Candidate(c.kernel, seconds, "")
+    shown = [c._replace(reason=problem) if c.kernel == plan.kernel else c for c in plan.candidates]
+    shown = [best if c.kernel == best.kernel else c for c in shown]
+    if best.kernel != "aten":
+        shown[0] = aten._replace(reason=f"{aten.seconds / best.seconds:.2f} of the time of {best.kernel}")
     return plan._replace(
-        kernel="aten",
-        reason=f"aten: {problem}",
-        seconds=aten.seconds,
-        workspace=0,
-        candidates=(aten._replace(reason=""), *lost),
+        kernel=best.kernel,
+        reason=f"{best.kernel}: {problem}",
+        seconds=best.seconds,
+        workspace=0 if best.kernel == "aten" else plan.workspace,
+        candidates=tuple(shown),
         boxes=None,
     )
 
 
-def unproved(kind: str, kernel: str, device: str) -> str:
-    """Why a kernel of ours does not run unasked on a device, or nothing: on a GPU it needs a passing verdict."""
-    return "" if device == "cpu" else verdicts.why_not(devices.gpu_kind(), f"{kind} {kernel}", device)
+def unproved(call: CallArguments, kernel: str, device: str) -> str:
+    """Why a kernel of ours does not run a call unasked on a device, or nothing: on a GPU it needs a passing verdict."""
+    return "" if device == "cpu" else verdicts.why_not(devices.gpu_kind(), verdicts.family_of(call, kernel), device)
 
 
 def _concrete(call: CallArguments) -> tuple:
@@ -208,7 +285,7 @@ def plan_call(
     """
     predicted = predict_call(call, dtype, channels_last, needs_grad, device)
     found = _as_measured(predicted, Key(call, dtype, channels_last, needs_grad, _state(device)))
-    return _as_proved(found, call.kind, device)
+    return _as_proved(found, call, dtype, channels_last, device)
 
 
 def plan_branches(

@@ -29,10 +29,16 @@ class Key(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Seconds of PyTorch's operator and of ours."""
+    """Seconds of PyTorch's operator and of ours, and of which kernels of ours: the fastest of `each` counts as ours."""
 
     aten: float
     ours: float
+    each: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def kernel(self) -> str:
+        """The name of ours that was the fastest; nothing where only the planned one was, or none was right."""
+        return min(self.each, key=lambda timed: timed[1])[0] if self.each else ""
 
     @property
     def ours_wins(self) -> bool:
@@ -89,8 +95,9 @@ def _row(key: Key, times: Times) -> dict[str, Any]:
 def _entry(row: dict[str, Any]) -> tuple[Key, Times]:
     arguments = CallArguments._make(tuple(a) if isinstance(a, list) else a for a in row["arguments"])
     dtype = getattr(torch, row["dtype"])
+    each = tuple((str(kernel), float(seconds)) for kernel, seconds in row.get("each", ()))
     key = Key(arguments, dtype, bool(row["channels_last"]), bool(row["needs_grad"]), tuple(row["state"]))
-    return key, Times(float(row["aten"]), float(row["ours"]))
+    return key, Times(float(row["aten"]), float(row["ours"]), each)
 
 
 _plans: Store[Key, Times] = Store("measured plans", str, _row, _entry)

@@ -137,6 +137,16 @@ def plan(
     return _shown(libraries.planner.plan(*_fields(problem), device._asdict(), itemsize, needs_grad, workspace_limit))
 
 
+def runnable(problem: Problem, device: Device, itemsize: int) -> list[Candidate]:
+    """The kernels of ours that can run a problem: that of its plan, and those that take its place, in this order.
+
+    Their seconds are of the forward pass, or of one gradient, alone.
+    """
+    if libraries.planner is None:
+        return []
+    return [Candidate(*c) for c in libraries.planner.runnable(*_fields(problem), device._asdict(), itemsize)]
+
+
 def unplanned(problems: Sequence[Problem], itemsize: int, kernel: str = "aten") -> Plan:
     """What runs where the compiled planner is missing: PyTorch's kernels, of which nothing is predicted."""
     flops = sum([p.dense_flops for p in problems])

@@ -23,7 +23,12 @@ from atrousops.dispatch.planner import CallArguments
 log = logging.getLogger("atrousops")
 
 # What csrc/cuda/conv.cu runs where addresses or strides forbid the planned kernel: those have to be right as well.
-_INSTEAD = {"depthwise": ("grouped",), "wgmma": ("mma", "simt"), "mma": ("simt",)}
+_INSTEAD = {
+    "depthwise": ("grouped",),
+    "wgmma": ("mma", "simt"),
+    "wgmma_strided": ("wgmma", "mma", "simt"),
+    "mma": ("simt",),
+}
 
 
 class Identity(NamedTuple):
@@ -69,6 +74,16 @@ class Finding(NamedTuple):
     reason: str
     cases: int = 0
     rates: tuple[Rate, ...] = ()
+
+
+def family_of(call: CallArguments, kernel: str) -> str:
+    """The family that a kernel of the planner's belongs to in a call: "forward wgmma".
+
+    Where wgmma reads with a stride its copies step over elements, from coordinates below 0: "forward wgmma_strided".
+    Nobody else's kernels are known to ask TMA for both at once, so that is checked apart.
+    """
+    steps = call.kind in ("forward", "weight_grad") and max(call.stride) > 1
+    return f"{call.kind} {kernel}_strided" if kernel == "wgmma" and steps else f"{call.kind} {kernel}"
 
 
 _Key = tuple[Identity, str]

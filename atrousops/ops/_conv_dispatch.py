@@ -28,15 +28,16 @@ class Call:
     rank: int
     aten: Callable[..., Tensor]
     check: Callable[..., Arguments]
-    ours: Callable[[Tensor, Tensor, Tensor | None, Arguments], Tensor]
+    ours: Callable[[Tensor, Tensor, Tensor | None, Arguments, int], Tensor]
     reference: Callable[[Tensor, Tensor, Tensor | None, Arguments], Tensor]
 
 
 class Route(NamedTuple):
-    """Where a call of known shapes goes."""
+    """Where a call of known shapes goes; `first` as in choice.Chosen."""
 
     backend: str
     arguments: Arguments
+    first: int = 0
 
 
 _PLAIN = frozenset(PLAIN)
@@ -65,10 +66,12 @@ def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, *args: A
         return call.aten(input, weight, bias, *args)
     if route.backend in backends.COMPILED and _needs_pytorch(input, weight):
         return call.aten(input, weight, bias, *args)
-    body = call.ours if route.backend in backends.COMPILED else call.reference
-    if input.dim() == call.rank + 2:
-        return body(input, weight, bias, route.arguments)
-    return body(input.unsqueeze(0), weight, bias, route.arguments).squeeze(0)
+    batch = input if input.dim() == call.rank + 2 else input.unsqueeze(0)
+    if route.backend in backends.COMPILED:
+        out = call.ours(batch, weight, bias, route.arguments, route.first)
+    else:
+        out = call.reference(batch, weight, bias, route.arguments)
+    return out if batch is input else out.squeeze(0)
 
 
 def route_of(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Route:
@@ -93,7 +96,11 @@ def route_of(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, arg
     )
     route = _routes.get(key)
     if route is None:
+        postponed = choice.postponed
         route = _find_route(call, input, weight, bias, args)
+        if choice.postponed != postponed:
+            # A later call of this shape is to be measured.
+            return route
         if len(_routes) >= _MOST_ROUTES:
             _routes.clear()
         _routes[key] = route
@@ -144,8 +151,10 @@ def _route(call: Call, input: Tensor, weight: Tensor, arguments: Arguments) -> R
     size = tuple(input.shape) if input.dim() == call.rank + 2 else (1, *input.shape)
     needs_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
     kind = "forward" if call.op == "conv" else "transposed"
-    ours = _ours(kind, size, weight.shape, arguments, dtype, not input.is_contiguous(), device, needs_grad)
-    return Route(backends.own(call.op, input.device, dtype) if ours else "aten", arguments)
+    first = _first(kind, size, weight.shape, arguments, dtype, not input.is_contiguous(), device, needs_grad)
+    if first is None:
+        return Route("aten", arguments)
+    return Route(backends.own(call.op, input.device, dtype), arguments, first)
 
 
 def _is_empty(input: Tensor) -> bool:
@@ -167,7 +176,7 @@ def _autocasts(input: Tensor) -> bool:
     )
 
 
-def _ours(
+def _first(
     kind: str,
     size: tuple[int, ...],
     weight_size: torch.Size,
@@ -177,24 +186,24 @@ def _ours(
     device: torch.device,
     needs_grad: bool = False,
     alone: bool = False,
-) -> bool:
+) -> int | None:
     if not (libraries.has_operators if device.type == "cpu" else backends.own("conv", device, dtype)):
-        return False
+        return None
     stride, padding, dilation, groups, extra = arguments
     call = CallArguments(kind, size, tuple(weight_size), stride, padding, dilation, groups, extra)
-    return choice.choose(call, dtype, channels_last, needs_grad, str(device), alone) != "aten"
+    return choice.chosen(call, dtype, channels_last, needs_grad, str(device), alone).first
 
 
-def gradient_is_ours(kind: str, size: Any, weight_size: Any, arguments: Arguments, grad: Tensor) -> bool:
-    """Whether a gradient ("input_grad" or "weight_grad") of a convolution of ours is best computed by us, too."""
+def first_of_gradient(kind: str, size: Any, weight_size: Any, arguments: Arguments, grad: Tensor) -> int | None:
+    """What choice.Chosen has as `first`, for a gradient ("input_grad" or "weight_grad") of a convolution of ours."""
     if transformed() or foreign(grad):
-        return False
+        return None
     forced = backends.forced()
     rank = len(arguments.stride)
     if forced is not None or 0 in (*size, *weight_size):
-        return forced != "aten"
+        return None if forced == "aten" else 0
     asked = (kind, tuple(size), weight_size, arguments, grad.dtype, not grad.is_contiguous(), grad.device)
     if arguments.padding[:rank] == arguments.padding[-rank:]:
-        return _ours(*asked)
+        return _first(*asked)
     # PyTorch would have to pad first, which no plan knows of: ours, if it may run.
-    return grad.is_cpu or _ours(*asked, alone=True)
+    return 0 if grad.is_cpu else _first(*asked, alone=True)

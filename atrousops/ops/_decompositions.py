@@ -23,7 +23,7 @@ _CONV_TRANSPOSE: tuple[Any, ...] = (None, F.conv_transpose1d, F.conv_transpose2d
 _MAX_POOL: tuple[Any, ...] = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
 
 
-def _conv(input, weight, bias, stride, padding, dilation, groups, allow_tf32=False) -> Tensor:
+def _conv(input, weight, bias, stride, padding, dilation, groups, allow_tf32=False, first_kernel=0) -> Tensor:
     rank = len(stride)
     low, high = padding[:rank], padding[-rank:]
     if list(low) != list(high):
@@ -32,7 +32,9 @@ def _conv(input, weight, bias, stride, padding, dilation, groups, allow_tf32=Fal
     return _CONV[rank](input, weight, bias, stride, low, dilation, groups)
 
 
-def _conv_transpose(input, weight, bias, stride, padding, output_padding, dilation, groups, allow_tf32=False) -> Tensor:
+def _conv_transpose(
+    input, weight, bias, stride, padding, output_padding, dilation, groups, allow_tf32=False, first_kernel=0
+) -> Tensor:
     return _CONV_TRANSPOSE[len(stride)](input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 

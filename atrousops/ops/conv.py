@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor
 from atrousops import reference
 from atrousops.common.conv_arguments import Arguments, check_conv, output_size
 from atrousops.common.formats import empty_as_kernel, prefers_channels_last
-from atrousops.ops._conv_dispatch import Call, allow_tf32, gradient_is_ours, run
+from atrousops.ops._conv_dispatch import Call, allow_tf32, first_of_gradient, run
 from atrousops.ops._conv_epilogue import run_with_epilogue
 from atrousops.ops._register import register
 
@@ -128,9 +129,12 @@ def conv3d(
     return run_with_epilogue(_CONV3D, input, weight, bias, args, residual, activation)
 
 
-def _ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments) -> Tensor:
-    rest = (a.stride, a.padding, a.dilation, a.groups, allow_tf32(input))
-    return torch.ops.atrousops.conv(input, weight, bias, *rest)
+def _ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, first: int = 0) -> Tensor:
+    return torch.ops.atrousops.conv(input, weight, bias, *_rest(a, input, first))
+
+
+def _rest(a: Arguments, t: Tensor, first: int) -> tuple[Any, ...]:
+    return a.stride, a.padding, a.dilation, a.groups, allow_tf32(t), first
 
 
 def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments) -> Tensor:
@@ -150,8 +154,9 @@ _BY_RANK = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 def convolve(input: Tensor, weight: Tensor, a: Arguments, size: Sequence[int]) -> Tensor:
     """The convolution as a step of a derivative: its first `size` outputs on each axis."""
     rank = len(a.stride)
-    if gradient_is_ours("forward", input.shape, weight.shape, a, input):
-        out = _ours(input, weight, None, a)
+    first = first_of_gradient("forward", input.shape, weight.shape, a, input)
+    if first is not None:
+        out = _ours(input, weight, None, a, first)
         # A transposed convolution with output_padding >= stride has fewer inputs than its gradient outputs.
         if out.shape != torch.Size(size):
             for axis in range(2, rank + 2):
@@ -165,9 +170,9 @@ def convolve(input: Tensor, weight: Tensor, a: Arguments, size: Sequence[int]) -
 
 def grad_input(grad: Tensor, weight: Tensor, size: Sequence[int], a: Arguments) -> Tensor:
     """dx (N, C, *) of size `size` from dy (N, K, *)."""
-    if gradient_is_ours("input_grad", size, weight.shape, a, grad):
-        rest = (a.stride, a.padding, a.dilation, a.groups, allow_tf32(grad))
-        return torch.ops.atrousops.conv_grad_input(grad, weight, size, *rest)
+    first = first_of_gradient("input_grad", size, weight.shape, a, grad)
+    if first is not None:
+        return torch.ops.atrousops.conv_grad_input(grad, weight, size, *_rest(a, grad, first))
     extent = _extent(size, weight.shape[2:], grad.shape, a)
     # Only its size counts.
     input, padding = _as_read(grad.new_empty(1).expand(size), extent, a)
@@ -184,9 +189,9 @@ def grad_input(grad: Tensor, weight: Tensor, size: Sequence[int], a: Arguments) 
 def grad_weight(grad: Tensor, input: Tensor, kernel_size: Sequence[int], a: Arguments) -> Tensor:
     """dw (K, C / groups, *kernel_size) from dy (N, K, *) and x (N, C, *)."""
     size = (grad.shape[1], input.shape[1] // a.groups, *kernel_size)
-    if gradient_is_ours("weight_grad", input.shape, size, a, grad):
-        rest = (a.stride, a.padding, a.dilation, a.groups, allow_tf32(grad))
-        return torch.ops.atrousops.conv_grad_weight(grad, input, kernel_size, *rest)
+    first = first_of_gradient("weight_grad", input.shape, size, a, grad)
+    if first is not None:
+        return torch.ops.atrousops.conv_grad_weight(grad, input, kernel_size, *_rest(a, grad, first))
     weight = grad.new_empty(1).expand(size)
     input, padding = _as_read(input, _extent(input.shape, kernel_size, grad.shape, a), a)
     return _aten_backward(grad, input, weight, padding, a, (False, True, False))[1]
@@ -246,7 +251,7 @@ def grad_bias(grad: Tensor) -> Tensor:
     return grad.sum((0, *range(2, grad.dim())))
 
 
-def _fake(input, weight, bias, stride, padding, dilation, groups, allow_tf32=False) -> Tensor:
+def _fake(input, weight, bias, stride, padding, dilation, groups, allow_tf32=False, first_kernel=0) -> Tensor:
     size = output_size(input.shape, weight.shape, Arguments(stride, padding, dilation, groups, ()))
     return empty_as_kernel(size, input)
 
@@ -268,16 +273,18 @@ def _backward(ctx, grad: Tensor):
         grad_input(grad, weight, input_size, a) if needs[0] else None,
         grad_weight(grad, input, weight_size[2:], a) if needs[1] else None,
         grad_bias(grad) if needs[2] else None,
-        *(None,) * 5,
+        *(None,) * 6,
     )
 
 
-def _grad_input_fake(grad, weight, input_size, stride, padding, dilation, groups, allow_tf32=False) -> Tensor:
+def _grad_input_fake(
+    grad, weight, input_size, stride, padding, dilation, groups, allow_tf32=False, first_kernel=0
+) -> Tensor:
     return empty_as_kernel(tuple(input_size), grad)
 
 
 def _grad_input_setup(ctx, inputs, output) -> None:
-    grad, weight, _, stride, padding, dilation, groups, _ = inputs
+    grad, weight, _, stride, padding, dilation, groups, *_ = inputs
     needs = ctx.needs_input_grad
     ctx.save_for_backward(grad if needs[1] else None, weight if needs[0] else None)
     ctx.sizes = tuple(grad.shape), tuple(weight.shape)
@@ -291,16 +298,18 @@ def _grad_input_backward(ctx, grad2: Tensor):
     return (
         convolve(grad2, weight, a, grad_size) if needs[0] else None,
         grad_weight(grad, grad2, weight_size[2:], a) if needs[1] else None,
-        *(None,) * 6,
+        *(None,) * 7,
     )
 
 
-def _grad_weight_fake(grad, input, kernel_size, stride, padding, dilation, groups, allow_tf32=False) -> Tensor:
+def _grad_weight_fake(
+    grad, input, kernel_size, stride, padding, dilation, groups, allow_tf32=False, first_kernel=0
+) -> Tensor:
     return input.new_empty((grad.shape[1], input.shape[1] // groups, *kernel_size))
 
 
 def _grad_weight_setup(ctx, inputs, output) -> None:
-    grad, input, _, stride, padding, dilation, groups, _ = inputs
+    grad, input, _, stride, padding, dilation, groups, *_ = inputs
     needs = ctx.needs_input_grad
     ctx.save_for_backward(grad if needs[1] else None, input if needs[0] else None)
     ctx.sizes = tuple(grad.shape), tuple(input.shape)
@@ -314,7 +323,7 @@ def _grad_weight_backward(ctx, grad2: Tensor):
     return (
         convolve(input, grad2, a, grad_size) if needs[0] else None,
         grad_input(grad, grad2, input_size, a) if needs[1] else None,
-        *(None,) * 6,
+        *(None,) * 7,
     )
 
 

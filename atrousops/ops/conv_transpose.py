@@ -109,10 +109,9 @@ def conv_transpose3d(
     return run(_CONV_TRANSPOSE3D, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
-def _ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments) -> Tensor:
-    return torch.ops.atrousops.conv_transpose(
-        input, weight, bias, a.stride, a.padding, a.output_padding, a.dilation, a.groups, allow_tf32(input)
-    )
+def _ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, first: int = 0) -> Tensor:
+    rest = (a.stride, a.padding, a.output_padding, a.dilation, a.groups, allow_tf32(input), first)
+    return torch.ops.atrousops.conv_transpose(input, weight, bias, *rest)
 
 
 def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments) -> Tensor:
@@ -128,7 +127,9 @@ _CONV_TRANSPOSE2D = _call(2, F.conv_transpose2d)
 _CONV_TRANSPOSE3D = _call(3, F.conv_transpose3d)
 
 
-def _fake(input, weight, bias, stride, padding, output_padding, dilation, groups, allow_tf32=False) -> Tensor:
+def _fake(
+    input, weight, bias, stride, padding, output_padding, dilation, groups, allow_tf32=False, first_kernel=0
+) -> Tensor:
     sizes = [
         (i - 1) * s - 2 * p + d * (k - 1) + e + 1
         for i, s, p, d, k, e in zip(input.shape[2:], stride, padding, dilation, weight.shape[2:], output_padding)
@@ -137,7 +138,7 @@ def _fake(input, weight, bias, stride, padding, output_padding, dilation, groups
 
 
 def _setup(ctx, inputs, output) -> None:
-    input, weight, _, stride, padding, _, dilation, groups, _ = inputs
+    input, weight, _, stride, padding, _, dilation, groups, *_ = inputs
     needs = ctx.needs_input_grad
     ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None)
     ctx.sizes = tuple(input.shape), tuple(weight.shape)
@@ -153,7 +154,7 @@ def _backward(ctx, grad: Tensor):
         convolve(grad, weight, a, input_size) if needs[0] else None,
         grad_weight(input, grad, weight_size[2:], a) if needs[1] else None,
         grad_bias(grad) if needs[2] else None,
-        *(None,) * 6,
+        *(None,) * 7,
     )
 
 

@@ -1,4 +1,4 @@
-"""PyTorch's kernel against ours on one convolution, held to each other and timed: ahead by autotune, or by first calls.
+"""PyTorch's kernel against a few of ours on one convolution, checked and timed: ahead by autotune, or by first calls.
 
 `torch.backends.cudnn.benchmark = True` means to our kernels on a GPU what it means to PyTorch's: the first call of a
 shape measures, and the process keeps the faster. `autotune` makes the same measurement ahead, and keeps it on disk.
@@ -24,6 +24,8 @@ from atrousops.proof import convolutions
 log = logging.getLogger("atrousops")
 # Rounds and seconds of a first call: a user waits for them.
 _ROUNDS, _BUDGET = 5, 0.1
+# Kernels of ours that are timed, the fastest by prediction.
+_FEW = 3
 # Bytes that the clock overwrites to flush a GPU's L2 cache, at least.
 _FLUSHED = 1 << 28
 
@@ -32,30 +34,33 @@ def runs(key: Key) -> bool:
     """Whether there is something to choose: a kernel of ours that may run, and one padding an axis, as PyTorch has."""
     a = key.arguments
     rank = len(a.stride)
-    if a.padding[:rank] != a.padding[-rank:]:
-        return False
-    plan = choice.predict_call(a, key.dtype, key.channels_last, key.needs_grad, key.state[0])
-    ours = [c.kernel for c in plan.candidates if c.kernel != "aten" and c.seconds < math.inf]
-    return any(not choice.unproved(a.kind, kernel, key.state[0]) for kernel in ours)
+    return a.padding[:rank] == a.padding[-rank:] and bool(_few(key))
+
+
+def _few(key: Key) -> list[choice.Chosen]:
+    return choice.proved(key.arguments, key.dtype, key.channels_last, key.state[0])[:_FEW]
 
 
 def measure(key: Key, budget: float, repeats: int = 15, clock: Clock | None = None) -> Times:
-    """Times both on random tensors; where they give different results, ours counts as endless, and a warning says so.
+    """Times PyTorch's kernel and the fastest few of ours by prediction on random tensors.
 
-    Leaves the process' random numbers alone. `clock`: in place of the device's.
+    One that gives another result than PyTorch's is left out, and a warning says so; where none is left, ours counts as
+    endless. Leaves the process' random numbers alone. `clock`: in place of the device's.
     """
     device = torch.device(key.state[0])
     with torch.set_grad_enabled(key.needs_grad), torch.autocast(device.type, enabled=False):
         aten, ours = contenders(key, device)
-        problem = _disagreement(ours(), aten())
-        if problem:
-            log.warning("%s: PyTorch's kernel is kept, for ours gives %s", key.arguments, problem)
-        functions = (aten,) if problem else (aten, ours)
-        timings = interleaved(
-            *functions, repeats=repeats, budget=budget, clock=clock or clock_of(device), warm_up=False
-        )
+        right = aten()
+        for kernel, run in list(ours.items()):
+            problem = _disagreement(run(), right)
+            if problem:
+                log.warning("%s: our kernel %s is left out, for it gives %s", key.arguments, kernel, problem)
+                del ours[kernel]
+        functions = (aten, *ours.values())
+        timed = interleaved(*functions, repeats=repeats, budget=budget, clock=clock or clock_of(device), warm_up=False)
     # The lower quartiles: other work on the machine makes calls slower, never faster.
-    return Times(*[timing.lower for timing in timings], *[math.inf] * (2 - len(timings)))
+    of_aten, *of_ours = [timing.lower for timing in timed]
+    return Times(of_aten, min(of_ours, default=math.inf), tuple(zip(ours, of_ours)))
 
 
 def _disagreement(ours: Any, aten: Any) -> str | None:
@@ -64,17 +69,19 @@ def _disagreement(ours: Any, aten: Any) -> str | None:
 
 
 def first_call(key: Key) -> Times | None:
-    """The measurement of a first call, or None where there is nothing to choose, or nothing can be measured now.
+    """The measurement of a first call, or None where there is nothing to choose, and on an emulated GPU.
 
-    That is so inside a CUDA graph's capture, a trace or a transform of functions, where memory is short, and on an
-    emulated GPU. The next first call tries again.
+    Raises:
+        Later: inside a CUDA graph's capture, a trace or a transform of functions, and where memory is short.
     """
     device = torch.device(key.state[0])
     watched = (
         torch._C._len_torch_dispatch_stack() or torch._C._is_tracing() or torch._C._are_functorch_transforms_active()
     )
-    if watched or is_emulated(device) or is_captured(device) or not runs(key) or not _has_room(key, device):
+    if is_emulated(device) or not runs(key):
         return None
+    if watched or is_captured(device) or not _has_room(key, device):
+        raise choice.Later
     return measure(key, _BUDGET, _ROUNDS)
 
 
@@ -89,8 +96,8 @@ def _has_room(key: Key, device: torch.device) -> bool:
     return needed < torch.cuda.mem_get_info(device)[0] + unused
 
 
-def contenders(key: Key, device: torch.device) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """PyTorch's operator and ours on the same random tensors."""
+def contenders(key: Key, device: torch.device) -> tuple[Callable[[], Any], dict[str, Callable[[], Any]]]:
+    """PyTorch's operator, and ours on the fastest few of our kernels by prediction, on the same random tensors."""
     a = key.arguments
     tf32 = device.type == "cuda" and tf32_allowed()
     random = torch.Generator(device).manual_seed(0)
@@ -103,15 +110,15 @@ def contenders(key: Key, device: torch.device) -> tuple[Callable[[], Any], Calla
 
     x, w, dy = convolutions.operands(a, tensor)
     aten = partial(convolutions.aten, a, x, w, dy)
-    ours = partial(convolutions.ours, a, x, w, dy, tf32=tf32)
-    return _pair(key, (x, w), aten, ours) if a.kind in ("forward", "transposed") else (aten, ours)
-
-
-def _pair(key: Key, leaves: tuple[Tensor, ...], *forward: Callable[[], Tensor]) -> Any:
+    ours = {c.kernel: partial(convolutions.ours, a, x, w, dy, tf32=tf32, first=c.first or 0) for c in _few(key)}
     if not key.needs_grad:
-        return forward
-    dy = torch.ones_like(forward[0]().detach())
-    return tuple(lambda f=f: torch.autograd.grad(f(), leaves, dy) for f in forward)
+        return aten, ours
+    dy = torch.ones_like(aten().detach())
+    return partial(_gradients, aten, (x, w), dy), {n: partial(_gradients, run, (x, w), dy) for n, run in ours.items()}
+
+
+def _gradients(forward: Callable[[], Tensor], leaves: tuple[Tensor, ...], dy: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(forward(), leaves, dy)
 
 
 choice.contest = first_call

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atrousops.dispatch import devices, libraries, planner
+from atrousops.dispatch import devices, libraries, planner, verdicts
 from atrousops.dispatch.planner import CallArguments
 from atrousops.dispatch.verdicts import TimedCall
 from atrousops.proof import convolutions
@@ -60,6 +60,7 @@ _ALL = tuple(
     for last in (True, False)
 )
 _MAIN = tuple(Numbers(dtype) for dtype in (BF16, FLOAT, DOUBLE))
+_STRIDED = (Numbers(BF16), Numbers(HALF), Numbers(FLOAT, tf32=True))
 _OFF = tuple(Numbers(dtype, offset=1) for dtype in (BF16, FLOAT))
 SHAPES: tuple[tuple[Shape, tuple[Numbers, ...]], ...] = (
     (Shape("whole tiles of channels, rate 2", 2, 64, 128, (8, 9), padding=2, dilation=2), _ALL + _OFF),
@@ -67,6 +68,8 @@ SHAPES: tuple[tuple[Shape, tuple[Numbers, ...]], ...] = (
     (Shape("no whole tile of channels", 2, 24, 40, (9, 8)), _MAIN + _OFF),
     (Shape("an image's three channels, stride 2", 2, 3, 64, (13, 9), stride=2), _MAIN),
     (Shape("stride 2, odd sizes", 2, 64, 96, (15, 17), stride=2), _MAIN),
+    (Shape("stride 3, read from 6 before the edge on", 2, 64, 96, (20, 23), stride=3, padding=6, dilation=5), _STRIDED),
+    (Shape("stride 8, the most that TMA steps over", 2, 64, 96, (61, 57), stride=8, padding=3, dilation=2), _STRIDED),
     (Shape("1x1", 2, 64, 64, (9, 8), kernel=1, padding=0), _MAIN),
     (Shape("one channel a group, rate 2", 2, 64, 64, (9, 8), padding=2, dilation=2, groups=64), _ALL + _OFF),
     (Shape("one channel a group, odd, stride 2", 2, 37, 37, (11, 12), stride=2, groups=37), _MAIN),
@@ -77,6 +80,7 @@ SHAPES: tuple[tuple[Shape, tuple[Numbers, ...]], ...] = (
 # Many blocks: what a small call cannot show.
 LARGER: tuple[tuple[Shape, tuple[Numbers, ...]], ...] = (
     (Shape("many blocks", 2, 64, 96, (65, 63), padding=6, dilation=6), (Numbers(BF16), Numbers(FLOAT, False))),
+    (Shape("many blocks", 2, 64, 96, (65, 63), stride=2, padding=4, dilation=4), (Numbers(BF16),)),
     (Shape("many blocks", 1, 24, 40, (65, 63)), (Numbers(BF16), Numbers(DOUBLE, False))),
     (
         Shape("many blocks", 2, 96, 96, (65, 63), padding=2, dilation=2, groups=96),
@@ -109,7 +113,8 @@ def families(backend: str, device: str) -> dict[str, Family]:
         for shape, kind, numbers in _calls(shapes, backend):
             name = planned(shape.arguments(kind), numbers, backend, device)
             if name:
-                found.setdefault(f"{kind} {name}", []).append(_case(shape, kind, numbers))
+                family = verdicts.family_of(shape.arguments(kind), name)
+                found.setdefault(family, []).append(_case(shape, kind, numbers))
     return {n: Family(tuple(cases[n]), tuple(larger.get(n, ())), tuple(timed.get(n, ())[:_MOST_TIMED])) for n in cases}
 
 

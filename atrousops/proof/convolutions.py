@@ -36,12 +36,14 @@ def aten(a: CallArguments, input: Tensor, weight: Tensor, grad: Tensor | None = 
     return torch.ops.aten.convolution_backward(grad, input, weight, None, *rest)[0 if wants_input else 1]
 
 
-def ours(a: CallArguments, input: Tensor, weight: Tensor, grad: Tensor | None = None, *, tf32: bool) -> Tensor:
-    """Our operator, on whichever kernels are registered for the device."""
+def ours(
+    a: CallArguments, input: Tensor, weight: Tensor, grad: Tensor | None = None, *, tf32: bool, first: int = 0
+) -> Tensor:
+    """Our operator, on whichever kernels are registered for the device; `first` as in choice.Chosen."""
     ops, padding = torch.ops.atrousops, a.padding[: len(a.stride)]
-    rest = (a.stride, padding, a.dilation, a.groups, tf32)
+    rest = (a.stride, padding, a.dilation, a.groups, tf32, first)
     if a.kind == "transposed":
-        around = (a.stride, padding, a.output_padding, a.dilation, a.groups, tf32)
+        around = (a.stride, padding, a.output_padding, a.dilation, a.groups, tf32, first)
         return ops.conv_transpose(input, weight, None, *around)
     if a.kind == "forward":
         return ops.conv(input, weight, None, *rest)

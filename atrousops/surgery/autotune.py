@@ -21,7 +21,7 @@ from atrousops.proof.run import ensure
 
 @dataclass
 class Tuning:
-    """What was measured: seconds of PyTorch's operator and of ours for each call. Prints as a table.
+    """What was measured: seconds of PyTorch's operator and of the fastest of ours for each call. Prints as a table.
 
     Attributes:
         times: by call.
@@ -38,11 +38,13 @@ class Tuning:
     def __str__(self) -> str:
         lines = [f"{'call':<72} {'aten ms':>9} {'ours ms':>9} {'x':>6}  choice"]
         for key, times in self.times.items():
-            choice = "ours" if times.ours_wins else "aten"
-            changed = "" if (self.predicted[key] == "aten") == (choice == "aten") else "  (predicted otherwise)"
+            choice = (times.kernel or "ours") if times.ours_wins else "aten"
+            predicted = self.predicted[key]
+            same = choice == predicted or (choice == "ours" and predicted != "aten")
+            changed = "" if same else "  (predicted otherwise)"
             numbers = f"{times.aten * 1e3:9.3f} {times.ours * 1e3:9.3f} {times.aten / times.ours:6.2f}"
             lines.append(f"{_name(key):<72} {numbers}  {choice}{changed}")
-        before = sum(t.aten if self.predicted[k] == "aten" else t.ours for k, t in self.times.items())
+        before = sum(dict([("aten", t.aten), *t.each]).get(self.predicted[k], t.ours) for k, t in self.times.items())
         after = sum(t.ours if t.ours_wins else t.aten for t in self.times.values())
         lines.append(f"{len(self.times)} calls: {before * 1e3:.3f} ms as predicted, {after * 1e3:.3f} ms as measured")
         for layers, tile in self.tiles.items():
@@ -53,12 +55,13 @@ class Tuning:
 
 
 def autotune(call: Callable[..., Any], *inputs: Any, budget: float = 0.5, **kwargs: Any) -> Tuning:
-    """Measures every convolution of a call on PyTorch's kernel and on ours, and keeps the faster choice on disk.
+    """Measures every convolution of a call on PyTorch's kernel and on a few of ours, and keeps the fastest on disk.
 
     Runs `call(*inputs, **kwargs)` once and notes which convolutions it makes (with gradients enabled: those of the
-    backward pass too, if the result wants gradients). Each is then timed on random tensors, both ways in turn, once
-    per machine: what is known already is not measured again. From then on, in this process and later ones, the
-    measured choice counts: it is ours where ours took less than 0.98 of PyTorch's time. `explain` says so. On a GPU,
+    backward pass too, if the result wants gradients). Each is then timed on random tensors, on PyTorch's kernel and
+    on the three of ours that are predicted to be the fastest, in turn, once per machine: what is known already is not
+    measured again. From then on, in this process and later ones, the measured choice counts: it is ours where the
+    fastest of ours took less than 0.98 of PyTorch's time. `explain` says so. On a GPU,
     `torch.backends.cudnn.benchmark = True` has the first call of each shape make the same measurement, for the process.
 
     Where Triton runs, its kernels first take the fastest of a short list of tiles, once for each class of layers:

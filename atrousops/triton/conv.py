@@ -235,7 +235,15 @@ def _problem(kind: str, input_size, k: int, kernel, output, stride, padding, dil
 
 
 def conv(
-    input: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups: int, allow_tf32: bool = False
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride,
+    padding,
+    dilation,
+    groups: int,
+    allow_tf32: bool = False,
+    first_kernel: int = 0,
 ) -> Tensor:
     return conv_epilogue(input, weight, bias, None, "none", stride, padding, dilation, groups, allow_tf32)
 
@@ -260,7 +268,15 @@ def conv_epilogue(
 
 
 def conv_grad_input(
-    grad: Tensor, weight: Tensor, input_size, stride, padding, dilation, groups: int, allow_tf32: bool = False
+    grad: Tensor,
+    weight: Tensor,
+    input_size,
+    stride,
+    padding,
+    dilation,
+    groups: int,
+    allow_tf32: bool = False,
+    first_kernel: int = 0,
 ) -> Tensor:
     k, _, *kernel = weight.shape
     problem = _problem("input_grad", input_size, k, kernel, grad.shape[2:], stride, padding, dilation, groups)
@@ -268,7 +284,15 @@ def conv_grad_input(
 
 
 def conv_grad_weight(
-    grad: Tensor, input: Tensor, kernel_size, stride, padding, dilation, groups: int, allow_tf32: bool = False
+    grad: Tensor,
+    input: Tensor,
+    kernel_size,
+    stride,
+    padding,
+    dilation,
+    groups: int,
+    allow_tf32: bool = False,
+    first_kernel: int = 0,
 ) -> Tensor:
     k, output = grad.shape[1], grad.shape[2:]
     problem = _problem("weight_grad", input.shape, k, kernel_size, output, stride, padding, dilation, groups)

@@ -16,6 +16,7 @@ def conv_transpose(
     dilation,
     groups: int,
     allow_tf32: bool = False,
+    first_kernel: int = 0,
 ) -> Tensor:
     n, k, *size = (int(v) for v in input.shape)
     c, kernel = weight.shape[1] * groups, tuple(weight.shape[2:])

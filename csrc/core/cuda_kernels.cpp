@@ -56,4 +56,16 @@ CudaKernel cuda_kernel(const Problem& p, int64_t itemsize, const CudaMath& math)
   return CudaKernel::simt;
 }
 
+bool can_run(CudaKernel kernel, const Problem& p, int64_t itemsize, const CudaMath& math) {
+  switch (kernel) {
+    case CudaKernel::depthwise: return no_depthwise(p) == nullptr;
+    // The weight gradient of one channel a group has the same kernel under both names.
+    case CudaKernel::grouped: return looped(p) && (p.kind != Kind::weight_grad || no_depthwise(p) != nullptr);
+    case CudaKernel::wgmma: return no_wgmma(p, itemsize, math) == nullptr;
+    case CudaKernel::mma: return !looped(p) && math.has_mma() && mma_cannot(p, itemsize) == nullptr;
+    // Without tensor cores there is no weight gradient in 16 bits.
+    default: return !looped(p) && (p.kind != Kind::weight_grad || math.precision != Precision::half);
+  }
+}
+
 }  // namespace atrousops::core

@@ -30,6 +30,8 @@ enum class CudaKernel { depthwise, grouped, wgmma, mma, simt };
 const char* why_not(CudaKernel kernel, const Problem& problem, int64_t itemsize, const CudaMath& math);
 // The first without a reason.
 CudaKernel cuda_kernel(const Problem& problem, int64_t itemsize, const CudaMath& math);
+// Whether a kernel can run a problem, though one before it is predicted to be faster.
+bool can_run(CudaKernel kernel, const Problem& problem, int64_t itemsize, const CudaMath& math);
 
 // Why mma is no way to run a problem, or null; as boxes_cannot and weight_boxes_cannot say it of wgmma.
 const char* mma_cannot(const Problem& problem, int64_t itemsize);

@@ -94,6 +94,21 @@ std::vector<std::string> kernel_names(DeviceKind kind) {
   return all;
 }
 
+std::vector<Candidate> runnable(const Request& q, const Device& d) {
+  const Facts facts(q.problem, q.itemsize);
+  std::vector<Candidate> all;
+  const std::span<const Entry> known = entries(d.kind);
+  for (size_t i = 1; i < known.size(); ++i) {
+    const Entry& e = known[i];
+    const bool planned = illegal(e, facts, d, q.workspace_limit) == nullptr;
+    // On a GPU the operators take the first that can, from one on that they are told.
+    const bool behind = d.kind == DeviceKind::cuda && !all.empty() &&
+                        can_run(static_cast<CudaKernel>(i - 1), q.problem, q.itemsize, d.math);
+    if (planned || behind) all.push_back({e.kernel, e.seconds(facts, d), ""});
+  }
+  return all;
+}
+
 Plan plan(const Request& q, const Device& d) {
   const Facts facts(q.problem, q.itemsize);
   Plan p;

@@ -59,6 +59,9 @@ inline constexpr double kMargin = 0.9;
 std::string fixed2(double value);
 
 Plan plan(const Request& request, const Device& device);
+// The kernels of ours that can run a problem, the one that is planned and those behind it in the list, with what each
+// is predicted to take, forward or one gradient alone.
+std::vector<Candidate> runnable(const Request& request, const Device& device);
 // The names of the kernels that are considered on a device, PyTorch's first.
 std::vector<std::string> kernel_names(DeviceKind kind);
 

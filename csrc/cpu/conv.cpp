@@ -20,25 +20,26 @@ static Tensor run(const ConvArguments& a, const Tensor& src, const Tensor& weigh
 }
 
 Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
-            const Ints& padding, const Ints& dilation, int64_t groups, bool) {
+            const Ints& padding, const Ints& dilation, int64_t groups, bool, int64_t) {
   return run(conv_arguments::of_conv(input, weight, bias, stride, padding, dilation, groups), input, weight, bias);
 }
 
 Tensor conv_grad_input(const Tensor& grad, const Tensor& weight, const Ints& input_size, const Ints& stride,
-                       const Ints& padding, const Ints& dilation, int64_t groups, bool) {
+                       const Ints& padding, const Ints& dilation, int64_t groups, bool, int64_t) {
   return run(conv_arguments::of_grad_input(grad, weight, input_size, stride, padding, dilation, groups), grad, weight,
              std::nullopt);
 }
 
 Tensor conv_grad_weight(const Tensor& grad, const Tensor& input, const Ints& kernel_size, const Ints& stride,
-                        const Ints& padding, const Ints& dilation, int64_t groups, bool) {
+                        const Ints& padding, const Ints& dilation, int64_t groups, bool, int64_t) {
   const auto a = conv_arguments::of_grad_weight(grad, input, kernel_size, stride, padding, dilation, groups);
   return is_direct(a.problem) ? conv_direct_weight(a.problem, grad, input, a.out_size)
                               : conv_gemm_weight(a.problem, grad, input, a.out_size);
 }
 
 Tensor conv_transpose(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
-                      const Ints& padding, const Ints& output_padding, const Ints& dilation, int64_t groups, bool) {
+                      const Ints& padding, const Ints& output_padding, const Ints& dilation, int64_t groups, bool,
+                      int64_t) {
   const auto a =
       conv_arguments::of_conv_transpose(input, weight, bias, stride, padding, output_padding, dilation, groups);
   return run(a, input, weight, bias);

@@ -51,57 +51,61 @@ core::CudaMath math_of(const Tensor& t, bool allow_tf32) {
   }
 }
 
-// The planned kernel, or the next that can take these tensors.
+// The planned kernel, or the next that can take these tensors; of the planner's list, in which PyTorch's is the 0th,
+// from `first` on.
 template <class Call, size_t N>
-void run_planned(const Kernel<Call> (&kernels)[N], const Call& call, const Tensor& source) {
+void run_planned(const Kernel<Call> (&kernels)[N], const Call& call, const Tensor& source, int64_t first) {
+  STD_TORCH_CHECK(first >= 0 && first <= static_cast<int64_t>(N), "first_kernel must be 0 to ", N, "; got ", first);
   const CudaKernel planned =
       core::cuda_kernel(call.problem, static_cast<int64_t>(source.element_size()), math_of(source, call.allow_tf32));
   const auto* const found = std::find_if(std::begin(kernels), std::end(kernels), [&](const Kernel<Call>& k) {
-    return k.name >= planned && k.rule(call) == nullptr;
+    return k.name >= planned && static_cast<int64_t>(k.name) + 1 >= first && k.rule(call) == nullptr;
   });
   found->run(call);
 }
 
 Tensor run(const ConvArguments& a, const Tensor& src, const Tensor& weight, const std::optional<Tensor>& bias,
-           bool allow_tf32) {
+           bool allow_tf32, int64_t first_kernel) {
   const DeviceGuard guard(src);
   Tensor dst = empty(a.out_size, src, answers_channels_last(src));
   if (dst.numel() == 0) return dst;
   const std::optional<Tensor> dense_bias = bias ? std::optional(dense(*bias, false)) : std::nullopt;
-  run_planned(kConv, ConvCall{a.problem, src, weight, dense_bias, dst, allow_tf32}, src);
+  run_planned(kConv, ConvCall{a.problem, src, weight, dense_bias, dst, allow_tf32}, src, first_kernel);
   return dst;
 }
 
 }  // namespace
 
 Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
-            const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32) {
+            const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32, int64_t first_kernel) {
   return run(conv_arguments::of_conv(input, weight, bias, stride, padding, dilation, groups), input, weight, bias,
-             allow_tf32);
+             allow_tf32, first_kernel);
 }
 
 Tensor conv_grad_input(const Tensor& grad, const Tensor& weight, const Ints& input_size, const Ints& stride,
-                       const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32) {
+                       const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32,
+                       int64_t first_kernel) {
   return run(conv_arguments::of_grad_input(grad, weight, input_size, stride, padding, dilation, groups), grad, weight,
-             std::nullopt, allow_tf32);
+             std::nullopt, allow_tf32, first_kernel);
 }
 
 Tensor conv_grad_weight(const Tensor& grad, const Tensor& input, const Ints& kernel_size, const Ints& stride,
-                        const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32) {
+                        const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32,
+                        int64_t first_kernel) {
   const auto a = conv_arguments::of_grad_weight(grad, input, kernel_size, stride, padding, dilation, groups);
   const DeviceGuard guard(input);
   if (input.numel() == 0 || grad.numel() == 0) return torch::stable::new_zeros(input, a.out_size);
   Tensor out = torch::stable::empty(a.out_size, input.scalar_type(), std::nullopt, input.device());
-  run_planned(kConvWeight, ConvWeightCall{a.problem, grad, input, out, allow_tf32}, input);
+  run_planned(kConvWeight, ConvWeightCall{a.problem, grad, input, out, allow_tf32}, input, first_kernel);
   return out;
 }
 
 Tensor conv_transpose(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
                       const Ints& padding, const Ints& output_padding, const Ints& dilation, int64_t groups,
-                      bool allow_tf32) {
+                      bool allow_tf32, int64_t first_kernel) {
   const auto a =
       conv_arguments::of_conv_transpose(input, weight, bias, stride, padding, output_padding, dilation, groups);
-  return run(a, input, weight, bias, allow_tf32);
+  return run(a, input, weight, bias, allow_tf32, first_kernel);
 }
 
 }  // namespace atrousops::cuda

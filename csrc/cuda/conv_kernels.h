@@ -33,10 +33,10 @@ struct ConvWeightCall {
   bool allow_tf32 = false;
 };
 
-// The operator.
+// The operator. first_kernel: from which kernel of core/cuda_kernels.h on, counted from 1, one may run; 0: all.
 Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
             const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-            const std::vector<int64_t>& dilation, int64_t groups, bool allow_tf32);
+            const std::vector<int64_t>& dilation, int64_t groups, bool allow_tf32, int64_t first_kernel);
 
 void conv_simt(const ConvCall& call);
 void conv_mma(const ConvCall& call);

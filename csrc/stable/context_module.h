@@ -36,7 +36,7 @@ inline std::vector<int64_t> check_context_module(const Tensor& input, const std:
   return reach;
 }
 
-// conv(input, weight, bias, stride, padding, dilation, groups, allow_tf32)
+// conv(input, weight, bias, stride, padding, dilation, groups, allow_tf32, first_kernel)
 template <class F>
 Tensor context_module_by_layers(const F& conv, const Tensor& input, const std::vector<Tensor>& weights,
                                 const std::vector<Tensor>& biases, const std::vector<int64_t>& reach, bool allow_tf32) {
@@ -46,7 +46,7 @@ Tensor context_module_by_layers(const F& conv, const Tensor& input, const std::v
     if (i > 0) relu_in_place(x);
     const std::optional<Tensor> bias = biases.empty() ? std::nullopt : std::optional(biases[i]);
     const std::vector<int64_t> padding{reach[i], reach[i]};
-    x = conv(x, weights[i], bias, one, padding, reach[i] ? padding : one, int64_t{1}, allow_tf32);
+    x = conv(x, weights[i], bias, one, padding, reach[i] ? padding : one, int64_t{1}, allow_tf32, int64_t{0});
   }
   return x;
 }

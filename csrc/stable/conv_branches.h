@@ -72,7 +72,7 @@ inline void put_others(const ConvBranches& all, Tensor& out) {
   }
 }
 
-// conv(input, weight, bias, stride, padding, dilation, groups, allow_tf32)
+// conv(input, weight, bias, stride, padding, dilation, groups, allow_tf32, first_kernel)
 template <class F>
 Tensor conv_branches_apart(const F& conv, const ConvBranches& all, const Tensor& input,
                            const std::vector<Tensor>& weights, bool relu, bool allow_tf32) {
@@ -80,7 +80,7 @@ Tensor conv_branches_apart(const F& conv, const ConvBranches& all, const Tensor&
   for (size_t i = 0; i < weights.size(); ++i) {
     const ConvBranch& b = all.each[i];
     const std::vector<int64_t> one(b.padding.size(), 1);
-    Tensor y = conv(input, weights[i], b.bias, one, b.padding, b.dilation, int64_t{1}, allow_tf32);
+    Tensor y = conv(input, weights[i], b.bias, one, b.padding, b.dilation, int64_t{1}, allow_tf32, int64_t{0});
     if (relu) relu_in_place(y);
     Tensor slice = torch::stable::narrow(out, 1, b.first_channel, b.channels);
     torch::stable::copy_(slice, y);

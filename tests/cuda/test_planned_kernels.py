@@ -89,3 +89,30 @@ def test_what_runs_where_the_tensors_forbid_it(case, dtype, offset, last, plan, 
         assert started(lambda: y.append(A.conv2d(x, w, None, *case.rest))) == {KERNELS[runs][0]}
     exact = stock(case, False, x.double(), w.double(), None)
     torch.testing.assert_close(y[0].double(), exact, rtol=2e-2, atol=2e-2 * exact.abs().max().item())
+
+
+@pytest.mark.parametrize(("first", "runs"), [(0, "wgmma"), (3, "wgmma"), (4, "mma"), (5, "simt")])
+def test_a_call_may_name_the_first_kernel(first, runs):
+    """Of the planner's list, in which PyTorch's is the 0th: a later one was measured to be faster, or alone passed."""
+    assert planner.kernels("cuda").index(runs) == first or first == 0
+    case = Case("steps over elements", 2, 64, 128, (17, 18), stride=2, padding=2, dilation=2)
+    x, w = random((2, 64, 17, 18), BF16).to(memory_format=torch.channels_last), random((128, 64, 3, 3), BF16)
+    exact = stock(case, False, x.double(), w.double(), None)
+    dy = torch.ones_like(exact).to(BF16).to(memory_format=torch.channels_last)
+    rest = (*case.rest, False, first)
+    ops, y, found = torch.ops.atrousops_host_cuda, [], {}
+    host_cuda.load()
+    found["conv"] = started(lambda: y.append(ops.conv(x, w, None, *rest)))
+    found["conv_grad_input"] = started(lambda: ops.conv_grad_input(dy, w, x.shape, *rest))
+    if runs != "simt":  # which has no weight gradient in 16 bits
+        found["conv_grad_weight"] = started(lambda: ops.conv_grad_weight(dy, x, (3, 3), *rest))
+    found["conv_transpose"] = started(lambda: ops.conv_transpose(dy, w, None, *rest[:2], (0, 0), *rest[2:]))
+    assert found == {op: {KERNELS[runs][op == "conv_grad_weight"]} for op in found}
+    torch.testing.assert_close(y[0].double(), exact, rtol=2e-2, atol=2e-2 * exact.abs().max().item())
+
+
+def test_a_first_kernel_that_there_is_not():
+    x, w = random((1, 8, 9, 9), BF16), random((8, 8, 3, 3), BF16)
+    host_cuda.load()
+    with pytest.raises(RuntimeError, match="first_kernel must be 0 to 5; got 6"):
+        torch.ops.atrousops_host_cuda.conv(x, w, None, (1, 1), (1, 1), (1, 1), 1, False, 6)

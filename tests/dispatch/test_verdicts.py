@@ -18,7 +18,7 @@ from atrousops.dispatch import backends, choice, libraries, triton_library, verd
 from atrousops.dispatch.planner import CallArguments
 from atrousops.dispatch.verdicts import Finding, Rate
 from atrousops.ops import _first_call
-from atrousops.ops._conv_dispatch import gradient_is_ours
+from atrousops.ops._conv_dispatch import first_of_gradient
 
 pytestmark = pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing")
 
@@ -84,12 +84,56 @@ def test_a_gradient_with_uneven_padding_is_held_to_its_verdict_too(machine):
     pads = Arguments((1, 1), (17, 17, 18, 18), (18, 18), 1, ())
     with torch._subclasses.FakeTensorMode():
         dy = torch.empty(16, 256, 32, 32, dtype=HALF, device="cuda:0").to(memory_format=torch.channels_last)
-        asked = lambda: gradient_is_ours("input_grad", FORWARD.input_size, FORWARD.weight_size, pads, dy)  # noqa: E731
-        assert not asked()
+        asked = lambda: first_of_gradient("input_grad", FORWARD.input_size, FORWARD.weight_size, pads, dy)  # noqa: E731
+        assert asked() is None
         passed(*[name.replace("forward", "input_grad") for name in WGMMA])
-        assert asked()
-        passed("input_grad wgmma", finding=WRONG)
-        assert not asked()
+        assert asked() == 0
+        passed("input_grad simt", finding=WRONG)
+        assert asked() is None
+
+
+STRIDED = (FORWARD._replace(stride=(2, 2)), *CALL[1:])
+
+
+@pytest.mark.parametrize("finding", [None, WRONG])
+@pytest.mark.parametrize("kind", ["forward", "weight_grad"])
+def test_copies_that_step_over_elements_have_a_verdict_of_their_own(machine, kind, finding):
+    """Without it, or where it failed, the next kernel runs, which has no such copies."""
+    call = (STRIDED[0]._replace(kind=kind), *STRIDED[1:])
+    assert choice.predict_call(call[0], HALF, True, False, "cuda:0").kernel == "wgmma"
+    passed(*[name.replace("forward", kind) for name in WGMMA])
+    if finding is not None:
+        passed(f"{kind} wgmma_strided", finding=finding)
+    why = "failed its check" if finding else "has not been checked"
+    plan = choice.plan_call(*call, device="cuda:0")
+    assert plan.reason.startswith(f"mma: {kind} wgmma_strided {why} on NVIDIA H100")
+    assert plan.seconds < plan.candidates[0].seconds
+    assert plan.boxes is None
+    # The operators are told to begin with it.
+    assert choice.chosen(*call, device="cuda:0") == ("mma", 4)
+    # Without tensor cores there is no weight gradient in 16 bits.
+    assert [c.kernel for c in choice.proved(*call, "cuda:0")] == ["mma", "simt"][: 1 + (kind == "forward")]
+    # Without strides nothing is in the way.
+    assert choice.chosen(call[0]._replace(stride=(1, 1)), HALF, True, device="cuda:0") == ("wgmma", 0)
+    passed(f"{kind} wgmma_strided")
+    assert choice.chosen(*call, device="cuda:0") == ("wgmma", 0)
+
+
+def test_where_the_next_kernel_would_be_slower_pytorch_runs(machine):
+    passed("forward simt")
+    passed("forward mma", finding=WRONG)
+    assert choice.proved(*STRIDED, "cuda:0") == [("simt", 5)]
+    plan = choice.plan_call(*STRIDED, device="cuda:0")
+    assert plan.kernel == "aten"
+    assert plan.seconds == plan.candidates[0].seconds
+
+
+def test_gradients_with_strides_are_asked_about_with_their_strides(machine):
+    passed(*[name.replace("forward", "weight_grad") for name in WGMMA])
+    pads = Arguments((2, 2), (18, 18, 18, 18), (18, 18), 1, ())
+    with torch._subclasses.FakeTensorMode():
+        dy = torch.empty(16, 256, 17, 17, dtype=HALF, device="cuda:0").to(memory_format=torch.channels_last)
+        assert first_of_gradient("weight_grad", FORWARD.input_size, FORWARD.weight_size, pads, dy) == 4
 
 
 def test_what_takes_a_kernels_place_has_to_be_right_as_well(machine):

@@ -133,6 +133,22 @@ def test_every_kernel_of_the_planner_has_a_family_in_every_direction(backend):
     assert backend != "cuda" or instead <= found.keys()
 
 
+@pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing")
+def test_copies_that_step_over_elements_are_a_family_apart():
+    """From coordinates below 0, in each dtype of wgmma; those that do not are judged without them."""
+    found = cases.families("cuda", "cuda")
+    for kind, dtypes in (("forward", 3), ("weight_grad", 2)):
+        strided = [c.call.arguments for c in found[f"{kind} wgmma_strided"].cases]
+        assert {max(a.stride) for a in strided} == {2, 3, 8}
+        assert min(*(min(a.padding) for a in strided)) > 0
+        assert len({(c.dtype, c.tf32) for c in found[f"{kind} wgmma_strided"].cases}) == dtypes
+        assert found[f"{kind} wgmma_strided"].larger
+    for name, family in found.items():
+        if name in ("forward wgmma", "weight_grad wgmma"):
+            assert {max(c.call.arguments.stride) for c in family.cases} == {1}, name
+    assert not {"input_grad wgmma_strided", "transposed wgmma_strided"} & found.keys()
+
+
 def test_every_operator_has_a_family():
     from atrousops.info import operator_names
 
@@ -144,10 +160,12 @@ def test_every_operator_has_a_family():
 # A family's kernels in csrc/cuda; those of convolutions as tests/cuda/test_planned_kernels.py has them.
 KERNELS = {
     "forward wgmma": "conv_wgmma_kernel",
+    "forward wgmma_strided": "conv_wgmma_kernel",
     "forward depthwise": "conv_depthwise_kernel",
     "input_grad grouped": "conv_grouped_kernel",
     "input_grad simt": "conv_simt_kernel",
     "weight_grad wgmma": "conv_wgmma_weight_kernel",
+    "weight_grad wgmma_strided": "conv_wgmma_weight_kernel",
     "weight_grad mma": "conv_mma_weight_kernel",
     "weight_grad depthwise": "conv_grouped_weight_kernel",
     "transposed wgmma": "conv_wgmma_kernel",
