@@ -85,10 +85,13 @@ def _trunk_file(name: str, root: str | None) -> Path:
     if Path(name).is_file():
         return Path(name)
     try:
-        return find(name, root)
+        found = find(name, root)
     except ArgumentError as error:
         rule = "be a file, from the working directory or in the folder of the data"
         raise ArgumentError(f"config: init.trunk must {rule}; there is no {name}.") from error
+    if not isinstance(found, Path):
+        bad_value("config", "init.trunk", "be a file of this machine", found, "Download it, and give its path.")
+    return found
 
 
 def from_weights(model: nn.Module, name: str, classes: Sequence[str] = ()) -> Account:
