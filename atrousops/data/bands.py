@@ -6,13 +6,14 @@ import importlib
 import io
 import struct
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from atrousops.common.checks import bad_value
+from atrousops.common.places import Place, place
 from atrousops.data.decode import (
     DAMAGE,
     PictureError,
@@ -48,7 +49,7 @@ class Pixels:
             bad_value("data", "page", "be at least 1", self.page)
 
 
-def read_picture(path: str | Path, pixels: Pixels) -> np.ndarray:
+def read_picture(path: str | Place, pixels: Pixels) -> np.ndarray:
     """A picture as an array (H, W, channels).
 
     | scale | channels | is read from | becomes |
@@ -64,11 +65,11 @@ def read_picture(path: str | Path, pixels: Pixels) -> np.ndarray:
     Raises:
         PictureError: there is no such file, it cannot be read, or has other channels, another dtype, or NaN.
     """
-    with opened(Path(path)) as stream:
+    with opened(place(path)) as stream:
         return picture_from(stream, str(path), pixels)
 
 
-def read_channels(path: str | Path, channels: int) -> np.ndarray:
+def read_channels(path: str | Place, channels: int) -> np.ndarray:
     """`read_picture` of pictures without a scale."""
     return read_picture(path, Pixels(channels))
 

@@ -8,13 +8,13 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from atrousops.common.checks import ArgumentError
+from atrousops.common.places import Place, place
 
 Image.preinit()
 
@@ -56,7 +56,7 @@ class _Decoded:
         return PictureError(f"{self.name}: {why}")
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Place) -> np.ndarray:
     """Reads the first frame or page of an image file, upright, as RGB.
 
     | samples | become |
@@ -79,11 +79,11 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         PictureError: no such file; no image; damaged, truncated, or beyond Pillow's limit of pixels; or refused above.
     """
-    with opened(Path(path)) as stream:
+    with opened(place(path)) as stream:
         return image_from(stream, str(path))
 
 
-def read_mask(path: str | Path) -> np.ndarray:
+def read_mask(path: str | Place) -> np.ndarray:
     """Reads the class ids of a mask: the stored numbers, never colours, of its first frame or page.
 
     1-bit and 2- to 16-bit greys give their numbers, palette images the indices, whatever the palette; 32-bit integers
@@ -96,7 +96,7 @@ def read_mask(path: str | Path) -> np.ndarray:
         PictureError: as `read_image`; the samples are colours, floats or have an alpha channel; the file is of a kind
             that may change ids (JPEG, WebP), or a TIFF in which zero is white.
     """
-    with opened(Path(path)) as stream:
+    with opened(place(path)) as stream:
         return mask_from(stream, str(path))
 
 
@@ -118,12 +118,13 @@ def is_deep_png(data: bytes) -> bool:
     return data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 25 and data[24] == 16 and data[25] in (2, 4, 6)
 
 
-def pages_in(path: str | Path) -> int:
+def pages_in(path: str | Place) -> int:
     """How many pages or frames an image file has; 1 for a file that is none."""
-    if Path(path).suffix.lower() not in _SEVERAL_PAGES:
+    there = place(path)
+    if there.suffix.lower() not in _SEVERAL_PAGES:
         return 1
     try:
-        with opened(Path(path)) as stream, warnings.catch_warnings():
+        with opened(there) as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(stream) as image:
                 return int(getattr(image, "n_frames", 1))
@@ -215,15 +216,15 @@ def colour_ids_from(stream: BinaryIO, name: str) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Place) -> Iterator[BinaryIO]:
     """The file, open for reading. Raises PictureError: there is none, or it cannot be read."""
-    if path.is_dir():
-        raise PictureError(f"{path}: a folder, where an image file is needed")
-    if not path.exists():
-        raise PictureError(f"{path}: no such file")
-    if not path.is_file():
-        raise PictureError(f"{path}: not a regular file")
     try:
+        if path.is_dir():
+            raise PictureError(f"{path}: a folder, where an image file is needed")
+        if not path.exists():
+            raise PictureError(f"{path}: no such file")
+        if not path.is_file():
+            raise PictureError(f"{path}: not a regular file")
         stream = path.open("rb")
     except OSError as error:
         raise PictureError(f"{path}: cannot be read: {reason(error)}") from error

@@ -6,16 +6,16 @@ import io
 import os
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from atrousops.common.checks import bad_value
+from atrousops.common.places import Place, Remote, place
 from atrousops.data import bands, decode
 from atrousops.data.bands import Pixels
 
 
-def find(name: str, root: str | os.PathLike[str] | None = None) -> Path:
+def find(name: str, root: str | os.PathLike[str] | None = None) -> Place:
     """The path of a data file or folder.
 
     Looked for in `root` if given, else in $ATROUSOPS_DATA, else in ../shared/data seen from the working directory.
@@ -24,17 +24,17 @@ def find(name: str, root: str | os.PathLike[str] | None = None) -> Path:
         ArgumentError: it is in none of them.
     """
     if root is not None:
-        places = [Path(root)]
+        places = [place(root, "data.root or --data")]
     else:
-        places = [Path(p) for p in (os.environ.get("ATROUSOPS_DATA"), "../shared/data") if p]
-    for place in places:
-        if (place / name).exists():
-            return place / name
-    where = ", ".join(str(place) for place in places)
+        places = [place(p, "$ATROUSOPS_DATA") for p in (os.environ.get("ATROUSOPS_DATA"), "../shared/data") if p]
+    for each in places:
+        if (each / name).exists():
+            return each / name
+    where = ", ".join(map(str, places))
     bad_value("data", "root", f"be a folder that holds {name}", where, "Set data.root or $ATROUSOPS_DATA.")
 
 
-def _walk(folder: Path, inside: str, above: frozenset[Path]) -> Iterator[str]:
+def _walk(folder: Place, inside: str, above: frozenset[Place]) -> Iterator[str]:
     """Names of files, with `inside` before them; links are followed, but not back to a folder above."""
     here = folder.resolve()
     if here in above or not folder.is_dir():
@@ -52,16 +52,17 @@ class Files:
     The archive is opened again in every process that reads, so that workers do not share a file position.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        if not self.path.is_dir() and not zipfile.is_zipfile(self.path):
+    def __init__(self, path: str | Place) -> None:
+        self.path = place(path)
+        self._folder = self.path.is_dir()
+        if not self._folder and not self._is_archive():
             bad_value("data", "path", "be a folder or a zip archive", str(path))
         self._archive: zipfile.ZipFile | None = None
         self._process = -1
 
     def read(self, name: str) -> bytes:
         """The bytes of one file. Raises FileNotFoundError."""
-        if self.path.is_dir():
+        if self._folder:
             if not (self.path / name).is_file():
                 raise FileNotFoundError(f"{self.path} holds no {name}")
             return (self.path / name).read_bytes()
@@ -72,8 +73,9 @@ class Files:
 
     def names(self, folder: str, suffix: str) -> list[str]:
         """The stems of the files in `folder` that end in `suffix`, in order."""
-        if self.path.is_dir():
-            found = [p.name for p in (self.path / folder).glob(f"*{suffix}")]
+        if self._folder:
+            parent = self.path / folder
+            found = [p.name for p in parent.iterdir()] if parent.is_dir() else []
         else:
             inside = (n[len(folder) + 1 :] for n in self._zip().namelist() if n.startswith(f"{folder}/"))
             found = [name for name in inside if "/" not in name]
@@ -81,7 +83,7 @@ class Files:
 
     def folders(self, folder: str) -> list[str]:
         """The names of the folders in `folder` ("" for all at the top), in order."""
-        if self.path.is_dir():
+        if self._folder:
             parent = self.path / folder
             return sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
         start = f"{folder}/" if folder else ""
@@ -94,7 +96,7 @@ class Files:
 
     def walk(self, folder: str = "") -> list[str]:
         """The files in `folder` and all folders below it, by their paths from there, in order; not hidden ones."""
-        if self.path.is_dir():
+        if self._folder:
             found = _walk(self.path / folder, "", frozenset())
         else:
             start = f"{folder}/" if folder else ""
@@ -124,8 +126,14 @@ class Files:
         """Ids R + 256 G + 65536 B of one file, int64 (H, W). Raises PictureError, FileNotFoundError."""
         return decode.colour_ids_from(io.BytesIO(self.read(name)), self.place(name))
 
+    def _is_archive(self) -> bool:
+        if not self.path.is_file():
+            return False
+        with self.path.open("rb") as stream:
+            return zipfile.is_zipfile(stream)
+
     def _zip(self) -> zipfile.ZipFile:
         if self._archive is None or self._process != os.getpid():
-            self._archive = zipfile.ZipFile(self.path)
+            self._archive = zipfile.ZipFile(self.path.open() if isinstance(self.path, Remote) else self.path)
             self._process = os.getpid()
         return self._archive

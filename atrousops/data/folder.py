@@ -7,7 +7,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from atrousops.common.checks import bad_value
+from atrousops.common.places import place
 from atrousops.data.base import VOID, Sample, SegmentationSet
 from atrousops.data.files import Files
 from atrousops.data.patterns import Pattern
@@ -140,9 +141,10 @@ class Folder(SegmentationSet):
     def _open(self, root: str | os.PathLike[str] | None) -> Files:
         if root is None:
             bad_value("data", "root", "be the folder that holds the images", "none", "Set data.root, or --data.")
-        if not Path(root).exists():
+        where = place(root, "data.root or --data")
+        if not where.exists():
             bad_value("data", "root", "be a folder or a zip archive", f"{root}, which does not exist")
-        files = Files(root)
+        files = Files(where)
         self.classes = self._class_names(files)
         self._table = self._classes_of_ids()
         self._colours = self._classes_of_colours()

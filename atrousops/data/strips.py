@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from atrousops.common.places import Place, Remote
 from atrousops.data.bands import Pixels, finished
 from atrousops.data.decode import DAMAGE, PictureError, reason
 
@@ -50,12 +50,12 @@ class TiffRows:
         ImportError: tifffile is not installed.
     """
 
-    def __init__(self, path: Path, page: int = 1) -> None:
+    def __init__(self, path: Place, page: int = 1) -> None:
         tifffile = importlib.import_module("tifffile")
         self._damage = (*DAMAGE, tifffile.TiffFileError, RuntimeError)
         self.path = path
         try:
-            self._file: Any = tifffile.TiffFile(path)
+            self._file: Any = tifffile.TiffFile(path.open() if isinstance(path, Remote) else path)
             self._page: Any = self._file.pages[page - 1]
             turn = int(self._page.tags.valueof(_ORIENTATION, 1))
         except self._damage as error:
@@ -137,7 +137,7 @@ class PictureRows:
         return finished(samples, str(self._tiff.path), self._pixels)
 
 
-def open_rows(path: Path, pixels: Pixels, above: int) -> PictureRows | None:
+def open_rows(path: Place, pixels: Pixels, above: int) -> PictureRows | None:
     """The rows of a TIFF of more than `above` pixels; None for any other file, and what only a whole picture tells.
 
     That is: palettes, transparency, and 16-bit numbers without a scale, whose white depends on the largest of them.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from atrousops.common.checks import bad_value
+from atrousops.common.checks import ArgumentError, bad_value
 
 # Shares of a folder end at different times, and the first to end waits for the last.
 LONGEST_WAIT = timedelta(days=30)
@@ -52,16 +52,22 @@ class Processes(NamedTuple):
             dist.barrier()
 
 
-def pick_device(name: str) -> torch.device:
-    """ "auto": this process's GPU where there is one, else the CPU.
+def pick_device(name: str, op: str = "config", argument: str = "device") -> torch.device:
+    """ "auto": this process's GPU where there is one, else the CPU; `op` and `argument` stand in messages.
 
     Raises:
-        ArgumentError: a GPU where there is none.
+        ArgumentError: no device's name, or a GPU that is not there.
     """
     if name != "auto":
-        device = torch.device(name)
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            rule = "be auto, or a device that PyTorch knows, such as cpu, cuda or cuda:1"
+            raise ArgumentError(f"{op}: {argument} must {rule}; got {name!r}.") from error
         if device.type == "cuda" and not torch.cuda.is_available():
-            bad_value("pick_device", "device", "be cpu or auto, as PyTorch sees no GPU here", name)
+            bad_value(op, argument, "be cpu or auto, as PyTorch sees no GPU here", name)
+        if device.type == "cuda" and (device.index or 0) >= (there := torch.cuda.device_count()):
+            bad_value(op, argument, f"be one of the {there} GPUs here, from cuda:0 on", name)
         return device
     if not torch.cuda.is_available():
         return torch.device("cpu")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from atrousops.common.files import write_atomically
+from atrousops.common.places import Place
 from atrousops.data.strips import Rows, TiffRows
 from atrousops.engine import pictures
 from atrousops.engine.channels import limits_of, to_rgb
@@ -19,8 +20,8 @@ _TILE, _SAMPLED = 256, 64
 
 
 def write_results(
-    mask: Path,
-    overlay: Path,
+    mask: Place,
+    overlay: Place,
     rows: Rows,
     parts: Iterable[np.ndarray],
     colors: np.ndarray,
@@ -76,11 +77,11 @@ def write_results(
     return tuple(map(int, counts))
 
 
-def read_note(path: Path) -> str | None:
+def read_note(path: Place) -> str | None:
     """What `write_results` noted in a mask; None if there is no such file or note."""
     tifffile = importlib.import_module("tifffile")
     try:
-        with tifffile.TiffFile(path) as file:
+        with path.open("rb") as stream, tifffile.TiffFile(stream) as file:
             return str(file.pages[0].description)
     except (OSError, tifffile.TiffFileError):
         return None

@@ -6,7 +6,6 @@ import colorsys
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -14,12 +13,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from atrousops.common.checks import bad_value
 from atrousops.common.files import write_atomically
+from atrousops.common.places import Place, place
 from atrousops.data.decode import DAMAGE, PictureError, reason
 
 _NOTE = "atrousops"
 
 
-def picture_files(inputs: Iterable[str | Path], skip: Path | None = None) -> tuple[list[Path], list[PictureError]]:
+def picture_files(inputs: Iterable[str | Place], skip: Place | None = None) -> tuple[list[Place], list[PictureError]]:
     """The picture files among the inputs, each once, in order; a folder gives those directly inside it, sorted.
 
     In a folder, hidden files and names without an image extension are passed over, subfolders too; where the folder
@@ -29,17 +29,18 @@ def picture_files(inputs: Iterable[str | Path], skip: Path | None = None) -> tup
         The files, and one error for each folder that holds none or cannot be listed.
     """
     endings = Image.registered_extensions()
-    files: dict[Path, Path] = {}
+    files: dict[Place, Place] = {}
     errors = []
-    for path in map(Path, inputs):
+    for path in (place(given, "PHOTO") for given in inputs):
         if not path.is_dir():
             files.setdefault(path.resolve(), path)
             continue
         ours = ("_mask", "_overlay") if skip is not None and path.resolve() == skip.resolve() else ()
         try:
+            listed: list[Place] = [*path.iterdir()]
             found = [
                 p
-                for p in sorted(path.iterdir())
+                for p in sorted(listed, key=str)
                 if p.suffix.lower() in endings
                 and p.is_file()
                 and not p.name.startswith(".")
@@ -55,7 +56,7 @@ def picture_files(inputs: Iterable[str | Path], skip: Path | None = None) -> tup
     return list(files.values()), errors
 
 
-def result_names(files: Sequence[Path], folder: Path) -> list[str]:
+def result_names(files: Sequence[Place], folder: Place) -> list[str]:
     """A name for the results of each file; no `folder/NAME_mask.png`, `.tif` or `_overlay` is another's, or an input.
 
     The name is the file's stem, cut to 200 bytes; where stems meet, the extension is added (`a.jpg`, `a.png` ->
@@ -176,7 +177,7 @@ def _running(extreme: np.ufunc, values: np.ndarray, radius: int, axis: int) -> n
     return np.moveaxis(found, 0, axis)
 
 
-def write_png(path: Path, image: Image.Image, note: str | None = None) -> None:
+def write_png(path: Place, image: Image.Image, note: str | None = None) -> None:
     """Writes `image` to `path` as PNG, whole or not at all; raises OutputError as `write_atomically` does.
 
     note: ASCII, that `read_note` finds in the file.
@@ -187,10 +188,10 @@ def write_png(path: Path, image: Image.Image, note: str | None = None) -> None:
     write_atomically(path, lambda name: image.save(name, format="PNG", pnginfo=text))
 
 
-def read_note(path: Path) -> str | None:
+def read_note(path: Place) -> str | None:
     """What `write_png` noted in a file, without reading its pixels; None if there is no such file or note."""
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as stream, Image.open(stream) as image:
             return image.info.get(_NOTE)
     except DAMAGE:
         return None

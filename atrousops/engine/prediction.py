@@ -49,9 +49,10 @@ def add_segment(commands: Commands, common: argparse.ArgumentParser) -> None:
         "photos",
         nargs="+",
         metavar="PHOTO",
-        help="an image file of any kind Pillow opens, or a folder: the images directly in it, not in its subfolders",
+        help="an image file of any kind Pillow opens, or a folder: the images directly in it, not in its subfolders; "
+        "or the URL of one, such as s3://bucket/photos, by fsspec",
     )
-    parser.add_argument("-o", "--output", type=Path, default=Path("out"), metavar="DIR", help="folder (default: out)")
+    parser.add_argument("-o", "--output", default="out", metavar="DIR", help="folder, or an URL (default: out)")
     parser.add_argument("--resume", action="store_true", help="leave out what this network and options have done")
     _add_inference(parser)
     parser.add_argument(
@@ -116,10 +117,12 @@ def _overlap(text: str) -> int | str:
 
 
 def _segment(args: argparse.Namespace) -> int:
+    from atrousops.common.places import place
     from atrousops.engine import pictures
     from atrousops.engine.distributed import LONGEST_WAIT, join
     from atrousops.engine.segment import plan
 
+    args.output = place(args.output, "--output")
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -264,7 +267,7 @@ def _predictor(args: argparse.Namespace) -> Predictor:
         crf=args.crf,
         scales=args.scales or (1.0,),
         flip=args.flip,
-        device=pick_device(args.device),
+        device=pick_device(args.device, "segment", "--device"),
         page=args.page,
         **options,
     )

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from atrousops.common.files import OutputError, write_atomically
+from atrousops.common.places import Place
 from atrousops.data import decode
 from atrousops.data.bands import Pixels, read_picture
 from atrousops.data.strips import ArrayRows, Rows, open_rows
@@ -38,7 +39,7 @@ _WAITING = 4
 class Job:
     """A picture to do, and the name of its results."""
 
-    picture: Path
+    picture: Place
     name: str
 
 
@@ -50,9 +51,9 @@ class Segmented:
     page, pages: the one that was read, of how many in the file.
     """
 
-    picture: Path
-    mask: Path
-    overlay: Path
+    picture: Place
+    mask: Place
+    overlay: Place
     pixels: tuple[int, ...]
     seconds: float
     page: int = 1
@@ -63,7 +64,7 @@ class Segmented:
 class Failed:
     """One picture that could not be segmented, and why, in one line."""
 
-    picture: Path
+    picture: Place
     reason: str
 
 
@@ -71,7 +72,7 @@ class Failed:
 Read: TypeAlias = "tuple[Job, np.ndarray | Rows]"
 
 
-def plan(files: Sequence[Path], folder: Path) -> list[Job]:
+def plan(files: Sequence[Place], folder: Place) -> list[Job]:
     """A job for each file, whose results in `folder` are nobody else's."""
     return [Job(file, name) for file, name in zip(files, pictures.result_names(files, folder))]
 
@@ -96,7 +97,7 @@ class Segmenter:
     def __init__(
         self,
         predictor: Predictor,
-        folder: Path,
+        folder: Place,
         *,
         batch: int = 1,
         readers: int = 2,
@@ -225,12 +226,12 @@ class Segmenter:
             raise decode.PictureError(f"{job.picture}: {why}: with --size 0 and no --crf, or a higher --stream-above")
         return self.predictor.strips(rows.read, *rows.shape)
 
-    def _by_page(self, path: Path) -> bool:
+    def _by_page(self, path: Place) -> bool:
         # Elsewhere the pages of a TIFF may be the bands of one picture.
         pixels = self.predictor.pixels
         return (pixels.scale is None and pixels.channels in (1, 3)) or path.suffix.lower() not in (".tif", ".tiff")
 
-    def _results(self, job: Job, ending: str) -> tuple[Path, Path]:
+    def _results(self, job: Job, ending: str) -> tuple[Place, Place]:
         return self.folder / f"{job.name}_mask.{ending}", self.folder / f"{job.name}_overlay.{ending}"
 
     def _made(self, job: Job) -> str:
@@ -250,10 +251,10 @@ class ClassList:
         jobs: whose order the rows are in.
     """
 
-    def __init__(self, path: Path, classes: Sequence[str], jobs: Sequence[Job]) -> None:
+    def __init__(self, path: Place, classes: Sequence[str], jobs: Sequence[Job]) -> None:
         self.path = path
         self.classes = classes
-        self.done: dict[Path, Segmented] = {}
+        self.done: dict[Place, Segmented] = {}
         self._order = [job.picture for job in jobs]
         self._next = 0.0
 

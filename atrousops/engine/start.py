@@ -78,10 +78,13 @@ def _trunk_file(name: str, root: str | None) -> Path:
     if name.isidentifier():
         return _packaged(name)
     try:
-        return find(name, root)
+        found = find(name, root)
     except ArgumentError as error:
         rule = "be a file, from the working directory or in the folder of the data"
         raise ArgumentError(f"config: init.trunk must {rule}; there is no {name}.") from error
+    if not isinstance(found, Path):
+        bad_value("config", "init.trunk", "be a file of this machine", found, "Download it, and give its path.")
+    return found
 
 
 def _packaged(package: str) -> Path:

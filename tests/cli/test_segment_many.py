@@ -155,8 +155,20 @@ def test_devices(tmp_path, capsys, monkeypatch):
     assert segment(photo, "--device", "cpu", output=tmp_path / "out") == 0
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert segment(photo, output=tmp_path / "out") == 0
-    assert segment(photo, "--device", "cuda:0", output=tmp_path / "out") == 1
-    assert "device must be cpu or auto, as PyTorch sees no GPU here; got cuda:0" in capsys.readouterr().err
+    for name, rule in {
+        "cuda:0": "cpu or auto, as PyTorch sees no GPU here; got cuda:0.",
+        "gpu": "auto, or a device that PyTorch knows, such as cpu, cuda or cuda:1; got 'gpu'.",
+    }.items():
+        assert segment(photo, "--device", name, output=tmp_path / "out") == 1
+        assert f"atrousops: segment: --device must be {rule}\n" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    # A recipe's.
+    with pytest.raises(
+        ArgumentError, match=r"^config: device must be one of the 2 GPUs here, from cuda:0 on; got cuda:2"
+    ):
+        distributed.pick_device("cuda:2")
+    assert distributed.pick_device("cuda:1") == torch.device("cuda:1")
     assert taken == [torch.device("cpu")] * 2
     # "meta" stands for a GPU: a device that is not the CPU.
     assert bright.predictor(device="meta").normalise(np.zeros((4, 4, 3), np.uint8)).device.type == "meta"

@@ -12,6 +12,8 @@ import pytest
 import torch
 from small_networks import SMALL
 from torch import nn
+from torchvision.models.resnet import BasicBlock
+from torchvision.models.segmentation.deeplabv3 import ASPP as torchvision_aspp
 
 import atrousops as ao
 from atrousops import cli, models
@@ -81,19 +83,35 @@ class Layers(nn.Module):
         return {"out": self.up(self.unpool(pooled, codes, output_size=x.shape[-2:]) + x)}
 
 
+class Stock(nn.Module):
+    """PyTorch's layers, and all that `optimize` makes one call of: normalisation, each activation, residuals, ASPP."""
+
+    def __init__(self):
+        super().__init__()
+        steps = [layer for kind in (nn.ReLU6, nn.Hardswish, nn.SiLU) for layer in (*self.step(8), kind())]
+        self.steps = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), *steps)
+        self.residual = BasicBlock(8, 8)
+        self.aspp = torchvision_aspp(8, [2, 3], 6)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(6, 2, 4, stride=2, padding=1)
+
+    def step(self, width):
+        return nn.Conv2d(width, width, 3, padding=2, dilation=2, groups=2, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, image):
+        return {"out": self.up(self.pool(self.aspp(self.residual(self.steps(image)))))}
+
+
 @pytest.mark.parametrize("suffix", ["onnx", "pt2"])
 @pytest.mark.parametrize("tool", ["ours", "converted", "optimised"])
 def test_layers(tool, suffix, tmp_path):
     torch.manual_seed(0)
-    network = Layers().eval()
-    if tool != "ours":
-        network = nn.Sequential(
-            nn.Conv2d(3, 6, 3, padding=4, dilation=4), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 2, 1)
-        ).eval()
+    network = Layers().eval() if tool == "ours" else Stock().eval()
     if tool == "converted":
         ao.convert(network)
     if tool == "optimised":
         network = ao.optimize(network)
+        assert all(f"\n  {name} " in str(ao.optimization_report(network)) for name in ("steps", "residual", "aspp"))
     path = tmp_path / f"network.{suffix}"
     export(network, path, (32, 40))
     held(network, path)
