@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 from networks import AtrousTests
+from torch.nn import functional as F
 
 from atrousops import models
 from atrousops.common.checks import ArgumentError
@@ -79,10 +80,33 @@ class TestV3(AtrousTests):
             named = models.deeplabv3_resnet50(3, aux=True)
         assert str(general) == str(named)
 
+    @torch.no_grad()
+    def test_papers_head(self):
+        """Scores of what ASPP says, corners aligned."""
+        network = self.build(last_3x3=False, align_corners=True).eval()
+        assert [type(layer).__name__ for layer in network.classifier] == ["ASPP", "AtrousConv2d"]
+        picture = torch.rand(1, 3, 33, 33)
+        scores = network.classifier(network.backbone(picture))
+        wanted = F.interpolate(scores, (33, 33), mode="bilinear", align_corners=True)
+        torch.testing.assert_close(network(picture)["out"], wanted)
+
 
 class TestV3Plus(AtrousTests):
     name = "deeplabv3plus"
     arguments: ClassVar = {"num_classes": 3, "backbone": "resnet18"}
+
+    @pytest.mark.parametrize(("separable", "separable_aspp"), [(True, False), (False, True), (False, None)])
+    def test_separable_parts(self, separable, separable_aspp):
+        """Decoders and ASPPs that are separable or not: depthwise layers in 3 branches, in 2 layers."""
+        with torch.device("meta"):
+            network = self.build(separable=separable, separable_aspp=separable_aspp, align_corners=True)
+        counts = [
+            sum(isinstance(layer, torch.nn.Conv2d) and layer.groups > 1 for layer in part.modules())
+            for part in (network.classifier.aspp, network.classifier.decoder)
+        ]
+        assert counts == [3 * bool(separable if separable_aspp is None else separable_aspp), 2 * separable]
+        assert network.align_corners
+        assert network.classifier.align_corners
 
 
 class TestCascade(AtrousTests):

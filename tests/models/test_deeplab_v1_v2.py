@@ -59,6 +59,8 @@ def test_output_stride_and_field_of_view(variant):
     """Every variant keeps 1/8, and the outermost taps of fc6 are rate (kernel_size - 1) apart."""
     kernel_size, rate = variant
     network = models.deeplabv1(2, kernel_size, rate, width=1).eval()
+    # A multiple of eight and one more is the release's; six more are seen by one position more.
+    assert [network.backbone(torch.rand(1, 3, side, 9))["out"].shape[2] for side in (321, 327)] == [41, 42]
     features = network.backbone(torch.rand(1, 3, 153, 89))
     assert features["out"].shape[-2:] == (20, 12)
     assert network.classifier(features).shape == (1, 2, 20, 12)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import NetworkTests
+from networks import NetworkTests, parameters
 
 from atrousops import models
 from atrousops.data import CamVid, transforms
@@ -11,6 +11,9 @@ from atrousops.metrics import ConfusionMatrix
 
 class TestENet(NetworkTests):
     name = "enet"
+
+    def test_parameters(self):
+        assert parameters(self.name, num_classes=20) == 364_376
 
 
 def stock(network: torch.nn.Module) -> torch.nn.Module:
