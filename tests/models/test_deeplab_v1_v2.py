@@ -1,37 +1,11 @@
 """DeepLab v1 and v2: the paper's parameter counts, decimated weights, sums and maxima by hand."""
 
-from typing import Any, ClassVar
-
 import pytest
 import torch
-from networks import NetworkTests, parameters, vgg16_weights
+from networks import parameters, vgg16_weights
 from torch.nn import functional as F
 
 from atrousops import models
-from atrousops.common.checks import ArgumentError
-
-
-class TestV1(NetworkTests):
-    name = "deeplabv1"
-    arguments: ClassVar = {"num_classes": 3, "width": 4}
-    steps = 12
-
-
-class TestV1Even(TestV1):
-    """A 4x4 filter, and the learnt CRF."""
-
-    arguments: ClassVar = {"num_classes": 3, "width": 4, "kernel_size": 4, "rate": 8, "crf": "rnn"}
-
-
-class TestV2VGG(TestV1):
-    name = "deeplabv2"
-    arguments: ClassVar = {"num_classes": 3, "backbone": "vgg16", "width": 4}
-
-
-class TestV2ResNet(NetworkTests):
-    name = "deeplabv2"
-    arguments: ClassVar = {"num_classes": 3, "backbone": "resnet18", "multi_scale": True}
-    training = (40, 40)
 
 
 @pytest.mark.parametrize(
@@ -113,19 +87,3 @@ def test_scales_are_fused_by_maximum():
     for name, scores in wanted.items():
         torch.testing.assert_close(found[name], torch.tensor(scores).view(1, 2, 1, 1).expand(1, 2, 16, 16).float())
     assert list(network.eval()(torch.ones(1, 3, 16, 16))) == ["out"]
-
-
-@pytest.mark.parametrize(
-    ("name", "wrong", "match"),
-    [
-        ("deeplabv1", {"kernel_size": 3, "rate": 4}, "rate"),
-        ("deeplabv1", {"crf": "yes", "width": 1}, "crf"),
-        ("deeplabv1", {"pooling": 4, "width": 1}, "pooling"),
-        ("deeplabv2", {"backbone": "vgg16", "width": 1, "backbone_arguments": {"ceil_pool": True}}, "backbone_arg"),
-        ("deeplabv2", {"backbone": "vgg19"}, "backbone"),
-        ("deeplabv2", {"backbone": "resnet18", "rates": (0,)}, "rates"),
-    ],
-)
-def test_bad_arguments(name: str, wrong: dict[str, Any], match: str):
-    with pytest.raises(ArgumentError, match=match):
-        models.build(name, **wrong)

@@ -2,18 +2,15 @@
 
 import pytest
 import torch
-from networks import NetworkTests, parameters
+from networks import parameters
 
 from atrousops import models
 from atrousops.data import CamVid, transforms
 from atrousops.metrics import ConfusionMatrix
 
 
-class TestENet(NetworkTests):
-    name = "enet"
-
-    def test_parameters(self):
-        assert parameters(self.name, num_classes=20) == 364_376
+def test_parameters():
+    assert parameters("enet", num_classes=20) == 364_376
 
 
 def stock(network: torch.nn.Module) -> torch.nn.Module:

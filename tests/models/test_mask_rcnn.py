@@ -9,7 +9,6 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 import atrousops as ao
 from atrousops import models
-from atrousops.common.checks import ArgumentError
 from atrousops.models._detection import paste
 
 SMALL = {"min_size": 64, "max_size": 96, "box_score_thresh": 0.0, "box_detections_per_img": 6}
@@ -93,9 +92,3 @@ def test_backbone_weights():
     for features in ("fpn", "dilated_c5"):
         network = models.mask_rcnn(2, "resnet18", features, backbone_weights=weights, **SMALL)
         assert torch.equal(network.backbone.body["layer4"][1].conv2.weight, weights["layer4.1.conv2.weight"])
-
-
-def test_bad_arguments():
-    for wrong in ({"backbone": "vgg16"}, {"features": "c4"}):
-        with pytest.raises(ArgumentError, match=next(iter(wrong))):
-            models.mask_rcnn(2, **wrong)

@@ -1,21 +1,12 @@
 """PSPNet: the pyramid against its definition, and the second head."""
 
-from typing import ClassVar
-
 import pytest
 import torch
-from networks import NetworkTests, parameters
+from networks import parameters
 from torch.nn import functional as F
 
 from atrousops import models
-from atrousops.common.checks import ArgumentError
 from atrousops.models.pspnet import PyramidPooling
-
-
-class TestPSPNet(NetworkTests):
-    name = "pspnet"
-    arguments: ClassVar = {"num_classes": 3, "backbone": "resnet18"}
-    outputs = ("out", "aux")
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
@@ -44,9 +35,3 @@ def test_pyramid():
     torch.testing.assert_close(y[:, 8:12], mean.expand(-1, -1, 12, 18))
     small = torch.nn.Sequential(*bins)(F.avg_pool2d(x, (2, 3)))
     torch.testing.assert_close(y[:, 12:], F.interpolate(small, size=(12, 18), mode="bilinear"))
-
-
-def test_bad_arguments():
-    for wrong in ({"sizes": (0,)}, {"sizes": (1, 2, 3)}, {"backbone": "vgg16"}, {"output_stride": 4}):
-        with pytest.raises(ArgumentError):
-            models.pspnet(2, **{"backbone": "resnet18", **wrong})

@@ -9,7 +9,6 @@ import torchvision
 from published_files import assert_same, loaded, seen
 
 from atrousops import models
-from atrousops.common.checks import ArgumentError
 
 # Of the blocks in a ResNet's stages: enough that a stage's others are not as its first.
 COUNTS = (1, 1, 2, 2)
@@ -103,7 +102,7 @@ def test_enet(monkeypatch, tmp_path, decoder_prelu):
 
 
 def test_what_is_refused(monkeypatch, tmp_path):
-    """A variable that no layer has is named as the release names it; and a form that there is none of."""
+    """A variable that no layer has is named as the release names it."""
     for name in {*models.PUBLISHED} - {"deeplabv3plus_xception65_voc_trainaug"}:
         monkeypatch.delitem(models.PUBLISHED, name)
     state = tensorflows(releases_tensorflow.xception_shapes(4, 21))
@@ -111,5 +110,3 @@ def test_what_is_refused(monkeypatch, tmp_path):
     text = r"1 unknown, such as aspp4_depthwise/depthwise_weights \(3, 3, 8, 1\); .*classifier\.scores\.bias \(7,\) for"
     with pytest.raises(models.WeightsError, match=text):
         loaded(monkeypatch, tmp_path, "deeplabv3plus_xception65_voc_trainaug", state, ".npz", width=4)
-    with pytest.raises(ArgumentError, match='form must be "paper" or "smp"'):
-        models.deeplabv3plus(2, "resnet18", form="mmseg")

@@ -297,7 +297,9 @@ def test_espnet(monkeypatch, tmp_path):
     assert_same(ours(seen(ours, image))["out"], theirs(given)["out"][:, :19])
 
 
-@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large_voc", "deeplabv3_mobilenet_v3_large_voc"])
+@pytest.mark.parametrize(
+    "name", ["lraspp_mobilenet_v3_large_voc", "deeplabv3_mobilenet_v3_large_voc", "deeplabv3_resnet50_voc"]
+)
 @torch.inference_mode()
 def test_torchvision(monkeypatch, tmp_path, name):
     make = getattr(_SEMANTIC, name.removesuffix("_voc"))
