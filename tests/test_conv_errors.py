@@ -28,7 +28,7 @@ NONSENSE = [
     {},
     object(),
 ]
-NONSENSE += [torch.tensor(1), torch.tensor(1.5), torch.tensor([1, 1]), 0, -1, (0,), (-1,), 2**63, (2**63,), [None]]
+NONSENSE += [torch.tensor(1), torch.tensor(1.5), torch.tensor([1, 1]), 0, -1, 3, (0,), (-1,), 2**63, (2**63,), [None]]
 SIZES = {1: (9,), 2: (9, 8), 3: (7, 6, 5)}
 RANKS = pytest.mark.parametrize("rank", SIZES)
 

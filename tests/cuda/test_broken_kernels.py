@@ -15,7 +15,7 @@ SIMT = ("conv_simt.cu", "tests/test_conv.py", "match_pytorch and host_cuda and f
 MMA = ("conv_mma_f16.cu", "tests/cuda/test_conv_mma.py", "epilogue and 2-float16")
 # Nine steps in a ring of five stages.
 WGMMA = ("conv_wgmma_f16_sm90a.cu", "tests/cuda/test_conv_wgmma.py", "epilogue and 1")
-ROI = ("roi_align.cu", "tests/test_roi_align.py", "gradient_in_several_tiles and host_cuda")
+ROI = ("roi_align.cu", "tests/test_roi_operators.py", "gradient_in_several_tiles and host_cuda and align")
 UNPOOL = ("max_unpool.cu", "tests/test_max_unpool.py", "point_anywhere and host_cuda")
 ROWS = ("permutohedral_rows.cu", "tests/test_permutohedral.py", "channels_and_dtypes and host_cuda and float32 and 33")
 CONTEXT = ("context_module_sm90a.cu", "tests/test_context_module.py", "host_cuda and (paper and float16)")

@@ -1,7 +1,6 @@
 """CRF-RNN: gradients through mean field, and what the CRF adds to FCN-8s."""
 
 import torch
-from networks import parameters
 
 from atrousops import models
 
@@ -36,7 +35,3 @@ def test_is_the_crf_of_the_scores():
         wanted = network.crf(scores, colours.clamp(0, 255))
         got = network(image)["out"].softmax(dim=1)
     torch.testing.assert_close(got, wanted)
-
-
-def test_parameters():
-    assert parameters("crfrnn", width=8) == parameters("fcn8s", width=8) + 3 * 21**2

@@ -15,16 +15,9 @@ def test_parameters_of_table_2(kernel_size, rate, millions):
     assert round(parameters("deeplabv1", kernel_size=kernel_size, rate=rate) / 1e6, 1) == millions
 
 
-@pytest.mark.parametrize(
-    ("backbone", "trunk", "branch"),
-    [
-        ("resnet101", 42_500_160, 2048 * 21 * 9 + 21),
-        ("vgg16", 14_714_688, 512 * 1024 * 9 + 1024 + 1024**2 + 1024 + 1024 * 21 + 21),
-    ],
-)
-def test_parameters_of_v2(backbone, trunk, branch):
-    assert parameters("deeplabv2", backbone=backbone) == trunk + 4 * branch
-    assert parameters("deeplabv2", backbone=backbone, multi_scale=True) == trunk + 4 * branch
+def test_parameters_of_v2():
+    branch = 512 * 1024 * 9 + 1024 + 1024**2 + 1024 + 1024 * 21 + 21
+    assert parameters("deeplabv2", backbone="vgg16", multi_scale=True) == 14_714_688 + 4 * branch
 
 
 @pytest.mark.parametrize("variant", sorted(models.deeplab_v1.VARIANTS))

@@ -2,15 +2,10 @@
 
 import pytest
 import torch
-from networks import parameters
 
 from atrousops import models
 from atrousops.data import CamVid, transforms
 from atrousops.metrics import ConfusionMatrix
-
-
-def test_parameters():
-    assert parameters("enet", num_classes=20) == 364_376
 
 
 def stock(network: torch.nn.Module) -> torch.nn.Module:
