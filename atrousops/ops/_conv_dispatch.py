@@ -16,7 +16,7 @@ from atrousops.common.conv_arguments import Arguments
 from atrousops.dispatch import backends, choice, libraries
 from atrousops.dispatch.devices import tf32_allowed
 from atrousops.dispatch.planner import CallArguments
-from atrousops.ops._register import PLAIN, foreign, jit_traces, transformed
+from atrousops.ops._register import PLAIN, foreign, transformed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ _PYTORCH = Route("aten", Arguments((), (), (), 1, ()))
 # By names of this module: behind a large convolution the dictionaries of other modules are not in the cache.
 _forced = backends._forced
 _grad_enabled, _autocast_enabled = torch.is_grad_enabled, torch._C._is_any_autocast_enabled
-_threads, _is_compiling = torch.get_num_threads, torch.compiler.is_compiling
+_threads, _is_compiling, _is_tracing = torch.get_num_threads, torch.compiler.is_compiling, torch._C._is_tracing
 
 
 choice.on_forget.append(_routes.clear)
@@ -72,9 +72,11 @@ def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, *args: A
 
 def route_of(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Route:
     """Where a call goes; the checks are made, and raise, the first time that it comes."""
-    if jit_traces() and _forced[0] != "reference":
+    compiling = _is_compiling()
+    # Who reads the graph of torch.jit.trace knows PyTorch's operators alone.
+    if not compiling and _is_tracing() and _forced[0] != "reference":
         return _PYTORCH
-    plain = not _is_compiling() and type(input) in _PLAIN and type(weight) in _PLAIN
+    plain = not compiling and type(input) in _PLAIN and type(weight) in _PLAIN
     plain = plain and (bias is None or type(bias) in _PLAIN)
     if not (plain and input.layout is weight.layout is torch.strided):
         # Subclasses bring their own operators, which see PyTorch's function once, and nothing before it.
@@ -132,8 +134,7 @@ def _find_route(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, 
 
 
 def _route(call: Call, input: Tensor, weight: Tensor, arguments: Arguments) -> Route:
-    forced = backends.forced()
-    if forced is not None:
+    if _forced[0] is not None:
         return Route(backends.choose(call.op, input.device, input.dtype), arguments)
     device = input.device
     dtype = torch.get_autocast_dtype(device.type) if _autocasts(input) else input.dtype
@@ -144,7 +145,9 @@ def _route(call: Call, input: Tensor, weight: Tensor, arguments: Arguments) -> R
     needs_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
     kind = "forward" if call.op == "conv" else "transposed"
     ours = _ours(kind, size, weight.shape, arguments, dtype, not input.is_contiguous(), device, needs_grad)
-    return Route(backends.own(call.op, input.device, dtype) if ours else "aten", arguments)
+    if not ours:
+        return Route("aten", arguments)
+    return Route("cpu" if device.type == "cpu" else backends.own(call.op, device, dtype), arguments)
 
 
 def _is_empty(input: Tensor) -> bool:
@@ -188,10 +191,9 @@ def gradient_is_ours(kind: str, size: Any, weight_size: Any, arguments: Argument
     """Whether a gradient ("input_grad" or "weight_grad") of a convolution of ours is best computed by us, too."""
     if transformed() or foreign(grad):
         return False
-    forced = backends.forced()
     rank = len(arguments.stride)
-    if forced is not None or 0 in (*size, *weight_size):
-        return forced != "aten"
+    if _forced[0] is not None or 0 in (*size, *weight_size):
+        return _forced[0] != "aten"
     asked = (kind, tuple(size), weight_size, arguments, grad.dtype, not grad.is_contiguous(), grad.device)
     if arguments.padding[:rank] == arguments.padding[-rank:]:
         return _ours(*asked)
