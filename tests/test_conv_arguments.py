@@ -62,33 +62,13 @@ def test_pytorchs_error_inputs(op):
 
 
 X, W = torch.randn(1, 4, 5, 5), torch.randn(4, 4, 3, 3)
+# Of what PyTorch has no words for; the others are in test_conv_errors.py.
 BAD = [
-    ("conv2d", (X, W), {"stride": 0}, ArgumentError, "stride must be positive"),
-    ("conv2d", (X, W), {"dilation": (1, 0)}, ArgumentError, "dilation must be positive"),
-    ("conv2d", (X, W), {"padding": -1}, ArgumentError, "padding must not be negative"),
-    ("conv2d", (X, W), {"padding": "some"}, ArgumentError, "padding must be 'same'"),
-    ("conv2d", (X, W), {"padding": "same", "stride": 2}, ArgumentError, "padding must be a number"),
-    ("conv2d", (X, W), {"stride": (1, 2, 3)}, ArgumentError, "stride must have 1 or 2 entries"),
     ("conv2d", (X, W), {"stride": 1.5}, ArgumentTypeError, "stride must be an int"),
-    ("conv2d", (X, W), {"groups": 0}, ArgumentError, "groups must be positive"),
-    ("conv2d", (X, W), {"groups": 3}, ArgumentError, "weight must have a multiple of groups"),
-    ("conv2d", (X, W[:, :3]), {}, ArgumentError, "input must have 3 channels"),
-    ("conv2d", (X, W), {"dilation": 3}, ArgumentError, "input must be at least as large as the dilated kernel, 7"),
-    ("conv2d", (X, W, torch.zeros(3)), {}, ArgumentError, "bias must have shape"),
-    ("conv2d", (X, W.double()), {}, ArgumentTypeError, "weight must have input's dtype"),
-    ("conv2d", (X, W, torch.zeros(4).double()), {}, ArgumentTypeError, "bias must have input's dtype"),
     ("conv2d", (X, W.to("meta")), {}, ArgumentError, "weight must be on cpu, as input"),
-    ("conv2d", (X[0, 0], W), {}, ArgumentError, "input must have 3 or 4 dimensions"),
-    ("conv2d", (X, W[0]), {}, ArgumentError, "weight must have 4 dimensions"),
     ("conv2d", (X, None), {}, ArgumentTypeError, "weight must be a Tensor"),
     ("conv2d", (X.numpy(), W), {}, ArgumentTypeError, "input must be a Tensor"),
-    ("conv_transpose2d", (X, W), {"stride": 0}, ArgumentError, "stride must be positive"),
-    ("conv_transpose2d", (X, W), {"output_padding": 1}, ArgumentError, "output_padding must be smaller"),
-    ("conv_transpose2d", (X, W), {"output_padding": -1}, ArgumentError, "output_padding must not be negative"),
-    ("conv_transpose2d", (X, W), {"padding": 9}, ArgumentError, "padding must leave an output"),
     ("conv_transpose2d", (X, W), {"padding": "same"}, ArgumentTypeError, "padding must be an int"),
-    ("conv_transpose2d", (X, W[:3]), {}, ArgumentError, "input must have 3 channels"),
-    ("conv_transpose2d", (X, W, torch.zeros(3)), {}, ArgumentError, "bias must have shape"),
 ]
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 import atrousops as ao
 import atrousops.functional as A
+from atrousops.common.checks import ArgumentError, ArgumentTypeError
 
 # Sizes, flags and names that mean nothing, each of another type.
 NONSENSE = [
@@ -28,7 +29,7 @@ NONSENSE = [
     {},
     object(),
 ]
-NONSENSE += [torch.tensor(1), torch.tensor(1.5), torch.tensor([1, 1]), 0, -1, (0,), (-1,), 2**63, (2**63,), [None]]
+NONSENSE += [torch.tensor(1), torch.tensor(1.5), torch.tensor([1, 1]), 0, -1, 3, (0,), (-1,), 2**63, (2**63,), [None]]
 SIZES = {1: (9,), 2: (9, 8), 3: (7, 6, 5)}
 RANKS = pytest.mark.parametrize("rank", SIZES)
 
@@ -107,58 +108,59 @@ def test_layers_refuse_with_pytorchs_classes(name, rank):
 
 X, W, B = torch.randn(1, 4, 5, 5), torch.randn(4, 4, 3, 3), torch.randn(4)
 VOLUME = torch.randn(1, 1, 4, 5, 5)
+# A call, and what ours says besides PyTorch's words.
 MESSAGES = [
-    ("conv2d", (X, W), {"stride": 0}),
-    ("conv2d", (X, W), {"dilation": (1, 0)}),
-    ("conv2d", (X, W), {"padding": -1}),
-    ("conv2d", (X, W), {"padding": "some"}),
-    ("conv2d", (X, W), {"padding": "same", "stride": 2}),
-    ("conv2d", (X, W), {"stride": (1, 2, 3)}),
-    ("conv2d", (X, W), {"padding": (1, 2, 3)}),
-    ("conv2d", (X, W), {"dilation": (1, 2, 3)}),
-    ("conv2d", (X, W), {"groups": 0}),
-    ("conv2d", (X, W), {"groups": 3}),
-    ("conv2d", (X, W[:2]), {"groups": 4}),
-    ("conv2d", (X, W), {"groups": 2}),
-    ("conv2d", (X, W[:, :3]), {}),
-    ("conv2d", (X[0], W[:, :3]), {}),
-    ("conv2d", (X, W), {"dilation": 3}),
-    ("conv2d", (X[..., :1], W), {"padding": (1, 0)}),
-    ("conv2d", (X[0], torch.randn(4, 4, 7, 3)), {}),
-    ("conv2d", (X, W, B[:3]), {}),
-    ("conv2d", (X, W, B[:, None]), {}),
-    ("conv2d", (X, W.double()), {}),
-    ("conv2d", (X.double(), W), {}),
-    ("conv2d", (X.half(), W), {}),
-    ("conv2d", (X.long(), W), {}),
-    ("conv2d", (X, W, B.double()), {}),
-    ("conv2d", (X.half(), W.half(), B), {}),
-    ("conv2d", (X[0, 0], W), {}),
-    ("conv2d", (X[None], W), {}),
-    ("conv2d", (X, W[0, 0]), {}),
-    ("conv2d", (X, W[..., :0]), {}),
-    ("conv1d", (X[0, 0, 0], W[0]), {}),
-    ("conv1d", (X[0], W[0, :, :]), {"stride": (1, 1)}),
-    ("conv1d", (X[0], torch.randn(4, 3, 2)), {}),
-    ("conv3d", (X[0], W[None]), {}),
-    ("conv3d", (VOLUME, torch.randn(2, 3, 1, 1, 1)), {}),
-    ("conv3d", (VOLUME, torch.randn(2, 1, 7, 1, 1)), {}),
-    ("conv_transpose2d", (X, W), {"stride": 0}),
-    ("conv_transpose2d", (X, W), {"padding": -1}),
-    ("conv_transpose2d", (X, W), {"padding": 9}),
-    ("conv_transpose2d", (X, W), {"dilation": 0}),
-    ("conv_transpose2d", (X, W), {"output_padding": 1}),
-    ("conv_transpose2d", (X, W), {"output_padding": -1}),
-    ("conv_transpose2d", (X, W), {"output_padding": (1, 1, 1)}),
-    ("conv_transpose2d", (X, W), {"groups": 3}),
-    ("conv_transpose2d", (X, W[:3]), {}),
-    ("conv_transpose2d", (X, W, B[:3]), {}),
-    ("conv_transpose2d", (X, W, B[:3]), {"groups": 2}),
-    ("conv_transpose2d", (X[0, 0], W), {}),
-    ("conv_transpose2d", (X, W.double()), {}),
-    ("conv_transpose1d", (X[0], W[0]), {}),
-    ("conv_transpose3d", (VOLUME, VOLUME[..., :1, :1, :1]), {"padding": 4}),
-    ("conv_transpose3d", (VOLUME, VOLUME[..., :1, :1, :1]), {"output_padding": 4}),
+    ("conv2d", (X, W), {"stride": 0}, "stride must be positive"),
+    ("conv2d", (X, W), {"dilation": (1, 0)}, "dilation must be positive"),
+    ("conv2d", (X, W), {"padding": -1}, "padding must not be negative"),
+    ("conv2d", (X, W), {"padding": "some"}, "padding must be 'same'"),
+    ("conv2d", (X, W), {"padding": "same", "stride": 2}, "padding must be a number"),
+    ("conv2d", (X, W), {"stride": (1, 2, 3)}, "stride must have 1 or 2 entries"),
+    ("conv2d", (X, W), {"padding": (1, 2, 3)}, ""),
+    ("conv2d", (X, W), {"dilation": (1, 2, 3)}, ""),
+    ("conv2d", (X, W), {"groups": 0}, "groups must be positive"),
+    ("conv2d", (X, W), {"groups": 3}, "weight must have a multiple of groups"),
+    ("conv2d", (X, W[:2]), {"groups": 4}, ""),
+    ("conv2d", (X, W), {"groups": 2}, ""),
+    ("conv2d", (X, W[:, :3]), {}, "input must have 3 channels"),
+    ("conv2d", (X[0], W[:, :3]), {}, ""),
+    ("conv2d", (X, W), {"dilation": 3}, "input must be at least as large as the dilated kernel, 7"),
+    ("conv2d", (X[..., :1], W), {"padding": (1, 0)}, ""),
+    ("conv2d", (X[0], torch.randn(4, 4, 7, 3)), {}, ""),
+    ("conv2d", (X, W, B[:3]), {}, "bias must have shape"),
+    ("conv2d", (X, W, B[:, None]), {}, ""),
+    ("conv2d", (X, W.double()), {}, "weight must have input's dtype"),
+    ("conv2d", (X.double(), W), {}, ""),
+    ("conv2d", (X.half(), W), {}, ""),
+    ("conv2d", (X.long(), W), {}, ""),
+    ("conv2d", (X, W, B.double()), {}, "bias must have input's dtype"),
+    ("conv2d", (X.half(), W.half(), B), {}, ""),
+    ("conv2d", (X[0, 0], W), {}, "input must have 3 or 4 dimensions"),
+    ("conv2d", (X[None], W), {}, ""),
+    ("conv2d", (X, W[0, 0]), {}, "weight must have 4 dimensions"),
+    ("conv2d", (X, W[..., :0]), {}, ""),
+    ("conv1d", (X[0, 0, 0], W[0]), {}, ""),
+    ("conv1d", (X[0], W[0, :, :]), {"stride": (1, 1)}, ""),
+    ("conv1d", (X[0], torch.randn(4, 3, 2)), {}, ""),
+    ("conv3d", (X[0], W[None]), {}, ""),
+    ("conv3d", (VOLUME, torch.randn(2, 3, 1, 1, 1)), {}, ""),
+    ("conv3d", (VOLUME, torch.randn(2, 1, 7, 1, 1)), {}, ""),
+    ("conv_transpose2d", (X, W), {"stride": 0}, "stride must be positive"),
+    ("conv_transpose2d", (X, W), {"padding": -1}, ""),
+    ("conv_transpose2d", (X, W), {"padding": 9}, "padding must leave an output"),
+    ("conv_transpose2d", (X, W), {"dilation": 0}, ""),
+    ("conv_transpose2d", (X, W), {"output_padding": 1}, "output_padding must be smaller"),
+    ("conv_transpose2d", (X, W), {"output_padding": -1}, "output_padding must not be negative"),
+    ("conv_transpose2d", (X, W), {"output_padding": (1, 1, 1)}, ""),
+    ("conv_transpose2d", (X, W), {"groups": 3}, ""),
+    ("conv_transpose2d", (X, W[:3]), {}, "input must have 3 channels"),
+    ("conv_transpose2d", (X, W, B[:3]), {}, "bias must have shape"),
+    ("conv_transpose2d", (X, W, B[:3]), {"groups": 2}, ""),
+    ("conv_transpose2d", (X[0, 0], W), {}, ""),
+    ("conv_transpose2d", (X, W.double()), {}, ""),
+    ("conv_transpose1d", (X[0], W[0]), {}, ""),
+    ("conv_transpose3d", (VOLUME, VOLUME[..., :1, :1, :1]), {"padding": 4}, ""),
+    ("conv_transpose3d", (VOLUME, VOLUME[..., :1, :1, :1]), {"output_padding": 4}, ""),
 ]
 
 
@@ -170,16 +172,19 @@ def words(error: Exception) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "args", "options"), MESSAGES, ids=[f"{name} {i}" for i, (name, *_) in enumerate(MESSAGES)]
+    ("name", "args", "options", "text"), MESSAGES, ids=[f"{name} {i}" for i, (name, *_) in enumerate(MESSAGES)]
 )
-def test_pytorchs_words_are_in_ours(name, args, options):
+def test_ours_says_what_and_pytorchs_words(name, args, options, text):
     expected = outcome(getattr(F, name), *args, **options)
     assert isinstance(expected, RuntimeError)
-    for backend in (None, "reference"):
+    for backend in (None, "aten", "reference"):
         with ao.backend(backend):
             got = outcome(getattr(A, name), *args, **options)
-        assert isinstance(got, RuntimeError)
+        assert isinstance(got, RuntimeError)  # as PyTorch's own
         assert words(expected) in str(got), backend
+        assert text in str(got), backend
+        if text:
+            assert isinstance(got, ArgumentTypeError if "dtype" in text else ArgumentError)
 
 
 def test_layers_say_the_same():

@@ -3,18 +3,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from roi_cases import (
-    BAD_BOXES,
-    BAD_CALLS,
     DTYPES,
     SHAPES,
     assert_agree,
     bad_call,
-    check_bad_boxes_on_a_device,
     features,
     peer,
     problems,
     random_boxes,
-    repeated,
     with_gradient,
 )
 
@@ -118,24 +114,6 @@ def test_random_arguments(problem, sampling_ratio, aligned, channels_last, backe
     assert_agree(ours, exact, theirs)
 
 
-@pytest.mark.parametrize(("changes", "error", "message"), BAD_CALLS + BAD_BOXES)
-@pytest.mark.parametrize("name", ["cpu", "aten", "reference"])
-def test_bad_calls(changes, error, message, name):
-    with ao.backend(name), pytest.raises(error, match=message):
-        A.roi_align(**bad_call(changes))
-
-
-@pytest.mark.parametrize(("changes", "error", "message"), BAD_CALLS)
-def test_bad_calls_on_every_backend(changes, error, message, backend):
-    with pytest.raises(error, match=message):
-        A.roi_align(**bad_call(changes))
-
-
-def test_bad_boxes_on_a_device(backend):
-    if backend != "cpu":
-        check_bad_boxes_on_a_device(A.roi_align)
-
-
 def test_bad_sampling_ratio():
     with pytest.raises(TypeError, match="sampling_ratio must be an integer"):
         A.roi_align(**bad_call({"sampling_ratio": 1.5}))
@@ -150,27 +128,6 @@ def test_gradcheck(backend):
 
     assert torch.autograd.gradcheck(run, (x,))
     assert torch.autograd.gradgradcheck(run, (x,))
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_same_bits_every_time(channels_last, backend):
-    small = backend in ("host_cuda", "triton")
-    shape = (2, 12, 12, 12) if small else (2, 40, 30, 30)
-    x, boxes = features(shape, torch.float32, channels_last), random_boxes(100, shape, 1.0).float()
-    results = list(repeated(lambda: with_gradient(A.roi_align, x, boxes, 3 if small else 7, 1.0, 2), backend))
-    for other in results[1:]:
-        assert torch.equal(results[0][0], other[0])
-        assert torch.equal(results[0][1], other[1])
-
-
-@pytest.mark.torchvision
-def test_gradient_in_several_tiles(backend):
-    # 260 rows of 80 columns exceed one tile of a gradient, and boxes cross from tile to tile; CUDA's are smaller.
-    shape = (1, 3, 40 if backend in ("host_cuda", "triton") else 260, 80)
-    x, boxes = features(shape, torch.float64), random_boxes(20, shape, 1.0)
-    ours = with_gradient(A.roi_align, x, boxes, 3, 1.0, 2)
-    exact = with_gradient(peer("roi_align"), x, boxes, 3, 1.0, 2)
-    torch.testing.assert_close(ours[1], exact[1], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.torchvision
@@ -208,38 +165,6 @@ def test_boxes_are_never_rounded(backend):
     torch.testing.assert_close(y, exact.bfloat16(), rtol=0, atol=0)
 
 
-@pytest.mark.torchvision
-def test_list_of_boxes(backend):
-    shape = (2, 4, 8, 8)
-    x = features(shape, torch.float32)
-    lists = [torch.tensor([[1.0, 1, 5, 6], [0, 0, 7, 7]]), torch.tensor([[2.0, 3, 4, 5]])]
-    torch.testing.assert_close(A.roi_align(x, lists, 3), peer("roi_align")(x, lists, 3))
-    assert A.roi_align(x, [], 3).shape == (0, 4, 3, 3)
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_no_boxes_and_no_channels(channels_last, backend):
-    x = features((2, 4, 8, 8), torch.float32, channels_last)
-    y, grad = with_gradient(A.roi_align, x, torch.zeros(0, 5), (3, 2))
-    assert y.shape == (0, 4, 3, 2)
-    assert torch.equal(grad, torch.zeros_like(x))
-    assert A.roi_align(x[:, :0], torch.zeros(3, 5), 2).shape == (3, 0, 2, 2)
-    assert A.roi_align(x[:0], torch.zeros(0, 5), 2).shape == (0, 4, 2, 2)
-
-
-@pytest.mark.torchvision
-def test_views_and_expanded_gradients(backend):
-    # A sliced, transposed view of a larger buffer, boxes with a stride, and the gradient of a sum (all strides 0).
-    x = features((2, 9, 12, 11), torch.float64).transpose(2, 3)[:, 2:7, 1:, 3:]
-    boxes = random_boxes(6, tuple(x.shape), 1.0).t().contiguous().t()
-    leaves = [x.detach().requires_grad_() for _ in range(2)]
-    ours, exact = A.roi_align(leaves[0], boxes, 3), peer("roi_align")(leaves[1], boxes, 3)
-    torch.testing.assert_close(ours, exact)
-    ours.sum().backward()
-    exact.sum().backward()
-    torch.testing.assert_close(leaves[0].grad, leaves[1].grad)
-
-
 def test_nan_reaches_only_the_bins_that_read_it(backend):
     x = features((1, 2, 10, 10), torch.float32)
     x[0, 0, 0, 0] = torch.nan
@@ -265,27 +190,6 @@ def test_opcheck(backend):
         grad = features((5, 3, 3, 2), torch.float32, channels_last).requires_grad_()
         args = (grad, boxes, 1.0, *shape, 2, False, channels_last)
         torch.library.opcheck(torch.ops.atrousops.roi_align_backward.default, args)
-
-
-def test_compiles_to_one_graph(backend):
-    shape = (2, 3, 8, 9)
-    x, boxes = features(shape, torch.float32), random_boxes(5, shape, 1.0).float()
-    compiled = torch.compile(A.roi_align, fullgraph=True, backend="aot_eager")
-    ours, eager = (with_gradient(run, x, boxes, 3, 1.0, 2) for run in (compiled, A.roi_align))
-    for one, other in zip(ours, eager):
-        assert torch.equal(one, other)
-    if backend == "cpu":
-        with pytest.raises(Exception, match="boxes must be finite"):
-            compiled(x, torch.full((1, 5), torch.nan), 3, 1.0, 2)
-
-
-def test_autocast_gives_the_input_dtype(backend):
-    shape = (1, 4, 8, 8)
-    x, boxes = features(shape, torch.bfloat16), random_boxes(5, shape, 1.0).float()
-    with torch.autocast(x.device.type, torch.bfloat16):
-        y = A.roi_align(x, boxes, 3)
-    assert y.dtype == torch.bfloat16
-    assert torch.equal(y, A.roi_align(x.float(), boxes, 3).bfloat16())
 
 
 @pytest.mark.torchvision

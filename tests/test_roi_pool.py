@@ -3,18 +3,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from roi_cases import (
-    BAD_BOXES,
-    BAD_CALLS,
     DTYPES,
     SHAPES,
     assert_agree,
-    bad_call,
-    check_bad_boxes_on_a_device,
     features,
     peer,
     problems,
     random_boxes,
-    repeated,
     with_gradient,
 )
 
@@ -101,24 +96,6 @@ def test_random_arguments(problem, channels_last, backend):
     torch.testing.assert_close(ours[1], theirs[1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("changes", "error", "message"), BAD_CALLS + BAD_BOXES)
-@pytest.mark.parametrize("name", ["cpu", "aten", "reference"])
-def test_bad_calls(changes, error, message, name):
-    with ao.backend(name), pytest.raises(error, match=message):
-        A.roi_pool(**bad_call(changes))
-
-
-@pytest.mark.parametrize(("changes", "error", "message"), BAD_CALLS)
-def test_bad_calls_on_every_backend(changes, error, message, backend):
-    with pytest.raises(error, match=message):
-        A.roi_pool(**bad_call(changes))
-
-
-def test_bad_boxes_on_a_device(backend):
-    if backend != "cpu":
-        check_bad_boxes_on_a_device(A.roi_pool)
-
-
 def test_gradients_of_any_order(backend):
     shape = (2, 3, 6, 7)
     # All values differ by more than gradcheck's step, so that no maximum changes hands.
@@ -126,28 +103,6 @@ def test_gradients_of_any_order(backend):
     boxes = random_boxes(4, shape, 1.0)
     assert torch.autograd.gradcheck(lambda x: A.roi_pool(x, boxes, (2, 3)), (x,))
     assert torch.autograd.gradgradcheck(lambda x: A.roi_pool(x, boxes, 2) ** 2, (x,))
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_same_bits_every_time(channels_last, backend):
-    small = backend in ("host_cuda", "triton")
-    shape = (2, 12, 12, 12) if small else (2, 40, 30, 30)
-    x, boxes = features(shape, torch.float32, channels_last), random_boxes(100, shape, 1.0).float()
-    size = 3 if small else 7
-    upstream = torch.randn(100, shape[1], size, size)
-    results = list(repeated(lambda: with_gradient(A.roi_pool, x, boxes, size, 1.0, upstream=upstream), backend))
-    for other in results[1:]:
-        assert torch.equal(results[0][0], other[0])
-        assert torch.equal(results[0][1], other[1])
-
-
-@pytest.mark.torchvision
-def test_gradient_in_several_tiles(backend):
-    # 260 rows of 80 columns exceed one tile of a gradient, and boxes cross from tile to tile; CUDA's are smaller.
-    shape = (1, 3, 40 if backend in ("host_cuda", "triton") else 260, 80)
-    x, boxes = features(shape, torch.float64), random_boxes(20, shape, 1.0)
-    ours = with_gradient(A.roi_pool, x, boxes, 3)
-    exactly(ours, with_gradient(peer("roi_pool"), x, boxes, 3), torch.float64)
 
 
 @pytest.mark.torchvision
@@ -158,24 +113,6 @@ def test_double_boxes_for_any_features(dtype, channels_last, backend):
     shape = (1, 24, 7, 9)
     x, boxes = features(shape, dtype, channels_last), random_boxes(6, shape, 1.0)
     exactly(with_gradient(A.roi_pool, x, boxes, 2), with_gradient(peer("roi_pool"), x.double(), boxes, 2), dtype)
-
-
-@pytest.mark.torchvision
-def test_list_of_boxes_and_none_at_all(backend):
-    x = features((2, 4, 8, 8), torch.float32)
-    lists = [torch.tensor([[1.0, 1, 5, 6], [0, 0, 7, 7]]), torch.tensor([[2.0, 3, 4, 5]])]
-    torch.testing.assert_close(A.roi_pool(x, lists, 3), peer("roi_pool")(x, lists, 3))
-    y, grad = with_gradient(A.roi_pool, x, torch.zeros(0, 5), (3, 2))
-    assert y.shape == (0, 4, 3, 2)
-    assert torch.equal(grad, torch.zeros_like(x))
-
-
-@pytest.mark.torchvision
-def test_views(backend):
-    # A sliced, transposed view of a larger buffer, and boxes with a stride.
-    x = features((2, 9, 12, 11), torch.float64).transpose(2, 3)[:, 2:7, 1:, 3:]
-    boxes = random_boxes(6, tuple(x.shape), 1.0).t().contiguous().t()
-    torch.testing.assert_close(A.roi_pool(x, boxes, 3), peer("roi_pool")(x, boxes, 3))
 
 
 def test_nan_and_infinities(backend):
@@ -202,24 +139,6 @@ def test_opcheck(backend):
         y, argmax = torch.ops.atrousops.roi_pool(x.detach(), boxes, 1.0, 3, 2)
         args = (torch.randn_like(y), boxes, argmax, 1.0, *shape, channels_last)
         torch.library.opcheck(torch.ops.atrousops.roi_pool_backward.default, args)
-
-
-def test_compiles_to_one_graph(backend):
-    shape = (2, 3, 8, 9)
-    x, boxes = features(shape, torch.float32), random_boxes(5, shape, 1.0).float()
-    compiled = torch.compile(A.roi_pool, fullgraph=True, backend="aot_eager")
-    ours, eager = (with_gradient(run, x, boxes, 3, 1.0) for run in (compiled, A.roi_pool))
-    for one, other in zip(ours, eager):
-        assert torch.equal(one, other)
-
-
-def test_autocast_gives_the_input_dtype(backend):
-    shape = (1, 4, 8, 8)
-    x, boxes = features(shape, torch.bfloat16), random_boxes(5, shape, 1.0).float()
-    with torch.autocast(x.device.type, torch.bfloat16):
-        y = A.roi_pool(x, boxes, 3)
-    assert y.dtype == torch.bfloat16
-    assert torch.equal(y, A.roi_pool(x.float(), boxes, 3).bfloat16())
 
 
 @pytest.mark.torchvision

@@ -19,9 +19,9 @@ import torch
 
 import atrousops as ao
 from atrousops.bench.registry import DTYPES
-from atrousops.common.stored import cpu_name
 from atrousops.common.testing import clock_of
 from atrousops.dispatch import backends
+from atrousops.dispatch.measured import cpu_name
 
 # Bytes of a copy from memory, larger than any cache.
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}

@@ -196,7 +196,9 @@ def predict_call(call: CallArguments, dtype: torch.dtype, channels_last: bool, n
     problem = call_problem(call)
     if libraries.planner is None:
         return planner.unplanned([problem], dtype.itemsize)
-    machine = fitted.fitted(device_of(device, dtype, channels_last), device, channels_last)
+    machine = device_of(device, dtype, channels_last)
+    if device != "cpu":
+        machine = fitted.fitted(machine, device, channels_last)
     return planner.plan(problem, machine, dtype.itemsize, needs_grad=needs_grad)
 
 

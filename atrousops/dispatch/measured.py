@@ -1,17 +1,112 @@
-"""Measured times of convolutions on this machine, kept on disk: they count for more than predictions."""
+"""What was measured on a device, kept as rows of a JSON file beside others: here the times of convolutions.
+
+They count for more than predictions.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import platform
+import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-from atrousops.common.stored import Store
+from atrousops.common.files import write_atomically
 from atrousops.dispatch.planner import CallArguments
 
+K = TypeVar("K")
+V = TypeVar("V")
+log = logging.getLogger("atrousops")
+_FORMAT = 1
 # Ours must have been this much faster than PyTorch's: two measurements of the same differ by as much.
 MARGIN = 0.98
+
+
+class Store(Generic[K, V]):
+    """A dictionary for each device ("cpu", "cuda:1"; "cuda" is the current one), read from its file once.
+
+    Args:
+        what: names the content in warnings.
+        suffix: of the file's name.
+        row, entry: turn an item into a JSON object, and back.
+        again: what to do where a file cannot be used.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        suffix: Callable[[], str],
+        row: Callable[[K, V], dict[str, Any]],
+        entry: Callable[[dict[str, Any]], tuple[K, V]],
+        again: str = "autotune again",
+    ) -> None:
+        self.what, self.suffix, self.row, self.entry, self.again = what, suffix, row, entry, again
+        self._known: dict[str, dict[K, V]] = {}
+
+    def of(self, device: str) -> dict[K, V]:
+        """Everything known about such a device."""
+        if device not in self._known:
+            absent = device != "cpu" and not torch.get_device_module(torch.device(device)).is_available()
+            path = None if absent else self.path(device)
+            self._known[device] = {} if path is None else self._read(path)
+        return self._known[device]
+
+    def add(self, device: str, found: dict[K, V], write: bool = True) -> Path | None:
+        """Keeps it for this process and, unless ATROUSOPS_PLANS=none, for later ones; returns the file written."""
+        known = self.of(device)
+        known.update(found)
+        path = self.path(device) if write else None
+        if path is not None:
+            # Another process may have measured something else meanwhile.
+            rows = self._read(path) | known
+            text = json.dumps({"format": _FORMAT, "calls": [self.row(*item) for item in rows.items()]}, indent=0)
+            write_atomically(path, lambda name: Path(name).write_text(text))
+        return path
+
+    def forget(self) -> None:
+        """Drops what was read or added; files stay."""
+        self._known.clear()
+
+    def path(self, device: str) -> Path | None:
+        """The device's file; None where ATROUSOPS_PLANS=none."""
+        folder = os.environ.get("ATROUSOPS_PLANS", "")
+        if folder == "none":
+            return None
+        cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        base = Path(folder) if folder else Path(cache_home) / "atrousops" / "plans"
+        where = torch.device(device)
+        name = cpu_name() if device == "cpu" else torch.get_device_module(where).get_device_name(where.index)
+        version = ".".join(torch.__version__.split("+")[0].split(".")[:2])
+        return base / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-torch-{version}{self.suffix()}.json"
+
+    def _read(self, path: Path) -> dict[K, V]:
+        try:
+            stored = json.loads(path.read_text())
+            if stored["format"] != _FORMAT:
+                raise ValueError(f"format {stored['format']}, not {_FORMAT}")
+            return dict(self.entry(row) for row in stored["calls"])
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s in %s are not used: %s; %s, or remove the file", self.what, path, error, self.again)
+            return {}
+
+
+@cache
+def cpu_name() -> str:
+    """The processor's name as it tells it itself."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 class Key(NamedTuple):

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from atrousops.common.stored import Store
 from atrousops.dispatch import devices, libraries, probe
+from atrousops.dispatch.measured import Store
 from atrousops.dispatch.planner import CallArguments
 
 log = logging.getLogger("atrousops")

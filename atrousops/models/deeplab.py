@@ -160,21 +160,7 @@ def deeplabv3_resnet50(
 
     Release: torchvision's; the paper's on TensorFlow differs, see `deeplabv3`.
 
-    Args:
-        num_classes: K.
-        output_stride: 8 or 16.
-        aux: an auxiliary classifier on layer3, whose scores are "aux".
-        multi_grid: factors of the rate of layer4's three blocks, (1, 2, 4) in the paper; without, as in torchvision.
-        backbone_weights: state dict of torchvision's classifier to start from.
-        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
-
-    Returns:
-        (N, in_channels, H, W) -> {"out": (N, K, H, W)}, and "aux".
-
-    Raises:
-        ArgumentError: output_stride is neither 8 nor 16, or a weight is missing.
-
-    Source: Chen et al., Rethinking atrous convolution for semantic image segmentation (2017).
+    Arguments, result, errors and source as `deeplabv3`; output_stride is 8 or 16, and aux sits on layer3.
     """
     rates = rates_at(12, output_stride, reference=8)
     return _v3(resnet(50, output_stride, multi_grid, in_channels), num_classes, rates, aux, backbone_weights)

@@ -104,21 +104,7 @@ def _check_rank(layer: _ConvNd, input: Tensor) -> None:
 
 @in_place_of(nn.Conv1d)
 class AtrousConv1d(_AtrousConv, nn.Conv1d):
-    """Convolution with gaps of `dilation` between the taps, over sequences.
-
-    y[n, k, l] = bias[k] + sum over c, r of w[k, c, r] x[n, c, stride l + dilation r - padding]
-
-    A drop-in for `torch.nn.Conv1d`: the same constructor, initialisation, state dict and `padding_mode`s.
-
-    Shapes:
-        input: (N, C, L) or (C, L), float64, float32, bfloat16 or float16.
-        output: (N, K, P) or (K, P), with P = (L + 2 padding - dilation (R - 1) - 1) // stride + 1.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: shapes or dtypes that do not fit, with what would.
-
-    Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), eq. (2).
-    """
+    """torch.nn.Conv1d on functional.conv1d: (N, C, L) -> (N, K, L_out); see AtrousConv2d."""
 
     _function = staticmethod(ops.conv1d)
 
@@ -149,43 +135,14 @@ class AtrousConv2d(_AtrousConv, nn.Conv2d):
 
 @in_place_of(nn.Conv3d)
 class AtrousConv3d(_AtrousConv, nn.Conv3d):
-    """Convolution with gaps of `dilation` between the taps, over volumes.
-
-    The sum of `AtrousConv2d` with one more axis. A drop-in for `torch.nn.Conv3d`: the same constructor,
-    initialisation, state dict and `padding_mode`s.
-
-    Shapes:
-        input: (N, C, D, H, W) or (C, D, H, W), float64, float32, bfloat16 or float16.
-        output: (N, K, O, P, Q) or (K, O, P, Q); each axis
-            (size + 2 padding - dilation (kernel_size - 1) - 1) // stride + 1.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: shapes or dtypes that do not fit, with what would.
-
-    Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), eq. (2).
-    """
+    """torch.nn.Conv3d on functional.conv3d: (N, C, D, H, W) -> (N, K, D_out, H_out, W_out); see AtrousConv2d."""
 
     _function = staticmethod(ops.conv3d)
 
 
 @in_place_of(nn.ConvTranspose1d)
 class AtrousConvTranspose1d(_AtrousConvTranspose, nn.ConvTranspose1d):
-    """Transposed convolution over sequences: the gradient of `AtrousConv1d` with respect to its input.
-
-    y[n, k, stride l + dilation r - padding] += x[n, c, l] w[c, k, r], then + bias[k]
-
-    A drop-in for `torch.nn.ConvTranspose1d`.
-
-    Shapes:
-        input: (N, C, L) or (C, L), float64, float32, bfloat16 or float16.
-        output: (N, K, P) or (K, P), with P = (L - 1) stride - 2 padding + dilation (R - 1) + output_padding + 1;
-            forward's `output_size` picks one of the `stride` sizes that fit.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: shapes or dtypes that do not fit, with what would.
-
-    Source: Zeiler et al., Adaptive deconvolutional networks (2011); Long et al., FCN (2015), section 3.3.
-    """
+    """torch.nn.ConvTranspose1d on functional.conv_transpose1d, of (N, C, L); see AtrousConvTranspose2d."""
 
     _function = staticmethod(ops.conv_transpose1d)
 
@@ -215,20 +172,7 @@ class AtrousConvTranspose2d(_AtrousConvTranspose, nn.ConvTranspose2d):
 
 @in_place_of(nn.ConvTranspose3d)
 class AtrousConvTranspose3d(_AtrousConvTranspose, nn.ConvTranspose3d):
-    """Transposed convolution over volumes: the gradient of `AtrousConv3d` with respect to its input.
-
-    The sum of `AtrousConvTranspose2d` with one more axis. A drop-in for `torch.nn.ConvTranspose3d`.
-
-    Shapes:
-        input: (N, C, D, H, W) or (C, D, H, W), float64, float32, bfloat16 or float16.
-        output: (N, K, O, P, Q) or (K, O, P, Q); each axis
-            (size - 1) stride - 2 padding + dilation (kernel_size - 1) + output_padding + 1.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: shapes or dtypes that do not fit, with what would.
-
-    Source: Zeiler et al., Adaptive deconvolutional networks (2011); Long et al., FCN (2015), section 3.3.
-    """
+    """torch.nn.ConvTranspose3d on functional.conv_transpose3d, of (N, C, D, H, W); see AtrousConvTranspose2d."""
 
     _function = staticmethod(ops.conv_transpose3d)
 

@@ -77,7 +77,7 @@ def run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, *args: A
 def route_of(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple) -> Route:
     """Where a call goes; the checks are made, and raise, the first time that it comes."""
     plain = type(input) in _PLAIN and type(weight) in _PLAIN and (bias is None or type(bias) in _PLAIN)
-    plain = plain and input.layout is weight.layout is _STRIDED and not (_is_tracing() or _is_compiling())
+    plain = plain and input.layout is weight.layout is _STRIDED and not (_is_compiling() or _is_tracing())
     if not (plain and _KEY_TYPES.issuperset(map(type, args))):
         return _unusual_route(call, input, weight, bias, args)
     key = (
@@ -140,8 +140,7 @@ def _find_route(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, 
 
 
 def _route(call: Call, input: Tensor, weight: Tensor, arguments: Arguments) -> Route:
-    forced = backends.forced()
-    if forced is not None:
+    if _forced[0] is not None:
         return Route(backends.choose(call.op, input.device, input.dtype), arguments)
     device = input.device
     dtype = torch.get_autocast_dtype(device.type) if _autocasts(input) else input.dtype
@@ -154,7 +153,7 @@ def _route(call: Call, input: Tensor, weight: Tensor, arguments: Arguments) -> R
     first = _first(kind, size, weight.shape, arguments, dtype, not input.is_contiguous(), device, needs_grad)
     if first is None:
         return Route("aten", arguments)
-    return Route(backends.own(call.op, input.device, dtype), arguments, first)
+    return Route("cpu" if device.type == "cpu" else backends.own(call.op, device, dtype), arguments, first)
 
 
 def _is_empty(input: Tensor) -> bool:
@@ -198,10 +197,9 @@ def first_of_gradient(kind: str, size: Any, weight_size: Any, arguments: Argumen
     """What choice.Chosen has as `first`, for a gradient ("input_grad" or "weight_grad") of a convolution of ours."""
     if transformed() or foreign(grad):
         return None
-    forced = backends.forced()
     rank = len(arguments.stride)
-    if forced is not None or 0 in (*size, *weight_size):
-        return None if forced == "aten" else 0
+    if _forced[0] is not None or 0 in (*size, *weight_size):
+        return None if _forced[0] == "aten" else 0
     asked = (kind, tuple(size), weight_size, arguments, grad.dtype, not grad.is_contiguous(), grad.device)
     if arguments.padding[:rank] == arguments.padding[-rank:]:
         return _first(*asked)

@@ -31,19 +31,7 @@ def conv1d(
     residual: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """Convolution over sequences; `conv2d` with one spatial axis.
-
-    Args:
-        input: (N, C, L) or (C, L).
-        weight: (K, C / groups, kernel).
-        bias: (K,).
-
-    Returns:
-        (N, K, L_out) or (K, L_out), in input's dtype.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: as for `conv2d`.
-    """
+    """Convolution over sequences (N, C, L) or (C, L) with weights (K, C / groups, kernel); `conv2d` on one axis."""
     if residual is None and activation is None:
         return run(_CONV1D, input, weight, bias, stride, padding, dilation, groups)
     args = (stride, padding, dilation, groups)
@@ -110,19 +98,7 @@ def conv3d(
     residual: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """Convolution of volumes; `conv2d` with three spatial axes.
-
-    Args:
-        input: (N, C, D, H, W) or (C, D, H, W).
-        weight: (K, C / groups, kernel_d, kernel_h, kernel_w).
-        bias: (K,).
-
-    Returns:
-        (N, K, D_out, H_out, W_out) or (K, D_out, H_out, W_out), in input's dtype and memory format.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: as for `conv2d`.
-    """
+    """Convolution of volumes (N, C, D, H, W) or (C, D, H, W); `conv2d` on three axes."""
     if residual is None and activation is None:
         return run(_CONV3D, input, weight, bias, stride, padding, dilation, groups)
     args = (stride, padding, dilation, groups)
@@ -257,12 +233,13 @@ def _fake(input, weight, bias, stride, padding, dilation, groups, allow_tf32=Fal
 
 
 def _setup(ctx, inputs, output) -> None:
-    input, weight, _, *rest = inputs
+    """Of all three maps: two tensors, and what places them."""
+    first, second, _, stride, padding, dilation, groups, *_ = inputs
     needs = ctx.needs_input_grad
     # Each gradient needs the other tensor only.
-    ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None)
-    ctx.sizes = tuple(input.shape), tuple(weight.shape)
-    ctx.arguments = Arguments(tuple(rest[0]), tuple(rest[1]), tuple(rest[2]), rest[3], ())
+    ctx.save_for_backward(first if needs[1] else None, second if needs[0] else None)
+    ctx.sizes = tuple(first.shape), tuple(second.shape)
+    ctx.arguments = Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ())
 
 
 def _backward(ctx, grad: Tensor):
@@ -283,14 +260,6 @@ def _grad_input_fake(
     return empty_as_kernel(tuple(input_size), grad)
 
 
-def _grad_input_setup(ctx, inputs, output) -> None:
-    grad, weight, _, stride, padding, dilation, groups, *_ = inputs
-    needs = ctx.needs_input_grad
-    ctx.save_for_backward(grad if needs[1] else None, weight if needs[0] else None)
-    ctx.sizes = tuple(grad.shape), tuple(weight.shape)
-    ctx.arguments = Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ())
-
-
 def _grad_input_backward(ctx, grad2: Tensor):
     grad, weight = ctx.saved_tensors
     needs, a = ctx.needs_input_grad, ctx.arguments
@@ -308,14 +277,6 @@ def _grad_weight_fake(
     return input.new_empty((grad.shape[1], input.shape[1] // groups, *kernel_size))
 
 
-def _grad_weight_setup(ctx, inputs, output) -> None:
-    grad, input, _, stride, padding, dilation, groups, *_ = inputs
-    needs = ctx.needs_input_grad
-    ctx.save_for_backward(grad if needs[1] else None, input if needs[0] else None)
-    ctx.sizes = tuple(grad.shape), tuple(input.shape)
-    ctx.arguments = Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ())
-
-
 def _grad_weight_backward(ctx, grad2: Tensor):
     grad, input = ctx.saved_tensors
     needs, a = ctx.needs_input_grad, ctx.arguments
@@ -328,5 +289,5 @@ def _grad_weight_backward(ctx, grad2: Tensor):
 
 
 register("conv", fake=_fake, backward=_backward, setup_context=_setup, autocast="lower")
-register("conv_grad_input", fake=_grad_input_fake, backward=_grad_input_backward, setup_context=_grad_input_setup)
-register("conv_grad_weight", fake=_grad_weight_fake, backward=_grad_weight_backward, setup_context=_grad_weight_setup)
+register("conv_grad_input", fake=_grad_input_fake, backward=_grad_input_backward, setup_context=_setup)
+register("conv_grad_weight", fake=_grad_weight_fake, backward=_grad_weight_backward, setup_context=_setup)

@@ -28,19 +28,7 @@ def conv_transpose1d(
     groups: int = 1,
     dilation: Size = 1,
 ) -> Tensor:
-    """Transposed convolution over sequences; `conv_transpose2d` with one spatial axis.
-
-    Args:
-        input: (N, K, L) or (K, L).
-        weight: (K, C / groups, kernel).
-        bias: (C,).
-
-    Returns:
-        (N, C, L_out) or (C, L_out), in input's dtype.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: as for `conv_transpose2d`.
-    """
+    """Transposed convolution over sequences (N, K, L) or (K, L); `conv_transpose2d` on one axis."""
     return run(_CONV_TRANSPOSE1D, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
@@ -93,19 +81,7 @@ def conv_transpose3d(
     groups: int = 1,
     dilation: Size = 1,
 ) -> Tensor:
-    """Transposed convolution of volumes; `conv_transpose2d` with three spatial axes.
-
-    Args:
-        input: (N, K, D, H, W) or (K, D, H, W).
-        weight: (K, C / groups, kernel_d, kernel_h, kernel_w).
-        bias: (C,).
-
-    Returns:
-        (N, C, D_out, H_out, W_out) or (C, D_out, H_out, W_out), in input's dtype and memory format.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: as for `conv_transpose2d`.
-    """
+    """Transposed convolution of volumes (N, K, D, H, W) or (K, D, H, W); `conv_transpose2d` on three axes."""
     return run(_CONV_TRANSPOSE3D, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 

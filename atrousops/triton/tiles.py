@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from atrousops.common.stored import Store
 from atrousops.common.testing import Clock, interleaved
-from atrousops.dispatch.measured import MARGIN
+from atrousops.dispatch.measured import MARGIN, Store
 
 log = logging.getLogger("atrousops")
 

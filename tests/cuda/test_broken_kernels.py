@@ -14,7 +14,7 @@ from broken_kernels import Fault, build
 pytestmark = pytest.mark.skipif(host_cuda.problem() is not None, reason=str(host_cuda.problem()))
 
 SIMT = ("conv_simt.cu", "tests/test_conv.py", "match_pytorch and host_cuda and float64 and contiguous and (33 or nine)")
-ROI = ("roi_align.cu", "tests/test_roi_align.py", "gradient_in_several_tiles and host_cuda")
+ROI = ("roi_align.cu", "tests/test_roi_operators.py", "gradient_in_several_tiles and host_cuda and align")
 UNPOOL = ("max_unpool.cu", "tests/test_max_unpool.py", "point_anywhere and host_cuda")
 ROWS = ("permutohedral_rows.cu", "tests/test_permutohedral.py", "channels_and_dtypes and host_cuda and float32 and 33")
 CONTEXT = ("context_module_sm90a.cu", "tests/test_context_module.py", "host_cuda and (paper and float16)")

@@ -24,8 +24,9 @@ TESTS = {
     "tests/test_max_pool.py": "host_cuda and (values_and or views or codes) and not 300",
     "tests/test_max_unpool.py": "host_cuda and (last_in_order or views or outside or anywhere)",
     "tests/test_permutohedral.py": "host_cuda and (dtypes and (21 or 33) or equals_reference and symmetric or pixels)",
-    "tests/test_roi_align.py": "host_cuda and (tiles or hand or nan or expanded or bad_boxes or definition)",
-    "tests/test_roi_pool.py": "host_cuda and (tiles or hand or nan or views or bad_boxes or definition)",
+    "tests/test_roi_align.py": "host_cuda and (hand or nan or definition)",
+    "tests/test_roi_pool.py": "host_cuda and (hand or nan or definition)",
+    "tests/test_roi_operators.py": "host_cuda and (tiles or expanded or bad_boxes)",
     "tests/nn/test_crf.py": "host_cuda and many_kernels",
 }
 

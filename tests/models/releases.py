@@ -123,8 +123,8 @@ def deeplabv2_shapes(counts: Sequence[int], classes: int) -> Shapes:
     return found
 
 
-def deeplabv2(s: State, image: Tensor, counts: Sequence[int]) -> Tensor:
-    """kazuto1011's DeepLab v2 at scales 1, 0.5 and 0.75, of blue, green, red less a mean."""
+def deeplabv2(s: State, image: Tensor, counts: Sequence[int], align_corners: bool) -> Tensor:
+    """DeepLab v2 at scales 1, 0.5, 0.75, of blue, green, red less a mean: kazuto1011's; the authors' aligns corners."""
 
     def base(x: Tensor) -> Tensor:
         x = norm(s, "base.layer1.conv1.bn", conv(s, "base.layer1.conv1.conv", x, 2, 3)).relu()
@@ -134,9 +134,12 @@ def deeplabv2(s: State, image: Tensor, counts: Sequence[int]) -> Tensor:
 
     maps = [base(image)]
     for scale in (0.5, 0.75):
-        small = F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
-        maps.append(enlarge(base(small), maps[0].shape[-2:], False))
-    return enlarge(torch.stack(maps).amax(0), image.shape[-2:], False)
+        if align_corners:
+            small = enlarge(image, [int((side - 1) * scale) + 1 for side in image.shape[2:]], True)
+        else:
+            small = F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
+        maps.append(enlarge(base(small), maps[0].shape[-2:], align_corners))
+    return enlarge(torch.stack(maps).amax(0), image.shape[-2:], align_corners)
 
 
 STEM = {"0": (64, 3), "3": (64, 64), "6": (128, 64)}
@@ -158,19 +161,22 @@ def pspnet_shapes(counts: Sequence[int], classes: int) -> Shapes:
     return found
 
 
-def pspnet(s: State, image: Tensor, counts: Sequence[int]) -> Tensor:
-    """hszhao's PSPNet, of images of 8 n + 1 pixels."""
+def pspnet(s: State, image: Tensor, counts: Sequence[int]) -> State:
+    """hszhao's PSPNet, of images of 8 n + 1 pixels: the scores of its two heads."""
     x = image
     for number, stride in (("0", 2), ("3", 1), ("6", 1)):
         x = norm(s, f"layer0.{int(number) + 1}", conv(s, f"layer0.{number}", x, stride, 1)).relu()
     x = F.max_pool2d(x, 3, 2, 1)
-    *_, x = residual(s, torchs(""), x, counts, (1, 2, 1, 1), ((1,), (1,), (2,), (4,)))
+    *_, low, x = residual(s, torchs(""), x, counts, (1, 2, 1, 1), ((1,), (1,), (2,), (4,)))
     maps = [x]
     for i, side in enumerate((1, 2, 3, 6)):
         y = conv(s, f"ppm.features.{i}.1", F.adaptive_avg_pool2d(x, side))
         maps.append(enlarge(norm(s, f"ppm.features.{i}.2", y).relu(), x.shape[-2:], True))
-    x = norm(s, "cls.1", conv(s, "cls.0", torch.cat(maps, 1), 1, 1)).relu()
-    return enlarge(conv(s, "cls.4", x), image.shape[-2:], True)
+    found = {}
+    for name, head, y in (("out", "cls", torch.cat(maps, 1)), ("aux", "aux", low)):
+        y = norm(s, f"{head}.1", conv(s, f"{head}.0", y, 1, 1)).relu()
+        found[name] = enlarge(conv(s, f"{head}.4", y), image.shape[-2:], True)
+    return found
 
 
 def deeplabv3plus_shapes(counts: Sequence[int], classes: int) -> Shapes:

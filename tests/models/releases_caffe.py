@@ -75,7 +75,7 @@ def largefov_shapes(width: int) -> Shapes:
 
 
 def largefov(s: State, image: Tensor) -> Tensor:
-    """DeepLab-LargeFOV, of blue, green, red less a mean in 8 n + 1 pixels."""
+    """DeepLab-LargeFOV, of blue, green, red less a mean; its positions are eight pixels apart from the first one on."""
     x = image
     for stage, count in enumerate(STAGES, start=1):
         rate = 2 if stage == 5 else 1
@@ -84,13 +84,15 @@ def largefov(s: State, image: Tensor) -> Tensor:
         x = F.max_pool2d(x, 3, 2 if stage <= 3 else 1, 1, ceil_mode=True)
     x = conv(s, "fc6", F.avg_pool2d(x, 3, 1, 1), 1, 12, 12).relu()
     x = conv(s, "fc8_voc12", conv(s, "fc7", x).relu())
-    return F.interpolate(x, image.shape[2:], mode="bilinear", align_corners=True)
+    return F.interpolate(x, [8 * side - 7 for side in x.shape[2:]], mode="bilinear", align_corners=True)
 
 
 def dilation_shapes(width: int, classes: int, dilations: Sequence[int], large: bool) -> Shapes:
     found = vgg_shapes(width)
     final = "fc-final" if large else "final"
     found |= {f"{final}.weight": (classes, 64 * width, 1, 1), f"{final}.bias": (classes,)}
+    if not dilations:
+        return found
     widths = (2, 2, 4, 8, 16, 32, 32) if large else (1,) * len(dilations)
     inner = classes
     for name, factor in zip(context_names(dilations, large), widths, strict=True):
@@ -115,6 +117,8 @@ def dilation(s: State, image: Tensor, dilations: Sequence[int], large: bool) -> 
         x = F.max_pool2d(x, 2) if stage <= 3 else x
     x = conv(s, "fc7", conv(s, "fc6", x, dilation=4).relu()).relu()
     x = conv(s, "fc-final" if large else "final", x)
+    if not dilations:
+        return x
     # The network for VOC pads its first layer by 33, and no other.
     paddings = [33, *(0 for _ in dilations[1:])] if large else dilations
     for name, rate, padding in zip(context_names(dilations, large), dilations, paddings, strict=True):

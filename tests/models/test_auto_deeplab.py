@@ -1,26 +1,11 @@
 """Auto-DeepLab: the published network's sizes, and other genotypes."""
 
-from typing import ClassVar
-
 import pytest
 import torch
-from networks import NetworkTests, parameters
 
 from atrousops import models
 from atrousops.common.checks import ArgumentError
 from atrousops.models.auto_deeplab import PUBLISHED, Genotype
-
-
-class TestAutoDeepLab(NetworkTests):
-    name = "auto_deeplab"
-    steps = 8
-    arguments: ClassVar = {"num_classes": 3, "width": 4}
-
-
-@pytest.mark.parametrize(("width", "millions"), [(20, 10.15), (32, 21.62), (48, 44.42)])
-def test_parameters(width, millions):
-    """Table 2 of the paper."""
-    assert round(parameters("auto_deeplab", width=width) / 1e6, 2) == millions
 
 
 @torch.inference_mode()

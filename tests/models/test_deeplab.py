@@ -1,94 +1,75 @@
 """DeepLab v3 against torchvision's, v3+ by what it must do."""
 
-from typing import ClassVar
+from functools import partial
 
 import pytest
 import torch
 import torchvision
-from networks import AtrousTests
+from torch.nn import functional as F
 
 from atrousops import models
 from atrousops.common.checks import ArgumentError
 
 
-class TorchvisionTests(AtrousTests):
-    """torchvision's state dict loads strictly and gives its output."""
-
-    def test_is_torchvisions(self):
-        theirs = getattr(torchvision.models.segmentation, self.name)
-        theirs = theirs(weights=None, weights_backbone=None, num_classes=3, aux_loss=True).eval()
-        ours = models.build(self.name, num_classes=3, aux=True).eval()
-        ours.load_state_dict(theirs.state_dict())
-        images = torch.rand(1, 3, 65, 81)
-        with torch.inference_mode():
-            for name, wanted in theirs(images).items():
-                # The same sums in another order, twenty to a hundred layers deep.
-                torch.testing.assert_close(ours(images)[name], wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+def test_v3plus_exports():
+    """torch.export takes the network whole, with a batch size left open."""
+    network = models.deeplabv3plus_mobilenet_v3_large(3).eval()
+    batch = torch.export.Dim("batch", min=1, max=8)
+    program = torch.export.export(network, (torch.rand(2, 3, 64, 64),), dynamic_shapes=({0: batch},))
+    images = torch.rand(3, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(images)["out"], network(images)["out"])
 
 
-class TestV3ResNet50(TorchvisionTests):
-    name = "deeplabv3_resnet50"
+v3 = partial(models.deeplabv3, 3, "resnet18", multi_grid=(1, 2))
 
 
-class TestV3MobileNet(TorchvisionTests):
-    name = "deeplabv3_mobilenet_v3_large"
+def test_parts():
+    """Rates by output stride; no rates, no image pooling: only the branches asked for."""
+    with torch.device("meta"):
+        for stride, first in ((32, 3), (16, 6), (8, 12)):
+            branches = v3(output_stride=stride).classifier[0].convs
+            assert [branch[0].dilation[0] for branch in branches[1:4]] == [first, 2 * first, 3 * first]
+            assert len(branches) == 5
+        assert len(v3(image_pooling=False).classifier[0].convs) == 4
+        assert len(v3(rates=()).classifier[0].convs) == 2
+        grid = v3(output_stride=16).backbone["layer4"]
+        assert [block.conv1.dilation[0] for block in grid] == [2, 4]
 
 
-class TestV3PlusMobileNet(AtrousTests):
-    name = "deeplabv3plus_mobilenet_v3_large"
-
-    def test_exports(self):
-        """torch.export takes the network whole, with a batch size left open."""
-        network = self.build().eval()
-        batch = torch.export.Dim("batch", min=1, max=8)
-        program = torch.export.export(network, (torch.rand(2, 3, 64, 64),), dynamic_shapes=({0: batch},))
-        images = torch.rand(3, 3, 64, 64)
-        with torch.no_grad():
-            torch.testing.assert_close(program.module()(images)["out"], network(images)["out"])
+def test_is_the_one_with_a_name():
+    """deeplabv3(backbone="resnet50") is deeplabv3_resnet50."""
+    with torch.device("meta"):
+        general = models.deeplabv3(3, "resnet50", output_stride=8, aux=True)
+        named = models.deeplabv3_resnet50(3, aux=True)
+    assert str(general) == str(named)
 
 
-class TestV3PlusXception(AtrousTests):
-    name = "deeplabv3plus_xception65"
-    arguments: ClassVar = {"num_classes": 3, "width": 4}
+@torch.no_grad()
+def test_papers_head():
+    """Scores of what ASPP says, corners aligned."""
+    network = v3(last_3x3=False, align_corners=True).eval()
+    assert [type(layer).__name__ for layer in network.classifier] == ["ASPP", "AtrousConv2d"]
+    picture = torch.rand(1, 3, 33, 33)
+    scores = network.classifier(network.backbone(picture))
+    wanted = F.interpolate(scores, (33, 33), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(network(picture)["out"], wanted)
 
 
-class TestV3(AtrousTests):
-    """Any encoder; the smallest ResNet stands for them."""
-
-    name = "deeplabv3"
-    arguments: ClassVar = {"num_classes": 3, "backbone": "resnet18", "multi_grid": (1, 2)}
-
-    def test_parts(self):
-        """Rates by output stride; no rates, no image pooling: only the branches asked for."""
-        with torch.device("meta"):
-            for stride, first in ((32, 3), (16, 6), (8, 12)):
-                branches = self.build(output_stride=stride).classifier[0].convs
-                assert [branch[0].dilation[0] for branch in branches[1:4]] == [first, 2 * first, 3 * first]
-                assert len(branches) == 5
-            assert len(self.build(image_pooling=False).classifier[0].convs) == 4
-            assert len(self.build(rates=()).classifier[0].convs) == 2
-            grid = self.build(output_stride=16).backbone["layer4"]
-            assert [block.conv1.dilation[0] for block in grid] == [2, 4]
-        with pytest.raises(ArgumentError, match="multi_grid"):
-            self.build(backbone="mobilenet_v2")
-
-    def test_is_the_one_with_a_name(self):
-        """deeplabv3(backbone="resnet50") is deeplabv3_resnet50."""
-        with torch.device("meta"):
-            general = models.deeplabv3(3, "resnet50", output_stride=8, aux=True)
-            named = models.deeplabv3_resnet50(3, aux=True)
-        assert str(general) == str(named)
-
-
-class TestV3Plus(AtrousTests):
-    name = "deeplabv3plus"
-    arguments: ClassVar = {"num_classes": 3, "backbone": "resnet18"}
-
-
-class TestCascade(AtrousTests):
-    name = "deeplabv3_cascade"
-    arguments: ClassVar = {"num_classes": 3, "backbone": "resnet50", "blocks": 5}
-    training = (32, 32)
+@pytest.mark.parametrize(("separable", "separable_aspp"), [(True, False), (False, True), (False, None)])
+def test_separable_parts(separable, separable_aspp):
+    """Decoders and ASPPs that are separable or not: depthwise layers in 3 branches, in 2 layers."""
+    with torch.device("meta"):
+        network = models.deeplabv3plus(
+            2, "resnet18", separable=separable, separable_aspp=separable_aspp, align_corners=True
+        )
+    counts = [
+        sum(isinstance(layer, torch.nn.Conv2d) and layer.groups > 1 for layer in part.modules())
+        for part in (network.classifier.aspp, network.classifier.decoder)
+    ]
+    assert counts == [3 * bool(separable if separable_aspp is None else separable_aspp), 2 * separable]
+    assert network.align_corners
+    assert network.classifier.align_corners
 
 
 @pytest.mark.parametrize(("output_stride", "first"), [(16, 2), (8, 4)])
@@ -110,16 +91,6 @@ def test_cascade_of_basic_blocks():
     for blocks, rate in ((network.backbone["layer4"], 2), (network.classifier.get_submodule("block5"), 4)):
         assert [(b.conv1.dilation[0], b.conv2.dilation[0]) for b in blocks] == [(rate, rate), (2 * rate, 2 * rate)]
     assert sum(p.numel() for p in network.classifier.parameters()) == 4 * (512 * 512 * 9 + 2 * 512) + 3 * 513
-
-
-def test_cascade_arguments():
-    for wrong in ({"blocks": 8}, {"backbone": "vgg16"}, {"output_stride": 32}):
-        with pytest.raises(ArgumentError, match=next(iter(wrong))):
-            models.deeplabv3_cascade(2, **{"backbone": "resnet50", **wrong})
-
-
-class TestV3PlusEfficientNetLite(AtrousTests):
-    name = "deeplabv3plus_efficientnet_lite2"
 
 
 @pytest.mark.parametrize("name", ["deeplabv3_resnet101", "deeplabv3plus_resnet101"])

@@ -1,37 +1,11 @@
 """DeepLab v1 and v2: the paper's parameter counts, decimated weights, sums and maxima by hand."""
 
-from typing import Any, ClassVar
-
 import pytest
 import torch
-from networks import NetworkTests, parameters, vgg16_weights
+from networks import parameters, vgg16_weights
 from torch.nn import functional as F
 
 from atrousops import models
-from atrousops.common.checks import ArgumentError
-
-
-class TestV1(NetworkTests):
-    name = "deeplabv1"
-    arguments: ClassVar = {"num_classes": 3, "width": 4}
-    steps = 12
-
-
-class TestV1Even(TestV1):
-    """A 4x4 filter, and the learnt CRF."""
-
-    arguments: ClassVar = {"num_classes": 3, "width": 4, "kernel_size": 4, "rate": 8, "crf": "rnn"}
-
-
-class TestV2VGG(TestV1):
-    name = "deeplabv2"
-    arguments: ClassVar = {"num_classes": 3, "backbone": "vgg16", "width": 4}
-
-
-class TestV2ResNet(NetworkTests):
-    name = "deeplabv2"
-    arguments: ClassVar = {"num_classes": 3, "backbone": "resnet18", "multi_scale": True}
-    training = (40, 40)
 
 
 @pytest.mark.parametrize(
@@ -41,16 +15,9 @@ def test_parameters_of_table_2(kernel_size, rate, millions):
     assert round(parameters("deeplabv1", kernel_size=kernel_size, rate=rate) / 1e6, 1) == millions
 
 
-@pytest.mark.parametrize(
-    ("backbone", "trunk", "branch"),
-    [
-        ("resnet101", 42_500_160, 2048 * 21 * 9 + 21),
-        ("vgg16", 14_714_688, 512 * 1024 * 9 + 1024 + 1024**2 + 1024 + 1024 * 21 + 21),
-    ],
-)
-def test_parameters_of_v2(backbone, trunk, branch):
-    assert parameters("deeplabv2", backbone=backbone) == trunk + 4 * branch
-    assert parameters("deeplabv2", backbone=backbone, multi_scale=True) == trunk + 4 * branch
+def test_parameters_of_v2():
+    branch = 512 * 1024 * 9 + 1024 + 1024**2 + 1024 + 1024 * 21 + 21
+    assert parameters("deeplabv2", backbone="vgg16", multi_scale=True) == 14_714_688 + 4 * branch
 
 
 @pytest.mark.parametrize("variant", sorted(models.deeplab_v1.VARIANTS))
@@ -59,6 +26,8 @@ def test_output_stride_and_field_of_view(variant):
     """Every variant keeps 1/8, and the outermost taps of fc6 are rate (kernel_size - 1) apart."""
     kernel_size, rate = variant
     network = models.deeplabv1(2, kernel_size, rate, width=1).eval()
+    # A multiple of eight and one more is the release's; six more are seen by one position more.
+    assert [network.backbone(torch.rand(1, 3, side, 9))["out"].shape[2] for side in (321, 327)] == [41, 42]
     features = network.backbone(torch.rand(1, 3, 153, 89))
     assert features["out"].shape[-2:] == (20, 12)
     assert network.classifier(features).shape == (1, 2, 20, 12)
@@ -111,19 +80,3 @@ def test_scales_are_fused_by_maximum():
     for name, scores in wanted.items():
         torch.testing.assert_close(found[name], torch.tensor(scores).view(1, 2, 1, 1).expand(1, 2, 16, 16).float())
     assert list(network.eval()(torch.ones(1, 3, 16, 16))) == ["out"]
-
-
-@pytest.mark.parametrize(
-    ("name", "wrong", "match"),
-    [
-        ("deeplabv1", {"kernel_size": 3, "rate": 4}, "rate"),
-        ("deeplabv1", {"crf": "yes", "width": 1}, "crf"),
-        ("deeplabv1", {"pooling": 4, "width": 1}, "pooling"),
-        ("deeplabv2", {"backbone": "vgg16", "width": 1, "backbone_arguments": {"ceil_pool": True}}, "backbone_arg"),
-        ("deeplabv2", {"backbone": "vgg19"}, "backbone"),
-        ("deeplabv2", {"backbone": "resnet18", "rates": (0,)}, "rates"),
-    ],
-)
-def test_bad_arguments(name: str, wrong: dict[str, Any], match: str):
-    with pytest.raises(ArgumentError, match=match):
-        models.build(name, **wrong)

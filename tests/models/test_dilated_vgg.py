@@ -1,59 +1,13 @@
 """The front end against the strided VGG it comes from, and what is put behind it."""
 
-from typing import Any, ClassVar
-
 import pytest
 import torch
-from networks import NetworkTests, parameters, vgg16_weights
+from networks import vgg16_weights
 
 from atrousops import models
 from atrousops.common.checks import ArgumentError
 from atrousops.models.base import reflect
 from atrousops.nn import MaxPool2d
-
-
-class FrontEndTests(NetworkTests):
-    name = "dilated_vgg16"
-    training = (32, 32)
-
-
-class TestFrontEnd(FrontEndTests):
-    arguments: ClassVar = {"num_classes": 3, "width": 2}
-
-
-class TestZeroPadding(FrontEndTests):
-    arguments: ClassVar = {"num_classes": 3, "width": 4, "padding": "zeros"}
-
-
-class TestBasic(FrontEndTests):
-    arguments: ClassVar = {"num_classes": 3, "width": 4, "padding": "zeros", "context": "basic"}
-
-
-class TestLarge(FrontEndTests):
-    arguments: ClassVar = {"num_classes": 3, "width": 4, "padding": "zeros", "context": "large"}
-
-
-class TestCRFasRNN(FrontEndTests):
-    arguments: ClassVar = {"num_classes": 3, "width": 4, "padding": "zeros", "context": "basic", "crf": "rnn"}
-
-
-FRONT_END = 14_714_688 + 25_088 * 4096 + 4096 + 4096 * 4096 + 4096 + 21 * 4097
-
-
-@pytest.mark.parametrize(
-    ("context", "more"),
-    [
-        (None, 0),
-        # 64 C^2, as the paper says, and the biases.
-        ("basic", 64 * 21**2 + 8 * 21),
-        (
-            "large",
-            9 * 21**2 * (2 + 4 + 8 + 32 + 128 + 512 + 1024) + 32 * 21**2 + 21 * (2 + 2 + 4 + 8 + 16 + 32 + 32 + 1),
-        ),
-    ],
-)
-def test_parameters(context, more):
-    assert parameters("dilated_vgg16", context=context) == FRONT_END + more
 
 
 @torch.no_grad()
@@ -141,19 +95,3 @@ def test_vgg_weights():
     weights.pop("features.28.bias")
     with pytest.raises(ArgumentError, match="28"):
         models.dilated_vgg16(3, width=2, backbone_weights=weights)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"context": "huge"},
-        {"crf": "sparse"},
-        {"padding": "circular"},
-        {"placement": "middle"},
-        {"context_arguments": {"border": "input"}},
-        {"width": 0},
-    ],
-)
-def test_bad_arguments(wrong: dict[str, Any]):
-    with pytest.raises(ArgumentError, match=next(iter(wrong)) if "context" not in wrong else "kind"):
-        models.dilated_vgg16(2, **{"width": 1, **wrong})

@@ -2,15 +2,10 @@
 
 import pytest
 import torch
-from networks import NetworkTests
 
 from atrousops import models
 from atrousops.data import CamVid, transforms
 from atrousops.metrics import ConfusionMatrix
-
-
-class TestENet(NetworkTests):
-    name = "enet"
 
 
 def stock(network: torch.nn.Module) -> torch.nn.Module:

@@ -1,52 +1,12 @@
 """FCN: geometry of deconvolutions and crops by hand, sizes, and VGG's weights."""
 
-from typing import ClassVar
-
 import pytest
 import torch
-from networks import NetworkTests, parameters, vgg16_weights
+from networks import vgg16_weights
 from torch.nn import functional as F
 
 from atrousops import models
-from atrousops.common.checks import ArgumentError
 from atrousops.models.base import bilinear_deconvolution
-
-
-class FCNTests(NetworkTests):
-    arguments: ClassVar = {"num_classes": 3, "width": 4}
-
-
-class TestFCN32s(FCNTests):
-    name = "fcn32s"
-
-
-class TestFCN16s(FCNTests):
-    name = "fcn16s"
-
-
-class TestFCN8s(FCNTests):
-    name = "fcn8s"
-
-
-class TestFCN8sUnpadded(FCNTests):
-    name = "fcn8s"
-    arguments: ClassVar = {"num_classes": 3, "width": 4, "padding": 0}
-
-
-TRUNK = 14_714_688
-FC = 25_088 * 4096 + 4096 + 4096 * 4096 + 4096
-
-
-@pytest.mark.parametrize(
-    ("name", "heads"),
-    [
-        ("fcn32s", 21 * 4097 + 21 * 21 * 64**2),
-        ("fcn16s", 21 * (4097 + 513) + 21 * 21 * (4**2 + 32**2)),
-        ("fcn8s", 21 * (4097 + 513 + 257) + 21 * 21 * (4**2 + 4**2 + 16**2)),
-    ],
-)
-def test_parameters(name, heads):
-    assert parameters(name) == TRUNK + FC + heads
 
 
 @pytest.mark.parametrize("factor", [2, 8])
@@ -111,8 +71,3 @@ def test_frozen():
     network = models.fcn8s(width=1, frozen_up=True)
     frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
     assert frozen == ["doublings.pool4.weight", "doublings.pool3.weight", "upscore.weight"]
-
-
-def test_bad_padding():
-    with pytest.raises(ArgumentError, match="padding"):
-        models.fcn8s(width=1, padding=50)

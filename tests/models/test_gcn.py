@@ -1,20 +1,12 @@
 """GCN: the large kernel against one dense filter, and the refinement as a residual."""
 
-from typing import ClassVar
-
 import pytest
 import torch
-from networks import NetworkTests, parameters
+from networks import parameters
 from torch.nn import functional as F
 
 from atrousops import models
-from atrousops.common.checks import ArgumentError
 from atrousops.models.gcn import BoundaryRefinement, GlobalConv2d
-
-
-class TestGCN(NetworkTests):
-    name = "gcn"
-    arguments: ClassVar = {"num_classes": 3, "backbone": "resnet18", "kernel_size": 7}
 
 
 @pytest.mark.parametrize("k", [3, 15])
@@ -63,8 +55,3 @@ def test_scores_add_up_from_coarse_to_fine():
         network.levels[level][0].tall_wide[1].bias.fill_(value)
     out = network(torch.rand(1, 3, 192, 192))["out"]
     torch.testing.assert_close(out[0, 0, 96, 96], torch.tensor(1111.0))
-
-
-def test_bad_kernel():
-    with pytest.raises(ArgumentError, match="kernel_size"):
-        models.gcn(2, kernel_size=4)

@@ -1,24 +1,10 @@
 """Hypercolumns: scores before interpolation are scores after it, and the grid of classifiers by hand."""
 
-from typing import ClassVar
-
-import pytest
 import torch
-from networks import NetworkTests, parameters, vgg16_weights
+from networks import parameters, vgg16_weights
 from torch.nn import functional as F
 
 from atrousops import models
-from atrousops.common.checks import ArgumentError
-
-
-class TestHypercolumns(NetworkTests):
-    name = "hypercolumns"
-    arguments: ClassVar = {"num_classes": 3, "width": 4}
-    steps = 12
-
-
-class TestGrid(TestHypercolumns):
-    arguments: ClassVar = {"num_classes": 3, "width": 4, "grid": 2}
 
 
 def test_parameters():
@@ -72,18 +58,7 @@ def test_of_the_release():
     torch.testing.assert_close(network(image)["out"], network._blend(x))
 
 
-@pytest.mark.parametrize("layers", [{"pool5": 1}, {"pool3": 2}])
-def test_bad_layers(layers):
-    with pytest.raises(ArgumentError, match="layers"):
-        models.hypercolumns(2, width=1, layers=layers)
-
-
 def test_vgg_weights():
     weights = vgg16_weights(width=2)
     network = models.hypercolumns(3, width=2, backbone_weights=weights)
     assert torch.equal(network.fc[0].weight.flatten(1), weights["classifier.0.weight"])
-
-
-def test_bad_grid():
-    with pytest.raises(ArgumentError, match="grid"):
-        models.hypercolumns(2, grid=0, width=1)

@@ -1,21 +1,11 @@
 """MS-D against the plain form that concatenates, values and gradients, and what it keeps in memory."""
 
-from typing import ClassVar
-
 import pytest
 import torch
-from networks import NetworkTests, parameters
+from networks import parameters
 from torch.nn import functional as F
 
 from atrousops import models
-from atrousops.common.checks import ArgumentError
-
-
-class TestMSD(NetworkTests):
-    name = "msd"
-    arguments: ClassVar = {"num_classes": 3, "depth": 12}
-    training = (32, 32)
-    steps = 12
 
 
 def concatenating(network, image):
@@ -88,9 +78,3 @@ def test_memory_grows_with_depth_not_its_square():
 def test_smaller_than_its_dilations():
     """Mirrored as often as needed."""
     assert models.msd(2, depth=10).eval()(torch.rand(1, 3, 1, 4))["out"].shape == (1, 2, 1, 4)
-
-
-def test_bad_arguments():
-    for wrong in ({"depth": 0}, {"width": 0}, {"dilations": ()}, {"dilations": (0,)}):
-        with pytest.raises(ArgumentError, match=next(iter(wrong))):
-            models.msd(2, **wrong)

@@ -9,7 +9,6 @@ import torchvision
 from published_files import assert_same, loaded, seen
 
 from atrousops import models
-from atrousops.common.checks import ArgumentError
 
 # Of the blocks in a ResNet's stages: enough that a stage's others are not as its first.
 COUNTS = (1, 1, 2, 2)
@@ -81,19 +80,29 @@ def test_smp(tmp_path, short):
     assert_same(ours(image)["out"], releases_others.smp(state, image, COUNTS))
 
 
+@pytest.mark.parametrize("decoder_prelu", [True, False])
 @torch.inference_mode()
-def test_enet(monkeypatch, tmp_path):
-    """In fp64 with the same poolings; the scores of the first class, which is unlabelled, go."""
+def test_enet(monkeypatch, tmp_path, decoder_prelu):
+    """In fp64 with the same poolings; the scores of the first class, which is unlabelled, go.
+
+    The release's decoder.lua has ReLUs, which are PReLUs of slope 0. Blocks are larger than the last map.
+    """
     torch.use_deterministic_algorithms(False)
     state = releases.random_state(releases_others.enet_shapes())
-    ours = loaded(monkeypatch, tmp_path, "enet_cityscapes", state).double()
-    image = torch.rand(1, 3, 40, 48).double()
+    slopes = [name for name, v in state.items() if v.dim() == 1 and f"{name[:-6]}bias" not in state]
+    slopes = [name for name in slopes if name.endswith("weight") and int(name.partition(".")[0]) >= 26]
+    assert len(slopes) == 15
+    if not decoder_prelu:
+        state |= {name: torch.zeros_like(state[name]) for name in slopes}
+    file = {name: value for name, value in state.items() if decoder_prelu or name not in slopes}
+    ours = loaded(monkeypatch, tmp_path, "enet_cityscapes", file, decoder_prelu=decoder_prelu).double()
+    image = torch.rand(1, 3, 40, 24).double()
     double = {name: value.double() for name, value in state.items()}
     assert_same(ours(image)["out"], releases_others.enet(double, image)[:, 1:])
 
 
 def test_what_is_refused(monkeypatch, tmp_path):
-    """A variable that no layer has is named as the release names it; and a form that there is none of."""
+    """A variable that no layer has is named as the release names it."""
     for name in {*models.PUBLISHED} - {"deeplabv3plus_xception65_voc_trainaug"}:
         monkeypatch.delitem(models.PUBLISHED, name)
     state = tensorflows(releases_tensorflow.xception_shapes(4, 21))
@@ -101,5 +110,3 @@ def test_what_is_refused(monkeypatch, tmp_path):
     text = r"1 unknown, such as aspp4_depthwise/depthwise_weights \(3, 3, 8, 1\); .*classifier\.scores\.bias \(7,\) for"
     with pytest.raises(models.WeightsError, match=text):
         loaded(monkeypatch, tmp_path, "deeplabv3plus_xception65_voc_trainaug", state, ".npz", width=4)
-    with pytest.raises(ArgumentError, match='form must be "paper" or "smp"'):
-        models.deeplabv3plus(2, "resnet18", form="mmseg")

@@ -117,13 +117,15 @@ def blue_first(rgb, mean):
     return (255 * rgb).flip(1) - torch.tensor(mean).view(3, 1, 1)
 
 
+# Sides that three quarters do not divide; and the authors' 321, 241 and 161 pixels in small, maps of 5, 4 and 3.
+@pytest.mark.parametrize(("size", "align_corners"), [((35, 45), False), ((33, 65), True)])
 @torch.inference_mode()
-def test_deeplabv2(monkeypatch, tmp_path):
-    """Sides that three quarters do not divide."""
+def test_deeplabv2(monkeypatch, tmp_path, size, align_corners):
     state = releases.random_state(releases.deeplabv2_shapes(RESNET50, 21))
-    ours = loaded(monkeypatch, tmp_path, "deeplabv2_resnet101_voc", state, backbone="resnet50")
-    image = torch.rand(1, 3, 35, 45)
-    theirs = releases.deeplabv2(state, blue_first(image, (104.008, 116.669, 122.675)), RESNET50)
+    arguments = {"backbone": "resnet50", "align_corners": align_corners}
+    ours = loaded(monkeypatch, tmp_path, "deeplabv2_resnet101_voc", state, **arguments)
+    image = torch.rand(1, 3, *size)
+    theirs = releases.deeplabv2(state, blue_first(image, (104.008, 116.669, 122.675)), RESNET50, align_corners)
     assert_same(ours(seen(ours, image))["out"], theirs)
 
 
@@ -134,7 +136,8 @@ def test_pspnet(monkeypatch, tmp_path):
     file = {"epoch": 3, "best": np.float64(0.5), "state_dict": {f"module.{k}": v for k, v in state.items()}}
     ours = loaded(monkeypatch, tmp_path, "pspnet50_voc2012", file)
     image = seen(ours, torch.rand(1, 3, 33, 49))
-    assert_same(ours(image)["out"], releases.pspnet(state, image, RESNET50))
+    for name, theirs in releases.pspnet(state, image, RESNET50).items():
+        assert_same(ours(image)[name], theirs)
 
 
 @torch.inference_mode()
@@ -159,12 +162,13 @@ def test_fcn(monkeypatch, tmp_path, stride, ending):
 
 @torch.inference_mode()
 def test_largefov(monkeypatch, tmp_path):
-    """321 pixels of the release in small."""
+    """321 pixels of the release in small: 41; and 38 columns, of which six positions see the last one."""
     state = releases.random_state(releases_caffe.largefov_shapes(WIDTH))
     ours = loaded(monkeypatch, tmp_path, "deeplabv1_largefov_voc", state, ".npz", width=WIDTH)
-    image = torch.rand(1, 3, 41, 65)
+    image = torch.rand(1, 3, 41, 38)
     theirs = releases_caffe.largefov(state, blue_first(image, (104.008, 116.669, 122.675)))
-    assert_same(ours(seen(ours, image))["out"], theirs)
+    assert theirs.shape[2:] == (41, 41)
+    assert_same(ours(seen(ours, image))["out"], theirs[..., :38])
 
 
 @torch.inference_mode()
@@ -184,6 +188,7 @@ def test_other_channels(tmp_path):
     ("name", "dilations", "mean"),
     [
         ("dilation8_voc", EIGHT, (102.93, 111.36, 116.52)),
+        ("dilation8_voc", (), (102.93, 111.36, 116.52)),  # the front end alone
         ("dilation8_camvid", EIGHT, (110.70313206, 108.77808759, 105.41212523)),
         ("dilation7_kitti", SEVEN, (96.19429688, 95.55136972, 91.34692262)),
         ("dilation10_cityscapes", TEN, (72.39, 82.91, 73.16)),
@@ -191,27 +196,31 @@ def test_other_channels(tmp_path):
 )
 @torch.inference_mode()
 def test_dilation(monkeypatch, tmp_path, name, dilations, mean):
-    """On the map, and at every eighth pixel, where probabilities and scores are interpolated alike."""
+    """The map of scores, enlarged."""
     large, classes = name == "dilation8_voc", len(models.PUBLISHED[name].classes)
     state = releases.random_state(releases_caffe.dilation_shapes(WIDTH, classes, dilations, large))
     if "ctx_upsample.weight" in state:
         state["ctx_upsample.weight"] = releases_caffe.bilinear(classes)
-    ours = loaded(monkeypatch, tmp_path, name, state, ".npz", width=WIDTH)
+    arguments = {} if dilations else {"context": None, "context_arguments": None}
+    ours = loaded(monkeypatch, tmp_path, name, state, ".npz", width=WIDTH, **arguments)
     corner = models.PUBLISHED[name].arguments.get("placement") == "corner"
-    image = torch.rand(1, 3, 48, 56)
-    # The release mirrors its image by 186 pixels, and the last position needs eight more where they are corners.
-    more = 8 if corner else 0
-    padded = models.base.reflect(blue_first(image, mean), 186, (186 + more, 186 + more))
+    image = torch.rand(1, 3, 48, 45)
+    # The release mirrors its image by 186 pixels; positions are eight apart, and where they are corners there is one
+    # more behind the last pixel.
+    ends = [(186, 186 + -side % 8 + 8 * corner) for side in (48, 45)]
+    padded = torch.from_numpy(np.pad(blue_first(image, mean).numpy(), [(0, 0), (0, 0), *ends], "reflect"))
     theirs = releases_caffe.dilation(state, padded, dilations, large)
     found = ours(seen(ours, image))["out"]
     if corner:
-        assert_same(found[..., ::8, ::8], theirs[..., :-1, :-1])
+        # util.py: between position h // 8 and the next, by h % 8.
+        sides = [8 * side - 7 for side in theirs.shape[2:]]
+        assert_same(found, releases.enlarge(theirs, sides, True)[..., :48, :45])
         return
     upsampled = torch.nn.functional.conv_transpose2d(
         theirs, state["ctx_upsample.weight"], stride=8, padding=4, groups=classes
     )
     # Caffe's deconvolution sees zeros beyond the border, four pixels deep.
-    assert_same(found[..., 4:-4, 4:-4], upsampled[..., 4:-4, 4:-4])
+    assert_same(found[..., 4:-4, 4:-4], upsampled[..., 4:44, 4:41])
 
 
 @torch.inference_mode()
@@ -239,10 +248,14 @@ def test_crfrnn(monkeypatch, tmp_path):
     torch.testing.assert_close(found, current.softmax(1), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "size"), [("segnet_camvid", (45, 61)), ("deconvnet_voc", (224, 224))])
+@pytest.mark.parametrize(("name", "size"), [("segnet_camvid", (45, 61)), ("deconvnet_voc", (226, 224))])
 @torch.inference_mode()
 def test_unpooling(monkeypatch, tmp_path, name, size):
-    """In fp64 with the same poolings, as a maximum that moves by a rounding moves what is unpooled."""
+    """In fp64 with the same poolings, as a maximum that moves by a rounding moves what is unpooled.
+
+    The authors' 360x480 in small for SegNet: 45 rows are pooled to 23, 12, 6, 3 and 2. For DeconvNet an image that
+    rounding up and down pool to 8 and 7 positions.
+    """
     # PyTorch's own unpooling refuses to run otherwise.
     torch.use_deterministic_algorithms(False)
     segnet = name == "segnet_camvid"
@@ -284,7 +297,9 @@ def test_espnet(monkeypatch, tmp_path):
     assert_same(ours(seen(ours, image))["out"], theirs(given)["out"][:, :19])
 
 
-@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large_voc", "deeplabv3_mobilenet_v3_large_voc"])
+@pytest.mark.parametrize(
+    "name", ["lraspp_mobilenet_v3_large_voc", "deeplabv3_mobilenet_v3_large_voc", "deeplabv3_resnet50_voc"]
+)
 @torch.inference_mode()
 def test_torchvision(monkeypatch, tmp_path, name):
     make = getattr(_SEMANTIC, name.removesuffix("_voc"))
