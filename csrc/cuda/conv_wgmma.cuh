@@ -227,6 +227,19 @@ __device__ __forceinline__ void finish_wgmma_tile(const ConvTable& t, const Conv
   });
 }
 
+// One warpgroup of the two begins some steps behind the other, and stays there: while one writes its rows of a tile,
+// the tensor cores are the other's, which so catches up, and falls behind again while it writes its own.
+template <class Tile>
+__device__ __forceinline__ void begin_behind(const typename ConvWgmma<Tile>::Layout& shared,
+                                             const Pipeline<Tile::kStages>& ring, const Pipeline<kTilesAhead>& tiles) {
+  constexpr int kBehind = Tile::kStages / 2;
+  tiles.wait_full({});
+  if (shared.found[0].sum.steps <= kBehind) return;
+  Turn<Tile::kStages> later;
+  for (int i = 0; i < kBehind; ++i) later.next();
+  ring.wait_full(later);
+}
+
 template <class Tile>
 __device__ __forceinline__ void multiply_wgmma_tiles(const ConvTable& t, const ConvWgmmaArgs& args,
                                                      const typename ConvWgmma<Tile>::Layout& shared,
@@ -236,6 +249,7 @@ __device__ __forceinline__ void multiply_wgmma_tiles(const ConvTable& t, const C
   ConvWgmmaRow* const rows = shared.rows + (warp - 4) * kWarpRows;
   if (lane < kWarpRows) rows[lane] = ConvWgmmaRow(t, args, (warp - 4) * kWarpRows + lane);
   __syncwarp();
+  if (consumer == 1) begin_behind<Tile>(shared, ring, tiles);
   Turn<Tile::kStages> turn;
   WgmmaSums<Tile> sums;
   for (Turn<kTilesAhead> tile;; tile.next()) {

@@ -97,7 +97,8 @@ struct WgmmaLines {
   }
 };
 
-// Stores a warp's rows. finish(first) may change the sums from sums.d[0][first] on, which are the next piece's.
+// Stores a warp's rows. Before a piece is rounded, finish(piece) may change its sums: kQuarters times kSums of a lane.
+// What is stored of 16 bits is at least the pair `lowest`.
 template <class T, class Tile, class F>
 __device__ __forceinline__ void store_rows(WgmmaSums<Tile>& sums, const WgmmaPiece<T>& piece,
                                            const WgmmaLines<T>& lines, uint32_t lowest, const F& finish) {

@@ -47,7 +47,7 @@ class Code:
         return [block for block in self.blocks if self.has(block, pattern)]
 
     def longest(self, start: int, through: str, without: str) -> list[str]:
-        """The most instructions that can follow from the block `start` on until the code jumps back, with one of
+        """The most instructions that can follow from the block `start` on until the code jumps back or ends, with one of
         `through` among them and, behind the first block, none of `without`.
         """
 
@@ -58,7 +58,7 @@ class Code:
             met = met or self.has(block, through)
             on = [b for b in self.after[block] if b > block]
             ways = [way for b in on if (way := rest(b, met))]
-            if len(on) < len(self.after[block]) and met:
+            if met and (len(on) < len(self.after[block]) or not on):
                 ways.append((0, ()))
             if not ways:
                 return None
