@@ -151,29 +151,31 @@ void conv_wgmma(const std::vector<ConvWgmmaCall>& calls, const Tensor& src, Tens
     args.branch[i] = {conv_epilogue(call.bias, call.fuse, dst),
                       {static_cast<int32_t>(axis[1].kernel * axis[2].kernel), static_cast<int32_t>(axis[2].kernel)}};
   }
-  for (int i = 0; i < kAxes; ++i) args.box[i] = static_cast<int32_t>(box.size[i]);
+  for (int i = 0; i < kAxes; ++i) args.box[i] = Divisor32(box.size[i]);
   args.images = static_cast<int32_t>(box.images);
   args.channel_blocks = static_cast<int32_t>(ceil_div(t.src_channels * bytes_of(map_type(dtype)), kSpan));
-  args.column_blocks = static_cast<int32_t>(ceil_div(t.dst_channels, shape.columns));
-  args.splits = static_cast<int32_t>(c.boxes.splits);
+  args.column_blocks = Divisor32(ceil_div(t.dst_channels, shape.columns));
+  args.splits = Divisor(c.boxes.splits);
   args.box_bytes = static_cast<int32_t>(box.positions() * box.images * kSpan);
   args.part_size = positions * t.dst_channels;
   std::optional<Tensor> part;
-  if (args.splits > 1) {
-    part =
-        torch::stable::empty({branches * args.splits, args.part_size}, ScalarType::Float, std::nullopt, src.device());
+  if (c.boxes.splits > 1) {
+    part = torch::stable::empty({branches * c.boxes.splits, args.part_size}, ScalarType::Float, std::nullopt,
+                                src.device());
     args.part = mutable_data<float>(*part);
   }
-  const int64_t tiles = int64_t{t.tiles} * args.column_blocks * args.splits;
+  const int64_t tiles = int64_t{t.tiles} * args.column_blocks.value() * c.boxes.splits;
+  STD_TORCH_CHECK(args.channel_blocks <= INT32_MAX / calls[0].problem.kernel_positions(),
+                  "conv: one sum takes up to 2^31 steps");
   STD_TORCH_CHECK(tiles <= INT32_MAX / 2, "conv: one launch takes up to 2^30 tiles; got ", tiles);
   const int64_t blocks = std::min(tiles, forced.blocks > 0 ? forced.blocks : conv_multiprocessors(src));
   const Stream stream = current_stream(src);
   start({t, maps, args, c.boxes.shape, weights[0].along, static_cast<unsigned>(blocks)}, dtype, stream);
   for (size_t i = 0; part && i < calls.size(); ++i) {
     ConvMmaArgs sum{};
-    sum.part = args.part + static_cast<int64_t>(i) * args.splits * args.part_size;
+    sum.part = args.part + static_cast<int64_t>(i) * c.boxes.splits * args.part_size;
     sum.part_size = args.part_size;
-    sum.splits = args.splits;
+    sum.splits = static_cast<int>(c.boxes.splits);
     sum.epilogue = args.branch[i].epilogue;
     conv_mma_sum(sum, positions, t.dst_channels, dtype, stream);
   }

@@ -2,150 +2,128 @@
 //
 // A tile is a box of positions and images by columns of dst's channels; its sum runs over the taps that are live for
 // some position and, inside, over channels of src. For each step one thread has TMA bring the box, displaced by the
-// tap, and the weights. What the box reads outside the tensor is zero: that is the padding. Blocks stay for many tiles,
-// and loads for the next one go on while sums are written.
+// tap, and the weights. What the box reads outside the tensor is zero: that is the padding. Blocks stay for many tiles:
+// a warp finds the next ones (conv_wgmma_tiles.cuh), and loads for them go on while sums are written.
 #pragma once
 
 #include "cuda/arch/barrier.h"
-#include "cuda/conv_wgmma.h"
+#include "cuda/arch/cp_async.h"
+#include "cuda/conv_wgmma_tiles.cuh"
 #include "cuda/launch.h"
 #include "cuda/shared.h"
-#include "cuda/wgmma_tile.cuh"
+#include "cuda/wgmma_rows.cuh"
 
 namespace atrousops::cuda {
 
-// One tile's columns, and the part of its sum that is this block's.
-struct ConvWgmmaWork {
-  ConvSegment segment[kAxes];
-  int32_t begin[kAxes], length[kAxes];  // lattice positions
-  int64_t image;
-  int32_t branch, column, part;
-  int64_t first, steps;
+// A row of every tile: where in the box it lies, and how far in dst from the box's beginning.
+struct alignas(16) ConvWgmmaRow {
+  int64_t offset;
+  uint32_t at;
 
-  __device__ __forceinline__ ConvWgmmaWork(const ConvTable& t, const ConvWgmmaArgs& args, int32_t index) {
-    const auto next = [&](int32_t n) {
-      const int32_t quotient = index / n, remainder = index - quotient * n;
-      index = quotient;
-      return remainder;
-    };
-    column = next(args.column_blocks);
-    part = next(args.splits);
-    const ConvRegion region = t.region(t.region_of(index));
-    index -= region.first_tile;
-    branch = region.branch;
-    int64_t all = args.channel_blocks;
+  __device__ __forceinline__ ConvWgmmaRow(const ConvTable& t, const ConvWgmmaArgs& args, int row) : offset(0), at(0) {
+    int32_t rest = row;
 #pragma unroll
     for (int axis = kAxes - 1; axis >= 0; --axis) {
-      const ConvSegment s = t.segment(axis, region.segment[axis]);
-      const int32_t before = next((s.length + args.box[axis] - 1) / args.box[axis]) * args.box[axis];
-      segment[axis] = s;
-      begin[axis] = s.begin + before;
-      length[axis] = min(s.length - before, args.box[axis]);
-      all *= s.tap_end - s.tap_begin;
+      const int32_t o = args.box[axis].split(rest);
+      at |= static_cast<uint32_t>(o) << 8 * axis;
+      offset += int64_t{o} * t.p[axis] * t.dst.axis[axis];
     }
-    image = int64_t{index} * args.images;
-    first = all * part / args.splits;
-    steps = all * (part + 1) / args.splits - first;
+    at |= static_cast<uint32_t>(rest) << 8 * kAxes;
+    offset += rest * t.dst.n;
   }
-};
-
-// Calls f(work) for each tile of this block: forwards and backwards in turn, so that a block with a longer one has a
-// shorter one next.
-template <class F>
-__device__ __forceinline__ void each_wgmma_tile(const ConvTable& t, const ConvWgmmaArgs& args, const F& f) {
-  const int32_t blocks = static_cast<int32_t>(gridDim.x), all = t.tiles * args.column_blocks * args.splits;
-  const int32_t mine = static_cast<int32_t>(blockIdx.x);
-  bool back = false;
-  for (int32_t first = 0; first < all; first += blocks, back = !back) {
-    const int32_t index = first + (back ? blocks - 1 - mine : mine);
-    if (index < all) f(ConvWgmmaWork(t, args, index));
-  }
-}
-
-// Runs along the steps of a tile's sum.
-struct ConvWgmmaCursor {
-  const ConvTable& t;
-  const ConvWgmmaArgs& args;
-  const ConvWgmmaWork& work;
-  int32_t i[kAxes], block;  // of the tap; of channels
-  int32_t at[kAxes], tap;   // where its box begins, and its weights
-
-  __device__ __forceinline__ ConvWgmmaCursor(const ConvTable& t, const ConvWgmmaArgs& args, const ConvWgmmaWork& work)
-      : t(t), args(args), work(work) {
-    int64_t rest = split(work.first, args.channel_blocks, block);
-#pragma unroll
-    for (int axis = kAxes - 1; axis >= 0; --axis) {
-      const int32_t taps = work.segment[axis].tap_end - work.segment[axis].tap_begin;
-      rest = split(rest, taps > 0 ? taps : 1, i[axis]);
-    }
-    find();
-  }
-  __device__ __forceinline__ void find() {
-    int32_t r[kAxes];
-#pragma unroll
-    for (int axis = 0; axis < kAxes; ++axis) {
-      if (i[axis] >= work.segment[axis].tap_end - work.segment[axis].tap_begin) return;  // beyond the last
-      const ConvTap found = t.tap(axis, work.segment[axis].tap_begin + i[axis]);
-      at[axis] = t.q[axis] * work.begin[axis] + found.delta;
-      r[axis] = found.r;
-    }
-    const int32_t* strides = args.branch[work.branch].tap_strides;
-    tap = r[0] * strides[0] + r[1] * strides[1] + r[2];
-  }
-  __device__ __forceinline__ void next() {
-    if (++block < args.channel_blocks) return;
-    block = 0;
-#pragma unroll
-    for (int axis = kAxes - 1; axis >= 0; --axis) {
-      if (++i[axis] < work.segment[axis].tap_end - work.segment[axis].tap_begin || axis == 0) break;
-      i[axis] = 0;
-    }
-    find();
+  // In dst, or -1 where the box has no such row. No byte borrows from the next: all are below 128.
+  __device__ __forceinline__ int64_t position(const ConvWgmmaSum& sum) const {
+    return (((sum.last | 0x80808080u) - at) & 0x80808080u) == 0x80808080u ? sum.position + offset : -1;
   }
 };
 
 template <class Tile>
 struct ConvWgmma {
   static constexpr int kWarps = Tile::kReadingWarps;
+  using Ring = Pipeline<Tile::kStages>;
+  using Tiles = Pipeline<kTilesAhead>;
+  using Found = ConvWgmmaFound<Tile::kColumns>;
 
   struct Layout {
-    char* stages;
+    char *stages, *pieces;
+    Found* found;
+    ConvWgmmaRow* rows;
     arch::Mbarrier* barriers;
-    float* sums;
-    int64_t* positions;  // of each row in dst; -1 where there is none
 
     __device__ __forceinline__ explicit Layout(SharedArena& arena)
         : stages(arena.take<char, 1024>(Tile::kStages * Tile::kStageBytes)),
-          barriers(arena.take<arch::Mbarrier>(Pipeline<Tile::kStages>::kBarriers)),
-          sums(arena.take<float>(kWarps * kWarpSums)),
-          positions(arena.take<int64_t>(Tile::kRows)) {}
+          pieces(arena.take<char, 128>(kWarps * kPieceBytes)),
+          found(arena.take<Found>(kTilesAhead)),
+          rows(arena.take<ConvWgmmaRow>(Tile::kRows)),
+          barriers(arena.take<arch::Mbarrier>(Ring::kBarriers + Tiles::kBarriers)) {}
   };
   static int64_t shared_bytes() {
     SharedSize size;
     size.take<char, 1024>(Tile::kStages * Tile::kStageBytes);
-    size.take<arch::Mbarrier>(Pipeline<Tile::kStages>::kBarriers);
-    size.take<float>(kWarps * kWarpSums);
-    size.take<int64_t>(Tile::kRows);
+    size.take<char, 128>(kWarps * kPieceBytes);
+    size.take<Found>(kTilesAhead);
+    size.take<ConvWgmmaRow>(Tile::kRows);
+    size.take<arch::Mbarrier>(Ring::kBarriers + Tiles::kBarriers);
     return size.bytes();
+  }
+};
+
+// Runs along the steps of a tile's sum.
+struct ConvWgmmaCursor {
+  const ConvTable& t;
+  const ConvWgmmaArgs& args;
+  ConvWgmmaWork work;
+  int32_t at[kAxes] = {}, tap = 0;  // where its box begins, and its weights
+
+  __device__ __forceinline__ ConvWgmmaCursor(const ConvTable& t, const ConvWgmmaArgs& args, const ConvWgmmaWork& work)
+      : t(t), args(args), work(work) {
+    find();
+  }
+  __device__ __forceinline__ void find() {
+    int32_t r[kAxes];
+#pragma unroll
+    for (int axis = 0; axis < kAxes; ++axis) {
+      if (work.i[axis] >= work.taps[axis]) return;  // beyond the last
+      const ConvTap found = t.tap(axis, work.tap_begin[axis] + work.i[axis]);
+      at[axis] = work.read[axis] + found.delta;
+      r[axis] = found.r;
+    }
+    const int32_t* strides = args.branch[work.branch].tap_strides;
+    tap = r[0] * strides[0] + r[1] * strides[1] + r[2];
+  }
+  __device__ __forceinline__ void next() {
+    if (++work.block < args.channel_blocks) return;
+    work.block = 0;
+#pragma unroll
+    for (int axis = kAxes - 1; axis >= 0; --axis) {
+      if (++work.i[axis] < work.taps[axis] || axis == 0) break;
+      work.i[axis] = 0;
+    }
+    find();
   }
 };
 
 template <class Tile>
 __device__ __forceinline__ void load_wgmma_tiles(const ConvTable& t, const ConvWgmmaMaps& maps,
-                                                 const ConvWgmmaArgs& args, const Pipeline<Tile::kStages>& ring,
-                                                 char* stages) {
+                                                 const ConvWgmmaArgs& args,
+                                                 const typename ConvWgmma<Tile>::Layout& shared,
+                                                 const Pipeline<Tile::kStages>& ring,
+                                                 const Pipeline<kTilesAhead>& tiles) {
   using B = typename Tile::B;
   arch::tma_prefetch(&maps.src);
   Turn<Tile::kStages> turn;
-  each_wgmma_tile(t, args, [&](const ConvWgmmaWork& work) {
-    const TensorMap* weights = &maps.weights[work.branch];
-    const int32_t image = static_cast<int32_t>(work.image), column = work.column * Tile::kColumns;
-    ConvWgmmaCursor cursor(t, args, work);
-    for (int64_t step = 0; step < work.steps; ++step) {
+  for (Turn<kTilesAhead> tile;; tile.next()) {
+    tiles.wait_full(tile);
+    if (shared.found[tile.stage()].sum.steps < 0) return;
+    ConvWgmmaCursor cursor(t, args, shared.found[tile.stage()].work);
+    const int32_t steps = shared.found[tile.stage()].sum.steps, column = shared.found[tile.stage()].sum.column;
+    tiles.release(tile);
+    const TensorMap* weights = &maps.weights[cursor.work.branch];
+    for (int32_t step = 0; step < steps; ++step) {
       arch::Mbarrier* const full = ring.fill(turn, static_cast<unsigned>(args.box_bytes + B::kBytes));
-      char* const stage = stages + turn.stage * Tile::kStageBytes;
-      const int32_t channel = cursor.block * Tile::kDepth;
-      const int box[5] = {channel, cursor.at[2], cursor.at[1], cursor.at[0], image};
+      char* const stage = shared.stages + turn.stage() * Tile::kStageBytes;
+      const int32_t channel = cursor.work.block * Tile::kDepth;
+      const int box[5] = {channel, cursor.at[2], cursor.at[1], cursor.at[0], cursor.work.image};
       arch::tma_load(stage, &maps.src, box, full);
 #pragma unroll
       for (int i = 0; i < B::kBoxes; ++i) {
@@ -155,63 +133,134 @@ __device__ __forceinline__ void load_wgmma_tiles(const ConvTable& t, const ConvW
       cursor.next();
       turn.next();
     }
+  }
+}
+
+// Where this lane's row of a tensor begins that has `pitch` elements a position, from a column on; null where it has no
+// such row.
+template <class T>
+__device__ __forceinline__ const void* row_of(const void* base, const ConvWgmmaRow& row, const ConvWgmmaSum& sum,
+                                              int64_t pitch) {
+  const int64_t position = row.position(sum);
+  return position < 0 ? nullptr : static_cast<const T*>(base) + position * pitch + sum.column;
+}
+
+// As conv_finish, for rows of whole chunks of 16 bytes that lie at multiples of 16, a residual's as far apart as dst's.
+template <class T, class Tile>
+__device__ __forceinline__ void finish_rows(WgmmaSums<Tile>& sums, char* mine, const ConvEpilogue& e,
+                                            const ConvWgmmaFound<Tile::kColumns>& found, const ConvWgmmaRow* rows,
+                                            int64_t channels) {
+  using Piece = WgmmaPiece<T>;
+  constexpr int kSums = Piece::kQuarters * Piece::kSums;
+  const Piece piece(mine);
+  const WgmmaLines<T> lines(piece, row_of<T>(e.dst, rows[piece.known_row()], found.sum, e.dst_pitch),
+                            (channels - found.sum.column) * static_cast<int64_t>(sizeof(T)));
+  const int64_t residual = static_cast<const char*>(e.residual) - static_cast<const char*>(e.dst);
+  const auto each = [&](int p, const float* columns, const auto& f) {
+#pragma unroll
+    for (int i = p * kSums; i < (p + 1) * kSums; i += 4) {
+      const float2 two = *reinterpret_cast<const float2*>(columns + piece.column() + 2 * i);
+      float* const v = sums.d[0] + i;
+      v[0] = f(v[0], two.x), v[1] = f(v[1], two.y), v[2] = f(v[2], two.x), v[3] = f(v[3], two.y);
+    }
+  };
+  const auto add_residual = [&](int p) {
+#pragma unroll
+    for (int i = 0; i < Piece::kLines; ++i)
+      if (p * kSpan < lines.left[i]) arch::cp_async<16>(&piece.line(i), lines.to[i] + residual + p * kSpan, 16);
+    arch::cp_async_commit();
+    arch::cp_async_wait<0>();
+    __syncwarp();
+#pragma unroll
+    for (int quarter = 0; quarter < Piece::kQuarters; ++quarter) {
+      float* const v = sums.d[0] + (Piece::kQuarters * p + quarter) * Piece::kSums;
+      uint32_t words[Piece::kWords];
+      piece.get(quarter, words);
+#pragma unroll
+      for (int i = 0; i < Piece::kWords; ++i) {
+        if constexpr (Piece::kPairs) {
+          v[2 * i] += arch::low_of<T>(words[i]);
+          v[2 * i + 1] += arch::high_of<T>(words[i]);
+        } else {
+          v[i] += __uint_as_float(words[i]);
+        }
+      }
+    }
+    __syncwarp();
+  };
+  store_rows<T>(sums, piece, lines, e.relu ? 0 : arch::kPairOfLowest<T>, [&](int p) {
+    if (e.scale) each(p, found.scale, [](float a, float b) { return __fmul_rn(a, b); });
+    if (e.bias) each(p, found.bias, [](float a, float b) { return __fadd_rn(a, b); });
+    if (e.residual) add_residual(p);
+    if (!Piece::kPairs && e.relu)
+#pragma unroll
+      for (int i = p * kSums; i < (p + 1) * kSums; ++i)
+        sums.d[0][i] = sums.d[0][i] < 0 ? 0.0f : sums.d[0][i];  // not NaN
   });
 }
 
-// Where the rows of this warp go, a lane a row.
 template <class Tile>
-__device__ __forceinline__ void find_positions(const ConvTable& t, const ConvWgmmaArgs& args, const ConvWgmmaWork& work,
-                                               int consumer, int64_t* positions) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32 % 4;
-  __syncwarp();  // all have read those of the tile before
-  if (lane < 16) {
-#pragma unroll
-    for (int block = 0; block < Tile::kBlocks; ++block) {
-      const int row = (consumer * Tile::kBlocks + block) * kBlockRows + 16 * warp + lane;
-      int32_t rest = row;
-      int64_t position = 0;
-      bool exists = true;
-#pragma unroll
-      for (int axis = kAxes - 1; axis >= 0; --axis) {
-        const int32_t quotient = rest / args.box[axis], o = rest - quotient * args.box[axis];
-        rest = quotient;
-        exists = exists && o < work.length[axis];
-        position += (work.segment[axis].p0 + int64_t{work.begin[axis] + o} * t.p[axis]) * t.dst.axis[axis];
-      }
-      const int64_t image = work.image + rest;
-      positions[row] = exists && rest < args.images && image < t.n ? position + image * t.dst.n : -1;
-    }
+__device__ __forceinline__ void finish_wgmma_tile(const ConvTable& t, const ConvWgmmaArgs& args,
+                                                  const ConvWgmmaFound<Tile::kColumns>& found, WgmmaSums<Tile>& sums,
+                                                  char* mine, const ConvWgmmaRow* rows) {
+  using T = typename Tile::T;
+  const ConvWgmmaSum& sum = found.sum;
+  const ConvEpilogue& e = args.branch[sum.branch].epilogue;
+  float* const part = args.part ? args.part + (sum.branch * args.splits.value() + sum.part) * args.part_size : nullptr;
+  if (part && t.dst_channels % 4 == 0) {
+    const WgmmaPiece<float> piece(mine);
+    const WgmmaLines<float> lines(piece, row_of<float>(part, rows[piece.known_row()], sum, t.dst_channels),
+                                  4 * (t.dst_channels - sum.column));
+    return store_rows<float>(sums, piece, lines, 0, [](int) {});
   }
-  __syncwarp();
+  const bool vectors = e.vector_dst && t.dst_channels % kPack<T> == 0 &&
+                       (!e.residual || (e.vector_residual && e.residual_pitch == e.dst_pitch));
+  if (!part && vectors) return finish_rows<T>(sums, mine, e, found, rows, t.dst_channels);
+  each_run_of_sums(sums, mine, [&](int row, int at, float (&values)[8]) {
+    const int64_t to = rows[row].position(sum), channel = sum.column + at, left = t.dst_channels - channel;
+    if (to < 0 || left <= 0) return;
+    const int count = static_cast<int>(left < 8 ? left : 8);
+    if (!part) return conv_finish<T>(e, values, to, channel, count);
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      if (i < count) part[to * t.dst_channels + channel + i] = values[i];
+  });
+}
+
+// One warpgroup of the two begins some steps behind the other, and stays there: while one writes its rows of a tile,
+// the tensor cores are the other's, which so catches up, and falls behind again while it writes its own.
+template <class Tile>
+__device__ __forceinline__ void begin_behind(const typename ConvWgmma<Tile>::Layout& shared,
+                                             const Pipeline<Tile::kStages>& ring, const Pipeline<kTilesAhead>& tiles) {
+  constexpr int kBehind = Tile::kStages / 2;
+  tiles.wait_full({});
+  if (shared.found[0].sum.steps <= kBehind) return;
+  Turn<Tile::kStages> later;
+  for (int i = 0; i < kBehind; ++i) later.next();
+  ring.wait_full(later);
 }
 
 template <class Tile>
 __device__ __forceinline__ void multiply_wgmma_tiles(const ConvTable& t, const ConvWgmmaArgs& args,
+                                                     const typename ConvWgmma<Tile>::Layout& shared,
                                                      const Pipeline<Tile::kStages>& ring,
-                                                     const typename ConvWgmma<Tile>::Layout& shared, int warp) {
-  using T = typename Tile::T;
-  const int consumer = warp / 4 - 1;
+                                                     const Pipeline<kTilesAhead>& tiles, int warp) {
+  const int consumer = warp / 4 - 1, lane = static_cast<int>(threadIdx.x) % 32;
+  ConvWgmmaRow* const rows = shared.rows + (warp - 4) * kWarpRows;
+  if (lane < kWarpRows) rows[lane] = ConvWgmmaRow(t, args, (warp - 4) * kWarpRows + lane);
+  __syncwarp();
+  if (consumer == 1) begin_behind<Tile>(shared, ring, tiles);
   Turn<Tile::kStages> turn;
   WgmmaSums<Tile> sums;
-  each_wgmma_tile(t, args, [&](const ConvWgmmaWork& work) {
-    find_positions<Tile>(t, args, work, consumer, shared.positions);
-    sums.multiply_all(ring, turn, shared.stages, consumer, work.steps);
-    const int64_t first = int64_t{work.column} * Tile::kColumns;
-    ConvEpilogue partial{args.part ? args.part + (work.branch * args.splits + work.part) * args.part_size : nullptr};
-    partial.dst_pitch = t.dst_channels;
-    partial.vector_dst = t.dst_channels % 4 == 0;
-    float* const mine = shared.sums + (warp - 4) * kWarpSums;
-    each_row_of_sums(sums, mine, consumer, [&](int row, int at, float (&values)[8]) {
-      const int64_t position = shared.positions[row], channel = first + at, left = t.dst_channels - channel;
-      if (position < 0 || left <= 0) return;
-      const int count = static_cast<int>(left < 8 ? left : 8);
-      if (args.part) {
-        conv_finish<float>(partial, values, position, channel, count);
-      } else {
-        conv_finish<T>(args.branch[work.branch].epilogue, values, position, channel, count);
-      }
-    });
-  });
+  for (Turn<kTilesAhead> tile;; tile.next()) {
+    tiles.wait_full(tile);
+    const ConvWgmmaFound<Tile::kColumns>& found = shared.found[tile.stage()];
+    if (found.sum.steps < 0) return;
+    sums.multiply_all(ring, turn, shared.stages, consumer, found.sum.steps);
+    finish_wgmma_tile<Tile>(t, args, found, sums, shared.pieces + (warp - 4) * kPieceBytes, rows);
+    __syncwarp();  // all have read what was found
+    if (lane == 0) tiles.release(tile);
+  }
 }
 
 template <class Tile>
@@ -221,17 +270,22 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   SharedArena arena;
   const typename ConvWgmma<Tile>::Layout shared(arena);
   const Pipeline<Tile::kStages> ring(shared.barriers);
-  if (threadIdx.x == 0) ring.init(Tile::kReadingWarps);
+  const Pipeline<kTilesAhead> tiles(shared.barriers + Pipeline<Tile::kStages>::kBarriers);
+  if (threadIdx.x == 0) {
+    ring.init(Tile::kReadingWarps);
+    tiles.init(Tile::kReadingWarps + 1);
+  }
   __syncthreads();
   const int warp = warp_id();
   // What the warpgroups had at launch, 168 each, in sum; the compiler holds all code to what it starts with. With 40,
   // the loading warps spill.
   if (warp < 4) {
     arch::give_registers<56>();
-    if (warp == 0 && arch::elect_one()) load_wgmma_tiles<Tile>(t, maps, args, ring, shared.stages);
+    if (warp == 0 && arch::elect_one()) load_wgmma_tiles<Tile>(t, maps, args, shared, ring, tiles);
+    if (warp == 1) find_wgmma_tiles<typename Tile::T>(t, args, tiles, shared.found);
   } else {
     arch::take_registers<224>();
-    multiply_wgmma_tiles<Tile>(t, args, ring, shared, warp);
+    multiply_wgmma_tiles<Tile>(t, args, shared, ring, tiles, warp);
   }
 }
 
@@ -242,11 +296,11 @@ void conv_wgmma_start(const ConvWgmmaLaunch& l, Stream stream) {
     launch<conv_wgmma_kernel<Tile>>(where, stream, l.table, l.maps, l.args);
   };
   constexpr arch::Major kA = arch::Major::k;
-  // In the order of core::tile_shapes.
+  // In the order of core::tile_shapes; as many stages as shared memory holds.
   switch (l.tile) {
     case 0: return start(static_cast<WgmmaTile<T, 128, 256, kA, kB, 4>*>(nullptr));
-    case 1: return start(static_cast<WgmmaTile<T, 128, 128, kA, kB, 5>*>(nullptr));
-    case 2: return start(static_cast<WgmmaTile<T, 128, 64, kA, kB, 5>*>(nullptr));
+    case 1: return start(static_cast<WgmmaTile<T, 128, 128, kA, kB, 6>*>(nullptr));
+    case 2: return start(static_cast<WgmmaTile<T, 128, 64, kA, kB, 8>*>(nullptr));
     default: STD_TORCH_CHECK(false, "conv: no wgmma tile ", l.tile);
   }
 }

@@ -7,6 +7,7 @@
 #include "cuda/conv_epilogue.cuh"
 #include "cuda/conv_kernels.h"
 #include "cuda/conv_mma.h"
+#include "cuda/divisor.h"
 #include "cuda/tensor_map.h"
 
 namespace atrousops::cuda {
@@ -27,10 +28,12 @@ struct ConvWgmmaBranch {
 };
 
 struct ConvWgmmaArgs {
-  int32_t box[kAxes], images;     // rows of a tile, axis 2 fastest
-  int32_t channel_blocks;         // of src, 128 bytes each
-  int32_t column_blocks, splits;  // a tile is done for each of them
+  Divisor32 box[kAxes];  // rows of a tile, axis 2 fastest
+  int32_t images;
+  int32_t channel_blocks;   // of src, 128 bytes each
+  Divisor32 column_blocks;  // a tile is done for each of them, and of the splits
   int32_t box_bytes;
+  Divisor splits;
   float* part;        // (branches, splits, positions, channels), or null
   int64_t part_size;  // elements of a split
   ConvWgmmaBranch branch[kMostBranches];

@@ -84,12 +84,15 @@ void conv_wgmma_weight(const ConvWeightCall& call, const ConvWgmmaWeightForced& 
   ConvWgmmaWeightArgs args{};
   args.part = mutable_data<float>(part);
   args.part_size = elements;
-  std::copy(box.size.begin(), box.size.end(), args.box);
-  args.images = static_cast<int32_t>(box.images);
-  args.row_blocks = static_cast<int32_t>(ceil_div(p.k, core::kWeightRows));
-  args.column_blocks = static_cast<int32_t>(ceil_div(p.c, chosen.columns));
-  args.taps = static_cast<int32_t>(taps);
-  args.splits = static_cast<int32_t>(chosen.splits);
+  for (int i = 0; i < kAxes; ++i) {
+    args.box[i] = Divisor32(box.size[i]);
+    args.kernel[i] = Divisor32(p.axis[i].kernel);
+  }
+  args.images = Divisor32(box.images);
+  args.row_blocks = Divisor32(ceil_div(p.k, core::kWeightRows));
+  args.column_blocks = Divisor32(ceil_div(p.c, chosen.columns));
+  args.taps = Divisor32(taps);
+  args.splits = Divisor(chosen.splits);
   STD_TORCH_CHECK(ceil_div(p.k, core::kWeightRows) * ceil_div(p.c, chosen.columns) * taps * chosen.splits <= INT32_MAX,
                   "conv_grad_weight: one launch takes up to 2^31 tiles");
 #if defined(ATROUSOPS_SM90A)

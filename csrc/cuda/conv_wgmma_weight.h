@@ -6,15 +6,18 @@
 // platform.h first: it decides what device code is.
 #include "core/weight_boxes.h"
 #include "cuda/conv_kernels.h"
+#include "cuda/divisor.h"
 #include "cuda/tensor_map.h"
 
 namespace atrousops::cuda {
 
 struct ConvWgmmaWeightArgs {
-  float* part;                 // (splits, K, taps, C)
-  int64_t part_size;           // elements of a split
-  int32_t box[kAxes], images;  // of a step of the reduction, axis 2 fastest
-  int32_t row_blocks, column_blocks, taps, splits;
+  float* part;           // (splits, K, taps, C)
+  int64_t part_size;     // elements of a split
+  Divisor32 box[kAxes];  // of a step of the reduction, axis 2 fastest
+  Divisor32 kernel[kAxes];
+  Divisor32 row_blocks, column_blocks, taps, images;
+  Divisor splits;
 };
 
 struct ConvWgmmaWeightLaunch {

@@ -8,7 +8,7 @@
 #include "cuda/conv_wgmma_weight.h"
 #include "cuda/launch.h"
 #include "cuda/shared.h"
-#include "cuda/wgmma_tile.cuh"
+#include "cuda/wgmma_rows.cuh"
 
 namespace atrousops::cuda {
 namespace {
@@ -20,18 +20,18 @@ template <class Tile>
 struct Layout {
   char* stages;
   arch::Mbarrier* barriers;
-  float* sums;
+  char* rows;
 
   __device__ __forceinline__ explicit Layout(SharedArena& arena)
       : stages(arena.take<char, 1024>(Tile::kStages * Tile::kStageBytes)),
         barriers(arena.take<arch::Mbarrier>(Pipeline<Tile::kStages>::kBarriers)),
-        sums(arena.take<float>(Tile::kReadingWarps * kWarpSums)) {}
+        rows(arena.take<char, 128>(Tile::kReadingWarps * kPieceBytes)) {}
 
   static int64_t bytes() {
     SharedSize size;
     size.take<char, 1024>(Tile::kStages * Tile::kStageBytes);
     size.take<arch::Mbarrier>(Pipeline<Tile::kStages>::kBarriers);
-    size.take<float>(Tile::kReadingWarps * kWarpSums);
+    size.take<char, 128>(Tile::kReadingWarps * kPieceBytes);
     return size.bytes();
   }
 };
@@ -39,34 +39,27 @@ struct Layout {
 // The tile of this block, and its share of the boxes.
 struct Work {
   int32_t row, column, tap, part;
-  int32_t begin[kAxes], delta[kAxes], boxes[kAxes], image_boxes;
+  int32_t begin[kAxes], delta[kAxes], boxes[kAxes];
   int64_t first, steps;
 
   __device__ __forceinline__ Work(const ConvTable& t, const ConvWgmmaWeightArgs& args) {
-    uint32_t rest = blockIdx.x;
-    const auto next = [&](int32_t n) {
-      const uint32_t quotient = rest / static_cast<uint32_t>(n), remainder = rest - quotient * static_cast<uint32_t>(n);
-      rest = quotient;
-      return static_cast<int32_t>(remainder);
-    };
-    column = next(args.column_blocks);
-    row = next(args.row_blocks);
-    tap = next(args.taps);
-    part = static_cast<int32_t>(rest);
-    image_boxes = (static_cast<int32_t>(t.n) + args.images - 1) / args.images;
-    int64_t all = image_boxes;
+    int32_t rest = static_cast<int32_t>(blockIdx.x);
+    column = args.column_blocks.split(rest);
+    row = args.row_blocks.split(rest);
+    tap = args.taps.split(rest);
+    part = rest;
+    int64_t all = args.images.divide(static_cast<int32_t>(t.n) + args.images.value() - 1);
     int32_t r = tap;
 #pragma unroll
     for (int axis = kAxes - 1; axis >= 0; --axis) {
-      const ConvTap found = t.tap(axis, r % t.kernel[axis]);
-      r /= t.kernel[axis];
+      const ConvTap found = t.tap(axis, args.kernel[axis].split(r));
       begin[axis] = found.begin;
       delta[axis] = found.delta;
-      boxes[axis] = (found.end - found.begin + args.box[axis] - 1) / args.box[axis];
+      boxes[axis] = args.box[axis].divide(found.end - found.begin + args.box[axis].value() - 1);
       all *= boxes[axis];
     }
-    first = all * part / args.splits;
-    steps = all * (part + 1) / args.splits - first;
+    first = args.splits.divide(all * part);
+    steps = args.splits.divide(all * (part + 1)) - first;
   }
 };
 
@@ -79,17 +72,32 @@ __device__ __forceinline__ void load(const ConvTable& t, const TensorMap* grad, 
   arch::tma_prefetch(grad);
   arch::tma_prefetch(input);
   Turn<Tile::kStages> turn;
-  for (int64_t step = 0; step < work.steps; ++step) {
-    int64_t rest = work.first + step;
-    int32_t o[kAxes];
+  int32_t box[kAxes], o[kAxes];
+  int64_t rest = work.first;
+#pragma unroll
+  for (int axis = kAxes - 1; axis >= 0; --axis) {
+    if (rest > 0) {
+      rest = split(rest, work.boxes[axis], box[axis]);
+    } else {
+      box[axis] = 0;
+    }
+    o[axis] = work.begin[axis] + box[axis] * args.box[axis].value();
+  }
+  int32_t image = static_cast<int32_t>(rest) * args.images.value();
+  // To the next box, axis 2 fastest.
+  const auto next = [&] {
 #pragma unroll
     for (int axis = kAxes - 1; axis >= 0; --axis) {
-      rest = split(rest, work.boxes[axis], o[axis]);
-      o[axis] = work.begin[axis] + o[axis] * args.box[axis];
+      o[axis] += args.box[axis].value();
+      if (++box[axis] < work.boxes[axis]) return;
+      box[axis] = 0;
+      o[axis] = work.begin[axis];
     }
-    const int32_t image = static_cast<int32_t>(rest) * args.images;
+    image += args.images.value();
+  };
+  for (int64_t step = 0; step < work.steps; ++step, next()) {
     arch::Mbarrier* const full = ring.fill(turn, Tile::kStageBytes);
-    char* const stage = stages + turn.stage * Tile::kStageBytes;
+    char* const stage = stages + turn.stage() * Tile::kStageBytes;
 #pragma unroll
     for (int i = 0; i < A::kBoxes; ++i) {
       const int at[5] = {work.row * Tile::kRows + i * A::kOfSpan, o[2], o[1], o[0], image};
@@ -128,32 +136,29 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   Turn<Tile::kStages> turn;
   WgmmaSums<Tile> sums;
   sums.multiply_all(ring, turn, shared.stages, consumer, work.steps);
-  float* const to = args.part + work.part * args.part_size;
-  each_row_of_sums(sums, shared.sums + (warp - 4) * kWarpSums, consumer, [&](int row, int at, float (&values)[8]) {
-    const int64_t k = int64_t{work.row} * Tile::kRows + row, c = int64_t{work.column} * Tile::kColumns + at;
-    // Channels come by eight, or the maps would not do.
-    if (k >= t.dst_channels || c >= t.src_channels) return;
-    auto* const out = reinterpret_cast<float4*>(to + (k * args.taps + work.tap) * t.src_channels + c);
-    out[0] = make_float4(values[0], values[1], values[2], values[3]);
-    out[1] = make_float4(values[4], values[5], values[6], values[7]);
-  });
+  const WgmmaPiece<float> piece(shared.rows + (warp - 4) * kPieceBytes);
+  // Channels come by eight, or the maps would not do.
+  const int64_t first = int64_t{work.column} * Tile::kColumns;
+  const int64_t k = int64_t{work.row} * Tile::kRows + consumer * kBlockRows + warp % 4 * kWarpRows + piece.known_row();
+  const float* const row = args.part + work.part * args.part_size + (k * args.taps.value() + work.tap) * t.src_channels;
+  const WgmmaLines<float> lines(piece, k < t.dst_channels ? row + first : nullptr, 4 * (t.src_channels - first));
+  store_rows<float>(sums, piece, lines, 0, [](int) {});
 }
 
 template <class Tile>
 void start(const ConvWgmmaWeightLaunch& l, Stream stream) {
   const ConvWgmmaWeightArgs& a = l.args;
-  const unsigned blocks = static_cast<unsigned>(a.row_blocks) * static_cast<unsigned>(a.column_blocks) *
-                          static_cast<unsigned>(a.taps) * static_cast<unsigned>(a.splits);
-  launch<conv_wgmma_weight_kernel<Tile>>(Launch{blocks, Tile::kThreads, Layout<Tile>::bytes()}, stream, l.table, l.grad,
-                                         l.input, a);
+  const int64_t blocks = int64_t{a.row_blocks.value()} * a.column_blocks.value() * a.taps.value() * a.splits.value();
+  launch<conv_wgmma_weight_kernel<Tile>>(Launch{static_cast<unsigned>(blocks), Tile::kThreads, Layout<Tile>::bytes()},
+                                         stream, l.table, l.grad, l.input, a);
 }
 
 template <class T>
 void start_tile(const ConvWgmmaWeightLaunch& l, Stream stream) {
   switch (l.columns) {
     case 256: return start<WeightTile<T, 256, 4>>(l, stream);
-    case 128: return start<WeightTile<T, 128, 5>>(l, stream);
-    case 64: return start<WeightTile<T, 64, 5>>(l, stream);
+    case 128: return start<WeightTile<T, 128, 6>>(l, stream);
+    case 64: return start<WeightTile<T, 64, 8>>(l, stream);
     default: STD_TORCH_CHECK(false, "conv_grad_weight: no wgmma tile of ", l.columns, " columns");
   }
 }

@@ -39,4 +39,34 @@ class Divisor {
   int shift_ = 0;
 };
 
+// The same of 32 bits, exact for 0 <= n < 2^31 and 1 <= d < 2^31; m has 32 bits and is divided by 2^(31+l).
+class Divisor32 {
+ public:
+  Divisor32() = default;
+  explicit Divisor32(int64_t d) : divisor_(static_cast<int32_t>(d)) {
+    STD_TORCH_CHECK(d >= 1 && d <= INT32_MAX, "a divisor must lie in 1 .. 2^31 - 1; got ", d);
+    if (d < 2) return;
+    int l = 1;
+    while ((int64_t{1} << l) < d) ++l;
+    shift_ = l - 1;
+    multiplier_ = static_cast<uint32_t>((uint64_t{1} << (31 + l)) / static_cast<uint64_t>(d)) + 1;
+  }
+
+  __device__ __forceinline__ int32_t divide(int32_t n) const {
+    if (divisor_ == 1) return n;
+    return static_cast<int32_t>(__umulhi(static_cast<uint32_t>(n), multiplier_) >> shift_);
+  }
+  // n becomes n / d; returns the remainder.
+  __device__ __forceinline__ int32_t split(int32_t& n) const {
+    const int32_t quotient = divide(n), remainder = n - quotient * divisor_;
+    n = quotient;
+    return remainder;
+  }
+  __host__ __device__ int32_t value() const { return divisor_; }
+
+ private:
+  uint32_t multiplier_ = 0;
+  int32_t divisor_ = 1, shift_ = 0;
+};
+
 }  // namespace atrousops::cuda

@@ -10,16 +10,18 @@
 
 namespace atrousops::cuda {
 
+// A stage, and the parity of the round it is met in; in one register, for those who multiply have none to spare.
 template <int kStages>
-struct Turn {
-  int stage = 0;
-  unsigned parity = 0;
+class Turn {
+ public:
+  __device__ __forceinline__ int stage() const { return static_cast<int>(both_ % kParity); }
+  __device__ __forceinline__ unsigned parity() const { return both_ / kParity; }
+  __device__ __forceinline__ void next() { both_ = stage() + 1 < kStages ? both_ + 1 : (parity() ^ 1) * kParity; }
 
-  __device__ __forceinline__ void next() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
-  }
+ private:
+  static constexpr unsigned kParity = 16;
+  static_assert(kStages <= static_cast<int>(kParity));
+  unsigned both_ = 0;
 };
 
 template <int kStages>
@@ -31,23 +33,30 @@ class Pipeline {
       : full_(barriers), empty_(barriers + kStages) {}
 
   // One thread; a barrier of the block comes behind it.
-  __device__ __forceinline__ void init(unsigned reading_warps) const {
+  __device__ __forceinline__ void init(unsigned readers) const {
     for (int i = 0; i < kStages; ++i) {
       arch::mbarrier_init(full_ + i, 1);
-      arch::mbarrier_init(empty_ + i, reading_warps);
+      arch::mbarrier_init(empty_ + i, readers);
     }
     arch::mbarrier_fence_init();
   }
   // One thread waits until the stage is empty, and then announces so many bytes; the barrier is for its loads.
   __device__ __forceinline__ arch::Mbarrier* fill(Turn<kStages> t, unsigned bytes) const {
-    // On a fresh barrier the phase before the first counts as ended.
-    arch::mbarrier_wait(empty_ + t.stage, t.parity ^ 1);
-    arch::mbarrier_arrive_expect(full_ + t.stage, bytes);
-    return full_ + t.stage;
+    wait_empty(t);
+    arch::mbarrier_arrive_expect(full_ + t.stage(), bytes);
+    return full_ + t.stage();
   }
-  __device__ __forceinline__ void wait_full(Turn<kStages> t) const { arch::mbarrier_wait(full_ + t.stage, t.parity); }
-  // One lane of each reading warp.
-  __device__ __forceinline__ void release(Turn<kStages> t) const { arch::mbarrier_arrive(empty_ + t.stage); }
+  // The same in two, for a stage that threads write: one of them tells, when all have.
+  __device__ __forceinline__ void wait_empty(Turn<kStages> t) const {
+    // On a fresh barrier the phase before the first counts as ended.
+    arch::mbarrier_wait(empty_ + t.stage(), t.parity() ^ 1);
+  }
+  __device__ __forceinline__ void tell_full(Turn<kStages> t) const { arch::mbarrier_arrive(full_ + t.stage()); }
+  __device__ __forceinline__ void wait_full(Turn<kStages> t) const {
+    arch::mbarrier_wait(full_ + t.stage(), t.parity());
+  }
+  // Once a reader: one lane of each reading warp.
+  __device__ __forceinline__ void release(Turn<kStages> t) const { arch::mbarrier_arrive(empty_ + t.stage()); }
 
  private:
   arch::Mbarrier *full_, *empty_;

@@ -96,7 +96,7 @@ struct WgmmaSums {
     clear();
     for (int64_t step = 0; step < steps; ++step) {
       ring.wait_full(turn);
-      multiply(stages + turn.stage * Tile::kStageBytes, consumer);
+      multiply(stages + turn.stage() * Tile::kStageBytes, consumer);
       if (step > 0) {
         arch::wgmma_wait<1>();
         if (first_lane) ring.release(before);
@@ -109,46 +109,5 @@ struct WgmmaSums {
     if (steps > 0 && first_lane) ring.release(before);
   }
 };
-
-// A warp lays 16 rows by kAtOnce columns of its sums side by side, so that neighbouring lanes hold neighbouring
-// columns.
-inline constexpr int kAtOnce = 32, kSumsPitch = kAtOnce + 8;  // the pitch keeps rows off each other's banks
-inline constexpr int kWarpSums = 16 * kSumsPitch;             // floats of a warp
-
-template <int kCount>
-__device__ __forceinline__ void lay_sums(const float (&d)[kCount], int first, float* mine, int lane) {
-#pragma unroll
-  for (int j = 0; j < kAtOnce / 8; ++j)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int from = first + 4 * j + 2 * half;
-      *reinterpret_cast<float2*>(mine + (lane / 4 + 8 * half) * kSumsPitch + 8 * j + lane % 4 * 2) =
-          make_float2(d[from], d[from + 1]);
-    }
-}
-
-// Calls f(row of the tile, column, values[8]) for every run of eight columns; `mine` are kWarpSums floats of this warp.
-template <class Tile, class F>
-__device__ __forceinline__ void each_row_of_sums(const WgmmaSums<Tile>& sums, float* mine, int consumer, const F& f) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32 % 4;
-  constexpr int kAcross = Tile::kColumns / kAtOnce;
-  // Once a tile: longer code would only have to be fetched. Registers have no index, so each turn finds its own.
-#pragma unroll 1
-  for (int turn = 0; turn < Tile::kBlocks * kAcross; ++turn) {
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < Tile::kBlocks * kAcross; ++i)
-      if (i == turn) lay_sums(sums.d[i / kAcross], i % kAcross * (kAtOnce / 2), mine, lane);
-    __syncwarp();
-#pragma unroll 1
-    for (int row = lane / 4; row < 16; row += 8) {
-      const float* at = mine + row * kSumsPitch + lane % 4 * 8;
-      const float4 a = *reinterpret_cast<const float4*>(at), b = *reinterpret_cast<const float4*>(at + 4);
-      float values[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-      f((consumer * Tile::kBlocks + turn / kAcross) * kBlockRows + 16 * warp + row,
-        turn % kAcross * kAtOnce + lane % 4 * 8, values);
-    }
-  }
-}
 
 }  // namespace atrousops::cuda

@@ -2,6 +2,8 @@
 #include "cuda/arch/cp_async.h"
 #include "cuda/arch/ldmatrix.h"
 #include "cuda/arch/mma.h"
+#include "cuda/arch/pair.h"
+#include "cuda/arch/stmatrix.h"
 #include "cuda/launch.h"
 #include "cuda/mma_tile.cuh"
 #include "cuda/registration.h"
@@ -50,6 +52,27 @@ __global__ void ldmatrix_kernel(const int16_t* from, int32_t* to) {
   for (int j = 0; j < 4; ++j) to[4 * threadIdx.x + j] = static_cast<int32_t>(r[j]);
 }
 
+__global__ void stmatrix_kernel(const int32_t* from, int16_t* to) {
+  ATROUSOPS_SHARED(int16_t, shared, 256);
+  uint32_t r[4];
+  for (int j = 0; j < 4; ++j) r[j] = static_cast<uint32_t>(from[4 * threadIdx.x + j]);
+  arch::stmatrix_x4(shared + 8 * threadIdx.x, r);
+  __syncwarp();
+  for (int i = threadIdx.x; i < 256; i += 32) to[i] = shared[i];
+}
+
+// Of each two numbers the pair, its maximum with +0 and with the lowest; and what the pair holds.
+template <class T>
+__global__ void pair_kernel(const float* from, int32_t* pairs, float* values) {
+  const int i = static_cast<int>(threadIdx.x);
+  const uint32_t pair = arch::pair_of<T>(from[2 * i], from[2 * i + 1]);
+  pairs[3 * i] = static_cast<int32_t>(pair);
+  pairs[3 * i + 1] = static_cast<int32_t>(arch::pair_max<T>(pair, 0));
+  pairs[3 * i + 2] = static_cast<int32_t>(arch::pair_max<T>(pair, arch::kPairOfLowest<T>));
+  values[2 * i] = arch::low_of<T>(pair);
+  values[2 * i + 1] = arch::high_of<T>(pair);
+}
+
 // One thread: copies of kBytes in `groups` groups; `seen` after waiting for all but `pending`.
 template <int kBytes, int kPending>
 __global__ void cp_async_kernel(const char* from, char* seen, int groups, int valid) {
@@ -91,6 +114,19 @@ void test_ldmatrix(const Tensor& from, Tensor to, bool transposed) {
              : launch<ldmatrix_kernel<false>>(one, stream, in, mutable_data<int32_t>(to));
 }
 
+void test_stmatrix(const Tensor& from, Tensor to) {
+  launch<stmatrix_kernel>(Launch{1, 32, 0}, current_stream(from), data<int32_t>(from), mutable_data<int16_t>(to));
+}
+
+// from: (32, 2).
+void test_pairs(const Tensor& from, Tensor pairs, Tensor values, bool half) {
+  const auto go = [&]<class T>() {
+    launch<pair_kernel<T>>(Launch{1, 32, 0}, current_stream(from), data<float>(from), mutable_data<int32_t>(pairs),
+                           mutable_data<float>(values));
+  };
+  half ? go.template operator()<Half>() : go.template operator()<BFloat16>();
+}
+
 void test_cp_async(const Tensor& from, Tensor seen, int64_t bytes, int64_t groups, int64_t pending, int64_t valid) {
   const auto go = [&]<int kBytes, int kPending>() {
     launch<cp_async_kernel<kBytes, kPending>>(Launch{1, 1, 0}, current_stream(from), data<char>(from),
@@ -110,10 +146,14 @@ void test_cp_async(const Tensor& from, Tensor seen, int64_t bytes, int64_t group
 STABLE_TORCH_LIBRARY_FRAGMENT(atrousops_host_cuda, m) {
   m.def("test_product(Tensor a, Tensor b, Tensor(a!) c, bool along, bool split) -> ()");
   m.def("test_ldmatrix(Tensor input, Tensor(a!) output, bool transposed) -> ()");
+  m.def("test_stmatrix(Tensor input, Tensor(a!) output) -> ()");
+  m.def("test_pairs(Tensor input, Tensor(a!) pairs, Tensor(b!) values, bool half) -> ()");
   m.def("test_cp_async(Tensor input, Tensor(a!) seen, int bytes, int groups, int pending, int valid) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(atrousops_host_cuda, CPU, m) {
   m.impl("test_product", TORCH_BOX(&atrousops::cuda::test_product));
   m.impl("test_ldmatrix", TORCH_BOX(&atrousops::cuda::test_ldmatrix));
+  m.impl("test_stmatrix", TORCH_BOX(&atrousops::cuda::test_stmatrix));
+  m.impl("test_pairs", TORCH_BOX(&atrousops::cuda::test_pairs));
   m.impl("test_cp_async", TORCH_BOX(&atrousops::cuda::test_cp_async));
 }

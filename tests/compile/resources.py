@@ -113,19 +113,36 @@ class Needs:
 @functools.cache
 def resources() -> dict[str, dict[str, Needs]]:
     """By kernel and architecture."""
+    return _resources_and_symbols()[0]
+
+
+def symbols() -> dict[str, str]:
+    """Each kernel's name in the library."""
+    return _resources_and_symbols()[1]
+
+
+@functools.cache
+def _resources_and_symbols() -> tuple[dict[str, dict[str, Needs]], dict[str, str]]:
     found: dict[str, dict[str, Needs]] = {}
+    names: dict[str, str] = {}
     arch = kernel = ""
     for line in _dump("-res-usage"):
         if match := re.match(r"arch = (\w+)", line):
             arch = match[1]
         elif match := re.match(r"\s*Function (\S+):", line):
             kernel = kernel_name(match[1])
+            names[kernel] = match[1]
         elif match := re.match(r"\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
             registers, stack, shared, local = map(int, match.groups())
             each = found.setdefault(kernel, {})
             # The same instance may be in several files.
             each[arch] = max(each.get(arch, Needs(0, 0, 0, 0)), Needs(registers, shared, stack, local), key=_weight)
-    return {name: found[name] for name in sorted(found)}
+    return {name: found[name] for name in sorted(found)}, names
+
+
+def disassembled(arch: str, kernels: Iterable[str]) -> str:
+    """What cuobjdump -sass writes of kernels by their names in the library."""
+    return "".join(_dump("-sass", "-arch", arch, "-fun", ",".join(kernels)))
 
 
 def _weight(needs: Needs) -> tuple[int, ...]:

@@ -26,6 +26,38 @@ def test_ldmatrix(ops):
                 assert got[lane, j] == low | high << 16
 
 
+def test_stmatrix_stores_what_ldmatrix_loads(ops):
+    rows = torch.arange(256, dtype=torch.int16)
+    registers = torch.zeros(32, 4, dtype=torch.int32)
+    for lane in range(32):
+        for j, m in enumerate(rows.view(4, 8, 8)):
+            low, high = m[lane // 4, 2 * (lane % 4) : 2 * (lane % 4) + 2].tolist()
+            registers[lane, j] = low | high << 16
+    stored = torch.full((256,), -1, dtype=torch.int16)
+    ops.test_stmatrix(registers, stored)
+    assert torch.equal(stored, rows)
+
+
+# Ties to even, both zeros, what rounds to a zero or to infinity, and what is no number.
+CORNERS = [1 + 2.0**-9, 1 + 3 * 2.0**-9, 1 + 2.0**-12, -(1 + 3 * 2.0**-12), 0.0, -0.0, -1e-30, -1e-44, 3.4e38, -7e4]
+CORNERS += [float("inf"), -float("inf"), float("nan"), -float("nan"), 65519.0, -1.5]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_pairs(ops, dtype):
+    x = torch.tensor(CORNERS).repeat(4).view(32, 2)
+    x[16:] = x[16:].flip(1)
+    pairs, values = torch.zeros(32, 3, dtype=torch.int32), torch.zeros(32, 2)
+    ops.test_pairs(x, pairs, values, dtype == torch.float16)
+    right = x.to(dtype)
+    made, at_least_zero, all_of_it = pairs.view(dtype).view(32, 3, 2).unbind(1)
+    for got, wanted in ((made, right), (all_of_it, right), (values, right.float()), (at_least_zero, right.relu())):
+        assert torch.equal(got.isnan(), wanted.isnan())
+        assert torch.equal(got.nan_to_num(), wanted.nan_to_num())
+    assert torch.equal(all_of_it.signbit() & ~right.isnan(), right.signbit() & ~right.isnan())
+    assert not (at_least_zero.signbit() & ~right.isnan()).any(), "+0 of negative numbers and of -0"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("along", [True, False], ids=["along", "across"])
 @pytest.mark.parametrize("split", [False, True])

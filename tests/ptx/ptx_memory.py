@@ -138,6 +138,14 @@ def _load_matrix(t: Translation, f: list[str], o: list[str]) -> str:
     return call + " ".join(t.set(v, f"q[{i}]") for i, v in enumerate(into))
 
 
+@instruction("stmatrix")
+def _store_matrix(t: Translation, f: list[str], o: list[str]) -> str:
+    if f[1:] != ["sync", "aligned", "m8n8", "x4", "shared", "b16"]:
+        raise Unknown("modifiers")
+    words = ", ".join(t.value(v, "uint32_t") for v in t.vector(o[1]))
+    return f"const uint32_t q[4] = {{{words}}}; ptx::stmatrix(q, {t.address(o[0])[1]}, {t.line});"
+
+
 @instruction("mma")
 def _mma(t: Translation, f: list[str], o: list[str]) -> str:
     shape, kind = f[3], f[7]

@@ -50,6 +50,31 @@ def test_ldmatrix(seed, transposed):
     assert_equal(run)
 
 
+def test_stmatrix():
+    registers = whole(32, 4, seed=0, most=2**30).to(torch.int32)
+
+    def run():
+        got = torch.zeros(256, dtype=torch.int16)
+        ops().test_stmatrix(registers, got)
+        return got
+
+    assert_equal(run)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_pairs(half):
+    """NaN is left out: PTX has one of its own for 16 bits."""
+    x = torch.randn(32, 2, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-16, 16).view(32, 1)
+    x[0], x[1] = torch.tensor([0.0, -0.0]), torch.tensor([torch.inf, -torch.inf])
+
+    def run():
+        pairs, values = torch.zeros(32, 3, dtype=torch.int32), torch.zeros(32, 2)
+        ops().test_pairs(x, pairs, values, half)
+        return torch.cat([pairs, values.view(torch.int32)], 1)
+
+    assert_equal(run)
+
+
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("along", [False, True])
 @pytest.mark.parametrize(("dtype", "split"), [(BF16, False), (HALF, False), (FLOAT, False), (FLOAT, True)])

@@ -171,6 +171,21 @@ inline uint16_t to_bf16(float v) {
   const uint32_t u = std::bit_cast<uint32_t>(v);
   return static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
+// Two of 16 bits in a word; the maximum is NaN where one is, and takes +0 for larger than -0.
+inline uint32_t to_bf16x2(float high, float low) { return uint32_t{to_bf16(high)} << 16 | to_bf16(low); }
+inline uint32_t to_f16x2(float high, float low) { return uint32_t{to_f16(high)} << 16 | to_f16(low); }
+inline float max_nan(float a, float b) {
+  if (a != a || b != b) return std::numeric_limits<float>::quiet_NaN();
+  return a == b ? (std::signbit(a) ? b : a) : a > b ? a : b;
+}
+inline uint32_t max_nan_bf16x2(uint32_t a, uint32_t b) {
+  const auto at = [](uint32_t v, int i) { return bf16_value(static_cast<uint16_t>(v >> 16 * i)); };
+  return to_bf16x2(max_nan(at(a, 1), at(b, 1)), max_nan(at(a, 0), at(b, 0)));
+}
+inline uint32_t max_nan_f16x2(uint32_t a, uint32_t b) {
+  const auto at = [](uint32_t v, int i) { return half_value(static_cast<uint16_t>(v >> 16 * i)); };
+  return to_f16x2(max_nan(at(a, 1), at(b, 1)), max_nan(at(a, 0), at(b, 0)));
+}
 // To the nearest, ties away from zero.
 inline uint32_t to_tf32(float v) {
   const uint32_t u = std::bit_cast<uint32_t>(v);
@@ -248,6 +263,7 @@ PTX_API void cp_async_wait(int pending);
 
 enum class Operand { f16, bf16, tf32 };
 PTX_API void ldmatrix(uint32_t (&q)[4], uint64_t row, int count, bool transposed, int line);
+PTX_API void stmatrix(const uint32_t (&q)[4], uint64_t row, int line);
 PTX_API void mma(Operand type, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line);
 
 PTX_API void cluster_arrive(int line);

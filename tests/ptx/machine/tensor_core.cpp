@@ -1,5 +1,5 @@
-// ldmatrix and mma.sync, from the tables of the PTX manual: where element i of a lane's fragment lies in its matrix.
-// Nothing here is shared with csrc/cuda/arch; a test holds the two against each other.
+// ldmatrix, stmatrix and mma.sync, from the tables of the PTX manual: where element i of a lane's fragment lies in its
+// matrix. Nothing here is shared with csrc/cuda/arch; a test holds the two against each other.
 #include "machine.h"
 
 namespace ptx {
@@ -83,6 +83,24 @@ void ldmatrix(uint32_t (&q)[4], uint64_t row, int count, bool transposed, int li
             lanes[lane]->q[j] = low | high << 16;
           }
         }
+      },
+      line);
+}
+
+void stmatrix(const uint32_t (&q)[4], uint64_t row, int line) {
+  struct Lane {
+    char* row;
+    const uint32_t* q;
+  } mine{shared_store(row, 16, line), q};
+  whole_warp(
+      "stmatrix", mine,
+      [](Lane* const(&lanes)[32]) {
+        for (int matrix = 0; matrix < 4; ++matrix)
+          for (int r = 0; r < 8; ++r)
+            for (int col = 0; col < 8; ++col) {
+              const uint32_t word = lanes[4 * r + col / 2]->q[matrix];
+              store<uint16_t>(lanes[8 * matrix + r]->row + 2 * col, static_cast<uint16_t>(word >> 16 * (col % 2)));
+            }
       },
       line);
 }

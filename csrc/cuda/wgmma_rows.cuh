@@ -1,0 +1,171 @@
+// The way out of a warpgroup's sums: a warp's 16 rows, by pieces of 128 bytes.
+//
+// A piece is laid in shared memory as fragments have it, and leaves it by rows: eight lanes store a line of global
+// memory, 16 bytes each. Chunks of 16 bytes exchange their places within a row so that neither side meets the other's
+// banks.
+#pragma once
+
+#include "cuda/arch/ldmatrix.h"
+#include "cuda/arch/pair.h"
+#include "cuda/arch/stmatrix.h"
+#include "cuda/arch/store.h"
+#include "cuda/wgmma_tile.cuh"
+
+namespace atrousops::cuda {
+
+inline constexpr int kWarpRows = 16, kPieceBytes = kWarpRows * kSpan;  // of shared memory, for a warp
+
+// This thread's, in a way that the compiler does not see through: so it keeps nothing that is made of it in registers
+// while sums are added up.
+__device__ __forceinline__ unsigned hidden_lane() {
+  unsigned lane = threadIdx.x % 32;
+#ifndef ATROUSOPS_HOST_CUDA
+  asm volatile("" : "+r"(lane));
+#endif
+  return lane;
+}
+
+template <class T>
+class WgmmaPiece {
+ public:
+  static constexpr bool kPairs = sizeof(T) == 2;
+  static constexpr int kColumns = kSpan / static_cast<int>(sizeof(T));
+  // A lane has so many sums of a quarter of the columns, which are four words in memory.
+  static constexpr int kSums = kColumns / 8, kWords = 4, kQuarters = 4;
+  static constexpr int kLines = 4;  // rows of which a lane has 16 bytes
+
+  __device__ __forceinline__ explicit WgmmaPiece(char* mine) : mine_(mine), lane_(hidden_lane()) {
+    const unsigned row = kPairs ? lane_ % 16 : lane_ / 4, chunk = kPairs ? lane_ / 16 : lane_ % 4 / 2;
+    fragment_ = row * kSpan + (chunk ^ key(row)) * 16 + (kPairs ? 0 : lane_ % 2 * 8);
+  }
+  // Which rows of the 16 this lane's lines are, and where in a row of the piece its 16 bytes begin.
+  __device__ __forceinline__ int row(int line) const { return static_cast<int>(lane_ / 8) + 4 * line; }
+  __device__ __forceinline__ int byte() const { return static_cast<int>(lane_ % 8 * 16); }
+  // The row that this lane may find out about for others.
+  __device__ __forceinline__ int known_row() const { return static_cast<int>(lane_ % kWarpRows); }
+  // The column of a piece's first sum; sum i has 8 (i / 4) + i % 2 more.
+  __device__ __forceinline__ int column() const { return static_cast<int>(lane_ % 4 * 2); }
+  // The i-th quarter of the piece's columns.
+  __device__ __forceinline__ void put(int i, const uint32_t (&w)[kWords]) const {
+    if constexpr (kPairs) {
+      arch::stmatrix_x4(at(i), w);
+    } else {
+      *reinterpret_cast<uint2*>(at(i)) = make_uint2(w[0], w[1]);
+      *reinterpret_cast<uint2*>(at(i) + 8 * kSpan) = make_uint2(w[2], w[3]);
+    }
+  }
+  __device__ __forceinline__ void get(int i, uint32_t (&w)[kWords]) const {
+    if constexpr (kPairs) {
+      arch::ldmatrix_x4(w, at(i));
+    } else {
+      const uint2 a = *reinterpret_cast<const uint2*>(at(i)), b = *reinterpret_cast<const uint2*>(at(i) + 8 * kSpan);
+      w[0] = a.x, w[1] = a.y, w[2] = b.x, w[3] = b.y;
+    }
+  }
+  __device__ __forceinline__ uint4& line(int i) const {
+    return chunk(lane_ / 8 + 4 * static_cast<unsigned>(i), lane_ % 8);
+  }
+  __device__ __forceinline__ uint4& chunk(unsigned row, unsigned i) const {
+    return *reinterpret_cast<uint4*>(mine_ + row * kSpan + (i ^ key(row)) * 16);
+  }
+
+ private:
+  static __device__ __forceinline__ unsigned key(unsigned row) { return kPairs ? row % 8 : row % 4 * 2; }
+  // A quarter is two chunks wide.
+  __device__ __forceinline__ char* at(int i) const { return mine_ + (fragment_ ^ 32u * static_cast<unsigned>(i)); }
+
+  char* mine_;
+  unsigned lane_, fragment_;
+};
+
+// A lane's lines of a warp's rows: where they begin in memory, at the lane's first 16 bytes, and how many bytes from
+// there on exist: none of a row that does not.
+template <class T>
+struct WgmmaLines {
+  char* to[WgmmaPiece<T>::kLines];
+  int left[WgmmaPiece<T>::kLines];
+
+  // Of rows of so many bytes. mine: where the row begins that is this lane's known_row(), or null.
+  __device__ __forceinline__ WgmmaLines(const WgmmaPiece<T>& piece, const void* mine, int64_t bytes) {
+    const int most = static_cast<int>(bytes < (1 << 20) ? bytes : 1 << 20) - piece.byte();
+#pragma unroll
+    for (int i = 0; i < WgmmaPiece<T>::kLines; ++i) {
+      const auto row = __shfl_sync(0xffffffffu, reinterpret_cast<unsigned long long>(mine), piece.row(i));
+      to[i] = reinterpret_cast<char*>(row) + piece.byte();
+      left[i] = row ? most : 0;
+    }
+  }
+};
+
+// Stores a warp's rows. Before a piece is rounded, finish(piece) may change its sums: kQuarters times kSums of a lane.
+// What is stored of 16 bits is at least the pair `lowest`.
+template <class T, class Tile, class F>
+__device__ __forceinline__ void store_rows(WgmmaSums<Tile>& sums, const WgmmaPiece<T>& piece,
+                                           const WgmmaLines<T>& lines, uint32_t lowest, const F& finish) {
+  using Piece = WgmmaPiece<T>;
+  static_assert(Tile::kBlocks == 1);
+#pragma unroll
+  for (int p = 0; p < Tile::kColumns / Piece::kColumns; ++p) {
+    __syncwarp();  // all have read what was here
+    finish(p);
+#pragma unroll
+    for (int quarter = 0; quarter < Piece::kQuarters; ++quarter) {
+      const float* const v = sums.d[0] + (Piece::kQuarters * p + quarter) * Piece::kSums;
+      uint32_t words[Piece::kWords];
+#pragma unroll
+      for (int i = 0; i < Piece::kWords; ++i) {
+        if constexpr (Piece::kPairs) {
+          words[i] = arch::pair_max<T>(arch::pair_of<T>(v[2 * i], v[2 * i + 1]), lowest);
+        } else {
+          words[i] = __float_as_uint(v[i]);
+        }
+      }
+      piece.put(quarter, words);
+    }
+    __syncwarp();
+    uint4 out[Piece::kLines];
+#pragma unroll
+    for (int i = 0; i < Piece::kLines; ++i) out[i] = piece.line(i);
+#pragma unroll
+    for (int i = 0; i < Piece::kLines; ++i)
+      if (p * kSpan < lines.left[i]) arch::store_16(lines.to[i] + p * kSpan, out[i]);
+  }
+}
+
+// Calls f(row of the warp's 16, column, values[8]) for every run of eight columns, in code that is short and slow.
+template <class Tile, class F>
+__device__ __forceinline__ void each_run_of_sums(const WgmmaSums<Tile>& sums, char* mine, const F& f) {
+  using Piece = WgmmaPiece<float>;
+  static_assert(Tile::kBlocks == 1);
+  const Piece piece(mine);
+  const unsigned lane = hidden_lane();
+  // Registers have no index, so each turn finds its own.
+#pragma unroll 1
+  for (int turn = 0; turn < Tile::kColumns / Piece::kColumns; ++turn) {
+    __syncwarp();
+#pragma unroll
+    for (int p = 0; p < Tile::kColumns / Piece::kColumns; ++p) {
+      if (p != turn) continue;
+#pragma unroll
+      for (int quarter = 0; quarter < Piece::kQuarters; ++quarter) {
+        uint32_t words[Piece::kWords];
+#pragma unroll
+        for (int i = 0; i < Piece::kWords; ++i)
+          words[i] = __float_as_uint(sums.d[0][(Piece::kQuarters * p + quarter) * Piece::kSums + i]);
+        piece.put(quarter, words);
+      }
+    }
+    __syncwarp();
+#pragma unroll 1
+    for (unsigned row = lane / 4; row < kWarpRows; row += 8) {
+      const uint4 a = piece.chunk(row, lane % 4 * 2), b = piece.chunk(row, lane % 4 * 2 + 1);
+      const uint32_t bits[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+      float values[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) values[i] = __uint_as_float(bits[i]);
+      f(static_cast<int>(row), turn * Piece::kColumns + static_cast<int>(lane % 4 * 8), values);
+    }
+  }
+}
+
+}  // namespace atrousops::cuda

@@ -1,0 +1,83 @@
+"""What the kernels of wgmma do beside products, counted in their machine code: the way out of a tile's sums, and what
+each consumer does to learn of its tile."""
+
+import re
+
+import paths
+import pytest
+
+WIDE = r"WgmmaTile<(bfloat16|half), 128, 256, .*"
+# An epilogue's parts, each told by an instruction that only it has.
+SCALE, SUMMAND, RESIDUAL = r"\bFMUL\b", r"\bFADD\b", "LDGSTS"
+ROUNDED = "STSM"
+# The last of a line's 1024 bytes.
+LAST = r"STG\.E\.128 .*\+0x380\]"
+# Of a warp: 16 rows of 256 columns are 128 sums a lane. A residual alone is 128 additions, and as many instructions
+# that take pairs apart.
+BUDGETS = {
+    "plain": (f"{SCALE}|{SUMMAND}|{RESIDUAL}", 700),
+    "bias and ReLU": (f"{SCALE}|{RESIDUAL}", 700),
+    "bias, residual and ReLU": (SCALE, 1050),
+}
+
+
+def behind_products(code: paths.Code) -> int:
+    """The block that waits for a tile's last products."""
+    (block,) = code.where(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x0 *$")
+    return block
+
+
+def assert_vectors(way: list[str]) -> None:
+    moved = [text for text in way if re.search(r"\b(LDG|STG|LD|ST)\.", text)]
+    assert moved
+    assert all(re.search(r"\bSTG\.E\.128 ", text) for text in moved), moved
+    copied = [text for text in way if re.search(RESIDUAL + r"\.", text)]
+    assert all(re.search(r"LDGSTS\.E\.BYPASS\S*\.128 ", text) for text in copied), copied
+
+
+@pytest.mark.parametrize("what", BUDGETS)
+def test_an_epilogue_of_whole_rows(what):
+    without, most = BUDGETS[what]
+    kernels = paths.code(rf"conv_wgmma_kernel<{WIDE}>")
+    assert len(kernels) == 4
+    for name, code in kernels.items():
+        way = code.longest(behind_products(code), ROUNDED, without)
+        assert len(way) <= most, name
+        assert_vectors(way)
+        # 16 pieces of 16 columns, of which a lane stores 16 bytes.
+        assert sum("STSM" in text for text in way) == sum("STG.E.128" in text for text in way) == 16, name
+
+
+@pytest.mark.parametrize("kernel", ["conv_wgmma_kernel", "conv_wgmma_weight_kernel"])
+def test_sums_that_stay_as_they_are(kernel):
+    """Parts of a sum, in fp32: 32 stores of a lane."""
+    kernels = paths.code(rf"{kernel}<{WIDE}>")
+    assert kernels
+    for name, code in kernels.items():
+        way = code.longest(behind_products(code), LAST, ROUNDED)
+        assert len(way) <= 450, name
+        assert_vectors(way)
+        assert sum("STG.E.128" in text for text in way) == 32, name
+
+
+def test_consumers_read_of_their_tile_what_another_warp_found():
+    kernels = paths.code(r"conv_wgmma_kernel<.*>")
+    assert len(kernels) == 15
+    for name, code in kernels.items():
+        (products,) = code.where("HGMMA")
+        behind = behind_products(code)
+        # The tile's loop begins where the code behind the products jumps back to.
+        (head,) = {b for block, after in code.after.items() if block >= behind for b in after if b < products}
+        way = [text for text in code.shortest(head, products) if not re.search(r"\bCS2R R\d+, SRZ", text)]
+        assert len(way) < 40, name
+        assert not any("MUFU" in text for text in way), name
+
+
+def test_as_many_stages_as_shared_memory_holds():
+    for kernel in ("conv_wgmma_kernel", "conv_wgmma_weight_kernel"):
+        for name in paths.code(rf"{kernel}<.*>"):
+            columns, stages = map(int, re.search(r"128, (\d+), .*, (\d+)>", name).groups())
+            # 227 KB, and 1 KB of alignment; 16 KB of rows on their way out, 4 times what is known of a tile.
+            each = 128 * (128 + columns)
+            left = (227 - 16) * 1024 - 4 * (8 * columns + 112) - 2048 - 512
+            assert stages == min(left // each, 8), name
