@@ -235,7 +235,7 @@ def _as_proved(plan: Plan, call: CallArguments, dtype: torch.dtype, channels_las
     for c in _proved(known, call, device)[:1]:
         # Gradients take what they take behind any kernel of ours.
         seconds = plan.seconds - alone + c.seconds
-        if seconds < libraries.planner.MARGIN * aten.seconds:
+        if planner.is_trusted(seconds, aten.seconds):
             best = Candidate(c.kernel, seconds, "")
     shown = [c._replace(reason=problem) if c.kernel == plan.kernel else c for c in plan.candidates]
     shown = [best if c.kernel == best.kernel else c for c in shown]

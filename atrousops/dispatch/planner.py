@@ -147,6 +147,12 @@ def runnable(problem: Problem, device: Device, itemsize: int) -> list[Candidate]
     return [Candidate(*c) for c in libraries.planner.runnable(*_fields(problem), device._asdict(), itemsize)]
 
 
+def is_trusted(ours: float, aten: float) -> bool:
+    """Whether a kernel of ours is predicted to be so much faster than PyTorch's that it is to run."""
+    assert libraries.planner is not None
+    return ours < float(libraries.planner.MARGIN) * aten
+
+
 def unplanned(problems: Sequence[Problem], itemsize: int, kernel: str = "aten") -> Plan:
     """What runs where the compiled planner is missing: PyTorch's kernels, of which nothing is predicted."""
     flops = sum([p.dense_flops for p in problems])

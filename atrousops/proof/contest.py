@@ -110,7 +110,9 @@ def contenders(key: Key, device: torch.device) -> tuple[Callable[[], Any], dict[
 
     x, w, dy = convolutions.operands(a, tensor)
     aten = partial(convolutions.aten, a, x, w, dy)
-    ours = {c.kernel: partial(convolutions.ours, a, x, w, dy, tf32=tf32, first=c.first or 0) for c in _few(key)}
+    ours: dict[str, Callable[[], Any]] = {
+        c.kernel: partial(convolutions.ours, a, x, w, dy, tf32=tf32, first=c.first or 0) for c in _few(key)
+    }
     if not key.needs_grad:
         return aten, ours
     dy = torch.ones_like(aten().detach())
