@@ -13,13 +13,17 @@ namespace {
 constexpr int64_t kSpan = 128;                                                      // bytes of channels in a step
 constexpr int64_t kSplits[] = {1, 2, 3, 4, 5, 6, 8, 10, 12, 16}, kMostSplits = 16;  // parts of a sum
 constexpr int64_t kLeastSteps = 8;                                                  // of a part of a sum
-constexpr double kTileSteps = 3;    // what a tile takes beside its steps: filling the pipeline, writing the result
 constexpr int64_t kSimulated = 32;  // rounds beyond which finishing times are an average
 constexpr size_t kFinalists = 8;    // boxes of each shape whose finishing times are computed
 constexpr int64_t kLeastPositions = 64;
 constexpr int64_t kMostStride = 8;                    // of a tensor map
 constexpr int64_t kMostExtent = 256;                  // of its boxes, strides included
 constexpr double kSumLaunch = 3e-6, kSumCopy = 3e12;  // seconds of the launch that adds parts; its bytes/s
+
+// What a tile takes beside its steps, in steps. Counted in the machine code: a warp of 128 rows issues about 170
+// instructions and 1.65 for each column, two warps share an issue slot, and about 300 cycles pass until the last
+// products are there; a step takes 4 cycles for each column.
+double tile_steps(int64_t columns) { return (2 * 170 + 300) / (4.0 * static_cast<double>(columns)) + 2 * 1.65 / 4; }
 
 // The taps that are live somewhere in [begin, end).
 AxisSegment piece_of(const AxisPhase& p, int64_t begin, int64_t end) {
@@ -251,11 +255,11 @@ class Planner {
         for (const int64_t z : sizes(0, shape.rows / (x * y))) {
           const Box box{{z, y, x}, std::min(n_, shape.rows / (x * y * z))};
           const auto copies = static_cast<double>(ceil_div(width_, shape.columns));
-          const double share = work(box) * copies / multiprocessors();
+          const double beside = tile_steps(shape.columns), share = work(box, beside) * copies / multiprocessors();
           // Where tiles are few, sums will be split.
           const double splits =
               std::clamp(std::floor(multiprocessors() / (count(box) * copies)), 1.0, double{kMostSplits});
-          all.push_back({std::max(share, static_cast<double>(longest(box)) / splits + kTileSteps), share, box});
+          all.push_back({std::max(share, static_cast<double>(longest(box)) / splits + beside), share, box});
         }
     std::stable_sort(all.begin(), all.end(), [](const Ranked& a, const Ranked& b) {
       return std::pair(a.score, a.share) < std::pair(b.score, b.share);
@@ -282,12 +286,12 @@ class Planner {
     return all * static_cast<double>(images(box));
   }
   // Steps of all tiles of one block of channels, with what they take beside.
-  double work(const Box& box) {
+  double work(const Box& box, double beside) {
     double steps = 0;
     for (Branch& b : branches_) {
       const AxisSums &z = b.at(0, box.size[0]), &y = b.at(1, box.size[1]), &x = b.at(2, box.size[2]);
       steps += static_cast<double>(z.taps * y.taps * x.taps * blocks_) +
-               static_cast<double>(z.count * y.count * x.count) * kTileSteps;
+               static_cast<double>(z.count * y.count * x.count) * beside;
     }
     return steps * static_cast<double>(images(box));
   }
@@ -302,27 +306,28 @@ class Planner {
     return all;
   }
   // Tiles go to multiprocessors longest first, forwards and backwards in turn, as the kernel takes them.
-  double finishing(const std::map<int64_t, int64_t, std::greater<>>& tiles, int64_t copies, int64_t splits) const {
+  double finishing(const std::map<int64_t, int64_t, std::greater<>>& tiles, int64_t copies, int64_t splits,
+                   double beside) const {
     const int64_t p = q_.multiprocessors;
     int64_t count = 0;
     double sum = 0;
     for (const auto& [taps, n] : tiles) {
       count += n * copies * splits;
-      sum += static_cast<double>(n * copies * splits) * cost(taps, splits);
+      sum += static_cast<double>(n * copies * splits) * cost(taps, splits, beside);
     }
     if (count > kSimulated * p)
-      return sum / static_cast<double>(p) + (tiles.empty() ? 0 : cost(tiles.begin()->first, splits));
+      return sum / static_cast<double>(p) + (tiles.empty() ? 0 : cost(tiles.begin()->first, splits, beside));
     std::vector<double> loads(static_cast<size_t>(p), 0.0);
     int64_t index = 0;
     for (const auto& [taps, n] : tiles)
       for (int64_t i = 0; i < n * copies * splits; ++i, ++index) {
         const int64_t round = index / p, at = index % p;
-        loads[static_cast<size_t>(round % 2 == 0 ? at : p - 1 - at)] += cost(taps, splits);
+        loads[static_cast<size_t>(round % 2 == 0 ? at : p - 1 - at)] += cost(taps, splits, beside);
       }
     return *std::max_element(loads.begin(), loads.end());
   }
-  double cost(int64_t taps, int64_t splits) const {
-    return static_cast<double>(taps * blocks_) / static_cast<double>(splits) + kTileSteps;
+  double cost(int64_t taps, int64_t splits, double beside) const {
+    return static_cast<double>(taps * blocks_) / static_cast<double>(splits) + beside;
   }
   BoxPlan planned(const Box& box, int64_t shape, int64_t splits) {
     const TileShape& s = tile_shapes()[static_cast<size_t>(shape)];
@@ -333,7 +338,7 @@ class Planner {
       plan.tiles += n * copies * splits;
       plan.steps += static_cast<double>(n * copies * taps * blocks_);
     }
-    plan.finish = finishing(by_taps, copies, splits);
+    plan.finish = finishing(by_taps, copies, splits, tile_steps(s.columns));
     plan.seconds = plan.finish * step_seconds(s) + sum_seconds(splits);
     return plan;
   }
@@ -357,7 +362,7 @@ class Planner {
     }
     double best = std::numeric_limits<double>::infinity();
     for (const int64_t splits : kSplits) {
-      const double part = taps * static_cast<double>(blocks_) / static_cast<double>(splits) + kTileSteps;
+      const double part = taps * static_cast<double>(blocks_) / static_cast<double>(splits) + tile_steps(s.columns);
       const double rounds = std::ceil(tiles * static_cast<double>(splits) / multiprocessors());
       best = std::min(best, rounds * part * step_seconds(s) + sum_seconds(splits));
     }

@@ -47,8 +47,8 @@ class Code:
         return [block for block in self.blocks if self.has(block, pattern)]
 
     def longest(self, start: int, through: str, without: str) -> list[str]:
-        """The most instructions that can follow from the block `start` on until the code jumps back or ends, with one of
-        `through` among them and, behind the first block, none of `without`.
+        """The most instructions that can follow from the block `start` on until the code jumps back or ends, with one
+        of `through` among them and, behind the first block, none of `without`.
         """
 
         @functools.cache
