@@ -107,7 +107,7 @@ def _leave(name: str, note: tables.Note, folder: Path) -> None:
     scores = Scores(network).eval()
     if name == DETECTOR:
         for column in CELLS:
-            note(column, "not tried")
+            note(column, "not run")
 
     def cell(column: str, compute: Callable[[], str]) -> None:
         def or_refused() -> str:
@@ -136,7 +136,7 @@ def _leave(name: str, note: tables.Note, folder: Path) -> None:
     cell("optimised", lambda: _optimise(network, folder))
     cell("torch.export", lambda: _program(scores, folder))
     for column, chosen in (("AOTInductor", COMPILED), ("AOTInductor, decomposed", DECOMPOSED)):
-        cell(column, partial(_compile, column, folder) if name in chosen else lambda: "not tried")
+        cell(column, partial(_compile, column, folder) if name in chosen else lambda: "not run")
 
 
 def _trace(scores: nn.Module, folder: Path) -> str:
@@ -164,7 +164,9 @@ def _program(scores: nn.Module, folder: Path) -> str:
     sizes = ({0: torch.export.Dim.DYNAMIC(min=1, max=16), 2: side, 3: side},)
     with torch.no_grad():
         program = torch.export.export(scores, (images(TRACED),), dynamic_shapes=sizes, strict=False)
-    torch.export.save(program, folder / "program.pt2")
+    # Under its name only once it is whole: what is there is loaded, and its cell is then about that.
+    torch.export.save(program, folder / "part.pt2")
+    (folder / "part.pt2").rename(folder / "program.pt2")
     return "left"
 
 

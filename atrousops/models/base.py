@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,13 @@ def is_recorded() -> bool:
 def _larger(a: int, b: int) -> int:
     # A size that torch.jit.trace records is a tensor, which max would compare once and for all.
     return a.clamp(min=b) if isinstance(a, Tensor) else max(a, b)
+
+
+def scaled(side: int, scale: float) -> int:
+    """round(scale side), halves to even, in whole numbers alone, which exported programs and traces can hold."""
+    ratio = Fraction(scale).limit_denominator(2**20)
+    n, d = ratio.numerator, ratio.denominator
+    return n * side if d == 1 else (2 * n * side + d - 1 + n * side // d % 2) // (2 * d)
 
 
 def resize(input: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from atrousops.common.checks import bad_value
 from atrousops.models.backbones import RESNETS, load_backbone, resnet
-from atrousops.models.base import Features, SegmentationModel, at_least, check_images, resize
+from atrousops.models.base import Features, SegmentationModel, at_least, check_images, resize, scaled
 from atrousops.models.crf import with_crf
 from atrousops.models.deeplab_v1 import ZoomedModel, atrous_vgg16, scores
 from atrousops.models.vgg import fully_convolutional, load_vgg16
@@ -86,9 +86,9 @@ class MultiScale(nn.Module):
         maps: list[Tensor] = []
         for scale in self.scales:
             if self.align_corners:
-                sides = [round(scale * (side - 1)) + 1 for side in size]
+                sides = [scaled(side - 1, scale) + 1 for side in size]
             else:
-                sides = [max(1, round(scale * side)) for side in size]
+                sides = [max(1, scaled(side, scale)) for side in size]
             if small and not self.align_corners and scale != 1:
                 image = F.interpolate(at_least(input, math.ceil(1 / scale)), scale_factor=scale, mode="bilinear")
             else:

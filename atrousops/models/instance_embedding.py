@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from atrousops.common.checks import bad_value
 from atrousops.models.backbones import encoder
-from atrousops.models.base import check_images, check_objects, resize
+from atrousops.models.base import check_images, check_objects, resize, scaled
 from atrousops.nn import AtrousConv2d
 
 THRESHOLDS = (0.25, 0.5, 0.75, 0.9)
@@ -74,7 +74,7 @@ class MetricLearning(nn.Module):
         """The backbone's maps of the image at every scale, side by side, at the size of that of the scale next to 1."""
         maps = []
         for scale in self.scales:
-            sides = [max(1, round(scale * side)) for side in input.shape[-2:]]
+            sides = [max(1, scaled(side, scale)) for side in input.shape[-2:]]
             maps.append(self.backbone(resize(input, sides))["out"])
         middle = min(range(len(maps)), key=lambda i: abs(math.log(self.scales[i])))
         return torch.cat([resize(x, maps[middle].shape[-2:]) for x in maps], dim=1) if len(maps) > 1 else maps[0]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from atrousops import models
 from atrousops.engine.export import Scores
-from atrousops.models.base import at_least, crop, resize
+from atrousops.models.base import at_least, crop, resize, scaled
 
 
 @pytest.mark.parametrize("name", [name for name in models.list("networks") if name != "mask_rcnn"])
@@ -65,6 +65,30 @@ def test_traces_serve_any_batch_and_size(name):
         image = torch.rand(shape)
         with torch.no_grad():
             torch.testing.assert_close(traced(image), network(image))
+
+
+class Scaled(nn.Module):
+    """Seen at half its size, and at a size whose ratio is no short fraction."""
+
+    def forward(self, image):
+        return [resize(image, [scaled(side, scale) for side in image.shape[-2:]]) for scale in (0.5, 2**-0.5)]
+
+
+def test_programs_and_traces_scale_each_image(tmp_path):
+    """Halves go to the even number, as Python's `round` has them."""
+    for scale in (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2.0, 2**-0.5):
+        assert [scaled(side, scale) for side in range(1, 300)] == [round(scale * side) for side in range(1, 300)]
+    sizes = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    image = torch.rand(1, 3, 41, 43)
+    torch.export.save(torch.export.export(Scaled(), (image,), dynamic_shapes=(sizes,)), tmp_path / "program.pt2")
+    with warnings.catch_warnings():
+        # Checks read shapes.
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(Scaled(), image)
+    for run in (torch.export.load(tmp_path / "program.pt2").module(), traced):
+        for shape in ((1, 3, 45, 30), (1, 3, 50, 51)):
+            image = torch.rand(shape)
+            torch.testing.assert_close(run(image), Scaled()(image), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
