@@ -20,14 +20,16 @@ pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
 CPU_SECONDS = 10
 # Of each check a kernel by a part of its name, and the faults put into it. The place of a fault is drawn with a seed, 0
 # unless the fault's name is followed by another: there 0 draws a fault that changes no result. Those are, of a barrier,
-# one that another follows; of a comparison, one that chooses between two ways to divide; of an index, one along an axis
-# of size one or of padding; of windows, what the kernel after finds in place of this one.
+# one that another follows; of a wait, the last; of a comparison, one that chooses between two ways to divide; of an
+# index, one along an axis of size one or of padding; of windows, what the kernel after finds in place of this one.
 KERNELS = {
-    ("conv simt fp32", "conv_simt_kernel"): ("barrier removed", "load one element off", "registers exchanged"),
+    ("conv simt fp32", "conv_simt_kernel"): (
+        *("barrier removed", "load one element off", "registers exchanged", "comparison negated 3"),
+    ),
     ("conv simt fp32", "conv_simt_weight_kernel"): ("load one element off", "registers exchanged"),
     ("conv mma bf16", "conv_mma_kernel"): (
         *("operands exchanged", "matrix transposed", "wait removed", "copy shortened", "barrier removed"),
-        *("barrier removed 1", "store one element off"),
+        *("barrier removed 1", "store one element off", "wait for one group less 4"),
     ),
     ("conv mma bf16", "conv_mma_weight_kernel"): ("operands exchanged", "matrix transposed", "barrier removed"),
     ("conv wgmma bf16", "conv_wgmma_kernel"): (
@@ -43,7 +45,7 @@ KERNELS = {
     ("roi_align", "roi_align_forward"): ("load one element off", "comparison negated"),
     ("roi_align", "roi_align_geometry"): ("registers exchanged",),
     ("roi_pool", "roi_pool"): ("comparison negated", "registers exchanged"),
-    ("permutohedral_filter", "lattice_place"): ("registers exchanged", "comparison negated"),
+    ("permutohedral_filter", "lattice_place"): ("registers exchanged", "comparison negated 3"),
     ("permutohedral_filter", "lattice_blurIf"): ("load one element off", "addends exchanged for a difference"),
     ("permutohedral_filter", "lattice_splatIf"): ("load one element off",),
     ("permutohedral_filter", "lattice_sliceIf"): ("registers exchanged",),
