@@ -175,10 +175,10 @@ def test_transforms_autocast_and_graphs(backend):
 # The ASPP of the DeepLab suite: one launch's predicted share of the time of four launches of the same kernel, and of
 # the calls that it replaces, each the fastest of ours and cuDNN, with ReLUs and concatenation.
 SHAPES = {
-    "OS16, batch 16": ((16, 33, (6, 12, 18)), 0.85, 0.76),
-    "OS16, batch 8": ((8, 33, (6, 12, 18)), 0.87, 0.78),
-    "OS16, batch 1": ((1, 33, (6, 12, 18)), 0.76, 0.77),
-    "OS8, batch 8": ((8, 65, (12, 24, 36)), 0.90, 0.81),
+    "OS16, batch 16": ((16, 33, (6, 12, 18)), 0.85, 0.79),
+    "OS16, batch 8": ((8, 33, (6, 12, 18)), 0.88, 0.77),
+    "OS16, batch 1": ((1, 33, (6, 12, 18)), 0.77, 0.76),
+    "OS8, batch 8": ((8, 65, (12, 24, 36)), 0.91, 0.81),
 }
 
 
@@ -231,7 +231,7 @@ def test_what_is_planned(name):
         ("2 to 6 convolutions", {"k": (256,)}),
         ("too few channels to fill a tile", {"k": (21,) * 4}),
         # Every tap lives and every launch has tiles enough: cuDNN is as fast on them.
-        ("one launch would take 1.03 of their time", {"batch": 16, "size": 65, "rates": (1,), "k": (256, 256)}),
+        ("one launch would take 1.02 of their time", {"batch": 16, "size": 65, "rates": (1,), "k": (256, 256)}),
     ],
 )
 def test_what_runs_branch_by_branch(why, arguments):
