@@ -168,7 +168,7 @@ def fill(
         ArgumentError: less than `FITTING` of it fits.
     """
     own = target.state_dict()
-    named = _by_name(own, given)
+    named = _by_name(own, given) or (_by_order(own, given) if key == "init.trunk" else {})
     found: dict[str, Tensor] = {}
     loaded, adapted, fresh = [], dict[str, str](), dict[str, str]()
     for name, value in own.items():
@@ -201,18 +201,16 @@ def _by_name(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str
     """The entry of a file for each of ours.
 
     Names agree as they are, or else without what classifiers and their wrappers put in front, and with the dots of
-    timm's extractors, which are called `stages_0` where the classifier has `stages.0`. Where none agrees, see
-    `_by_order`.
+    timm's extractors, which are called `stages_0` where the classifier has `stages.0`.
     """
     if sum(name in given for name in own) * 2 >= len(own):
         return {name: name for name in own if name in given}
     plain = {_plain(name): name for name in given}
-    named = {name: plain[_plain(name)] for name in own if _plain(name) in plain}
-    return named or _by_order(own, given)
+    return {name: plain[_plain(name)] for name in own if _plain(name) in plain}
 
 
 def _by_order(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, str]:
-    """For files of other authors, whose names differ throughout: entry by entry, if all shapes agree in their order."""
+    """For trunks of others, whose names differ throughout: entry by entry, if all shapes agree in their order."""
     pairs = dict(zip(own, given, strict=False))
     same = len(given) >= len(own) and all(own[name].shape == given[theirs].shape for name, theirs in pairs.items())
     return pairs if same else {}

@@ -17,7 +17,9 @@ from atrousops import cli, models
 
 PAGE = (Path(__file__).parents[2] / "docs" / "prediction.md").read_text()
 LINES = [
-    line for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL) for line in block.splitlines()
+    line
+    for block in re.findall(r"(?<!-->\n)^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
 ]
 
 

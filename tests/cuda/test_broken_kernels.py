@@ -47,7 +47,9 @@ FAULTS = {
         "    __syncthreads();\n    fetch_weights(layer + 1);\n",
         *CONTEXT,
     ),
-    "last box of a rectangle left out": Fault(WEIGHT[0], "found.begin + args.box[axis] - 1)", "found.begin)", *WEIGHT),
+    "last box of a rectangle left out": Fault(
+        WEIGHT[0], "found.begin + args.box[axis].value() - 1)", "found.begin)", *WEIGHT
+    ),
     "barrier removed from a transposition": Fault("permutohedral_rows.cu", "      __syncthreads();\n", "", *ROWS),
 }
 
