@@ -69,6 +69,7 @@ def from_trunk(model: nn.Module, recipe: Config, root: str | None) -> Account:
         bad_value("config", "init.trunk", "be null for a network without a backbone", recipe.model.name, remedy)
     path = _trunk_file(str(recipe.init.trunk), root)
     trunk = loading.read(path, "init.trunk")
+    trunk = _by_our_names(places[0].state_dict(), trunk)
     return fill(places[0], trunk, "init.trunk", path, recipe.model.name)
 
 
@@ -168,7 +169,7 @@ def fill(
         ArgumentError: less than `FITTING` of it fits.
     """
     own = target.state_dict()
-    named = _by_name(own, given) or (_by_order(own, given) if key == "init.trunk" else {})
+    named = _by_name(own, given)
     found: dict[str, Tensor] = {}
     loaded, adapted, fresh = [], dict[str, str](), dict[str, str]()
     for name, value in own.items():
@@ -209,11 +210,13 @@ def _by_name(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str
     return {name: plain[_plain(name)] for name in own if _plain(name) in plain}
 
 
-def _by_order(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, str]:
-    """For trunks of others, whose names differ throughout: entry by entry, if all shapes agree in their order."""
-    pairs = dict(zip(own, given, strict=False))
-    same = len(given) >= len(own) and all(own[name].shape == given[theirs].shape for name, theirs in pairs.items())
-    return pairs if same else {}
+def _by_our_names(own: Mapping[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A trunk whose names differ throughout, entry by entry under ours if all shapes agree; any other as it is."""
+    ours = dict(zip(given, own, strict=False))
+    fits = len(given) >= len(own) and all(given[theirs].shape == own[name].shape for theirs, name in ours.items())
+    if not fits or _by_name(own, given):
+        return given
+    return {ours.get(name, name): value for name, value in given.items()}
 
 
 def _plain(name: str) -> str:

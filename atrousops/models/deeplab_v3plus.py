@@ -232,7 +232,7 @@ def deeplabv3plus_xception65(
 def deeplabv3plus_efficientnet_lite2(
     num_classes: int = 2, output_stride: int = 16, in_channels: int = 3
 ) -> SegmentationModel:
-    """A compact DeepLab v3+ of 4.7 M parameters, quick on a CPU: EfficientNet-Lite2 and 128 channels behind it.
+    """A compact DeepLab v3+ of 4.7 M parameters: EfficientNet-Lite2 and 128 channels behind it.
 
     | part | output at output_stride 16 (8) | channels |
     |---|---|---|
