@@ -35,7 +35,7 @@ class Later(Exception):
 
 _ATEN = Chosen("aten", None)
 _chosen: dict[tuple, Chosen] = {}
-# What else holds answers of `choose`: how it drops them.
+# What else holds answers of `chosen`: how it drops them.
 on_forget: list[Callable[[], None]] = []
 # Lists of the calls that were asked about for the first time.
 _watchers: list[list[Key]] = []
@@ -48,7 +48,7 @@ postponed = 0
 
 
 def forget() -> None:
-    """Drops the answers of `choose`, after something has changed that they came from."""
+    """Drops the answers of `chosen`, after something has changed that they came from."""
     _chosen.clear()
     _contested.clear()
     fitted.forget()
@@ -58,25 +58,13 @@ def forget() -> None:
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[Key]]:
-    """Gives a list of what `choose` is asked for the first time inside the `with` block."""
+    """Gives a list of what `chosen` is asked for the first time inside the `with` block."""
     seen: list[Key] = []
     _watchers.append(seen)
     try:
         yield seen
     finally:
         _watchers.remove(seen)
-
-
-def choose(
-    call: CallArguments,
-    dtype: torch.dtype,
-    channels_last: bool,
-    needs_grad: bool = False,
-    device: str = "cpu",
-    ours: bool = False,
-) -> str:
-    """The name of the kernel that should run a call: `chosen`'s."""
-    return chosen(call, dtype, channels_last, needs_grad, device, ours).kernel
 
 
 def chosen(

@@ -110,7 +110,7 @@ def cpu_name() -> str:
 
 
 class Key(NamedTuple):
-    """A call of a convolution, as `choice.choose` is asked about it, and what of the process counts.
+    """A call of a convolution, as `choice.chosen` is asked about it, and what of the process counts.
 
     state: the device ("cpu", "cuda:1"; in a file its type), and the number of threads (CPU) or whether TF32 is allowed
         (GPU).

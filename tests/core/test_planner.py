@@ -171,23 +171,23 @@ CALL = (FORWARD, FLOAT, True)
 
 def test_choose_is_what_plan_call_says():
     for needs_grad in (False, True):
-        assert choice.choose(*CALL, needs_grad) == choice.plan_call(*CALL, needs_grad).kernel
+        assert choice.chosen(*CALL, needs_grad).kernel == choice.plan_call(*CALL, needs_grad).kernel
     # Low and high padding may differ.
     wide = (FORWARD._replace(padding=(12, 12, 13, 12)), *CALL[1:])
-    assert choice.choose(*wide) == choice.plan_call(*wide).kernel
+    assert choice.chosen(*wide).kernel == choice.plan_call(*wide).kernel
 
 
 def test_choose_depends_on_every_argument():
     choice._chosen.clear()
-    choice.choose(*CALL)
-    choice.choose(*CALL, True)
-    choice.choose(*CALL[:-1], False)
-    choice.choose(*CALL[:-2], HALF, True)
-    choice.choose(FORWARD._replace(kind="transposed"), *CALL[1:])
-    choice.choose(FORWARD._replace(kind="transposed", output_padding=(1, 1)), *CALL[1:])
-    choice.choose(*CALL, device="cuda")
+    choice.chosen(*CALL)
+    choice.chosen(*CALL, True)
+    choice.chosen(*CALL[:-1], False)
+    choice.chosen(*CALL[:-2], HALF, True)
+    choice.chosen(FORWARD._replace(kind="transposed"), *CALL[1:])
+    choice.chosen(FORWARD._replace(kind="transposed", output_padding=(1, 1)), *CALL[1:])
+    choice.chosen(*CALL, device="cuda")
     assert len(choice._chosen) == 7
-    choice.choose(*CALL)
+    choice.chosen(*CALL)
     assert len(choice._chosen) == 7
 
 
@@ -198,7 +198,7 @@ def test_whether_tf32_is_allowed_counts_on_a_gpu():
     for allow in (True, False):
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=allow):
             plans.append(choice.plan_call(*call))
-            assert choice.choose(*call) == plans[-1].kernel
+            assert choice.chosen(*call).kernel == plans[-1].kernel
     ours = [min((c.seconds, c.kernel) for c in plan.candidates[1:]) for plan in plans]
     assert ours[0] < ours[1]
     # Without the CUDA library the plan is Triton's.
@@ -213,7 +213,7 @@ def test_choose_is_a_constant_of_a_compiled_graph(dynamic):
     def f(x, w, rate):
         pair = (rate, rate)
         call = CallArguments("forward", x.shape, w.shape, (1, 1), pair, pair)
-        return x.sum() * 0 + codes[choice.choose(call, x.dtype, False)]
+        return x.sum() * 0 + codes[choice.chosen(call, x.dtype, False).kernel]
 
     compiled = torch.compile(f, backend="eager", fullgraph=True, dynamic=dynamic)
     w = torch.zeros(128, 128, 3, 3)
@@ -226,12 +226,12 @@ def test_choose_is_a_constant_of_a_compiled_graph(dynamic):
 
 def test_choose_with_symbolic_sizes_outside_dynamo():
     # As when a backward formula is traced: sizes without a hash.
-    expected = choice.choose(FORWARD._replace(input_size=(1, 64, 64, 64)), *CALL[1:])
+    expected = choice.chosen(FORWARD._replace(input_size=(1, 64, 64, 64)), *CALL[1:]).kernel
     seen = []
 
     def f(x):
         call = FORWARD._replace(input_size=tuple(x.shape))
-        seen.append((has_static_value(x.shape[2]), choice.choose(call, *CALL[1:])))
+        seen.append((has_static_value(x.shape[2]), choice.chosen(call, *CALL[1:]).kernel))
         return x + 1
 
     make_fx(f, tracing_mode="symbolic")(torch.zeros(2, 64, 70, 71))

@@ -98,5 +98,5 @@ def test_rates_are_solved_for_once(machine, monkeypatch):
     fits = fitted._fits
     monkeypatch.setattr(fitted, "_fits", lambda *args: solved.append(args) or fits(*args))
     for arguments in (DILATED, DENSE):
-        choice.choose(arguments, BF16, True, device="cuda:0")
+        choice.chosen(arguments, BF16, True, device="cuda:0")
     assert len(solved) == 1

@@ -44,7 +44,7 @@ def test_without_a_file_pytorch_runs_and_one_line_says_so(machine, caplog):
     with caplog.at_level(logging.WARNING, "atrousops"):
         assert [runs(op) for op in ("max_pool", "max_unpool", "roi_align", "roi_pool")] == ["aten"] * 4
         assert not {"cuda", "triton"} & {runs("context_module"), runs("conv_branches")}
-        assert choice.choose(*CALL, device="cuda:0") == "aten"
+        assert choice.chosen(*CALL, device="cuda:0").kernel == "aten"
     assert [record.getMessage() for record in caplog.records] == [
         "atrousops: our cuda kernels have not been checked on NVIDIA H100: run `atrousops selfcheck`; PyTorch's "
         "operators run there until then, and backend('cuda') forces ours"
@@ -72,10 +72,10 @@ def test_a_convolution_is_held_to_the_verdict_of_its_kernel(machine):
     assert plan().kernel == "aten"
     verdicts.record("cuda", "cuda:0", WGMMA)
     choice.forget()
-    assert choice.choose(*CALL, device="cuda:0") == plan().kernel == "wgmma"
+    assert choice.chosen(*CALL, device="cuda:0").kernel == plan().kernel == "wgmma"
     # Its gradient has kernels of its own.
     gradient = (FORWARD._replace(kind="input_grad"), *CALL[1:])
-    assert choice.choose(*gradient, device="cuda:0") == "aten"
+    assert choice.chosen(*gradient, device="cuda:0").kernel == "aten"
     assert "input_grad wgmma has not been checked" in choice.plan_call(*gradient, device="cuda:0").reason
 
 
