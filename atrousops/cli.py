@@ -120,6 +120,14 @@ def _add_study(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--table", default="docs/results.md", metavar="FILE", help="the table (default: docs/results.md)"
     )
     add_overrides(parser)
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
+        help="run each recipe with each; rows get mean and deviation",
+    )
     parser.add_argument("--pages", metavar="DIR", help="also write a page for each network, such as to docs/networks")
     parser.add_argument("--speed", nargs="+", default=[], metavar="FILE", help="of `bench --suite networks`, for pages")
     parser.add_argument("--photo", metavar="FILE", help="a photograph to segment for the pages, instead of the data's")
@@ -136,6 +144,7 @@ def _study(args: argparse.Namespace) -> int:
         table=args.table,
         data_root=args.data,
         overrides=args.overrides,
+        seeds=args.seeds,
         say=lambda text: tqdm.write(text, file=sys.stderr),
     )
     print(f"-> {args.table}")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from atrousops.common.files import write_atomically
 from atrousops.engine import config as configs
 from atrousops.engine import evaluate, train, tune_crf
 from atrousops.engine.config import Config, Variant
-from atrousops.engine.table import SCORES, WIDTH, scored, write_table
+from atrousops.engine.table import SCORES, SEED, WIDTH, scored, write_table
 from atrousops.nn import DenseCRF
 
 
@@ -29,6 +30,7 @@ def main(
     table: str | os.PathLike[str] = "docs/results.md",
     data_root: str | None = None,
     overrides: Sequence[str] = (),
+    seeds: Sequence[int] = (),
     progress: bool = True,
     say: Callable[[str], object] = print,
 ) -> int:
@@ -44,6 +46,8 @@ def main(
             of its name: rows outlive the weights they came from.
         data_root: folder of the data, instead of the recipes'.
         overrides: "part.key=value" entries that replace the recipes'.
+        seeds: each recipe is run with each of them, in the folder RECIPE.seedN, and its row has mean and deviation;
+            without any, once with its own. `{seed}` in its `init.weights` stands for the number.
         progress: draw progress bars.
         say: where to tell what happens.
 
@@ -57,16 +61,17 @@ def main(
     """
     scored(Path(runs), Path(table))
     failed = 0
-    for path in recipes(paths):
-        folder = Path(runs) / path.parent.name / path.stem
+    for path, seed in product(recipes(paths), seeds or (None,)):
+        folder = Path(runs) / path.parent.name / (path.stem if seed is None else f"{path.stem}{SEED}{seed}")
         try:
-            recipe = configs.load(path, overrides)
+            replaced = overrides if seed is None else (*overrides, *_seeded(path, seed, overrides))
+            recipe = configs.load(path, replaced)
             if (folder / SCORES).exists():
                 _check_same(folder, recipe)
-                _add_missing(path, recipe, folder, data_root, overrides, progress, say)
+                _add_missing(path, recipe, folder, data_root, replaced, progress, say)
                 continue
             say(f"{path} -> {folder}")
-            _run(path, recipe, folder, data_root, overrides, progress)
+            _run(path, recipe, folder, data_root, replaced, progress)
         except (ArgumentError, FileNotFoundError, ImportError, RuntimeError) as error:
             say(f"{path}: {error}")
             failed += 1
@@ -88,6 +93,11 @@ def recipes(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
             bad_value("study", "paths", "be recipes, or folders with *.yaml directly in them", str(path))
         found += inside
     return found
+
+
+def _seeded(path: Path, seed: int, overrides: Sequence[str]) -> list[str]:
+    weights = configs.load(path, overrides).init.weights
+    return [f"seed={seed}", *([f"init.weights={weights.replace('{seed}', str(seed))}"] if weights else [])]
 
 
 def _run(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from atrousops.common.files import write_atomically
 Scored = tuple[str, dict[str, Any]]
 
 SCORES = "scores.json"
+# Between the names of a recipe and a seed.
+SEED = ".seed"
 # Of the trimap's band, in pixels.
 WIDTH = 3
 
@@ -32,8 +35,12 @@ _COLUMNS = (
 _OBJECTS = ("PQ", "SQ", "RQ", "mask AP")
 _HEADER = """# Results
 
-Every row is one run of `atrousops study`, which writes this file and the scores beside it (.json); nothing in it is
-written by hand. A row's recipe is trained and judged again by
+Every row is a recipe, run by `atrousops study` with each of its seeds. It writes this file and the scores beside it
+(.json); nothing in it is written by hand. A row's recipe is trained and judged again by
+
+    atrousops study atrousops/configs/RECIPE.yaml --seeds SEEDS
+
+or, one run alone, by
 
     atrousops train atrousops/configs/RECIPE.yaml --output runs/RECIPE
     atrousops evaluate atrousops/configs/RECIPE.yaml --weights runs/RECIPE/weights.safetensors --split SPLIT
@@ -74,12 +81,16 @@ def _kept(path: Path) -> dict[str, dict[str, Any]]:
 
 def sections(runs: Iterable[Scored]) -> Iterator[str]:
     """A Markdown table for each data set and split."""
-    rows: dict[tuple[str, str], list[str]] = {}
+    of_recipes: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for name, values in runs:
-        key = values["recipe"]["data"]["name"], values["split"]
-        rows.setdefault(key, []).extend(_rows(name, values))
+        # A run without a seed in its name may be of an earlier recipe of that name.
+        of_recipes.setdefault(name.partition(SEED)[:2], []).append(values)
+    rows: dict[tuple[str, str], list[str]] = {}
+    for (name, _), seeds in of_recipes.items():
+        key = seeds[0]["recipe"]["data"]["name"], seeds[0]["split"]
+        rows.setdefault(key, []).extend(_rows(name, seeds))
     for (data, split), lines in rows.items():
-        columns = [*_COLUMNS, *(_OBJECTS if lines[0].count("|") > len(_COLUMNS) + 2 else ()), "seed"]
+        columns = [*_COLUMNS, *(_OBJECTS if lines[0].count("|") > len(_COLUMNS) + 2 else ()), "seeds"]
         head = [f"## {data}, {split}", "", "Scores in %.", ""]
         yield "\n".join([*head, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *lines, ""])
 
@@ -92,31 +103,42 @@ def write_table(runs: Path, path: Path) -> None:
     write_atomically(_beside(path), lambda name: Path(name).write_text(json.dumps(dict(found), indent=1) + "\n"))
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
+def _percent(values: Iterable[float | None]) -> str:
+    """One value, or the mean of several and their standard deviation."""
+    found = [100 * value for value in values if value is not None]
+    if len(found) < 2:
+        return "".join(f"{value:.1f}" for value in found)
+    return f"{statistics.mean(found):.1f} ± {statistics.stdev(found):.1f}"
 
 
-def _rows(name: str, values: dict[str, Any]) -> list[str]:
-    """A recipe's row, and one for each other way in which its weights were judged."""
-    recipe, summary, percent = values["recipe"], values["summary"], _percent
+def _rows(name: str, seeds: Sequence[dict[str, Any]]) -> list[str]:
+    """A recipe's row, and one for each other way in which its weights were judged; a run for each seed."""
+    values = seeds[0]
+    recipe = values["recipe"]
+    summaries = [run["summary"] for run in seeds]
     cells = [
         name,
         recipe["model"]["name"],
         f"{values['parameters'] / 1e6:.2f} M",
         f"{values['steps']} x {recipe['batch']}",
-        f"{values['seconds'] / 60:.0f} min",
-        percent(summary["miou"]),
-        percent(values.get("crf")),
-        percent(values.get("tuned_crf", {}).get("miou")),
-        percent(values["pixel_accuracy"]),
-        percent(values["boundary_accuracy"]),
+        f"{statistics.mean(run['seconds'] for run in seeds) / 60:.0f} min",
+        _percent(summary["miou"] for summary in summaries),
+        _percent(run.get("crf") for run in seeds),
+        _percent(run.get("tuned_crf", {}).get("miou") for run in seeds),
+        _percent(run["pixel_accuracy"] for run in seeds),
+        _percent(run["boundary_accuracy"] for run in seeds),
     ]
-    if "pq" in summary:
-        cells += [percent(value) for value in (summary["pq"], summary["sq"], summary["rq"], values["ap"])]
-    rows = ["| " + " | ".join([*cells, str(recipe["seed"])]) + " |"]
-    for other, scores in values.get("variants", {}).items():
-        found = percent(scores["miou"]), "", "", percent(scores["pixel_accuracy"]), percent(scores["boundary_accuracy"])
-        rows.append(f"| {name}, {other} | | | | | {' | '.join(found)} | |")
+    if "pq" in summaries[0]:
+        cells += [_percent(summary[key] for summary in summaries) for key in ("pq", "sq", "rq")]
+        cells.append(_percent(run["ap"] for run in seeds))
+    cells.append(" ".join(str(run["recipe"]["seed"]) for run in seeds))
+    rows = [f"| {' | '.join(cells)} |"]
+    for other in values.get("variants", {}):
+        ways = [run["variants"][other] for run in seeds]
+        miou, pixels, borders = (
+            _percent(way[key] for way in ways) for key in ("miou", "pixel_accuracy", "boundary_accuracy")
+        )
+        rows.append(f"| {name}, {other} | | | | | {miou} |  |  | {pixels} | {borders} | |")
     return rows
 
 
@@ -125,6 +147,6 @@ def _notes(runs: Iterable[Scored]) -> str:
     by = "; ".join(f"torch {version}, {threads} threads, {device}" for version, threads, device in sorted(made))
     return (
         f"Computed with {by}. pixels: pixel accuracy; borders: the same within {WIDTH} pixels of a border; tuned: the "
-        "mIoU with the CRF's settings searched on validation images; training: "
-        "seconds of training steps, on a machine that may have had other work.\n"
+        "mIoU with the CRF's settings searched on validation images; training: minutes of training steps, on a machine "
+        "that may have had other work; of several seeds each figure is the mean, behind ± the standard deviation.\n"
     )

@@ -7,11 +7,12 @@ import shutil
 import signal
 
 import pytest
+import torch
 import yaml
 from people import RECIPE, write_people
 from PIL import Image
 
-from atrousops import cli
+from atrousops import cli, models
 from atrousops.bench import pages
 from atrousops.bench.machine import Ceilings
 from atrousops.bench.results import Report, Result
@@ -98,6 +99,26 @@ def test_all_in_turn(place, monkeypatch):
     assert run(place, said) == 0
     assert [line.split(": ")[1] for line in said] == ["a CRF tuned for it"]
     assert (place / "results.md").read_text() == table
+
+
+def test_a_row_of_several_seeds(place):
+    recipe = place / "small" / "c.yaml"
+    recipe.write_text(
+        f"{recipe.read_text().replace('seed: 1', 'seed: 5')}\ninit:\n  weights: {place}/first{{seed}}.pth"
+    )
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        torch.save(models.build("msd", num_classes=2, depth=3).state_dict(), place / f"first{seed}.pth")
+    options = {"runs": place / "runs", "table": place / "results.md", "data_root": str(place), "progress": False}
+    assert study.main([recipe], seeds=[3, 4], **options) == 0
+    runs = [json.loads((place / "runs" / "small" / f"c.seed{seed}" / "scores.json").read_text()) for seed in (3, 4)]
+    assert [run["recipe"]["init"]["weights"] for run in runs] == [f"{place}/first{seed}.pth" for seed in (3, 4)]
+    (row,) = (line for line in (place / "results.md").read_text().splitlines() if line.startswith("| small/"))
+    one, other = (100 * run["summary"]["miou"] for run in runs)
+    # Of two values the standard deviation is their distance by the root of two.
+    assert "| small/c | msd | " in row
+    assert f"| {(one + other) / 2:.1f} ± {abs(one - other) / 2**0.5:.1f} |" in row
+    assert row.endswith("| 3 4 |")
 
 
 def test_rows_and_pictures_outlive_their_runs(place, monkeypatch):
