@@ -60,13 +60,13 @@ def test_every_semantic_network_has_a_camvid_recipe():
 
 
 def test_one_budget():
-    """Same steps, batch and crops for every network of a folder; one schedule for all that go on from another's run."""
+    """Same steps, batch and crops for all of a folder that start alike: afresh, from one trunk, or from another's run."""
     for folder in ("camvid", "nuclei"):
-        found = [config.load(path) for path in RECIPES if path.parent.name == folder]
-        for later in (False, True):
-            same = [r for r in found if bool(r.init.weights) == later]
-            rest = {(r.schedule, r.batch, r.augmentation, r.optimiser.name, r.seed, r.threads, r.scales) for r in same}
-            assert len(rest) == (1 if same else 0)
+        budgets: dict[object, set[object]] = {}
+        for r in (config.load(path) for path in RECIPES if path.parent.name == folder):
+            rest = r.schedule, r.batch, r.augmentation, r.optimiser.name, r.seed, r.threads, r.scales, r.autocast
+            budgets.setdefault((bool(r.init.weights), r.init.trunk), set()).add(rest)
+        assert all(len(budget) == 1 for budget in budgets.values())
 
 
 def test_goes_on_from_a_recipe_that_is_there():
