@@ -28,6 +28,8 @@ _transforms = torch._C._are_functorch_transforms_active
 
 # Every registered operator by its name, as `register` returned it.
 CALLS: dict[str, Callable[..., Any]] = {}
+# Their kernels, which plain tensors without derivatives may be given as they are.
+_KERNELS: dict[str, Callable[..., Any]] = {}
 # Those that PyTorch's operators say, for torch.jit.trace; `_decompositions` fills it.
 IN_PYTORCH: dict[str, Callable[..., Any]] = {}
 
@@ -96,6 +98,7 @@ def register(
         for device, key in _AUTOCAST_KEYS.items():
             _register_autocast(name, device, key, autocast)
     rules = _Rules(operator, otherwise or operator, backward, setup_context, jvp, vmap)
+    _KERNELS[name] = rules.run
     return CALLS.setdefault(name, _caller(rules, autocast))
 
 
@@ -216,6 +219,13 @@ def _caller(rules: _Rules, autocast: str | None) -> Callable[..., Any]:
         return rules.transformed.apply(*args)
 
     return call
+
+
+def kernel_of(name: str, *tensors: Tensor) -> Callable[..., Any]:
+    """What runs an operator on tensors like these: its kernel itself, where nothing else is to be done."""
+    wants_grad = torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
+    alone = name in _KERNELS and is_plain(tensors) and not (wants_grad or _autocasts())
+    return _KERNELS[name] if alone else CALLS[name]
 
 
 def is_plain(tensors: tuple[Tensor, ...]) -> bool:

@@ -11,9 +11,11 @@ from torch import Tensor
 from atrousops import reference
 from atrousops.common.conv_arguments import Arguments, check_conv_transpose
 from atrousops.common.formats import empty_as_kernel
-from atrousops.ops._conv_dispatch import Call, allow_tf32, run
+from atrousops.dispatch.devices import allow_tf32
+from atrousops.ops._conv_maps import convolve, grad_bias, grad_weight
 from atrousops.ops._register import register
-from atrousops.ops.conv import convolve, grad_bias, grad_weight
+from atrousops.ops._routes import Call, run
+from atrousops.ops.conv import Convolution, find, find_unusual
 
 Size = int | Sequence[int]
 
@@ -95,7 +97,9 @@ def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments)
 
 
 def _call(rank: int, aten) -> Call:
-    return Call(f"conv_transpose{rank}d", "conv_transpose", rank, aten, check_conv_transpose, _ours, _reference)
+    names, defaults = (f"conv_transpose{rank}d", "conv_transpose"), (1, 0, 0, 1, 1)
+    kind = Convolution(*names, rank, aten, check_conv_transpose, _ours, _reference, defaults)
+    return Call(find, find_unusual, kind)
 
 
 _CONV_TRANSPOSE1D = _call(1, F.conv_transpose1d)
