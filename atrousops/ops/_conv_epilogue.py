@@ -47,7 +47,7 @@ def run_with_epilogue(
     tensors = (input, weight, bias, residual)
     watched = torch.compiler.is_compiling() or jit_traces()
     if watched or transformed() or foreign(*tensors) or _wants_gradients(*tensors):
-        y = run(call, input, weight, bias, *args)
+        y = run(call, input, weight, bias, args)
         return _behind(call, y, residual, activation, in_place=False)
     route = route_of(call, input, weight, bias, args)
     if _fits(route, input, weight, bias, residual):

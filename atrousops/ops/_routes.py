@@ -61,14 +61,19 @@ def call_of(name: str, find: Callable[..., Route], kind: Any = None) -> Call:
     return Call(find_plain, find, kind)
 
 
-def run(call: Call, first: Tensor, second: Tensor, third: Tensor | None, *args: Any) -> Any:
-    """Runs a call of three tensors; `args` are in the order of PyTorch's function."""
+def run(call: Call, first: Tensor, second: Tensor, third: Tensor | None, args: tuple[Any, ...]) -> Any:
+    """Runs a call of three tensors; `args` are in the order of PyTorch's function. An empty *rest would take 0.2 us."""
     route = route_of(call, first, second, third, args)
-    return route.run(first, second, third, *route.rest)
+    return route.run(first, second, third, *route.rest) if route.rest else route.run(first, second, third)
 
 
-def route_of(call: Call, first: Tensor, second: Tensor, third: Tensor | None, args: tuple[Any, ...]) -> Route:
-    """Where a call goes; the checks are made, and raise, the first time that it comes."""
+def route_of(
+    call: Call, first: Tensor, second: Tensor, third: Tensor | None, args: tuple[Any, ...], exact: tuple[Any, ...] = ()
+) -> Route:
+    """Where a call goes; the checks are made, and raise, the first time that it comes.
+
+    exact: further arguments, of which each has always the same type.
+    """
     plain = type(first) in _PLAIN and type(second) in _PLAIN and (third is None or type(third) in _PLAIN)
     for value in args:
         if type(value) in _TUPLES:
@@ -83,9 +88,10 @@ def route_of(call: Call, first: Tensor, second: Tensor, third: Tensor | None, ar
         or _transforms()
         or forward_ad._current_level >= 0
     ):
-        return call.unusual(call.kind, first, second, third, *args)
+        return call.unusual(call.kind, first, second, third, *args, *exact)
     key = (
         args,
+        exact,
         first.shape,
         second.shape,
         first.dtype,
@@ -100,7 +106,7 @@ def route_of(call: Call, first: Tensor, second: Tensor, third: Tensor | None, ar
     route = call.routes.get(key)
     if route is None:
         postponed = choice.postponed
-        route = call.find(call.kind, first, second, third, *args)
+        route = call.find(call.kind, first, second, third, *args, *exact)
         if choice.postponed != postponed:
             # A later call of this shape is to be measured.
             return route

@@ -31,7 +31,7 @@ def conv_transpose1d(
     dilation: Size = 1,
 ) -> Tensor:
     """Transposed convolution over sequences (N, K, L) or (K, L); `conv_transpose2d` on one axis."""
-    return run(_CONV_TRANSPOSE1D, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return run(_CONV_TRANSPOSE1D, input, weight, bias, (stride, padding, output_padding, groups, dilation))
 
 
 def conv_transpose2d(
@@ -70,7 +70,7 @@ def conv_transpose2d(
 
     Source: Zeiler et al., Adaptive deconvolutional networks (2011); Long et al., FCN (2015), section 3.3.
     """
-    return run(_CONV_TRANSPOSE2D, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return run(_CONV_TRANSPOSE2D, input, weight, bias, (stride, padding, output_padding, groups, dilation))
 
 
 def conv_transpose3d(
@@ -84,7 +84,7 @@ def conv_transpose3d(
     dilation: Size = 1,
 ) -> Tensor:
     """Transposed convolution of volumes (N, K, D, H, W) or (K, D, H, W); `conv_transpose2d` on three axes."""
-    return run(_CONV_TRANSPOSE3D, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return run(_CONV_TRANSPOSE3D, input, weight, bias, (stride, padding, output_padding, groups, dilation))
 
 
 def _ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, first: int = 0) -> Tensor:
