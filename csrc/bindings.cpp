@@ -7,6 +7,7 @@
 #include <span>
 
 #include "core/boxes.h"
+#include "core/checked.h"
 #include "core/phases.h"
 #include "core/plan.h"
 #include "core/problem.h"
@@ -37,6 +38,19 @@ static Problem problem_of(const std::string& kind, int64_t n, int64_t c, int64_t
 
 using ProblemFields = std::tuple<std::string, int64_t, int64_t, int64_t, int64_t, AxesFields>;
 
+// planner.py's CallArguments: kind, sizes of input and weight, stride, padding, dilation, groups, output_padding.
+using CallFields = std::tuple<std::string, Sizes, Sizes, Sizes, Sizes, Sizes, int64_t, Sizes>;
+
+static Problem problem_of_call(const CallFields& call) {
+  const auto& [kind, input, weight, stride, padding, dilation, groups, output_padding] = call;
+  const std::span<const int64_t> size(input), kernel(weight), pads(padding);
+  const size_t rank = input.size() - 2;
+  const Spatial spatial{size.subspan(2), kernel.subspan(2), stride, dilation, pads.first(rank), pads.last(rank)};
+  if (kind != "transposed") return make_problem(kind_of(kind), input[0], input[1], weight[0], groups, spatial);
+  const Sizes extra = output_padding.empty() ? Sizes(rank) : output_padding;
+  return make_transposed(input[0], input[1], weight[1] * groups, groups, spatial, extra);
+}
+
 static std::vector<Problem> problems_of(const std::vector<ProblemFields>& fields) {
   std::vector<Problem> all;
   for (const ProblemFields& f : fields) all.push_back(std::apply(problem_of, f));
@@ -59,22 +73,28 @@ static py::tuple tuple_of(const AxisPhase& p) {
   return py::make_tuple(p.p0, p.p, p.q0, p.q, p.count, p.bound, py::tuple(taps), py::tuple(segments));
 }
 
+// A tuple of dispatch/planner.py, whose fields have names.
+template <class... T>
+static py::object named_tuple(const char* type, T&&... fields) {
+  return py::module_::import("atrousops.dispatch.planner").attr(type)(std::forward<T>(fields)...);
+}
+
 static py::object tuple_of(const std::optional<BoxPlan>& p, int64_t itemsize) {
   if (!p) return py::none();
   const TileShape& s = tile_shapes()[static_cast<size_t>(p->shape)];
-  return py::make_tuple(py::tuple(py::cast(p->box.size)), p->box.images, s.rows, s.columns, 128 / itemsize, p->splits,
-                        p->tiles, p->steps, p->finish, p->seconds, p->dense_seconds);
+  return named_tuple("Boxes", py::tuple(py::cast(p->box.size)), p->box.images, s.rows, s.columns, 128 / itemsize,
+                     p->splits, p->tiles, p->steps, p->finish, p->seconds, p->dense_seconds);
 }
 
 static py::list list_of(const std::vector<Candidate>& all) {
   py::list candidates;
-  for (const Candidate& c : all) candidates.append(py::make_tuple(c.kernel, c.seconds, c.reason));
+  for (const Candidate& c : all) candidates.append(named_tuple("Candidate", c.kernel, c.seconds, c.reason));
   return candidates;
 }
 
-static py::tuple tuple_of(const Plan& p, int64_t itemsize) {
-  return py::make_tuple(p.kernel, p.reason, p.seconds, p.live_share, p.regions, p.dense_flops, p.bytes_floor,
-                        p.workspace, list_of(p.candidates), tuple_of(p.boxes, itemsize));
+static py::object tuple_of(const Plan& p, int64_t itemsize) {
+  return named_tuple("Plan", p.kernel, p.reason, p.seconds, p.live_share, p.regions, p.dense_flops, p.bytes_floor,
+                     p.workspace, py::tuple(list_of(p.candidates)), tuple_of(p.boxes, itemsize));
 }
 
 // An entry of a list, by its name.
@@ -168,6 +188,9 @@ static void bind_planner(py::module_& m) {
     const Problem p = problem_of(kind, n, c, k, groups, axes);
     return tuple_of(plan({p, itemsize, needs_grad, workspace_limit}, device_of(device)), itemsize);
   });
+  m.def("plan_call", [](const CallFields& call, const py::dict& device, int64_t itemsize, bool needs_grad) {
+    return tuple_of(plan({problem_of_call(call), itemsize, needs_grad}, device_of(device)), itemsize);
+  });
   m.def("runnable", [](const std::string& kind, int64_t n, int64_t c, int64_t k, int64_t groups, const AxesFields& axes,
                        const py::dict& device, int64_t itemsize) {
     return list_of(runnable({problem_of(kind, n, c, k, groups, axes), itemsize}, device_of(device)));
@@ -182,8 +205,8 @@ static void bind_planner(py::module_& m) {
            int64_t shared_memory, int64_t capability, const std::function<double()>& by_layers) {
           const ContextDecision d =
               plan_context({n, c, h, w, reach, itemsize}, {multiprocessors, capability, shared_memory}, by_layers);
-          return py::make_tuple(d.together ? d.one.cluster : 0, d.one.rows, d.one.shared_bytes, d.one.seconds,
-                                d.by_layers, d.reason);
+          return named_tuple("ContextPlan", d.together ? d.one.cluster : 0, d.one.rows, d.one.shared_bytes,
+                             d.one.seconds, d.by_layers, d.reason);
         });
   m.attr("MARGIN") = kMargin;
   m.def("kernels", [](const std::string& kind) { return kernel_names(device_kind_of(kind)); });
@@ -240,6 +263,13 @@ static void bind_boxes(py::module_& m) {
 }
 
 PYBIND11_MODULE(_C, m) {
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const ArgumentError& e) {
+      py::set_error(py::module_::import("atrousops.common.checks").attr("ArgumentError"), e.what());
+    }
+  });
   m.doc() = "atrousops: planner and build facts";
   m.attr("torch_built") = ATROUSOPS_TORCH_BUILT;
   m.attr("torch_target") = py::int_(static_cast<unsigned long long>(ATROUSOPS_TORCH_TARGET));

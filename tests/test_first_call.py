@@ -4,6 +4,8 @@ On the CPU, pretending that the flag is for it, by a clock that says what it is 
 """
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -215,3 +217,26 @@ def test_random_numbers_go_on_as_without(monkeypatch):
     state = torch.get_rng_state()
     assert contest.first_call(key) is not None
     assert torch.equal(torch.get_rng_state(), state)
+
+
+WALK = """
+import sys, torch, atrousops.functional as A
+x, w, entered = torch.zeros(1, {c}, 33, 33), torch.zeros(256, {c}, 3, 3), set()
+def enter(frame, event, _):
+    name = frame.f_code.co_filename
+    if event == "call" and "/atrousops/" in name: entered.add(name.rpartition("/atrousops/")[2])
+with torch.inference_mode():
+    sys.setprofile(enter)
+    A.conv2d(x, w, None, 1, 18, 18)
+    sys.setprofile(None)
+print(*sorted(entered))
+"""
+
+
+@pytest.mark.parametrize("channels", [16, 2048], ids=["PyTorch's kernel", "ours"])
+def test_the_walk_of_a_first_call_enters_six_files(channels):
+    """Of the package, in a new process: what a reader has to open who wants to know why a kernel runs."""
+    script = [sys.executable, "-c", WALK.format(c=channels)]
+    entered = subprocess.run(script, capture_output=True, text=True, check=True).stdout.split()
+    assert "ops/conv.py" in entered
+    assert len(entered) <= 6, entered

@@ -1,5 +1,7 @@
 """Small calls, which go to PyTorch's operators: the same answers as from ours, and the same refusals."""
 
+import sys
+
 import pytest
 import torch
 from test_max_pool import CASES as POOL_CASES
@@ -43,3 +45,79 @@ def test_pooling_by_two_in_channels_last_goes_to_pytorch_with_the_same_answers(s
     others = (A.max_pool2d, x, 3), (A.max_pool2d, x.bfloat16(), 2), (A.max_pool2d, x.clone().requires_grad_(), 2)
     for function, input, kernel in others:
         assert ao.explain(function, input, kernel, return_indices=True).rows[0].kernel != "aten"
+
+
+X, W = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3)
+SMALL, INDICES = torch.nn.functional.max_pool2d(X, 2, return_indices=True)
+BOXES = torch.tensor([[0, 1.0, 1.0, 6.0, 5.0]])
+LAYER = ao.AtrousConv2d(4, 4, 3)
+# A call, and how many functions of the package it may enter once it has been seen: what a small call takes beside
+# PyTorch's is their number.
+REPEATED = {
+    "conv2d": (lambda: A.conv2d(X, W), 2),
+    "AtrousConv2d": (lambda: LAYER(X), 3),
+    "conv_transpose2d": (lambda: A.conv_transpose2d(X, W), 3),
+    "max_unpool2d": (lambda: A.max_unpool2d(SMALL, INDICES, 2), 3),
+    "roi_align": (lambda: A.roi_align(X, BOXES, 2), 7),
+    "roi_pool": (lambda: A.roi_pool(X, BOXES, 2), 10),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_a_repeated_call_does_not_check_again(name):
+    call, most = REPEATED[name]
+    entered = []
+
+    def enter(frame, event, _):
+        if event == "call" and "/atrousops/" in frame.f_code.co_filename:
+            entered.append(frame.f_code.co_name)
+
+    with torch.inference_mode():
+        call()
+        sys.setprofile(enter)
+        call()
+        sys.setprofile(None)
+    assert len(entered) <= most, entered
+
+
+def test_a_wrong_argument_that_equals_a_right_one_is_refused():
+    """True and 1.0 equal 1; what was kept of a right call does not answer a wrong one."""
+    for wrong in (1.0, True, (1.0, 1), (True, 1)):
+        for argument in ("stride", "padding", "dilation"):
+            A.conv2d(X, W, **{argument: 1})
+            A.conv2d(X, W, **{argument: (1, 1)})
+            with pytest.raises(TypeError, match=argument):
+                A.conv2d(X, W, **{argument: wrong})
+    for wrong in (2.0, (2.0, 2)):
+        A.max_unpool2d(SMALL, INDICES, 2)
+        A.max_unpool2d(SMALL, INDICES, (2, 2))
+        with pytest.raises(TypeError, match="kernel_size"):
+            A.max_unpool2d(SMALL, INDICES, wrong)
+        A.roi_align(X, BOXES, 2)
+        A.roi_align(X, BOXES, (2, 2))
+        with pytest.raises(TypeError, match="output_size"):
+            A.roi_align(X, BOXES, wrong)
+    A.roi_align(X, BOXES, 2, 1.0, 1, False)
+    for wrong in ((True, 1, False), (1.0, True, False), (1.0, 1, 0)):
+        with pytest.raises(TypeError):
+            A.roi_align(X, BOXES, 2, *wrong)
+
+
+def test_a_repeated_call_sees_what_has_changed():
+    """Gradients that are wanted, another dtype, another backend: each is another call."""
+    for _ in range(2):
+        assert A.max_unpool2d(SMALL, INDICES, 2).grad_fn is None
+        assert A.roi_align(X, BOXES, 2).grad_fn is None
+    x, small = X.clone().requires_grad_(), SMALL.clone().requires_grad_()
+    assert A.max_unpool2d(small, INDICES, 2).grad_fn is not None
+    assert A.roi_align(x, BOXES, 2).grad_fn is not None
+    assert A.roi_align(X, BOXES, 2).grad_fn is None
+    expected = A.max_unpool2d(SMALL, INDICES, 2)
+    with ao.backend("reference"):
+        same(A.max_unpool2d(SMALL, INDICES, 2), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert A.max_unpool2d(SMALL.bfloat16(), INDICES, 2).dtype == torch.float32
+    assert A.max_unpool2d(SMALL.bfloat16(), INDICES, 2).dtype == torch.bfloat16
+    assert A.roi_align(X, BOXES.bfloat16(), 2).dtype == torch.float32
+    with pytest.raises(RuntimeError, match="box 0"):
+        A.roi_align(X, BOXES + 1, 2)

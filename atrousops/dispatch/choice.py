@@ -181,13 +181,13 @@ def _first_choice(args: tuple, dtype: torch.dtype, channels_last: bool, needs_gr
 
 def predict_call(call: CallArguments, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str) -> Plan:
     """`plan_call` without what was measured, and with kernels that have not proved themselves."""
-    problem = call_problem(call)
     if libraries.planner is None:
-        return planner.unplanned([problem], dtype.itemsize)
+        return planner.unplanned([call_problem(call)], dtype.itemsize)
     machine = device_of(device, dtype, channels_last)
     if device != "cpu":
         machine = fitted.fitted(machine, device, channels_last)
-    return planner.plan(problem, machine, dtype.itemsize, needs_grad=needs_grad)
+    found: Plan = libraries.planner.plan_call(call, machine._asdict(), dtype.itemsize, needs_grad)
+    return found
 
 
 def _as_measured(predicted: Plan, key: Key) -> Plan:

@@ -129,6 +129,11 @@ def tf32_allowed() -> bool:
     return torch.version.hip is None and torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32"
 
 
+def allow_tf32(t: torch.Tensor) -> bool:
+    """Whether fp32 may be multiplied as TF32: on a GPU, where PyTorch's own convolutions would do so."""
+    return t.is_cuda and tf32_allowed()
+
+
 @cache
 def _gpu(index: int) -> tuple[int, int, int]:
     gpu = torch.cuda.get_device_properties(index)

@@ -134,7 +134,8 @@ def plan(
         workspace_limit: bytes that a kernel may allocate besides its result.
     """
     assert libraries.planner is not None
-    return _shown(libraries.planner.plan(*_fields(problem), device._asdict(), itemsize, needs_grad, workspace_limit))
+    found: Plan = libraries.planner.plan(*_fields(problem), device._asdict(), itemsize, needs_grad, workspace_limit)
+    return found
 
 
 def runnable(problem: Problem, device: Device, itemsize: int) -> list[Candidate]:
@@ -144,7 +145,8 @@ def runnable(problem: Problem, device: Device, itemsize: int) -> list[Candidate]
     """
     if libraries.planner is None:
         return []
-    return [Candidate(*c) for c in libraries.planner.runnable(*_fields(problem), device._asdict(), itemsize)]
+    found: list[Candidate] = libraries.planner.runnable(*_fields(problem), device._asdict(), itemsize)
+    return found
 
 
 def is_trusted(ours: float, aten: float) -> bool:
@@ -181,7 +183,8 @@ def plan_branches(
     """
     assert libraries.planner is not None
     fields = [_fields(p) for p in problems]
-    return _shown(libraries.planner.plan_branches(fields, device._asdict(), itemsize, channels_last, relu, others))
+    found: Plan = libraries.planner.plan_branches(fields, device._asdict(), itemsize, channels_last, relu, others)
+    return found
 
 
 def plan_context(
@@ -198,14 +201,16 @@ def plan_context(
     """
     if libraries.planner is None:
         return ContextPlan(0, 0, 0, 0.0, 0.0, f"layers: {_MISSING}")
-    return ContextPlan(*libraries.planner.plan_context(*size, list(reach), itemsize, *gpu, by_layers))
+    found: ContextPlan = libraries.planner.plan_context(*size, list(reach), itemsize, *gpu, by_layers)
+    return found
 
 
 def boxes(problems: Sequence[Problem], device: Device, itemsize: int) -> Boxes:
     """The boxes of one launch of wgmma; its problems have the same map and channels."""
     assert libraries.planner is not None
     fields = [_fields(p) for p in problems]
-    return Boxes(*libraries.planner.plan_boxes(fields, itemsize, device.multiprocessors, device.rates["wgmma"]))
+    found: Boxes = libraries.planner.plan_boxes(fields, itemsize, device.multiprocessors, device.rates["wgmma"])
+    return found
 
 
 def call_problem(call: CallArguments) -> Problem:
@@ -226,9 +231,3 @@ def call_problem(call: CallArguments) -> Problem:
 
 def _fields(problem: Problem) -> tuple:
     return problem.kind, problem.n, problem.c, problem.k, problem.groups, problem.axes
-
-
-def _shown(answer: tuple) -> Plan:
-    *facts, candidates, cut = answer
-    shown = tuple([Candidate(*c) for c in candidates])
-    return Plan._make([*facts, shown, None if cut is None else Boxes(*cut)])

@@ -17,7 +17,7 @@ from atrousops.common.conv_arguments import Arguments
 from atrousops.models.base import check_images, crop, is_recorded, reflect
 from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d
-from atrousops.ops.conv import grad_bias, grad_input, grad_weight
+from atrousops.ops import grad_bias, grad_input, grad_weight
 
 
 class _Grow(torch.autograd.Function):

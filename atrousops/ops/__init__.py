@@ -1,6 +1,9 @@
 """Public functions: argument checks, fake kernels, autograd, autocast, and the choice of a backend."""
 
 from atrousops.ops import _decompositions, _flops
+from atrousops.ops._conv_maps import grad_bias as grad_bias
+from atrousops.ops._conv_maps import grad_input as grad_input
+from atrousops.ops._conv_maps import grad_weight as grad_weight
 from atrousops.ops._decompositions import decompose as decompose
 from atrousops.ops.context_module import context_module
 from atrousops.ops.conv import conv1d, conv2d, conv3d

@@ -15,8 +15,9 @@ from atrousops.common.checks import bad_type, bad_value
 from atrousops.common.conv_arguments import Arguments, output_size
 from atrousops.common.formats import empty_as_kernel, prefers_channels_last
 from atrousops.dispatch import backends, libraries
-from atrousops.ops._conv_dispatch import Call, Route, allow_tf32, route_of, run
+from atrousops.dispatch.devices import allow_tf32
 from atrousops.ops._register import foreign, jit_traces, register, transformed
+from atrousops.ops._routes import Call, Route, route_of, run
 
 
 class Activation(NamedTuple):
@@ -40,13 +41,13 @@ def run_with_epilogue(
 ) -> Tensor:
     """activation(convolution + residual): in the pass of oneDNN or the launch of Triton, else in place behind it."""
     if activation is not None and activation not in ACTIVATIONS:
-        bad_value(call.name, "activation", f"be one of {', '.join(ACTIVATIONS)} or None", repr(activation))
+        bad_value(call.kind.name, "activation", f"be one of {', '.join(ACTIVATIONS)} or None", repr(activation))
     if residual is not None and not isinstance(residual, Tensor):
-        bad_type(call.name, "residual", "be a Tensor or None", type(residual).__name__)
+        bad_type(call.kind.name, "residual", "be a Tensor or None", type(residual).__name__)
     tensors = (input, weight, bias, residual)
     watched = torch.compiler.is_compiling() or jit_traces()
     if watched or transformed() or foreign(*tensors) or _wants_gradients(*tensors):
-        y = run(call, input, weight, bias, *args)
+        y = run(call, input, weight, bias, args)
         return _behind(call, y, residual, activation, in_place=False)
     route = route_of(call, input, weight, bias, args)
     if _fits(route, input, weight, bias, residual):
@@ -54,7 +55,8 @@ def run_with_epilogue(
             return _onednn(route, input, weight, bias, residual, activation)
         if route.backend == "triton" and backends.choose("conv_epilogue", input.device, input.dtype) == "triton":
             return _triton(route, input, weight, bias, residual, activation)
-    return _behind(call, run(call, input, weight, bias, *args), residual, activation, in_place=True)
+    y = route.run(input, weight, bias, *route.rest)
+    return _behind(call, y, residual, activation, in_place=True)
 
 
 def _behind(call: Call, y: Tensor, residual: Tensor | None, activation: str | None, in_place: bool) -> Tensor:
@@ -72,7 +74,7 @@ def _broadcasts(call: Call, residual: Tensor, y: Tensor) -> torch.Size:
         return torch.broadcast_shapes(residual.shape, y.shape)
     except RuntimeError:
         rule = f"have the convolution's shape {tuple(y.shape)}, or one that broadcasts with it"
-        bad_value(call.name, "residual", rule, tuple(residual.shape))
+        bad_value(call.kind.name, "residual", rule, tuple(residual.shape))
 
 
 def _wants_gradients(*tensors: Tensor | None) -> bool:

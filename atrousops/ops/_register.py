@@ -28,6 +28,8 @@ _transforms = torch._C._are_functorch_transforms_active
 
 # Every registered operator by its name, as `register` returned it.
 CALLS: dict[str, Callable[..., Any]] = {}
+# Their kernels, which plain tensors without derivatives may be given as they are.
+_KERNELS: dict[str, Callable[..., Any]] = {}
 # Those that PyTorch's operators say, for torch.jit.trace; `_decompositions` fills it.
 IN_PYTORCH: dict[str, Callable[..., Any]] = {}
 
@@ -96,6 +98,7 @@ def register(
         for device, key in _AUTOCAST_KEYS.items():
             _register_autocast(name, device, key, autocast)
     rules = _Rules(operator, otherwise or operator, backward, setup_context, jvp, vmap)
+    _KERNELS[name] = rules.run
     return CALLS.setdefault(name, _caller(rules, autocast))
 
 
@@ -144,6 +147,8 @@ class _Rules:
         self.operator, self.otherwise, self.differentiable = operator, otherwise, backward is not None
         self.count = sum(isinstance(argument.type, torch.TensorType) for argument in operator._schema.arguments)
         self._setup_context, self._jvp = setup_context, jvp
+        # What a call of the operator is, without its frame.
+        self._kernel = operator._op
         name, parents = operator._opname, (torch.autograd.Function,)
         derivative = staticmethod(backward or _missing)
         # With a `setup_context` of its own a call of the first would cost 10 us more.
@@ -161,7 +166,7 @@ class _Rules:
         """The kernel, on plain tensors."""
         try:
             with torch._C._AutoDispatchBelowAutograd():
-                return self.operator(*args)
+                return self._kernel(*args)
         except ValueError as error:
             # A kernel's word on values that it alone sees; nothing else of Python's or PyTorch's runs in here.
             raise ArgumentError(str(error)) from None
@@ -216,6 +221,13 @@ def _caller(rules: _Rules, autocast: str | None) -> Callable[..., Any]:
         return rules.transformed.apply(*args)
 
     return call
+
+
+def kernel_of(name: str, *tensors: Tensor) -> Callable[..., Any]:
+    """What runs an operator on tensors like these: its kernel itself, where nothing else is to be done."""
+    wants_grad = torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
+    alone = name in _KERNELS and is_plain(tensors) and not (wants_grad or _autocasts())
+    return _KERNELS[name] if alone else CALLS[name]
 
 
 def is_plain(tensors: tuple[Tensor, ...]) -> bool:

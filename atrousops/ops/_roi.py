@@ -1,11 +1,11 @@
-"""What roi_align and roi_pool share: boxes, their checks, and the memory format of the answer."""
+"""What roi_align and roi_pool share: boxes, their checks, and where a call goes."""
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,15 +15,59 @@ from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.formats import BoxList
 from atrousops.common.values import values_of
 from atrousops.dispatch import backends
+from atrousops.ops._register import foreign
+from atrousops.ops._routes import Route
 from atrousops.ops._windows import integer
 
 _COLUMNS = "Its columns are (image, x1, y1, x2, y2)."
 
 
-def prepare(
-    op: str, input: Tensor, boxes: Tensor | BoxList, output_size: int | Sequence[int], spatial_scale: float
-) -> tuple[Tensor, int, int, float]:
-    """Checks everything but the boxes' values; returns (K, 5) boxes in fp32 or fp64, bin counts, and the scale."""
+class Kind(NamedTuple):
+    """roi_align or roi_pool: its name, what `register` returned, and its definition."""
+
+    op: str
+    kernel: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+
+
+def find(kind: Kind, input: Tensor, rois: Tensor, _: None, output_size: Any, scale: float, *rest: int) -> Route:
+    """Where a call goes whose boxes are (K, 5)."""
+    op = kind.op
+    _check_input(op, input)
+    height, width = pair(op, output_size)
+    if not (scale > 0 and math.isfinite(scale)):
+        bad_value(op, "spatial_scale", "be positive and finite", scale, "It is features' size / image's size.")
+    _check_box_tensor(op, "boxes", rois, input)
+    if rois.dim() != 2 or rois.shape[1] != 5:
+        bad_value(op, "boxes", "have shape (K, 5)", tuple(rois.shape), f"{_COLUMNS} Or give one (L, 4) an image.")
+    wide = _at_least_float(rois)
+    if wide is not rois:
+        route = find(kind, input, wide, None, output_size, scale, *rest)
+        return Route(lambda input, rois, *rest: route.run(input, _at_least_float(rois), *rest), route.rest)
+    backend = backends.choose(op, input.device, input.dtype)
+    apart = foreign(input, rois)
+    if backend in backends.COMPILED and not apart:
+        return Route(kind.kernel, (scale, height, width, *rest))
+    return Route(
+        _in_torchvision if backend == "aten" and not apart else _by_definition, (kind, (height, width), scale, *rest)
+    )
+
+
+def _in_torchvision(input: Tensor, rois: Tensor, kind: Kind, *rest: Any) -> Tensor:
+    check_boxes(kind.op, rois, input.shape[0])
+    import torchvision
+
+    # torchvision wants one dtype for both, and has none of 16 bits that is right for boxes.
+    dtype = torch.promote_types(torch.promote_types(input.dtype, torch.float32), rois.dtype)
+    return getattr(torchvision.ops, kind.op)(input.to(dtype), rois.to(dtype), *rest).to(input.dtype)
+
+
+def _by_definition(input: Tensor, rois: Tensor, kind: Kind, *rest: Any) -> Tensor:
+    check_boxes(kind.op, rois, input.shape[0])
+    return kind.reference(input, rois, *rest)
+
+
+def _check_input(op: str, input: Any) -> None:
     if not isinstance(input, Tensor) or input.dtype not in backends.FLOATING:
         got = input.dtype if isinstance(input, Tensor) else type(input).__name__
         bad_type(op, "input", "be a float64, float32, bfloat16 or float16 tensor", got, "Cast it with .float().")
@@ -31,11 +75,6 @@ def prepare(
         bad_value(op, "input", "have shape (N, C, H, W)", tuple(input.shape), "Add a batch axis with input[None].")
     if input.shape[2] == 0 or input.shape[3] == 0:
         bad_value(op, "input", "have at least one pixel", tuple(input.shape))
-    height, width = pair(op, output_size)
-    spatial_scale = _number(op, "spatial_scale", spatial_scale)
-    if not (spatial_scale > 0 and math.isfinite(spatial_scale)):
-        bad_value(op, "spatial_scale", "be positive and finite", spatial_scale, "It is features' size / image's size.")
-    return _rows(op, input, boxes), height, width, spatial_scale
 
 
 def pair(op: str, output_size: int | Sequence[int]) -> tuple[int, int]:
@@ -50,8 +89,10 @@ def pair(op: str, output_size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def _number(op: str, argument: str, value: Any) -> float:
+def number(op: str, argument: str, value: Any) -> float:
     """A float of any real number: also NumPy's, and tensors of one element; not bool."""
+    if type(value) is float:
+        return value
     if isinstance(value, Tensor):
         real = value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
     else:
@@ -61,12 +102,11 @@ def _number(op: str, argument: str, value: Any) -> float:
     return float(value)
 
 
-def _rows(op: str, input: Tensor, boxes: Tensor | BoxList) -> Tensor:
+def rows(op: str, input: Tensor, boxes: Tensor | BoxList) -> Tensor:
+    """(K, 5) boxes from those of each image; a tensor is left as it is."""
     if isinstance(boxes, Tensor):
-        _check_box_tensor(op, "boxes", boxes, input)
-        if boxes.dim() != 2 or boxes.shape[1] != 5:
-            bad_value(op, "boxes", "have shape (K, 5)", tuple(boxes.shape), f"{_COLUMNS} Or give one (L, 4) an image.")
-        return _at_least_float(boxes)
+        return boxes
+    _check_input(op, input)
     if not isinstance(boxes, (list, tuple)):
         bad_type(op, "boxes", "be a (K, 5) tensor or a list of (L, 4) tensors", type(boxes).__name__)
     if len(boxes) > input.shape[0]:

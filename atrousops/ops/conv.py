@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,13 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atrousops import reference
-from atrousops.common.conv_arguments import Arguments, check_conv, output_size
-from atrousops.common.formats import empty_as_kernel, prefers_channels_last
-from atrousops.ops._conv_dispatch import Call, allow_tf32, first_of_gradient, run
+from atrousops.common.conv_arguments import Arguments, check_conv
+from atrousops.dispatch import backends, choice, libraries
+from atrousops.dispatch.devices import allow_tf32
+from atrousops.dispatch.planner import CallArguments
 from atrousops.ops._conv_epilogue import run_with_epilogue
-from atrousops.ops._register import register
+from atrousops.ops._register import foreign, jit_traces, transformed
+from atrousops.ops._routes import Call, Route, route_of, run
 
 Size = int | Sequence[int]
+_forced, _is_compiling = backends._forced, torch.compiler.is_compiling
 
 
 def conv1d(
@@ -33,7 +37,7 @@ def conv1d(
 ) -> Tensor:
     """Convolution over sequences (N, C, L) or (C, L) with weights (K, C / groups, kernel); `conv2d` on one axis."""
     if residual is None and activation is None:
-        return run(_CONV1D, input, weight, bias, stride, padding, dilation, groups)
+        return run(_CONV1D, input, weight, bias, (stride, padding, dilation, groups))
     args = (stride, padding, dilation, groups)
     return run_with_epilogue(_CONV1D, input, weight, bias, args, residual, activation)
 
@@ -81,7 +85,9 @@ def conv2d(
     Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), eq. (2).
     """
     if residual is None and activation is None:
-        return run(_CONV2D, input, weight, bias, stride, padding, dilation, groups)
+        # `run` by hand: the most frequent call of all, without a frame.
+        route = route_of(_CONV2D, input, weight, bias, (stride, padding, dilation, groups))
+        return route.run(input, weight, bias, *route.rest) if route.rest else route.run(input, weight, bias)
     args = (stride, padding, dilation, groups)
     return run_with_epilogue(_CONV2D, input, weight, bias, args, residual, activation)
 
@@ -100,16 +106,140 @@ def conv3d(
 ) -> Tensor:
     """Convolution of volumes (N, C, D, H, W) or (C, D, H, W); `conv2d` on three axes."""
     if residual is None and activation is None:
-        return run(_CONV3D, input, weight, bias, stride, padding, dilation, groups)
+        return run(_CONV3D, input, weight, bias, (stride, padding, dilation, groups))
     args = (stride, padding, dilation, groups)
     return run_with_epilogue(_CONV3D, input, weight, bias, args, residual, activation)
 
 
-def _ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, first: int = 0) -> Tensor:
-    return torch.ops.atrousops.conv(input, weight, bias, *_rest(a, input, first))
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """One of the six functions: its name, the operator's, its number of spatial axes, its checks and three bodies.
+
+    defaults: of the arguments behind the tensors.
+    """
+
+    name: str
+    op: str
+    rank: int
+    aten: Callable[..., Tensor]
+    check: Callable[..., Arguments]
+    ours: Callable[[Tensor, Tensor, Tensor | None, Arguments, int], Tensor]
+    reference: Callable[[Tensor, Tensor, Tensor | None, Arguments], Tensor]
+    defaults: tuple[int, ...]
 
 
-def _rest(a: Arguments, t: Tensor, first: int) -> tuple[Any, ...]:
+def find_unusual(conv: Convolution, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Route:
+    """`find` of tensors that are traced, transformed or not plain."""
+    in_pytorch = Route(conv.aten, args, "aten")
+    # Subclasses bring their own operators, which see PyTorch's function once, and nothing before it.
+    if (jit_traces() or foreign(input, weight, bias)) and backends.forced() != "reference":
+        return in_pytorch
+    route = find(conv, input, weight, bias, *args)
+    # Function transforms and forward-mode derivatives are PyTorch's own there.
+    return in_pytorch if route.backend in backends.COMPILED and transformed() else route
+
+
+def find(conv: Convolution, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Route:
+    """Where a convolution runs: PyTorch's operator, ours, or the reference, as the planner predicts."""
+    a = conv.check(conv.name, conv.rank, input, weight, bias, *args)
+    backend, first = _chosen(conv, input, weight, a)
+    if backend == "aten":
+        return Route(conv.aten, args if _is_compiling() else _shortest(args, conv.defaults), backend, a)
+    body: Any = (conv.ours, a, first) if backend in backends.COMPILED else (conv.reference, a)
+    if input.dim() == conv.rank + 1:
+        return Route(_of_one, body, backend, a)
+    return Route(body[0], body[1:], backend, a)
+
+
+def _shortest(args: tuple[Any, ...], defaults: tuple[int, ...]) -> tuple[Any, ...]:
+    """The same for PyTorch, which takes 0.2 us to read each argument that is given, and more where it is a tuple."""
+    short = [v[0] if type(v) is tuple and all([n == v[0] for n in v]) else v for v in args]
+    while short and short[-1] == defaults[len(short) - 1]:
+        short.pop()
+    return tuple(short)
+
+
+def _of_one(input: Tensor, weight: Tensor, bias: Tensor | None, body: Callable[..., Tensor], *rest: Any) -> Tensor:
+    """Of an image without a batch."""
+    return body(input.unsqueeze(0), weight, bias, *rest).squeeze(0)
+
+
+def _chosen(conv: Convolution, input: Tensor, weight: Tensor, arguments: Arguments) -> tuple[str, int]:
+    """The backend, and `first` as in choice.Chosen."""
+    device = input.device
+    if _forced[0] is not None:
+        return backends.choose(conv.op, device, input.dtype), 0
+    dtype = torch.get_autocast_dtype(device.type) if _autocasts(input) else input.dtype
+    known = device.type in backends.PLANNED and dtype in backends.FLOATING
+    if not known or weight.numel() == 0 or _is_empty(input):
+        return "aten", 0
+    size = tuple(input.shape) if input.dim() == conv.rank + 2 else (1, *input.shape)
+    needs_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+    kind = "forward" if conv.op == "conv" else "transposed"
+    first = _first(kind, size, weight.shape, arguments, dtype, not input.is_contiguous(), device, needs_grad)
+    if first is None:
+        return "aten", 0
+    return "cpu" if device.type == "cpu" else backends.own(conv.op, device, dtype), first
+
+
+def _is_empty(input: Tensor) -> bool:
+    if not _is_compiling():
+        return input.numel() == 0
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    # A size that the data decides counts as more than none; the operators take none, too.
+    return guard_or_false(input.numel() == 0)
+
+
+def _autocasts(input: Tensor) -> bool:
+    device = input.device.type
+    return (
+        device in backends.PLANNED
+        and torch.is_autocast_enabled(device)
+        and input.is_floating_point()
+        and input.dtype != torch.float64
+    )
+
+
+def _first(
+    kind: str,
+    size: tuple[int, ...],
+    weight_size: torch.Size,
+    arguments: Arguments,
+    dtype: torch.dtype,
+    channels_last: bool,
+    device: torch.device,
+    needs_grad: bool = False,
+    alone: bool = False,
+) -> int | None:
+    if not (libraries.has_operators if device.type == "cpu" else backends.own("conv", device, dtype)):
+        return None
+    stride, padding, dilation, groups, extra = arguments
+    call = CallArguments(kind, size, tuple(weight_size), stride, padding, dilation, groups, extra)
+    return choice.chosen(call, dtype, channels_last, needs_grad, str(device), alone).first
+
+
+def first_of_gradient(kind: str, size: Any, weight_size: Any, arguments: Arguments, grad: Tensor) -> int | None:
+    """What choice.Chosen has as `first`, for a gradient ("input_grad" or "weight_grad") of a convolution of ours."""
+    if transformed() or foreign(grad):
+        return None
+    rank, forced = len(arguments.stride), backends.forced()
+    if forced is not None or 0 in (*size, *weight_size):
+        return None if forced == "aten" else 0
+    asked = (kind, tuple(size), weight_size, arguments, grad.dtype, not grad.is_contiguous(), grad.device)
+    if arguments.padding[:rank] == arguments.padding[-rank:]:
+        return _first(*asked)
+    # PyTorch would have to pad first, which no plan knows of: ours, if it may run.
+    return 0 if grad.is_cpu else _first(*asked, alone=True)
+
+
+def ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, first: int = 0) -> Tensor:
+    """Our operator."""
+    return torch.ops.atrousops.conv(input, weight, bias, *rest_of(a, input, first))
+
+
+def rest_of(a: Arguments, t: Tensor, first: int) -> tuple[Any, ...]:
+    """What follows the tensors and sizes of each of our three operators."""
     return a.stride, a.padding, a.dilation, a.groups, allow_tf32(t), first
 
 
@@ -117,177 +247,10 @@ def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments)
     return reference.conv(input, weight, bias, a.stride, a.padding, a.dilation, a.groups)
 
 
-_CONV1D = Call("conv1d", "conv", 1, F.conv1d, check_conv, _ours, _reference)
-_CONV2D = Call("conv2d", "conv", 2, F.conv2d, check_conv, _ours, _reference)
-_CONV3D = Call("conv3d", "conv", 3, F.conv3d, check_conv, _ours, _reference)
-_BY_RANK = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-# The three maps below are linear in each of their two tensors, and each one's derivatives are the other two: that is
-# all there is to any order of differentiation.
-
-
-def convolve(input: Tensor, weight: Tensor, a: Arguments, size: Sequence[int]) -> Tensor:
-    """The convolution as a step of a derivative: its first `size` outputs on each axis."""
-    rank = len(a.stride)
-    first = first_of_gradient("forward", input.shape, weight.shape, a, input)
-    if first is not None:
-        out = _ours(input, weight, None, a, first)
-        # A transposed convolution with output_padding >= stride has fewer inputs than its gradient outputs.
-        if out.shape != torch.Size(size):
-            for axis in range(2, rank + 2):
-                out = out.narrow(axis, 0, size[axis])
-            out = _dense(out, input)
-        return out
-    extent = _extent(input.shape, weight.shape[2:], size, a)
-    input, padding = _as_read(input, extent, a)
-    return _BY_RANK[rank](input, weight, None, a.stride, padding, a.dilation, a.groups)
-
-
-def grad_input(grad: Tensor, weight: Tensor, size: Sequence[int], a: Arguments) -> Tensor:
-    """dx (N, C, *) of size `size` from dy (N, K, *)."""
-    first = first_of_gradient("input_grad", size, weight.shape, a, grad)
-    if first is not None:
-        return torch.ops.atrousops.conv_grad_input(grad, weight, size, *_rest(a, grad, first))
-    extent = _extent(size, weight.shape[2:], grad.shape, a)
-    # Only its size counts.
-    input, padding = _as_read(grad.new_empty(1).expand(size), extent, a)
-    out = _aten_backward(grad, input, weight, padding, a, (True, False, False))[0]
-    if extent is None:
-        return out
-    for axis, length in enumerate(size[2:], 2):
-        low = a.padding[axis - 2]
-        behind = max(0, low + length - out.shape[axis])
-        out = F.pad(out, (0, 0) * (out.dim() - axis - 1) + (0, behind)).narrow(axis, low, length)
-    return _dense(out, grad)
-
-
-def grad_weight(grad: Tensor, input: Tensor, kernel_size: Sequence[int], a: Arguments) -> Tensor:
-    """dw (K, C / groups, *kernel_size) from dy (N, K, *) and x (N, C, *)."""
-    size = (grad.shape[1], input.shape[1] // a.groups, *kernel_size)
-    first = first_of_gradient("weight_grad", input.shape, size, a, grad)
-    if first is not None:
-        return torch.ops.atrousops.conv_grad_weight(grad, input, kernel_size, *_rest(a, grad, first))
-    weight = grad.new_empty(1).expand(size)
-    input, padding = _as_read(input, _extent(input.shape, kernel_size, grad.shape, a), a)
-    return _aten_backward(grad, input, weight, padding, a, (False, True, False))[1]
-
-
-def _extent(
-    input_size: Sequence[int], kernel_size: Sequence[int], output_size: Sequence[int], a: Arguments
-) -> tuple[int, ...] | None:
-    """What the windows span of the padded input, where PyTorch's convolution has no words for the padding, else None.
-
-    It pads both sides alike, and has all the outputs that fit; a transposed convolution with output_padding >= stride
-    has fewer inputs.
-    """
-    rank = len(a.stride)
-    low, high = a.padding[:rank], a.padding[-rank:]
-    spans = tuple(d * (k - 1) + 1 for d, k in zip(a.dilation, kernel_size))
-    all_fit = all(
-        (i + 2 * p - span) // s + 1 == o
-        for i, p, span, s, o in zip(input_size[2:], low, spans, a.stride, output_size[2:])
-    )
-    if all_fit and low == high:
-        return None
-    return tuple((o - 1) * s + span for o, s, span in zip(output_size[2:], a.stride, spans))
-
-
-def _as_read(input: Tensor, extent: tuple[int, ...] | None, a: Arguments) -> tuple[Tensor, tuple[int, ...]]:
-    """The input that PyTorch's convolution is given, and its padding: none if the zeros are in the input."""
-    rank = len(a.stride)
-    if extent is None:
-        return input, a.padding[:rank]
-    zeros: list[int] = []
-    for low, length, span in zip(a.padding[:rank], input.shape[2:], extent):
-        zeros = [low, max(0, span - low - length), *zeros]
-    input = F.pad(input, zeros)
-    for axis, span in enumerate(extent, 2):
-        input = input.narrow(axis, 0, span)
-    return input, (0,) * rank
-
-
-def _dense(t: Tensor, like: Tensor) -> Tensor:
-    """`t` without gaps, in channels_last if `like` is."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d} if prefers_channels_last(like) else {}
-    return t.contiguous(memory_format=last.get(t.dim(), torch.contiguous_format))
-
-
-def _aten_backward(
-    grad: Tensor, input: Tensor, weight: Tensor, padding: tuple[int, ...], a: Arguments, mask: tuple[bool, bool, bool]
-):
-    no_extra = (0,) * len(a.stride)
-    return torch.ops.aten.convolution_backward(
-        grad, input, weight, None, a.stride, padding, a.dilation, False, no_extra, a.groups, mask
+def _call(rank: int, aten: Callable[..., Tensor]) -> Call:
+    return Call(
+        find, find_unusual, Convolution(f"conv{rank}d", "conv", rank, aten, check_conv, ours, _reference, (1, 0, 1, 1))
     )
 
 
-def grad_bias(grad: Tensor) -> Tensor:
-    """db (K,): the sum of dy over images and positions."""
-    return grad.sum((0, *range(2, grad.dim())))
-
-
-def _fake(input, weight, bias, stride, padding, dilation, groups, allow_tf32=False, first_kernel=0) -> Tensor:
-    size = output_size(input.shape, weight.shape, Arguments(stride, padding, dilation, groups, ()))
-    return empty_as_kernel(size, input)
-
-
-def _setup(ctx, inputs, output) -> None:
-    """Of all three maps: two tensors, and what places them."""
-    first, second, _, stride, padding, dilation, groups, *_ = inputs
-    needs = ctx.needs_input_grad
-    # Each gradient needs the other tensor only.
-    ctx.save_for_backward(first if needs[1] else None, second if needs[0] else None)
-    ctx.sizes = tuple(first.shape), tuple(second.shape)
-    ctx.arguments = Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ())
-
-
-def _backward(ctx, grad: Tensor):
-    input, weight = ctx.saved_tensors
-    needs, a = ctx.needs_input_grad, ctx.arguments
-    input_size, weight_size = ctx.sizes
-    return (
-        grad_input(grad, weight, input_size, a) if needs[0] else None,
-        grad_weight(grad, input, weight_size[2:], a) if needs[1] else None,
-        grad_bias(grad) if needs[2] else None,
-        *(None,) * 6,
-    )
-
-
-def _grad_input_fake(
-    grad, weight, input_size, stride, padding, dilation, groups, allow_tf32=False, first_kernel=0
-) -> Tensor:
-    return empty_as_kernel(tuple(input_size), grad)
-
-
-def _grad_input_backward(ctx, grad2: Tensor):
-    grad, weight = ctx.saved_tensors
-    needs, a = ctx.needs_input_grad, ctx.arguments
-    grad_size, weight_size = ctx.sizes
-    return (
-        convolve(grad2, weight, a, grad_size) if needs[0] else None,
-        grad_weight(grad, grad2, weight_size[2:], a) if needs[1] else None,
-        *(None,) * 7,
-    )
-
-
-def _grad_weight_fake(
-    grad, input, kernel_size, stride, padding, dilation, groups, allow_tf32=False, first_kernel=0
-) -> Tensor:
-    return input.new_empty((grad.shape[1], input.shape[1] // groups, *kernel_size))
-
-
-def _grad_weight_backward(ctx, grad2: Tensor):
-    grad, input = ctx.saved_tensors
-    needs, a = ctx.needs_input_grad, ctx.arguments
-    grad_size, input_size = ctx.sizes
-    return (
-        convolve(input, grad2, a, grad_size) if needs[0] else None,
-        grad_input(grad, grad2, input_size, a) if needs[1] else None,
-        *(None,) * 7,
-    )
-
-
-register("conv", fake=_fake, backward=_backward, setup_context=_setup, autocast="lower")
-register("conv_grad_input", fake=_grad_input_fake, backward=_grad_input_backward, setup_context=_setup)
-register("conv_grad_weight", fake=_grad_weight_fake, backward=_grad_weight_backward, setup_context=_setup)
+_CONV1D, _CONV2D, _CONV3D = _call(1, F.conv1d), _call(2, F.conv2d), _call(3, F.conv3d)

@@ -11,9 +11,11 @@ from torch import Tensor
 from atrousops import reference
 from atrousops.common.conv_arguments import Arguments, check_conv_transpose
 from atrousops.common.formats import empty_as_kernel
-from atrousops.ops._conv_dispatch import Call, allow_tf32, run
+from atrousops.dispatch.devices import allow_tf32
+from atrousops.ops._conv_maps import convolve, grad_bias, grad_weight
 from atrousops.ops._register import register
-from atrousops.ops.conv import convolve, grad_bias, grad_weight
+from atrousops.ops._routes import Call, run
+from atrousops.ops.conv import Convolution, find, find_unusual
 
 Size = int | Sequence[int]
 
@@ -29,7 +31,7 @@ def conv_transpose1d(
     dilation: Size = 1,
 ) -> Tensor:
     """Transposed convolution over sequences (N, K, L) or (K, L); `conv_transpose2d` on one axis."""
-    return run(_CONV_TRANSPOSE1D, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return run(_CONV_TRANSPOSE1D, input, weight, bias, (stride, padding, output_padding, groups, dilation))
 
 
 def conv_transpose2d(
@@ -68,7 +70,7 @@ def conv_transpose2d(
 
     Source: Zeiler et al., Adaptive deconvolutional networks (2011); Long et al., FCN (2015), section 3.3.
     """
-    return run(_CONV_TRANSPOSE2D, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return run(_CONV_TRANSPOSE2D, input, weight, bias, (stride, padding, output_padding, groups, dilation))
 
 
 def conv_transpose3d(
@@ -82,7 +84,7 @@ def conv_transpose3d(
     dilation: Size = 1,
 ) -> Tensor:
     """Transposed convolution of volumes (N, K, D, H, W) or (K, D, H, W); `conv_transpose2d` on three axes."""
-    return run(_CONV_TRANSPOSE3D, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return run(_CONV_TRANSPOSE3D, input, weight, bias, (stride, padding, output_padding, groups, dilation))
 
 
 def _ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, first: int = 0) -> Tensor:
@@ -95,7 +97,9 @@ def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments)
 
 
 def _call(rank: int, aten) -> Call:
-    return Call(f"conv_transpose{rank}d", "conv_transpose", rank, aten, check_conv_transpose, _ours, _reference)
+    names, defaults = (f"conv_transpose{rank}d", "conv_transpose"), (1, 0, 0, 1, 1)
+    kind = Convolution(*names, rank, aten, check_conv_transpose, _ours, _reference, defaults)
+    return Call(find, find_unusual, kind)
 
 
 _CONV_TRANSPOSE1D = _call(1, F.conv_transpose1d)

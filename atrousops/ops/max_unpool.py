@@ -14,6 +14,7 @@ from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.formats import empty_map, prefers_channels_last
 from atrousops.dispatch import backends
 from atrousops.ops._register import foreign, keep, register
+from atrousops.ops._routes import Route, call_of, route_of
 from atrousops.ops._windows import check_tensor, in_float32, integer, per_axis
 from atrousops.ops.max_pool import Size, pool_backward
 
@@ -30,7 +31,8 @@ def max_unpool1d(
     output_size: Sequence[int] | None = None,
 ) -> Tensor:
     """Undoes max_pool1d of a signal (N, C, L) or (C, L); see max_unpool2d."""
-    return _max_unpool(1, input, indices, kernel_size, stride, padding, output_size)
+    route = route_of(_CALLS[1], input, indices, None, (kernel_size, stride, padding, output_size))
+    return route.run(input, indices, *route.rest)
 
 
 def max_unpool2d(
@@ -62,7 +64,8 @@ def max_unpool2d(
         ArgumentError: shapes that disagree, an index outside the output, a code outside the window.
         ArgumentTypeError: indices that are neither int64 nor uint8.
     """
-    return _max_unpool(2, input, indices, kernel_size, stride, padding, output_size)
+    route = route_of(_CALLS[2], input, indices, None, (kernel_size, stride, padding, output_size))
+    return route.run(input, indices, *route.rest)
 
 
 def max_unpool3d(
@@ -74,36 +77,41 @@ def max_unpool3d(
     output_size: Sequence[int] | None = None,
 ) -> Tensor:
     """Undoes max_pool3d of a volume (N, C, D, H, W) or (C, D, H, W); see max_unpool2d."""
-    return _max_unpool(3, input, indices, kernel_size, stride, padding, output_size)
+    route = route_of(_CALLS[3], input, indices, None, (kernel_size, stride, padding, output_size))
+    return route.run(input, indices, *route.rest)
 
 
-def _max_unpool(
+def _find(
     axes: int,
     input: Tensor,
     indices: Tensor,
+    _: None,
     kernel_size: Size,
     stride: Size | None,
     padding: Size,
     output_size: Sequence[int] | None,
-) -> Tensor:
+) -> Route:
     op = _NAMES[axes]
     check_tensor(op, "input", input)
     check_tensor(op, "indices", indices)
     apart = foreign(input, indices)
     if apart and indices.dtype == torch.int64 and backends.forced() != "reference":
-        return _ATEN[axes](input, indices, kernel_size, stride, padding, output_size)
+        return Route(_ATEN[axes], (kernel_size, stride, padding, output_size))
     kernel = per_axis(op, "kernel_size", kernel_size, axes)
     steps = kernel if stride is None else per_axis(op, "stride", stride, axes)
     pads = per_axis(op, "padding", padding, axes)
     _check(op, axes, input, indices, kernel, steps, pads)
+    wide = in_float32(input)
+    if wide is not input:
+        route = _find(axes, wide, indices, None, kernel, steps, pads, output_size)
+        return Route(lambda input, indices, *rest: route.run(in_float32(input), indices, *rest), route.rest)
     size = _output_size(op, input.shape[-axes:], kernel, steps, pads, output_size)
-    input = in_float32(input)
     backend = backends.choose("max_unpool", input.device, input.dtype)
     if backend in backends.COMPILED and not apart:
-        return _unpool(input, indices, size, kernel, steps, pads)
+        return Route(_unpool, (size, kernel, steps, pads))
     if backend == "aten" and indices.dtype == torch.int64:
-        return _ATEN[axes](input, indices, kernel, steps, pads, size)
-    return reference.max_unpool(input, indices, size, kernel, steps, pads)
+        return Route(_ATEN[axes], (kernel, steps, pads, size))
+    return Route(reference.max_unpool, (size, kernel, steps, pads))
 
 
 def _check(
@@ -234,3 +242,4 @@ _unpool_backward = register(
     backward=_double_backward,
     setup_context=_backward_setup,
 )
+_CALLS = [call_of("max_unpool", _find, axes) for axes in range(4)]

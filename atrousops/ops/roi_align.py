@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from atrousops import reference
 from atrousops.common.formats import BoxList, empty_in_format, is_channels_last
-from atrousops.dispatch import backends
 from atrousops.ops._batches import fold, fold_boxes
-from atrousops.ops._register import foreign, keep, register
-from atrousops.ops._roi import check_boxes, prepare
+from atrousops.ops._register import keep, register
+from atrousops.ops._roi import Kind, check_boxes, find, number, rows
+from atrousops.ops._routes import call_of, route_of
 from atrousops.ops._windows import check_bool, integer
 
 
@@ -53,20 +52,10 @@ def roi_align(
     """
     sampling_ratio = integer("roi_align", "sampling_ratio", sampling_ratio, "be an integer")
     check_bool("roi_align", "aligned", aligned)
-    rois, height, width, scale = prepare("roi_align", input, boxes, output_size, spatial_scale)
-    backend = backends.choose("roi_align", input.device, input.dtype)
-    apart = foreign(input, rois)
-    if backend in backends.COMPILED and not apart:
-        return _run(input, rois, scale, height, width, sampling_ratio, aligned)
-    check_boxes("roi_align", rois, input.shape[0])
-    if backend == "aten" and not apart:
-        import torchvision
-
-        # torchvision wants one dtype for both, and has none of 16 bits that is right for boxes.
-        dtype = torch.promote_types(torch.promote_types(input.dtype, torch.float32), rois.dtype)
-        args = (input.to(dtype), rois.to(dtype), (height, width), scale, sampling_ratio, aligned)
-        return torchvision.ops.roi_align(*args).to(input.dtype)
-    return reference.roi_align(input, rois, (height, width), scale, sampling_ratio, aligned)
+    spatial_scale = number("roi_align", "spatial_scale", spatial_scale)
+    rois = rows("roi_align", input, boxes)
+    route = route_of(_CALL, input, rois, None, (output_size,), (spatial_scale, sampling_ratio, aligned))
+    return route.run(input, rois, *route.rest)
 
 
 def _fake(input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned):
@@ -143,3 +132,4 @@ _run_backward = register(
     setup_context=_setup_backward,
     vmap=_vmap_backward,
 )
+_CALL = call_of("roi_align", find, Kind("roi_align", _run, reference.roi_align))

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from atrousops import reference
 from atrousops.common.formats import BoxList, empty_in_format, is_channels_last
-from atrousops.dispatch import backends
 from atrousops.ops._batches import fold, fold_boxes
-from atrousops.ops._register import foreign, keep, register
-from atrousops.ops._roi import check_boxes, prepare
+from atrousops.ops._register import keep, register
+from atrousops.ops._roi import Kind, check_boxes, find, number, rows
+from atrousops.ops._routes import call_of, route_of
 
 
 def roi_pool(
@@ -41,19 +41,10 @@ def roi_pool(
     Source:
         Girshick, Fast R-CNN, arXiv:1504.08083, section 2.1; the rounding is torchvision.ops.roi_pool's.
     """
-    rois, height, width, scale = prepare("roi_pool", input, boxes, output_size, spatial_scale)
-    backend = backends.choose("roi_pool", input.device, input.dtype)
-    apart = foreign(input, rois)
-    if backend in backends.COMPILED and not apart:
-        return _run(input, rois, scale, height, width)[0]
-    check_boxes("roi_pool", rois, input.shape[0])
-    if backend == "aten" and not apart:
-        import torchvision
-
-        # torchvision wants one dtype for both, and has none of 16 bits that is right for boxes.
-        dtype = torch.promote_types(torch.promote_types(input.dtype, torch.float32), rois.dtype)
-        return torchvision.ops.roi_pool(input.to(dtype), rois.to(dtype), (height, width), scale).to(input.dtype)
-    return reference.roi_pool(input, rois, (height, width), scale)
+    spatial_scale = number("roi_pool", "spatial_scale", spatial_scale)
+    rois = rows("roi_pool", input, boxes)
+    route = route_of(_CALL, input, rois, None, (output_size,), (spatial_scale,))
+    return route.run(input, rois, *route.rest)
 
 
 def _fake(input, boxes, spatial_scale, pooled_height, pooled_width):
@@ -135,3 +126,4 @@ _run_backward = register(
     setup_context=_setup_backward,
     vmap=_vmap_backward,
 )
+_CALL = call_of("roi_pool", find, Kind("roi_pool", lambda *args: _run(*args)[0], reference.roi_pool))

@@ -7,7 +7,7 @@
 
 namespace atrousops::core {
 
-// A bad argument, worded "op: argument must RULE; got GOT. REMEDY"; becomes ValueError in Python.
+// A bad argument, worded "op: argument must RULE; got GOT. REMEDY"; becomes ArgumentError in Python.
 struct ArgumentError : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };

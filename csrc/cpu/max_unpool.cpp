@@ -14,12 +14,6 @@
 
 namespace atrousops::cpu {
 
-static Marks kind_of(const char* op, const Tensor& marks) {
-  STD_TORCH_CHECK(marks.scalar_type() == ScalarType::Long || marks.scalar_type() == ScalarType::Byte, op,
-                  ": indices must be int64, or uint8 codes; got ScalarType ", static_cast<int>(marks.scalar_type()));
-  return marks.scalar_type() == ScalarType::Long ? Marks::indices : Marks::codes;
-}
-
 // f(begin, end, scratch, &count) over all of [0, units); the sum of the counts.
 template <class F>
 static int64_t counted(int64_t units, int64_t work, int64_t scratch_bytes, const F& f) {
@@ -55,25 +49,11 @@ static bool fill_large(const MaxUnpoolArgs& a) {
   return indices && inside == all;
 }
 
-static void check_marks(const char* op, const Tensor& small, const Tensor& marks) {
-  bool same = small.dim() == marks.dim();
-  for (int64_t i = 0; same && i < small.dim(); ++i) same = small.size(i) == marks.size(i);
-  STD_TORCH_CHECK(same, op, ": indices must have the shape of the map of windows");
-}
-
 // Small map to large map.
 static std::pair<Tensor, bool> place(const char* op, const Tensor& small, const Tensor& marks,
                                      const std::vector<int64_t>& large_size, const PoolArguments& args,
                                      Meeting meeting) {
-  check_marks(op, small, marks);
-  PoolGeometry g = window_geometry(op, small, args);
-  STD_TORCH_CHECK(static_cast<int64_t>(large_size.size()) == args.axes(), op, ": output_size must have ", args.axes(),
-                  " numbers");
-  spatial(small, args, g.small);
-  for (int64_t i = 0; i < args.axes(); ++i) {
-    STD_TORCH_CHECK(large_size[i] >= 0, op, ": output_size must not be negative; got ", large_size[i]);
-    g.large[3 - args.axes() + i] = large_size[i];
-  }
+  const PoolGeometry g = placed_geometry(op, small, marks, large_size, args);
   const bool nhwc = is_batched(small, args) && answers_channels_last(small);
   const Tensor in = dense(small, nhwc), m = dense(marks, nhwc);
   Tensor out = empty(size_with(small, args, g.large), in, nhwc);

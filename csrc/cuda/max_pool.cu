@@ -101,15 +101,7 @@ static void run(const PoolWindows& g, const Tensor& in, Tensor& values, Tensor* 
 static std::pair<Tensor, std::optional<Tensor>> pool(const char* op, const Tensor& input, const PoolArguments& args,
                                                      bool ceil_mode, Marks kind) {
   const DeviceGuard guard(input);
-  const PoolGeometry g = pooled_geometry(op, input, args, ceil_mode);
-  STD_TORCH_CHECK(kind != Marks::codes || g.taps() <= 256, op,
-                  ": one-byte codes number at most 256 taps of a window; got ", g.taps());
-  const bool nhwc = is_batched(input, args) && answers_channels_last(input);
-  const Tensor in = dense(input, nhwc);
-  const auto size = size_with(input, args, g.small);
-  Tensor values = empty(size, in, nhwc);
-  std::optional<Tensor> marks;
-  if (kind != Marks::none) marks = empty(size, in, nhwc, kind == Marks::indices ? ScalarType::Long : ScalarType::Byte);
+  auto [g, nhwc, in, values, marks] = pooled(op, input, args, ceil_mode, kind);
   const PoolWindows windows = pool_windows(op, g, nhwc);
   dispatch_floating(in.scalar_type(), op, [&]<class T>() {
     if (kind == Marks::indices)

@@ -121,18 +121,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-static Marks kind_of(const char* op, const Tensor& marks) {
-  STD_TORCH_CHECK(marks.scalar_type() == ScalarType::Long || marks.scalar_type() == ScalarType::Byte, op,
-                  ": indices must be int64, or uint8 codes; got ScalarType ", static_cast<int>(marks.scalar_type()));
-  return marks.scalar_type() == ScalarType::Long ? Marks::indices : Marks::codes;
-}
-
-static void check_marks(const char* op, const Tensor& small, const Tensor& marks) {
-  bool same = small.dim() == marks.dim();
-  for (int64_t i = 0; same && i < small.dim(); ++i) same = small.size(i) == marks.size(i);
-  STD_TORCH_CHECK(same, op, ": indices must have the shape of the map of windows");
-}
-
 template <class T, class M>
 static void place(const PoolWindows& g, const Tensor& in, const Tensor& marks, Tensor& out, Meeting meeting) {
   const T* small = data<T>(in);
@@ -170,15 +158,7 @@ static void place(const PoolWindows& g, const Tensor& in, const Tensor& marks, T
 Tensor place_in_large(const char* op, const Tensor& small, const Tensor& marks, const std::vector<int64_t>& large_size,
                       const PoolArguments& args, Meeting meeting) {
   const DeviceGuard guard(small);
-  check_marks(op, small, marks);
-  PoolGeometry g = window_geometry(op, small, args);
-  STD_TORCH_CHECK(static_cast<int64_t>(large_size.size()) == args.axes(), op, ": output_size must have ", args.axes(),
-                  " numbers");
-  spatial(small, args, g.small);
-  for (int64_t i = 0; i < args.axes(); ++i) {
-    STD_TORCH_CHECK(large_size[i] >= 0, op, ": output_size must not be negative; got ", large_size[i]);
-    g.large[3 - args.axes() + i] = large_size[i];
-  }
+  const PoolGeometry g = placed_geometry(op, small, marks, large_size, args);
   const bool nhwc = is_batched(small, args) && answers_channels_last(small);
   const Tensor in = dense(small, nhwc), m = dense(marks, nhwc);
   Tensor out = empty(size_with(small, args, g.large), in, nhwc);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <optional>
 #include <vector>
 
 #include "stable/pool.h"
@@ -71,6 +72,54 @@ inline std::vector<int64_t> size_with(const Tensor& map, const PoolArguments& ar
   std::vector<int64_t> size = sizes_of(map);
   for (int64_t i = 0; i < args.axes(); ++i) size[size.size() - args.axes() + i] = spatial[3 - args.axes() + i];
   return size;
+}
+
+// Where maxima are to be found, or were: int64 indices or one-byte codes.
+inline Marks kind_of(const char* op, const Tensor& marks) {
+  STD_TORCH_CHECK(marks.scalar_type() == ScalarType::Long || marks.scalar_type() == ScalarType::Byte, op,
+                  ": indices must be int64, or uint8 codes; got ScalarType ", static_cast<int>(marks.scalar_type()));
+  return marks.scalar_type() == ScalarType::Long ? Marks::indices : Marks::codes;
+}
+
+inline void check_marks(const char* op, const Tensor& small, const Tensor& marks) {
+  bool same = small.dim() == marks.dim();
+  for (int64_t i = 0; same && i < small.dim(); ++i) same = small.size(i) == marks.size(i);
+  STD_TORCH_CHECK(same, op, ": indices must have the shape of the map of windows");
+}
+
+// Geometry of placing the values of a map of windows in a large one.
+inline PoolGeometry placed_geometry(const char* op, const Tensor& small, const Tensor& marks,
+                                    const std::vector<int64_t>& large_size, const PoolArguments& args) {
+  check_marks(op, small, marks);
+  PoolGeometry g = window_geometry(op, small, args);
+  STD_TORCH_CHECK(static_cast<int64_t>(large_size.size()) == args.axes(), op, ": output_size must have ", args.axes(),
+                  " numbers");
+  spatial(small, args, g.small);
+  for (int64_t i = 0; i < args.axes(); ++i) {
+    STD_TORCH_CHECK(large_size[i] >= 0, op, ": output_size must not be negative; got ", large_size[i]);
+    g.large[3 - args.axes() + i] = large_size[i];
+  }
+  return g;
+}
+
+// What pooling reads and writes; marks are not made for Marks::none.
+struct Pooled {
+  PoolGeometry g;
+  bool nhwc;
+  Tensor in, values;
+  std::optional<Tensor> marks;
+};
+
+inline Pooled pooled(const char* op, const Tensor& input, const PoolArguments& args, bool ceil_mode, Marks kind) {
+  const PoolGeometry g = pooled_geometry(op, input, args, ceil_mode);
+  STD_TORCH_CHECK(kind != Marks::codes || g.taps() <= 256, op,
+                  ": one-byte codes number at most 256 taps of a window; got ", g.taps());
+  const bool nhwc = is_batched(input, args) && answers_channels_last(input);
+  const Tensor in = dense(input, nhwc);
+  const auto size = size_with(input, args, g.small);
+  std::optional<Tensor> marks;
+  if (kind != Marks::none) marks = empty(size, in, nhwc, kind == Marks::indices ? ScalarType::Long : ScalarType::Byte);
+  return {g, nhwc, in, empty(size, in, nhwc), marks};
 }
 
 }  // namespace atrousops

@@ -18,7 +18,7 @@ from atrousops.dispatch import backends, choice, libraries, triton_library, verd
 from atrousops.dispatch.planner import CallArguments
 from atrousops.dispatch.verdicts import Finding, Rate
 from atrousops.ops import _first_call
-from atrousops.ops._conv_dispatch import first_of_gradient
+from atrousops.ops.conv import first_of_gradient
 
 pytestmark = pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing")
 

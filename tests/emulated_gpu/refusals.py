@@ -129,21 +129,23 @@ class Case(NamedTuple):
     error: str
     why: str
     run: Callable[[Runtime], int]
-    devices: str = "H100,H100"
-    driver: str = "13000"
+    devices: str
+    driver: str
 
 
 CASES: dict[str, Case] = {}
 
 
-def case(
-    error: str, why: str, devices: str = "H100,H100", driver: str = "13000"
-) -> Callable[[Callable[[Runtime], int]], Callable[[Runtime], int]]:
-    def add(run: Callable[[Runtime], int]) -> Callable[[Runtime], int]:
-        CASES[run.__name__] = Case(f"cudaError{error}" if error != "cudaSuccess" else error, why, run, devices, driver)
-        return run
+def cases(answer: str, devices: str = "H100,H100", driver: str = "13000", **runs: Callable[[Runtime], int]) -> None:
+    """Cases of one answer, "ERROR: REASON" or "cudaSuccess", by name."""
+    error, _, why = answer.partition(": ")
+    error = f"cudaError{error}" if why else error
+    CASES.update({name: Case(error, why, run, devices, driver) for name, run in runs.items()})
 
-    return add
+
+def case(answer: str, **rest: str) -> Callable[[Callable[[Runtime], int]], None]:
+    """One case, by its function's name."""
+    return lambda run: cases(answer, **rest, **{run.__name__: run})
 
 
 def outcome(library: str, chosen: Case) -> tuple[str, str]:

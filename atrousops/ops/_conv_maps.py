@@ -1,0 +1,186 @@
+"""The convolution's three maps as steps of derivatives, and what is registered of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atrousops.common.conv_arguments import Arguments, output_size
+from atrousops.common.formats import empty_as_kernel, prefers_channels_last
+from atrousops.ops._register import register
+from atrousops.ops.conv import first_of_gradient, ours, rest_of
+
+_BY_RANK = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+# The three maps below are linear in each of their two tensors, and each one's derivatives are the other two: that is
+# all there is to any order of differentiation.
+
+
+def convolve(input: Tensor, weight: Tensor, a: Arguments, size: Sequence[int]) -> Tensor:
+    """The convolution as a step of a derivative: its first `size` outputs on each axis."""
+    rank = len(a.stride)
+    first = first_of_gradient("forward", input.shape, weight.shape, a, input)
+    if first is not None:
+        out = ours(input, weight, None, a, first)
+        # A transposed convolution with output_padding >= stride has fewer inputs than its gradient outputs.
+        if out.shape != torch.Size(size):
+            for axis in range(2, rank + 2):
+                out = out.narrow(axis, 0, size[axis])
+            out = _dense(out, input)
+        return out
+    extent = _extent(input.shape, weight.shape[2:], size, a)
+    input, padding = _as_read(input, extent, a)
+    return _BY_RANK[rank](input, weight, None, a.stride, padding, a.dilation, a.groups)
+
+
+def grad_input(grad: Tensor, weight: Tensor, size: Sequence[int], a: Arguments) -> Tensor:
+    """dx (N, C, *) of size `size` from dy (N, K, *)."""
+    first = first_of_gradient("input_grad", size, weight.shape, a, grad)
+    if first is not None:
+        return torch.ops.atrousops.conv_grad_input(grad, weight, size, *rest_of(a, grad, first))
+    extent = _extent(size, weight.shape[2:], grad.shape, a)
+    # Only its size counts.
+    input, padding = _as_read(grad.new_empty(1).expand(size), extent, a)
+    out = _aten_backward(grad, input, weight, padding, a, (True, False, False))[0]
+    if extent is None:
+        return out
+    for axis, length in enumerate(size[2:], 2):
+        low = a.padding[axis - 2]
+        behind = max(0, low + length - out.shape[axis])
+        out = F.pad(out, (0, 0) * (out.dim() - axis - 1) + (0, behind)).narrow(axis, low, length)
+    return _dense(out, grad)
+
+
+def grad_weight(grad: Tensor, input: Tensor, kernel_size: Sequence[int], a: Arguments) -> Tensor:
+    """dw (K, C / groups, *kernel_size) from dy (N, K, *) and x (N, C, *)."""
+    size = (grad.shape[1], input.shape[1] // a.groups, *kernel_size)
+    first = first_of_gradient("weight_grad", input.shape, size, a, grad)
+    if first is not None:
+        return torch.ops.atrousops.conv_grad_weight(grad, input, kernel_size, *rest_of(a, grad, first))
+    weight = grad.new_empty(1).expand(size)
+    input, padding = _as_read(input, _extent(input.shape, kernel_size, grad.shape, a), a)
+    return _aten_backward(grad, input, weight, padding, a, (False, True, False))[1]
+
+
+def _extent(
+    input_size: Sequence[int], kernel_size: Sequence[int], output_size: Sequence[int], a: Arguments
+) -> tuple[int, ...] | None:
+    """What the windows span of the padded input, where PyTorch's convolution has no words for the padding, else None.
+
+    It pads both sides alike, and has all the outputs that fit; a transposed convolution with output_padding >= stride
+    has fewer inputs.
+    """
+    rank = len(a.stride)
+    low, high = a.padding[:rank], a.padding[-rank:]
+    spans = tuple(d * (k - 1) + 1 for d, k in zip(a.dilation, kernel_size))
+    all_fit = all(
+        (i + 2 * p - span) // s + 1 == o
+        for i, p, span, s, o in zip(input_size[2:], low, spans, a.stride, output_size[2:])
+    )
+    if all_fit and low == high:
+        return None
+    return tuple((o - 1) * s + span for o, s, span in zip(output_size[2:], a.stride, spans))
+
+
+def _as_read(input: Tensor, extent: tuple[int, ...] | None, a: Arguments) -> tuple[Tensor, tuple[int, ...]]:
+    """The input that PyTorch's convolution is given, and its padding: none if the zeros are in the input."""
+    rank = len(a.stride)
+    if extent is None:
+        return input, a.padding[:rank]
+    zeros: list[int] = []
+    for low, length, span in zip(a.padding[:rank], input.shape[2:], extent):
+        zeros = [low, max(0, span - low - length), *zeros]
+    input = F.pad(input, zeros)
+    for axis, span in enumerate(extent, 2):
+        input = input.narrow(axis, 0, span)
+    return input, (0,) * rank
+
+
+def _dense(t: Tensor, like: Tensor) -> Tensor:
+    """`t` without gaps, in channels_last if `like` is."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d} if prefers_channels_last(like) else {}
+    return t.contiguous(memory_format=last.get(t.dim(), torch.contiguous_format))
+
+
+def _aten_backward(
+    grad: Tensor, input: Tensor, weight: Tensor, padding: tuple[int, ...], a: Arguments, mask: tuple[bool, bool, bool]
+):
+    no_extra = (0,) * len(a.stride)
+    return torch.ops.aten.convolution_backward(
+        grad, input, weight, None, a.stride, padding, a.dilation, False, no_extra, a.groups, mask
+    )
+
+
+def grad_bias(grad: Tensor) -> Tensor:
+    """db (K,): the sum of dy over images and positions."""
+    return grad.sum((0, *range(2, grad.dim())))
+
+
+def _fake(input, weight, bias, stride, padding, dilation, groups, allow_tf32=False, first_kernel=0) -> Tensor:
+    size = output_size(input.shape, weight.shape, Arguments(stride, padding, dilation, groups, ()))
+    return empty_as_kernel(size, input)
+
+
+def _setup(ctx, inputs, output) -> None:
+    """Of all three maps: two tensors, and what places them."""
+    first, second, _, stride, padding, dilation, groups, *_ = inputs
+    needs = ctx.needs_input_grad
+    # Each gradient needs the other tensor only.
+    ctx.save_for_backward(first if needs[1] else None, second if needs[0] else None)
+    ctx.sizes = tuple(first.shape), tuple(second.shape)
+    ctx.arguments = Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ())
+
+
+def _backward(ctx, grad: Tensor):
+    input, weight = ctx.saved_tensors
+    needs, a = ctx.needs_input_grad, ctx.arguments
+    input_size, weight_size = ctx.sizes
+    return (
+        grad_input(grad, weight, input_size, a) if needs[0] else None,
+        grad_weight(grad, input, weight_size[2:], a) if needs[1] else None,
+        grad_bias(grad) if needs[2] else None,
+        *(None,) * 6,
+    )
+
+
+def _grad_input_fake(
+    grad, weight, input_size, stride, padding, dilation, groups, allow_tf32=False, first_kernel=0
+) -> Tensor:
+    return empty_as_kernel(tuple(input_size), grad)
+
+
+def _grad_input_backward(ctx, grad2: Tensor):
+    grad, weight = ctx.saved_tensors
+    needs, a = ctx.needs_input_grad, ctx.arguments
+    grad_size, weight_size = ctx.sizes
+    return (
+        convolve(grad2, weight, a, grad_size) if needs[0] else None,
+        grad_weight(grad, grad2, weight_size[2:], a) if needs[1] else None,
+        *(None,) * 7,
+    )
+
+
+def _grad_weight_fake(
+    grad, input, kernel_size, stride, padding, dilation, groups, allow_tf32=False, first_kernel=0
+) -> Tensor:
+    return input.new_empty((grad.shape[1], input.shape[1] // groups, *kernel_size))
+
+
+def _grad_weight_backward(ctx, grad2: Tensor):
+    grad, input = ctx.saved_tensors
+    needs, a = ctx.needs_input_grad, ctx.arguments
+    grad_size, input_size = ctx.sizes
+    return (
+        convolve(input, grad2, a, grad_size) if needs[0] else None,
+        grad_input(grad, grad2, input_size, a) if needs[1] else None,
+        *(None,) * 7,
+    )
+
+
+register("conv", fake=_fake, backward=_backward, setup_context=_setup, autocast="lower")
+register("conv_grad_input", fake=_grad_input_fake, backward=_grad_input_backward, setup_context=_setup)
+register("conv_grad_weight", fake=_grad_weight_fake, backward=_grad_weight_backward, setup_context=_setup)
