@@ -68,19 +68,25 @@ def test_traces_serve_any_batch_and_size(name):
             torch.testing.assert_close(traced(image), network(image))
 
 
-# One operator for all iterations; one for each filter, where parameters want gradients.
+# Compatibilities that are constants; parameters that want gradients.
 @pytest.mark.parametrize("crf", [ao.DenseCRF(2, bilateral_srgb=0.3), ao.CRFasRNN(3, 2, bilateral_srgb=0.3)])
 def test_traces_of_a_crf_serve_any_image(crf):
-    """Traced with flat colours, whose lattice has few points: a trace had held their number, and failed on others."""
-    crf = crf.double()
+    """Traced with flat colours, whose lattice has few points: a trace had held their number, and failed on others.
+
+    Frozen, its operator for all iterations had failed from the second call on.
+    """
+    crf = crf.double().eval()
     image = torch.rand(2, 3, 12, 9, dtype=torch.float64)
     with warnings.catch_warnings():
         # Checks read shapes.
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(crf, (image, torch.zeros_like(image)), check_trace=False)
+        with torch.no_grad():
+            frozen = torch.jit.freeze(torch.jit.trace(crf, (image, torch.zeros_like(image)), check_trace=False))
     for shape in ((2, 3, 12, 9), (1, 3, 12, 9), (3, 3, 7, 16)):
         scores, image = torch.rand(2, *shape, dtype=torch.float64)
-        torch.testing.assert_close(traced(scores, 4 * image), crf(scores, 4 * image), rtol=0, atol=0)
+        for run in (traced, frozen):
+            torch.testing.assert_close(run(scores, 4 * image), crf(scores, 4 * image))
 
 
 class Scaled(nn.Module):
