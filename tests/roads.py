@@ -55,8 +55,8 @@ NAMES = (*models.list("weights"), *models.list("networks"))
 TRACED = (2, 3, 64, 80)
 # Odd sides, one of them above and one below what was traced.
 SHAPES = ((1, 3, 97, 65), (3, 3, 49, 82))
-# The dense CRF; atrous branches and depthwise layers; the context module; pooling and unpooling.
-COMPILED = ("crfrnn", "deeplabv3_mobilenet_v3_large", "dilated_vgg16", "segnet_basic")
+# The dense CRF; the context module.
+COMPILED = ("crfrnn", "dilated_vgg16")
 # Takes a list of images and gives objects: tests/models/test_export.py.
 DETECTOR = "mask_rcnn"
 # Its trace holds operators of ours.

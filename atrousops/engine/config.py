@@ -214,7 +214,10 @@ def _read(path: Path, above: tuple[Path, ...]) -> Any:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         bad_value("config", str(path), "be YAML", str(error).splitlines()[0])
-    if not isinstance(values, dict) or "base" not in values:
+    if not isinstance(values, dict):
+        got = "nothing in it" if values is None else f"{values!r:.80}"
+        bad_value("config", str(path), "hold a recipe, KEY: VALUE", got, "`atrousops recipe` writes one.")
+    if "base" not in values:
         return values
     base = _read(path.parent / str(values.pop("base")), (*above, path.resolve()))
     return _merge(base, values)

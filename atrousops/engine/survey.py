@@ -171,10 +171,21 @@ def classes_of(found: Survey, names: Sequence[str] = ()) -> tuple[list[str], dic
         return [name for name in names if name.lower() != "void"], meaning, "names by the file of class names"
     if len(ids) == 2 and ids[0] in (0, (0, 0, 0)):
         return ["background", "foreground"], {ids[0]: "background", ids[1]: "foreground"}, "guessed names"
+    words = "guessed names"
     void = 255 if 255 in numbers and len(numbers) > 2 else None
+    if void and _are_shades(numbers):
+        void = None
+        words += "; 255 is taken for a class, as the ids are shades of grey, evenly spaced"
+    elif void:
+        words += "; 255 is taken for void"
     meaning = {id: "void" if id == void else _name(id) for id in ids}
-    words = "guessed names; 255 is taken for void" if void else "guessed names"
     return [name for name in meaning.values() if name != "void"], meaning, words
+
+
+def _are_shades(ids: Sequence[int]) -> bool:
+    """Whether few ids go from 0 to 255 in equal steps, as masks have them that are to be looked at: 0, 128, 255."""
+    last = len(ids) - 1
+    return last < 16 and all(abs(id - 255 * k / last) <= 1 for k, id in enumerate(ids))
 
 
 def _name(id: Id) -> str:

@@ -67,7 +67,8 @@ def main(
     folder = Path(output) if output is not None else Path("runs") / Path(config_path).stem
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists() and not resume:
-        bad_value("train", "output", "hold no checkpoint unless resume is set", str(checkpoint))
+        remedy = f"Go on with that run by --resume (resume=True), give another --output, or remove {folder}."
+        bad_value("train", "output", "hold no checkpoint unless resume is set", str(checkpoint), remedy)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     # For this run only: the flag is the calling thread's, and torch has no way to read it.

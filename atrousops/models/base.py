@@ -82,6 +82,14 @@ def _larger(a: int, b: int) -> int:
     return a.clamp(min=b) if isinstance(a, Tensor) else max(a, b)
 
 
+def whole(side: int, step: int) -> int:
+    """The least multiple of `step` that is no smaller than side, as a product, whose halves torch.export can tell.
+
+    It knows side + -side % step for no multiple, and has then to solve what a pooling and a stride make of it.
+    """
+    return (side + step - 1) // step * step
+
+
 def scaled(side: int, scale: float) -> int:
     """round(scale side), halves to even, in whole numbers alone, which exported programs and traces can hold."""
     ratio = Fraction(scale).limit_denominator(2**20)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from atrousops.common.checks import bad_value
-from atrousops.models.base import check_images, crop, reflect, resize
+from atrousops.models.base import check_images, crop, reflect, resize, whole
 from atrousops.models.crf import with_crf
 from atrousops.models.vgg import fully_convolutional, load_vgg16, pool_2x2, vgg16
 from atrousops.nn import AtrousConv2d, ContextModule
@@ -56,7 +56,7 @@ class DilatedVGG16(nn.Module):
         check_images(type(self).__name__, input, self.backbone.in_channels)
         height, width = input.shape[-2:]
         # Rounded up to whole positions of the last map.
-        rows, columns = height + -height % 8, width + -width % 8
+        rows, columns = whole(height, 8), whole(width, 8)
         if self.corner:
             # And one more, as the last pixels lie between two positions.
             rows, columns = rows + 8, columns + 8

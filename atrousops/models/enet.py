@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atrousops.common.checks import bad_value
-from atrousops.models.base import check_images, crop
+from atrousops.models.base import check_images, crop, whole
 from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d, MaxPool2d, MaxUnpool2d
 
@@ -192,7 +192,7 @@ class ENet(nn.Module):
         """
         check_images(type(self).__name__, input, self.in_channels)
         height, width = input.shape[-2:]
-        x = F.pad(input, (0, -width % 8, 0, -height % 8))
+        x = F.pad(input, (0, whole(width, 8) - width, 0, whole(height, 8) - height))
         indices: dict[str, Tensor] = {}
         for name, block in self.named_children():
             if isinstance(block, _Down):

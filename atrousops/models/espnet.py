@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atrousops.common.checks import bad_value
-from atrousops.models.base import check_images, crop
+from atrousops.models.base import check_images, crop, whole
 from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d
 
@@ -149,7 +149,7 @@ class ESPNet(nn.Module):
         """
         check_images(type(self).__name__, input, self.in_channels)
         height, width = input.shape[-2:]
-        x = F.pad(input, (0, -width % 8, 0, -height % 8))
+        x = F.pad(input, (0, whole(width, 8) - width, 0, whole(height, 8) - height))
         first, second, third = self.encoder(x)
         coarse = self.up_l3(self.br(third))
         middle = self.up_l2(self.combine_l2_l3(torch.cat([self.level3_C(second), coarse], dim=1)))

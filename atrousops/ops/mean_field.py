@@ -13,7 +13,7 @@ from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.formats import empty_values
 from atrousops.dispatch import backends
 from atrousops.ops import _first_call
-from atrousops.ops._register import foreign, register, transformed
+from atrousops.ops._register import foreign, jit_traces, register, transformed
 from atrousops.ops.permutohedral import Lattice, apply_lattice, fill, is_known, lattice_weights, memory_format_of
 
 
@@ -78,6 +78,9 @@ def _without_softmax(scores: Tensor) -> Tensor | None:
 def _fused(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequence[Tensor]) -> bool:
     """One operator for all iterations where no gradient is wanted; else one per filter, and autograd's own record."""
     if torch.is_grad_enabled() and any(t.requires_grad for t in (scores, *compatibilities)):
+        return False
+    # What a frozen trace holds as a constant list of tensors, PyTorch empties as it hands it to a library's operator.
+    if jit_traces():
         return False
     if transformed() or foreign(scores, *compatibilities, *[t for lattice in lattices for t in lattice]):
         return False

@@ -16,7 +16,7 @@ from atrousops.common.values import values_of
 from atrousops.dispatch import backends
 from atrousops.ops import _first_call
 from atrousops.ops._batches import fold
-from atrousops.ops._register import foreign, is_plain, keep, register
+from atrousops.ops._register import foreign, is_plain, jit_traces, keep, register
 from atrousops.reference.permutohedral import Lattice
 
 MAX_FEATURES = 7
@@ -35,13 +35,13 @@ def permutohedral_lattice(features: Tensor) -> Lattice:
             all else in float32. Detached: no gradient reaches features.
 
     Returns:
-        A Lattice with P = product of *. Under torch.compile its M and R are upper bounds, N * P * (D + 1); counts and
-        row_bounds tell what is in use.
+        A Lattice with P = product of *. Under torch.compile and torch.jit.trace its M and R are upper bounds,
+        N * P * (D + 1); counts and row_bounds tell what is in use.
 
     Raises:
         ArgumentError: the rank, D or number of pixels is out of range, or features are not finite, or span more than
-            64-bit keys hold (for D = 5: 12 000 lattice units, about 1 000 standard deviations). Under torch.compile on
-            a GPU pixels with such features share the vertices around the origin instead.
+            64-bit keys hold (for D = 5: 12 000 lattice units, about 1 000 standard deviations). Under torch.compile and
+            torch.jit.trace on a GPU pixels with such features share the vertices around the origin instead.
         ArgumentTypeError: features are not floating.
     """
     _check_features("permutohedral_lattice", features)
@@ -172,8 +172,9 @@ def _build(features: Tensor, blame: Blame) -> tuple[Tensor, ...]:
         _refuse_span(blame)
     # The operator's outputs have a static upper bound as their size, so that it compiles without data-dependent shapes;
     # only what is in use was ever touched. Copies let the bound go. This is the one place that waits for a GPU, whose
-    # kernels say by a negative bound that they could not place the features. Fake features have no values to wait for.
-    if isinstance(features, FakeTensor) or features.is_meta:
+    # kernels say by a negative bound that they could not place the features. Fake features have no values to wait
+    # for, and a trace would cut the lattice of every other image as it cuts this one's.
+    if isinstance(features, FakeTensor) or features.is_meta or jit_traces():
         return offsets, weights, neighbours, starts, rows, bounds, counts
     m, r = torch.stack([values_of(counts).sum(), values_of(bounds)[-1]]).tolist()
     if r < 0:

@@ -106,6 +106,16 @@ def test_errors_name_the_key_and_the_rule(tmp_path, changes, message):
         config.load(path)
 
 
+@pytest.mark.parametrize("text", ["", "cells", "base: other.yaml\n"])
+def test_a_file_that_is_no_recipe(tmp_path, text):
+    """Such as `atrousops recipe > FILE` leaves where it fails: with --set the override had been called wrong."""
+    (tmp_path / "other.yaml").touch()
+    (tmp_path / "recipe.yaml").write_text(text)
+    for overrides in ((), ("schedule.steps=9",)):
+        with pytest.raises(ArgumentError, match=r"(recipe|other)\.yaml must hold a recipe, .*; got (nothing|'cells')"):
+            config.load(tmp_path / "recipe.yaml", overrides)
+
+
 def bare(schema):
     """Without descriptions, which Python 3.13 indents in another way."""
     if isinstance(schema, dict):

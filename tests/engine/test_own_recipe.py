@@ -97,6 +97,13 @@ def test_lists_and_names_of_classes(tmp_path):
             {"classes": ["class_1", "class_2"], "ids": {1: "class_1", 2: "class_2", 255: "void"}},
         ),
         (lambda d: np.where(np.arange(64) < 5, 255, d).astype(np.uint8), {"classes": ["background", "class_1"]}),
+        (  # Three classes, drawn in shades of grey.
+            lambda d: np.where(np.arange(64) < 5, 255, 128 * d).astype(np.uint8),
+            {
+                "classes": ["background", "class_128", "class_255"],
+                "ids": {0: "background", 128: "class_128", 255: "class_255"},
+            },
+        ),
         (
             lambda d: np.array([[0, 0, 0], [9, 8, 7]], np.uint8)[d.astype(int)],
             {"colours": {"background": [0, 0, 0], "foreground": [9, 8, 7]}},

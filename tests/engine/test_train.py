@@ -129,7 +129,7 @@ def test_schedule():
 def test_does_not_overwrite(tmp_path, people, recipe):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / train.CHECKPOINT).touch()
-    with pytest.raises(ArgumentError, match="resume"):
+    with pytest.raises(ArgumentError, match=r"by --resume \(resume=True\), give another --output, or remove .*run\."):
         run(recipe, people, tmp_path / "run")
 
 

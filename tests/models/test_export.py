@@ -9,6 +9,7 @@ from small_networks import OTHERS, SMALL
 from torch import nn
 from torch.nn import functional as F
 
+import atrousops as ao
 from atrousops import models
 from atrousops.engine.export import Scores
 from atrousops.models.base import at_least, crop, resize, scaled
@@ -65,6 +66,27 @@ def test_traces_serve_any_batch_and_size(name):
         image = torch.rand(shape)
         with torch.no_grad():
             torch.testing.assert_close(traced(image), network(image))
+
+
+# Compatibilities that are constants; parameters that want gradients.
+@pytest.mark.parametrize("crf", [ao.DenseCRF(2, bilateral_srgb=0.3), ao.CRFasRNN(3, 2, bilateral_srgb=0.3)])
+def test_traces_of_a_crf_serve_any_image(crf):
+    """Traced with flat colours, whose lattice has few points: a trace had held their number, and failed on others.
+
+    Frozen, its operator for all iterations had failed from the second call on.
+    """
+    crf = crf.double().eval()
+    image = torch.rand(2, 3, 12, 9, dtype=torch.float64)
+    with warnings.catch_warnings():
+        # Checks read shapes.
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(crf, (image, torch.zeros_like(image)), check_trace=False)
+        with torch.no_grad():
+            frozen = torch.jit.freeze(torch.jit.trace(crf, (image, torch.zeros_like(image)), check_trace=False))
+    for shape in ((2, 3, 12, 9), (1, 3, 12, 9), (3, 3, 7, 16)):
+        scores, image = torch.rand(2, *shape, dtype=torch.float64)
+        for run in (traced, frozen):
+            torch.testing.assert_close(run(scores, 4 * image), crf(scores, 4 * image))
 
 
 class Scaled(nn.Module):
@@ -127,3 +149,22 @@ def test_channels_last(name):
     for (parameter, q), ours in zip(network.named_parameters(), theirs.parameters(), strict=True):
         if q.grad is not None:
             torch.testing.assert_close(ours.grad, q.grad, atol=1e-7, rtol=1e-6, msg=parameter)
+
+
+def test_programs_of_unpooled_maps_serve_any_size():
+    """ENet without the blocks that keep the size: two poolings, two unpoolings beside transposed convolutions.
+
+    PyTorch's solver of constraints had raised NotImplementedError on the sizes of its maps."""
+    network = models.build("enet", num_classes=3)
+    for name, _ in list(network.named_children()):
+        if name.startswith(("regular", "dilated", "asymmetric")):
+            delattr(network, name)
+    network = Scores(network).double().eval()
+    side = torch.export.Dim.DYNAMIC(min=33, max=2048)
+    sizes = ({0: torch.export.Dim.DYNAMIC(min=1, max=16), 2: side, 3: side},)
+    image = torch.rand(2, 3, 48, 64, dtype=torch.float64)
+    with torch.no_grad():
+        run = torch.export.export(network, (image,), dynamic_shapes=sizes, strict=False).module()
+        for shape in ((1, 3, 97, 65), (3, 3, 49, 82)):
+            image = torch.rand(shape, dtype=torch.float64)
+            torch.testing.assert_close(run(image), network(image))
