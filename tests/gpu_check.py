@@ -57,7 +57,7 @@ ALIVE = "import torch; print(torch.ones(3, device='cuda').sum().item())"
 
 @dataclass
 class Result:
-    """How a step went; `figures` are its counts of tests, or compute-sanitizer's last line."""
+    """How a step went; `figures` are its counts of tests, or the last line of its command."""
 
     name: str
     passed: bool
@@ -108,7 +108,9 @@ def perform(step: Step, folder: Path, limit: float, sources: str, note: str = ""
         print(*filter(None, [note]), *step.command, file=out, flush=True)
         status = run_within(limit, step.command, ROOT, variables, out)
     report = folder / f"{step.name}.xml"
-    last = (log.read_text().strip().splitlines() or [""])[-1]
+    # Where a command has written its results comes behind what they are.
+    lines = [line for line in log.read_text().strip().splitlines() if not line.startswith("-> ")]
+    last = lines[-1] if lines else ""
     if status == 124:
         figures = f"stopped after {limit:.0f} s: {last}"[:200]
     else:
@@ -162,7 +164,9 @@ class Run:
                 limit = self.limit(step, left)
                 self.waiting.remove(step)
             result = perform(step, self.folder, limit, self.sources, self.note)
-            if not result.passed and step.stage > 0 and not is_alive():
+            # With no time left there is nothing to begin.
+            asks = not result.passed and step.stage > 0 and time.monotonic() < self.end
+            if asks and not is_alive():
                 self.dead = True
                 print(f"the driver is dead behind {step.name}: nothing more is begun", flush=True)
             if result.passed:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -15,17 +16,24 @@ from atrousops.testing import disagreement
 T = TypeVar("T")
 
 
-class References(TorchDispatchMode):
+class References(TorchFunctionMode):
     """Inside, what PyTorch and torchvision compute of fp64 tensors on a GPU they compute on the CPU, gradients too.
 
     A result in fp64 is a reference, and must not come from another kernel of the GPU under test. Our operators, views,
     and what draws, makes or moves tensors stay where they are.
     """
 
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        """What is compiled is under test; without this, nothing would be compiled inside."""
-        return True
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # Calls of ours see no mode but while a function of PyTorch's runs: they take another way under one.
+        if torch.compiler.is_compiling() or not _is_exact(args, kwargs):
+            return func(*args, **kwargs)
+        with _Moved():
+            return func(*args, **kwargs)
+
+
+class _Moved(TorchDispatchMode):
+    """Operators, forward and backward, as `References` has them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -43,7 +51,7 @@ def _computes(func: Any) -> bool:
     if func.namespace not in ("aten", "torchvision"):
         return False
     schema = func._schema
-    written = [argument.is_out or bool(argument.alias_info) for argument in schema.arguments]
+    written = [bool(argument.alias_info) for argument in schema.arguments]
     alone = not any(written[1:]) and (not written[0] or (schema.is_mutable and torch.Tag.inplace_view not in func.tags))
     drawn = torch.Tag.nondeterministic_seeded in func.tags
     moves = any(argument.name == "device" for argument in schema.arguments) or "copy_" in func._opname
