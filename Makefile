@@ -14,7 +14,8 @@ FUZZ_SEED ?= 0
 CUDA ?= $(if $(shell command -v nvidia-smi),AUTO,OFF)
 # Whole operator tests, but for those that need torchvision; RoIAlign and RoIPool run in the house test.
 ABI_TESTS := tests/test_conv.py $(wildcard tests/test_conv_*.py tests/test_max_*.py) \
-  tests/test_permutohedral.py tests/nn/test_crf.py tests/house/test_threads.py
+  tests/test_permutohedral.py tests/nn/test_crf.py tests/house/test_threads.py \
+  tests/nn/test_crf_input.py::test_compiled_crfs_lose_that_pixel_alone
 
 # Those that take a backend; under the interpreter, which is slow, a choice of their cases.
 TRITON_TESTS := $(wildcard tests/test_*.py) tests/nn/test_crf.py tests/house/test_operators.py \

@@ -11,7 +11,7 @@ import host_cuda
 import interpreted
 import pytest
 import torch
-from oracle import references_on_the_cpu
+from oracle import References
 
 import atrousops as ao
 from atrousops.dispatch import choice, libraries, measured
@@ -174,7 +174,7 @@ def backend(request) -> Iterator[str]:
         pytest.skip(f"no cpu library: {libraries.cpu.problem}")
     device, name = ("cuda", "triton") if name == TRITON_ON_GPU else (name, name)
     flags = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    away = references_on_the_cpu() if device == "cuda" else contextlib.nullcontext()
+    away = References() if device == "cuda" else contextlib.nullcontext()
     with torch.device(device), away, ao.backend(name), flags:
         yield name
 

@@ -1,10 +1,11 @@
 """Every functional operator, forward and backward, on the samples of samples.py and on tensors of the default device.
 
-python tests/every_operator.py runs them all on the GPU: the small set that compute-sanitizer watches.
+python tests/every_operator.py [N] runs them all, or the first N, on the GPU: what compute-sanitizer watches.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -130,13 +131,14 @@ def prepared(
 
 
 def main() -> None:
+    names = list(CASES)[: int(sys.argv[1]) if sys.argv[1:] else None]
     with torch.device("cuda"), ao.backend("cuda"):
-        for case in CASES:
+        for case in names:
             for dtype in (torch.float64, *DTYPES):
                 for channels_last in (False, True):
                     prepared(CASES[case], dtype, channels_last).run()
     torch.cuda.synchronize()
-    print(f"{len(CASES)} cases on {torch.cuda.get_device_name()}")
+    print(f"{len(names)} cases on {torch.cuda.get_device_name()}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 python tests/gpu_check.py leaves benchmarks/results/<gpu>/: environment.txt, summary.json and a log of each step.
 A step that passed is not repeated until a source changes (--keep: not even then); one that failed is. Libraries that
 are in atrousops/lib already, built elsewhere, are taken as they are. ATROUSOPS_BIG=1 adds tensors beyond 2^31 elements.
-On an emulated device (tests/emulated_gpu) it measures nothing, and every report begins with EMULATED and goes to build.
+On an emulated device (tests/emulated_gpu) it measures nothing, and every report begins with EMULATED and goes to build;
+there --few 2 takes a quarter of an hour, and shows that every step begins, ends and is filed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -23,21 +23,16 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from gpu_steps import ROOT, Step, file_steps, library_steps, python, sanitizer, selfcheck_step, tool_steps
 from in_time import run_within
 
-ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("torch", "torchvision", "numpy", "pytest", "hypothesis")
 # Of packages that a GPU machine without a network may lack; found behind the real ones only.
 STAND_INS = ROOT / "tests" / "stand_ins"
-# Architecture by compute capability's major number; those of CMakeLists.txt.
-ARCHITECTURES = {8: "80", 9: "90a", 10: "100", 12: "120"}
-TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-FOUND = 9  # compute-sanitizer's exit status for an error
-NO_TESTS = 5  # pytest's
 GPU = """
 import torch
 from atrousops.dispatch.devices import is_emulated
@@ -45,11 +40,6 @@ if torch.cuda.is_available():
     print(torch.cuda.get_device_name(), is_emulated(), sep="\\n")
 """
 EMULATED = "EMULATED: a CPU executed the kernels' PTX. No GPU ran any of this."
-LIBRARIES = """
-from atrousops.dispatch import libraries as l
-print(" ".join(f"{p.name}: {p.problem}." for p in l.parts if p.problem))
-raise SystemExit(bool(l.cpu.problem or l.cuda.problem))
-"""
 ENVIRONMENT = """
 import json, platform, torch, torchvision, atrousops
 p = torch.cuda.get_device_properties(0)
@@ -65,26 +55,9 @@ print(atrousops.info())
 ALIVE = "import torch; print(torch.ones(3, device='cuda').sum().item())"
 
 
-@dataclass(frozen=True)
-class Step:
-    """A command, what it may cost, and the exit statuses that count as passed.
-
-    seconds: at most, where there is time; least: what it has in a run that is short of it.
-    """
-
-    name: str
-    command: Sequence[str]
-    seconds: float
-    environment: dict[str, str] = field(default_factory=dict)
-    passes: tuple[int, ...] = (0,)
-    # Steps of one stage run side by side.
-    stage: int = 0
-    least: float = 20
-
-
 @dataclass
 class Result:
-    """How a step went; `figures` are its counts of tests, or compute-sanitizer's last line."""
+    """How a step went; `figures` are its counts of tests, or the last line of its command."""
 
     name: str
     passed: bool
@@ -92,10 +65,6 @@ class Result:
     seconds: float
     figures: str
     sources: str
-
-
-def python(*arguments: str) -> list[str]:
-    return [sys.executable, *arguments]
 
 
 def gpu() -> tuple[str, bool]:
@@ -113,87 +82,6 @@ def fingerprint() -> str:
             if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh"):
                 digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def architecture() -> str:
-    code = "import torch; print(torch.cuda.get_device_capability()[0])"
-    done = subprocess.run(python("-c", code), capture_output=True, text=True)
-    return ARCHITECTURES.get(int(done.stdout.strip() or 9), "90a")
-
-
-def library_steps() -> list[Step]:
-    """Nothing to build where libraries load; otherwise for this GPU alone, which takes a quarter of the time."""
-    if subprocess.run(python("-c", LIBRARIES), cwd=ROOT, capture_output=True).returncode == 0:
-        return [Step("libraries", python("-c", LIBRARIES), 60)]
-    flags = f"-DATROUSOPS_CUDA=ON -DATROUSOPS_CUDA_ARCHS={architecture()} {os.environ.get('ATROUSOPS_CMAKE_ARGS', '')}"
-    build = python("setup.py", "build_ext", "--inplace")
-    return [
-        Step("build", build, 900, {"ATROUSOPS_CMAKE_ARGS": flags.strip()}),
-        Step("libraries", python("-c", LIBRARIES), 60, stage=1),
-    ]
-
-
-def verdicts_kept(folder: Path) -> dict[str, str]:
-    """Where selfcheck leaves its verdicts, and benchmarks find them: among the results."""
-    return {"ATROUSOPS_PLANS": str(folder / "verdicts")}
-
-
-def selfcheck_step(folder: Path, emulated: bool = False) -> Step:
-    """What runs unasked on this GPU; what failed there is a result like others, and the tests say more of it."""
-    # A CPU takes minutes for a family that a GPU has done in a second.
-    seconds = 3600 if emulated else 120
-    command = python("-m", "atrousops", "selfcheck", *(["--seconds", str(seconds)] if emulated else []))
-    return Step("selfcheck", command, seconds, verdicts_kept(folder), stage=1, least=120)
-
-
-def gpu_files() -> list[Path]:
-    """Test files with a test that may need a GPU."""
-    tests = sorted((ROOT / "tests").rglob("test_*.py"))
-    wanted = re.compile(r"def test_\w+\([^)]*\bbackend\b|mark\.gpu")
-    found = [path for path in tests if wanted.search(path.read_text())]
-    # In order of worth: what nothing but a GPU can show, then what most of a network's time goes to.
-    worth = ("test_gpu_wgmma", "test_gpu", "test_conv", "test_conv_branches", "test_context_module")
-    return sorted(found, key=lambda path: worth.index(path.stem) if path.stem in worth else len(worth))
-
-
-def test_steps(folder: Path) -> list[Step]:
-    steps = []
-    for path in gpu_files():
-        name = str(path.relative_to(ROOT / "tests")).removesuffix(".py").replace("/", "-")
-        report = f"--junitxml={folder / name}.xml"
-        # No test is to hang a run that has ten minutes; CUDA loads only the kernels that are called.
-        command = python("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", report, str(path))
-        steps.append(Step(name, command, 420, {"CUDA_MODULE_LOADING": "LAZY"}, (0, NO_TESTS), stage=2))
-    return steps
-
-
-def sanitizer() -> str | None:
-    beside = Path("/usr/local/cuda/bin/compute-sanitizer")
-    return shutil.which("compute-sanitizer") or (str(beside) if beside.exists() else None)
-
-
-def sanitizer_steps() -> list[Step]:
-    tool = sanitizer()
-    if tool is None:
-        return []
-    offers = subprocess.run([tool, "--help"], capture_output=True, text=True).stdout
-    steps = []
-    for check in TOOLS:
-        command = [tool, "--tool", check, "--error-exitcode", str(FOUND)]
-        # initcheck has to see PyTorch's kernels write what ours read.
-        if check != "initcheck" and "--kernel-regex" in offers:
-            command += ["--kernel-regex", "kns=atrousops"]
-        # Every tensor gets memory of its own, so that a step outside it shows.
-        own = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        steps.append(Step(check, [*command, *python("tests/every_operator.py")], 400, own, stage=4))
-    return steps
-
-
-def benchmark_steps(folder: Path) -> list[Step]:
-    """The suite, where this version has one."""
-    there = '"bench"' in (ROOT / "atrousops" / "cli.py").read_text()
-    command = python("-m", "atrousops", "bench")
-    return [Step("bench", command, 600, verdicts_kept(folder), stage=3, least=90)] if there else []
 
 
 def counts(report: Path) -> str:
@@ -220,7 +108,9 @@ def perform(step: Step, folder: Path, limit: float, sources: str, note: str = ""
         print(*filter(None, [note]), *step.command, file=out, flush=True)
         status = run_within(limit, step.command, ROOT, variables, out)
     report = folder / f"{step.name}.xml"
-    last = (log.read_text().strip().splitlines() or [""])[-1]
+    # Where a command has written its results comes behind what they are.
+    lines = [line for line in log.read_text().strip().splitlines() if not line.startswith("-> ")]
+    last = lines[-1] if lines else ""
     if status == 124:
         figures = f"stopped after {limit:.0f} s: {last}"[:200]
     else:
@@ -274,7 +164,9 @@ class Run:
                 limit = self.limit(step, left)
                 self.waiting.remove(step)
             result = perform(step, self.folder, limit, self.sources, self.note)
-            if not result.passed and step.stage > 0 and not is_alive():
+            # With no time left there is nothing to begin.
+            asks = not result.passed and step.stage > 0 and time.monotonic() < self.end
+            if asks and not is_alive():
                 self.dead = True
                 print(f"the driver is dead behind {step.name}: nothing more is begun", flush=True)
             if result.passed:
@@ -326,7 +218,10 @@ def environment() -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="default: benchmarks/results; of an emulated device build/gpu_check"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="default: benchmarks/results; of an emulated device, and with --few, build/gpu_check",
     )
     parser.add_argument("--seconds", type=float, default=3600, help="end within this long (default: an hour)")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="test files side by side")
@@ -334,22 +229,27 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--pack", type=Path, metavar="FILE", help="all reports in this one .tar.gz too, after each step"
     )
+    parser.add_argument(
+        "--few", type=int, default=0, metavar="N", help="a rehearsal: N tests of each file, and as little of the rest"
+    )
     parser.add_argument("--only", nargs="*", metavar="STEP", help="these steps, after the libraries")
     parser.add_argument("--dry-run", action="store_true", help="list the steps; needs no GPU")
     return parser.parse_args()
 
 
-def folder_of(name: str, emulated: bool, output: Path | None) -> Path:
-    """Where the reports of a device go.
+def folder_of(name: str, emulated: bool, output: Path | None, few: int = 0) -> Path:
+    """Where the reports of a device go; those of a rehearsal, whose steps have passed in part, have a folder apart.
 
     Raises:
-        SystemExit: an emulated device's would stand among those of hardware.
+        SystemExit: an emulated device's, or a rehearsal's, would stand among those of hardware.
     """
     results = ROOT / "benchmarks" / "results"
-    parent = (output or (ROOT / "build" / "gpu_check" if emulated else results)).resolve()
-    if emulated and parent.is_relative_to(results):
-        raise SystemExit(f"--output must not lie in {results} for {name}, which is no hardware")
-    return parent / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "no-gpu")
+    parent = (output or (ROOT / "build" / "gpu_check" if emulated or few else results)).resolve()
+    if (emulated or few) and parent.is_relative_to(results):
+        why = "which is no hardware" if emulated else "of which a rehearsal says little"
+        raise SystemExit(f"--output must not lie in {results} for {name}, {why}")
+    folder = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "no-gpu"
+    return parent / (f"{folder}-few" if few else folder)
 
 
 def main() -> int:
@@ -362,15 +262,10 @@ def main() -> int:
     if not name and not args.dry_run:
         print("no GPU: torch.cuda.is_available() is False")
         return 2
-    folder = folder_of(name, emulated, args.output)
-    # Both are of hardware alone.
-    tools = {}
-    if not emulated:
-        tools = {"compute-sanitizer": sanitizer_steps(), "atrousops bench": benchmark_steps(folder)}
-    for tool in (tool for tool, steps in tools.items() if not steps):
-        print(f"{tool} is missing here: its steps are left out")
-    tooled = [step for steps in tools.values() for step in steps]
-    later = [selfcheck_step(folder, emulated), *test_steps(folder), *tooled]
+    folder = folder_of(name, emulated, args.output, args.few)
+    tools, left_out = tool_steps(folder, emulated, args.few)
+    print(*left_out, sep="\n", end="\n" if left_out else "")
+    later = [selfcheck_step(folder, emulated, args.few), *file_steps(folder, emulated, args.few), *tools]
     if args.only:
         later = [step for step in later if step.name in args.only]
     if args.dry_run:

@@ -1,14 +1,13 @@
 """The tolerance rule: twice the error PyTorch itself makes at that dtype against fp64, which is computed on the CPU."""
 
-import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
-from unittest import mock
 
 import torch
-import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import atrousops as ao
@@ -16,37 +15,54 @@ from atrousops.testing import disagreement
 
 T = TypeVar("T")
 
-# What references are made of, by the beginnings of the names in torch.nn.functional and torchvision.ops.
-_PEERS = ("conv", "max_pool", "max_unpool", "roi_", "linear", "softmax", "interpolate")
 
-
-@contextlib.contextmanager
-def references_on_the_cpu() -> Iterator[None]:
+class References(TorchFunctionMode):
     """Inside, what PyTorch and torchvision compute of fp64 tensors on a GPU they compute on the CPU, gradients too.
 
-    A result in fp64 is a reference, and must not come from another kernel of the GPU under test.
+    A result in fp64 is a reference, and must not come from another kernel of the GPU under test. Our operators, views,
+    and what draws, makes or moves tensors stay where they are.
     """
-    modules = [F]
-    with contextlib.suppress(ImportError):  # another torch has no torchvision
-        import torchvision
 
-        modules.append(torchvision.ops)
-    with contextlib.ExitStack() as stack:
-        for module in modules:
-            for name in filter(lambda name: name.startswith(_PEERS), dir(module)):
-                if callable(function := getattr(module, name)) and not isinstance(function, type):
-                    stack.enter_context(mock.patch.object(module, name, _moved(function)))
-        yield
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # Calls of ours see no mode but while a function of PyTorch's runs: they take another way under one.
+        if torch.compiler.is_compiling() or not _is_exact(args, kwargs):
+            return func(*args, **kwargs)
+        with _Moved():
+            return func(*args, **kwargs)
 
 
-def _moved(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        exact = any(t.dtype == torch.float64 and _is_away(t) for t in tensors)
-        return on_the_cpu(function, *args, **kwargs) if exact else function(*args, **kwargs)
+class _Moved(TorchDispatchMode):
+    """Operators, forward and backward, as `References` has them."""
 
-    return call
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not (_computes(func) and _is_exact(args, kwargs)):
+            return func(*args, **kwargs)
+        if not func._schema.is_mutable:
+            return on_the_cpu(func, *args, **kwargs)
+        target = args[0]
+        return target.copy_(on_the_cpu(func, *args, **kwargs))
+
+
+@functools.cache
+def _computes(func: Any) -> bool:
+    """Whether an operator makes new values of others, in tensors of its own or in its first argument."""
+    if func.namespace not in ("aten", "torchvision"):
+        return False
+    schema = func._schema
+    written = [bool(argument.alias_info) for argument in schema.arguments]
+    alone = not any(written[1:]) and (not written[0] or (schema.is_mutable and torch.Tag.inplace_view not in func.tags))
+    drawn = torch.Tag.nondeterministic_seeded in func.tags
+    moves = any(argument.name == "device" for argument in schema.arguments) or "copy_" in func._opname
+    return bool(schema.returns) and alone and not drawn and not moves
+
+
+def _is_exact(args: Any, kwargs: Any) -> bool:
+    """Whether the tensors are real, and some in fp64 and away."""
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+    real = all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in tensors)
+    return real and any(t.dtype == torch.float64 and _is_away(t) for t in tensors)
 
 
 def _is_away(t: torch.Tensor) -> bool:

@@ -1,6 +1,7 @@
 """The script for a GPU machine, with steps that need none: it has to be right the first time it meets one."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 import unittest
 
 import gpu_check
+import gpu_steps
 import pytest
 from gpu_check import ROOT, Run, Step
 
@@ -54,6 +56,13 @@ def test_a_later_stage_waits_and_a_slow_step_is_stopped(tmp_path):
     assert "stopped after 1 s: so far" in (tmp_path / "summary.json").read_text()
 
 
+def test_the_figures_of_a_command_are_its_last_line_but_for_its_files(tmp_path):
+    code = "print('3 families passed, 0 failed'); print('-> verdicts/h100.json')"
+    done = Run(tmp_path, 60, False)
+    assert done.stages([step("selfcheck", code)], 1)
+    assert done.results[0].figures == "3 families passed, 0 failed"
+
+
 def test_what_there_was_no_time_for_is_said(tmp_path):
     assert not Run(tmp_path, 0, False).stages([step("late", "")], 1)
     assert not (tmp_path / "passed").exists()
@@ -65,7 +74,7 @@ def test_counts_of_pytest_and_a_file_without_gpu_tests(tmp_path):
     def run(name: str, *options: str) -> Step:
         report = f"--junitxml={tmp_path / name}.xml"
         command = [sys.executable, "-m", "pytest", "-q", *options, report, str(tmp_path / "test_it.py")]
-        return Step(name, command, 60, passes=(0, gpu_check.NO_TESTS))
+        return Step(name, command, 60, passes=(0, gpu_steps.NO_TESTS))
 
     done = Run(tmp_path, 60, False)
     assert not done.stages([run("all"), run("none", "-k", "three")], 1)
@@ -77,8 +86,8 @@ def test_compute_sanitizer_sees_every_operator(monkeypatch, tmp_path):
     tool = tmp_path / "compute-sanitizer"
     tool.write_text("#!/bin/sh\necho --kernel-regex\n")
     tool.chmod(0o755)
-    monkeypatch.setattr(gpu_check, "sanitizer", lambda: str(tool))
-    commands = {s.name: s.command for s in gpu_check.sanitizer_steps()}
+    monkeypatch.setattr(gpu_steps, "sanitizer", lambda: str(tool))
+    commands = {s.name: s.command for s in gpu_steps.sanitizer_steps()}
     assert list(commands) == ["memcheck", "racecheck", "initcheck", "synccheck"]
     assert all(command[-1] == "tests/every_operator.py" for command in commands.values())
     assert [name for name, command in commands.items() if "kns=atrousops" not in command] == ["initcheck"]
@@ -140,9 +149,14 @@ def all_hang(monkeypatch) -> tuple[list[float], dict[str, float]]:
         begun[step.name] = limit
         return gpu_check.Result(step.name, False, 124, limit, "", sources)
 
+    def answered() -> bool:
+        """To import torch and ask the driver takes its time too."""
+        now[0] += 8 / InTurn.side_by_side
+        return True
+
     monkeypatch.setattr(gpu_check.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(gpu_check, "perform", hang)
-    monkeypatch.setattr(gpu_check, "is_alive", lambda: True)
+    monkeypatch.setattr(gpu_check, "is_alive", answered)
     monkeypatch.setattr(gpu_check, "ThreadPoolExecutor", InTurn)
     return now, begun
 
@@ -150,9 +164,9 @@ def all_hang(monkeypatch) -> tuple[list[float], dict[str, float]]:
 def test_fourteen_minutes_are_enough_though_every_step_hangs(tmp_path, monkeypatch):
     """Every step has its turn, those of most worth first, and the run ends in time."""
     now, begun = all_hang(monkeypatch)
-    monkeypatch.setattr(gpu_check, "sanitizer", lambda: sys.executable)
-    checks = [gpu_check.selfcheck_step(tmp_path), *gpu_check.test_steps(tmp_path)]
-    steps = [*checks, *gpu_check.sanitizer_steps(), *gpu_check.benchmark_steps(tmp_path)]
+    monkeypatch.setattr(gpu_steps, "sanitizer", lambda: sys.executable)
+    checks = [gpu_steps.selfcheck_step(tmp_path), *gpu_steps.file_steps(tmp_path)]
+    steps = [*checks, *gpu_steps.sanitizer_steps(), *gpu_steps.benchmark_steps(tmp_path)]
     done = Run(tmp_path, 840, False)
     assert not done.stages([step("libraries", "", 60)], 1)
     assert not done.stages(steps, 4)
@@ -167,12 +181,12 @@ def test_fourteen_minutes_are_enough_though_every_step_hangs(tmp_path, monkeypat
 def test_a_short_run_gives_its_time_to_the_first(tmp_path, monkeypatch):
     """Where there is less time than is promised: a few seconds for each would show nothing of any."""
     now, begun = all_hang(monkeypatch)
-    steps = [gpu_check.selfcheck_step(tmp_path), *(step(f"test_{i}", "", 420, stage=2) for i in range(40))]
+    steps = [gpu_steps.selfcheck_step(tmp_path), *(step(f"test_{i}", "", 420, stage=2) for i in range(40))]
     done = Run(tmp_path, 240, False)
     assert not done.stages(steps, 1)
-    assert begun == {"selfcheck": 120} | {f"test_{i}": 20 for i in range(6)}
+    assert begun == {"selfcheck": 120} | {f"test_{i}": 20 for i in range(4)}
     assert now[0] == 240
-    assert done.left == [f"test_{i}" for i in range(6, 40)]
+    assert done.left == [f"test_{i}" for i in range(4, 40)]
 
 
 def test_a_missing_package_has_a_stand_in(tmp_path, monkeypatch):
@@ -190,14 +204,14 @@ def test_a_missing_package_has_a_stand_in(tmp_path, monkeypatch):
 
 def test_verdicts_are_among_the_results_and_the_benchmarks_find_them(tmp_path):
     kept = {"ATROUSOPS_PLANS": str(tmp_path / "verdicts")}
-    steps = [gpu_check.selfcheck_step(tmp_path), *gpu_check.benchmark_steps(tmp_path)]
+    steps = [gpu_steps.selfcheck_step(tmp_path), *gpu_steps.benchmark_steps(tmp_path)]
     assert [s.environment for s in steps] == [kept, kept]
     assert steps[0].command[1:] == ["-m", "atrousops", "selfcheck"]
 
 
 def test_every_file_with_a_gpu_test_is_among_the_steps(request):
     """As far as tests were collected here; those that need a GPU may have been left out, their like on the CPU not."""
-    files = {path.relative_to(ROOT) for path in gpu_check.gpu_files()}
+    files = {path.relative_to(ROOT) for path in gpu_steps.gpu_files()}
     like = [item for item in request.session.items if getattr(item, "callspec", None)]
     wanted = {item.path for item in like if item.callspec.params.get("backend") == "host_cuda"}
     assert {path.relative_to(ROOT) for path in wanted} <= files
@@ -205,6 +219,40 @@ def test_every_file_with_a_gpu_test_is_among_the_steps(request):
     assert {"test_gpu", "test_conv", "test_roi_pool", "test_permutohedral"} <= stems
     # torch.compile's backend is none of these.
     assert not {"test_transforms", "test_aspp"} & stems
+
+
+def test_the_emulations_own_tests_are_for_it_alone():
+    of_both, emulated = gpu_steps.gpu_files(), gpu_steps.gpu_files(emulated=True)
+    assert {path.parent.name for path in set(emulated) - set(of_both)} == {"emulated_gpu"}
+    assert set(of_both) < set(emulated)
+
+
+def test_a_rehearsal_has_a_few_tests_of_each_file(tmp_path):
+    """Far apart in their order, and counted as the others are."""
+    (tmp_path / "test_a.py").write_text(
+        "import pytest\n@pytest.mark.parametrize('i', range(9))\ndef test_it(i): print('ran', i)"
+    )
+    (tmp_path / "test_b.py").write_text("def test_alone(): pass")
+    (file,) = [step for step in gpu_steps.file_steps(tmp_path, True, 2) if step.name == "test_conv"]
+    words = [word for word in file.command if not word.endswith("test_conv.py")]
+    words[words.index("gpu")] = "not gpu"
+    done = Run(tmp_path, 60, False)
+    command = [*words, "-s", "--rootdir", str(tmp_path), str(tmp_path)]
+    assert done.stages([Step("test_conv", command, 60)], 1)
+    assert done.results[0].figures == "3 tests, 0 failures, 0 errors, 0 skipped"
+    assert re.findall(r"ran (\d)", (tmp_path / "test_conv.log").read_text()) == ["0", "4"]
+
+
+def test_selfcheck_ends_before_its_step_does(tmp_path, monkeypatch):
+    """Its verdicts are written at its end; an emulated device takes minutes for a family."""
+    now, begun = all_hang(monkeypatch)
+    for seconds, few in ((3600, 0), (840, 2)):
+        check = gpu_steps.selfcheck_step(tmp_path, True, few)
+        steps = [check, *gpu_steps.file_steps(tmp_path, True, few), *gpu_steps.tool_steps(tmp_path, True, few)[0]]
+        now[0] = 0.0
+        Run(tmp_path, seconds, False).stages(steps, 2)
+        asked = float(check.command[check.command.index("--seconds") + 1])
+        assert asked + 60 < begun["selfcheck"]
 
 
 def test_dry_run_needs_no_gpu():
@@ -228,10 +276,10 @@ def pretend(monkeypatch, name: str, emulated: bool, tests: list[Step], *argument
     monkeypatch.setattr(gpu_check, "gpu", lambda: (name, emulated))
     monkeypatch.setattr(gpu_check, "is_alive", lambda: True)
     monkeypatch.setattr(gpu_check, "library_steps", lambda: [step("libraries", "")])
-    monkeypatch.setattr(gpu_check, "test_steps", lambda folder: tests)
-    monkeypatch.setattr(gpu_check, "sanitizer_steps", list)
-    monkeypatch.setattr(gpu_check, "benchmark_steps", lambda folder: [step("bench", "", stage=4)])
-    monkeypatch.setattr(gpu_check, "selfcheck_step", lambda folder, emulated: step("selfcheck", "", stage=1))
+    tools = [] if emulated else [step("bench", "", stage=4)]
+    monkeypatch.setattr(gpu_check, "file_steps", lambda folder, emulated, few: tests)
+    monkeypatch.setattr(gpu_check, "tool_steps", lambda folder, emulated, few: (tools, []))
+    monkeypatch.setattr(gpu_check, "selfcheck_step", lambda folder, emulated, few: step("selfcheck", "", stage=1))
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", *arguments])
 
 
@@ -256,13 +304,17 @@ def test_an_emulated_device_files_nothing_among_results(monkeypatch):
     assert not (results / "x").exists()
     assert gpu_check.folder_of("H100 EMULATED", True, None) == ROOT / "build" / "gpu_check" / "h100-emulated"
     assert gpu_check.folder_of("NVIDIA H100", False, None) == results / "nvidia-h100"
+    # Nor does a rehearsal, in which steps pass that have run in part.
+    assert gpu_check.folder_of("NVIDIA H100", False, None, 2) == ROOT / "build" / "gpu_check" / "nvidia-h100-few"
+    with pytest.raises(SystemExit, match="for NVIDIA H100, of which a rehearsal says little"):
+        gpu_check.folder_of("NVIDIA H100", False, results, 2)
 
 
 def test_a_whole_run_on_a_pretended_gpu(tmp_path, monkeypatch, capsys):
     steps = [step("test_one", "print('fine')", stage=2), step("memcheck", "raise SystemExit(9)", stage=3)]
     pretend(monkeypatch, "NVIDIA H100 80GB HBM3", False, steps, "--output", str(tmp_path))
     monkeypatch.setattr(
-        gpu_check, "selfcheck_step", lambda folder, emulated: step("selfcheck", "raise SystemExit(1)", stage=1)
+        gpu_check, "selfcheck_step", lambda folder, emulated, few: step("selfcheck", "raise SystemExit(1)", stage=1)
     )
     assert gpu_check.main() == 1
     folder = tmp_path / "nvidia-h100-80gb-hbm3"

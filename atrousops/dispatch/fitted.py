@@ -50,12 +50,14 @@ _rates: dict[tuple[str, str, str, bool], Rates] = {}
 
 
 def _fitted_rates(device: Device, name: str, precision: str, channels_last: bool) -> Rates:
+    # With a stride cuDNN may run other kernels, and the rates know of dilation alone.
     fits = [
         fit
         for family, finding in sorted(verdicts.known(device.kind, name).items())
         if finding.ok
         for rate in finding.rates
-        if rate.call is not None and (rate.call.precision, rate.call.channels_last) == (precision, channels_last)
+        if rate.call is not None and max(rate.call.arguments.stride) == 1
+        if (rate.call.precision, rate.call.channels_last) == (precision, channels_last)
         for fit in _fits(device, family.partition(" ")[2], rate.call, rate.ours, rate.aten)
     ]
     return _overlaid(device.rates, fits) if fits else device.rates

@@ -95,6 +95,7 @@ TIMED: tuple[tuple[Shape, tuple[Numbers, ...]], ...] = (
     (Shape("", 4, 256, 256, (65, 65)), _TENSOR_CORES),
     (Shape("", 8, 728, 728, (33, 33), padding=2, dilation=2, groups=728), (Numbers(BF16),)),
     (Shape("", 4, 128, 128, (65, 65), groups=32), (Numbers(BF16),)),
+    (Shape("", 4, 256, 256, (65, 65), stride=2), (Numbers(BF16), Numbers(FLOAT, tf32=True))),
 )
 
 

@@ -71,6 +71,18 @@ def test_other_precisions_and_formats_stay_as_guessed(machine):
         assert [c.seconds for c in one.candidates] == [c.seconds for c in other.candidates]
 
 
+def test_a_timed_stride_says_nothing_of_calls_without(machine):
+    strided = DENSE._replace(stride=(2, 2))
+    before = guessed(DENSE)
+    rate = Rate("a call", 1.0, 1.0, TimedCall(strided, "half", True, 2))
+    strange = {"forward wgmma_strided": Finding(True, "", 3, (rate,))}
+    verdicts.record(
+        "cuda", "cuda:0", strange | {f"forward {n}": Finding(True, "", 3) for n in ("wgmma", "mma", "simt")}
+    )
+    choice.forget()
+    assert seconds(DENSE) == pytest.approx(before)
+
+
 def test_a_call_that_its_launch_outlasts_raises_the_rate_by_no_more_than_is_known(machine):
     timed((DILATED, 1e-9, 1e-9))
     ours, aten = seconds(DILATED)

@@ -1,13 +1,22 @@
-"""One convolution, forward, on each device that can be pretended: which kernel runs there, and what it computes."""
+"""One convolution, forward, on each device that can be pretended: which kernel runs there, and what it computes.
+
+Where ours cannot run, by the device, its driver or a kernel that hangs, others give the right results.
+"""
 
 import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
+from emulated_cases import launched
 from oracle import assert_close
+
+import atrousops as ao
+import atrousops.functional as A
+from atrousops.dispatch import backends, choice, devices, probe, verdicts
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif("ATROUSOPS_EMULATED" not in os.environ, reason="of the emulation")]
 
@@ -60,7 +69,69 @@ def test_a_convolution(device, kernel, arguments, tmp_path):
 
 
 def test_a_device_without_machine_code_is_left_to_pytorch(arguments, tmp_path):
-    y, reason, launched = convolved("T4", tmp_path, *arguments)
+    y, reason, found = convolved("T4", tmp_path, *arguments)
     assert reason.startswith("T4 EMULATED has capability 7.5, and the CUDA library code for sm_80, ")
-    assert launched == []
+    assert found == []
     assert torch.equal(y, torch.conv2d(*arguments, None, 1, 2, 2))
+
+
+class Hanging:
+    """The CUDA library, whose trivial kernel ends when it is released."""
+
+    def __init__(self) -> None:
+        self.library, self.released = probe._cuda(), threading.Event()
+
+    def __getattr__(self, name: str):
+        return getattr(self.library, name)
+
+    def atrousops_cuda_probe(self, *arguments: object) -> None:
+        self.released.wait(60)
+
+
+@pytest.fixture
+def asked_anew(monkeypatch):
+    """Kernels that have passed their check, on a device that has to be asked again whether it runs them."""
+
+    def forget() -> None:
+        for cache in (probe._verdict, probe.runs_nowhere, devices._gpu):
+            cache.cache_clear()
+        choice.forget()
+
+    forget()
+    monkeypatch.setattr(verdicts, "why_not", lambda *asked: "")
+    yield monkeypatch
+    forget()
+
+
+def others_compute(x, w) -> str:
+    """Holds PyTorch's operator, and readable PyTorch of what it has none for, to the CPU; why ours do not run."""
+    values, features = torch.randn(1, 2, 12), torch.randn(1, 2, 12)
+    results: list[torch.Tensor] = []
+
+    def call() -> None:
+        on_gpu = [t.cuda() for t in (x, w, values, features)]
+        results.extend([A.conv2d(*on_gpu[:2], None, 1, 2, 2), A.permutohedral_filter(*on_gpu[2:])])
+
+    assert launched(call) == set()
+    y, filtered = (t.cpu() for t in results)
+    assert torch.equal(y, torch.conv2d(x, w, None, 1, 2, 2))
+    with ao.backend("reference"):
+        exact, rounded = (A.permutohedral_filter(values.to(d), features.to(d)) for d in (torch.float64, torch.float32))
+    assert_close(filtered, exact, rounded)
+    return backends.can_run("cuda", "conv", torch.device("cuda"), x.dtype).reason
+
+
+def test_a_driver_that_is_too_old_is_left_to_others(asked_anew, arguments):
+    asked_anew.setattr(probe, "versions", lambda: (12080, 13000))
+    why = "the driver knows CUDA 12.8, and the CUDA library was built with 13.0: update the driver, or "
+    assert others_compute(*arguments).startswith(why)
+
+
+def test_a_device_whose_kernels_hang_is_left_to_others(asked_anew, arguments):
+    library = Hanging()
+    asked_anew.setattr(probe, "LIMIT", 0.05)
+    asked_anew.setattr(probe, "_cuda", lambda: library)
+    try:
+        assert others_compute(*arguments) == "a trivial kernel failed on cuda:0: it did not end within 0.05 s"
+    finally:
+        library.released.set()

@@ -6,9 +6,14 @@ import os
 import pytest
 import torch
 import torchvision
+from emulated_cases import launched
 
 import atrousops as ao
 import atrousops.functional as A
+from atrousops.dispatch import probe
+from atrousops.dispatch.verdicts import Finding
+from atrousops.proof import check
+from atrousops.proof.cases import Case, Family
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif("ATROUSOPS_EMULATED" not in os.environ, reason="of the emulation")]
 
@@ -65,12 +70,26 @@ def test_a_tensor_map_needs_a_context_and_aligned_strides():
     def encoded(stride: int) -> int:
         return function(place, 7, 2, 4096, sizes, (ctypes.c_uint64 * 1)(stride), box, ones, 0, 0, 0, 0)
 
+    x, w = (torch.randn(*size).cuda().bfloat16().movedim(-1, 1) for size in ((1, 9, 9, 64), (64, 3, 3, 64)))
     torch.cuda.synchronize()
     assert encoded(256) == 0
     assert encoded(264) == 1
     runtime.fake_cuda_forget_context()
     assert encoded(256) == 201
-    torch.cuda.set_device(0)
+    # Ours find themselves one.
+    with ao.backend("cuda"):
+        found = launched(lambda: A.conv2d(x, w, None, 1, 2, 2))
+    assert any("wgmma" in name for name in found)
+    assert encoded(256) == 0
+
+
+def test_an_error_is_raised_once():
+    """CUDA keeps it until it is asked for, and PyTorch's next call would raise it again."""
+    said = ctypes.create_string_buffer(1024)
+    probe._cuda().atrousops_cuda_probe(99, said, len(said))
+    assert b"cudaSetDevice: cudaErrorInvalidDevice: " in said.value
+    assert ctypes.CDLL("libcudart.so.13").cudaPeekAtLastError() == 0
+    assert torch.ones(3, device="cuda").sum().item() == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
@@ -93,3 +112,14 @@ def test_torchvisions_operators_run():
     boxes, scores = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 5], [8, 8, 9, 9]]), torch.tensor([0.9, 0.8, 0.7])
     kept = torchvision.ops.nms(boxes.cuda(), scores.cuda(), 0.5)
     assert kept.tolist() == [0, 2]
+
+
+def test_selfcheck_leaves_many_blocks_and_times_to_hardware():
+    def right(x):
+        return torch.nn.functional.max_pool2d(x, 2)
+
+    def case(ours):
+        return Case("max_pool2d 2", lambda make: [make((1, 2, 6, 6))], ours, right)
+
+    family = Family((case(lambda x: A.max_pool2d(x, 2)),), (case(lambda x: 0 * right(x)),), (case(right),))
+    assert check.check(family, "cuda", "cuda", print, lambda: 100.0) == Finding(True, "", 1)

@@ -143,6 +143,7 @@ def test_copies_that_step_over_elements_are_a_family_apart():
         assert min(*(min(a.padding) for a in strided)) > 0
         assert len({(c.dtype, c.tf32) for c in found[f"{kind} wgmma_strided"].cases}) == dtypes
         assert found[f"{kind} wgmma_strided"].larger
+        assert {max(c.call.arguments.stride) for c in found[f"{kind} wgmma_strided"].timed} == {2}
     for name, family in found.items():
         if name in ("forward wgmma", "weight_grad wgmma"):
             assert {max(c.call.arguments.stride) for c in family.cases} == {1}, name

@@ -190,6 +190,30 @@ def test_an_emulated_gpu_leaves_no_file(gpu, monkeypatch, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize(("name", "hangs"), [("NVIDIA H100", True), ("H100 EMULATED", False)])
+def test_only_hardware_hangs(gpu, name, hangs):
+    """A family that takes an emulated device long has the time that is left, whose end is no verdict."""
+    gpu.name = name
+
+    class Slow:
+        def ready(self, limit):
+            pass
+
+        def ask(self, question, limit):
+            if question["family"]:
+                raise Ended(f"did not end within {limit:.0f} s", True)
+            return {"ok": True}
+
+        def stop(self):
+            pass
+
+    result = run.Selfcheck("cuda:0", name)
+    run._run(result, Slow(), 1000, print)
+    reasons = [finding.reason for finding in result.findings.get("cuda", {}).values()]
+    assert reasons == (["did not end within 250 s"] if hangs else [])
+    assert result.left == ([] if hangs else ["cuda good"])
+
+
 def test_what_nobody_else_runs_is_said(gpu):
     passed = verdicts.Finding(True, "")
     wrong = verdicts.Finding(False, "error")
