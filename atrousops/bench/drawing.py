@@ -72,10 +72,13 @@ def svg(nodes: dict[int, Node], title: str) -> str:
 
 
 def _rank(boxes: dict[int, _Box]) -> None:
-    """Rows: as early as the sources allow, then as late as the readers do."""
+    """Rows: as early as the sources allow, then as late as the readers do; outputs are in the last one."""
     for box in boxes.values():
         box.rank = max([boxes[s].rank + 1 for s in box.node.sources], default=0)
+    last = max(box.rank for box in boxes.values())
     for number in reversed(boxes):
+        if boxes[number].node.merge == "output":
+            boxes[number].rank = last
         readers = [box.rank for box in boxes.values() if number in box.node.sources]
         if readers and number:
             boxes[number].rank = min(readers) - 1

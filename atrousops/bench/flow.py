@@ -137,7 +137,7 @@ class _Trace(TorchDispatchMode):
         node = self.nodes.setdefault(number, Node(names, what.pop("layers", []), **what))
         spatial = first.shape[2] if first.dim() == 4 else 1
         shape = (first.shape[1] if first.dim() > 1 else 1, spatial)
-        node.several |= node.shape not in ((0, 0), shape) and key is not None
+        node.several |= node.shape not in ((0, 0), shape) and isinstance(key, nn.Module)
         node.shape = shape
         return number
 
