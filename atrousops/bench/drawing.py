@@ -14,7 +14,7 @@ from atrousops.bench.flow import Node
 # All lengths in pixels.
 WIDTH = 700
 _MARGIN, _NAMES, _LANE, _GAP, _LINE = 8, 122, 12, 24, 14
-_WIDEST, _NARROWER, _NARROWEST = 400, 46, 150
+_WIDEST, _NARROWER, _NARROWEST = 400, 46, 160
 # Of a letter in bold and in plain type, on average.
 _BOLD, _PLAIN = 7.0, 6.1
 # By log2 of the stride: fill and text.
