@@ -129,7 +129,8 @@ def _weights(name: str) -> Iterator[str]:
         yield "| NAME | where FILE comes from |\n|---|---|"
         yield "\n".join(loads) + "\n"
     elif not ours:
-        yield "Neither `atrousops.models.load` nor `atrousops.models.load_published` has an entry for this network.\n"
+        yield "`atrousops.models.load` and `load_published` have no entry for this factory. Where weights of another"
+        yield "fit, the text above says so.\n"
 
 
 def _scores(recipes: list[Scored]) -> Iterator[str]:
@@ -176,6 +177,8 @@ def _costs(name: str, speed: Sequence[Report]) -> Iterator[str]:
             f"Counted from the shapes of one image of {SIDE}x{SIDE} pixels with the defaults above, not measured: the "
             "multiply-adds of convolutions and matrix products, and the maps that live at one time.\n"
         )
+    else:
+        yield "How much is computed depends on what is in the image, and is not counted here.\n"
     rows = [(report, row) for report in speed for row in report.results if row.case == f"{name}, {ON_CAMVID}"]
     if not rows:
         return
