@@ -130,8 +130,6 @@ def _add_study(commands: Commands, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pages", metavar="DIR", help="also write a page for each network, such as to docs/networks")
     parser.add_argument("--speed", nargs="+", default=[], metavar="FILE", help="of `bench --suite networks`, for pages")
-    parser.add_argument("--photo", metavar="FILE", help="a photograph to segment for the pages, instead of the data's")
-    parser.add_argument("--credit", default="", metavar="TEXT", help="whose it is, Markdown")
     parser.set_defaults(run=_study)
 
 
@@ -153,8 +151,7 @@ def _study(args: argparse.Namespace) -> int:
         from atrousops.bench.results import Report
 
         speed = [Report.load(Path(file)) for file in args.speed]
-        photo = pages.Photo(Path(args.photo), args.credit) if args.photo else None
-        written = pages.write(args.runs, args.pages, speed, photo, args.table)
+        written = pages.write(args.runs, args.pages, speed, args.table)
         print(f"-> {args.pages}: {len(written)} pages")
     return FAILURE if failed else 0
 

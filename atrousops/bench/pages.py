@@ -1,4 +1,4 @@
-"""A page for each network: what it is, what came of its recipes, what it costs, a picture."""
+"""A page for each network: what it is, a drawing of its stages, its weights, scores of its recipes, what it costs."""
 
 from __future__ import annotations
 
@@ -6,57 +6,62 @@ import inspect
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
 
 from atrousops import models
+from atrousops.bench import costs, drawing, flow
 from atrousops.bench.results import DISPATCHED, Report, Result
 from atrousops.bench.suites.networks import ON_CAMVID
 from atrousops.common.files import write_atomically
-from atrousops.data import decode
-from atrousops.engine import pictures
-from atrousops.engine.predict import load_predictor
 from atrousops.engine.table import Scored, scored, sections
 
-# Of the picture of a page, in pixels.
-WIDTH = 960
+# Of the image whose cost is counted, in pixels.
+SIDE = 513
+# Networks that look into their images, with sides of two: on the device "meta" they do not run.
+_ON_CPU = {"crfrnn": (33, 65), "mask_rcnn": (129, 257)}
+_CAPTION = """A box is a stage, and an arrow leads from a stage to one that reads its result. The drawing is made from a
+run of the module. Wide and pale boxes are fine maps, narrow and dark ones coarse: 1/8 means one position for 8 pixels
+along each axis. Grey boxes give maps of one fixed size, or of several. An orange outline marks convolutions with a rate
+above 1. On the left are the names of modules."""
+_PICTURES = {
+    "deeplabv3plus_efficientnet_lite2": (
+        "../demo.jpg",
+        "Left: a photograph (the astronaut Eileen Collins, NASA, public domain). Middle: the pixels that this network "
+        "takes for a person, with the weights that come with the package. Right: the same after the dense CRF.",
+    ),
+    "unet": (
+        "unet.jpg",
+        "Two microscope images of the nuclei set. From left to right: the image, the nuclei that people outlined, and "
+        "those that the recipe `nuclei/unet` found.",
+    ),
+}
 _INDEX = """# Networks
 
-A page each, written by `atrousops study RECIPES --pages docs/networks`: the factory in `atrousops.models`, the scores
-of its recipes ([results](../results.md) has them all), and what an image costs.
+A page each, written by `atrousops study RECIPES --pages docs/networks`: what the factory in `atrousops.models` builds,
+a drawing of its stages, its weights, the scores of its recipes ([results](../results.md) has them all), and what an
+image costs. Multiply-adds are those of one image of 513x513 pixels.
 
-| network | | parameters, as in its paper | mIoU on CamVid, best recipe |
-|---|---|---|---|
+| network | | parameters | multiply-adds | mIoU on CamVid, best recipe |
+|---|---|---|---|---|
 """
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A photograph to segment for the pages, where a data set's may not be shown; credit: whose it is, in Markdown."""
-
-    path: Path
-    credit: str
 
 
 def write(
     runs: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     speed: Sequence[Report] = (),
-    photo: Photo | None = None,
     table: str | os.PathLike[str] | None = None,
 ) -> list[Path]:
-    """Writes NAME.md, and NAME.jpg where there is a picture, of every network, and README.md with a line for each.
+    """Writes NAME.md and the drawing NAME.svg of every network, and README.md with a line for each.
 
     Args:
         runs: folder of runs that `study.main` made.
         folder: where to.
         speed: results of `atrousops bench --suite networks`, of one or more machines.
-        photo: what the pictures show of semantic networks; None takes those that training left. Where the run of
-            the best recipe is not at hand, its picture stays if the page has it.
         table: the table that `study.main` wrote, whose rows count although their runs are not at hand.
 
     Returns:
@@ -70,12 +75,11 @@ def write(
     pages, lines = [], []
     for name in models.list("networks"):
         recipes = found.get(name, [])
-        shown = _picture(Path(runs), recipes, folder / f"{name}.jpg", photo)
-        parameters = _parameters(name)
-        text = "\n".join([*_about(name, parameters), *_scores(recipes), *shown, *_costs(name, speed)])
+        above = [*_about(name, folder), *_weights(name), *_picture(name, folder)]
+        text = "\n".join([*above, *_scores(recipes), *_costs(name, speed)])
         pages.append(folder / f"{name}.md")
         _write(pages[-1], text)
-        lines.append(_line(name, parameters, recipes))
+        lines.append(_line(name, recipes))
     _write(folder / "README.md", _INDEX + "\n".join(lines))
     return pages
 
@@ -88,90 +92,103 @@ def _doc(name: str) -> str:
     return inspect.getdoc(models.registry.factory(name)) or ""
 
 
-def _parameters(name: str) -> str:
-    with torch.device("meta"):
-        return f"{sum(p.numel() for p in models.build(name).parameters()) / 1e6:.1f} M"
-
-
-def _line(name: str, parameters: str, recipes: list[Scored]) -> str:
+def _line(name: str, recipes: list[Scored]) -> str:
     scores = [values["summary"]["miou"] for key, values in recipes if key.startswith("camvid/")]
     best = f"{100 * max(scores):.1f} %" if scores else ""
-    return f"| [{name}]({name}.md) | {_doc(name).splitlines()[0]} | {parameters} | {best} |"
+    return f"| [{name}]({name}.md) | {_doc(name).splitlines()[0]} | {' | '.join(_counted(name)[:2])} | {best} |"
 
 
-def _about(name: str, parameters: str) -> Iterator[str]:
+def _about(name: str, folder: Path) -> Iterator[str]:
     # From the first section on it is no Markdown.
     head, *rest = re.split(r"^(?=(?:Args|Returns|Raises):\n)", _doc(name), maxsplit=1, flags=re.MULTILINE)
     yield f"# {name}\n\n{head.strip()}\n"
+    if name in models.registry.NETWORKS:
+        write_atomically(folder / f"{name}.svg", lambda path: Path(path).write_text(_drawn(name)))
+        yield f"## Stages\n\n{_CAPTION}\n\n![The stages of {name}]({name}.svg)\n"
     taken = inspect.signature(models.registry.factory(name)).parameters.values()
-    arguments = ", ".join(f"{p.name}={p.default!r}" for p in taken)
-    yield f"`atrousops.models.{name}({arguments})` has {parameters} parameters.\n"
-    loads = [f"| `{key}` | {entry.source} |" for key, entry in models.PUBLISHED.items() if entry.network == name]
-    if loads:
-        yield "Weights that others published and `load_published` reads:\n\n| name | from |\n|---|---|"
-        yield "\n".join(loads) + "\n"
-    else:
-        yield "`load_published` reads no weights of it.\n"
+    arguments = ", ".join(f"{p.name}={_shown(p.default)}" for p in taken if p.kind is not p.VAR_KEYWORD)
+    yield f"## Call\n\n`atrousops.models.{name}({arguments})`\n"
     for tail in rest:
         yield f"```text\n{tail.rstrip()}\n```\n"
+
+
+def _shown(default: Any) -> str:
+    text = repr(default)
+    return text if len(text) < 60 else f"{type(default).__name__}(...)"
+
+
+def _weights(name: str) -> Iterator[str]:
+    yield "## Weights\n"
+    headers = {key: models.registry.header_of(models.registry.locate(key)) for key in models.registry.SHIPPED}
+    ours = [key for key, info in headers.items() if info is not None and info.network == name]
+    for key in ours:
+        yield f'`atrousops.models.load("{key}")` gives the network with weights that come with the package.\n'
+    loads = [f"| `{key}` | {entry.source} |" for key, entry in models.PUBLISHED.items() if entry.network == name]
+    if loads:
+        yield "`atrousops.models.load_published(NAME, FILE)` gives the network with weights that others published:\n"
+        yield "| NAME | where FILE comes from |\n|---|---|"
+        yield "\n".join(loads) + "\n"
+    elif not ours:
+        yield "`atrousops.models.load` and `load_published` have no entry for this factory. Where weights of another"
+        yield "fit, the text above says so.\n"
 
 
 def _scores(recipes: list[Scored]) -> Iterator[str]:
     yield from sections(recipes)
     if recipes:
-        yield "How these came about stands in [results](../results.md).\n"
+        yield "[Results](../results.md) says how these runs were made. Each is one run: seeds were not compared.\n"
 
 
-def _picture(runs: Path, recipes: list[Scored], path: Path, photo: Photo | None) -> Iterator[str]:
-    """The best recipe's: a photograph beside the network's labels, or two rows of training's last pictures."""
-    for key, values in sorted(recipes, key=lambda recipe: -recipe[1]["summary"]["miou"]):
-        left = sorted((runs / key / "pictures").glob("*.png"))
-        weights = runs / key / "weights.safetensors"
-        if kept := _kept(path, key, weights):
-            yield kept
-            return
-        if photo is not None and weights.exists() and values["recipe"]["data"]["name"] != "nuclei":
-            image = _segmented(weights, photo.path)
-            caption = f"The labels of `{key}` for a photograph ({photo.credit})"
-        elif left:
-            image, caption = Image.fromarray(decode.read_image(left[-1])), f"Images, labels, and the labels of `{key}`"
-            image = image.crop((0, 0, image.width, image.height // 2))
-        else:
-            continue
-        image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
-        write_atomically(path, partial(image.save, format="JPEG", quality=85))
-        yield f"{caption}:\n\n![predictions]({path.name})\n"
-        return
+def _picture(name: str, folder: Path) -> Iterator[str]:
+    """A result that is worth a look, where the folder has it."""
+    file, caption = _PICTURES.get(name, ("", ""))
+    if file and (folder / file).exists():
+        yield f"## A result\n\n{caption}\n\n![A result of {name}]({file})\n"
 
 
-def _kept(path: Path, key: str, weights: Path) -> str | None:
-    """What stands under the page's picture of a run, if that is no longer at hand."""
-    page = path.with_suffix(".md")
-    if weights.exists() or not (path.exists() and page.exists()):
-        return None
-    shown = re.search(rf"^.*`{re.escape(key)}`.*:\n\n!\[predictions\].*\n", page.read_text(), re.MULTILINE)
-    return shown[0] if shown else None
+@cache
+def _drawn(name: str) -> str:
+    """The drawing of a network of ours, with its default arguments."""
+    sides = _ON_CPU.get(name)
+    with torch.device("cpu" if sides else "meta"):
+        network = models.build(name)
+    return drawing.svg(flow.flow(network, "cpu", sides) if sides else flow.flow(network), f"The stages of {name}")
 
 
-def _segmented(weights: Path, path: Path) -> Image.Image:
-    predictor, picture = load_predictor(weights), decode.read_image(path)
-    found = pictures.overlay_image(picture, predictor(picture), pictures.class_colors(predictor.classes))
-    both = Image.new("RGB", (2 * found.width, found.height))
-    both.paste(Image.fromarray(picture))
-    both.paste(found, (found.width, 0))
-    return both
+@cache
+def _counted(name: str) -> tuple[str, str, str]:
+    """Parameters; multiply-adds and bytes of an image, where they do not depend on what is in it."""
+    with torch.device("meta"):
+        network = models.build(name)
+    parameters = sum(p.numel() for p in network.parameters())
+    short = f"{parameters / 1e6:.1f} M" if parameters > 1e5 else f"{parameters / 1e6:.3f} M"
+    if name in _ON_CPU or name not in models.registry.NETWORKS:
+        return short, "", ""
+    operations, most = costs.count(network, SIDE)
+    return short, f"{operations / 1e9:.1f} G", f"{most / 1e6:.0f} MB"
 
 
 def _costs(name: str, speed: Sequence[Report]) -> Iterator[str]:
+    parameters, operations, most = _counted(name)
+    yield "## Cost\n\n| parameters | multiply-adds | maps at most, fp32 |\n|---|---|---|"
+    yield f"| {parameters} | {operations} | {most} |\n"
+    if operations:
+        yield (
+            f"Counted from the shapes of one image of {SIDE}x{SIDE} pixels with the defaults above, not measured: the "
+            "multiply-adds of convolutions and matrix products, and the maps that live at one time.\n"
+        )
+    else:
+        yield "How much is computed depends on what is in the image, and is not counted here.\n"
     rows = [(report, row) for report in speed for row in report.results if row.case == f"{name}, {ON_CAMVID}"]
     if not rows:
         return
-    yield f"## Cost\n\nOne image of {ON_CAMVID}, to labels, with the defaults above.\n"
-    yield "| | images a second | memory at most | machine |\n|---|---|---|---|"
+    yield f"Measured: one image of {ON_CAMVID}, from the image to labels, with the defaults above.\n"
+    yield "| | images a second | memory at most | machine | day |\n|---|---|---|---|---|"
     for report, row in rows:
+        where = f"{report.environment.get('device', '')} | {report.environment.get('date', '')[:10]} |"
         for way in (DISPATCHED, row.incumbent, *row.beside):
             if way in row.timings or way in row.beside:
-                yield f"{_cost(row, way)} {report.environment.get('device', '')} |"
+                yield f"{_cost(row, way)} {where}"
 
 
 def _cost(row: Result, way: str) -> str:

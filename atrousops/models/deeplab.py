@@ -92,7 +92,7 @@ def deeplabv3(
     backbone_arguments: Mapping[str, Any] | None = None,
     in_channels: int = 3,
 ) -> SegmentationModel:
-    """DeepLab v3 on any encoder, with every part of its paper's tables to be left out.
+    """DeepLab v3 on any encoder; each part that the paper's tables test can be left out.
 
     | part | output at output_stride 16 (8, 32) |
     |---|---|
@@ -103,8 +103,10 @@ def deeplabv3(
     The 3x3 convolution is torchvision's. The paper and its release on TensorFlow have none (last_3x3=False), and the
     release aligns corners.
 
-    Release: torchvision's with these defaults, whose weights load. Of TensorFlow's the head can be had; its ResNets
-    have the stride of a stage in its last block, which is not here, and image pooling comes first in its ASPP.
+    Release: with these defaults and aux=True it is torchvision's `deeplabv3_resnet101`, whose state dict
+    `load_state_dict` takes; `load_published("deeplabv3_resnet101_voc", FILE)` gives that network with its weights. The
+    authors' release on TensorFlow does not load: its ResNets have the stride of a stage in its last block, which is not
+    here, and image pooling comes first in its ASPP.
 
     Args:
         num_classes: K.
@@ -147,7 +149,7 @@ def deeplabv3_resnet50(
     backbone_weights: Mapping[str, Tensor] | None = None,
     in_channels: int = 3,
 ) -> SegmentationModel:
-    """DeepLab v3 on ResNet-50; torchvision's `deeplabv3_resnet50` weights load by `load_state_dict`.
+    """DeepLab v3 on ResNet-50, with torchvision's names of layers.
 
     | part | output at output_stride 8 (16) | channels |
     |---|---|---|
@@ -158,7 +160,8 @@ def deeplabv3_resnet50(
     | ASPP, rates 12 24 36 (6 12 18), image pooling | same | 256 |
     | 3x3, 1x1, bilinear to the input's size | 1 | num_classes |
 
-    Release: torchvision's; the paper's on TensorFlow differs, see `deeplabv3`.
+    Release: torchvision's `deeplabv3_resnet50`. Its file has an auxiliary classifier: `load_published` reads it, and so
+    does `load_state_dict` with aux=True. The authors' release on TensorFlow differs, see `deeplabv3`.
 
     Arguments, result, errors and source as `deeplabv3`; output_stride is 8 or 16, and aux sits on layer3.
     """
@@ -186,7 +189,7 @@ def deeplabv3_mobilenet_v3_large(
     backbone_weights: Mapping[str, Tensor] | None = None,
     in_channels: int = 3,
 ) -> SegmentationModel:
-    """DeepLab v3 on MobileNetV3-Large; torchvision's `deeplabv3_mobilenet_v3_large` weights load by `load_state_dict`.
+    """DeepLab v3 on MobileNetV3-Large, with torchvision's names of layers.
 
     | part | output at output_stride 16 (8) | channels |
     |---|---|---|
@@ -197,7 +200,8 @@ def deeplabv3_mobilenet_v3_large(
     | ASPP, rates 12 24 36 (24 48 72), image pooling | same | 256 |
     | 3x3, 1x1, bilinear to the input's size | 1 | num_classes |
 
-    Release: torchvision's.
+    Release: torchvision's `deeplabv3_mobilenet_v3_large`. Its file has an auxiliary classifier: `load_published` reads
+    it, and so does `load_state_dict` with aux=True.
 
     Arguments and result as `deeplabv3_resnet50`; the auxiliary classifier sits on block 4.
 

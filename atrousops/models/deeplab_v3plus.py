@@ -120,10 +120,11 @@ def deeplabv3plus(
 
     output_stride may be 32, too, with half the rates of 16.
 
-    Releases: jfzhang95's pytorch-deeplab-xception on a ResNet is this with separable=False, align_corners=True and a
-    multi-grid (1, 2, 4). DeepLabV3Plus of segmentation_models_pytorch on a ResNet of torchvision is this with form
-    "smp", rates (12, 24, 36), align_corners=True and backbone_arguments {"full_rate": True}, for images of 16 n pixels.
-    The authors' own on TensorFlow is `deeplabv3plus_xception65`.
+    Releases: two implementations by others are this network with other arguments. jfzhang95's pytorch-deeplab-xception
+    on a ResNet has separable=False, align_corners=True and a multi-grid (1, 2, 4). DeepLabV3Plus of
+    segmentation_models_pytorch on a ResNet of torchvision has form="smp", rates=(12, 24, 36), align_corners=True and
+    backbone_arguments={"full_rate": True}; its results are the same for images of 16 n pixels. The authors' release on
+    TensorFlow is `deeplabv3plus_xception65`.
 
     Args:
         separable: whether the decoder's 3x3 convolutions are separable.
@@ -220,10 +221,9 @@ def deeplabv3plus_xception65(
     Decoder, arguments and result as `deeplabv3plus_resnet50`; width is the channels of the first layer, a multiple of
     4, to which the backbone's others are in proportion; backbone_weights is a state dict of timm's xception65.
 
-    Release: TensorFlow's deeplab with xception_65 is this with align_corners=True, layer by layer; of images of
-    16 n + 1 pixels, on which it trains, the corners stay where they are. Its low-level features are those of
-    `Xception65`. Image pooling comes first in its ASPP and last here, for which `load_published` turns the filters
-    behind it.
+    Release: TensorFlow's deeplab with xception_65. With align_corners=True the layers are the same; the release trains
+    on images of 16 n + 1 pixels. Its low-level features are those of `Xception65`. Image pooling comes first in its
+    ASPP and last here, so `load_published` reorders the filters of the convolution behind it.
     """
     trunk = Xception65(output_stride, width, in_channels)
     return _v3plus(trunk, num_classes, output_stride, backbone_weights, separable, separable_aspp, align_corners)
@@ -244,7 +244,8 @@ def deeplabv3plus_efficientnet_lite2(
     | bilinear, concatenated with low, two separable 3x3 | 1/4 | 160 -> 128 |
     | 1x1, bilinear to the input's size | 1 | num_classes |
 
-    Release: this package's own, whose weights for VOC's persons `load` has.
+    Release: this package's. `load("deeplabv3plus_efficientnet_lite2_voc_person")` gives it with weights that were
+    trained on the people of Pascal VOC.
 
     Args:
         num_classes: K.

@@ -88,11 +88,11 @@ def dilated_vgg16(
     | bilinear to the input's size | num_classes | 1 |
     | dense CRF, or CRF-RNN | num_classes | 1 |
 
-    The authors' release interpolates class probabilities instead of scores, with placement "corner" (but on Cityscapes
-    with "centre", by a deconvolution). Its context modules are "large" with border "input" on VOC, "basic" on the
-    others, see `ContextModule`. Its weights fit layer by layer.
+    Release: the authors', which has the same layers. It interpolates class probabilities instead of scores, with
+    placement "corner"; on Cityscapes with "centre", by a deconvolution. Its context modules are "large" with border
+    "input" on VOC, and "basic" on the other data sets, see `ContextModule`. `load_published` reads its weights.
 
-    The context module starts as the identity on what is positive, so it can be put behind a trained front end.
+    The context module starts as the identity for positive values, so that it can be put behind a trained front end.
 
     Args:
         num_classes: C.

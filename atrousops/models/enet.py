@@ -222,9 +222,9 @@ def enet(num_classes: int = 12, in_channels: int = 3, decoder_prelu: bool = Fals
     a channel, in stages 4 and 5 ReLUs, or PReLUs there too with decoder_prelu. Spatial dropout of 0.01 in stage 1, 0.1
     in stages 2 and 3. The initial block has 16 - in_channels filters; ArgumentError if that is none.
 
-    Release: e-lab's ENet-training, layer by layer; sizes that are no multiple of 8, which it does not take, are padded
-    with zeros. The authors' model for Cityscapes, which bermanmaxim's Enet-PyTorch converts to a state dict, has
-    decoder_prelu, unlike the release's decoder.lua; davidtvs' port needs `enet_davidtvs`.
+    Release: the authors', e-lab's ENet-training, with the same layers. It takes sizes that are multiples of 8; here
+    others are padded with zeros. The authors' model for Cityscapes has decoder_prelu, unlike the release's decoder.lua;
+    `load_published` reads it as bermanmaxim's Enet-PyTorch converts it. The port by davidtvs is `enet_davidtvs`.
 
     Source: Paszke et al., ENet: a deep neural network architecture for real-time semantic segmentation (2016), table 1;
     the authors' release, e-lab's ENet-training.
@@ -233,13 +233,13 @@ def enet(num_classes: int = 12, in_channels: int = 3, decoder_prelu: bool = Fals
 
 
 def enet_davidtvs(num_classes: int = 12, in_channels: int = 3) -> ENet:
-    """ENet as davidtvs' PyTorch-ENet has it, whose weights for CamVid load: 12 classes, the last one void.
+    """ENet as davidtvs' PyTorch-ENet has it; its weights for CamVid have 12 classes, the last one void.
 
     Stages as `enet`. It differs in these points: poolings are 3x3 with padding; a block is a quarter of its input's
     channels wide where they change; PReLUs, in the decoder too, share one slope inside a block, and are also behind the
     expansion and between the two asymmetric convolutions, of which the vertical one comes first; the eps is 1e-5; only
     normalisations have biases; the decoder has dropout; the last transposed convolution is 3x3.
 
-    Release: https://github.com/davidtvs/PyTorch-ENet, layer by layer, the version that its weights for CamVid are of.
+    Release: https://github.com/davidtvs/PyTorch-ENet, in the version that its weights for CamVid are of.
     """
     return ENet(num_classes, True, in_channels)

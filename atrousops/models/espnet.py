@@ -183,8 +183,9 @@ def espnet(num_classes: int = 12, p: int = 2, q: int = 8, width: int | None = No
     | 5 | transposed 2x2, with stage 1; 3x3 | width | 2 |
     | 6 | transposed 2x2 | num_classes | 1 |
 
-    Release: sacmehta's ESPNet, of the authors, whose names of layers these are; its weights load by `load_state_dict`,
-    or turned to RGB and without the class for void by `load_published`.
+    Release: the authors', https://github.com/sacmehta/ESPNet, with the same names of layers. `load_state_dict` takes
+    its weights as they are, for BGR images and with a class for void. `load_published` changes them to RGB, and leaves
+    out that class.
 
     Args:
         num_classes: K.

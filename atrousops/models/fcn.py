@@ -149,8 +149,8 @@ def fcn8s(
 
     All deconvolutions start bilinear, and learn unless frozen_up; the scores start at zero.
 
-    Release: the authors' fcn.berkeleyvision.org is this with padding 100; its images are BGR in 0..255, for which
-    `load_published` turns the filters that read them.
+    Release: the authors', fcn.berkeleyvision.org, with padding 100. Its images are BGR in 0..255; `load_published`
+    changes the first filters so that the network takes RGB images, normalised as its `info` says.
 
     Args:
         num_classes: K.

@@ -27,7 +27,7 @@ def fcn_resnet50(
     backbone_weights: Mapping[str, Tensor] | None = None,
     in_channels: int = 3,
 ) -> SegmentationModel:
-    """FCN on ResNet-50; torchvision's `fcn_resnet50` weights load by `load_state_dict`.
+    """FCN on ResNet-50, with torchvision's names of layers.
 
     | part | output at output_stride 8 (16, 32) | channels |
     |---|---|---|
@@ -35,7 +35,8 @@ def fcn_resnet50(
     | 3x3, dropout, scores 1x1 | same | 512, num_classes |
     | bilinear to the input's size | 1 | num_classes |
 
-    Release: torchvision's.
+    Release: torchvision's `fcn_resnet50`. Its file has an auxiliary classifier: `load_published` reads it, and so does
+    `load_state_dict` with aux=True.
 
     Args:
         num_classes: K.

@@ -40,7 +40,7 @@ class LRASPPHead(nn.Module):
 def lraspp_mobilenet_v3_large(
     num_classes: int = 21, backbone_weights: Mapping[str, Tensor] | None = None, in_channels: int = 3
 ) -> SegmentationModel:
-    """LR-ASPP on MobileNetV3-Large, 3.2 M parameters; torchvision's weights load by `load_published`.
+    """LR-ASPP on MobileNetV3-Large, 3.2 M parameters, with torchvision's names of layers.
 
     | part | channels | stride |
     |---|---|---|
@@ -50,7 +50,7 @@ def lraspp_mobilenet_v3_large(
     | bilinear; scores 1x1, + scores 1x1 of block 4 | num_classes | 8 |
     | bilinear to the input's size | num_classes | 1 |
 
-    Release: torchvision's.
+    Release: torchvision's `lraspp_mobilenet_v3_large`, whose file `load_published` and `load_state_dict` read.
 
     Args:
         num_classes: K.

@@ -153,9 +153,9 @@ def msd(
     The maps of all layers live in one tensor, in training too: memory grows with the depth, not with its square.
     Gradients are of first order.
 
-    Release: the authors' msdnet, whose weights this does not read. Weights start as theirs do: of the layers from a
-    normal distribution of deviation sqrt(2 / n), where n = 9 (3 + w (d - 1)) + K; those of the scores, and all biases,
-    at zero.
+    Release: the authors' msdnet; its files of weights are not read. Weights start as there. Those of the layers are
+    drawn from a normal distribution of standard deviation sqrt(2 / n), where n = 9 (3 + w (d - 1)) + K. Those of the
+    scores, and all biases, are zero.
 
     Args:
         num_classes: K.

@@ -112,8 +112,10 @@ def unet(
     one five times an up-convolution 2x2 and two 3x3 with normalisation, of 4 w, 2 w, w, w / 2 and w / 4 channels, the
     first three of them beside the encoder's maps at strides 16, 8 and 4.
 
-    Weights start as in the paper, from a normal distribution of deviation sqrt(2 / N) with N inputs to a neuron, biases
-    at zero. The layers are the paper's; the authors' release was not at hand.
+    Weights start as in the paper, from a normal distribution of standard deviation sqrt(2 / n), where n is the number
+    of inputs of a neuron; biases are zero.
+
+    Release: the layers are those of the paper; they were not compared with the authors' release.
 
     Args:
         num_classes: K.
