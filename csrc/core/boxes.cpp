@@ -338,8 +338,10 @@ class Planner {
       plan.tiles += n * copies * splits;
       plan.steps += static_cast<double>(n * copies * taps * blocks_);
     }
-    plan.finish = finishing(by_taps, copies, splits, tile_steps(s.columns));
-    plan.seconds = plan.finish * step_seconds(s) + sum_seconds(splits);
+    plan.beside = tile_steps(s.columns);
+    plan.finish = finishing(by_taps, copies, splits, plan.beside);
+    plan.step = step_seconds(s);
+    plan.seconds = plan.finish * plan.step + sum_seconds(splits);
     return plan;
   }
   double step_seconds(const TileShape& s) const {
