@@ -251,7 +251,7 @@ def _function(t: Translation, f: list[str], o: list[str]) -> str:
     return t.set(o[0], f"ptx::{f[0]}<{kind}>({t.value(o[1], kind)}, {t.value(o[2], kind)})")
 
 
-@instruction("cvt.rn.bf16x2", "cvt.rn.f16x2", "cvt.rn.relu.bf16x2", "cvt.rn.relu.f16x2")
+@instruction("cvt.rn.bf16x2", "cvt.rn.f16x2", "cvt.rn.relu")
 def _pair(t: Translation, f: list[str], o: list[str]) -> str:
     *_, kind, source = f
     if source != "f32":
