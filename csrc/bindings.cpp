@@ -83,7 +83,7 @@ static py::object tuple_of(const std::optional<BoxPlan>& p, int64_t itemsize) {
   if (!p) return py::none();
   const TileShape& s = tile_shapes()[static_cast<size_t>(p->shape)];
   return named_tuple("Boxes", py::tuple(py::cast(p->box.size)), p->box.images, s.rows, s.columns, 128 / itemsize,
-                     p->splits, p->tiles, p->steps, p->finish, p->seconds, p->dense_seconds);
+                     p->splits, p->tiles, p->steps, p->step, p->beside, p->finish, p->seconds, p->dense_seconds);
 }
 
 static py::list list_of(const std::vector<Candidate>& all) {

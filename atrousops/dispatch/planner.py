@@ -52,8 +52,9 @@ class Boxes(NamedTuple):
     """How a launch of wgmma is cut, and what is predicted of it.
 
     A tile is `size` positions along each axis of `images` images, at most `rows` of them, by `columns` channels; tiles
-    count their `splits`, the parts of a sum. A step is `depth` channels, 128 bytes, at one tap; `finish` are those of
-    the busiest multiprocessor, and what its tiles take beside. dense_seconds: the same tile, were no tap dead.
+    count their `splits`, the parts of a sum. A step is `depth` channels, 128 bytes, at one tap, and takes `step`
+    seconds; `steps` are those of all tiles, `beside` what each tile takes beside its own; `finish` is both, of the
+    busiest multiprocessor. dense_seconds: the same tile, were no tap dead.
     """
 
     size: tuple[int, int, int]
@@ -64,6 +65,8 @@ class Boxes(NamedTuple):
     splits: int
     tiles: int
     steps: float
+    step: float
+    beside: float
     finish: float
     seconds: float
     dense_seconds: float

@@ -20,10 +20,10 @@ constexpr int64_t kMostStride = 8;                    // of a tensor map
 constexpr int64_t kMostExtent = 256;                  // of its boxes, strides included
 constexpr double kSumLaunch = 3e-6, kSumCopy = 3e12;  // seconds of the launch that adds parts; its bytes/s
 
-// What a tile takes beside its steps, in steps. Counted in the machine code: a warp of 128 rows issues about 170
-// instructions and 1.65 for each column, two warps share an issue slot, and about 300 cycles pass until the last
+// What a tile takes beside its steps, in steps. Counted in the machine code: a warp of 128 rows issues about 180
+// instructions and 1.3 for each column, two warps share an issue slot, and about 300 cycles pass until the last
 // products are there; a step takes 4 cycles for each column.
-double tile_steps(int64_t columns) { return (2 * 170 + 300) / (4.0 * static_cast<double>(columns)) + 2 * 1.65 / 4; }
+double tile_steps(int64_t columns) { return (2 * 180 + 300) / (4.0 * static_cast<double>(columns)) + 2 * 1.3 / 4; }
 
 // The taps that are live somewhere in [begin, end).
 AxisSegment piece_of(const AxisPhase& p, int64_t begin, int64_t end) {
@@ -338,8 +338,10 @@ class Planner {
       plan.tiles += n * copies * splits;
       plan.steps += static_cast<double>(n * copies * taps * blocks_);
     }
-    plan.finish = finishing(by_taps, copies, splits, tile_steps(s.columns));
-    plan.seconds = plan.finish * step_seconds(s) + sum_seconds(splits);
+    plan.beside = tile_steps(s.columns);
+    plan.finish = finishing(by_taps, copies, splits, plan.beside);
+    plan.step = step_seconds(s);
+    plan.seconds = plan.finish * plan.step + sum_seconds(splits);
     return plan;
   }
   double step_seconds(const TileShape& s) const {

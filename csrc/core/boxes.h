@@ -57,7 +57,9 @@ struct BoxPlan {
   int64_t shape = 0, splits = 1;  // of tile_shapes(); parts of a sum
   int64_t tiles = 0;              // parts and blocks of channels included
   double steps = 0;               // of all tiles: 128 bytes of channels at one tap
-  double finish = 0;              // steps of the busiest multiprocessor
+  double step = 0;                // seconds of one
+  double beside = 0;              // what a tile takes beside its own, in steps
+  double finish = 0;              // steps of the busiest multiprocessor, those beside included
   double seconds = 0;
   double dense_seconds = 0;  // of the same tile in rows of any shape, were no tap dead
 };

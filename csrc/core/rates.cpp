@@ -35,6 +35,7 @@ constexpr RateName kRates[] = {
     {"cached_columns", &Rates::cached_columns, Unit::count, true, false},
     {"results", &Rates::results, Unit::bytes, true, false},
     {"pieces", &Rates::pieces, Unit::bytes, true, false},
+    {"turned", &Rates::turned, Unit::bytes, false, true},
     {"aten_call", &Rates::aten_call, Unit::seconds, true, true},
     {"our_call", &Rates::our_call, Unit::seconds, true, true},
     {"our_region", &Rates::our_region, Unit::seconds, true, true},

@@ -35,8 +35,10 @@ struct Rates {
   double copy = 0;
   // bytes/s at which PyTorch brings depthwise planes into blocks of 8 that they do not fill; at which it writes the
   // columns of an odd weight gradient beyond `cached_columns` bytes; at which it rearranges the result of a strided
-  // transposed convolution. At which our GEMMs gather rows of channels that 16 does not divide.
+  // transposed convolution. At which our GEMMs gather rows of channels that 16 does not divide; at which those on a GPU
+  // have inputs and results copied from and into NCHW.
   double tails = kUnlimited, columns = kUnlimited, cached_columns = 0, results = kUnlimited, pieces = kUnlimited;
+  double turned = kUnlimited;
   // Seconds of overhead of a call, and of each region.
   double aten_call = 0, our_call = 0, our_region = 0;
   // Where a rate above was seen not to hold.

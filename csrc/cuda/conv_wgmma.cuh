@@ -147,12 +147,11 @@ __device__ __forceinline__ const void* row_of(const void* base, const ConvWgmmaR
 
 // As conv_finish, for rows of whole chunks of 16 bytes that lie at multiples of 16, a residual's as far apart as dst's.
 template <class T, class Tile>
-__device__ __forceinline__ void finish_rows(WgmmaSums<Tile>& sums, char* mine, const ConvEpilogue& e,
+__device__ __forceinline__ void finish_rows(WgmmaSums<Tile>& sums, const WgmmaPiece<T>& piece, const ConvEpilogue& e,
                                             const ConvWgmmaFound<Tile::kColumns>& found, const ConvWgmmaRow* rows,
                                             int64_t channels) {
   using Piece = WgmmaPiece<T>;
   constexpr int kSums = Piece::kQuarters * Piece::kSums;
-  const Piece piece(mine);
   const WgmmaLines<T> lines(piece, row_of<T>(e.dst, rows[piece.known_row()], found.sum, e.dst_pitch),
                             (channels - found.sum.column) * static_cast<int64_t>(sizeof(T)));
   const int64_t residual = static_cast<const char*>(e.residual) - static_cast<const char*>(e.dst);
@@ -165,9 +164,7 @@ __device__ __forceinline__ void finish_rows(WgmmaSums<Tile>& sums, char* mine, c
     }
   };
   const auto add_residual = [&](int p) {
-#pragma unroll
-    for (int i = 0; i < Piece::kLines; ++i)
-      if (p * kSpan < lines.left[i]) arch::cp_async<16>(&piece.line(i), lines.to[i] + residual + p * kSpan, 16);
+    lines.each_of(p, [&](int i) { arch::cp_async<16>(&piece.line(i), lines.to[i] + residual + p * kSpan, 16); });
     arch::cp_async_commit();
     arch::cp_async_wait<0>();
     __syncwarp();
@@ -188,7 +185,7 @@ __device__ __forceinline__ void finish_rows(WgmmaSums<Tile>& sums, char* mine, c
     }
     __syncwarp();
   };
-  store_rows<T>(sums, piece, lines, e.relu ? 0 : arch::kPairOfLowest<T>, [&](int p) {
+  store_rows<T>(sums, piece, lines, e.relu, [&](int p) {
     if (e.scale) each(p, found.scale, [](float a, float b) { return __fmul_rn(a, b); });
     if (e.bias) each(p, found.bias, [](float a, float b) { return __fadd_rn(a, b); });
     if (e.residual) add_residual(p);
@@ -202,21 +199,21 @@ __device__ __forceinline__ void finish_rows(WgmmaSums<Tile>& sums, char* mine, c
 template <class Tile>
 __device__ __forceinline__ void finish_wgmma_tile(const ConvTable& t, const ConvWgmmaArgs& args,
                                                   const ConvWgmmaFound<Tile::kColumns>& found, WgmmaSums<Tile>& sums,
-                                                  char* mine, const ConvWgmmaRow* rows) {
+                                                  char* pieces, int warp, const ConvWgmmaRow* rows) {
   using T = typename Tile::T;
   const ConvWgmmaSum& sum = found.sum;
   const ConvEpilogue& e = args.branch[sum.branch].epilogue;
   float* const part = args.part ? args.part + (sum.branch * args.splits.value() + sum.part) * args.part_size : nullptr;
   if (part && t.dst_channels % 4 == 0) {
-    const WgmmaPiece<float> piece(mine);
+    const WgmmaPiece<float> piece(pieces, warp);
     const WgmmaLines<float> lines(piece, row_of<float>(part, rows[piece.known_row()], sum, t.dst_channels),
                                   4 * (t.dst_channels - sum.column));
-    return store_rows<float>(sums, piece, lines, 0, [](int) {});
+    return store_rows<float>(sums, piece, lines, false, [](int) {});
   }
   const bool vectors = e.vector_dst && t.dst_channels % kPack<T> == 0 &&
                        (!e.residual || (e.vector_residual && e.residual_pitch == e.dst_pitch));
-  if (!part && vectors) return finish_rows<T>(sums, mine, e, found, rows, t.dst_channels);
-  each_run_of_sums(sums, mine, [&](int row, int at, float (&values)[8]) {
+  if (!part && vectors) return finish_rows<T>(sums, WgmmaPiece<T>(pieces, warp), e, found, rows, t.dst_channels);
+  each_run_of_sums(sums, pieces, warp, [&](int row, int at, float (&values)[8]) {
     const int64_t to = rows[row].position(sum), channel = sum.column + at, left = t.dst_channels - channel;
     if (to < 0 || left <= 0) return;
     const int count = static_cast<int>(left < 8 ? left : 8);
@@ -257,7 +254,7 @@ __device__ __forceinline__ void multiply_wgmma_tiles(const ConvTable& t, const C
     const ConvWgmmaFound<Tile::kColumns>& found = shared.found[tile.stage()];
     if (found.sum.steps < 0) return;
     sums.multiply_all(ring, turn, shared.stages, consumer, found.sum.steps);
-    finish_wgmma_tile<Tile>(t, args, found, sums, shared.pieces + (warp - 4) * kPieceBytes, rows);
+    finish_wgmma_tile<Tile>(t, args, found, sums, shared.pieces, warp - 4, rows);
     __syncwarp();  // all have read what was found
     if (lane == 0) tiles.release(tile);
   }

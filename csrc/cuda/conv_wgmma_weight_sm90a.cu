@@ -136,13 +136,13 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   Turn<Tile::kStages> turn;
   WgmmaSums<Tile> sums;
   sums.multiply_all(ring, turn, shared.stages, consumer, work.steps);
-  const WgmmaPiece<float> piece(shared.rows + (warp - 4) * kPieceBytes);
+  const WgmmaPiece<float> piece(shared.rows, warp - 4);
   // Channels come by eight, or the maps would not do.
   const int64_t first = int64_t{work.column} * Tile::kColumns;
   const int64_t k = int64_t{work.row} * Tile::kRows + consumer * kBlockRows + warp % 4 * kWarpRows + piece.known_row();
   const float* const row = args.part + work.part * args.part_size + (k * args.taps.value() + work.tap) * t.src_channels;
   const WgmmaLines<float> lines(piece, k < t.dst_channels ? row + first : nullptr, 4 * (t.src_channels - first));
-  store_rows<float>(sums, piece, lines, 0, [](int) {});
+  store_rows<float>(sums, piece, lines, false, [](int) {});
 }
 
 template <class Tile>

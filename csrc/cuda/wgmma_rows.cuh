@@ -15,15 +15,22 @@ namespace atrousops::cuda {
 
 inline constexpr int kWarpRows = 16, kPieceBytes = kWarpRows * kSpan;  // of shared memory, for a warp
 
+// A value that is not computed again wherever it is used.
+template <class V>
+__device__ __forceinline__ V hidden(V v) {
+#ifndef ATROUSOPS_HOST_CUDA
+  if constexpr (sizeof(V) == 8) {
+    asm volatile("" : "+l"(v));
+  } else {
+    asm volatile("" : "+r"(v));
+  }
+#endif
+  return v;
+}
+
 // This thread's, in a way that the compiler does not see through: so it keeps nothing that is made of it in registers
 // while sums are added up.
-__device__ __forceinline__ unsigned hidden_lane() {
-  unsigned lane = threadIdx.x % 32;
-#ifndef ATROUSOPS_HOST_CUDA
-  asm volatile("" : "+r"(lane));
-#endif
-  return lane;
-}
+__device__ __forceinline__ unsigned hidden_lane() { return hidden(threadIdx.x % 32); }
 
 template <class T>
 class WgmmaPiece {
@@ -34,9 +41,11 @@ class WgmmaPiece {
   static constexpr int kSums = kColumns / 8, kWords = 4, kQuarters = 4;
   static constexpr int kLines = 4;  // rows of which a lane has 16 bytes
 
-  __device__ __forceinline__ explicit WgmmaPiece(char* mine) : mine_(mine), lane_(hidden_lane()) {
+  __device__ __forceinline__ WgmmaPiece(char* all, int warp) : all_(all), lane_(hidden_lane()) {
     const unsigned row = kPairs ? lane_ % 16 : lane_ / 4, chunk = kPairs ? lane_ / 16 : lane_ % 4 / 2;
-    fragment_ = row * kSpan + (chunk ^ key(row)) * 16 + (kPairs ? 0 : lane_ % 2 * 8);
+    mine_ = static_cast<unsigned>(warp * kPieceBytes);
+    fragment_ = hidden(mine_ + offset(row, chunk) + (kPairs ? 0 : lane_ % 2 * 8));
+    line_ = hidden(mine_ + offset(lane_ / 8, lane_ % 8));
   }
   // Which rows of the 16 this lane's lines are, and where in a row of the piece its 16 bytes begin.
   __device__ __forceinline__ int row(int line) const { return static_cast<int>(lane_ / 8) + 4 * line; }
@@ -62,82 +71,95 @@ class WgmmaPiece {
       w[0] = a.x, w[1] = a.y, w[2] = b.x, w[3] = b.y;
     }
   }
+  // The rows of a lane's lines are four apart.
   __device__ __forceinline__ uint4& line(int i) const {
-    return chunk(lane_ / 8 + 4 * static_cast<unsigned>(i), lane_ % 8);
+    return *reinterpret_cast<uint4*>(all_ + (line_ ^ key(4 * static_cast<unsigned>(i)) * 16) + 4 * kSpan * i);
   }
   __device__ __forceinline__ uint4& chunk(unsigned row, unsigned i) const {
-    return *reinterpret_cast<uint4*>(mine_ + row * kSpan + (i ^ key(row)) * 16);
+    return *reinterpret_cast<uint4*>(all_ + mine_ + offset(row, i));
   }
 
  private:
   static __device__ __forceinline__ unsigned key(unsigned row) { return kPairs ? row % 8 : row % 4 * 2; }
+  static __device__ __forceinline__ unsigned offset(unsigned row, unsigned chunk) {
+    return row * kSpan + (chunk ^ key(row)) * 16;
+  }
   // A quarter is two chunks wide.
-  __device__ __forceinline__ char* at(int i) const { return mine_ + (fragment_ ^ 32u * static_cast<unsigned>(i)); }
+  __device__ __forceinline__ char* at(int i) const { return all_ + (fragment_ ^ 32u * static_cast<unsigned>(i)); }
 
-  char* mine_;
-  unsigned lane_, fragment_;
+  char* all_;
+  unsigned lane_, mine_, fragment_, line_;  // behind all_: the warp's piece, and where this lane's begin in it
 };
 
 // A lane's lines of a warp's rows: where they begin in memory, at the lane's first 16 bytes, and how many bytes from
 // there on exist: none of a row that does not.
 template <class T>
 struct WgmmaLines {
-  char* to[WgmmaPiece<T>::kLines];
-  int left[WgmmaPiece<T>::kLines];
+  using Piece = WgmmaPiece<T>;
+  char* to[Piece::kLines];
+  int left[Piece::kLines];
 
   // Of rows of so many bytes. mine: where the row begins that is this lane's known_row(), or null.
-  __device__ __forceinline__ WgmmaLines(const WgmmaPiece<T>& piece, const void* mine, int64_t bytes) {
+  __device__ __forceinline__ WgmmaLines(const Piece& piece, const void* mine, int64_t bytes) {
     const int most = static_cast<int>(bytes < (1 << 20) ? bytes : 1 << 20) - piece.byte();
 #pragma unroll
-    for (int i = 0; i < WgmmaPiece<T>::kLines; ++i) {
+    for (int i = 0; i < Piece::kLines; ++i) {
       const auto row = __shfl_sync(0xffffffffu, reinterpret_cast<unsigned long long>(mine), piece.row(i));
-      to[i] = reinterpret_cast<char*>(row) + piece.byte();
+      to[i] = hidden(reinterpret_cast<char*>(row) + piece.byte());
       left[i] = row ? most : 0;
     }
+  }
+  // Calls f(line) for those that have bytes in a piece.
+  template <class F>
+  __device__ __forceinline__ void each_of(int p, const F& f) const {
+#pragma unroll
+    for (int i = 0; i < Piece::kLines; ++i)
+      if (p * kSpan < left[i]) f(i);
   }
 };
 
 // Stores a warp's rows. Before a piece is rounded, finish(piece) may change its sums: kQuarters times kSums of a lane.
-// What is stored of 16 bits is at least the pair `lowest`.
+// relu: what is stored of 16 bits is at least 0.
 template <class T, class Tile, class F>
 __device__ __forceinline__ void store_rows(WgmmaSums<Tile>& sums, const WgmmaPiece<T>& piece,
-                                           const WgmmaLines<T>& lines, uint32_t lowest, const F& finish) {
+                                           const WgmmaLines<T>& lines, bool relu, const F& finish) {
   using Piece = WgmmaPiece<T>;
   static_assert(Tile::kBlocks == 1);
 #pragma unroll
   for (int p = 0; p < Tile::kColumns / Piece::kColumns; ++p) {
     __syncwarp();  // all have read what was here
     finish(p);
+    const auto put = [&](const auto& word) {
 #pragma unroll
-    for (int quarter = 0; quarter < Piece::kQuarters; ++quarter) {
-      const float* const v = sums.d[0] + (Piece::kQuarters * p + quarter) * Piece::kSums;
-      uint32_t words[Piece::kWords];
+      for (int quarter = 0; quarter < Piece::kQuarters; ++quarter) {
+        const float* const v = sums.d[0] + (Piece::kQuarters * p + quarter) * Piece::kSums;
+        uint32_t words[Piece::kWords];
 #pragma unroll
-      for (int i = 0; i < Piece::kWords; ++i) {
-        if constexpr (Piece::kPairs) {
-          words[i] = arch::pair_max<T>(arch::pair_of<T>(v[2 * i], v[2 * i + 1]), lowest);
-        } else {
-          words[i] = __float_as_uint(v[i]);
-        }
+        for (int i = 0; i < Piece::kWords; ++i) words[i] = word(v, i);
+        piece.put(quarter, words);
       }
-      piece.put(quarter, words);
+    };
+    if constexpr (!Piece::kPairs) {
+      put([](const float* v, int i) { return __float_as_uint(v[i]); });
+    } else if (relu) {
+      put([](const float* v, int i) { return arch::pair_of_relu<T>(v[2 * i], v[2 * i + 1]); });
+    } else {
+      put([](const float* v, int i) { return arch::pair_of<T>(v[2 * i], v[2 * i + 1]); });
     }
     __syncwarp();
     uint4 out[Piece::kLines];
 #pragma unroll
     for (int i = 0; i < Piece::kLines; ++i) out[i] = piece.line(i);
-#pragma unroll
-    for (int i = 0; i < Piece::kLines; ++i)
-      if (p * kSpan < lines.left[i]) arch::store_16(lines.to[i] + p * kSpan, out[i]);
+    lines.each_of(p, [&](int i) { arch::store_16(lines.to[i] + p * kSpan, out[i]); });
   }
 }
 
 // Calls f(row of the warp's 16, column, values[8]) for every run of eight columns, in code that is short and slow.
 template <class Tile, class F>
-__device__ __forceinline__ void each_run_of_sums(const WgmmaSums<Tile>& sums, char* mine, const F& f) {
+__device__ __forceinline__ void each_run_of_sums(const WgmmaSums<Tile>& sums, char* pieces, int warp, const F& f) {
   using Piece = WgmmaPiece<float>;
   static_assert(Tile::kBlocks == 1);
-  const Piece piece(mine);
+  const Piece piece(pieces, warp);
   const unsigned lane = hidden_lane();
   // Registers have no index, so each turn finds its own.
 #pragma unroll 1

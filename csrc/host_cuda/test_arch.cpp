@@ -61,14 +61,13 @@ __global__ void stmatrix_kernel(const int32_t* from, int16_t* to) {
   for (int i = threadIdx.x; i < 256; i += 32) to[i] = shared[i];
 }
 
-// Of each two numbers the pair, its maximum with +0 and with the lowest; and what the pair holds.
+// Of each two numbers the pair, and that of their maxima with +0; and what the pair holds.
 template <class T>
 __global__ void pair_kernel(const float* from, int32_t* pairs, float* values) {
   const int i = static_cast<int>(threadIdx.x);
   const uint32_t pair = arch::pair_of<T>(from[2 * i], from[2 * i + 1]);
-  pairs[3 * i] = static_cast<int32_t>(pair);
-  pairs[3 * i + 1] = static_cast<int32_t>(arch::pair_max<T>(pair, 0));
-  pairs[3 * i + 2] = static_cast<int32_t>(arch::pair_max<T>(pair, arch::kPairOfLowest<T>));
+  pairs[2 * i] = static_cast<int32_t>(pair);
+  pairs[2 * i + 1] = static_cast<int32_t>(arch::pair_of_relu<T>(from[2 * i], from[2 * i + 1]));
   values[2 * i] = arch::low_of<T>(pair);
   values[2 * i + 1] = arch::high_of<T>(pair);
 }

@@ -1,4 +1,4 @@
-"""What the kernels need on an H100, and what the planner predicts of three DeepLab layers there, as Markdown tables.
+"""What the kernels need on an H100, as a Markdown table.
 
 python tests/compile/report.py, with the CUDA library built; no GPU takes part and nothing is measured.
 """
@@ -11,26 +11,16 @@ import sys
 from typing import NamedTuple
 
 import resources
-import torch
 
-from atrousops.dispatch import devices, geometry, planner
+from atrousops.dispatch import planner
 
 ARCH = "sm_90a"
 # Of a multiprocessor of compute capability 9.0; registers are given to a warp 256 at a time, and a block takes 1 KiB of
 # shared memory beside its own, which cuobjdump counts in.
 REGISTERS, REGISTER_UNIT, WARPS, BLOCKS = 65536, 256, 64, 32
 SHARED, SHARED_UNIT, RESERVED = 228 << 10, 128, 1 << 10
-# Multiprocessors, shared memory of a block, capability; bytes a second of a copy, bf16 operations of the data sheet.
+# Multiprocessors, shared memory of a block, capability.
 H100 = (132, 227 << 10, 90)
-BANDWIDTH, PEAK = 3.0e12, 989e12
-
-# n, c, k, size, kernel, dilation, groups.
-LAYERS = {
-    "ASPP 3x3 d=12, 2048 to 256, 33x33, batch 8": (8, 2048, 256, 33, 3, 12, 1),
-    "layer4 3x3 d=2, 512 to 512, 65x65, batch 2": (2, 512, 512, 65, 3, 2, 1),
-    "context 3x3 d=8, 21 to 21, 64x64, batch 8": (8, 21, 21, 64, 3, 8, 1),
-    "decoder depthwise 3x3 d=1, 256, 129x129, batch 8": (8, 256, 256, 129, 3, 1, 256),
-}
 
 
 class Kernel(NamedTuple):
@@ -98,44 +88,13 @@ def kernels() -> list[Kernel]:
     return found
 
 
-class Prediction(NamedTuple):
-    """Predicted seconds of our kernel for a pass, and its floors by bytes and by live operations."""
-
-    layer: str
-    kind: str
-    kernel: str
-    seconds: float
-    by_bytes: float
-    by_operations: float
-
-
-def predictions() -> list[Prediction]:
-    """Of bf16 in channels_last; passes of which the planner predicts the same share a row."""
-    device = devices.gpu("cuda", H100, torch.bfloat16, True, False)
-    rows: list[Prediction] = []
-    for layer, (n, c, k, size, kernel, dilation, groups) in LAYERS.items():
-        pad = (dilation * (kernel - 1) // 2,) * 2
-        kinds: dict[tuple, list[str]] = {}
-        for kind in ("forward", "input_grad", "weight_grad"):
-            problem = geometry.convolution(
-                n, c, k, (size,) * 2, (kernel,) * 2, (1, 1), (dilation,) * 2, pad, pad, groups, kind
-            )
-            ours = [x for x in planner.plan(problem, device, 2).candidates if x.kernel != "aten"]
-            best = min(ours, key=lambda x: x.seconds)
-            moved = 2 * (problem.input_elements + problem.output_elements + problem.weight_elements)
-            live = problem.dense_flops * geometry.live_share(problem)
-            kinds.setdefault((best.kernel, best.seconds, moved / BANDWIDTH, live / PEAK), []).append(kind)
-        rows += [Prediction(layer, ", ".join(names), *figures) for figures, names in kinds.items()]
-    return rows
-
-
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Markdown."""
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
 def main() -> int:
-    """Both tables."""
+    """The table."""
     why = resources.problem()
     if why:
         print(why)
@@ -143,13 +102,6 @@ def main() -> int:
     head = ["kernel", "threads", "registers", "static shared", "dynamic shared", "blocks", "occupancy"]
     print(f"Kernels on {ARCH} (nvcc {resources.compiler()}); bytes of shared memory, blocks of a multiprocessor\n")
     rows = [[f"`{k.name}`", *map(str, k[1:6]), f"{k.occupancy:.0%}"] for k in kernels()]
-    print(table(head, rows))
-    print("\nPredicted on an H100, bf16 channels_last, our kernel alone; no kernel has been timed. Microseconds.\n")
-    head = ["layer", "pass", "kernel", "predicted", "floor: bytes", "floor: live operations", "predicted / floor"]
-    rows = [
-        [*p[:3], *(f"{1e6 * x:.1f}" for x in p[3:]), f"{p.seconds / max(p.by_bytes, p.by_operations):.1f}"]
-        for p in predictions()
-    ]
     print(table(head, rows))
     return 0
 

@@ -60,7 +60,7 @@ def test_every_semantic_network_has_a_camvid_recipe():
 
 
 def test_one_budget():
-    """Same steps, batch and crops for all of a folder that start alike: afresh, from one trunk, or from another's run."""
+    """Same steps, batch and crops for all of a folder that start alike: afresh, from a trunk, or from a run."""
     for folder in ("camvid", "nuclei"):
         budgets: dict[object, set[object]] = {}
         for r in (config.load(path) for path in RECIPES if path.parent.name == folder):

@@ -251,16 +251,14 @@ def _function(t: Translation, f: list[str], o: list[str]) -> str:
     return t.set(o[0], f"ptx::{f[0]}<{kind}>({t.value(o[1], kind)}, {t.value(o[2], kind)})")
 
 
-@instruction("max.NaN.bf16x2", "max.NaN.f16x2")
-def _larger(t: Translation, f: list[str], o: list[str]) -> str:
-    return t.set(o[0], f"ptx::max_nan_{f[2]}({t.value(o[1], 'uint32_t')}, {t.value(o[2], 'uint32_t')})")
-
-
-@instruction("cvt.rn.bf16x2", "cvt.rn.f16x2")
+@instruction("cvt.rn.bf16x2", "cvt.rn.f16x2", "cvt.rn.relu")
 def _pair(t: Translation, f: list[str], o: list[str]) -> str:
-    if f[3:] != ["f32"]:
+    *_, kind, source = f
+    if source != "f32":
         raise Unknown("modifiers")
-    return t.set(o[0], f"ptx::to_{f[2]}({t.value(o[1], 'float')}, {t.value(o[2], 'float')})")
+    clamp = "ptx::relu" if "relu" in f else ""
+    high, low = (f"{clamp}({t.value(each, 'float')})" for each in o[1:3])
+    return t.set(o[0], f"ptx::to_{kind}({high}, {low})")
 
 
 @instruction("mad")

@@ -68,7 +68,7 @@ def test_pairs(half):
     x[0], x[1] = torch.tensor([0.0, -0.0]), torch.tensor([torch.inf, -torch.inf])
 
     def run():
-        pairs, values = torch.zeros(32, 3, dtype=torch.int32), torch.zeros(32, 2)
+        pairs, values = torch.zeros(32, 2, dtype=torch.int32), torch.zeros(32, 2)
         ops().test_pairs(x, pairs, values, half)
         return torch.cat([pairs, values.view(torch.int32)], 1)
 

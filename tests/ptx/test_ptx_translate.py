@@ -80,6 +80,11 @@ def run(body: str, value: int) -> int:
         ("\tmul.hi.s32 %r2, %r1, 1431655766;", 9, 3),
         ("\tclz.b32 %r2, %r1;", 1, 31),
         ("\tcvt.rna.tf32.f32 %r2, 0f3F801000;", 0, 0x3F802000),
+        # The first operand is the high half; 1, -1, -0 and NaN.
+        ("\tcvt.rn.relu.bf16x2.f32 %r2, 0f3F800000, 0fBF800000;", 0, 0x3F800000),
+        ("\tcvt.rn.relu.bf16x2.f32 %r2, 0f80000000, 0f7FC00000;", 0, 0x00007FFF),
+        ("\tcvt.rn.relu.f16x2.f32 %r2, 0fBF800000, 0f3F800000;", 0, 0x00003C00),
+        ("\tcvt.rn.bf16x2.f32 %r2, 0fBF800000, 0f3F800000;", 0, 0xBF803F80),
     ],
 )
 def test_arithmetic(body, value, right):

@@ -1,8 +1,6 @@
-// Two numbers of 16 bits in a word, the first in the low half: instructions that make and change both (sm_80; the
-// maximum that keeps NaN).
+// Two numbers of 16 bits in a word, the first in the low half: instructions that make both (sm_80).
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
@@ -43,26 +41,22 @@ __device__ __forceinline__ uint32_t pair_of(float low, float high) {
 #endif
 }
 
-// The larger of each two; NaN where one is NaN, and +0 of zeros unless both are negative.
+// The same of max(x, 0): NaN stays NaN.
 template <class T>
-__device__ __forceinline__ uint32_t pair_max(uint32_t a, uint32_t b) {
+__device__ __forceinline__ uint32_t pair_of_relu(float low, float high) {
   static_assert(sizeof(T) == 2);
 #ifdef ATROUSOPS_HOST_CUDA
-  host_cuda::executed<"max.nan.x2">();
-  const auto larger = [](float x, float y) { return x > y || x != x || (x == y && !std::signbit(x)); };
-  return (larger(low_of<T>(a), low_of<T>(b)) ? a & 0xffffu : b & 0xffffu) |
-         (larger(high_of<T>(a), high_of<T>(b)) ? a & 0xffff0000u : b & 0xffff0000u);
+  host_cuda::executed<"cvt.relu.x2">();
+  return pair_of<T>(low > 0 || low != low ? low : 0.0f, high > 0 || high != high ? high : 0.0f);
 #else
-  uint32_t result;
+  uint32_t pair;
   if constexpr (std::is_same_v<T, BFloat16>) {
-    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   } else {
-    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+    asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   }
-  return result;
+  return pair;
 #endif
 }
-template <class T>
-inline constexpr uint32_t kPairOfLowest = std::is_same_v<T, BFloat16> ? 0xff80ff80u : 0xfc00fc00u;  // -inf, -inf
 
 }  // namespace atrousops::cuda::arch

@@ -171,21 +171,10 @@ inline uint16_t to_bf16(float v) {
   const uint32_t u = std::bit_cast<uint32_t>(v);
   return static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
-// Two of 16 bits in a word; the maximum is NaN where one is, and takes +0 for larger than -0.
+// Two of 16 bits in a word; .relu clamps what is negative to 0, and NaN stays NaN.
 inline uint32_t to_bf16x2(float high, float low) { return uint32_t{to_bf16(high)} << 16 | to_bf16(low); }
 inline uint32_t to_f16x2(float high, float low) { return uint32_t{to_f16(high)} << 16 | to_f16(low); }
-inline float max_nan(float a, float b) {
-  if (a != a || b != b) return std::numeric_limits<float>::quiet_NaN();
-  return a == b ? (std::signbit(a) ? b : a) : a > b ? a : b;
-}
-inline uint32_t max_nan_bf16x2(uint32_t a, uint32_t b) {
-  const auto at = [](uint32_t v, int i) { return bf16_value(static_cast<uint16_t>(v >> 16 * i)); };
-  return to_bf16x2(max_nan(at(a, 1), at(b, 1)), max_nan(at(a, 0), at(b, 0)));
-}
-inline uint32_t max_nan_f16x2(uint32_t a, uint32_t b) {
-  const auto at = [](uint32_t v, int i) { return half_value(static_cast<uint16_t>(v >> 16 * i)); };
-  return to_f16x2(max_nan(at(a, 1), at(b, 1)), max_nan(at(a, 0), at(b, 0)));
-}
+inline float relu(float v) { return v > 0 || v != v ? v : 0.0f; }
 // To the nearest, ties away from zero.
 inline uint32_t to_tf32(float v) {
   const uint32_t u = std::bit_cast<uint32_t>(v);
