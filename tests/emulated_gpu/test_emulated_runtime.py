@@ -99,6 +99,14 @@ def test_a_tensor_is_printed(dtype):
     assert printed.replace(",device='cuda:0'", "") == right
 
 
+def test_an_operator_that_no_function_calls():
+    """The default device is in force inside it, as in what gradcheck asks of undefined gradients."""
+    x = torch.ones(3, device="cuda")
+    with torch.device("cuda"):
+        y = torch._C._functions.UndefinedGrad()(x)
+    assert y.tolist() == [1, 1, 1]
+
+
 def test_torchvisions_operators_run():
     """Registered when torchvision is imported; they exist for hardware alone."""
     boxes, scores = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 5], [8, 8, 9, 9]]), torch.tensor([0.9, 0.8, 0.7])
