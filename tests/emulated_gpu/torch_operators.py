@@ -88,7 +88,9 @@ def on_host(t: torch.Tensor) -> torch.Tensor:
     if size == 0 or t.numel() == 0:
         return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cpu")
     raw = torch.frombuffer((ctypes.c_char * size).from_address(t.untyped_storage().data_ptr()), dtype=torch.uint8)
-    host = torch.empty(0, dtype=t.dtype, device="cpu").set_(raw.untyped_storage(), t.storage_offset(), t.shape, t.stride())
+    host = torch.empty(0, dtype=t.dtype, device="cpu").set_(
+        raw.untyped_storage(), t.storage_offset(), t.shape, t.stride()
+    )
     return torch._C._conj(host) if t.is_conj() else torch._neg_view(host) if t.is_neg() else host
 
 
