@@ -35,7 +35,7 @@ def find(kind: Kind, input: Tensor, rois: Tensor, _: None, output_size: Any, sca
     op = kind.op
     _check_input(op, input)
     height, width = pair(op, output_size)
-    if not (scale > 0 and math.isfinite(scale)):
+    if not 0 < scale < math.inf:
         bad_value(op, "spatial_scale", "be positive and finite", scale, "It is features' size / image's size.")
     _check_box_tensor(op, "boxes", rois, input)
     if rois.dim() != 2 or rois.shape[1] != 5:

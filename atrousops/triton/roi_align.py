@@ -24,9 +24,6 @@ from atrousops.triton._common import (
 )
 from atrousops.triton._roi import bin_tile, checked_boxes, over_bins, over_pixels, pixel_tile
 
-# Of a box and axis: start, size of a bin, samples of a bin.
-NUMBERS = 3
-
 
 def _axes(boxes: Tensor, images: int, dtype: torch.dtype, scale: float, bins, sampling_ratio: int, aligned: bool):
     image, corners = checked_boxes(boxes, images, dtype)
