@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import statistics
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from atrousops.bench import costs, drawing, flow
 from atrousops.bench.results import DISPATCHED, Report, Result
 from atrousops.bench.suites.networks import ON_CAMVID
 from atrousops.common.files import write_atomically
-from atrousops.engine.table import Scored, scored, sections
+from atrousops.engine.table import SEED, Scored, scored, sections
 
 # Of the image whose cost is counted, in pixels.
 SIDE = 513
@@ -93,8 +94,11 @@ def _doc(name: str) -> str:
 
 
 def _line(name: str, recipes: list[Scored]) -> str:
-    scores = [values["summary"]["miou"] for key, values in recipes if key.startswith("camvid/")]
-    best = f"{100 * max(scores):.1f} %" if scores else ""
+    of_recipes: dict[str, list[float]] = {}
+    for key, values in recipes:
+        if key.startswith("camvid/"):
+            of_recipes.setdefault(key.partition(SEED)[0], []).append(values["summary"]["miou"])
+    best = f"{100 * max(map(statistics.mean, of_recipes.values())):.1f} %" if of_recipes else ""
     return f"| [{name}]({name}.md) | {_doc(name).splitlines()[0]} | {' | '.join(_counted(name)[:2])} | {best} |"
 
 
@@ -136,7 +140,7 @@ def _weights(name: str) -> Iterator[str]:
 def _scores(recipes: list[Scored]) -> Iterator[str]:
     yield from sections(recipes)
     if recipes:
-        yield "[Results](../results.md) says how these runs were made. Each is one run: seeds were not compared.\n"
+        yield "[Results](../results.md) says how these runs were made. Where one seed stands, seeds were not compared.\n"
 
 
 def _picture(name: str, folder: Path) -> Iterator[str]:
