@@ -140,7 +140,7 @@ def _weights(name: str) -> Iterator[str]:
 def _scores(recipes: list[Scored]) -> Iterator[str]:
     yield from sections(recipes)
     if recipes:
-        yield "[Results](../results.md) says how these runs were made. Where one seed stands, seeds were not compared.\n"
+        yield "[Results](../results.md) says how these runs were made. A row of one seed tells nothing of another's.\n"
 
 
 def _picture(name: str, folder: Path) -> Iterator[str]:
