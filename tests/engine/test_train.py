@@ -147,7 +147,7 @@ def test_data_not_found(tmp_path, recipe):
     ("text", "message"),
     [
         ("model: [", "be YAML"),
-        ("- 1", "be a mapping"),
+        ("- 1", r"hold a recipe, KEY: VALUE; got \[1\]"),
         ("model: {name: enet}", "key 'data'"),
         ("model: {name: enet, size: 3}\ndata: {name: camvid}\nschedule: {steps: 1}", "only the keys name, arguments"),
         (

@@ -24,6 +24,15 @@ def loaded(monkeypatch, tmp_path, name, state, ending=".pth", **arguments):
     return models.load_published(name, path)
 
 
+def keep_only(monkeypatch, *names):
+    """Leaves these checkpoints alone published. What is undone has the order of before, in which messages name them."""
+    kept = {name: models.PUBLISHED[name] for name in names}
+    for name in reversed([*models.PUBLISHED]):
+        monkeypatch.delitem(models.PUBLISHED, name)
+    for name, entry in kept.items():
+        monkeypatch.setitem(models.PUBLISHED, name, entry)
+
+
 def seen(network, rgb):
     """What a network is given of an image in 0..1."""
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (network.info.mean, network.info.std))
