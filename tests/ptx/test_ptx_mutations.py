@@ -20,8 +20,9 @@ pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
 CPU_SECONDS = 10
 # Of each check a kernel by a part of its name, and the faults put into it. The place of a fault is drawn with a seed, 0
 # unless the fault's name is followed by another: there 0 draws a fault that changes no result. Those are, of a barrier,
-# one that another follows; of a wait, the last; of a comparison, one that chooses between two ways to divide; of an
-# index, one along an axis of size one or of padding; of windows, what the kernel after finds in place of this one.
+# one that another follows; of a fence, one of two side by side; of a wait, the last; of a comparison, one that chooses
+# between two ways to divide; of an index, one along an axis of size one or of padding; of windows, what the kernel after
+# finds in place of this one.
 KERNELS = {
     ("conv simt fp32", "conv_simt_kernel"): (
         *("barrier removed", "load one element off", "registers exchanged", "comparison negated 3"),
@@ -33,7 +34,7 @@ KERNELS = {
     ),
     ("conv mma bf16", "conv_mma_weight_kernel"): ("operands exchanged", "matrix transposed", "barrier removed"),
     ("conv wgmma bf16", "conv_wgmma_kernel"): (
-        *("operands exchanged", "wait removed", "wait for one group less", "fence removed", "parity flipped"),
+        *("operands exchanged", "wait removed", "wait for one group less", "fence removed 6", "parity flipped"),
         *("descriptor bit changed", "bytes expected changed", "coordinates exchanged"),
     ),
     ("conv wgmma bf16", "conv_wgmma_weight_kernel"): ("fence removed", "parity flipped", "descriptor bit changed"),
