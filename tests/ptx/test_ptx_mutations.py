@@ -21,8 +21,8 @@ CPU_SECONDS = 10
 # Of each check a kernel by a part of its name, and the faults put into it. The place of a fault is drawn with a seed, 0
 # unless the fault's name is followed by another: there 0 draws a fault that changes no result. Those are, of a barrier,
 # one that another follows; of a fence, one of two side by side; of a wait, the last; of a comparison, one that chooses
-# between two ways to divide; of an index, one along an axis of size one or of padding; of windows, what the kernel after
-# finds in place of this one.
+# between two ways to divide; of an index, one along an axis of size one or of padding; of windows, what the kernel
+# after finds in place of this one.
 KERNELS = {
     ("conv simt fp32", "conv_simt_kernel"): (
         *("barrier removed", "load one element off", "registers exchanged", "comparison negated 3"),
