@@ -95,16 +95,18 @@ def test_views_and_expanded_gradients(name, backend):
     torch.testing.assert_close(leaves[0].grad, leaves[1].grad)
 
 
-def test_compiles_to_one_graph(name, backend):
+@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "open sizes and scale"])
+def test_compiles_to_one_graph(name, dynamic, backend):
     shape, op = (2, 3, 8, 9), getattr(A, name)
     x, boxes = features(shape, torch.float32), random_boxes(5, shape, 1.0).float()
-    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
-    ours, eager = (with_gradient(run, x, boxes, 3, 1.0) for run in (compiled, op))
+    torch.compiler.reset()
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    ours, eager = (with_gradient(run, x, boxes, 3, 0.75) for run in (compiled, op))
     for one, other in zip(ours, eager):
         assert torch.equal(one, other)
     if backend == "cpu":
         with pytest.raises(Exception, match="boxes must be finite"):
-            compiled(x, torch.full((1, 5), torch.nan), 3, 1.0)
+            compiled(x, torch.full((1, 5), torch.nan), 3, 0.75)
 
 
 def test_autocast_gives_the_input_dtype(name, backend):
