@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -125,26 +126,37 @@ def _fake(input, weight, bias, stride, padding, dilation, groups, allow_tf32=Fal
     return empty_as_kernel(size, input)
 
 
-def _setup(ctx, inputs, output) -> None:
-    """Of all three maps: two tensors, and what places them."""
-    first, second, _, stride, padding, dilation, groups, *_ = inputs
+def keep_pair(ctx: Any, first: Tensor, second: Tensor, arguments: Arguments) -> None:
+    """Of a map that is linear in two tensors, what `derivatives` need: each gradient the other tensor alone."""
     needs = ctx.needs_input_grad
-    # Each gradient needs the other tensor only.
     ctx.save_for_backward(first if needs[1] else None, second if needs[0] else None)
-    ctx.sizes = tuple(first.shape), tuple(second.shape)
-    ctx.arguments = Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ())
+    ctx.sizes, ctx.arguments = (tuple(first.shape), tuple(second.shape)), arguments
+
+
+def derivatives(
+    ctx: Any, of_first: Callable[..., Tensor], of_second: Callable[..., Tensor]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The two gradients of such a map: a function each of the other tensor, its own one's size, and the arguments."""
+    (first, second), (first_size, second_size) = ctx.saved_tensors, ctx.sizes
+    needs, a = ctx.needs_input_grad, ctx.arguments
+    return (
+        of_first(second, first_size, a) if needs[0] else None,
+        of_second(first, second_size, a) if needs[1] else None,
+    )
+
+
+def _setup(ctx, inputs, output) -> None:
+    first, second, _, stride, padding, dilation, groups, *_ = inputs
+    keep_pair(ctx, first, second, Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ()))
 
 
 def _backward(ctx, grad: Tensor):
-    input, weight = ctx.saved_tensors
-    needs, a = ctx.needs_input_grad, ctx.arguments
-    input_size, weight_size = ctx.sizes
-    return (
-        grad_input(grad, weight, input_size, a) if needs[0] else None,
-        grad_weight(grad, input, weight_size[2:], a) if needs[1] else None,
-        grad_bias(grad) if needs[2] else None,
-        *(None,) * 6,
+    both = derivatives(
+        ctx,
+        lambda weight, size, a: grad_input(grad, weight, size, a),
+        lambda input, size, a: grad_weight(grad, input, size[2:], a),
     )
+    return *both, grad_bias(grad) if ctx.needs_input_grad[2] else None, *(None,) * 6
 
 
 def _grad_input_fake(
@@ -154,14 +166,12 @@ def _grad_input_fake(
 
 
 def _grad_input_backward(ctx, grad2: Tensor):
-    grad, weight = ctx.saved_tensors
-    needs, a = ctx.needs_input_grad, ctx.arguments
-    grad_size, weight_size = ctx.sizes
-    return (
-        convolve(grad2, weight, a, grad_size) if needs[0] else None,
-        grad_weight(grad, grad2, weight_size[2:], a) if needs[1] else None,
-        *(None,) * 7,
+    both = derivatives(
+        ctx,
+        lambda weight, size, a: convolve(grad2, weight, a, size),
+        lambda grad, size, a: grad_weight(grad, grad2, size[2:], a),
     )
+    return *both, *(None,) * 7
 
 
 def _grad_weight_fake(
@@ -171,14 +181,12 @@ def _grad_weight_fake(
 
 
 def _grad_weight_backward(ctx, grad2: Tensor):
-    grad, input = ctx.saved_tensors
-    needs, a = ctx.needs_input_grad, ctx.arguments
-    grad_size, input_size = ctx.sizes
-    return (
-        convolve(input, grad2, a, grad_size) if needs[0] else None,
-        grad_input(grad, grad2, input_size, a) if needs[1] else None,
-        *(None,) * 7,
+    both = derivatives(
+        ctx,
+        lambda input, size, a: convolve(input, grad2, a, size),
+        lambda grad, size, a: grad_input(grad, grad2, size, a),
     )
+    return *both, *(None,) * 7
 
 
 register("conv", fake=_fake, backward=_backward, setup_context=_setup, autocast="lower")

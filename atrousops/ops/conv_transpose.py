@@ -12,7 +12,7 @@ from atrousops import reference
 from atrousops.common.conv_arguments import Arguments, check_conv_transpose
 from atrousops.common.formats import empty_as_kernel
 from atrousops.dispatch.devices import allow_tf32
-from atrousops.ops._conv_maps import convolve, grad_bias, grad_weight
+from atrousops.ops._conv_maps import convolve, derivatives, grad_bias, grad_weight, keep_pair
 from atrousops.ops._register import register
 from atrousops.ops._routes import Call, run
 from atrousops.ops.conv import Convolution, find, find_unusual
@@ -119,23 +119,17 @@ def _fake(
 
 def _setup(ctx, inputs, output) -> None:
     input, weight, _, stride, padding, _, dilation, groups, *_ = inputs
-    needs = ctx.needs_input_grad
-    ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None)
-    ctx.sizes = tuple(input.shape), tuple(weight.shape)
-    ctx.arguments = Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ())
+    keep_pair(ctx, input, weight, Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ()))
 
 
 def _backward(ctx, grad: Tensor):
-    input, weight = ctx.saved_tensors
-    needs, a = ctx.needs_input_grad, ctx.arguments
-    input_size, weight_size = ctx.sizes
     # The convolution that this one is the input gradient of: its roles of input and output are swapped.
-    return (
-        convolve(grad, weight, a, input_size) if needs[0] else None,
-        grad_weight(input, grad, weight_size[2:], a) if needs[1] else None,
-        grad_bias(grad) if needs[2] else None,
-        *(None,) * 7,
+    both = derivatives(
+        ctx,
+        lambda weight, size, a: convolve(grad, weight, a, size),
+        lambda input, size, a: grad_weight(input, grad, size[2:], a),
     )
+    return *both, grad_bias(grad) if ctx.needs_input_grad[2] else None, *(None,) * 7
 
 
 register("conv_transpose", fake=_fake, backward=_backward, setup_context=_setup, autocast="lower")
