@@ -120,7 +120,7 @@ def _check(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequenc
         for part in lattice:
             check_device(op, "scores", scores, lattices=part)
     for mu in compatibilities:
-        # torch.compile finds no torch.Size among tuples before torch 2.12.
+        # torch.compile of torch 2.11 finds no torch.Size among tuples.
         if tuple(mu.shape) not in ((labels,), (labels, labels)):
             bad_value(op, "compatibilities", f"be ({labels}) or ({labels}, {labels})", tuple(mu.shape))
         check_device(op, "scores", scores, compatibilities=mu)
