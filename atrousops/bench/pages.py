@@ -18,7 +18,7 @@ from atrousops.bench import costs, drawing, flow
 from atrousops.bench.results import DISPATCHED, Report, Result
 from atrousops.bench.suites.networks import ON_CAMVID
 from atrousops.common.files import write_atomically
-from atrousops.engine.table import SEED, Scored, scored, sections
+from atrousops.engine.table import Scored, by_recipe, scored, sections
 
 # Of the image whose cost is counted, in pixels.
 SIDE = 513
@@ -94,11 +94,9 @@ def _doc(name: str) -> str:
 
 
 def _line(name: str, recipes: list[Scored]) -> str:
-    of_recipes: dict[str, list[float]] = {}
-    for key, values in recipes:
-        if key.startswith("camvid/"):
-            of_recipes.setdefault(key.partition(SEED)[0], []).append(values["summary"]["miou"])
-    best = f"{100 * max(map(statistics.mean, of_recipes.values())):.1f} %" if of_recipes else ""
+    found = [runs for recipe, runs in by_recipe(recipes) if recipe.startswith("camvid/")]
+    scores = [statistics.mean(values["summary"]["miou"] for values in runs) for runs in found]
+    best = f"{100 * max(scores):.1f} %" if scores else ""
     return f"| [{name}]({name}.md) | {_doc(name).splitlines()[0]} | {' | '.join(_counted(name)[:2])} | {best} |"
 
 

@@ -79,14 +79,19 @@ def _kept(path: Path) -> dict[str, dict[str, Any]]:
     return kept
 
 
+def by_recipe(runs: Iterable[Scored]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Recipes by name, each with its runs, one for each seed."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for name, values in runs:
+        # A run without a seed in its name may be of an earlier recipe of that name: a row of its own.
+        found.setdefault(name.partition(SEED)[:2], []).append(values)
+    return [(name, seeds) for (name, _), seeds in found.items()]
+
+
 def sections(runs: Iterable[Scored]) -> Iterator[str]:
     """A Markdown table for each data set and split."""
-    of_recipes: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for name, values in runs:
-        # A run without a seed in its name may be of an earlier recipe of that name.
-        of_recipes.setdefault(name.partition(SEED)[:2], []).append(values)
     rows: dict[tuple[str, str], list[str]] = {}
-    for (name, _), seeds in of_recipes.items():
+    for name, seeds in by_recipe(runs):
         key = seeds[0]["recipe"]["data"]["name"], seeds[0]["split"]
         rows.setdefault(key, []).extend(_rows(name, seeds))
     for (data, split), lines in rows.items():
