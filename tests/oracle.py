@@ -11,9 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import atrousops as ao
+from atrousops.dispatch.devices import is_emulated
 from atrousops.testing import disagreement
 
 T = TypeVar("T")
+
+
+def is_interpreted(backend: str) -> bool:
+    """Whether a CPU executes each thread of the backend's kernels, so that a test keeps its sizes small."""
+    return backend in ("host_cuda", "triton") or (backend == "cuda" and is_emulated())
 
 
 class References(TorchFunctionMode):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from oracle import is_interpreted
 from roi_cases import (
     BAD_BOXES,
     BAD_CALLS,
@@ -44,7 +45,7 @@ def test_bad_boxes_on_a_device(name, backend):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_same_bits_every_time(channels_last, name, backend):
-    small = backend in ("host_cuda", "triton")
+    small = is_interpreted(backend)
     shape = (2, 12, 12, 12) if small else (2, 40, 30, 30)
     x, boxes = features(shape, torch.float32, channels_last), random_boxes(100, shape, 1.0).float()
     size = 3 if small else 7
@@ -57,7 +58,7 @@ def test_same_bits_every_time(channels_last, name, backend):
 @pytest.mark.torchvision
 def test_gradient_in_several_tiles(name, backend):
     # 260 rows of 80 columns exceed one tile of a gradient, and boxes cross from tile to tile; CUDA's are smaller.
-    shape = (1, 3, 40 if backend in ("host_cuda", "triton") else 260, 80)
+    shape = (1, 3, 40 if is_interpreted(backend) else 260, 80)
     x, boxes = features(shape, torch.float64), random_boxes(20, shape, 1.0)
     args = (3, 1.0, 2) if name == "roi_align" else (3, 1.0)
     exact = with_gradient(peer(name), x, boxes, *args)

@@ -25,8 +25,7 @@ static bool is_reachable(const void* p, size_t bytes) {
 static cudaError_t move(void* to, const void* from, size_t bytes) {
   if (!is_reachable(to, bytes) || !is_reachable(from, bytes))
     return fail_for_good(cudaErrorIllegalAddress, "a copy beyond a block, or of freed memory");
-  const OpenMemory open;
-  std::memmove(to, from, bytes);
+  std::memmove(host_address(to), host_address(from), bytes);
   return cudaSuccess;
 }
 
@@ -52,8 +51,7 @@ cudaError_t copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, 
 
 static cudaError_t fill(void* to, int value, size_t bytes) {
   if (!is_reachable(to, bytes)) return fail_for_good(cudaErrorIllegalAddress, "cudaMemset beyond a block");
-  const OpenMemory open;
-  std::memset(to, value, bytes);
+  std::memset(host_address(to), value, bytes);
   return cudaSuccess;
 }
 

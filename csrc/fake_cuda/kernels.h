@@ -8,6 +8,12 @@ extern "C" {
 struct FakeCudaDim3 {
   unsigned x, y, z;
 };
+// Device memory from one allocation, and where its bytes are.
+struct FakeCudaBlock {
+  char* begin;
+  size_t bytes;
+  char* memory;
+};
 // Runs every thread of a grid; returns 0, or another number for what a kernel did wrong, which `why` then says.
 using FakeCudaExecute = int (*)(const char* name, FakeCudaDim3 grid, FakeCudaDim3 block, size_t shared,
                                 unsigned cluster, void** arguments);
@@ -23,6 +29,6 @@ __attribute__((visibility("default"))) void fake_cuda_declare(const char* name, 
 __attribute__((visibility("default"))) const char* fake_cuda_launches();
 // Where a variable in global memory is on the device that a kernel runs on now, by its mangled name; or 0.
 __attribute__((visibility("default"))) uint64_t fake_cuda_variable(const char* name);
-// Whether bytes lie in one block of the device that a kernel runs on now.
-__attribute__((visibility("default"))) int fake_cuda_is_memory(const void* p, size_t bytes);
+// Whether bytes lie in one block of the device that a kernel runs on now, and in which. Blocks stay while it runs.
+__attribute__((visibility("default"))) int fake_cuda_find_block(const void* p, size_t bytes, FakeCudaBlock* found);
 }

@@ -100,7 +100,6 @@ static cudaError_t check_resources(const Kernel& kernel, const Declared& d, cons
 static cudaError_t run(const std::string& name, const Launch& l, int device, Parameters& values) {
   std::vector<void*> arguments;
   for (auto& v : values) arguments.push_back(v.data());
-  const OpenMemory open;
   running_on = device;
   const auto& [g, b, shared, cluster] = l;
   const int wrong = execute(name.c_str(), {g.x, g.y, g.z}, {b.x, b.y, b.z}, shared, cluster, arguments.data());
@@ -160,8 +159,8 @@ const char* fake_cuda_launches() {
 uint64_t fake_cuda_variable(const char* name) {
   return running_on < 0 ? 0 : reinterpret_cast<uint64_t>(variable_on(running_on, name));
 }
-int fake_cuda_is_memory(const void* p, size_t bytes) {
-  return running_on >= 0 && device_of(p) == running_on && is_block(p, bytes, running_on);
+int fake_cuda_find_block(const void* p, size_t bytes, FakeCudaBlock* found) {
+  return running_on >= 0 && device_of(p) == running_on && find_block(p, bytes, running_on, found);
 }
 
 FAKE_CUDA_API void** __cudaRegisterFatBinary(void* binary) { return new void*(binary); }

@@ -1,5 +1,6 @@
-// Device memory: a range of addresses for each device, that the host cannot touch but in copies and launches. Addresses
-// are never used twice, so that a pointer to freed memory is known; new and freed memory is filled with NaN.
+// Device memory: a range of addresses for each device, which nobody can touch, and the bytes themselves at a fixed
+// distance, for copies, launches and torch's operators. Addresses are never used twice, so that a pointer to
+// freed memory is known; new and freed memory is filled with NaN.
 #include <sys/mman.h>
 
 #include <cstdio>
@@ -11,12 +12,14 @@
 
 namespace fake_cuda {
 
-static constexpr uintptr_t kFirst = 0x200000000000, kRange = uintptr_t{1} << 41;
+static constexpr uintptr_t kFirst = 0x100000000000, kRange = uintptr_t{1} << 42;
 // Blocks begin at multiples of it, and nothing is within as many bytes of a block's end.
 static constexpr size_t kAlignment = 512;
 // Freed memory keeps its NaN until so many bytes have been freed later.
 static constexpr size_t kPoisonedBytes = size_t{64} << 20;
 static constexpr size_t kPage = 4096;
+// From a device's address to its bytes.
+static constexpr size_t kToBytes = kRange / 2;
 
 struct Range {
   char *base = nullptr, *top = nullptr;
@@ -26,21 +29,30 @@ struct Range {
 };
 static Range ranges[16];
 static std::map<const char*, size_t> pinned;
-static int open_count = 0;
 
 int device_of(const void* p) {
   const auto a = reinterpret_cast<uintptr_t>(p);
   if (a < kFirst || a >= kFirst + kRange * static_cast<uintptr_t>(device_count())) return -1;
-  return static_cast<int>((a - kFirst) / kRange);
+  return (a - kFirst) % kRange < kToBytes ? static_cast<int>((a - kFirst) / kRange) : -1;
 }
 
-bool is_block(const void* p, size_t bytes, int device) {
+void* host_address(const void* p) {
+  char* const address = static_cast<char*>(const_cast<void*>(p));
+  return device_of(p) < 0 ? address : address + kToBytes;
+}
+
+bool find_block(const void* p, size_t bytes, int device, FakeCudaBlock* found) {
   const Range& r = ranges[device];
   auto* const begin = static_cast<char*>(const_cast<void*>(p));
   auto block = r.blocks.upper_bound(begin);
   if (block == r.blocks.begin()) return false;
   --block;
+  *found = {block->first, block->second, block->first + kToBytes};
   return begin + bytes <= block->first + block->second;
+}
+bool is_block(const void* p, size_t bytes, int device) {
+  FakeCudaBlock block;
+  return find_block(p, bytes, device, &block);
 }
 
 bool is_pinned(const void* p) {
@@ -50,34 +62,12 @@ bool is_pinned(const void* p) {
   return static_cast<const char*>(p) < block->first + block->second;
 }
 
-static void protect(Range& r, char* from, int protection) {
-  if (r.top > from && mprotect(from, static_cast<size_t>(r.top - from), protection) != 0) {
-    std::perror("emulated CUDA: mprotect");
-    std::abort();
-  }
-}
-
-static void protect_all(int protection) {
-  for (int d = 0; d < device_count(); ++d) protect(ranges[d], ranges[d].base, protection);
-}
-
-static void open_memory() {
-  Lock lock(mutex());
-  if (open_count++ == 0) protect_all(PROT_READ | PROT_WRITE);
-}
-static void close_memory() {
-  Lock lock(mutex());
-  if (--open_count == 0) protect_all(PROT_NONE);
-}
-OpenMemory::OpenMemory() { open_memory(); }
-OpenMemory::~OpenMemory() { close_memory(); }
-
 static bool reserve(Range& r, int device) {
   if (r.base) return true;
   void* const wanted = reinterpret_cast<void*>(kFirst + kRange * static_cast<uintptr_t>(device));
   void* const got =
       mmap(wanted, kRange, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
-  if (got != wanted) return false;
+  if (got != wanted || mprotect(host_address(wanted), kRange - kToBytes, PROT_READ | PROT_WRITE) != 0) return false;
   r.base = r.top = static_cast<char*>(got);
   return true;
 }
@@ -90,15 +80,11 @@ cudaError_t allocate(void** p, size_t bytes, int device) {
   if (bytes > device_kind(device).memory_bytes - r.used) return fail(cudaErrorMemoryAllocation, "the device is full");
   if (!reserve(r, device)) return fail(cudaErrorMemoryAllocation, "the range of addresses is taken");
   char* const begin = r.top;
-  // Whole pages are protected.
-  char* const page = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(begin) / kPage * kPage);
   r.top += room;
   r.used += bytes;
   r.blocks[begin] = bytes;
-  if (open_count > 0) protect(r, page, PROT_READ | PROT_WRITE);
-  const OpenMemory open;
   // More is not written: what a test only reserves takes no memory.
-  std::memset(begin, 0xff, bytes < kPoisonedBytes ? bytes : kPoisonedBytes);
+  std::memset(host_address(begin), 0xff, bytes < kPoisonedBytes ? bytes : kPoisonedBytes);
   *p = begin;
   return cudaSuccess;
 }
@@ -107,8 +93,8 @@ static void forget_oldest(Range& r) {
   const auto [begin, bytes] = r.freed.front();
   r.freed.pop_front();
   r.poisoned -= bytes;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(begin) + bytes) / kPage * kPage;
+  const auto memory = reinterpret_cast<uintptr_t>(host_address(begin));
+  const uintptr_t first = (memory + kPage - 1) / kPage * kPage, end = (memory + bytes) / kPage * kPage;
   if (end > first) madvise(reinterpret_cast<void*>(first), end - first, MADV_DONTNEED);
 }
 
@@ -120,8 +106,7 @@ cudaError_t release(void* p) {
   const auto block = r.blocks.find(static_cast<char*>(p));
   if (block == r.blocks.end()) return fail(cudaErrorInvalidValue, "free of what is no block");
   const auto [begin, bytes] = *block;
-  const OpenMemory open;
-  if (bytes <= kPoisonedBytes) std::memset(begin, 0xff, bytes);
+  if (bytes <= kPoisonedBytes) std::memset(host_address(begin), 0xff, bytes);
   r.blocks.erase(block);
   r.used -= bytes;
   r.freed.emplace_back(begin, bytes);
@@ -230,6 +215,5 @@ FAKE_CUDA_API cudaError_t cudaDeviceGetGraphMemAttribute(int device, cudaGraphMe
 }
 FAKE_CUDA_API cudaError_t cudaDeviceSetGraphMemAttribute(int, cudaGraphMemAttributeType, void*) { return cudaSuccess; }
 
-// For torch's own operators, which the CPU's kernels compute on device memory.
-FAKE_CUDA_API void fake_cuda_open_memory() { open_memory(); }
-FAKE_CUDA_API void fake_cuda_close_memory() { close_memory(); }
+// For torch's own operators, which the CPU's kernels compute.
+FAKE_CUDA_API size_t fake_cuda_to_bytes() { return kToBytes; }

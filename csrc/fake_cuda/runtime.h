@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "fake_cuda/devices.h"
+#include "fake_cuda/kernels.h"
 
 #define FAKE_CUDA_API extern "C" __attribute__((visibility("default")))
 
@@ -37,16 +38,14 @@ int current_device();
 // The device that memory is on, or -1.
 int device_of(const void* p);
 bool is_pinned(const void* p);
-// Whether bytes lie in one block of the device that has not been freed.
+// Where a device's memory is for the host; other addresses stay as they are.
+void* host_address(const void* p);
+// Whether bytes lie in one block of the device that has not been freed, and in which.
+bool find_block(const void* p, size_t bytes, int device, FakeCudaBlock* found);
 bool is_block(const void* p, size_t bytes, int device);
 cudaError_t allocate(void** p, size_t bytes, int device);
 // Fills a block with NaN and forgets it.
 cudaError_t release(void* p);
-// While one exists, this process can read and write device memory.
-struct OpenMemory {
-  OpenMemory();
-  ~OpenMemory();
-};
 
 // variables.cpp
 // A variable of that mangled name in a device's global memory, or null.

@@ -21,10 +21,7 @@ static std::map<const void*, Variable>& variables() {
 
 static void* block_of(Variable& v, int device) {
   void*& block = v.blocks[device];
-  if (!block && allocate(&block, v.bytes, device) == cudaSuccess) {
-    const OpenMemory open;
-    std::memset(block, 0, v.bytes);
-  }
+  if (!block && allocate(&block, v.bytes, device) == cudaSuccess) std::memset(host_address(block), 0, v.bytes);
   return block;
 }
 

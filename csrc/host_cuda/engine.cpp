@@ -319,10 +319,11 @@ static Barrier& join(int id, int expected, const char* what, Location where, int
     fail(std::string(what) + " at " + place(where) + ": others came to barrier " + std::to_string(id) +
          " for another number of threads");
   b.expected = expected;
-  for (const Thread* t : b.waiting)
-    if (id == 0 && expected == 0 && (t->where.line() != where.line() || t->where.file_name() != where.file_name()))
-      fail(std::string(what) + " at " + place(where) + ", while thread " + triple(dim3(t->index)) +
-           " waits in another, at " + place(t->where));
+  // Those that wait are in one place already.
+  const Thread* t = b.waiting.empty() ? nullptr : b.waiting.front();
+  if (t && id == 0 && expected == 0 && (t->where.line() != where.line() || t->where.file_name() != where.file_name()))
+    fail(std::string(what) + " at " + place(where) + ", while thread " + triple(dim3(t->index)) +
+         " waits in another, at " + place(t->where));
   ++b.arrived;
   b.sum += value;
   return b;
@@ -368,7 +369,7 @@ void gather(const char* what, unsigned mask, void* mine, void (*run)(const void*
   Gathering* found = nullptr;
   for (Gathering& g : warp.gatherings) {
     if (!(g.mask & mask)) continue;
-    if (g.mask != mask || std::string_view(g.what) != what)
+    if (g.mask != mask || (g.what != what && std::string_view(g.what) != what))
       fail(std::string(what) + " at " + place(where) + " meets other lanes of the warp in " + g.what +
            ", or with another mask");
     found = &g;

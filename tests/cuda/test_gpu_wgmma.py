@@ -70,7 +70,7 @@ def test_forward_and_gradients(case, dtype):
 @pytest.mark.parametrize("dtype", DTYPES[::2])
 def test_branches_in_one_launch(dtype):
     """ASPP: tiles of four convolutions, by other taps and weights, side by side in one tensor."""
-    x = torch.randn(4, 33, 31, 128).to(dtype).movedim(-1, 1)
+    x = torch.randn(*((1, 17, 15) if is_emulated() else (4, 33, 31)), 128).to(dtype).movedim(-1, 1)
     around = [0, 6, 12, 18], [1, 6, 12, 18]
     weights = [torch.randn(256, k, k, 128).to(dtype).movedim(-1, 1) for k in (1, 3, 3, 3)]
     biases = [torch.randn(256).to(dtype) for _ in weights]

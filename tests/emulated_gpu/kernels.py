@@ -18,7 +18,7 @@ def install(library: ctypes.CDLL, folder: Path) -> None:
     """From now on launches run the PTX in folder/ptx. Kernels are translated and compiled at their first launch."""
     ptx_build.ptx_of = lambda source: folder / "ptx" / f"{source.stem}.ptx"
     machine = ptx_build.machine()
-    machine.ptx_set_memory(ctypes.cast(library.fake_cuda_is_memory, ctypes.c_void_p))
+    machine.ptx_set_memory(ctypes.cast(library.fake_cuda_find_block, ctypes.c_void_p))
     machine.ptx_set_variables(ctypes.cast(library.fake_cuda_variable, ctypes.c_void_p))
     machine.ptx_set_order(int(os.environ.get("ATROUSOPS_EMULATED_SEED", "0")), 0)
     library.fake_cuda_set_executor(

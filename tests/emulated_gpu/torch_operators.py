@@ -5,13 +5,12 @@ PyTorch's CUDA kernels exist as machine code alone; only this package's kernels 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_map
 
 # What needs no kernel: memory, views and what is made of other operators.
 KEPT = ("empty", "as_strided", "view", "_reshape_alias", "set_", "resize_", "record_stream", "_pin_memory", "is_pinned")
@@ -21,9 +20,12 @@ WAITING = ("nonzero", "masked_select", "_unique", "unique_", "repeat_interleave.
 HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 TO_DEVICE, TO_HOST, WITHIN_DEVICE = 1, 2, 3
 
+CPU = torch.device("cpu")
 # How often each operator ran in this process.
 calls: dict[str, int] = {}
 _libraries: list[torch.library.Library] = []
+# What lies between a device's address and its bytes: one number, once the runtime is there.
+_to_bytes: list[int] = []
 # Functions that graphs call again.
 _recorded: list[Any] = []
 
@@ -52,15 +54,8 @@ class Runtime:
         library.cudaLaunchHostFunc.argtypes = [ctypes.c_void_p, HOST_FUNCTION, ctypes.c_void_p]
         library.fake_cuda_catch_up.argtypes = [ctypes.c_int, ctypes.c_void_p]
         library.fake_cuda_why.restype = ctypes.c_char_p
-
-    @contextlib.contextmanager
-    def open_memory(self) -> Iterator[None]:
-        """Inside, the host reads and writes device memory."""
-        self.library.fake_cuda_open_memory()
-        try:
-            yield
-        finally:
-            self.library.fake_cuda_close_memory()
+        library.fake_cuda_to_bytes.restype = ctypes.c_size_t
+        _to_bytes.append(library.fake_cuda_to_bytes())
 
     def catch_up(self, device: torch.device) -> bool:
         """Runs what the current stream has queued; whether the stream is being captured instead."""
@@ -71,7 +66,16 @@ class Runtime:
 
 
 def stream_of(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream
+    return torch._C._cuda_getCurrentRawStream(device.index)
+
+
+def each(f: Callable[[Any], Any], x: Any) -> Any:
+    """f of what an operator's arguments or results consist of; quicker than pytree, which knows more containers."""
+    if isinstance(x, dict):
+        return {name: each(f, value) for name, value in x.items()}
+    if isinstance(x, list | tuple):
+        return type(x)([each(f, value) for value in x])
+    return f(x)
 
 
 def check_wait(what: str) -> None:
@@ -80,33 +84,40 @@ def check_wait(what: str) -> None:
         raise RuntimeError(f"called a synchronizing CUDA operation: {what}")
 
 
+def bytes_of(t: torch.Tensor) -> int:
+    """The host's address of what a CUDA tensor's storage begins with."""
+    return t.untyped_storage().data_ptr() + _to_bytes[0]
+
+
 def on_host(t: torch.Tensor) -> torch.Tensor:
     """A CPU tensor on the same memory; torch.device("cuda") may be the default around a call."""
     if t.device.type != "cuda":
         return t
     size = t.untyped_storage().nbytes()
     if size == 0 or t.numel() == 0:
-        return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cpu")
-    raw = torch.frombuffer((ctypes.c_char * size).from_address(t.untyped_storage().data_ptr()), dtype=torch.uint8)
-    host = torch.empty(0, dtype=t.dtype, device="cpu").set_(
-        raw.untyped_storage(), t.storage_offset(), t.shape, t.stride()
-    )
+        return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=CPU)
+    raw = torch._C._construct_storage_from_data_pointer(bytes_of(t), CPU, size)
+    host = torch.empty(0, dtype=t.dtype, device=CPU).set_(raw, t.storage_offset(), t.shape, t.stride())
     return torch._C._conj(host) if t.is_conj() else torch._neg_view(host) if t.is_neg() else host
+
+
+def host_or_same(x: Any) -> Any:
+    return on_host(x) if isinstance(x, torch.Tensor) else x
 
 
 def device_of(arguments: Any) -> torch.device:
     """The device of the first CUDA tensor, or one that is named, or the current one."""
-    named = torch.device("cuda", torch.cuda.current_device())
     found: list[torch.device] = []
 
-    def look(x: Any) -> Any:
+    def look(x: Any) -> None:
         device = x.device if isinstance(x, torch.Tensor) else x
         if isinstance(device, torch.device) and device.type == "cuda":
-            found.append(device if device.index is not None else named)
-        return x
+            found.append(device)
 
-    tree_map(look, arguments)
-    return found[0] if found else named
+    each(look, arguments)
+    if found and found[0].index is not None:
+        return found[0]
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 class Operator:
@@ -132,9 +143,7 @@ class Operator:
             check_wait(self.name)
         if self.runtime.catch_up(device):
             return self.capture(device, args, kwargs)
-        with self.runtime.open_memory():
-            result = self.compute(args, kwargs)
-            return self.results(device, args, kwargs, result)
+        return self.results(device, args, kwargs, self.compute(args, kwargs))
 
     def compute(self, args: Any, kwargs: Any) -> tuple[Any, list[tuple[torch.Tensor, torch.Tensor]]]:
         pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -144,10 +153,10 @@ class Operator:
                 pairs.append((x, on_host(x)))
                 return pairs[-1][1]
             if isinstance(x, torch.device):
-                return torch.device("cpu")
+                return CPU
             return None if isinstance(x, torch.Generator) else x
 
-        args, kwargs = tree_map(moved, (args, kwargs))
+        args, kwargs = each(moved, (args, kwargs))
         return self.packet(*args, **kwargs), pairs
 
     def results(self, device: torch.device, args: Any, kwargs: Any, result: Any) -> Any:
@@ -158,7 +167,7 @@ class Operator:
             if any(device_tensor is w for w in written):
                 self.write_back(device_tensor, host)
         if not self.written:
-            return tree_map_only(torch.Tensor, lambda t: to_device(t, device), values)
+            return each(lambda x: to_device(x, device) if isinstance(x, torch.Tensor) else x, values)
         return self.own_arguments(args, kwargs)
 
     def own_arguments(self, args: Any, kwargs: Any) -> Any:
@@ -174,9 +183,7 @@ class Operator:
         """An argument that the operator resized."""
         if device_tensor.device.type != "cuda":
             return
-        moved = (
-            device_tensor.numel() and host.untyped_storage().data_ptr() != device_tensor.untyped_storage().data_ptr()
-        )
+        moved = device_tensor.numel() and host.untyped_storage().data_ptr() != bytes_of(device_tensor)
         if host.shape != device_tensor.shape or moved:
             device_tensor.resize_(host.shape)
             on_host(device_tensor).copy_(host)
@@ -188,22 +195,18 @@ class Operator:
         if self.updates:
             answer = self.own_arguments(args, kwargs)
         else:
-            with self.runtime.open_memory():
-                answer = self.results(device, args, kwargs, self.compute(args, kwargs))
+            answer = self.results(device, args, kwargs, self.compute(args, kwargs))
         self.record(device, args, kwargs, None if self.written else answer)
         return answer
 
     def record(self, device: torch.device, args: Any, kwargs: Any, outputs: Any) -> None:
         # Addresses are the graph's; tensors would keep their memory, which the graph's pool gives to others.
-        with self.runtime.open_memory():
-            fixed = tree_map_only(torch.Tensor, on_host, (args, kwargs))
-            kept = tree_map_only(torch.Tensor, on_host, outputs)
+        fixed, kept = each(host_or_same, (args, kwargs)), each(host_or_same, outputs)
 
         def run(_: Any) -> None:
-            with self.runtime.open_memory():
-                values, _ = self.compute(*fixed)
-                if kept is not None:
-                    tree_map(lambda to, value: to.copy_(value) if isinstance(to, torch.Tensor) else None, kept, values)
+            values, _ = self.compute(*fixed)
+            if kept is not None:
+                tree_map(lambda to, value: to.copy_(value) if isinstance(to, torch.Tensor) else None, kept, values)
 
         function = HOST_FUNCTION(run)
         _recorded.append(function)
@@ -241,8 +244,7 @@ class Copy(Operator):
         if from_cuda and source.device != device:
             self.runtime.catch_up(source.device)
         if not self.runtime.catch_up(device):
-            with self.runtime.open_memory():
-                on_host(to).copy_(on_host(source))
+            on_host(to).copy_(on_host(source))
             return to
         self.record(device, (to, source), {}, None)
         return to

@@ -39,6 +39,7 @@ class Translation:
         """`covered`: the byte ptx_hits[line - kernel.line] tells whether a line was reached."""
         self.kernel, self.file, self.covered = kernel, file, covered
         self.parameters = {p.name: i for i, p in enumerate(kernel.parameters)}
+        self.async_proxy = bool(re.search(r"\bwgmma\.mma_async|\bcp\.async\.bulk", kernel.body))
         self.shared: dict[str, int] = {}
         self.scopes: list[tuple[int, set[str]]] = []
         self.scope_count = self.line = 0
@@ -178,7 +179,7 @@ class Translation:
                 "}",
                 f"static const unsigned sizes[] = {{{sizes or 0}}};",
                 f'static const KernelEntry entry{{"{k.name}", ptx_{k.name}, {end}, {dynamic}, {len(k.parameters)},'
-                f' sizes, {k.max_threads}, "{self.file}"}};',
+                f' sizes, {k.max_threads}, "{self.file}", {str(self.async_proxy).lower()}}};',
                 'extern "C" PTX_API const KernelEntry* ptx_entry() { return &entry; }',
                 "static const int added = ptx_add(&entry);",
                 "",

@@ -195,8 +195,9 @@ struct Box {
   int size, count = 1;
   Box(uint64_t address, int rank, const int32_t* coordinates, int line) {
     // A map is a parameter, or in global memory.
-    if (!is_parameter(address, 128)) checked_global(address, 128, "the tensor map", line);
-    std::memcpy(&map, reinterpret_cast<const char*>(address), sizeof map);
+    const char* bytes = is_parameter(address, 128) ? reinterpret_cast<const char*>(address)
+                                                   : checked_global(address, 128, "the tensor map", line);
+    std::memcpy(&map, bytes, sizeof map);
     if (address % 64 != 0) fail("a tensor map is aligned to 64 bytes", line);
     if (map.mark != map.kMark) fail("cp.async.bulk.tensor: this is no tensor map", line);
     if (map.rank != rank) fail("cp.async.bulk.tensor: the map has rank " + std::to_string(map.rank), line);

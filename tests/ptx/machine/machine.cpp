@@ -24,7 +24,9 @@ namespace {
 struct Machine {
   std::map<std::string, const KernelEntry*> kernels;
   Resolver resolver = nullptr;
-  IsMemory is_memory = nullptr;
+  FindBlock find_block = nullptr;
+  // Found in this launch, by the line that asked: one instruction mostly stays in one block.
+  std::array<MemoryBlock, 64> blocks;
   Variable variable = nullptr;
   std::string error;
   uint64_t seed = 0;
@@ -36,10 +38,9 @@ struct Machine {
   std::array<Window, 16> windows;
   std::vector<std::pair<uint64_t, uint64_t>> mapped;
 };
-Machine& machine() {
-  static Machine* const m = new Machine;
-  return *m;
-}
+// It outlives every static destructor.
+Machine* const the_machine = new Machine;
+Machine& machine() { return *the_machine; }
 
 // Made by the first thread of a block.
 struct Fresh : hc::Attached {
@@ -53,7 +54,7 @@ void enter_block() {
   fresh.done = true;
   Window& w = window(hc::self->block->rank);
   w.bytes.assign(m.shared_end, char(0xff));
-  w.unfenced.assign(m.shared_end / 4 + 1, {});
+  if (m.running->async_proxy) w.unfenced.assign(m.shared_end / 4 + 1, {});
 }
 
 void read_mapped_ranges() {
@@ -90,12 +91,15 @@ void run_apart() {
 
 char* shared_bytes(uint64_t address, uint32_t bytes, const char* what, int line) {
   run_apart();
+  Window& w = machine().windows[static_cast<size_t>(hc::self->block->rank)];
+  if (address >= kFirst && address + bytes <= w.bytes.size() && address % bytes == 0) return w.bytes.data() + address;
   if (address >> kRankShift)
     fail(std::string(what) + ": an address of the cluster in an instruction for the block's memory", line);
   return cluster_bytes(address, bytes, bytes, what, line);
 }
 
 void mark_written(int rank, uint32_t address, uint32_t bytes) {
+  if (!machine().running->async_proxy) return;
   Window& w = window(rank);
   const Window::Mark mark{static_cast<uint32_t>(hc::self->linear + 1024 * hc::self->block->rank + 1),
                           hc::attached<Passed>().barriers};
@@ -153,13 +157,17 @@ char* async_write(uint64_t address, uint32_t bytes, const char* what, int line) 
 
 char* checked_global(uint64_t address, uint64_t bytes, const char* what, int line) {
   Machine& m = machine();
-  const auto* p = reinterpret_cast<const void*>(address);
-  if (m.is_memory ? !m.is_memory(p, bytes) : !is_mapped(address, bytes)) {
-    char text[32];
-    std::snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(address));
-    fail(std::string(what) + ": " + std::to_string(bytes) + " bytes at " + text + " are not device memory", line);
+  char* const p = reinterpret_cast<char*>(address);
+  if (m.find_block) {
+    MemoryBlock& block = m.blocks[static_cast<unsigned>(line) % m.blocks.size()];
+    const bool is_known = p >= block.begin && p + bytes <= block.begin + block.bytes;
+    if (is_known || m.find_block(p, bytes, &block)) return block.memory + (p - block.begin);
+  } else if (is_mapped(address, bytes)) {
+    return p;
   }
-  return reinterpret_cast<char*>(address);
+  char text[32];
+  std::snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(address));
+  fail(std::string(what) + ": " + std::to_string(bytes) + " bytes at " + text + " are not device memory", line);
 }
 
 bool is_parameter(uint64_t address, uint64_t bytes) {
@@ -358,7 +366,7 @@ int ptx_add(const KernelEntry* kernel) {
 }
 void ptx_set_resolver(Resolver resolver) { machine().resolver = resolver; }
 void ptx_set_variables(Variable variable) { machine().variable = variable; }
-void ptx_set_memory(IsMemory is_memory) { machine().is_memory = is_memory; }
+void ptx_set_memory(FindBlock find) { machine().find_block = find; }
 void ptx_set_order(uint64_t seed, int mode) {
   machine().seed = seed;
   machine().apart = mode == 1;
@@ -381,7 +389,8 @@ int ptx_execute(const char* name, Dim3 grid, Dim3 block, size_t shared, unsigned
     m.running = &k;
     m.arguments = args;
     m.shared_end = static_cast<uint32_t>(shared ? k.dynamic + shared : k.static_end);
-    if (!m.is_memory) ptx::read_mapped_ranges();
+    m.blocks.fill({});
+    if (!m.find_block) ptx::read_mapped_ranges();
     // CUB's scans wait for blocks of smaller index, which GPUs start first.
     const bool ordered = std::string_view(name).find("3cub") != std::string_view::npos;
     m.random.seed(m.seed);

@@ -29,11 +29,19 @@ struct KernelEntry {
   const unsigned* param_bytes;
   unsigned max_threads;
   const char* file;
+  // Whether it has instructions of the async proxy, so that stores to shared memory are followed to their fences.
+  bool async_proxy;
 };
 struct Dim3 {
   unsigned x, y, z;
 };
-using IsMemory = int (*)(const void* p, size_t bytes);
+// Memory from one allocation, and where its bytes are.
+struct MemoryBlock {
+  char* begin;
+  size_t bytes;
+  char* memory;
+};
+using FindBlock = int (*)(const void* p, size_t bytes, MemoryBlock* found);
 using Resolver = int (*)(const char* name);
 using Variable = uint64_t (*)(const char* name);
 
@@ -43,8 +51,9 @@ PTX_API int ptx_execute(const char* name, Dim3 grid, Dim3 block, size_t shared, 
 PTX_API const char* ptx_error();
 // Called with the name of a kernel that is not there; returns whether it has added it.
 PTX_API void ptx_set_resolver(Resolver resolver);
-// Says whether bytes are device memory; without it, whatever is mapped into the process is.
-PTX_API void ptx_set_memory(IsMemory is_memory);
+// Finds the block of device memory that bytes lie in, or returns 0; without it, whatever is mapped into the process is
+// device memory. Blocks stay as they are while a kernel runs.
+PTX_API void ptx_set_memory(FindBlock find);
 // Gives the address of a variable in global memory, 0 for one that it does not know.
 PTX_API void ptx_set_variables(Variable variable);
 // Order of threads and blocks: 0 is ascending. Mode 1: lanes of a warp run apart between memory instructions. Mode 2:

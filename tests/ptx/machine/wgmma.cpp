@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <functional>
 #include <map>
+#include <unordered_map>
 
 #include "host_cuda/encoded_map.h"
 #include "machine.h"
@@ -41,11 +42,19 @@ struct Descriptor {
   }
 };
 
-uint32_t element(const Descriptor& d, int mn, int k, int es, bool mn_major, int line) {
-  uint32_t bits = 0;
-  std::memcpy(&bits, async_read(d.address(mn, k, es, mn_major), static_cast<uint32_t>(es), "wgmma", line),
-              static_cast<size_t>(es));
-  return bits;
+// Elements (mn, k) of rows `first` to `first + rows` along mn as out[(mn - first) * depth + k]. Sixteen bytes lie
+// together whatever the layout: along k, or along mn.
+void read_rows(Operand type, const Descriptor& d, int first, int rows, int depth, bool mn_major, float* out, int line) {
+  const int es = type == Operand::tf32 ? 4 : 2, chunk = 16 / es;
+  for (int mn = 0; mn < rows; mn += mn_major ? chunk : 1)
+    for (int k = 0; k < depth; k += mn_major ? 1 : chunk) {
+      const char* p = async_read(d.address(first + mn, k, es, mn_major), 16, "wgmma", line);
+      for (int i = 0; i < chunk; ++i) {
+        uint32_t bits = 0;
+        std::memcpy(&bits, p + i * es, static_cast<size_t>(es));
+        out[mn_major ? (mn + i) * depth + k : mn * depth + k + i] = operand_value(type, bits);
+      }
+    }
 }
 
 // What a warp has under way.
@@ -59,7 +68,7 @@ struct Pending : hc::Attached {
     int line;
   };
   std::map<int, std::vector<std::vector<Operation>>> of_warp;
-  std::map<int, std::map<float*, float>> values;
+  std::map<int, std::unordered_map<float*, float>> values;
   // Descriptors by the number of the call, to compare the four warps of a warpgroup.
   std::map<std::pair<int, int64_t>, std::pair<uint64_t, uint64_t>> calls;
   std::map<int, int64_t> number;
@@ -94,7 +103,7 @@ uint64_t hash_of(const std::vector<float>& a, const std::vector<float>& b) {
 void read_operands(const Wgmma& call, int warp, Lane* const* lanes, std::vector<float>& a, std::vector<float>& b,
                    int line) {
   const bool wide = call.type == Operand::tf32;
-  const int es = wide ? 4 : 2, depth = 32 / es;
+  const int depth = wide ? 8 : 16;
   a.resize(static_cast<size_t>(16 * depth));
   b.resize(static_cast<size_t>(call.n * depth));
   if (call.a_registers) {
@@ -108,17 +117,9 @@ void read_operands(const Wgmma& call, int warp, Lane* const* lanes, std::vector<
             operand_value(call.type, wide ? r[i] : r[i / 2] >> 16 * (i % 2) & 0xffff);
       }
   } else {
-    const Descriptor left(call.a, line);
-    for (int row = 0; row < 16; ++row)
-      for (int k = 0; k < depth; ++k)
-        a[static_cast<size_t>(row * depth + k)] =
-            operand_value(call.type, element(left, 16 * (warp % 4) + row, k, es, call.mn_major_a, line));
+    read_rows(call.type, Descriptor(call.a, line), 16 * (warp % 4), 16, depth, call.mn_major_a, a.data(), line);
   }
-  const Descriptor right(call.b, line);
-  for (int col = 0; col < call.n; ++col)
-    for (int k = 0; k < depth; ++k)
-      b[static_cast<size_t>(col * depth + k)] =
-          operand_value(call.type, element(right, col, k, es, call.mn_major_b, line));
+  read_rows(call.type, Descriptor(call.b, line), 0, call.n, depth, call.mn_major_b, b.data(), line);
 }
 
 void issue(Pending& p, int warp, Lane* const (&lanes)[32], int line) {
