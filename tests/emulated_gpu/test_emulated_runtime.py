@@ -1,7 +1,9 @@
 """What the emulated runtime refuses, and what its queues and graphs show."""
 
 import ctypes
+import faulthandler
 import os
+import signal
 
 import pytest
 import torch
@@ -32,6 +34,19 @@ def test_a_missing_wait_is_seen():
     assert late.cpu().isnan().all()
     torch.cuda.current_stream().wait_stream(side)
     assert (late.cpu() == 1).all()
+
+
+def test_the_host_cannot_read_device_memory():
+    """But through a copy: a pointer that host code follows ends the process, as on most GPUs."""
+    x = torch.ones(8, device="cuda")
+    torch.cuda.synchronize()
+    child = os.fork()
+    if child == 0:
+        faulthandler.disable()
+        ctypes.string_at(x.data_ptr(), 1)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGSEGV
+    assert x.tolist() == [1] * 8
 
 
 def test_a_graph_runs_our_kernel_again():
