@@ -22,7 +22,7 @@ TRITON_TESTS := $(wildcard tests/test_*.py) tests/nn/test_crf.py tests/house/tes
   tests/triton_kernels/test_derivatives.py
 
 .PHONY: demo test docs bench cuda lint typecheck unit abi sanitized sanitize fuzz gpu-check ptx wheel clean
-.PHONY: ray emulated emulated-gpu emulated-gpu-quick
+.PHONY: ray emulated emulated-gpu
 
 demo: $(VENV)/.built
 	$(BIN)/python -m atrousops.demo --output out/demo.png
@@ -108,12 +108,9 @@ ray: $(VENV)/.tested
 	$(PIP) "ray[data]"
 	$(BIN)/python -m pytest -q -n 0 tests/cluster
 
-# The CUDA library's launch code and its PTX on a runtime that needs no GPU; nvcc alone is needed. `emulated-gpu` runs
-# whatever needs a GPU and fails if a kernel never ran; `emulated-gpu-quick` takes four minutes after `make cuda`: the
-# runtime, what a device refuses, every operator at each dtype, kernels that small problems do not take, and networks.
+# The CUDA library's launch code and its PTX on a runtime that needs no GPU; nvcc alone is needed. It runs whatever needs
+# a GPU, and fails if a kernel never ran.
 EMULATED_TESTS ?= $(shell grep -rlE "\bbackend\)|\bbackend,|, backend\b|mark\.gpu" --include="test_*.py" tests)
-EMULATED_RUN = rm -rf build/emulated/launches && ATROUSOPS_EMULATED_LAUNCHES=build/emulated/launches OMP_NUM_THREADS=1 \
-  $(BIN)/python tests/emulated_gpu/run.py -m pytest -q --tb=short -n logical --dist worksteal -m gpu
 emulated: $(VENV)/.tested
 	$(CONFIGURE_CUDA)
 	cmake --build build/cuda --target emulated_gpu
@@ -121,11 +118,9 @@ emulated: $(VENV)/.tested
 	cp atrousops/lib/libatrousops_cpu.so build/cuda/fake_cuda/
 
 emulated-gpu: emulated
-	$(EMULATED_RUN) $(EMULATED_TESTS)
-	$(BIN)/python tests/emulated_gpu/launched.py build/emulated/launches --whole
-
-emulated-gpu-quick: emulated
-	$(EMULATED_RUN) tests/emulated_gpu
+	rm -rf build/emulated/launches
+	ATROUSOPS_EMULATED_LAUNCHES=build/emulated/launches OMP_NUM_THREADS=1 $(BIN)/python tests/emulated_gpu/run.py \
+	  -m pytest -q --tb=short -n logical --dist worksteal -m gpu $(EMULATED_TESTS)
 	$(BIN)/python tests/emulated_gpu/launched.py build/emulated/launches
 
 # For this Python, and the sources; of modules that are no more nothing goes in.

@@ -1,5 +1,6 @@
 """Boxes and shapes that the tests of roi_align and roi_pool share."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -7,7 +8,7 @@ from typing import TypeVar
 import host_cuda
 import torch
 from hypothesis import strategies as st
-from oracle import assert_close
+from oracle import assert_close, on_the_cpu
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -26,10 +27,13 @@ SHAPES = [
 
 
 def peer(name: str):
-    """torchvision.ops' function; a run under another torch has no torchvision, and leaves its tests out."""
+    """torchvision.ops' function, on the CPU: on a GPU it would compile another for deterministic algorithms.
+
+    A run under another torch has no torchvision, and leaves its tests out.
+    """
     import torchvision
 
-    return getattr(torchvision.ops, name)
+    return functools.partial(on_the_cpu, getattr(torchvision.ops, name))
 
 
 def random_boxes(count: int, shape: tuple[int, ...], scale: float, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -88,7 +88,7 @@ def photograph(real_data):
         content = io.BytesIO(archive.read("im1_pydensecrf.npz"))
     with np.load(content) as file:
         image = torch.from_numpy(file["image"]).permute(2, 0, 1)[None].float()
-    image = image[..., ::4, ::4]
+    image = image[..., ::4, ::4].to(torch.get_default_device())
     h, w = image.shape[2:]
     y, x = torch.meshgrid(torch.arange(h, dtype=torch.float32), torch.arange(w, dtype=torch.float32), indexing="ij")
     return image, torch.cat([torch.stack([x, y])[None] / 20, image / 13], 1)

@@ -1,6 +1,6 @@
-"""Which kernels the processes of an emulated run launched: python launched.py FOLDER [--whole]
+"""Which kernels the processes of an emulated run launched: python launched.py FOLDER
 
-With --whole the run fails if a kernel was never launched that never_launched.txt beside this does not list, or if that
+It fails if a kernel was never launched that never_launched.txt beside this does not list, or if that
 list has one which was launched or is gone: it can only become shorter.
 """
 
@@ -56,8 +56,6 @@ def main() -> int:
     found = counts(Path(sys.argv[1]))
     never = sorted(name for name, count in found.items() if count == 0)
     print(f"EMULATED: {len(found) - len(never)} of {len(found)} kernels were launched")
-    if "--whole" not in sys.argv[2:]:
-        return 0
     told = problems(never, listed(), list(found))
     print("\n".join(told))
     return int(bool(told))
