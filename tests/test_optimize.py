@@ -108,7 +108,7 @@ def test_subnormal_weights_become_zero(dtype):
     assert "set 2 weights below the smallest normal number to zero" in str(ao.optimization_report(fast))
 
 
-@pytest.mark.parametrize("dtype, weight", [(torch.float16, 1 / 129**2), (torch.float64, 1e-310)])
+@pytest.mark.parametrize(("dtype", "weight"), [(torch.float16, 1 / 129**2), (torch.float64, 1e-310)])
 def test_other_subnormal_weights_stay(dtype, weight):
     """A mean of 129 x 129 pixels has such weights: 1/129^2 = 6.0e-5 is subnormal in fp16, and all there is."""
     model = nn.Conv2d(1, 1, 3, bias=False).eval().to(dtype)
