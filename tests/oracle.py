@@ -1,10 +1,12 @@
 """The tolerance rule: twice the error PyTorch itself makes at that dtype against fp64, which is computed on the CPU."""
 
+import contextlib
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import host_cuda
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,6 +22,26 @@ T = TypeVar("T")
 def is_interpreted(backend: str) -> bool:
     """Whether a CPU executes each thread of the backend's kernels, so that a test keeps its sizes small."""
     return backend in ("host_cuda", "triton") or (backend == "cuda" and is_emulated())
+
+
+@contextlib.contextmanager
+def in_order(backend: str, number: int) -> Iterator[None]:
+    """Inside, the same work in another order: so many threads, or a seed where a CPU executes the kernels."""
+    if backend == "host_cuda":
+        with host_cuda.order(number):
+            yield
+    elif backend == "cuda" and is_emulated():
+        import kernels  # of tests/emulated_gpu
+
+        with kernels.order(number):
+            yield
+    else:
+        before = torch.get_num_threads()
+        torch.set_num_threads(number)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 class References(TorchFunctionMode):

@@ -5,10 +5,9 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import host_cuda
 import torch
 from hypothesis import strategies as st
-from oracle import assert_close, on_the_cpu
+from oracle import assert_close, in_order, on_the_cpu
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -62,13 +61,9 @@ def with_gradient(op, x: Tensor, boxes: Tensor, *args: object, upstream: Tensor 
 
 
 def repeated(run: Callable[[], _T], backend: str) -> Iterator[_T]:
-    """The run's results with one thread and two, or with the threads of a block in three orders."""
+    """The run's results with one thread and two, or with a block's threads in two orders; one of them twice."""
     for i in (1, 2, 2):
-        if backend == "host_cuda":
-            with host_cuda.order(i - 1):
-                yield run()
-        else:
-            torch.set_num_threads(i)
+        with in_order(backend, i):
             yield run()
 
 

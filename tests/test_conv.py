@@ -1,12 +1,9 @@
 """conv and conv_transpose against PyTorch: results, gradients, formats, the planner's answer overridden and not."""
 
-import contextlib
-
-import host_cuda
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import assert_close, both_ways, worst
+from oracle import assert_close, both_ways, in_order, is_interpreted, worst
 from shapes import CONVOLUTIONS, TRANSPOSED, Shape, TransposedShape
 from torch.nn.grad import conv2d_weight
 
@@ -117,21 +114,6 @@ def test_rows_shorter_than_the_period_of_their_phases(stride, channels):
             assert torch.equal(dx, right)
 
 
-@contextlib.contextmanager
-def another_order(backend: str):
-    """Inside, the same work is done in another order: one thread, or other fibers first."""
-    if backend == "host_cuda":
-        with host_cuda.order(7):
-            yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("shape", [s for s in ALL if s.n], ids=str)
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_same_bits_every_time_and_in_any_order(shape, backend):
@@ -139,8 +121,8 @@ def test_same_bits_every_time_and_in_any_order(shape, backend):
         arguments = tensors(shape, torch.float32, last)
         first = with_gradients(A, shape, arguments, None)
         # Fibers in the same order do the same.
-        again = first if backend == "host_cuda" else with_gradients(A, shape, arguments, first[-1])
-        with another_order(backend):
+        again = first if is_interpreted(backend) else with_gradients(A, shape, arguments, first[-1])
+        with in_order(backend, 1):
             other = with_gradients(A, shape, arguments, first[-1])
         for a, b, c in zip(first, again, other, strict=True):
             assert torch.equal(a, b)

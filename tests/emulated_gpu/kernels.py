@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import ptx_build
+import torch
 from ptx_translate import Translation
 
 FIRST_SHARED_BYTE = 1024
+SEED = int(os.environ.get("ATROUSOPS_EMULATED_SEED", "0"))
 RESOLVER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p)
 _kept: list[object] = []
 
@@ -20,7 +24,7 @@ def install(library: ctypes.CDLL, folder: Path) -> None:
     machine = ptx_build.machine()
     machine.ptx_set_memory(ctypes.cast(library.fake_cuda_find_block, ctypes.c_void_p))
     machine.ptx_set_variables(ctypes.cast(library.fake_cuda_variable, ctypes.c_void_p))
-    machine.ptx_set_order(int(os.environ.get("ATROUSOPS_EMULATED_SEED", "0")), 0)
+    machine.ptx_set_order(SEED, 0)
     library.fake_cuda_set_executor(
         ctypes.cast(machine.ptx_execute, ctypes.c_void_p), ctypes.cast(machine.ptx_error, ctypes.c_void_p)
     )
@@ -44,6 +48,18 @@ def _resolve(name: bytes) -> int:
     file, kernel = known[name.decode()]
     ptx_build.add(ptx_build.compiled(kernel, file))
     return 1
+
+
+@contextlib.contextmanager
+def order(seed: int) -> Iterator[None]:
+    """Inside, threads and blocks run in another order: ascending for 0."""
+    torch.cuda.synchronize()
+    ptx_build.machine().ptx_set_order(seed, 0)
+    try:
+        yield
+        torch.cuda.synchronize()
+    finally:
+        ptx_build.machine().ptx_set_order(SEED, 0)
 
 
 def launches(library: ctypes.CDLL) -> dict[str, int]:
