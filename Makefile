@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 SOURCES := atrousops/dispatch/schemas.inc CMakeLists.txt setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
-# The oldest that the libraries serve: the source is compiled against it, and tests run with it. Others' headers, which
-# are downloads of a gigabyte, are compiled against where they are named: make abi SYNTAX_TORCH="2.10.0 2.11.0 2.12.0"
+# The oldest that the libraries serve: the source is compiled against it, and tests run with it. Of the next one the
+# source is compiled against the headers, for which its wheel of half a gigabyte is fetched.
 ABI_TORCH ?= 2.10.0
-SYNTAX_TORCH ?= $(ABI_TORCH)
+SYNTAX_TORCH ?= $(ABI_TORCH) 2.11.0
 FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 0
 # nvcc takes minutes: unasked only where there is a GPU to run the kernels. `make cuda` or CUDA=ON asks.

@@ -169,7 +169,6 @@ KERNELS = {
     "weight_grad wgmma_strided": "conv_wgmma_weight_kernel",
     "weight_grad mma": "conv_mma_weight_kernel",
     "weight_grad depthwise": "conv_grouped_weight_kernel",
-    "transposed wgmma": "conv_wgmma_kernel",
     "max_pool": "max_pool_kernel",
     "max_unpool": "place_windows_kernel",
     "roi_pool": "roi_pool_forward",
