@@ -20,10 +20,7 @@ CASES: dict[str, tuple[tuple[int, ...], int, dict[str, Any], list[dict[str, Any]
         VOLUME,
         1,
         {"gaussian_sxy": 2.0, "bilateral_sxy": 6.0, "bilateral_srgb": 150.0, "spacing": (0.5, 0.5, 2.0)},
-        [
-            {"sdims": (1.0, 4.0, 4.0), "compat": 3.0},
-            {"sdims": (3.0, 12.0, 12.0), "schan": (150.0,), "compat": 10.0},
-        ],
+        [{"sdims": (1.0, 4.0, 4.0), "compat": 3.0}, {"sdims": (3.0, 12.0, 12.0), "schan": (150.0,), "compat": 10.0}],
     ),
     # Deviations (x, y, z), one a channel, and full matrices.
     "colours": (
@@ -78,10 +75,7 @@ CASES: dict[str, tuple[tuple[int, ...], int, dict[str, Any], list[dict[str, Any]
         SIGNAL,
         2,
         {"gaussian_sxy": 4.0, "bilateral_sxy": 10.0, "bilateral_srgb": 150.0},
-        [
-            {"sdims": (4.0,), "compat": 3.0},
-            {"sdims": (10.0,), "schan": (150.0, 150.0), "compat": 10.0},
-        ],
+        [{"sdims": (4.0,), "compat": 3.0}, {"sdims": (10.0,), "schan": (150.0, 150.0), "compat": 10.0}],
     ),
 }
 

@@ -9,29 +9,10 @@ import torch.nn.functional as F
 import atrousops as ao
 import atrousops.functional as A
 
-WHOLE = [
-    np.int64(2),
-    np.int32(2),
-    np.uint8(2),
-    torch.tensor(2),
-    torch.tensor(2, dtype=torch.int32),
-    (np.int64(2), np.int32(2)),
-    [torch.tensor(2), 2],
-    torch.Size([2, 2]),
-    (np.int64(2),),
-]
-NOT_WHOLE = [
-    True,
-    np.True_,
-    2.0,
-    np.float64(2),
-    torch.tensor(2.0),
-    (2.0, 2.0),
-    (True, True),
-    (2, 2.0),
-    "2",
-    range(2, 4),
-]
+WHOLE = [np.int64(2), np.int32(2), np.uint8(2), torch.tensor(2), torch.tensor(2, dtype=torch.int32)]
+WHOLE += [(np.int64(2), np.int32(2)), [torch.tensor(2), 2], torch.Size([2, 2]), (np.int64(2),)]
+NOT_WHOLE = [True, np.True_, 2.0, np.float64(2), torch.tensor(2.0), (2.0, 2.0), (True, True), (2, 2.0), "2"]
+NOT_WHOLE += [range(2, 4)]
 
 
 def maps(size: int = 200) -> tuple[torch.Tensor, torch.Tensor]:

@@ -141,16 +141,8 @@ def test_the_file_is_readable(folder):
     ao.autotune(layers().requires_grad_(False), torch.randn(1, 8, 24, 24), budget=0)
     stored = json.loads(measured.plans_path("cpu").read_text())
     assert stored["format"] == 1
-    assert set(stored["calls"][0]) == {
-        "arguments",
-        "dtype",
-        "channels_last",
-        "needs_grad",
-        "state",
-        "aten",
-        "ours",
-        "each",
-    }
+    names = ("arguments", "dtype", "channels_last", "needs_grad", "state", "aten", "ours", "each")
+    assert set(stored["calls"][0]) == {*names}
 
 
 def test_says_what_is_wrong():

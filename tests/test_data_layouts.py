@@ -9,17 +9,7 @@ import torch
 from PIL import Image
 
 from atrousops.common.checks import ArgumentError
-from atrousops.data import (
-    SETS,
-    VOC,
-    VOID,
-    CamVid,
-    Cityscapes,
-    COCOPanoptic,
-    COCOStuff,
-    Nuclei,
-    transforms,
-)
+from atrousops.data import SETS, VOC, VOID, CamVid, Cityscapes, COCOPanoptic, COCOStuff, Nuclei, transforms
 
 HEIGHT, WIDTH = 6, 8
 

@@ -261,22 +261,11 @@ def saved(m):
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize(
-    "treat",
-    [
-        pruned,
-        swapped_on_conversion,
-        swapped,
-        normalised,
-        normalised_by_hooks,
-        folded,
-        synchronised,
-        compiled,
-        exported,
-        saved,
-    ],
-    ids=lambda treat: treat.__name__,
-)
+TREATMENTS = [pruned, swapped_on_conversion, swapped, normalised, normalised_by_hooks, folded, synchronised]
+TREATMENTS += [compiled, exported, saved]
+
+
+@pytest.mark.parametrize("treat", TREATMENTS, ids=lambda treat: treat.__name__)
 def test_a_converted_model_is_treated_as_the_model(treat):
     stock = model()
     ours = converted(stock)
