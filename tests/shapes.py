@@ -2,6 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
+
+
+def channels_last(t: torch.Tensor) -> torch.Tensor:
+    """The same values, stored as (N, *, C)."""
+    return t.movedim(1, -1).contiguous().movedim(-1, 1)
+
 
 @dataclass(frozen=True)
 class Shape:

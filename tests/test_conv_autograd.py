@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import assert_close
+from shapes import channels_last
 
 import atrousops as ao
 import atrousops.functional as A
@@ -77,7 +78,7 @@ def test_output_padding_from_a_stride_on(rank, dtype, last):
     eighths = lambda *size: torch.randint(-8, 9, size).to(dtype) / 8  # noqa: E731
     x, w = eighths(2, 64, *(9, 7, 3)[:rank]), eighths(64, 64, *(3,) * rank)
     if last:
-        x, w = (t.movedim(1, -1).contiguous().movedim(-1, 1) for t in (x, w))
+        x, w = channels_last(x), channels_last(w)
     found = []
     for module, kind in ((A, dtype), (F, torch.float64), (F, dtype)):
         leaves = [t.to(kind).requires_grad_() for t in (x, w)]
