@@ -1,10 +1,11 @@
-"""What pooling, unpooling and the RoI operators take for numbers and what they refuse, as PyTorch; empty inputs."""
+"""What operators take for numbers and what they refuse, as PyTorch; gradients of empty inputs."""
 
 import numpy as np
 import pytest
 import samples
 import torch
 import torch.nn.functional as F
+from torch.testing._internal.common_methods_invocations import op_db
 
 import atrousops as ao
 import atrousops.functional as A
@@ -90,6 +91,20 @@ def test_what_is_no_tensor(wrong):
     ):
         with pytest.raises(TypeError):
             call()
+
+
+REFUSING = ("nn.functional.conv", "nn.functional.max_pool", "nn.functional.max_unpool")
+REFUSING = [op for op in op_db if op.name.startswith(REFUSING) and op.error_inputs_func]
+
+
+@pytest.mark.parametrize("backend", [None, "cpu"])
+@pytest.mark.parametrize("op", REFUSING, ids=lambda op: op.name)
+def test_pytorchs_own_error_inputs(op, backend):
+    ours = getattr(A, op.name.rpartition(".")[2])
+    for wrong in op.error_inputs("cpu"):
+        sample = wrong.sample_input
+        with ao.backend(backend), pytest.raises(wrong.error_type, match=wrong.error_regex):
+            ours(sample.input, *sample.args, **sample.kwargs)
 
 
 NOTHING_LIVE = {

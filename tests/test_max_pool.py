@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from roi_cases import repeated
 from torch.testing._internal.common_methods_invocations import op_db
 
 import atrousops as ao
@@ -33,8 +34,11 @@ CASES = [
     ((5, 6, 7), 2, 2, 0, 1, True),  # volumes
     ((4, 7, 6), (3, 2, 3), (2, 1, 2), (1, 1, 0), (1, 2, 1), False),
 ]
-# PyTorch has no channels_last for one axis.
-IN_FORMATS = [(case, False) for case in CASES] + [(case, True) for case in CASES if len(case[0]) > 1]
+
+
+def in_formats(cases):
+    """PyTorch has no channels_last for one axis."""
+    return [(case, False) for case in cases] + [(case, True) for case in cases if len(case[0]) > 1]
 
 
 def material(spatial, dtype, channels=3, channels_last=False):
@@ -91,7 +95,7 @@ def check_values_and_indices(case):
         same(x, before)
 
 
-@pytest.mark.parametrize(("case", "channels_last"), [c for c in IN_FORMATS if c[0][4] == 1], ids=str)
+@pytest.mark.parametrize(("case", "channels_last"), [c for c in in_formats(CASES) if c[0][4] == 1], ids=str)
 def test_codes_say_the_same_as_indices(case, channels_last, backend):
     spatial, *arguments = case
     for dtype, channels in ((torch.float32, 5), *((dtype, 16) for dtype in DTYPES)):
@@ -122,7 +126,7 @@ def test_views_offsets_unbatched_and_empty_batch(backend):
 
 
 @pytest.mark.parametrize("marks", [False, True, "codes"])
-@pytest.mark.parametrize(("case", "channels_last"), [c for c in IN_FORMATS if c[0][0] != (2, 2)], ids=str)
+@pytest.mark.parametrize(("case", "channels_last"), [c for c in in_formats(CASES) if c[0][0] != (2, 2)], ids=str)
 def test_gradient(case, channels_last, marks, backend):
     """PyTorch in fp64 is the oracle; sums of 16-bit gradients are ours in fp32, so at most one rounding away."""
     spatial, *arguments = case
@@ -182,19 +186,18 @@ def test_many_taps_need_indices(backend):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_repeats_with_any_number_of_threads(channels_last, backend):
+def test_same_bits_every_time(channels_last, backend):
     x = torch.randn(3, 20, 40, 50)
-    if channels_last:
-        x = x.to(memory_format=torch.channels_last)
-    results = []
-    for threads in (1, 2, 2):
-        torch.set_num_threads(threads)
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    grad = torch.sin(torch.arange(x.numel()).reshape(x.shape).float())
+
+    def run():
         leaf = x.clone().requires_grad_()
         y, i = A.max_pool2d(leaf, 3, 1, 1, return_indices=True)
-        y.backward(torch.sin(torch.arange(y.numel()).reshape(y.shape).float()))
-        results.append((y.detach(), i, leaf.grad))
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+        return y.detach(), i, *torch.autograd.grad(y, leaf, grad)
+
+    first, *others = repeated(run, backend)
+    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other))
 
 
 def test_opcheck(backend):
@@ -233,12 +236,7 @@ def test_integers_go_to_pytorch():
     assert backends.choose("max_pool", x.device, x.dtype) == "aten"
 
 
-OP_DB = [
-    o for o in op_db if o.name in ("nn.functional.max_pool1d", "nn.functional.max_pool2d", "nn.functional.max_pool3d")
-]
-
-
-@pytest.mark.parametrize("info", OP_DB, ids=lambda o: o.name)
+@pytest.mark.parametrize("info", [o for o in op_db if "functional.max_pool" in o.name], ids=lambda o: o.name)
 def test_pytorchs_own_samples(info):
     ours = getattr(A, info.name.rpartition(".")[2])
     count = 0
@@ -253,16 +251,6 @@ def test_pytorchs_own_samples(info):
                 same(a, b)
         count += 1
     assert count > 80
-
-
-@pytest.mark.parametrize("backend", [None, "cpu"])
-@pytest.mark.parametrize("info", OP_DB, ids=lambda o: o.name)
-def test_pytorchs_own_error_inputs(info, backend):
-    ours = getattr(A, info.name.rpartition(".")[2])
-    for wrong in info.error_inputs("cpu"):
-        sample = wrong.sample_input
-        with ao.backend(backend), pytest.raises(wrong.error_type, match=wrong.error_regex):
-            ours(sample.input, *sample.args, **sample.kwargs)
 
 
 X = torch.zeros(1, 1, 8, 8)
