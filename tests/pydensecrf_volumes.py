@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydensecrf_cases import MATRIX
 
-MATRIX = ((-3.0, 0.5, 1.0), (0.0, -2.0, 0.3), (2.0, 0.1, -4.0))
 STORED = Path(__file__).resolve().parent / "data" / "pydensecrf_volumes.npz"
 # Multiples of four pixels: pydensecrf pads to four with pixels of feature zero.
 VOLUME, IMAGE, SIGNAL = (4, 6, 8), (8, 12), (64,)

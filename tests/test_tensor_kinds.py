@@ -101,13 +101,6 @@ def test_meta_tensors_get_what_the_kernels_answer(name, last):
     assert of(meta) == of(real)
 
 
-@pytest.mark.parametrize("name", ["max_unpool2d", "roi_align", "roi_pool", "permutohedral_filter", "mean_field"])
-def test_meta_and_cpu_do_not_mix(name):
-    (first, *rest), kwargs = samples.FUNCTIONS[name]()
-    with pytest.raises(ValueError, match="be on"):
-        getattr(A, name)(first.to("meta"), *rest, **kwargs)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_copy_on_write_tensors_are_not_copied(name):
     # With one thread PyTorch's own pointwise convolution copies them.

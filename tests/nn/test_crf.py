@@ -1,7 +1,5 @@
 """DenseCRF against pydensecrf (stored answers, and live where it is installed), CRFasRNN against autograd's rules."""
 
-import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import by_reference
-from pydensecrf_cases import CASES, live_q
+from pydensecrf_cases import CASES, live_q, photograph
 from roi_cases import repeated
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -69,15 +67,8 @@ def test_equals_live_pydensecrf(case, stored):
     assert (q[0] - torch.from_numpy(live_q(image, unary, **CASES[case]))).abs().max() <= BOUND
 
 
-def real_example(real_data):
-    with zipfile.ZipFile(real_data / "crf_reference.zip") as archive:
-        content = io.BytesIO(archive.read("im1_pydensecrf.npz"))
-    with np.load(content) as file:
-        return {name: torch.from_numpy(file[name]) for name in ("image", "unary", "Q")}
-
-
 def test_real_photograph(real_data):
-    real = real_example(real_data)
+    real = photograph(real_data)
     scores = -real["unary"][None]
     before = scores.clone()
     q = crf(5)(scores, real["image"].permute(2, 0, 1)[None])
