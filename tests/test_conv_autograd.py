@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import assert_close
+from oracle import assert_close, assert_compiles
 from shapes import channels_last
 from torch.profiler import ProfilerActivity, profile
 
@@ -90,31 +90,15 @@ def test_output_padding_from_a_stride_on(rank, dtype, last):
         assert_close(*results)
 
 
-@pytest.mark.parametrize("name", [None, "cpu"])
-def test_compile(name):
+@pytest.mark.parametrize(("name", "dynamic"), [(None, False), ("cpu", False), ("cpu", True)])
+def test_compile(name, dynamic):
     def f(x, w, t):
         return A.conv_transpose2d(torch.relu(A.conv2d(x, w, padding=4, dilation=4)), t, stride=2)
 
-    inputs = [torch.randn(s, requires_grad=True) for s in ((1, 4, 9, 8), (6, 4, 3, 3), (6, 3, 2, 2))]
-    torch._dynamo.reset()
+    weights = [torch.randn(s, requires_grad=True) for s in ((6, 4, 3, 3), (6, 3, 2, 2))]
+    images = [torch.randn(s, requires_grad=True) for s in ((1, 4, 9, 8), (2, 4, 7, 11))]
     with ao.backend(name):
-        compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
-        for mine, eager in zip(
-            torch.autograd.grad(compiled(*inputs).sum(), inputs), torch.autograd.grad(f(*inputs).sum(), inputs)
-        ):
-            torch.testing.assert_close(mine, eager)
-
-
-def test_compile_with_sizes_left_open():
-    w = torch.randn(6, 4, 3, 3)
-    torch._dynamo.reset()
-    with ao.backend("cpu"):
-        compiled = torch.compile(
-            lambda x: A.conv2d(x, w, padding=2, dilation=2), fullgraph=True, dynamic=True, backend="aot_eager"
-        )
-        for size in ((1, 4, 9, 8), (2, 4, 7, 11)):
-            x = torch.randn(size)
-            torch.testing.assert_close(compiled(x), F.conv2d(x, w, padding=2, dilation=2))
+        assert_compiles(f, *((x, *weights) for x in images), dynamic=dynamic)
 
 
 def test_transforms_and_forward_mode_are_pytorchs():

@@ -218,10 +218,10 @@ def test_sizes_differ(tmp_path):
         Nuclei(tmp_path, "all")[0]
 
 
-def camvid(folder, mask, mode=None, kind="png"):
+def camvid(folder, mask, mode=None):
     """CamVid with one image, whose labels are `mask`."""
     write(folder / "camvid11.zip" / "val" / "a.jpg", picture())
-    write(folder / "camvid11.zip" / "valannot" / f"a.{kind}", mask, mode)
+    write(folder / "camvid11.zip" / "valannot" / "a.png", mask, mode)
     return CamVid(folder, "val")
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from oracle import assert_compiles
 from roi_cases import repeated
 from torch.testing._internal.common_methods_invocations import op_db
 
@@ -219,15 +220,10 @@ def test_opcheck(backend):
 def test_compile(dynamic, backend):
     def run(x):
         y, i = A.max_pool2d(x, 3, 2, 1, return_indices=True)
-        return A.max_pool2d(y, 2).sin().sum() + i.sum()
+        return A.max_pool2d(y, 2), i
 
-    compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for size in ((2, 3, 16, 20), (1, 3, 24, 28)):
-        x = torch.randn(size, requires_grad=True)
-        torch.testing.assert_close(compiled(x), run(x))
-        (mine,) = torch.autograd.grad(compiled(x), x)
-        (expected,) = torch.autograd.grad(run(x), x)
-        torch.testing.assert_close(mine, expected)
+    sizes = ((2, 3, 16, 20), (1, 3, 24, 28))
+    assert_compiles(run, *((torch.randn(size, requires_grad=True),) for size in sizes), dynamic=dynamic)
 
 
 def test_integers_go_to_pytorch():
