@@ -16,7 +16,10 @@ import atrousops.functional as A
 from atrousops.dispatch import choice, libraries, measured, planner
 from atrousops.proof import contest, convolutions
 
-pytestmark = pytest.mark.skipif(not libraries.has_operators, reason="the CPU library is not built")
+pytestmark = [
+    pytest.mark.skipif(not libraries.has_operators, reason="the CPU library is not built"),
+    pytest.mark.usefixtures("own_plans"),
+]
 
 
 class Clock:
@@ -33,11 +36,6 @@ class Clock:
         first = function.keywords["first"]
         self.seen.add(first)
         return self.ours[first]
-
-
-@pytest.fixture(autouse=True)
-def folder(own_plans):
-    return own_plans
 
 
 def benchmarked(monkeypatch, ours: float, others: dict[int, float] | None = None) -> Clock:
@@ -59,7 +57,7 @@ def kernel(size: int = 24) -> str:
 
 
 @pytest.mark.parametrize(("ours", "backend"), [(0.5, "cpu"), (2.0, "aten")])
-def test_the_faster_is_kept(monkeypatch, folder, ours, backend):
+def test_the_faster_is_kept(monkeypatch, own_plans, ours, backend):
     clock = benchmarked(monkeypatch, ours)
     first = call()
     assert clock.calls >= 2
@@ -72,7 +70,7 @@ def test_the_faster_is_kept(monkeypatch, folder, ours, backend):
     call(32)
     assert clock.calls > count
     # For this process: `autotune` writes.
-    assert not list(folder.iterdir())
+    assert not list(own_plans.iterdir())
 
 
 def several(monkeypatch) -> None:

@@ -35,12 +35,6 @@ class Watched(torch.Tensor):
         return super().__torch_function__(function, types, args, kwargs or {})
 
 
-@pytest.fixture
-def nondeterministic():
-    """PyTorch's unpooling refuses otherwise."""
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.usefixtures("nondeterministic")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
