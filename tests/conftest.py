@@ -132,6 +132,12 @@ def poison():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def nondeterministic():
+    """PyTorch's unpooling refuses to be an oracle otherwise."""
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

@@ -1,12 +1,10 @@
 """The CUDA kernels and instruction wrappers that a test run executed under host_cuda, and those that it never did.
 
-A plain `pytest` ends with this. python tests/coverage_of_kernels.py [pytest arguments] lists what those tests leave
-out, the file's own choice being the tests that use host_cuda; the exit status says whether the list is empty.
+A plain `pytest` ends with this.
 """
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from typing import Any
 
@@ -67,14 +65,3 @@ def report(listed: bool) -> list[str]:
     kinds = " and ".join(f"{sum(c.kind == kind for c in every)} {kind}s" for kind in ("kernel", "wrapper"))
     first = f"host_cuda: {kinds}, {len(left)} of them never executed by these tests"
     return [first, *(f"  {counted.kind} {counted.name}" for counted in left if listed)]
-
-
-def main(arguments: list[str]) -> int:
-    """Tests first, whatever their outcome; then the list."""
-    status = pytest.main(["-q", *(arguments or ["-k", "host_cuda or cuda", "tests"])])
-    print("\n".join(report(True)))
-    return int(status) or int(bool(never_executed()))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

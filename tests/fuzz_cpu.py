@@ -76,16 +76,23 @@ def work(isa: str, calls: Iterator[Any], seconds: float, journal: Path) -> int:
     return 0
 
 
-def environment(isa: str) -> dict[str, str]:
-    """With the sanitizers loaded first, as they must be where the program itself was built without."""
+def sanitizers() -> dict[str, str]:
+    """Variables that load the sanitizers first, as they must be where the program itself was built without."""
     # libstdc++ with them: they look for the C++ runtime's functions when they start, and Python has none.
     ask = [["gcc", f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so.6")]
     runtimes = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() for command in ask]
-    return os.environ | {
+    return {
         "LD_PRELOAD": " ".join(runtimes),
         # Python and torch leak on purpose, and torch's own libraries define symbols twice.
         "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+
+
+def environment(isa: str) -> dict[str, str]:
+    """Of a worker."""
+    return os.environ | {
+        **sanitizers(),
         "ATROUSOPS_LIBRARY": str(SANITIZED),
         "ATROUSOPS_ISA": isa,
         "ATROUSOPS_PLANS": "none",

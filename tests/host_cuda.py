@@ -130,6 +130,11 @@ class Counted:
     runs: int
 
 
+def runs(name: str) -> int:
+    """How often kernels with that in their names ran in this process."""
+    return sum(counted.runs for counted in coverage() if name in counted.name)
+
+
 def coverage() -> list[Counted]:
     """Every kernel and wrapper in the library, equal names added up."""
     totals: dict[tuple[str, str], int] = {}

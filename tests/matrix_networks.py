@@ -114,18 +114,11 @@ def _detection() -> dict[str, Network]:
         "ssd300_vgg16": ssd,
         "ssdlite320_mobilenet_v3_large": ssd,
     }
+    bare, path = {"weights": None, "weights_backbone": None}, "torchvision.models.detection"
+    classes = {name: {} if name.startswith("keypoint") else {"num_classes": 5} for name in options}
     return {
         name: Network(
-            partial(
-                call,
-                f"torchvision.models.detection.{name}",
-                weights=None,
-                weights_backbone=None,
-                num_classes=5,
-                **given,
-            )
-            if not name.startswith("keypoint")
-            else partial(call, f"torchvision.models.detection.{name}", weights=None, weights_backbone=None, **given),
+            partial(call, f"{path}.{name}", **bare, **classes[name], **given),
             _photographs,
             partial(_boxes, name.partition("_")[0]),
             exact=True,

@@ -128,6 +128,22 @@ def assert_close(ours: torch.Tensor, exact: torch.Tensor, theirs: torch.Tensor) 
     assert wrong is None, wrong
 
 
+def assert_compiles(
+    function: Callable[..., Any], *calls: tuple, dynamic: bool | None = None, **tolerance: float
+) -> None:
+    """As one graph it gives what it gives without, and the same gradients to what wants them, in each of the calls."""
+    torch.compiler.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for args in calls:
+        results = []
+        for run in (compiled, function):
+            leaves = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor) and t.requires_grad]
+            outputs = run(*args)
+            ends = [y for y in tree_leaves(outputs) if y.requires_grad]
+            results.append((outputs, torch.autograd.grad([y.sin().sum() for y in ends], leaves) if leaves else ()))
+        torch.testing.assert_close(*results, equal_nan=True, **tolerance)
+
+
 def both_ways(compute: Callable[[], T]) -> list[T]:
     """What PyTorch computes in fp32: by oneDNN, and by its own kernels.
 

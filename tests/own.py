@@ -1,5 +1,7 @@
 """Folders as people have them: a few small images with discs to find, and their masks."""
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +51,15 @@ def save_bytes(path: Path, picture: np.ndarray) -> None:
 def save_floats(path: Path, picture: np.ndarray) -> None:
     """TIFF of as many bands as there are, 3000 being 1."""
     tifffile.imwrite(path, (3000 * picture).astype(np.float32), photometric="minisblack", planarconfig="contig")
+
+
+def png(width: int, height: int, bits: int, colour: int, rows: bytes, *more: tuple[bytes, bytes]) -> bytes:
+    """A PNG of any depth, which Pillow cannot write: rows unfiltered, a zero before each; `more` chunks behind IHDR."""
+    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    chunks = ((b"IHDR", head), *more, (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
 
 
 def save_12_bits(path: Path, picture: np.ndarray) -> None:

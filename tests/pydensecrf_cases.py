@@ -1,8 +1,12 @@
 """The settings at which DenseCRF is compared with pydensecrf, and how to ask pydensecrf."""
 
+import io
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 MATRIX = ((-3.0, 0.5, 1.0), (0.0, -2.0, 0.3), (2.0, 0.1, -4.0))
 NORMALIZATION = {
@@ -25,6 +29,14 @@ CASES: dict[str, dict[str, Any]] = {
     "vector": {"gaussian_compat": (-1.0, -3.0, 0.5), "bilateral_compat": (-4.0, -2.0, -3.0)},
     "anisotropic": {"gaussian_sxy": (1.5, 4.0), "bilateral_sxy": (30.0, 10.0), "bilateral_srgb": (8.0, 20.0, 13.0)},
 }
+
+
+def photograph(real_data: Path) -> dict[str, torch.Tensor]:
+    """An image, its unary energies and what pydensecrf made of them."""
+    with zipfile.ZipFile(real_data / "crf_reference.zip") as archive:
+        content = io.BytesIO(archive.read("im1_pydensecrf.npz"))
+    with np.load(content) as file:
+        return {name: torch.from_numpy(file[name]) for name in ("image", "unary", "Q")}
 
 
 def live_q(

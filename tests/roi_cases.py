@@ -35,7 +35,7 @@ def peer(name: str):
     return functools.partial(on_the_cpu, getattr(torchvision.ops, name))
 
 
-def random_boxes(count: int, shape: tuple[int, ...], scale: float, dtype: torch.dtype = torch.float64) -> Tensor:
+def random_boxes(count: int, shape: tuple[int, ...], scale: float) -> Tensor:
     """Boxes of many sizes, some partly or wholly off the map, one a single point; exact in bfloat16's 8 bits and up."""
     n, _, h, w = shape
     extent = torch.tensor([w, h], dtype=torch.float64) / scale
@@ -43,7 +43,7 @@ def random_boxes(count: int, shape: tuple[int, ...], scale: float, dtype: torch.
     half = torch.rand(count, 2, dtype=torch.float64) * extent / 2
     half[:1] = 0  # a point
     image = torch.randint(n, (count, 1)).double()
-    return torch.cat([image, centre - half, centre + half], 1).float().to(dtype)
+    return torch.cat([image, centre - half, centre + half], 1).float().double()
 
 
 def features(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False) -> Tensor:

@@ -1,37 +1,19 @@
-"""What pooling, unpooling and the RoI operators take for numbers and what they refuse, as PyTorch; empty inputs."""
+"""What operators take for numbers and what they refuse, as PyTorch; gradients of empty inputs."""
 
 import numpy as np
 import pytest
 import samples
 import torch
 import torch.nn.functional as F
+from torch.testing._internal.common_methods_invocations import op_db
 
 import atrousops as ao
 import atrousops.functional as A
 
-WHOLE = [
-    np.int64(2),
-    np.int32(2),
-    np.uint8(2),
-    torch.tensor(2),
-    torch.tensor(2, dtype=torch.int32),
-    (np.int64(2), np.int32(2)),
-    [torch.tensor(2), 2],
-    torch.Size([2, 2]),
-    (np.int64(2),),
-]
-NOT_WHOLE = [
-    True,
-    np.True_,
-    2.0,
-    np.float64(2),
-    torch.tensor(2.0),
-    (2.0, 2.0),
-    (True, True),
-    (2, 2.0),
-    "2",
-    range(2, 4),
-]
+WHOLE = [np.int64(2), np.int32(2), np.uint8(2), torch.tensor(2), torch.tensor(2, dtype=torch.int32)]
+WHOLE += [(np.int64(2), np.int32(2)), [torch.tensor(2), 2], torch.Size([2, 2]), (np.int64(2),)]
+NOT_WHOLE = [True, np.True_, 2.0, np.float64(2), torch.tensor(2.0), (2.0, 2.0), (True, True), (2, 2.0), "2"]
+NOT_WHOLE += [range(2, 4)]
 
 
 def maps(size: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,6 +91,20 @@ def test_what_is_no_tensor(wrong):
     ):
         with pytest.raises(TypeError):
             call()
+
+
+REFUSING = ("nn.functional.conv", "nn.functional.max_pool", "nn.functional.max_unpool")
+REFUSING = [op for op in op_db if op.name.startswith(REFUSING) and op.error_inputs_func]
+
+
+@pytest.mark.parametrize("backend", [None, "cpu"])
+@pytest.mark.parametrize("op", REFUSING, ids=lambda op: op.name)
+def test_pytorchs_own_error_inputs(op, backend):
+    ours = getattr(A, op.name.rpartition(".")[2])
+    for wrong in op.error_inputs("cpu"):
+        sample = wrong.sample_input
+        with ao.backend(backend), pytest.raises(wrong.error_type, match=wrong.error_regex):
+            ours(sample.input, *sample.args, **sample.kwargs)
 
 
 NOTHING_LIVE = {

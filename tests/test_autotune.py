@@ -14,12 +14,10 @@ from atrousops.common.checks import ArgumentError, ArgumentTypeError
 from atrousops.dispatch import choice, devices, libraries, measured
 from atrousops.dispatch.measured import Times
 
-pytestmark = pytest.mark.skipif(not libraries.has_operators, reason="the CPU library is not built")
-
-
-@pytest.fixture(autouse=True)
-def folder(own_plans):
-    return own_plans
+pytestmark = [
+    pytest.mark.skipif(not libraries.has_operators, reason="the CPU library is not built"),
+    pytest.mark.usefixtures("own_plans"),
+]
 
 
 def layers() -> torch.nn.Module:
@@ -33,13 +31,13 @@ def kinds(tuning) -> list[tuple[str, bool]]:
     return sorted((key.arguments[0], key.needs_grad) for key in tuning.times)
 
 
-def test_inference(folder):
+def test_inference(own_plans):
     model, x = layers(), torch.randn(1, 8, 24, 24)
     with torch.no_grad():
         tuning = ao.autotune(model, x, budget=0)
     assert kinds(tuning) == [("forward", False), ("transposed", False)]
     assert all(times.aten > 0 and times.ours > 0 for times in tuning.times.values())
-    (path,) = folder.iterdir()
+    (path,) = own_plans.iterdir()
     assert tuning.files == [path]
     assert "2 calls" in str(tuning)
     for row, times in zip(ao.explain(model.requires_grad_(False), x).rows, tuning.times.values()):
@@ -84,7 +82,7 @@ def test_a_measurement_decides(ours, needs_grad):
     torch.testing.assert_close(A.conv2d(x, w, padding=4, dilation=4), expected)
 
 
-def test_a_later_process_knows(folder):
+def test_a_later_process_knows(own_plans):
     x, w = torch.randn(1, 8, 24, 24), torch.randn(16, 8, 3, 3)
     with choice.watched() as seen:
         A.conv2d(x, w, padding=4, dilation=4)
@@ -99,7 +97,7 @@ def test_a_later_process_knows(folder):
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 0}', '{"format": 1, "calls": [{}]}'])
-def test_a_damaged_file_is_said_and_left(folder, text, caplog):
+def test_a_damaged_file_is_said_and_left(own_plans, text, caplog):
     path = measured.plans_path("cpu")
     path.write_text(text)
     with caplog.at_level(logging.WARNING, "atrousops"):
@@ -120,37 +118,29 @@ def test_two_processes_keep_each_other_s_plans():
     assert (measured.lookup(first), measured.lookup(second)) == (Times(1.0, 2.0), Times(1.0, 3.0))
 
 
-def test_nothing_is_kept_where_it_is_not_wanted(monkeypatch, folder):
+def test_nothing_is_kept_where_it_is_not_wanted(monkeypatch, own_plans):
     monkeypatch.setenv("ATROUSOPS_PLANS", "none")
     tuning = ao.autotune(layers().requires_grad_(False), torch.randn(1, 8, 24, 24), budget=0)
     assert tuning.files == []
-    assert not list(folder.iterdir())
+    assert not list(own_plans.iterdir())
     # In this process they count all the same.
     assert all(measured.lookup(key) == times for key, times in tuning.times.items())
 
 
-def test_the_file_names_machine_and_torch(folder):
+def test_the_file_names_machine_and_torch(own_plans):
     path = measured.plans_path("cpu")
-    assert path.parent == folder
+    assert path.parent == own_plans
     assert path.name.endswith(f"-torch-{'.'.join(torch.__version__.split('.')[:2])}.json")
     measured.add({})
     assert not path.exists()
 
 
-def test_the_file_is_readable(folder):
+def test_the_file_is_readable(own_plans):
     ao.autotune(layers().requires_grad_(False), torch.randn(1, 8, 24, 24), budget=0)
     stored = json.loads(measured.plans_path("cpu").read_text())
     assert stored["format"] == 1
-    assert set(stored["calls"][0]) == {
-        "arguments",
-        "dtype",
-        "channels_last",
-        "needs_grad",
-        "state",
-        "aten",
-        "ours",
-        "each",
-    }
+    names = ("arguments", "dtype", "channels_last", "needs_grad", "state", "aten", "ours", "each")
+    assert set(stored["calls"][0]) == {*names}
 
 
 def test_says_what_is_wrong():

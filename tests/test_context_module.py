@@ -15,6 +15,7 @@ from atrousops.dispatch import choice, libraries
 from atrousops.nn import ContextModule
 
 PAPER = (1, 1, 2, 4, 8, 16, 1, 1)
+KERNEL = "context_module_kernel"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def test_clusters_of_every_size(blocks, capability, shared, cluster):
     """In whatever order threads run; without clusters the layers do it."""
     case = Case("", (2, 6, 19, 6), (1, 7, 1), (2,))
     x, weights, biases = case.tensors(torch.float16)
-    results, before = [], runs()
+    results, before = [], host_cuda.runs(KERNEL)
     with host_cuda.host_cuda(), host_cuda.device(blocks, capability, shared, 228 << 10, 50 << 20):
         for seed in (0, 1, 2):
             with host_cuda.order(seed):
@@ -100,7 +101,7 @@ def test_clusters_of_every_size(blocks, capability, shared, cluster):
     theirs, exact = both(case, x, weights, biases)
     assert_close(results[0], exact, theirs)
     assert all(torch.equal(results[0], y) for y in results)
-    assert runs() - before == (3 if cluster else 0)
+    assert host_cuda.runs(KERNEL) - before == (3 if cluster else 0)
     if libraries.planner is not None:
         plan = libraries.planner.plan_context(*case.size, [1, 7, 0], 2, blocks, shared, capability, lambda: math.inf)
         assert plan[0] == cluster
@@ -111,17 +112,12 @@ def test_a_cluster_that_the_device_has_no_room_for():
     """A slice of a GPU may lack the multiprocessors that lie together: the layers run one by one."""
     case = Case("", (2, 6, 19, 6), (1, 7, 1), (2,))
     x, weights, biases = case.tensors(torch.float16)
-    before = runs()
+    before = host_cuda.runs(KERNEL)
     with host_cuda.host_cuda(), host_cuda.largest_cluster(4):
         y = A.context_module(x, weights, biases, case.dilation)
     theirs, exact = both(case, x, weights, biases)
     assert_close(y, exact, theirs)
-    assert runs() == before
-
-
-def runs() -> int:
-    """Launches so far."""
-    return sum(c.runs for c in host_cuda.coverage() if "context_module_kernel" in c.name)
+    assert host_cuda.runs(KERNEL) == before
 
 
 def plan(size, dilation=PAPER, kernels=(3,) * 7 + (1,), dtype=torch.bfloat16, gpu=host_cuda.H100):

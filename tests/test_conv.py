@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import assert_close, both_ways, in_order, is_interpreted, worst
-from shapes import CONVOLUTIONS, TRANSPOSED, Shape, TransposedShape
+from shapes import CONVOLUTIONS, TRANSPOSED, Shape, TransposedShape, channels_last
 from torch.nn.grad import conv2d_weight
 
 import atrousops as ao
@@ -14,11 +14,6 @@ from atrousops.dispatch import libraries
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 compiled = pytest.mark.skipif(not libraries.has_operators, reason="the CPU library is not built")
 ALL = (*CONVOLUTIONS, *TRANSPOSED)
-
-
-def channels_last(t: torch.Tensor) -> torch.Tensor:
-    """The same values, stored as (N, *, C)."""
-    return t.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def call(module, shape: Shape, *tensors):

@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops.common.checks import ArgumentError
 
 
 class Calls(TorchFunctionMode):
@@ -34,16 +33,13 @@ class Calls(TorchFunctionMode):
 @pytest.mark.parametrize("forced", [False, True], ids=["planned", "forced"])
 def test_weights_below_the_smallest_normal_number_are_numbers(dtype, forced, backend):
     """2e-5 is subnormal in fp16, and an ordinary number to multiply with."""
-    with contextlib.nullcontext() if forced else ao.backend(None):
-        _small_weights(dtype)
-
-
-def _small_weights(dtype):
     x = (1000 * torch.randn(1, 8, 9, 8)).to(dtype)
     w = (torch.randn(6, 8, 3, 3) * 2e-5).to(dtype)
     exact = F.conv2d(x.double(), w.double(), padding=2, dilation=2)
     assert exact.abs().amax() > 0.1
-    assert_close(A.conv2d(x, w, padding=2, dilation=2), exact, F.conv2d(x, w, padding=2, dilation=2))
+    with contextlib.nullcontext() if forced else ao.backend(None):
+        ours = A.conv2d(x, w, padding=2, dilation=2)
+    assert_close(ours, exact, F.conv2d(x, w, padding=2, dilation=2))
 
 
 @pytest.mark.parametrize("size", [(1, 8, 9, 8), (1, 64, 32, 32)], ids=["small", "large"])
@@ -117,26 +113,6 @@ def test_what_a_mode_raises_arrives_and_the_mode_has_run_once():
     assert len(mode.of(F.conv2d)) == 1
 
 
-class Logged(torch.Tensor):
-    """A subclass that sees every function called on it."""
-
-    seen: list = []  # noqa: RUF012
-
-    @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        cls.seen.append(func)
-        return super().__torch_function__(func, types, args, kwargs)
-
-
-@pytest.mark.parametrize("function", ["conv2d", "conv_transpose2d"])
-def test_a_subclass_sees_pytorchs_function_and_nothing_else(function):
-    x, w = torch.randn(1, 3, 5, 5).as_subclass(Logged), torch.randn(3, 3, 3, 3)
-    Logged.seen.clear()
-    y = getattr(A, function)(x, w, None, 1, 1)
-    assert type(y) is Logged
-    assert Logged.seen == [getattr(F, function)]
-
-
 @pytest.mark.parametrize(("dtype", "threads"), [(torch.bfloat16, 1), (torch.float16, 1), (torch.bfloat16, 2)], ids=str)
 def test_every_autocast_dtype_is_looked_up_anew(dtype, threads):
     x, w = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
@@ -147,15 +123,3 @@ def test_every_autocast_dtype_is_looked_up_anew(dtype, threads):
             assert A.conv2d(x, w).dtype == dtype
     finally:
         torch.set_num_threads(before)
-
-
-def test_lists_numbers_and_errors_are_as_on_the_first_call():
-    """A call that is known by its arguments does not let others pass that only equal them."""
-    x, w = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
-    expected = A.conv2d(x, w, None, 1, 1)
-    assert torch.equal(A.conv2d(x, w, None, [1, 1], [1, 1]), expected)
-    for stride in (1.0, None, "1"):
-        with pytest.raises(TypeError):
-            A.conv2d(x, w, None, stride, 1)
-    with pytest.raises(ArgumentError, match="bias"):
-        A.conv2d(x, w, torch.zeros(7), 1, 1)

@@ -14,22 +14,21 @@ import atrousops.functional as A
 from atrousops.common.checks import ArgumentError, ArgumentTypeError
 
 # Sizes, flags and names that mean nothing, each of another type.
-NONSENSE = [
-    None,
-    "x",
-    1.5,
-    [1.5],
-    [],
-    [1, 2, 3, 4],
-    (1, "x"),
-    True,
-    np.ones(2),
-    np.int64(2),
-    np.float32(1),
-    {},
+NONSENSE = [None, "x", 1.5, [1.5], [], [1, 2, 3, 4], (1, "x"), True, np.ones(2), np.int64(2), np.float32(1), {}]
+NONSENSE += [
     object(),
+    torch.tensor(1),
+    torch.tensor(1.5),
+    torch.tensor([1, 1]),
+    0,
+    -1,
+    3,
+    (0,),
+    (-1,),
+    2**63,
+    (2**63,),
+    [None],
 ]
-NONSENSE += [torch.tensor(1), torch.tensor(1.5), torch.tensor([1, 1]), 0, -1, 3, (0,), (-1,), 2**63, (2**63,), [None]]
 SIZES = {1: (9,), 2: (9, 8), 3: (7, 6, 5)}
 RANKS = pytest.mark.parametrize("rank", SIZES)
 

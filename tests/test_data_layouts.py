@@ -9,17 +9,7 @@ import torch
 from PIL import Image
 
 from atrousops.common.checks import ArgumentError
-from atrousops.data import (
-    SETS,
-    VOC,
-    VOID,
-    CamVid,
-    Cityscapes,
-    COCOPanoptic,
-    COCOStuff,
-    Nuclei,
-    transforms,
-)
+from atrousops.data import SETS, VOC, VOID, CamVid, Cityscapes, COCOPanoptic, COCOStuff, Nuclei, transforms
 
 HEIGHT, WIDTH = 6, 8
 
@@ -228,10 +218,10 @@ def test_sizes_differ(tmp_path):
         Nuclei(tmp_path, "all")[0]
 
 
-def camvid(folder, mask, mode=None, kind="png"):
+def camvid(folder, mask, mode=None):
     """CamVid with one image, whose labels are `mask`."""
     write(folder / "camvid11.zip" / "val" / "a.jpg", picture())
-    write(folder / "camvid11.zip" / "valannot" / f"a.{kind}", mask, mode)
+    write(folder / "camvid11.zip" / "valannot" / "a.png", mask, mode)
     return CamVid(folder, "val")
 
 

@@ -3,9 +3,9 @@
 import contextlib
 import os
 import struct
-import zlib
 
 import numpy as np
+import own
 import pytest
 from PIL import Image
 
@@ -182,15 +182,7 @@ def test_tiffs_in_which_zero_is_white(tmp_path):
 def test_16_bit_colours(tmp_path):
     """PNG's are their upper byte. A TIFF's that fill 12 bits would be nearly black, and Pillow drops the rest."""
     raw = np.array([[[0xFFFF, 0x8040, 0x0100]]], dtype=">u2")
-    png = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in (
-            (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)),
-            (b"IDAT", zlib.compress(b"\0" + raw.tobytes())),
-            (b"IEND", b""),
-        )
-    )
-    (tmp_path / "a.png").write_bytes(png)
+    (tmp_path / "a.png").write_bytes(own.png(1, 1, 16, 2, b"\0" + raw.tobytes()))
     np.testing.assert_array_equal(decode.read_image(tmp_path / "a.png"), [[[255, 128, 1]]])
     with pytest.raises(decode.PictureError, match="16 bits a colour"):
         decode.colour_ids_from(open(tmp_path / "a.png", "rb"), "a.png")  # noqa: SIM115
@@ -268,14 +260,7 @@ def test_masks_of_every_width(tmp_path):
         ids = IDS & (2**bits - 1)
         packed = np.packbits(np.unpackbits(ids[..., None], axis=2)[..., 8 - bits :].reshape(6, -1), axis=1)
         rows = b"".join(b"\0" + row.tobytes() for row in packed)
-        chunks = (
-            (b"IHDR", struct.pack(">IIBBBBB", 9, 6, bits, 0, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""),
-        )  # fmt: skip
-        text = b"".join(
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-            for kind, data in chunks
-        )
-        (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + text)
+        (tmp_path / "a.png").write_bytes(own.png(9, 6, bits, 0, rows))
         np.testing.assert_array_equal(decode.read_mask(tmp_path / "a.png"), ids)
 
 

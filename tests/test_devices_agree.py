@@ -1,51 +1,36 @@
 """Tensors of one call that lie on different devices are refused before a kernel reads an address of another device."""
 
+import itertools
+
 import pytest
+import samples
 import torch
+from torch.utils._pytree import tree_map_only
 
 import atrousops as ao
 import atrousops.functional as A
 from atrousops.common.checks import ArgumentError
 
-X, W, B = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3), torch.randn(4)
-BOXES = torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]])
 SCORES, FEATURES = torch.randn(1, 2, 16), torch.randn(1, 2, 16)
 LATTICE = A.permutohedral_lattice(FEATURES)
-INDICES = torch.arange(16).view(1, 1, 4, 4).expand(1, 4, 4, 4).contiguous()
-CALLS = {
-    "conv2d": (lambda t: A.conv2d(**t), {"input": X, "weight": W, "bias": B}),
-    "conv_transpose2d": (lambda t: A.conv_transpose2d(**t), {"input": X, "weight": W, "bias": B}),
-    "conv_branches": (
-        lambda t: A.conv_branches(
-            t["input"], [t["weight"]], [t["bias"]], padding=[1], dilation=[1], others=[t["others"]]
-        ),
-        {"input": X, "weight": W, "bias": B, "others": X},
-    ),
-    "context_module": (
-        lambda t: A.context_module(t["input"], [t["weights"]], [t["biases"]], dilation=[1]),
-        {"input": X, "weights": W, "biases": B},
-    ),
-    "max_unpool2d": (
-        lambda t: A.max_unpool2d(**t, kernel_size=2),
-        {"input": torch.randn(1, 4, 4, 4), "indices": INDICES},
-    ),
-    "roi_align": (lambda t: A.roi_align(**t, output_size=2), {"input": X, "boxes": BOXES}),
-    "roi_pool": (lambda t: A.roi_pool(**t, output_size=2), {"input": X, "boxes": BOXES}),
-    "permutohedral_filter": (lambda t: A.permutohedral_filter(**t), {"values": SCORES, "features": FEATURES}),
-    "mean_field": (
-        lambda t: A.mean_field(t["scores"], [LATTICE], [t["compatibilities"]], iterations=1),
-        {"scores": SCORES, "compatibilities": torch.ones(2, 2)},
-    ),
+X, W, B = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3), torch.randn(4)
+# The samples, with biases.
+CALLS = samples.FUNCTIONS | {
+    "conv2d": lambda: ((X, W, B), {}),
+    "conv_transpose2d": lambda: ((X, W, B), {}),
+    "conv_branches": lambda: ((X, [W], [B], [1], [1], None, [X]), {}),
+    "context_module": lambda: ((X, [W], [B], [1]), {}),
 }
-CASES = [(op, name) for op, (_, tensors) in CALLS.items() for name in tensors]
+COUNTS = {name: len(samples.tensors(sample()[0])) for name, sample in CALLS.items()}
 
 
-@pytest.mark.parametrize(("op", "name"), CASES)
-def test_another_device(op, name):
-    call, tensors = CALLS[op]
-    call(tensors)
-    with pytest.raises(ArgumentError, match=rf"^{op}: \w+ must be on (cpu|meta), as"):
-        call(tensors | {name: tensors[name].to("meta")})
+@pytest.mark.parametrize(("name", "place"), [(name, i) for name, n in COUNTS.items() for i in range(n) if n > 1])
+def test_another_device(name, place):
+    args, kwargs = CALLS[name]()
+    places = itertools.count()
+    args = tree_map_only(torch.Tensor, lambda t: t.to("meta") if next(places) == place else t, args)
+    with pytest.raises(ArgumentError, match=rf"^{name}: \w+ must be on (cpu|meta), as"):
+        getattr(A, name)(*args, **kwargs)
 
 
 @pytest.mark.parametrize("part", LATTICE._fields)

@@ -189,12 +189,14 @@ def test_a_short_run_gives_its_time_to_the_first(tmp_path, monkeypatch):
     assert done.left == [f"test_{i}" for i in range(4, 40)]
 
 
+def lack(monkeypatch, package: str) -> None:
+    find = gpu_check.importlib.util.find_spec
+    monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: None if name == package else find(name))
+
+
 def test_a_missing_package_has_a_stand_in(tmp_path, monkeypatch):
     """opcheck of torch imports expecttest, which a machine without a network may lack."""
-    find = gpu_check.importlib.util.find_spec
-    monkeypatch.setattr(
-        gpu_check.importlib.util, "find_spec", lambda name: None if name == "expecttest" else find(name)
-    )
+    lack(monkeypatch, "expecttest")
     assert Run(tmp_path, 60, False).stages([step("paths", "import sys; print(sys.path)")], 1)
     assert "stand_ins" in (tmp_path / "paths.log").read_text()
     stand_in = ROOT / "tests" / "stand_ins" / "expecttest.py"
@@ -264,8 +266,7 @@ def test_dry_run_needs_no_gpu():
 
 @pytest.mark.parametrize("missing", ["hypothesis", "torchvision"])
 def test_missing_packages_are_named_at_once(missing, monkeypatch, capsys):
-    find = gpu_check.importlib.util.find_spec
-    monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: None if name == missing else find(name))
+    lack(monkeypatch, missing)
     monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
     assert gpu_check.main() == 2
     assert f"pip install {missing}" in capsys.readouterr().out

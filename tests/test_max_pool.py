@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle import is_interpreted
+from oracle import assert_compiles, is_interpreted
+from roi_cases import repeated
 from torch.testing._internal.common_methods_invocations import op_db
 
 import atrousops as ao
@@ -34,8 +35,11 @@ CASES = [
     ((5, 6, 7), 2, 2, 0, 1, True),  # volumes
     ((4, 7, 6), (3, 2, 3), (2, 1, 2), (1, 1, 0), (1, 2, 1), False),
 ]
-# PyTorch has no channels_last for one axis.
-IN_FORMATS = [(case, False) for case in CASES] + [(case, True) for case in CASES if len(case[0]) > 1]
+
+
+def in_formats(cases):
+    """PyTorch has no channels_last for one axis."""
+    return [(case, False) for case in cases] + [(case, True) for case in cases if len(case[0]) > 1]
 
 
 def material(spatial, dtype, channels=3, channels_last=False):
@@ -92,7 +96,7 @@ def check_values_and_indices(case):
         same(x, before)
 
 
-@pytest.mark.parametrize(("case", "channels_last"), [c for c in IN_FORMATS if c[0][4] == 1], ids=str)
+@pytest.mark.parametrize(("case", "channels_last"), [c for c in in_formats(CASES) if c[0][4] == 1], ids=str)
 def test_codes_say_the_same_as_indices(case, channels_last, backend):
     spatial, *arguments = case
     for dtype, channels in ((torch.float32, 5), *((dtype, 16) for dtype in DTYPES)):
@@ -123,7 +127,7 @@ def test_views_offsets_unbatched_and_empty_batch(backend):
 
 
 @pytest.mark.parametrize("marks", [False, True, "codes"])
-@pytest.mark.parametrize(("case", "channels_last"), [c for c in IN_FORMATS if c[0][0] != (2, 2)], ids=str)
+@pytest.mark.parametrize(("case", "channels_last"), [c for c in in_formats(CASES) if c[0][0] != (2, 2)], ids=str)
 def test_gradient(case, channels_last, marks, backend):
     """PyTorch in fp64 is the oracle; sums of 16-bit gradients are ours in fp32, so at most one rounding away."""
     spatial, *arguments = case
@@ -183,19 +187,18 @@ def test_many_taps_need_indices(backend):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_repeats_with_any_number_of_threads(channels_last, backend):
+def test_same_bits_every_time(channels_last, backend):
     x = torch.randn(3, 20, 40, 50)
-    if channels_last:
-        x = x.to(memory_format=torch.channels_last)
-    results = []
-    for threads in (1, 2, 2):
-        torch.set_num_threads(threads)
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    grad = torch.sin(torch.arange(x.numel()).reshape(x.shape).float())
+
+    def run():
         leaf = x.clone().requires_grad_()
         y, i = A.max_pool2d(leaf, 3, 1, 1, return_indices=True)
-        y.backward(torch.sin(torch.arange(y.numel()).reshape(y.shape).float()))
-        results.append((y.detach(), i, leaf.grad))
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+        return y.detach(), i, *torch.autograd.grad(y, leaf, grad)
+
+    first, *others = repeated(run, backend)
+    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other))
 
 
 def test_opcheck(backend):
@@ -217,15 +220,10 @@ def test_opcheck(backend):
 def test_compile(dynamic, backend):
     def run(x):
         y, i = A.max_pool2d(x, 3, 2, 1, return_indices=True)
-        return A.max_pool2d(y, 2).sin().sum() + i.sum()
+        return A.max_pool2d(y, 2), i
 
-    compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for size in ((2, 3, 16, 20), (1, 3, 24, 28)):
-        x = torch.randn(size, requires_grad=True)
-        torch.testing.assert_close(compiled(x), run(x))
-        (mine,) = torch.autograd.grad(compiled(x), x)
-        (expected,) = torch.autograd.grad(run(x), x)
-        torch.testing.assert_close(mine, expected)
+    sizes = ((2, 3, 16, 20), (1, 3, 24, 28))
+    assert_compiles(run, *((torch.randn(size, requires_grad=True),) for size in sizes), dynamic=dynamic)
 
 
 def test_integers_go_to_pytorch():
@@ -234,12 +232,7 @@ def test_integers_go_to_pytorch():
     assert backends.choose("max_pool", x.device, x.dtype) == "aten"
 
 
-OP_DB = [
-    o for o in op_db if o.name in ("nn.functional.max_pool1d", "nn.functional.max_pool2d", "nn.functional.max_pool3d")
-]
-
-
-@pytest.mark.parametrize("info", OP_DB, ids=lambda o: o.name)
+@pytest.mark.parametrize("info", [o for o in op_db if "functional.max_pool" in o.name], ids=lambda o: o.name)
 def test_pytorchs_own_samples(info):
     ours = getattr(A, info.name.rpartition(".")[2])
     count = 0
@@ -254,16 +247,6 @@ def test_pytorchs_own_samples(info):
                 same(a, b)
         count += 1
     assert count > 80
-
-
-@pytest.mark.parametrize("backend", [None, "cpu"])
-@pytest.mark.parametrize("info", OP_DB, ids=lambda o: o.name)
-def test_pytorchs_own_error_inputs(info, backend):
-    ours = getattr(A, info.name.rpartition(".")[2])
-    for wrong in info.error_inputs("cpu"):
-        sample = wrong.sample_input
-        with ao.backend(backend), pytest.raises(wrong.error_type, match=wrong.error_regex):
-            ours(sample.input, *sample.args, **sample.kwargs)
 
 
 X = torch.zeros(1, 1, 8, 8)

@@ -81,10 +81,10 @@ def test_panoptic_bad_input():
         PanopticQuality(2, things=[1]).update(torch.zeros(4, 5), torch.zeros(4, 5))
 
 
-def squares(*corners, side=8):
+def squares(*corners):
     found = torch.zeros(len(corners), 32, 32, dtype=torch.bool)
     for mask, (row, column) in zip(found, corners, strict=True):
-        mask[row : row + side, column : column + side] = True
+        mask[row : row + 8, column : column + 8] = True
     return found
 
 

@@ -178,17 +178,6 @@ class Twice(nn.Module):
         return self.second(self.conv(self.first(self.conv(self.stem(x)))))
 
 
-class Outside(nn.Module):
-    """Calls a layer inside of another module, where an argument says so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stages = nn.Sequential(nn.Sequential(conv(3), nn.BatchNorm2d(4), nn.ReLU()))
-
-    def forward(self, x, raw=False):
-        return self.stages[0][0](x) if raw else self.stages(x)
-
-
 class OutsideByName(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -198,34 +187,41 @@ class OutsideByName(nn.Module):
         return self.encoder.conv(x) if raw else self.encoder(x)
 
 
-class InAList(nn.Module):
+class Body(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv(3), nn.BatchNorm2d(4), nn.ReLU())
+
+
+class Outside(Body):
+    """Calls a layer inside of another module, where an argument says so."""
+
+    def forward(self, x, raw=False):
+        return self.body[0](x) if raw else self.body(x)
+
+
+class InAList(Body):
     """A tuple, which nn.Module does not see, holds the layer too."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(conv(3), nn.BatchNorm2d(4), nn.ReLU())
         self.held = (self.body[0],)
 
     def forward(self, x):
         return self.body(x), self.held[0](x)
 
 
-class Alias(nn.Module):
+class Alias(Body):
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(conv(3), nn.BatchNorm2d(4), nn.ReLU())
         self.first = self.body[0]
 
     def forward(self, x):
         return self.body(x) + self.first(x)
 
 
-class Views(nn.Module):
+class Views(Body):
     """A view of a map, which is one in NCHW only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(conv(3), nn.BatchNorm2d(4), nn.ReLU())
 
     def forward(self, x):
         y = F.relu(self.body(x))

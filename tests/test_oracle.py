@@ -109,6 +109,14 @@ def test_calls_of_ours_go_the_way_they_go_without():
     assert len(graphs) == 1
 
 
+@pytest.mark.parametrize("other", [lambda x: x.cos(), lambda x: x.detach() * 2 + 0 * x], ids=["values", "gradients"])
+def test_a_graph_that_says_something_else_is_found(other):
+    with pytest.raises(AssertionError, match="not close"):
+        oracle.assert_compiles(
+            lambda x: other(x) if torch.compiler.is_compiling() else x * 2, (torch.ones(2).requires_grad_(),)
+        )
+
+
 @pytest.mark.gpu
 def test_references_of_a_gpu_live_on_the_cpu():
     x = torch.randn(1, 2, 8, 8, device="cuda", dtype=torch.float64, requires_grad=True)

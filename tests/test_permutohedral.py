@@ -1,14 +1,11 @@
 """The lattice against an independent lattice (the reference), against brute force, and by the rules of operators."""
 
-import io
-import zipfile
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle import assert_close, by_reference, is_interpreted, on_the_cpu
+from oracle import assert_close, assert_compiles, by_reference, is_interpreted, on_the_cpu
+from pydensecrf_cases import photograph
 from roi_cases import repeated
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -83,19 +80,11 @@ def test_raw_gain_is_pydensecrfs(backend):
     assert y.item() == pytest.approx(5 / 6)
 
 
-def photograph(real_data):
-    with zipfile.ZipFile(real_data / "crf_reference.zip") as archive:
-        content = io.BytesIO(archive.read("im1_pydensecrf.npz"))
-    with np.load(content) as file:
-        image = torch.from_numpy(file["image"]).permute(2, 0, 1)[None].float()
-    image = image[..., ::4, ::4].to(torch.get_default_device())
-    h, w = image.shape[2:]
-    y, x = torch.meshgrid(torch.arange(h, dtype=torch.float32), torch.arange(w, dtype=torch.float32), indexing="ij")
-    return image, torch.cat([torch.stack([x, y])[None] / 20, image / 13], 1)
-
-
 def test_brute_force_on_a_photograph(real_data, backend):
-    image, features = photograph(real_data)
+    image = photograph(real_data)["image"].permute(2, 0, 1)[None, :, ::4, ::4].float()
+    image = image.to(torch.get_default_device())
+    y, x = torch.meshgrid(*(torch.arange(float(side)) for side in image.shape[2:]), indexing="ij")
+    features = torch.cat([torch.stack([x, y])[None] / 20, image / 13], 1)
     if is_interpreted(backend):
         image, features = image[..., ::3, ::3], features[..., ::3, ::3]
     values = image / 255
@@ -218,12 +207,7 @@ def test_opcheck(backend):
 
 def test_compiles(backend):
     values, features = random(1, 3, 6, 7).requires_grad_(), random(1, 4, 6, 7, seed=1)
-    compiled = torch.compile(lambda v, f: A.permutohedral_filter(v, f, "after"), fullgraph=True, backend="aot_eager")
-    y = compiled(values, features)
-    torch.testing.assert_close(y, A.permutohedral_filter(values, features, "after"))
-    (grad,) = torch.autograd.grad(y.square().sum(), values)
-    (expected,) = torch.autograd.grad(A.permutohedral_filter(values, features, "after").square().sum(), values)
-    torch.testing.assert_close(grad, expected)
+    assert_compiles(lambda v, f: A.permutohedral_filter(v, f, "after"), (values, features))
 
 
 def test_autocast_is_float32(backend):

@@ -3,16 +3,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import is_interpreted
-from roi_cases import (
-    DTYPES,
-    SHAPES,
-    assert_agree,
-    features,
-    peer,
-    problems,
-    random_boxes,
-    with_gradient,
-)
+from roi_cases import DTYPES, SHAPES, assert_agree, features, peer, problems, random_boxes, with_gradient
 
 import atrousops as ao
 import atrousops.functional as A

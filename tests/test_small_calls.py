@@ -84,10 +84,12 @@ def test_a_wrong_argument_that_equals_a_right_one_is_refused():
     """True and 1.0 equal 1; what was kept of a right call does not answer a wrong one."""
     for wrong in (1.0, True, (1.0, 1), (True, 1)):
         for argument in ("stride", "padding", "dilation"):
-            A.conv2d(X, W, **{argument: 1})
-            A.conv2d(X, W, **{argument: (1, 1)})
+            expected = A.conv2d(X, W, **{argument: 1})
+            assert all(torch.equal(A.conv2d(X, W, **{argument: one}), expected) for one in ((1, 1), [1, 1]))
             with pytest.raises(TypeError, match=argument):
                 A.conv2d(X, W, **{argument: wrong})
+    with pytest.raises(RuntimeError, match="bias"):
+        A.conv2d(X, W, torch.zeros(7))
     for wrong in (2.0, (2.0, 2)):
         A.max_unpool2d(SMALL, INDICES, 2)
         A.max_unpool2d(SMALL, INDICES, (2, 2))

@@ -3,22 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from shapes import channels_last
 from torch._subclasses import FakeTensorMode
 
 import atrousops as ao
 import atrousops.functional as A
 
-
-def inner(t: torch.Tensor) -> torch.Tensor:
-    """The same values, stored as (N, *, C)."""
-    return t.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
 LAYOUTS = {
     "contiguous": torch.Tensor.contiguous,
-    "(N, L, C)": inner,
+    "(N, L, C)": channels_last,
     "every second position": lambda t: torch.stack([t, t], -1)[..., 0],
-    "a slice of (N, L, C)": lambda t: inner(torch.cat([t, t], 1))[:, : t.shape[1]],
+    "a slice of (N, L, C)": lambda t: channels_last(torch.cat([t, t], 1))[:, : t.shape[1]],
 }
 
 

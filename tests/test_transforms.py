@@ -62,12 +62,6 @@ def prepared(case: str) -> tuple[Callable[..., torch.Tensor], Callable[..., torc
     return (lambda x: call(getattr(A, name), x)), oracle, first
 
 
-@pytest.fixture
-def nondeterministic():
-    """PyTorch's unpooling refuses to be an oracle otherwise."""
-    torch.use_deterministic_algorithms(False)
-
-
 def same(ours: Any, theirs: Any) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -254,16 +255,24 @@ REFUSED = [
 ]
 
 
+ORDER = ("groups", "input", "kernel", "stride", "dilation", "pad_lo", "pad_hi")
+
+
+def refused(named, ordered, order, arguments, message):
+    """In Python and in C++, with the same words."""
+    with pytest.raises(ValueError, match=message) as python:
+        named(**arguments)
+    if native is not None:
+        with pytest.raises(ValueError, match=message) as compiled:
+            ordered(*(arguments[name] for name in order))
+        assert str(python.value) == str(compiled.value)
+
+
 @pytest.mark.parametrize(("change", "message"), REFUSED)
 def test_refusals_name_argument_rule_and_value(change, message):
-    a = {**GOOD, "groups": 1, "output": [], **change}
-    with pytest.raises(ValueError, match="convolution: " + message) as python:
-        geometry.convolution(**a)
-    if native is not None:
-        order = ("n", "c", "k", "groups", "input", "kernel", "stride", "dilation", "pad_lo", "pad_hi", "output")
-        with pytest.raises(ValueError, match="convolution: " + message) as compiled:
-            native.convolution("forward", *(a[name] for name in order))
-        assert str(python.value) == str(compiled.value)
+    arguments = {**GOOD, "groups": 1, "output": [], **change}
+    ordered = native and partial(native.convolution, "forward")
+    refused(geometry.convolution, ordered, ("n", "c", "k", *ORDER, "output"), arguments, "convolution: " + message)
 
 
 @pytest.mark.parametrize(
@@ -277,14 +286,9 @@ def test_refusals_name_argument_rule_and_value(change, message):
     ],
 )
 def test_transposed_refusals(change, message):
-    a = {**GOOD, "stride": [2], "output_padding": [0], "groups": 1, **change}
-    with pytest.raises(ValueError, match="transposed convolution: " + message) as python:
-        geometry.transposed(**a)
-    if native is not None:
-        order = ("n", "k", "c", "groups", "input", "kernel", "stride", "dilation", "pad_lo", "pad_hi", "output_padding")
-        with pytest.raises(ValueError, match="transposed convolution: " + message) as compiled:
-            native.transposed(*(a[name] for name in order))
-        assert str(python.value) == str(compiled.value)
+    arguments = {**GOOD, "stride": [2], "output_padding": [0], "groups": 1, **change}
+    order = ("n", "k", "c", *ORDER, "output_padding")
+    refused(geometry.transposed, native and native.transposed, order, arguments, "transposed convolution: " + message)
 
 
 def test_unknown_kind_is_refused():

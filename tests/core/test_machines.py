@@ -52,11 +52,7 @@ def test_units_and_what_is_derived():
     # By hand from the files: GFLOP/s of a thread and GB/s; TFLOP/s of an H100, scaled by multiprocessors.
     zen4 = devices.cpu_rates("avx512", torch.float32, True)
     assert (zen4["aten"], zen4["copy"], zen4["aten_call"], zen4["skips"]) == (106e9, 30e9, 7e-6, 3)
-    assert zen4["exceptions"][1] == {
-        "of": "aten",
-        "when": {"channels_below": 32, "bytes_apart": 4096},
-        "rate": 22e9,
-    }
+    assert zen4["exceptions"][1] == {"of": "aten", "when": {"channels_below": 32, "bytes_apart": 4096}, "rate": 22e9}
     double = devices.cpu_rates("avx512", torch.double, True)
     assert double["aten"] == double["gemm"] == double["aten_weight_grad"] == 80e9 / 2.8
     assert (double["depthwise"], double["tails"], double["skips"], double["copy"]) == (10e9, inf, 0, 30e9)

@@ -23,19 +23,13 @@ WEIGHT = ("conv_wgmma_weight_sm90a.cu", "tests/cuda/test_conv_wgmma_weight.py", 
 FAULTS = {
     "nothing changed": Fault("conv_simt.cu", "", "", *SIMT),
     "barrier removed between writing and reading a stage": Fault(
-        "conv_simt.cu",
-        "last readers' step.\n      __syncthreads();",
-        "last readers' step.",
-        *SIMT,
+        "conv_simt.cu", "last readers' step.\n      __syncthreads();", "last readers' step.", *SIMT
     ),
     "barrier removed before a list is read": Fault(
         "roi_tiles.cuh", "__syncthreads();\n#pragma unroll 1", "#pragma unroll 1", *ROI
     ),
     "barrier removed before a tile is overwritten": Fault(
-        "max_unpool.cu",
-        "(begin + j) * g.step]);\n      __syncthreads();",
-        "(begin + j) * g.step]);",
-        *UNPOOL,
+        "max_unpool.cu", "(begin + j) * g.step]);\n      __syncthreads();", "(begin + j) * g.step]);", *UNPOOL
     ),
     "cluster's barrier between layers made a block's": Fault(
         CONTEXT[0],

@@ -1,6 +1,7 @@
 """Clusters under host_cuda: distributed shared memory, multicast, remote barriers; and the roles of warpgroups."""
 
 import re
+from functools import partial
 
 import host_cuda
 import pytest
@@ -61,27 +62,25 @@ def roles(fault: int = 0) -> str:
     return outcome("test_roles", x, right, fault)
 
 
+SOUND = {f"exchange of {size}": partial(exchange, size) for size in (1, 2, 4, 8)} | {
+    "multicast": multicast,
+    "roles": roles,
+}
+# A kernel that takes the number of its fault, and the words of that.
+FAULTS = {
+    name: (run, number, words)
+    for run, faults in ((partial(exchange, 4), EXCHANGE), (multicast, MULTICAST), (roles, ROLES))
+    for number, (name, words) in enumerate(faults.items(), start=1)
+}
 # Right where the order happens to be: found by some of the orders.
-RACES = {"overwrites_peer": (multicast, MULTICAST), "no_barrier": (roles, ROLES)}
+RACES = ("overwrites_peer", "no_barrier")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_exchange(size, seed):
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_kernels_pass_in_any_order(name, seed):
     with host_cuda.order(seed):
-        assert exchange(size) == "right"
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_multicast(seed):
-    with host_cuda.order(seed):
-        assert multicast() == "right"
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_roles(seed):
-    with host_cuda.order(seed):
-        assert roles() == "right"
+        assert SOUND[name]() == "right"
 
 
 def test_a_grid_is_whole_clusters():
@@ -89,31 +88,20 @@ def test_a_grid_is_whole_clusters():
     assert "clusters of 2 blocks: 1 to 8 that divide the grid" in outcome("test_cluster_exchange", x, x, 2, 0)
 
 
-@pytest.mark.parametrize("name", EXCHANGE)
-def test_faults_of_exchange_are_found(name):
-    assert re.search(f"^wrong$|{EXCHANGE[name]}", exchange(4, list(EXCHANGE).index(name) + 1))
-    assert exchange(4) == "right"
-
-
-@pytest.mark.parametrize("name", [name for name in MULTICAST if name not in RACES])
-def test_faults_of_multicast_are_found(name):
-    assert re.search(f"^wrong$|{MULTICAST[name]}", multicast(list(MULTICAST).index(name) + 1))
-    assert multicast() == "right"
-
-
-@pytest.mark.parametrize("name", [name for name in ROLES if name not in RACES])
-def test_faults_of_roles_are_found(name):
-    assert re.search(f"^wrong$|{ROLES[name]}", roles(list(ROLES).index(name) + 1))
-    assert roles() == "right"
+@pytest.mark.parametrize("name", [name for name in FAULTS if name not in RACES])
+def test_faults_are_found(name):
+    run, number, words = FAULTS[name]
+    assert re.search(f"^wrong$|{words}", run(number))
+    assert run() == "right"
 
 
 @pytest.mark.parametrize("name", RACES)
 def test_races_are_found_in_some_order(name):
-    run, faults = RACES[name]
+    run, number, words = FAULTS[name]
     outcomes = []
     for seed in range(8):
         with host_cuda.order(seed):
-            outcomes.append(run(list(faults).index(name) + 1))
+            outcomes.append(run(number))
     broken = [found for found in outcomes if found != "right"]
     assert broken
-    assert all(re.search(f"^wrong$|{faults[name]}", found) for found in broken)
+    assert all(re.search(f"^wrong$|{words}", found) for found in broken)

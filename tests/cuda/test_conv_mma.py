@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import assert_close, tf32
+from shapes import channels_last
 
 pytestmark = pytest.mark.skipif(host_cuda.problem() is not None, reason=str(host_cuda.problem()))
 
@@ -74,11 +75,6 @@ ODD_TRANSPOSED = (
     Case("1 to 3 channels", 1, 1, 3, (6, 5), kernel=3, stride=1),
 )
 TILES = (0, 1, 2)  # 128 x 128, 128 x 64, 64 x 64; 3 is for rows that are not aligned
-
-
-def channels_last(t: torch.Tensor) -> torch.Tensor:
-    """The same values, stored as (N, *, C)."""
-    return t.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def random(size, dtype: torch.dtype) -> torch.Tensor:

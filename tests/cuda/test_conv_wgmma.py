@@ -5,10 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import assert_close, tf32
-from test_conv_mma import Case, channels_last, ops, random, stock
+from shapes import channels_last
+from test_conv_mma import Case, ops, random, stock
 
 pytestmark = pytest.mark.skipif(host_cuda.problem() is not None, reason=str(host_cuda.problem()))
 
+KERNEL = "conv_wgmma_kernel"
 HALF, BF16, FLOAT = torch.float16, torch.bfloat16, torch.float32
 WIDE, MIDDLE, NARROW = 0, 1, 2  # tiles of 128 rows by 256, 128 and 64 columns
 
@@ -146,9 +148,9 @@ def test_branches_of_the_operator_in_tf32():
         ]
         return torch.relu(torch.cat(sums, 1))
 
-    before = sum(c.runs for c in host_cuda.coverage() if "conv_wgmma_kernel" in c.name)
+    before = host_cuda.runs(KERNEL)
     y = ops().conv_branches(x, weights, biases, [], padding, rates, True, True)
-    assert sum(c.runs for c in host_cuda.coverage() if "conv_wgmma_kernel" in c.name) == before + 1
+    assert host_cuda.runs(KERNEL) == before + 1
     assert_close(y, right(torch.float64), right(FLOAT, tf32))
 
 
@@ -170,20 +172,17 @@ def test_epilogue(splits):
 
 
 def test_operators_run_it_where_it_can():
-    def runs() -> int:
-        return sum(c.runs for c in host_cuda.coverage() if "conv_wgmma_kernel" in c.name)
-
     def conv(x, w):
         return ops().conv(x, w, None, [1, 1], [2, 2], [2, 2], 1, False)
 
     x, w = random((1, 40, 9, 8), BF16), random((40, 40, 3, 3), BF16)
-    before = runs()
+    before = host_cuda.runs(KERNEL)
     y = conv(channels_last(x), channels_last(w))
-    assert runs() == before + 1
+    assert host_cuda.runs(KERNEL) == before + 1
     assert_close(y, F.conv2d(x.double(), w.double(), None, 1, 2, 2), F.conv2d(x, w, None, 1, 2, 2))
     assert torch.equal(conv(x, w), y)
     dx = ops().conv_grad_input(y, w, x.shape, [1, 1], [2, 2], [2, 2], 1, False)
-    assert runs() == before + 3
+    assert host_cuda.runs(KERNEL) == before + 3
     exact, theirs = (torch.nn.grad.conv2d_input(x.shape, w.to(d), y.to(d), 1, 2, 2) for d in (torch.float64, BF16))
     assert_close(dx, exact, theirs)
     # Rows of 72 bytes, fp32 in full precision, another generation: for other kernels.
@@ -191,4 +190,4 @@ def test_operators_run_it_where_it_can():
     conv(x.float(), w.float())
     with host_cuda.device(*host_cuda.A100):
         conv(x, w)
-    assert runs() == before + 3
+    assert host_cuda.runs(KERNEL) == before + 3

@@ -4,7 +4,8 @@ import host_cuda
 import pytest
 import torch
 from oracle import assert_close
-from test_conv_mma import Case, channels_last, ops, random
+from shapes import channels_last
+from test_conv_mma import Case, ops, random
 
 import atrousops.functional as A
 from atrousops.dispatch import devices, geometry, libraries, planner
@@ -78,19 +79,15 @@ def test_as_planned(last):
     check(Case("", 5, 64, 128, (9, 9), padding=3, dilation=3), BF16, last=last)
 
 
-def runs():
-    return sum(c.runs for c in host_cuda.coverage() if "conv_wgmma_weight_kernel" in c.name)
-
-
 def test_the_operator_takes_it_on_hopper_alone():
     x, w = random((2, 64, 8, 9), BF16), random((128, 64, 3, 3), BF16).requires_grad_()
     gradients, counts = [], []
     for gpu in (host_cuda.H100, host_cuda.A100):
-        before = runs()
+        before = host_cuda.runs("conv_wgmma_weight_kernel")
         with host_cuda.host_cuda(), host_cuda.device(*gpu):
             y = A.conv2d(x, w, padding=2, dilation=2)
             gradients.append(torch.autograd.grad(y.float().sum(), w)[0])
-        counts.append(runs() - before)
+        counts.append(host_cuda.runs("conv_wgmma_weight_kernel") - before)
     assert counts == [1, 0]
     torch.testing.assert_close(*gradients)
 

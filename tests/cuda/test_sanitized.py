@@ -3,11 +3,10 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from fuzz_cpu import ROOT, sanitizers
 
-ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "build" / "sanitized" / "libatrousops_host_cuda_sanitized.so"
 # Every operator forward and backward by the first; from the others those that reach furthest into shapes.
 TESTS = {
@@ -43,20 +42,9 @@ pytestmark = pytest.mark.skipif(problem() is not None, reason=str(problem()))
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python with the sanitizer loaded first, as it must be where the program itself was built without."""
-    # libstdc++ with it: it looks for the C++ runtime's functions when it starts, and Python has none.
-    ask = [["gcc", f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so.6")]
-    runtimes = [subprocess.run(command, capture_output=True, text=True).stdout.strip() for command in ask]
-    # Python and torch leak on purpose, and torch's own libraries define symbols twice.
-    options = {
-        "LD_PRELOAD": " ".join(runtimes),
-        "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-        "ATROUSOPS_HOST_CUDA": str(LIBRARY),
-    }
-    return subprocess.run(
-        [sys.executable, *arguments], env=os.environ | options, cwd=ROOT, capture_output=True, text=True
-    )
+    """Runs Python with the sanitizer and the kernels built under it."""
+    variables = os.environ | sanitizers() | {"ATROUSOPS_HOST_CUDA": str(LIBRARY)}
+    return subprocess.run([sys.executable, *arguments], env=variables, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("path", TESTS)

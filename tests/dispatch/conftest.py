@@ -1,9 +1,9 @@
 """A machine with GPUs that are made up, whose verdicts go to a folder of the test's own."""
 
 import pytest
-from test_probe import Machine
+from test_probe import Machine, forget
 
-from atrousops.dispatch import choice, devices, probe, verdicts
+from atrousops.dispatch import choice, verdicts
 
 
 class Known(Machine):
@@ -23,13 +23,10 @@ class Known(Machine):
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    caches = (probe._verdict, probe.runs_nowhere, devices._gpu)
     monkeypatch.setenv("ATROUSOPS_PLANS", str(tmp_path))
-    for cache in caches:
-        cache.cache_clear()
+    forget()
     known = Known(monkeypatch)
     known.restarted()
     yield known
     known.restarted()
-    for cache in caches:
-        cache.cache_clear()
+    forget()

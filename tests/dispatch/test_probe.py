@@ -52,17 +52,20 @@ class Machine:
         return probe.Facts(gpu.name, 10 * gpu.major + gpu.minor, self.driver, CUDA13, CODE)
 
 
+def forget():
+    """What is known of this process' GPUs."""
+    for cache in (probe._verdict, probe.runs_nowhere, devices._gpu):
+        cache.cache_clear()
+    choice.forget()
+
+
 @pytest.fixture
 def machine(monkeypatch):
-    caches = (probe._verdict, probe.runs_nowhere, devices._gpu)
-    for cache in caches:
-        cache.cache_clear()
+    forget()
     # Kernels that have proved themselves: whether they run at all is the question here.
     monkeypatch.setattr(verdicts, "why_not", lambda *asked: "")
     yield Machine(monkeypatch)
-    for cache in caches:
-        cache.cache_clear()
-    choice.forget()
+    forget()
 
 
 def chosen(op, index=0):

@@ -8,14 +8,10 @@ from collections.abc import Iterator
 
 import torch
 from oracle import assert_close
+from shapes import channels_last
 from torch import Tensor
 
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = ("contiguous", "channels_last", "strided", "offset")
 
 
@@ -32,7 +28,7 @@ def eighths(*size: int) -> Tensor:
 def arranged(t: Tensor, layout: str) -> Tensor:
     """The same values in another memory order: every second element, or a pointer that begins on no vector."""
     if layout == "channels_last":
-        return t.movedim(1, -1).contiguous().movedim(-1, 1)
+        return channels_last(t)
     if layout == "strided":
         return torch.stack([t, t.new_full((), torch.nan).expand_as(t)], -1)[..., 0]
     if layout == "offset":

@@ -11,11 +11,7 @@ def test_gradients_reach_both():
     torch.nn.init.normal_(network.network.score.weight)
     image = torch.randn(1, 3, 24, 24)
     network(image)["out"][:, 0].mean().backward()
-    for parameter in (
-        *network.crf.parameters(),
-        network.network.score.weight,
-        network.network.backbone["0"].weight,
-    ):
+    for parameter in (*network.crf.parameters(), network.network.score.weight, network.network.backbone["0"].weight):
         assert parameter.grad.abs().max() > 0
 
 

@@ -90,11 +90,14 @@ def test_unet_paddings_share_weights():
     torch.testing.assert_close(got, wanted)
 
 
-@pytest.mark.parametrize("name", ["segnet", "deconvnet"])
+@pytest.mark.parametrize("name", ["segnet", "deconvnet", "hypercolumns", "dilated_vgg16"])
 def test_vgg_weights(name):
-    weights = vgg16_weights(width=2, batch_norm=True)
+    """Normalised networks take the weights of vgg16_bn; test_fcn.py has what the fully connected layers become."""
+    norms = name in ("segnet", "deconvnet")
+    weights = vgg16_weights(width=2, batch_norm=norms)
     network = models.build(name, num_classes=2, width=2, backbone_weights=weights)
-    assert torch.equal(network.backbone["41"].running_mean, weights["features.41.running_mean"])
-    if name == "deconvnet":
+    last = "41.running_mean" if norms else "28.weight"
+    assert torch.equal(network.backbone.state_dict()[last], weights[f"features.{last}"])
+    if name != "segnet":
         assert torch.equal(network.fc[0].weight.flatten(1), weights["classifier.0.weight"])
         assert torch.equal(network.fc[3].bias, weights["classifier.3.bias"])

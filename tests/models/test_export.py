@@ -15,6 +15,13 @@ from atrousops.engine.export import Scores
 from atrousops.models.base import at_least, crop, resize, scaled
 
 
+def traced(network, *inputs, **options):
+    with warnings.catch_warnings():
+        # Checks read shapes.
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(network, inputs, **options)
+
+
 @pytest.mark.parametrize("name", [name for name in models.list("networks") if name != "mask_rcnn"])
 def test_exports(name):
     network = models.build(name, num_classes=3, **(SMALL | OTHERS).get(name, {})).double().eval()
@@ -57,15 +64,11 @@ def test_traces_serve_any_batch_and_size(name):
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.normal_(parameter)
-
-    with warnings.catch_warnings():
-        # Checks read shapes.
-        warnings.simplefilter("ignore")
-        traced = torch.jit.trace(network, torch.rand(2, 3, 40, 40))
+    run = traced(network, torch.rand(2, 3, 40, 40))
     for shape in ((1, 3, 48, 31), (3, 3, 25, 61)):
         image = torch.rand(shape)
         with torch.no_grad():
-            torch.testing.assert_close(traced(image), network(image))
+            torch.testing.assert_close(run(image), network(image))
 
 
 # Compatibilities that are constants; parameters that want gradients.
@@ -77,15 +80,12 @@ def test_traces_of_a_crf_serve_any_image(crf):
     """
     crf = crf.double().eval()
     image = torch.rand(2, 3, 12, 9, dtype=torch.float64)
-    with warnings.catch_warnings():
-        # Checks read shapes.
-        warnings.simplefilter("ignore")
-        traced = torch.jit.trace(crf, (image, torch.zeros_like(image)), check_trace=False)
-        with torch.no_grad():
-            frozen = torch.jit.freeze(torch.jit.trace(crf, (image, torch.zeros_like(image)), check_trace=False))
+    plain = traced(crf, image, torch.zeros_like(image), check_trace=False)
+    with torch.no_grad():
+        frozen = torch.jit.freeze(traced(crf, image, torch.zeros_like(image), check_trace=False))
     for shape in ((2, 3, 12, 9), (1, 3, 12, 9), (3, 3, 7, 16)):
         scores, image = torch.rand(2, *shape, dtype=torch.float64)
-        for run in (traced, frozen):
+        for run in (plain, frozen):
             torch.testing.assert_close(run(scores, 4 * image), crf(scores, 4 * image))
 
 
@@ -103,11 +103,7 @@ def test_programs_and_traces_scale_each_image(tmp_path):
     sizes = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     image = torch.rand(1, 3, 41, 43)
     torch.export.save(torch.export.export(Scaled(), (image,), dynamic_shapes=(sizes,)), tmp_path / "program.pt2")
-    with warnings.catch_warnings():
-        # Checks read shapes.
-        warnings.simplefilter("ignore")
-        traced = torch.jit.trace(Scaled(), image)
-    for run in (torch.export.load(tmp_path / "program.pt2").module(), traced):
+    for run in (torch.export.load(tmp_path / "program.pt2").module(), traced(Scaled(), image)):
         for shape in ((1, 3, 45, 30), (1, 3, 50, 51)):
             image = torch.rand(shape)
             torch.testing.assert_close(run(image), Scaled()(image), rtol=0, atol=0)
@@ -121,10 +117,10 @@ def test_mask_rcnn_exports(features, lowest):
     settings = {"min_size": 64, "max_size": 96, "box_score_thresh": lowest, "box_detections_per_img": 5}
     network = models.build("mask_rcnn", num_classes=3, backbone="resnet18", features=features, **settings)
     network = network.double().eval()
-    traced, images = ([torch.rand(3, *size).double() for size in ((61, 83), (64, 64))] for _ in range(2))
+    example, images = ([torch.rand(3, *size).double() for size in ((61, 83), (64, 64))] for _ in range(2))
     with torch.no_grad():
         expected = network(images)
-        program = torch.export.export(network, (traced,))
+        program = torch.export.export(network, (example,))
         for got, wanted in zip(program.module()(images), expected, strict=True):
             assert bool(len(wanted["labels"])) == (lowest == 0)
             for name, value in wanted.items():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import vgg16_weights
+from networks import pass_pixels_on, vgg16_weights
 from torch.nn import functional as F
 
 from atrousops import models
@@ -23,6 +23,7 @@ def test_deconvolution_is_bilinear(factor):
 
 
 @pytest.mark.parametrize(("name", "stride", "size"), [("fcn32s", 32, 165), ("fcn16s", 16, 85), ("fcn8s", 8, 45)])
+@torch.no_grad()
 def test_crops_put_scores_where_they_belong(name, stride, size):
     """With padding 100, a position of the last map is centred on the pixels that its receptive field is centred on.
 
@@ -30,25 +31,14 @@ def test_crops_put_scores_where_they_belong(name, stride, size):
     abscissa of its window, which is (window - 1) / 2 above the window's centre.
     """
     network = models.build(name, num_classes=1, width=1).eval()
-    with torch.no_grad():
-        for layer in network.modules():
-            if isinstance(layer, torch.nn.Conv2d):
-                middle = layer.kernel_size[0] // 2
-                layer.weight.zero_()[0, 0, middle, middle] = 1
-                layer.bias.zero_()
-        for skip in network.skips.values():
-            skip.weight.zero_()
+    pass_pixels_on(network)
+    # Only the finest map speaks.
+    for score in (network.score, *network.skips.values())[:-1]:
+        score.weight.zero_()
     abscissa = torch.arange(1.0, size + 1)
     ramp = abscissa.expand(1, 3, size, size).contiguous()
-    if network.skips:
-        # Only the finest map speaks.
-        finest = list(network.skips)[-1]
-        with torch.no_grad():
-            network.score.weight.zero_()
-            network.skips[finest].weight[0, 0] = 1
     inside = slice(3 * stride // 2, -3 * stride // 2)
-    with torch.no_grad():
-        got = network(ramp)["out"][0, 0, size // 2]
+    got = network(ramp)["out"][0, 0, size // 2]
     torch.testing.assert_close(got[inside], abscissa[inside] + (stride - 1) / 2)
 
 

@@ -1,7 +1,7 @@
 """Hypercolumns: scores before interpolation are scores after it, and the grid of classifiers by hand."""
 
 import torch
-from networks import parameters, vgg16_weights
+from networks import parameters
 from torch.nn import functional as F
 
 from atrousops import models
@@ -56,9 +56,3 @@ def test_of_the_release():
             F.conv2d(features[name], score.weight, score.bias, padding=side // 2), size=(50, 50), mode="bilinear"
         )
     torch.testing.assert_close(network(image)["out"], network._blend(x))
-
-
-def test_vgg_weights():
-    weights = vgg16_weights(width=2)
-    network = models.hypercolumns(3, width=2, backbone_weights=weights)
-    assert torch.equal(network.fc[0].weight.flatten(1), weights["classifier.0.weight"])

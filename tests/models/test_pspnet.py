@@ -1,18 +1,9 @@
 """PSPNet: the pyramid against its definition, and the second head."""
 
-import pytest
 import torch
 from torch.nn import functional as F
 
-from atrousops import models
 from atrousops.models.pspnet import PyramidPooling
-
-
-@pytest.mark.parametrize("output_stride", [8, 16, 32])
-@torch.inference_mode()
-def test_output_stride(output_stride):
-    backbone = models.pspnet(2, "resnet18", output_stride).backbone.eval()
-    assert backbone(torch.rand(1, 3, 64, 96))["out"].shape[-2:] == (64 // output_stride, 96 // output_stride)
 
 
 @torch.no_grad()

@@ -24,41 +24,30 @@ def small(tmp_path, monkeypatch):
     change = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:8]}
     entry = published.Published(**{**vars(models.PUBLISHED["fcn_resnet50_voc"]), **change})
     monkeypatch.setitem(published.PUBLISHED, "fcn_resnet50_voc", entry)
-    return theirs.eval(), path
-
-
-def test_torchvisions(small):
-    theirs, path = small
-    ours = models.load_published("fcn_resnet50_voc", path)
-    assert not ours.training
-    assert len(ours.info.classes) == 21
-    image = torch.rand(1, 3, 65, 81)
-    with torch.inference_mode():
-        for name, wanted in theirs(image).items():
-            torch.testing.assert_close(ours(image)[name], wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+    return path
 
 
 def test_segment(small, tmp_path):
     Image.effect_mandelbrot((90, 50), (-2, -1, 1, 1), 100).save(tmp_path / "photo.png")
-    options = ("--model", "fcn_resnet50_voc", "--weights", small[1], "-o", tmp_path / "out")
+    options = ("--model", "fcn_resnet50_voc", "--weights", small, "-o", tmp_path / "out")
     assert cli.main([str(a) for a in ("segment", tmp_path / "photo.png", *options)]) == 0
     assert Image.open(tmp_path / "out" / "photo_mask.png").size == (90, 50)
 
 
 def test_segment_by_an_unknown_name(small, tmp_path, capsys):
     Image.new("RGB", (9, 5)).save(tmp_path / "photo.png")
-    options = ("--model", "abacus", "--weights", small[1], "-o", tmp_path / "out")
+    options = ("--model", "abacus", "--weights", small, "-o", tmp_path / "out")
     assert cli.main([str(a) for a in ("segment", tmp_path / "photo.png", *options)]) == 1
     assert "must be one of enet_camvid" in capsys.readouterr().err
 
 
 def test_another_file(small, tmp_path):
     with pytest.raises(models.WeightsError, match=r"begins with cd0a2569.*deeplabv3_resnet50_coco-cd0a2569\.pth"):
-        models.load_published("deeplabv3_resnet50_voc", small[1])
+        models.load_published("deeplabv3_resnet50_voc", small)
     with pytest.raises(FileNotFoundError, match="it comes from https"):
         models.load_published("enet_camvid", tmp_path / "none.pth")
     with pytest.raises(ArgumentError, match="one of enet_camvid"):
-        models.load_published("enet", small[1])
+        models.load_published("enet", small)
 
 
 def test_pickles_are_not_run(tmp_path, monkeypatch):

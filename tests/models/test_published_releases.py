@@ -298,14 +298,15 @@ def test_espnet(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["lraspp_mobilenet_v3_large_voc", "deeplabv3_mobilenet_v3_large_voc", "deeplabv3_resnet50_voc"]
+    "name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "fcn_resnet50"]
 )
 @torch.inference_mode()
 def test_torchvision(monkeypatch, tmp_path, name):
-    make = getattr(_SEMANTIC, name.removesuffix("_voc"))
-    aux = {"aux_loss": True} if name.startswith("deeplab") else {}
-    theirs = make(weights=None, weights_backbone=None, **aux).eval()
-    ours = loaded(monkeypatch, tmp_path, name, theirs.state_dict())
+    aux = {} if name.startswith("lraspp") else {"aux_loss": True}
+    theirs = getattr(_SEMANTIC, name)(weights=None, weights_backbone=None, **aux).eval()
+    ours = loaded(monkeypatch, tmp_path, f"{name}_voc", theirs.state_dict())
+    assert not ours.training
+    assert len(ours.info.classes) == 21
     image = torch.rand(1, 3, 65, 81)
     for key, wanted in theirs(image).items():
         assert_same(ours(image)[key], wanted)
@@ -320,6 +321,8 @@ def test_mask_rcnn(monkeypatch, tmp_path, version):
     ours = loaded(monkeypatch, tmp_path, f"maskrcnn_resnet50_fpn{version}_coco", theirs.state_dict(), **small)
     image = torch.rand(3, 61, 83)
     wanted, found = theirs([image])[0], ours([image])[0]
+    assert len(wanted["scores"]) == 4
+    assert torch.equal(found["labels"], wanted["labels"])
     for key in ("boxes", "scores", "masks"):
         torch.testing.assert_close(found[key], wanted[key], rtol=1e-3, atol=1e-3)
 

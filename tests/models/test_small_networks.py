@@ -1,12 +1,18 @@
-"""LR-ASPP, SegNet-Basic, U-Net on encoders, and GCN's stacks of small kernels."""
+"""ESPNet's parameters, U-Net on encoders, and GCN's stacks of small kernels."""
 
 import pytest
 import torch
 import torchvision
+from networks import parameters
 
 from atrousops import models
 from atrousops.common.checks import ArgumentError
 from atrousops.models.gcn import GlobalConv2d, StackedConv2d
+
+
+def test_parameters_of_espnet():
+    """0.364 M in the paper, for 20 classes (section 5); we count 0.365 M, to which the weights fit."""
+    assert abs(parameters("espnet", num_classes=20) / 1e6 - 0.364) < 0.002
 
 
 def test_stack_sees_its_window():

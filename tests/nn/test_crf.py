@@ -1,7 +1,5 @@
 """DenseCRF against pydensecrf (stored answers, and live where it is installed), CRFasRNN against autograd's rules."""
 
-import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +7,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle import by_reference, is_interpreted
-from pydensecrf_cases import CASES, live_q
+from oracle import assert_compiles, by_reference, is_interpreted
+from pydensecrf_cases import CASES, live_q, photograph
 from roi_cases import repeated
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -69,15 +67,8 @@ def test_equals_live_pydensecrf(case, stored):
     assert (q[0] - torch.from_numpy(live_q(image, unary, **CASES[case]))).abs().max() <= BOUND
 
 
-def real_example(real_data):
-    with zipfile.ZipFile(real_data / "crf_reference.zip") as archive:
-        content = io.BytesIO(archive.read("im1_pydensecrf.npz"))
-    with np.load(content) as file:
-        return {name: torch.from_numpy(file[name]) for name in ("image", "unary", "Q")}
-
-
 def test_real_photograph(real_data):
-    real = real_example(real_data)
+    real = photograph(real_data)
     scores = -real["unary"][None]
     before = scores.clone()
     q = crf(5)(scores, real["image"].permute(2, 0, 1)[None])
@@ -187,9 +178,9 @@ def test_pixels_unlike_all_others_keep_their_label(backend):
     assert q[0, 1, 6, 6] < 0.5
 
 
-def small(labels=2, dtype=torch.float64):
+def small(dtype=torch.float64):
     generator = torch.Generator(torch.get_default_device()).manual_seed(1)
-    scores = torch.randn(2, labels, 2, 3, dtype=dtype, generator=generator)
+    scores = torch.randn(2, 2, 2, 3, dtype=dtype, generator=generator)
     return scores, torch.rand(2, 3, 2, 3, dtype=dtype, generator=generator) * 60
 
 
@@ -252,9 +243,7 @@ def test_state_dict_round_trip():
 
 @pytest.mark.parametrize("layer", [ao.DenseCRF(2), ao.CRFasRNN(3, 2)])
 def test_compiles(backend, layer, example):
-    layer = layer.to(torch.get_default_device())
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*example), layer(*example))
+    assert_compiles(layer.to(torch.get_default_device()), example)
 
 
 def test_repr():
@@ -275,6 +264,21 @@ def test_repr():
         ({"gaussian_compat": [[1.0, 2.0]]}, ValueError, "gaussian_compat must be a number, L numbers"),
         ({"bilateral_compat": float("inf")}, ValueError, "bilateral_compat must be finite"),
         ({"bilateral_compat": "Potts"}, TypeError, "bilateral_compat must be a number"),
+        ({"kernels": []}, ValueError, "kernels must be at least one"),
+        ({"kernels": [{"compat": 1.0}]}, ValueError, r"kernels\[0\]\.sxy must be given unless srgb is"),
+        (
+            {"kernels": [{"compat": 1.0, "sxy": 1.0, "channels": (0,)}]},
+            ValueError,
+            r"kernels\[0\]\.channels must be integers",
+        ),
+        ({"kernels": [{"weight": 1.0}]}, ValueError, r"kernels\[0\] must have keyword arguments of CRFKernel"),
+        (
+            {"kernels": [{"compat": 1.0, "sxy": 1.0}], "gaussian_sxy": 2.0},
+            ValueError,
+            "kernels must be None where gaussian_sxy",
+        ),
+        ({"spacing": 0.0}, ValueError, "spacing must be a positive number"),
+        ({"bilateral_sxy": (1.0,) * 4}, ValueError, "bilateral_sxy must be a positive number or 1 to 3"),
         ({"normalization": "both"}, ValueError, "normalization must be one of none, symmetric, before, after"),
     ],
 )

@@ -280,11 +280,7 @@ def test_the_true_process_checks_the_cpu(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        (
-            {"device": "cuda:7"},
-            ArgumentError,
-            "device must be a GPU of this machine; got cuda:7, and PyTorch sees",
-        ),
+        ({"device": "cuda:7"}, ArgumentError, "device must be a GPU of this machine; got cuda:7, and PyTorch sees"),
         ({"device": "meta"}, ArgumentError, "device must be one of cpu, cuda, xpu; got meta"),
         ({"device": "nonsense"}, ArgumentTypeError, "device must be a device such as"),
         ({"device": "cpu", "seconds": 0}, ArgumentError, "seconds must be a positive number; got 0"),
