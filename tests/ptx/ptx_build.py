@@ -30,6 +30,8 @@ NVCC = shutil.which("nvcc")
 # As CMakeLists.txt has them; -O3 is the Release build's.
 FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA"]
 FLAGS += ["-DATROUSOPS_SM90A", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC", "-Xcompiler=-fvisibility=hidden"]
+# Which machine code the library says that it holds, in probe.cu.
+FLAGS += ['-DATROUSOPS_CUDA_CODE="none"']
 CXX = ["g++", "-std=c++20", "-fPIC", "-ffp-contract=off", "-frounding-math", "-fvisibility=hidden", f"-I{MACHINE}"]
 
 
@@ -76,7 +78,10 @@ def test_sources() -> list[Path]:
 
 @functools.cache
 def newest_source() -> float:
-    return max(file.stat().st_mtime for file in (ROOT / "csrc").rglob("*") if file.is_file())
+    """When a file that nvcc may read was last changed."""
+    others = {ROOT / "csrc" / name for name in ("cpu", "fake_cuda", "host_cuda")}
+    read = (file for file in (ROOT / "csrc").rglob("*") if file.is_file() and not others & set(file.parents))
+    return max(file.stat().st_mtime for file in read)
 
 
 def ptx_of(source: Path) -> Path:
