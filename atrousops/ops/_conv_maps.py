@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atrousops.common.conv_arguments import Arguments, output_size
 from atrousops.common.formats import empty_as_kernel, prefers_channels_last
-from atrousops.ops._register import register
+from atrousops.ops._register import CALLS, register
 from atrousops.ops.conv import first_of_gradient, ours, rest_of
 
 _BY_RANK = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -42,7 +42,7 @@ def grad_input(grad: Tensor, weight: Tensor, size: Sequence[int], a: Arguments) 
     """dx (N, C, *) of size `size` from dy (N, K, *)."""
     first = first_of_gradient("input_grad", size, weight.shape, a, grad)
     if first is not None:
-        return torch.ops.atrousops.conv_grad_input(grad, weight, size, *rest_of(a, grad, first))
+        return CALLS["conv_grad_input"](grad, weight, size, *rest_of(a, grad, first))
     extent = _extent(size, weight.shape[2:], grad.shape, a)
     # Only its size counts.
     input, padding = _as_read(grad.new_empty(1).expand(size), extent, a)
@@ -61,7 +61,7 @@ def grad_weight(grad: Tensor, input: Tensor, kernel_size: Sequence[int], a: Argu
     size = (grad.shape[1], input.shape[1] // a.groups, *kernel_size)
     first = first_of_gradient("weight_grad", input.shape, size, a, grad)
     if first is not None:
-        return torch.ops.atrousops.conv_grad_weight(grad, input, kernel_size, *rest_of(a, grad, first))
+        return CALLS["conv_grad_weight"](grad, input, kernel_size, *rest_of(a, grad, first))
     weight = grad.new_empty(1).expand(size)
     input, padding = _as_read(input, _extent(input.shape, kernel_size, grad.shape, a), a)
     return _aten_backward(grad, input, weight, padding, a, (False, True, False))[1]
