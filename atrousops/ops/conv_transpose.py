@@ -11,7 +11,7 @@ from atrousops import reference
 from atrousops.common.conv_arguments import Arguments, check_conv_transpose
 from atrousops.common.formats import empty_as_kernel
 from atrousops.dispatch.devices import allow_tf32
-from atrousops.ops._conv_maps import convolve, derivatives, grad_bias, grad_weight, keep_pair
+from atrousops.ops._conv_maps import convolve, derivatives, grad_weight, keep_pair
 from atrousops.ops._register import CALLS, register
 from atrousops.ops._routes import Call, run
 from atrousops.ops.conv import Convolution, find, find_unusual
@@ -121,14 +121,6 @@ def _setup(ctx, inputs, output) -> None:
     keep_pair(ctx, input, weight, Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ()))
 
 
-def _backward(ctx, grad: Tensor):
-    # The convolution that this one is the input gradient of: its roles of input and output are swapped.
-    both = derivatives(
-        ctx,
-        lambda weight, size, a: convolve(grad, weight, a, size),
-        lambda input, size, a: grad_weight(input, grad, size[2:], a),
-    )
-    return *both, grad_bias(grad) if ctx.needs_input_grad[2] else None, *(None,) * 7
-
-
+# The convolution that this one is the input gradient of: its roles of input and output are swapped.
+_backward = derivatives(convolve, lambda grad, input, size, a: grad_weight(input, grad, size[2:], a))
 register("conv_transpose", fake=_fake, backward=_backward, setup_context=_setup, autocast="lower")
