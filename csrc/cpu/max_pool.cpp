@@ -41,12 +41,15 @@ static std::pair<Tensor, std::optional<Tensor>> pool(const char* op, const Tenso
   return {values, marks};
 }
 
+constexpr auto max_pool = &pool_marked<"max_pool", pool, Marks::indices>;
+constexpr auto max_pool_codes = &pool_marked<"max_pool_codes", pool, Marks::codes>;
+constexpr auto max_pool_values = &pool_values<pool>;
+
 }  // namespace atrousops::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
-  using namespace atrousops;
-  implement<"max_pool", &pool_marked<"max_pool", cpu::pool, Marks::indices>, "input">(m);
-  implement<"max_pool_backward", &cpu::max_pool_backward, "grad", "indices">(m);
-  implement<"max_pool_codes", &pool_marked<"max_pool_codes", cpu::pool, Marks::codes>, "input">(m);
-  implement<"max_pool_values", &pool_values<cpu::pool>, "input">(m);
+  atrousops::implement<"max_pool", atrousops::cpu::max_pool, "input">(m);
+  atrousops::implement<"max_pool_backward", &atrousops::cpu::max_pool_backward, "grad", "indices">(m);
+  atrousops::implement<"max_pool_codes", atrousops::cpu::max_pool_codes, "input">(m);
+  atrousops::implement<"max_pool_values", atrousops::cpu::max_pool_values, "input">(m);
 }

@@ -122,12 +122,15 @@ Tensor max_pool_backward(const Tensor& grad, const Tensor& indices, std::vector<
                         Meeting::sum);
 }
 
+constexpr auto max_pool = &pool_marked<"max_pool", pool, Marks::indices>;
+constexpr auto max_pool_codes = &pool_marked<"max_pool_codes", pool, Marks::codes>;
+constexpr auto max_pool_values = &pool_values<pool>;
+
 }  // namespace atrousops::cuda
 
 ATROUSOPS_CUDA_LIBRARY(m) {
-  using namespace atrousops;
-  implement<"max_pool", &pool_marked<"max_pool", cuda::pool, Marks::indices>, "input">(m);
-  implement<"max_pool_backward", &cuda::max_pool_backward, "grad", "indices">(m);
-  implement<"max_pool_codes", &pool_marked<"max_pool_codes", cuda::pool, Marks::codes>, "input">(m);
-  implement<"max_pool_values", &pool_values<cuda::pool>, "input">(m);
+  atrousops::implement<"max_pool", atrousops::cuda::max_pool, "input">(m);
+  atrousops::implement<"max_pool_backward", &atrousops::cuda::max_pool_backward, "grad", "indices">(m);
+  atrousops::implement<"max_pool_codes", atrousops::cuda::max_pool_codes, "input">(m);
+  atrousops::implement<"max_pool_values", atrousops::cuda::max_pool_values, "input">(m);
 }
