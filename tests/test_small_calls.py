@@ -63,21 +63,52 @@ REPEATED = {
 }
 
 
-@pytest.mark.parametrize("name", REPEATED)
-def test_a_repeated_call_does_not_check_again(name):
-    call, most = REPEATED[name]
+# The same with derivatives: what is recorded for the backward pass comes on top, and no second look at the tensors.
+LEAF, SMALL_LEAF = X.clone().requires_grad_(), SMALL.clone().requires_grad_()
+RECORDED = {
+    "conv2d": (lambda: A.conv2d(LEAF, W), 2),
+    "max_unpool2d": (lambda: A.max_unpool2d(SMALL_LEAF, INDICES, 2), 6),
+    "roi_align": (lambda: A.roi_align(LEAF, BOXES, 2), 11),
+}
+
+
+def entered_by(call):
+    """The functions of the package that a call enters once it has been seen."""
     entered = []
 
     def enter(frame, event, _):
         if event == "call" and "/atrousops/" in frame.f_code.co_filename:
             entered.append(frame.f_code.co_name)
 
+    call()
+    sys.setprofile(enter)
+    call()
+    sys.setprofile(None)
+    return entered
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_a_repeated_call_does_not_check_again(name):
+    call, most = REPEATED[name]
     with torch.inference_mode():
-        call()
-        sys.setprofile(enter)
-        call()
-        sys.setprofile(None)
+        entered = entered_by(call)
     assert len(entered) <= most, entered
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_repeated_call_with_derivatives_does_not_check_again(name):
+    call, most = RECORDED[name]
+    entered = entered_by(call)
+    assert len(entered) <= most, entered
+
+
+def test_a_gradient_of_the_bias_alone_is_recorded():
+    """The bias is the one tensor that may be missing; the other two want no gradient."""
+    bias = torch.zeros(4, requires_grad=True)
+    with ao.backend("cpu"):
+        for function in (A.conv2d, A.conv_transpose2d):
+            (grad,) = torch.autograd.grad(function(X, W, bias).sum(), bias)
+            assert torch.equal(grad, torch.full((4,), float(function(X, W)[0, 0].numel())))
 
 
 def test_a_wrong_argument_that_equals_a_right_one_is_refused():

@@ -4,30 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from atrousops.common.class_names import CITYSCAPES
 from atrousops.data.base import VOID, SegmentationSet
 
-# The ids of the files that are judged, with the names of their classes; all others up to 33 are void.
-_IDS = {
-    7: "road",
-    8: "sidewalk",
-    11: "building",
-    12: "wall",
-    13: "fence",
-    17: "pole",
-    19: "traffic light",
-    20: "traffic sign",
-    21: "vegetation",
-    22: "terrain",
-    23: "sky",
-    24: "person",
-    25: "rider",
-    26: "car",
-    27: "truck",
-    28: "bus",
-    31: "train",
-    32: "motorcycle",
-    33: "bicycle",
-}
+# The ids of the files that are judged, in the order of the classes; all others up to 33 are void.
+_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
 class Cityscapes(SegmentationSet):
@@ -37,7 +18,7 @@ class Cityscapes(SegmentationSet):
     """
 
     file = "cityscapes"
-    classes = tuple(_IDS.values())
+    classes = CITYSCAPES
     splits = ("train", "val")
 
     def _list(self) -> list[str]:

@@ -10,27 +10,12 @@ from typing import Any
 import torch
 
 from atrousops.common.checks import ArgumentError, bad_value
+from atrousops.common.class_names import COCO_STUFF
 from atrousops.data.base import VOID, Sample, SegmentationSet
 
-# By id, from 1; a dash where COCO took a class out again.
-_THINGS = (
-    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,-,stop sign,parking meter,"
-    "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,-,backpack,umbrella,-,-,handbag,tie,suitcase,"
-    "frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,-,"
-    "wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,"
-    "couch,potted plant,bed,-,dining table,-,-,toilet,-,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,"
-    "toaster,sink,refrigerator,-,book,clock,vase,scissors,teddy bear,hair drier,toothbrush,-"
-)
-_STUFF = (
-    "banner,blanket,branch,bridge,building-other,bush,cabinet,cage,cardboard,carpet,ceiling-other,ceiling-tile,cloth,"
-    "clothes,clouds,counter,cupboard,curtain,desk-stuff,dirt,door-stuff,fence,floor-marble,floor-other,floor-stone,"
-    "floor-tile,floor-wood,flower,fog,food-other,fruit,furniture-other,grass,gravel,ground-other,hill,house,leaves,"
-    "light,mat,metal,mirror-stuff,moss,mountain,mud,napkin,net,paper,pavement,pillow,plant-other,plastic,platform,"
-    "playingfield,railing,railroad,river,road,rock,roof,rug,salad,sand,sea,shelf,sky-other,skyscraper,snow,solid-other,"
-    "stairs,stone,straw,structural-other,table,tent,textile-other,towel,tree,vegetable,wall-brick,wall-concrete,"
-    "wall-other,wall-panel,wall-stone,wall-tile,wall-wood,water-other,waterdrops,window-blind,window-other,wood"
-)
-_NAMES = {number: name for number, name in enumerate(f"{_THINGS},{_STUFF}".split(",")) if name != "-"}
+# Those that COCO took out again; an id is the name's place, from 1.
+_GONE = "street sign,hat,shoe,eye glasses,plate,mirror,window,desk,door,blender,hair brush"
+_NAMES = {number: name for number, name in enumerate(COCO_STUFF) if name not in _GONE.split(",")}
 
 
 class COCOStuff(SegmentationSet):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from atrousops.common import class_names
 from atrousops.data.base import VOID, SegmentationSet
 
 
@@ -14,19 +15,7 @@ class CamVid(SegmentationSet):
     """
 
     file = "camvid11.zip"
-    classes = (
-        "sky",
-        "building",
-        "pole",
-        "road",
-        "pavement",
-        "tree",
-        "sign",
-        "fence",
-        "car",
-        "pedestrian",
-        "bicyclist",
-    )
+    classes = class_names.CAMVID
     splits = ("train", "val", "test")
 
     def _list(self) -> list[str]:
@@ -52,29 +41,7 @@ class VOC(SegmentationSet):
 
     file = "VOCdevkit/VOC2012"
     lists = "ImageSets/Segmentation/"
-    classes: tuple[str, ...] = (
-        "background",
-        "aeroplane",
-        "bicycle",
-        "bird",
-        "boat",
-        "bottle",
-        "bus",
-        "car",
-        "cat",
-        "chair",
-        "cow",
-        "diningtable",
-        "dog",
-        "horse",
-        "motorbike",
-        "person",
-        "pottedplant",
-        "sheep",
-        "sofa",
-        "train",
-        "tvmonitor",
-    )
+    classes: tuple[str, ...] = class_names.VOC
     splits: tuple[str, ...] = ("train", "val", "trainval", "train_aug")
 
     def _list(self) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atrousops.common.conv_arguments import Arguments, output_size
 from atrousops.common.formats import empty_as_kernel, prefers_channels_last
-from atrousops.ops._register import register
+from atrousops.ops._register import CALLS, register
 from atrousops.ops.conv import first_of_gradient, ours, rest_of
 
 _BY_RANK = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -21,7 +21,7 @@ _BY_RANK = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 # all there is to any order of differentiation.
 
 
-def convolve(input: Tensor, weight: Tensor, a: Arguments, size: Sequence[int]) -> Tensor:
+def convolve(input: Tensor, weight: Tensor, size: Sequence[int], a: Arguments) -> Tensor:
     """The convolution as a step of a derivative: its first `size` outputs on each axis."""
     rank = len(a.stride)
     first = first_of_gradient("forward", input.shape, weight.shape, a, input)
@@ -42,7 +42,7 @@ def grad_input(grad: Tensor, weight: Tensor, size: Sequence[int], a: Arguments) 
     """dx (N, C, *) of size `size` from dy (N, K, *)."""
     first = first_of_gradient("input_grad", size, weight.shape, a, grad)
     if first is not None:
-        return torch.ops.atrousops.conv_grad_input(grad, weight, size, *rest_of(a, grad, first))
+        return CALLS["conv_grad_input"](grad, weight, size, *rest_of(a, grad, first))
     extent = _extent(size, weight.shape[2:], grad.shape, a)
     # Only its size counts.
     input, padding = _as_read(grad.new_empty(1).expand(size), extent, a)
@@ -61,7 +61,7 @@ def grad_weight(grad: Tensor, input: Tensor, kernel_size: Sequence[int], a: Argu
     size = (grad.shape[1], input.shape[1] // a.groups, *kernel_size)
     first = first_of_gradient("weight_grad", input.shape, size, a, grad)
     if first is not None:
-        return torch.ops.atrousops.conv_grad_weight(grad, input, kernel_size, *rest_of(a, grad, first))
+        return CALLS["conv_grad_weight"](grad, input, kernel_size, *rest_of(a, grad, first))
     weight = grad.new_empty(1).expand(size)
     input, padding = _as_read(input, _extent(input.shape, kernel_size, grad.shape, a), a)
     return _aten_backward(grad, input, weight, padding, a, (False, True, False))[1]
@@ -133,30 +133,28 @@ def keep_pair(ctx: Any, first: Tensor, second: Tensor, arguments: Arguments) -> 
     ctx.sizes, ctx.arguments = (tuple(first.shape), tuple(second.shape)), arguments
 
 
-def derivatives(
-    ctx: Any, of_first: Callable[..., Tensor], of_second: Callable[..., Tensor]
-) -> tuple[Tensor | None, Tensor | None]:
-    """The two gradients of such a map: a function each of the other tensor, its own one's size, and the arguments."""
-    (first, second), (first_size, second_size) = ctx.saved_tensors, ctx.sizes
-    needs, a = ctx.needs_input_grad, ctx.arguments
-    return (
-        of_first(second, first_size, a) if needs[0] else None,
-        of_second(first, second_size, a) if needs[1] else None,
-    )
+def derivatives(of_first: Callable[..., Tensor], of_second: Callable[..., Tensor]) -> Callable[..., Any]:
+    """The backward pass of such a map; a bias is added to it where the third argument is one.
+
+    of_first, of_second: the two gradients, of the output's one, the other tensor, their own size, and the arguments.
+    """
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (first, second), (first_size, second_size) = ctx.saved_tensors, ctx.sizes
+        needs, a = ctx.needs_input_grad, ctx.arguments
+        return (
+            of_first(grad, second, first_size, a) if needs[0] else None,
+            of_second(grad, first, second_size, a) if needs[1] else None,
+            grad_bias(grad) if needs[2] else None,
+            *(None,) * (len(needs) - 3),
+        )
+
+    return backward
 
 
 def _setup(ctx, inputs, output) -> None:
     first, second, _, stride, padding, dilation, groups, *_ = inputs
     keep_pair(ctx, first, second, Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ()))
-
-
-def _backward(ctx, grad: Tensor):
-    both = derivatives(
-        ctx,
-        lambda weight, size, a: grad_input(grad, weight, size, a),
-        lambda input, size, a: grad_weight(grad, input, size[2:], a),
-    )
-    return *both, grad_bias(grad) if ctx.needs_input_grad[2] else None, *(None,) * 6
 
 
 def _grad_input_fake(
@@ -165,30 +163,18 @@ def _grad_input_fake(
     return empty_as_kernel(tuple(input_size), grad)
 
 
-def _grad_input_backward(ctx, grad2: Tensor):
-    both = derivatives(
-        ctx,
-        lambda weight, size, a: convolve(grad2, weight, a, size),
-        lambda grad, size, a: grad_weight(grad, grad2, size[2:], a),
-    )
-    return *both, *(None,) * 7
-
-
 def _grad_weight_fake(
     grad, input, kernel_size, stride, padding, dilation, groups, allow_tf32=False, first_kernel=0
 ) -> Tensor:
     return input.new_empty((grad.shape[1], input.shape[1] // groups, *kernel_size))
 
 
-def _grad_weight_backward(ctx, grad2: Tensor):
-    both = derivatives(
-        ctx,
-        lambda input, size, a: convolve(input, grad2, a, size),
-        lambda grad, size, a: grad_input(grad, grad2, size, a),
-    )
-    return *both, *(None,) * 7
-
-
+_backward = derivatives(grad_input, lambda grad, input, size, a: grad_weight(grad, input, size[2:], a))
+_grad_input_backward = derivatives(convolve, lambda grad2, grad, size, a: grad_weight(grad, grad2, size[2:], a))
+_grad_weight_backward = derivatives(
+    lambda grad2, input, size, a: convolve(input, grad2, size, a),
+    lambda grad2, grad, size, a: grad_input(grad, grad2, size, a),
+)
 register("conv", fake=_fake, backward=_backward, setup_context=_setup, autocast="lower")
 register("conv_grad_input", fake=_grad_input_fake, backward=_grad_input_backward, setup_context=_setup)
 register("conv_grad_weight", fake=_grad_weight_fake, backward=_grad_weight_backward, setup_context=_setup)

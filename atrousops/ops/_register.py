@@ -28,8 +28,8 @@ _transforms = torch._C._are_functorch_transforms_active
 
 # Every registered operator by its name, as `register` returned it.
 CALLS: dict[str, Callable[..., Any]] = {}
-# Their kernels, which plain tensors without derivatives may be given as they are.
-_KERNELS: dict[str, Callable[..., Any]] = {}
+# What runs them on plain tensors, by whether derivatives are wanted.
+_PLAIN_CALLS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
 # Those that PyTorch's operators say, for torch.jit.trace; `_decompositions` fills it.
 IN_PYTORCH: dict[str, Callable[..., Any]] = {}
 
@@ -98,7 +98,7 @@ def register(
         for device, key in _AUTOCAST_KEYS.items():
             _register_autocast(name, device, key, autocast)
     rules = _Rules(operator, otherwise or operator, backward, setup_context, jvp, vmap)
-    _KERNELS[name] = rules.run
+    _PLAIN_CALLS[name] = rules.run, rules.eager.apply if rules.differentiable else operator
     return CALLS.setdefault(name, _caller(rules, autocast))
 
 
@@ -145,7 +145,8 @@ class _Rules:
         vmap: Callable[..., Any] | None,
     ) -> None:
         self.operator, self.otherwise, self.differentiable = operator, otherwise, backward is not None
-        self.count = sum(isinstance(argument.type, torch.TensorType) for argument in operator._schema.arguments)
+        maybe_tensor = torch.OptionalType(torch.TensorType.get())
+        self.count = sum(argument.type.isSubtypeOf(maybe_tensor) for argument in operator._schema.arguments)
         self._setup_context, self._jvp = setup_context, jvp
         # What a call of the operator is, without its frame.
         self._kernel = operator._op
@@ -174,8 +175,7 @@ class _Rules:
     def _forward(self, ctx: Any, *args: Any) -> Any:
         output = self.run(*args)
         if self._setup_context is not None:
-            with torch._C._AutoDispatchBelowAutograd():
-                self._setup_context(ctx, args, output)
+            self._setup_context(ctx, args, output)
         return output
 
     def _transformed_forward(self, *args: Any) -> Any:
@@ -197,16 +197,15 @@ class _Rules:
 
 
 def _caller(rules: _Rules, autocast: str | None) -> Callable[..., Any]:
-    operator, count, run, eager = rules.operator, rules.count, rules.run, rules.eager
+    operator, count, plain_calls = rules.operator, rules.count, _PLAIN_CALLS[rules.operator._opname]
 
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return rules.otherwise(*args) if _transforms() or foreign(*args[:count]) else operator(*args)
         casts = autocast is not None and _autocasts()
-        if is_plain(args[:count]) and not casts:
-            if torch.is_grad_enabled() and any([t.requires_grad for t in args[:count]]):
-                return eager.apply(*args) if rules.differentiable else operator(*args)
-            return run(*args)
+        tensors = args[:count] if args[count - 1] is not None else args[: count - 1]
+        if is_plain(tensors) and not casts:
+            return plain_calls[_wants_grad(tensors)](*args)
         if jit_traces() and operator._opname in IN_PYTORCH:
             return IN_PYTORCH[operator._opname](*args)
         if not (transformed() or foreign(*args[:count])):
@@ -224,10 +223,13 @@ def _caller(rules: _Rules, autocast: str | None) -> Callable[..., Any]:
 
 
 def kernel_of(name: str, *tensors: Tensor) -> Callable[..., Any]:
-    """What runs an operator on tensors like these: its kernel itself, where nothing else is to be done."""
-    wants_grad = torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
-    alone = name in _KERNELS and is_plain(tensors) and not (wants_grad or _autocasts())
-    return _KERNELS[name] if alone else CALLS[name]
+    """What runs an operator on tensors like these: its kernel, or what records it, where no more is to be done."""
+    alone = name in _PLAIN_CALLS and is_plain(tensors) and not _autocasts()
+    return _PLAIN_CALLS[name][_wants_grad(tensors)] if alone else CALLS[name]
+
+
+def _wants_grad(tensors: tuple[Tensor, ...]) -> bool:
+    return torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
 
 
 def is_plain(tensors: tuple[Tensor, ...]) -> bool:

@@ -47,6 +47,16 @@ def check_tensor(op: str, name: str, value: Any) -> None:
         bad_type(op, name, "be a Tensor", type(value).__name__)
 
 
+def check_map(op: str, axes: int, input: Tensor, theirs: str = "") -> None:
+    """Raises ArgumentError unless it is a map of so many axes, with or without a batch, and holds something."""
+    shape = input.shape
+    unbatched = len(shape) == axes + 1
+    if not (unbatched or len(shape) == axes + 2) or 0 in (shape if unbatched else shape[1:]):
+        letters = ("", "L", "H, W", "D, H, W")[axes]
+        rule = f"be (N, C, {letters}) or (C, {letters}) with only N allowed to be 0"
+        bad_value(op, "input", rule, f"shape {tuple(shape)}", theirs)
+
+
 def check_bool(op: str, name: str, value: Any) -> None:
     """Raises ArgumentTypeError unless it is True or False."""
     if value is not True and value is not False:

@@ -16,7 +16,7 @@ from atrousops.dispatch import backends, choice, libraries
 from atrousops.dispatch.devices import allow_tf32
 from atrousops.dispatch.planner import CallArguments
 from atrousops.ops._conv_epilogue import run_with_epilogue
-from atrousops.ops._register import foreign, jit_traces, transformed
+from atrousops.ops._register import CALLS, foreign, jit_traces, transformed
 from atrousops.ops._routes import Call, Route, route_of, run
 
 Size = int | Sequence[int]
@@ -235,7 +235,7 @@ def first_of_gradient(kind: str, size: Any, weight_size: Any, arguments: Argumen
 
 def ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, first: int = 0) -> Tensor:
     """Our operator."""
-    return torch.ops.atrousops.conv(input, weight, bias, *rest_of(a, input, first))
+    return CALLS["conv"](input, weight, bias, *rest_of(a, input, first))
 
 
 def rest_of(a: Arguments, t: Tensor, first: int) -> tuple[Any, ...]:

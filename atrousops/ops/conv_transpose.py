@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,8 +11,8 @@ from atrousops import reference
 from atrousops.common.conv_arguments import Arguments, check_conv_transpose
 from atrousops.common.formats import empty_as_kernel
 from atrousops.dispatch.devices import allow_tf32
-from atrousops.ops._conv_maps import convolve, derivatives, grad_bias, grad_weight, keep_pair
-from atrousops.ops._register import register
+from atrousops.ops._conv_maps import convolve, derivatives, grad_weight, keep_pair
+from atrousops.ops._register import CALLS, register
 from atrousops.ops._routes import Call, run
 from atrousops.ops.conv import Convolution, find, find_unusual
 
@@ -89,7 +88,7 @@ def conv_transpose3d(
 
 def _ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, first: int = 0) -> Tensor:
     rest = (a.stride, a.padding, a.output_padding, a.dilation, a.groups, allow_tf32(input), first)
-    return torch.ops.atrousops.conv_transpose(input, weight, bias, *rest)
+    return CALLS["conv_transpose"](input, weight, bias, *rest)
 
 
 def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments) -> Tensor:
@@ -122,14 +121,6 @@ def _setup(ctx, inputs, output) -> None:
     keep_pair(ctx, input, weight, Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ()))
 
 
-def _backward(ctx, grad: Tensor):
-    # The convolution that this one is the input gradient of: its roles of input and output are swapped.
-    both = derivatives(
-        ctx,
-        lambda weight, size, a: convolve(grad, weight, a, size),
-        lambda input, size, a: grad_weight(input, grad, size[2:], a),
-    )
-    return *both, grad_bias(grad) if ctx.needs_input_grad[2] else None, *(None,) * 7
-
-
+# The convolution that this one is the input gradient of: its roles of input and output are swapped.
+_backward = derivatives(convolve, lambda grad, input, size, a: grad_weight(input, grad, size[2:], a))
 register("conv_transpose", fake=_fake, backward=_backward, setup_context=_setup, autocast="lower")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from atrousops.dispatch import backends
 from atrousops.ops import _register
 from atrousops.ops._register import foreign, jit_traces, keep, register, transformed
 from atrousops.ops._small import is_small
-from atrousops.ops._windows import check_bool, check_tensor, in_float32, per_axis
+from atrousops.ops._windows import check_bool, check_map, check_tensor, in_float32, per_axis
 
 Size = int | Sequence[int]
 ReturnIndices = bool | Literal["codes"]
@@ -32,6 +32,12 @@ _SMALL: tuple[Any, ...] = (
 )
 # Elements in channels_last up to which PyTorch's pooling by two with indices costs less than ours and reaching it.
 _SMALL_LAST = 1 << 20
+# What PyTorch says of an input that is no map.
+_EXPECTED = [
+    f"(PyTorch: Expected {axes + 1}D or {axes + 2}D (batch mode) tensor with optional 0 dim batch size for input"
+    + ("; Expected input's non-batch dimensions to have positive length)" if axes == 3 else ")")
+    for axes in range(4)
+]
 # A code is one byte.
 _MOST_TAPS = 256
 
@@ -224,12 +230,7 @@ def _check(
                 "(PyTorch: pad should be at most half of effective kernel size)",
             )
     shape = input.shape
-    unbatched = len(shape) == axes + 1
-    if not (unbatched or len(shape) == axes + 2):
-        _bad_shape(op, axes, shape)
-    for size in shape if unbatched else shape[1:]:
-        if size == 0:
-            _bad_shape(op, axes, shape)
+    check_map(op, axes, input, _EXPECTED[axes])
     for size, k, s, p, d in zip(shape[-axes:], kernel, stride, padding, dilation):
         if pooled_size(size, k, s, p, d, ceil_mode) < 1:
             out = [pooled_size(*each, ceil_mode) for each in zip(shape[-axes:], kernel, stride, padding, dilation)]
@@ -240,20 +241,6 @@ def _check(
                 else f"Calculated output size: {tuple(out)}. Output size is too small"
             )
             bad_value(op, "input", rule, f"spatial size {tuple(shape[-axes:])}", f"(PyTorch: {theirs})")
-
-
-def _bad_shape(op: str, axes: int, shape: Sequence[int]) -> NoReturn:
-    letters = ("", "L", "H, W", "D, H, W")[axes]
-    theirs = f"Expected {axes + 1}D or {axes + 2}D (batch mode) tensor with optional 0 dim batch size for input"
-    if axes == 3:
-        theirs += "; Expected input's non-batch dimensions to have positive length"
-    bad_value(
-        op,
-        "input",
-        f"be (N, C, {letters}) or (C, {letters}) with only N allowed to be 0",
-        f"shape {tuple(shape)}",
-        f"(PyTorch: {theirs})",
-    )
 
 
 def _fake(dtype: torch.dtype | None) -> Any:

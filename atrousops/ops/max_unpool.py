@@ -15,7 +15,7 @@ from atrousops.common.formats import empty_map, prefers_channels_last
 from atrousops.dispatch import backends
 from atrousops.ops._register import foreign, keep, register
 from atrousops.ops._routes import Route, call_of, route_of
-from atrousops.ops._windows import check_tensor, in_float32, integer, per_axis
+from atrousops.ops._windows import check_map, check_tensor, in_float32, integer, per_axis
 from atrousops.ops.max_pool import Size, pool_backward
 
 _NAMES = ("", "max_unpool1d", "max_unpool2d", "max_unpool3d")
@@ -141,12 +141,7 @@ def _check(
             "(PyTorch: Expected shape of indices to be same as that of the input tensor)",
         )
     check_device(op, "input", input, indices=indices)
-    unbatched = len(shape) == axes + 1
-    if not (unbatched or len(shape) == axes + 2) or 0 in (shape if unbatched else shape[1:]):
-        letters = ("", "L", "H, W", "D, H, W")[axes]
-        bad_value(
-            op, "input", f"be (N, C, {letters}) or (C, {letters}) with only N allowed to be 0", f"shape {tuple(shape)}"
-        )
+    check_map(op, axes, input)
     if min(kernel) <= 0:
         bad_value(op, "kernel_size", "be positive", kernel)
     if min(stride) <= 0:

@@ -41,30 +41,15 @@ static std::pair<Tensor, std::optional<Tensor>> pool(const char* op, const Tenso
   return {values, marks};
 }
 
-std::tuple<Tensor, Tensor> max_pool(const Tensor& input, std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
-                                    std::vector<int64_t> padding, std::vector<int64_t> dilation, bool ceil_mode) {
-  auto [values, marks] = pool("max_pool", input, {kernel_size, stride, padding, dilation}, ceil_mode, Marks::indices);
-  return {values, *marks};
-}
-
-std::tuple<Tensor, Tensor> max_pool_codes(const Tensor& input, std::vector<int64_t> kernel_size,
-                                          std::vector<int64_t> stride, std::vector<int64_t> padding,
-                                          std::vector<int64_t> dilation, bool ceil_mode) {
-  auto [values, marks] =
-      pool("max_pool_codes", input, {kernel_size, stride, padding, dilation}, ceil_mode, Marks::codes);
-  return {values, *marks};
-}
-
-Tensor max_pool_values(const Tensor& input, std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
-                       std::vector<int64_t> padding, std::vector<int64_t> dilation, bool ceil_mode) {
-  return pool("max_pool_values", input, {kernel_size, stride, padding, dilation}, ceil_mode, Marks::none).first;
-}
+constexpr auto max_pool = &pool_marked<"max_pool", pool, Marks::indices>;
+constexpr auto max_pool_codes = &pool_marked<"max_pool_codes", pool, Marks::codes>;
+constexpr auto max_pool_values = &pool_values<pool>;
 
 }  // namespace atrousops::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(atrousops, CPU, m) {
-  atrousops::implement<"max_pool", &atrousops::cpu::max_pool, "input">(m);
+  atrousops::implement<"max_pool", atrousops::cpu::max_pool, "input">(m);
   atrousops::implement<"max_pool_backward", &atrousops::cpu::max_pool_backward, "grad", "indices">(m);
-  atrousops::implement<"max_pool_codes", &atrousops::cpu::max_pool_codes, "input">(m);
-  atrousops::implement<"max_pool_values", &atrousops::cpu::max_pool_values, "input">(m);
+  atrousops::implement<"max_pool_codes", atrousops::cpu::max_pool_codes, "input">(m);
+  atrousops::implement<"max_pool_values", atrousops::cpu::max_pool_values, "input">(m);
 }

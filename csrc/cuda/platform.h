@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #if defined(ATROUSOPS_HOST_CUDA)
+#include "host_cuda/instructions.h"
 #include "host_cuda/intrinsics.h"
 #include "host_cuda/sync.h"
 #include "host_cuda/types.h"

@@ -5,8 +5,6 @@
 #include "cuda/platform.h"
 
 #if defined(ATROUSOPS_HOST_CUDA)
-#include "host_cuda/shared_memory.h"
-
 #define ATROUSOPS_SHARED(T, NAME, COUNT) \
   static const char NAME##_tag = 0;      \
   T* const NAME = static_cast<T*>(       \

@@ -4,8 +4,11 @@
 
 #include <array>
 #include <optional>
+#include <tuple>
+#include <utility>
 #include <vector>
 
+#include "stable/implement.h"
 #include "stable/pool.h"
 #include "stable/tensor.h"
 
@@ -120,6 +123,22 @@ inline Pooled pooled(const char* op, const Tensor& input, const PoolArguments& a
   std::optional<Tensor> marks;
   if (kind != Marks::none) marks = empty(size, in, nhwc, kind == Marks::indices ? ScalarType::Long : ScalarType::Byte);
   return {g, nhwc, in, empty(size, in, nhwc), marks};
+}
+
+// The operators of pooling, of a device's pool(op, input, args, ceil_mode, kind), which gives values and marks.
+using Pool = std::pair<Tensor, std::optional<Tensor>> (*)(const char*, const Tensor&, const PoolArguments&, bool,
+                                                          Marks);
+template <Text Op, Pool pool, Marks kind>
+std::tuple<Tensor, Tensor> pool_marked(const Tensor& input, std::vector<int64_t> kernel_size,
+                                       std::vector<int64_t> stride, std::vector<int64_t> padding,
+                                       std::vector<int64_t> dilation, bool ceil_mode) {
+  auto [values, marks] = pool(Op.text, input, {kernel_size, stride, padding, dilation}, ceil_mode, kind);
+  return {values, *marks};
+}
+template <Pool pool>
+Tensor pool_values(const Tensor& input, std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
+                   std::vector<int64_t> padding, std::vector<int64_t> dilation, bool ceil_mode) {
+  return pool("max_pool_values", input, {kernel_size, stride, padding, dilation}, ceil_mode, Marks::none).first;
 }
 
 }  // namespace atrousops

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from atrousops.common.class_names import VOC
 from atrousops.models.published import caffe
 from atrousops.models.published.entry import Published, State, of_bytes, renamed
-from atrousops.models.published.names import VOC
 
 _RULES = [(r"fc\.(.+)", r"classifier.fc.\1"), (r"fc8_\w+\.(.+)", r"classifier.scores.\1")]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from atrousops.common.class_names import VOC
 from atrousops.models.published import caffe
 from atrousops.models.published.entry import Published, State, of_bytes
-from atrousops.models.published.names import VOC
 
 _RULES = [
     (r"score_fr\.(.+)", r"score.\1"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from atrousops.common.class_names import CAMVID
 from atrousops.models.published.entry import Published, State
-from atrousops.models.published.names import CAMVID
 
 
 def change(state: State) -> State:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from atrousops.common.class_names import CITYSCAPES
 from atrousops.models.published.entry import Published, Rule, State, renamed
-from atrousops.models.published.names import CITYSCAPES
 
 # Of stages 2 and 3, behind the block that halves the map.
 _MIDDLE = ("regular", "dilated", "asymmetric", "dilated", "regular", "dilated", "asymmetric", "dilated")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from atrousops.common.class_names import CAMVID, CITYSCAPES, VOC
 from atrousops.models.published import caffe
 from atrousops.models.published.entry import Published, State, of_bytes
-from atrousops.models.published.names import CAMVID, CITYSCAPES, VOC
 
 _SEVEN = (1, 1, 2, 4, 8, 1)
 _EIGHT = (1, 1, 2, 4, 8, 16, 1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from atrousops.common.class_names import ADE20K, CITYSCAPES, VOC
 from atrousops.models.published.entry import DEEP_STEM, Published, renamed
-from atrousops.models.published.names import ADE20K, CITYSCAPES, VOC
 
 _RULES = [
     *((rf"layer0\.{number}\.(.+)", rf"backbone.{name}.\1") for number, name in DEEP_STEM.items()),

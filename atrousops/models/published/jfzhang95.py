@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from atrousops.common.class_names import VOC
 from atrousops.models.published.entry import Published, renamed
-from atrousops.models.published.names import VOC
 
 _RULES = [
     *((rf"aspp\.aspp{i}\.atrous_conv\.(.+)", rf"classifier.aspp.convs.{i - 1}.0.\1") for i in range(1, 5)),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from atrousops.common.class_names import COCO_STUFF, VOC
 from atrousops.models.published.entry import Published, Rule, State, from_bgr, of_bytes, renamed
-from atrousops.models.published.names import COCO_STUFF, VOC
 
 _PARTS = {"reduce": "1", "conv3x3": "2", "increase": "3"}
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +18,16 @@ from torch import Tensor, nn
 
 from atrousops.common.checks import bad_value
 from atrousops.models.channels import adapted, first_layer
-from atrousops.models.published import (
-    aquariusjay,
-    berkeley,
-    davidtvs,
-    elab,
-    fyu,
-    hszhao,
-    jfzhang95,
-    kazuto1011,
-    mmseg,
-    sacmehta,
-    sadeepj,
-    smp,
-    tensorflow,
-    torchvision_files,
-    unpooling,
-)
 from atrousops.models.published.entry import Published, State
 from atrousops.models.registry import WeightsError, build, load_state
 
 _FILES = (
-    davidtvs,
-    sacmehta,
-    torchvision_files,
-    kazuto1011,
-    hszhao,
-    jfzhang95,
-    berkeley,
-    fyu,
-    sadeepj,
-    unpooling,
-    aquariusjay,
-    elab,
-    mmseg,
-    smp,
-    tensorflow,
+    "davidtvs sacmehta torchvision_files kazuto1011 hszhao jfzhang95 berkeley fyu sadeepj unpooling aquariusjay elab "
+    "mmseg smp tensorflow"
 )
-PUBLISHED: dict[str, Published] = {name: entry for file in _FILES for name, entry in file.ENTRIES.items()}
+PUBLISHED: dict[str, Published] = {
+    name: entry for file in _FILES.split() for name, entry in import_module(f"{__package__}.{file}").ENTRIES.items()
+}
 
 # Under which a training's checkpoint has the network.
 _INSIDE = ("state_dict", "model_state_dict", "model_state", "model")

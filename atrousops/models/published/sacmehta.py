@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from atrousops.common.class_names import CAMVID, CITYSCAPES
 from atrousops.models.published.entry import Published, State
-from atrousops.models.published.names import CAMVID, CITYSCAPES
 
 
 def espnet_from_bgr(state: Mapping[str, Tensor]) -> State:

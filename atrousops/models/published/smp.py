@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from atrousops.common.class_names import VOC
 from atrousops.models.published.entry import Published, renamed
-from atrousops.models.published.names import VOC
 
 _RULES = [
     (r"encoder\.(.+)", r"backbone.\1"),

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from atrousops.common.class_names import ADE20K, CITYSCAPES, VOC
 from atrousops.models.published.entry import Published, Rule, State, renamed
-from atrousops.models.published.names import ADE20K, CITYSCAPES, VOC
 
 _PARTS = {
     "gamma": "weight",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from atrousops.common.class_names import COCO, VOC
 from atrousops.models.published.entry import Published
-from atrousops.models.published.names import COCO, VOC
 
 _FOLDER = "https://download.pytorch.org/models/"
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import torch
 
+from atrousops.common.class_names import CAMVID, VOC
 from atrousops.models.published import caffe
 from atrousops.models.published.entry import Published, Rule, State, from_bgr, of_bytes, renamed
-from atrousops.models.published.names import CAMVID, VOC
 
 # Of torchvision's vgg16_bn; each normalisation is the next.
 _NUMBERS = (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40)

@@ -5,11 +5,6 @@
 
 #include "cuda/platform.h"
 
-#ifdef ATROUSOPS_HOST_CUDA
-#include "host_cuda/coverage.h"
-#include "host_cuda/engine.h"
-#endif
-
 namespace atrousops::cuda::arch {
 
 // Waits until kThreads threads, whole warps, have come to barrier kId; number 0 is __syncthreads' own.

@@ -9,15 +9,6 @@
 #include "cuda/platform.h"
 #include "cuda/shared.h"
 
-#ifdef ATROUSOPS_HOST_CUDA
-#include <cstring>
-#include <string>
-
-#include "host_cuda/coverage.h"
-#include "host_cuda/engine.h"
-#include "host_cuda/shared_memory.h"
-#endif
-
 namespace atrousops::cuda::arch {
 
 #ifdef ATROUSOPS_HOST_CUDA

@@ -8,16 +8,6 @@
 
 #include "cuda/platform.h"
 
-#ifdef ATROUSOPS_HOST_CUDA
-#include <cstring>
-#include <deque>
-#include <vector>
-
-#include "host_cuda/coverage.h"
-#include "host_cuda/engine.h"
-#include "host_cuda/shared_memory.h"
-#endif
-
 namespace atrousops::cuda::arch {
 
 #ifdef ATROUSOPS_HOST_CUDA

@@ -12,18 +12,6 @@
 #include "cuda/platform.h"
 #include "cuda/shared.h"
 
-#ifdef ATROUSOPS_HOST_CUDA
-#include <cstring>
-#include <functional>
-#include <map>
-#include <string>
-#include <vector>
-
-#include "host_cuda/coverage.h"
-#include "host_cuda/engine.h"
-#include "host_cuda/shared_memory.h"
-#endif
-
 namespace atrousops::cuda::arch {
 
 struct alignas(8) Mbarrier {

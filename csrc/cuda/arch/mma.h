@@ -14,14 +14,6 @@
 // platform.h first: it decides what device code is.
 #include "stable/dispatch.h"
 
-#ifdef ATROUSOPS_HOST_CUDA
-#include <cmath>
-#include <cstring>
-
-#include "host_cuda/coverage.h"
-#include "host_cuda/engine.h"
-#endif
-
 namespace atrousops::cuda::arch {
 
 #ifdef ATROUSOPS_HOST_CUDA

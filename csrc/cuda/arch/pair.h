@@ -6,10 +6,6 @@
 
 #include "cuda/platform.h"
 
-#ifdef ATROUSOPS_HOST_CUDA
-#include "host_cuda/coverage.h"
-#endif
-
 namespace atrousops::cuda::arch {
 
 template <class T>

@@ -8,14 +8,6 @@
 
 #include "cuda/platform.h"
 
-#ifdef ATROUSOPS_HOST_CUDA
-#include <algorithm>
-#include <string>
-
-#include "host_cuda/coverage.h"
-#include "host_cuda/engine.h"
-#endif
-
 namespace atrousops::cuda::arch {
 
 #ifdef ATROUSOPS_HOST_CUDA

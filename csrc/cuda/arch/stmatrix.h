@@ -9,13 +9,6 @@
 #include "cuda/platform.h"
 #include "cuda/shared.h"
 
-#ifdef ATROUSOPS_HOST_CUDA
-#include <cstring>
-
-#include "host_cuda/coverage.h"
-#include "host_cuda/engine.h"
-#endif
-
 namespace atrousops::cuda::arch {
 
 #ifdef ATROUSOPS_HOST_CUDA

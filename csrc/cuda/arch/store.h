@@ -4,11 +4,6 @@
 
 #include "cuda/platform.h"
 
-#if defined(ATROUSOPS_HOST_CUDA)
-#include "host_cuda/coverage.h"
-#include "host_cuda/engine.h"
-#endif
-
 namespace atrousops::cuda::arch {
 
 __device__ __forceinline__ void store_16(void* to, uint4 v) {

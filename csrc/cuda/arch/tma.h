@@ -11,11 +11,6 @@
 #include "cuda/arch/mbarrier.h"
 #include "cuda/tensor_map.h"
 
-#ifdef ATROUSOPS_HOST_CUDA
-#include <algorithm>
-#include <deque>
-#endif
-
 namespace atrousops::cuda::arch {
 
 #ifdef ATROUSOPS_HOST_CUDA

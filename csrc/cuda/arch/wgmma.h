@@ -16,7 +16,6 @@
 
 #ifdef ATROUSOPS_HOST_CUDA
 #include "cuda/arch/wgmma_host.h"
-#include "host_cuda/coverage.h"
 #else
 #include "cuda/arch/wgmma_registers.h"
 #endif

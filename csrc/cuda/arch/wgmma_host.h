@@ -2,17 +2,8 @@
 // NaN until they were waited for.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-#include <deque>
-#include <map>
-#include <string>
-#include <vector>
-
 #include "cuda/arch/mma.h"
 #include "cuda/tensor_map.h"
-#include "host_cuda/engine.h"
-#include "host_cuda/shared_memory.h"
 
 namespace atrousops::cuda::arch::host {
 

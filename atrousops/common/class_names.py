@@ -1,4 +1,4 @@
-"""Names of the classes that published networks answer with, in their order."""
+"""Names of the classes of public data sets, in their order."""
 
 from __future__ import annotations
 
