@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
@@ -48,9 +49,20 @@ def foreign(*values: Any) -> bool:
     return False
 
 
+def stands_in(*values: Any) -> bool:
+    """Whether one stands for a tensor and is none, as the proxies of torch.fx do: it records what it is given to."""
+    return any([not isinstance(v, Tensor) and hasattr(type(v), "__torch_function__") for v in values])
+
+
 def transformed() -> bool:
     """Whether a transform of functions is at work: those of torch.func, or forward-mode differentiation."""
     return _transforms() or forward_ad._current_level >= 0
+
+
+def functionalized() -> tuple[bool, bool]:
+    """Whether torch.func.functionalize is among the transforms at work, and whether it is alone."""
+    kinds = {level.key() for level in _functorch.get_interpreter_stack() or ()}
+    return _functorch.TransformType.Functionalize in kinds, len(kinds) == 1
 
 
 def jit_traces() -> bool:
@@ -168,6 +180,9 @@ class _Rules:
             with torch._C._AutoDispatchBelowAutograd():
                 return self._kernel(*args)
         except ValueError as error:
+            if _is_watched():
+                # Not ours: a mode of Python's that has begun since the call's route was kept.
+                raise
             # A kernel's word on values that it alone sees; nothing else of Python's or PyTorch's runs in here.
             raise ArgumentError(str(error)) from None
 
@@ -214,7 +229,11 @@ def _caller(rules: _Rules, autocast: str | None) -> Callable[..., Any]:
         if casts:
             device = args[0].device.type
             args = tuple([_cast(value, device, str(autocast)) for value in args])
-        if foreign(*args[:count]):
+        functional, alone = functionalized()
+        if functional and alone:
+            return operator(*args)
+        # PyTorch's functionalize has no rule for functions of autograd, by which the others know ours.
+        if functional or foreign(*args[:count]):
             return rules.otherwise(*args)
         if _batches.outside_its_layer(args[:count]):
             return _batches.inside_its_layer(call, args)

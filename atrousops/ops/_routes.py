@@ -83,6 +83,7 @@ def route_of(
             plain = False
     if (
         not (plain and first.layout is second.layout is _STRIDED)
+        or first.is_nested
         or _is_compiled()
         or _is_traced()
         or _transforms()

@@ -16,7 +16,7 @@ from atrousops.dispatch import backends, choice, libraries
 from atrousops.dispatch.devices import allow_tf32
 from atrousops.dispatch.planner import CallArguments
 from atrousops.ops._conv_epilogue import run_with_epilogue
-from atrousops.ops._register import foreign, jit_traces, transformed
+from atrousops.ops._register import foreign, jit_traces, stands_in, transformed
 from atrousops.ops._routes import Call, Route, route_of, run
 
 Size = int | Sequence[int]
@@ -133,6 +133,8 @@ def find_unusual(conv: Convolution, input: Tensor, weight: Tensor, bias: Tensor 
     in_pytorch = Route(conv.aten, args, "aten")
     # Subclasses bring their own operators, which see PyTorch's function once, and nothing before it.
     if (jit_traces() or foreign(input, weight, bias)) and backends.forced() != "reference":
+        return in_pytorch
+    if stands_in(input, weight, bias):
         return in_pytorch
     route = find(conv, input, weight, bias, *args)
     # Function transforms and forward-mode derivatives are PyTorch's own there.

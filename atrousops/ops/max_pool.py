@@ -8,13 +8,14 @@ from typing import Any, Literal, NoReturn
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
 from atrousops import reference
 from atrousops.common.checks import bad_value
 from atrousops.common.formats import empty_map, pooled_size, prefers_channels_last
 from atrousops.dispatch import backends
 from atrousops.ops import _register
-from atrousops.ops._register import foreign, jit_traces, keep, register, transformed
+from atrousops.ops._register import foreign, jit_traces, keep, register, stands_in, transformed
 from atrousops.ops._small import is_small
 from atrousops.ops._windows import check_bool, check_tensor, in_float32, per_axis
 
@@ -113,6 +114,9 @@ def _max_pool(
         step = kernel_size if stride is None else stride
         if _goes_to_pytorch(axes, input, kernel_size, step, padding, dilation, ceil_mode, return_indices):
             return _SMALL[axes][1 if return_indices else 0](input, kernel_size, step, padding, dilation, ceil_mode)
+    if stands_in(input):
+        options: Any = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        return handle_torch_function(globals()[op], (input,), input, *options)
     check_tensor(op, "input", input)
     codes = isinstance(return_indices, str)
     if codes and return_indices != "codes":
