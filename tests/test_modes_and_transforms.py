@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import atrousops.functional as A
 from atrousops import nn
+from atrousops.common.checks import ArgumentError
 
 NAMES = [name for name in samples.FUNCTIONS if name != "permutohedral_lattice"]
 
@@ -95,6 +97,24 @@ def test_nested_tensors_go_to_pytorch(name):
 def test_nested_features_are_refused(function):
     with pytest.raises(TypeError, match=r"input must be .* got a nested one"):
         function(torch.nested.nested_tensor([torch.ones(2, 5, 5)] * 2), samples.boxes(), 2)
+
+
+@pytest.mark.parametrize("name", ["max_unpool2d", "roi_align", "roi_pool"])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_kernels_word_on_values_is_the_same_inside_a_mode(name, before):
+    x, boxes = samples.rand(1, 2, 4, 4), torch.tensor([[0.0, 3, 3, 1, 1]])
+    second = torch.full(x.shape, 99) if name == "max_unpool2d" else boxes
+
+    def refused():
+        with pytest.raises(ArgumentError, match=r": (indices|boxes) must ") as error:
+            getattr(A, name)(x, second, 2)
+        return str(error.value)
+
+    if before:
+        refused()
+    with FlopCounterMode(display=False):
+        inside = refused()
+    assert inside == refused()
 
 
 TRACED = [name for name in NAMES if name.startswith(("conv1", "conv2", "conv3", "conv_t", "max", "roi"))]

@@ -180,11 +180,23 @@ class _Rules:
             with torch._C._AutoDispatchBelowAutograd():
                 return self._kernel(*args)
         except ValueError as error:
-            if _is_watched():
-                # Not ours: a mode of Python's that has begun since the call's route was kept.
+            # A mode of Python's may have begun since the call's route was kept, and raise what it likes.
+            if _is_watched() and not self._said(error):
                 raise
             # A kernel's word on values that it alone sees; nothing else of Python's or PyTorch's runs in here.
             raise ArgumentError(str(error)) from None
+
+    def dispatched(self, *args: Any) -> Any:
+        """The operator by way of the dispatcher, on tensors that a mode watches."""
+        try:
+            return self.operator(*args)
+        except ValueError as error:
+            if not self._said(error):
+                raise
+            raise ArgumentError(str(error)) from None
+
+    def _said(self, error: ValueError) -> bool:
+        return type(error) is ValueError and str(error).startswith(f"{self.operator._opname}: ")
 
     def _forward(self, ctx: Any, *args: Any) -> Any:
         output = self.run(*args)
@@ -225,7 +237,7 @@ def _caller(rules: _Rules, autocast: str | None) -> Callable[..., Any]:
         if jit_traces() and operator._opname in IN_PYTORCH:
             return IN_PYTORCH[operator._opname](*args)
         if not (transformed() or foreign(*args[:count])):
-            return operator(*args)
+            return rules.dispatched(*args)
         if casts:
             device = args[0].device.type
             args = tuple([_cast(value, device, str(autocast)) for value in args])
