@@ -205,7 +205,7 @@ def _output_size(
                 "(PyTorch: max_unpooling: output_size must contain non-negative spatial dimensions, "
                 f"but got output_size[{axis}]={n})",
             )
-        if n >= 1 << 63:
+        if n > (1 << 63) - 1:
             bad_value(op, "output_size", "be smaller than 2^63", out, "Use a smaller stride or kernel_size.")
     return out
 
