@@ -126,6 +126,21 @@ def test_views_offsets_unbatched_and_empty_batch(backend):
     assert empty.grad.shape == empty.shape
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_indices_of_windows_that_start_2_to_the_32_before_the_map(channels_last):
+    """A position counted from the first tap, which lies 2^20 rows of 4096 above the map, needs more than 32 bits."""
+    x = torch.rand(1, 2, 3, 4096, generator=torch.Generator().manual_seed(0))
+    x = (x.contiguous(memory_format=torch.channels_last) if channels_last else x).requires_grad_()
+    window = ((1 << 21, 4096), (1 << 20, 1), (1 << 20, 0))
+    results = []
+    for function in (A.max_pool2d, F.max_pool2d):
+        with ao.backend("cpu"):
+            values, indices = function(x, *window, return_indices=True)
+        results.append((values, indices, *torch.autograd.grad(values.sum(), x)))
+    for got, expected in zip(*results):
+        assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("marks", [False, True, "codes"])
 @pytest.mark.parametrize(("case", "channels_last"), [c for c in in_formats(CASES) if c[0][0] != (2, 2)], ids=str)
 def test_gradient(case, channels_last, marks, backend):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def values_of(t: Tensor) -> Tensor:
@@ -14,6 +15,11 @@ def values_of(t: Tensor) -> Tensor:
     while not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(t):
         t = torch._C._functorch.get_unwrapped(t)
     return t.detach()
+
+
+def has_values(t: Tensor) -> bool:
+    """Whether there are numbers to check: none of what is compiled, fake or on meta."""
+    return not (torch.compiler.is_compiling() or isinstance(t, FakeTensor) or t.is_meta)
 
 
 def connected(t: Tensor, *inputs: Tensor) -> Tensor:

@@ -137,7 +137,8 @@ def allow_tf32(t: torch.Tensor) -> bool:
 @cache
 def _gpu(index: int) -> tuple[int, int, int]:
     gpu = torch.cuda.get_device_properties(index)
-    shared = gpu.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stubs lack it
+    # On ROCm there is nothing to opt into, and no such property.
+    shared = getattr(gpu, "shared_memory_per_block_optin", None) or gpu.shared_memory_per_block
     return gpu.multi_processor_count, shared, 10 * gpu.major + gpu.minor
 
 

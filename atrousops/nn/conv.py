@@ -28,6 +28,12 @@ class _AtrousConv(_ConvNd):
         return self._function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def _padded(self, input: Tensor) -> Tensor:
+        # What has no sizes to check, PyTorch knows: no tensor, a nested one, a proxy of torch.fx.
+        if isinstance(input, Tensor) and not input.is_nested:
+            self._check_padding(input)
+        return torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+
+    def _check_padding(self, input: Tensor) -> None:
         rank = len(self.kernel_size)
         _check_rank(self, input)
         # Reflection repeats all but the edge itself; going round may repeat the whole axis.
@@ -44,7 +50,6 @@ class _AtrousConv(_ConvNd):
                     f"padding {widest} for an input of {sizes}",
                     'Use padding_mode="zeros" or "replicate", or a larger input.',
                 )
-        return torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
 
 
 class _FusedConv(_AtrousConv):

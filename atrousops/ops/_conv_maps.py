@@ -11,7 +11,8 @@ from torch import Tensor
 
 from atrousops.common.conv_arguments import Arguments, output_size
 from atrousops.common.formats import empty_as_kernel, prefers_channels_last
-from atrousops.ops._register import CALLS, register
+from atrousops.ops._register import register
+from atrousops.ops._routes import CALLS
 from atrousops.ops.conv import first_of_gradient, ours, rest_of
 
 _BY_RANK = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -13,7 +13,7 @@ from atrousops.common.checks import DeviceError
 from atrousops.common.testing import disagreement
 from atrousops.dispatch import backends, choice, triton_library, verdicts
 from atrousops.dispatch.devices import constant_in_graphs, is_captured
-from atrousops.ops._register import is_plain
+from atrousops.ops._routes import is_plain
 
 _PIXELS, _LABELS, _ITERATIONS = 96, 3, 2
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
@@ -15,21 +16,26 @@ from torch.autograd import forward_ad
 from atrousops.common.checks import ArgumentError, check_device
 from atrousops.dispatch import libraries, triton_library
 from atrousops.ops import _batches
+from atrousops.ops._routes import (
+    CALLS,
+    PLAIN,
+    PLAIN_CALLS,
+    PLAIN_TYPES,
+    autocasts,
+    is_kernels,
+    is_plain,
+    is_watched,
+    on_plain,
+    wants_grad,
+)
 
 _AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "xpu": "AutocastXPU"}
 _autocast_library = torch.library.Library("atrousops", "FRAGMENT") if libraries.has_schemas else None
 
-PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
-_PLAIN = frozenset(PLAIN)
 # What traces a call brings these, and they know every registered operator.
 _KNOWN = frozenset({*PLAIN, FakeTensor, FunctionalTensor})
-_autocasts = torch._C._is_any_autocast_enabled
 _transforms = torch._C._are_functorch_transforms_active
 
-# Every registered operator by its name, as `register` returned it.
-CALLS: dict[str, Callable[..., Any]] = {}
-# What runs them on plain tensors, by whether derivatives are wanted.
-_PLAIN_CALLS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
 # Those that PyTorch's operators say, for torch.jit.trace; `_decompositions` fills it.
 IN_PYTORCH: dict[str, Callable[..., Any]] = {}
 
@@ -48,9 +54,20 @@ def foreign(*values: Any) -> bool:
     return False
 
 
+def stands_in(*values: Any) -> bool:
+    """Whether one stands for a tensor and is none, as the proxies of torch.fx do: it records what it is given to."""
+    return any([not isinstance(v, Tensor) and hasattr(type(v), "__torch_function__") for v in values])
+
+
 def transformed() -> bool:
     """Whether a transform of functions is at work: those of torch.func, or forward-mode differentiation."""
     return _transforms() or forward_ad._current_level >= 0
+
+
+def functionalized() -> tuple[bool, bool]:
+    """Whether torch.func.functionalize is among the transforms at work, and whether it is alone."""
+    kinds = {level.key() for level in _functorch.get_interpreter_stack() or ()}
+    return _functorch.TransformType.Functionalize in kinds, len(kinds) == 1
 
 
 def jit_traces() -> bool:
@@ -98,7 +115,7 @@ def register(
         for device, key in _AUTOCAST_KEYS.items():
             _register_autocast(name, device, key, autocast)
     rules = _Rules(operator, otherwise or operator, backward, setup_context, jvp, vmap)
-    _PLAIN_CALLS[name] = rules.run, rules.eager.apply if rules.differentiable else operator
+    PLAIN_CALLS[name] = rules.run, rules.eager.apply if rules.differentiable else operator
     return CALLS.setdefault(name, _caller(rules, autocast))
 
 
@@ -148,8 +165,7 @@ class _Rules:
         maybe_tensor = torch.OptionalType(torch.TensorType.get())
         self.count = sum(argument.type.isSubtypeOf(maybe_tensor) for argument in operator._schema.arguments)
         self._setup_context, self._jvp = setup_context, jvp
-        # What a call of the operator is, without its frame.
-        self._kernel = operator._op
+        self.run = on_plain(operator)
         name, parents = operator._opname, (torch.autograd.Function,)
         derivative = staticmethod(backward or _missing)
         # With a `setup_context` of its own a call of the first would cost 10 us more.
@@ -163,13 +179,13 @@ class _Rules:
         }
         self.transformed: Any = type(name, parents, body)
 
-    def run(self, *args: Any) -> Any:
-        """The kernel, on plain tensors."""
+    def dispatched(self, *args: Any) -> Any:
+        """The operator by way of the dispatcher, on tensors that a mode watches."""
         try:
-            with torch._C._AutoDispatchBelowAutograd():
-                return self._kernel(*args)
+            return self.operator(*args)
         except ValueError as error:
-            # A kernel's word on values that it alone sees; nothing else of Python's or PyTorch's runs in here.
+            if not is_kernels(self.operator, error):
+                raise
             raise ArgumentError(str(error)) from None
 
     def _forward(self, ctx: Any, *args: Any) -> Any:
@@ -179,7 +195,7 @@ class _Rules:
         return output
 
     def _transformed_forward(self, *args: Any) -> Any:
-        if not _is_watched() and all([type(t) in _PLAIN for t in args[: self.count]]):
+        if not is_watched() and all([type(t) in PLAIN_TYPES for t in args[: self.count]]):
             return self.run(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return self.operator(*args)
@@ -197,51 +213,33 @@ class _Rules:
 
 
 def _caller(rules: _Rules, autocast: str | None) -> Callable[..., Any]:
-    operator, count, plain_calls = rules.operator, rules.count, _PLAIN_CALLS[rules.operator._opname]
+    operator, count, plain_calls = rules.operator, rules.count, PLAIN_CALLS[rules.operator._opname]
 
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return rules.otherwise(*args) if _transforms() or foreign(*args[:count]) else operator(*args)
-        casts = autocast is not None and _autocasts()
+        casts = autocast is not None and autocasts()
         tensors = args[:count] if args[count - 1] is not None else args[: count - 1]
         if is_plain(tensors) and not casts:
-            return plain_calls[_wants_grad(tensors)](*args)
+            return plain_calls[wants_grad(tensors)](*args)
         if jit_traces() and operator._opname in IN_PYTORCH:
             return IN_PYTORCH[operator._opname](*args)
         if not (transformed() or foreign(*args[:count])):
-            return operator(*args)
+            return rules.dispatched(*args)
         if casts:
             device = args[0].device.type
             args = tuple([_cast(value, device, str(autocast)) for value in args])
-        if foreign(*args[:count]):
+        functional, alone = functionalized()
+        if functional and alone:
+            return operator(*args)
+        # PyTorch's functionalize has no rule for functions of autograd, by which the others know ours.
+        if functional or foreign(*args[:count]):
             return rules.otherwise(*args)
         if _batches.outside_its_layer(args[:count]):
             return _batches.inside_its_layer(call, args)
         return rules.transformed.apply(*args)
 
     return call
-
-
-def kernel_of(name: str, *tensors: Tensor) -> Callable[..., Any]:
-    """What runs an operator on tensors like these: its kernel, or what records it, where no more is to be done."""
-    alone = name in _PLAIN_CALLS and is_plain(tensors) and not _autocasts()
-    return _PLAIN_CALLS[name][_wants_grad(tensors)] if alone else CALLS[name]
-
-
-def _wants_grad(tensors: tuple[Tensor, ...]) -> bool:
-    return torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
-
-
-def is_plain(tensors: tuple[Tensor, ...]) -> bool:
-    """Whether nothing wraps, transforms, traces or watches them."""
-    for t in tensors:
-        if type(t) not in _PLAIN or t.layout is not torch.strided:
-            return False
-    return not (_transforms() or _is_watched() or forward_ad._current_level >= 0)
-
-
-def _is_watched() -> bool:
-    return bool(torch._C._len_torch_dispatch_stack()) or torch._C._is_tracing()
 
 
 def _cast(value: Any, device: str, policy: str) -> Any:

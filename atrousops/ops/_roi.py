@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -9,13 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import handle_torch_function
 
 from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.formats import BoxList
-from atrousops.common.values import values_of
+from atrousops.common.values import has_values, values_of
 from atrousops.dispatch import backends
-from atrousops.ops._register import foreign
+from atrousops.ops._register import foreign, stands_in
 from atrousops.ops._routes import Route
 from atrousops.ops._windows import integer
 
@@ -23,9 +24,10 @@ _COLUMNS = "Its columns are (image, x1, y1, x2, y2)."
 
 
 class Kind(NamedTuple):
-    """roi_align or roi_pool: its name, what `register` returned, and its definition."""
+    """roi_align or roi_pool: its name, the function, what `register` returned, and its definition."""
 
     op: str
+    function: Callable[..., Tensor]
     kernel: Callable[..., Tensor]
     reference: Callable[..., Tensor]
 
@@ -33,6 +35,9 @@ class Kind(NamedTuple):
 def find(kind: Kind, input: Tensor, rois: Tensor, _: None, output_size: Any, scale: float, *rest: int) -> Route:
     """Where a call goes whose boxes are (K, 5)."""
     op = kind.op
+    if stands_in(input, rois):
+        record = functools.partial(handle_torch_function, kind.function, (input, rois))
+        return Route(record, (output_size, scale, *rest))
     _check_input(op, input)
     height, width = pair(op, output_size)
     if not 0 < scale < math.inf:
@@ -68,8 +73,9 @@ def _by_definition(input: Tensor, rois: Tensor, kind: Kind, *rest: Any) -> Tenso
 
 
 def _check_input(op: str, input: Any) -> None:
-    if not isinstance(input, Tensor) or input.dtype not in backends.FLOATING:
-        got = input.dtype if isinstance(input, Tensor) else type(input).__name__
+    nested = isinstance(input, Tensor) and input.is_nested
+    if not isinstance(input, Tensor) or nested or input.dtype not in backends.FLOATING:
+        got = "a nested one" if nested else input.dtype if isinstance(input, Tensor) else type(input).__name__
         bad_type(op, "input", "be a float64, float32, bfloat16 or float16 tensor", got, "Cast it with .float().")
     if input.dim() != 4:
         bad_value(op, "input", "have shape (N, C, H, W)", tuple(input.shape), "Add a batch axis with input[None].")
@@ -103,9 +109,11 @@ def number(op: str, argument: str, value: Any) -> float:
 
 
 def rows(op: str, input: Tensor, boxes: Tensor | BoxList) -> Tensor:
-    """(K, 5) boxes from those of each image; a tensor is left as it is."""
+    """(K, 5) boxes from those of each image; a tensor is left as it is, and what stands for one."""
     if isinstance(boxes, Tensor):
         return boxes
+    if stands_in(input, boxes):
+        return boxes  # type: ignore[return-value]
     _check_input(op, input)
     if not isinstance(boxes, (list, tuple)):
         bad_type(op, "boxes", "be a (K, 5) tensor or a list of (L, 4) tensors", type(boxes).__name__)
@@ -134,9 +142,9 @@ def _at_least_float(boxes: Tensor) -> Tensor:
 
 
 def check_boxes(op: str, rois: Tensor, batch: int) -> None:
-    """The CPU operator's checks of the boxes' values, for what has none. Fake boxes and those on meta hold none."""
+    """The CPU operator's checks of the boxes' values, for what has none."""
     rois = values_of(rois).flatten(0, -2)
-    if torch.compiler.is_compiling() or rois.shape[0] == 0 or isinstance(rois, FakeTensor) or rois.is_meta:
+    if not has_values(rois) or rois.shape[0] == 0:
         return
     image, corners = rois[:, 0], rois[:, 1:]
     _refuse(op, rois, ~rois.isfinite().all(1), "be finite", "Drop such boxes.")

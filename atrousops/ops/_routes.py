@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from atrousops.common.checks import ArgumentError
 from atrousops.common.conv_arguments import Arguments
 from atrousops.dispatch import backends, choice
 from atrousops.dispatch.devices import tf32_allowed
-from atrousops.ops._register import CALLS, PLAIN, kernel_of
 
 
 class Route(NamedTuple):
@@ -36,7 +36,8 @@ class Call:
         choice.on_forget.append(self.routes.clear)
 
 
-_PLAIN = frozenset(PLAIN)
+PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+PLAIN_TYPES = frozenset(PLAIN)
 # Further arguments of these types, and tuples of integers, equal one another only if they mean the same.
 _KEY_TYPES = frozenset({int, str, type(None)})
 _TUPLES = frozenset({tuple, torch.Size})
@@ -49,6 +50,12 @@ _threads, _is_traced = torch.get_num_threads, torch._C._is_tracing
 # Of torch.compile alone: what else traces brings tensors that are not plain, or a mode.
 _is_compiled, _transforms = torch.compiler.is_dynamo_compiling, torch._C._are_functorch_transforms_active
 _STRIDED = torch.strided
+autocasts = torch._C._is_any_autocast_enabled
+
+# Every registered operator by its name, as `register` returned it.
+CALLS: dict[str, Callable[..., Any]] = {}
+# What runs them on plain tensors, by whether derivatives are wanted.
+PLAIN_CALLS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
 
 
 def call_of(name: str, find: Callable[..., Route], kind: Any = None) -> Call:
@@ -74,7 +81,7 @@ def route_of(
 
     exact: further arguments, of which each has always the same type.
     """
-    plain = type(first) in _PLAIN and type(second) in _PLAIN and (third is None or type(third) in _PLAIN)
+    plain = type(first) in PLAIN_TYPES and type(second) in PLAIN_TYPES and (third is None or type(third) in PLAIN_TYPES)
     for value in args:
         if type(value) in _TUPLES:
             for entry in value:
@@ -83,6 +90,7 @@ def route_of(
             plain = False
     if (
         not (plain and first.layout is second.layout is _STRIDED)
+        or first.is_nested
         or _is_compiled()
         or _is_traced()
         or _transforms()
@@ -114,6 +122,53 @@ def route_of(
             call.routes.clear()
         call.routes[key] = route
     return route
+
+
+def kernel_of(name: str, *tensors: Tensor | None) -> Callable[..., Any]:
+    """What runs an operator on tensors like these: its kernel, or what records it, where no more is to be done."""
+    tensors = tensors if tensors[-1] is not None else tensors[:-1]
+    alone = name in PLAIN_CALLS and is_plain(tensors) and not autocasts()
+    return PLAIN_CALLS[name][wants_grad(tensors)] if alone else CALLS[name]
+
+
+def on_plain(operator: Any) -> Callable[..., Any]:
+    """The operator's kernel, for plain tensors."""
+    # What a call of the operator is, without its frame.
+    kernel = operator._op
+
+    def run_kernel(*args: Any) -> Any:
+        try:
+            with torch._C._AutoDispatchBelowAutograd():
+                return kernel(*args)
+        except ValueError as error:
+            # A mode of Python's may have begun since the call's route was kept, and raise what it likes.
+            if is_watched() and not is_kernels(operator, error):
+                raise
+            # A kernel's word on values that it alone sees; nothing else of Python's or PyTorch's runs in here.
+            raise ArgumentError(str(error)) from None
+
+    return run_kernel
+
+
+def is_kernels(operator: Any, error: ValueError) -> bool:
+    """Whether an error is the kernel's own, which begins with the operator's name."""
+    return type(error) is ValueError and str(error).startswith(f"{operator._opname}: ")
+
+
+def wants_grad(tensors: tuple[Tensor, ...]) -> bool:
+    return torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
+
+
+def is_plain(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether nothing wraps, transforms, traces or watches them."""
+    for t in tensors:
+        if type(t) not in PLAIN_TYPES or t.layout is not torch.strided:
+            return False
+    return not (_transforms() or is_watched() or forward_ad._current_level >= 0)
+
+
+def is_watched() -> bool:
+    return bool(torch._C._len_torch_dispatch_stack()) or torch._C._is_tracing()
 
 
 def _of_gpu() -> tuple[bool, bool]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from atrousops.dispatch import backends
-from atrousops.ops._register import PLAIN, transformed
+from atrousops.ops._register import transformed
+from atrousops.ops._routes import PLAIN
 
 # Elements of input up to which a call is all overhead, and PyTorch's.
 SMALL = 1 << 14
@@ -21,7 +22,7 @@ def is_small(input: Any, last: int = 0) -> bool:
 
     Maps in channels_last, in float32 and without gradients, are small up to `last` elements.
     """
-    if torch.compiler.is_compiling() or backends._forced[0] is not None or type(input) not in PLAIN:
+    if torch.compiler.is_compiling() or backends._forced[0] is not None or type(input) not in PLAIN or input.is_nested:
         return False
     size = input.numel()
     if transformed() or not (0 < size <= max(SMALL, last) and input.is_cpu and input.layout is torch.strided):

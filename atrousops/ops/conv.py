@@ -16,8 +16,8 @@ from atrousops.dispatch import backends, choice, libraries
 from atrousops.dispatch.devices import allow_tf32
 from atrousops.dispatch.planner import CallArguments
 from atrousops.ops._conv_epilogue import run_with_epilogue
-from atrousops.ops._register import CALLS, foreign, jit_traces, transformed
-from atrousops.ops._routes import Call, Route, route_of, run
+from atrousops.ops._register import foreign, jit_traces, stands_in, transformed
+from atrousops.ops._routes import Call, Route, kernel_of, route_of, run
 
 Size = int | Sequence[int]
 _forced, _is_compiling = backends._forced, torch.compiler.is_compiling
@@ -134,6 +134,8 @@ def find_unusual(conv: Convolution, input: Tensor, weight: Tensor, bias: Tensor 
     # Subclasses bring their own operators, which see PyTorch's function once, and nothing before it.
     if (jit_traces() or foreign(input, weight, bias)) and backends.forced() != "reference":
         return in_pytorch
+    if stands_in(input, weight, bias):
+        return in_pytorch
     route = find(conv, input, weight, bias, *args)
     # Function transforms and forward-mode derivatives are PyTorch's own there.
     return in_pytorch if route.backend in backends.COMPILED and transformed() else route
@@ -235,7 +237,7 @@ def first_of_gradient(kind: str, size: Any, weight_size: Any, arguments: Argumen
 
 def ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, first: int = 0) -> Tensor:
     """Our operator."""
-    return CALLS["conv"](input, weight, bias, *rest_of(a, input, first))
+    return kernel_of("conv", input, weight, bias)(input, weight, bias, *rest_of(a, input, first))
 
 
 def rest_of(a: Arguments, t: Tensor, first: int) -> tuple[Any, ...]:

@@ -12,8 +12,8 @@ from atrousops.common.conv_arguments import Arguments, check_conv_transpose
 from atrousops.common.formats import empty_as_kernel
 from atrousops.dispatch.devices import allow_tf32
 from atrousops.ops._conv_maps import convolve, derivatives, grad_weight, keep_pair
-from atrousops.ops._register import CALLS, register
-from atrousops.ops._routes import Call, run
+from atrousops.ops._register import register
+from atrousops.ops._routes import Call, kernel_of, run
 from atrousops.ops.conv import Convolution, find, find_unusual
 
 Size = int | Sequence[int]
@@ -88,7 +88,7 @@ def conv_transpose3d(
 
 def _ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, first: int = 0) -> Tensor:
     rest = (a.stride, a.padding, a.output_padding, a.dilation, a.groups, allow_tf32(input), first)
-    return CALLS["conv_transpose"](input, weight, bias, *rest)
+    return kernel_of("conv_transpose", input, weight, bias)(input, weight, bias, *rest)
 
 
 def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments) -> Tensor:

@@ -8,13 +8,14 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
 from atrousops import reference
 from atrousops.common.checks import bad_value
 from atrousops.common.formats import empty_map, pooled_size, prefers_channels_last
 from atrousops.dispatch import backends
-from atrousops.ops import _register
-from atrousops.ops._register import foreign, jit_traces, keep, register, transformed
+from atrousops.ops import _routes
+from atrousops.ops._register import foreign, jit_traces, keep, register, stands_in, transformed
 from atrousops.ops._small import is_small
 from atrousops.ops._windows import check_bool, check_map, check_tensor, in_float32, per_axis
 
@@ -119,6 +120,9 @@ def _max_pool(
         step = kernel_size if stride is None else stride
         if _goes_to_pytorch(axes, input, kernel_size, step, padding, dilation, ceil_mode, return_indices):
             return _SMALL[axes][1 if return_indices else 0](input, kernel_size, step, padding, dilation, ceil_mode)
+    if stands_in(input):
+        options: Any = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        return handle_torch_function(globals()[op], (input,), input, *options)
     check_tensor(op, "input", input)
     codes = isinstance(return_indices, str)
     if codes and return_indices != "codes":
@@ -274,7 +278,7 @@ def _backward(ctx, grad, _):
 def _jvp(ctx, tangent):
     kernel, stride, padding, dilation = ctx.window
     (marks,) = ctx.saved_tensors
-    return _register.CALLS["max_unpool_backward"](tangent, marks, kernel, stride, padding, dilation), None
+    return _routes.CALLS["max_unpool_backward"](tangent, marks, kernel, stride, padding, dilation), None
 
 
 def _otherwise(codes: bool) -> Any:
@@ -296,7 +300,7 @@ def _backward_setup(ctx, inputs, output) -> None:
 
 def _double_backward(ctx, grad):
     (indices,) = ctx.saved_tensors
-    return _register.CALLS["max_unpool_backward"](grad, indices, *ctx.window), None, None, None, None, None, None
+    return _routes.CALLS["max_unpool_backward"](grad, indices, *ctx.window), None, None, None, None, None, None
 
 
 _derivatives: dict[str, Any] = {"backward": _backward, "setup_context": _setup, "jvp": _jvp}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
 from atrousops import reference
 from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.formats import empty_map, prefers_channels_last
 from atrousops.dispatch import backends
-from atrousops.ops._register import foreign, keep, register
+from atrousops.ops._register import foreign, keep, register, stands_in
 from atrousops.ops._routes import Route, call_of, route_of
 from atrousops.ops._windows import check_map, check_tensor, in_float32, integer, per_axis
 from atrousops.ops.max_pool import Size, pool_backward
@@ -92,6 +94,9 @@ def _find(
     output_size: Sequence[int] | None,
 ) -> Route:
     op = _NAMES[axes]
+    if stands_in(input, indices):
+        record = functools.partial(handle_torch_function, globals()[op], (input, indices))
+        return Route(record, (kernel_size, stride, padding, output_size))
     check_tensor(op, "input", input)
     check_tensor(op, "indices", indices)
     apart = foreign(input, indices)
@@ -195,6 +200,8 @@ def _output_size(
                 "(PyTorch: max_unpooling: output_size must contain non-negative spatial dimensions, "
                 f"but got output_size[{axis}]={n})",
             )
+        if n > (1 << 63) - 1:
+            bad_value(op, "output_size", "be smaller than 2^63", out, "Use a smaller stride or kernel_size.")
     return out
 
 

@@ -16,7 +16,8 @@ from atrousops.common.values import values_of
 from atrousops.dispatch import backends
 from atrousops.ops import _first_call
 from atrousops.ops._batches import fold
-from atrousops.ops._register import foreign, is_plain, jit_traces, keep, register
+from atrousops.ops._register import foreign, jit_traces, keep, register
+from atrousops.ops._routes import is_plain
 from atrousops.reference.permutohedral import Lattice
 
 MAX_FEATURES = 7

@@ -132,4 +132,4 @@ _run_backward = register(
     setup_context=_setup_backward,
     vmap=_vmap_backward,
 )
-_CALL = call_of("roi_align", find, Kind("roi_align", _run, reference.roi_align))
+_CALL = call_of("roi_align", find, Kind("roi_align", roi_align, _run, reference.roi_align))

@@ -126,4 +126,4 @@ _run_backward = register(
     setup_context=_setup_backward,
     vmap=_vmap_backward,
 )
-_CALL = call_of("roi_pool", find, Kind("roi_pool", lambda *args: _run(*args)[0], reference.roi_pool))
+_CALL = call_of("roi_pool", find, Kind("roi_pool", roi_pool, lambda *args: _run(*args)[0], reference.roi_pool))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from atrousops.common.checks import bad_value
-from atrousops.common.values import connected, values_of
+from atrousops.common.values import connected, has_values, values_of
 
 
 def max_unpool(
@@ -88,6 +88,8 @@ def max_pool_backward(
 
 def _check(indices: Tensor, plane: int, kernel_size: Sequence[int]) -> None:
     all_indices = values_of(indices)
+    if not has_values(all_indices):
+        return
     if indices.dtype == torch.uint8:
         taps, largest = math.prod(kernel_size), int(all_indices.max())
         if largest >= taps:

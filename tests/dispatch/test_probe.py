@@ -4,11 +4,13 @@ import re
 import threading
 
 import pytest
+import samples
 import torch
 
 import atrousops as ao
 from atrousops.common.checks import ArgumentError
 from atrousops.dispatch import backends, choice, devices, libraries, probe, triton_library, verdicts
+from atrousops.dispatch.planner import CallArguments
 
 CODE = ("sm_80", "sm_90a", "sm_100", "sm_120", "compute_80")
 CUDA13 = 13000
@@ -140,6 +142,38 @@ def test_each_gpu_is_planned_for_by_its_own_facts(machine):
     assert devices.gpu_device(torch.float16, True)[3] == 132
     assert choice._state("cuda:1") != choice._state("cuda")
     assert choice._state("cuda:0") == choice._state("cuda")
+
+
+def test_a_gpu_of_rocm_is_planned_for(machine, monkeypatch):
+    """Its properties are not all that those of a CUDA device are."""
+    gpu = Properties("AMD Instinct MI300X", 94, 304)
+    del gpu.shared_memory_per_block_optin
+    gpu.shared_memory_per_block = 65536
+    machine.gpus = [gpu]
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(libraries, "cuda", libraries.Part("cuda", "", "this torch was built without CUDA"))
+    found = devices.gpu_device(torch.float16, True)
+    assert (found.kind, *found[3:6]) == ("triton", 304, 65536, 94)
+    call = CallArguments("forward", (1, 256, 33, 33), (256, 256, 3, 3), (1, 1), (12, 12), (12, 12))
+    assert choice.chosen(call, torch.float16, True, device="cuda:0").kernel
+
+
+def test_calls_on_a_cpu_ask_nothing_of_cuda(monkeypatch):
+    """A process that has asked how many GPUs there are cannot fork one that uses them."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("CUDA was asked")
+
+    for name in ("is_available", "device_count", "current_device", "get_device_properties", "_lazy_init"):
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    choice.forget()
+    for name in samples.FUNCTIONS:
+        samples.call(name)
+    for name in samples.LAYERS:
+        samples.call_layer(name)
+    layer, x = ao.AtrousConv2d(4, 4, 3, padding=2, dilation=2), torch.ones(1, 4, 9, 9)
+    layer(x.requires_grad_()).sum().backward()
+    assert str(ao.explain(layer, x))
 
 
 def test_a_kernel_that_fails_is_a_verdict(machine):

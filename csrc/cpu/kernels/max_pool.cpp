@@ -113,6 +113,8 @@ struct Pool {
       fill(marks, mark(d.begin, h.begin, 0), n);
       for (int64_t o = 0; o < n && first(2, o) < 0; ++o) marks[o] = mark(d.begin, h.begin, taps_inside(g, 2, o).begin);
     }
+    // Taps that lie inside the map for some window of the row: its first window has the last, its last the first.
+    const Range w{taps_inside(g, 2, n - 1).begin, taps_inside(g, 2, 0).end};
     const T* plane = input + at.outer * g.large_plane();
     for (int64_t kd = d.begin; kd < d.end; ++kd)
       for (int64_t kh = h.begin; kh < h.end; ++kh) {
@@ -121,7 +123,7 @@ struct Pool {
         if constexpr (std::is_same_v<T, C>)
           if (s == 1) split = line;
         if (split == phases) split_phases(line, phases, width, s, pitch);
-        for (int64_t kw = 0; kw < g.kernel[2]; ++kw) {
+        for (int64_t kw = w.begin; kw < w.end; ++kw) {
           const RowTap t = row_tap(g, kw);
           take<C, M, kMarked>(split + t.phase * pitch + t.begin + t.shift, best + t.begin, marks + t.begin,
                               mark(kd, kh, kw), t.end - t.begin);
@@ -252,7 +254,11 @@ struct Pool {
 };
 
 void max_pool(const MaxPoolArgs& a, int64_t begin, int64_t end, void* scratch) {
-  const bool narrow = a.kind != Marks::indices || a.g.large_plane() <= std::numeric_limits<int32_t>::max();
+  // Positions count from a window's first tap, which may lie in the padding.
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  int64_t reach = 1;
+  for (int i = 0; i < 3; ++i) reach = least(reach * least(a.g.large[i] + a.g.padding[i], kMost), kMost + 1);
+  const bool narrow = a.kind != Marks::indices || reach <= kMost;
   dispatch_floating(a.dtype, "max_pool", [&]<class T>() {
     using Narrow = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
     if (a.kind == Marks::none) return Pool<T, Narrow>(a).template run<false>(begin, end, scratch);
