@@ -157,7 +157,7 @@ class Selection:
         ):
             for value in values:
                 if value not in known:
-                    bad_choice("bench", f"--{argument}", known, value)
+                    bad_choice("bench", argument, known, value)
         try:
             pattern = re.compile(self.match)
         except re.error as error:

@@ -27,7 +27,7 @@ UNKNOWN = "must be one of auto_deeplab, .* got 'enett'. Did you mean enet?"
 CASES = [
     ("recipe --model msd --data absent", "--data must be a folder or a zip archive; got absent, which does not exist"),
     ("recipe --model msd --data empty", "--data must hold images; got empty, which holds nothing"),
-    ("recipe --model msd --data text.txt", "--data must be a folder or a zip archive; got text.txt"),
+    ("recipe --model msd --data text.txt", "--data or data.root must be a folder or a zip archive; got text.txt"),
     ("recipe --model msd --data cut", "must be files that can be used .* cut/images/a.png: cannot be read"),
     ("recipe --model msd --data small", "each with a mask of its size; got small/masks/b.png: 10 x 10"),
     ("recipe --model enett --data data", f"--model {UNKNOWN}"),
@@ -81,8 +81,8 @@ CASES = [
     ("study r.yaml --runs runs --table text.txt/t.md", "cannot write text.txt/t.md: "),
     ("study r.yaml --runs runs --pages p --speed absent.json", "absent.json: No such file"),
     ("study absent.yaml --runs runs --table new/t.md", "absent.yaml: config: no recipe absent.yaml"),
-    ("bench --suite conv", "--suite must be one of deeplab, "),
-    ("bench --dtype fp31", "--dtype must be one of fp64, .* got 'fp31'. Did you mean fp"),
+    ("bench --suite conv", "suite must be one of deeplab, "),
+    ("bench --dtype fp31", "dtype must be one of fp64, .* got 'fp31'. Did you mean fp"),
     ("selfcheck --device gpu", 'device must be a device such as "cuda:0"; got \'gpu\''),
 ]  # fmt: skip
 
