@@ -136,6 +136,11 @@ def _add_study(commands: Commands, common: argparse.ArgumentParser) -> None:
 def _study(args: argparse.Namespace) -> int:
     from atrousops.engine import study
 
+    speed = []
+    if args.pages:
+        from atrousops.bench.results import Report
+
+        speed = [Report.load(Path(file)) for file in args.speed]
     failed = study.main(
         args.configs,
         runs=args.runs,
@@ -148,9 +153,7 @@ def _study(args: argparse.Namespace) -> int:
     print(f"-> {args.table}")
     if args.pages:
         from atrousops.bench import pages
-        from atrousops.bench.results import Report
 
-        speed = [Report.load(Path(file)) for file in args.speed]
         written = pages.write(args.runs, args.pages, speed, args.table)
         print(f"-> {args.pages}: {len(written)} pages")
     return FAILURE if failed else 0

@@ -7,9 +7,9 @@ more. A cell holds "ok" and the largest difference found; "refused" and the sent
 
 - onnxruntime, OpenVINO: the file that `atrousops export` writes.
 - torch.export: with a range for batch, height and width, `Dim.DYNAMIC(min=, max=)`; saved, loaded in another process.
-- AOTInductor: that program compiled with our operators in it, loaded in another process; of a few networks, as a
-  compiler takes minutes for each.
-- AOTInductor, decomposed: the program in PyTorch's operators, loaded in a process without this package.
+- AOTInductor: that program compiled with our operators in it, in a process of its own, as a compiler takes minutes for
+  some; loaded in another.
+- AOTInductor, decomposed: the program in PyTorch's operators, loaded in a process without this package; of one network.
 - jit: `torch.jit.trace` on the network's first call, frozen, loaded in a process without this package; with it, of the
   dense CRF, which PyTorch has no operators for.
 - optimised: a copy by `atrousops.optimize`, by torch.save and by pickle, loaded in another process; equal to the bit.
@@ -55,8 +55,6 @@ NAMES = (*models.list("weights"), *models.list("networks"))
 TRACED = (2, 3, 64, 80)
 # Odd sides, one of them above and one below what was traced.
 SHAPES = ((1, 3, 97, 65), (3, 3, 49, 82))
-# The dense CRF; the context module.
-COMPILED = ("crfrnn", "dilated_vgg16")
 # Takes a list of images and gives objects: tests/models/test_export.py.
 DETECTOR = "mask_rcnn"
 # Its trace holds operators of ours.
@@ -135,8 +133,15 @@ def _leave(name: str, note: tables.Note, folder: Path) -> None:
         note("OpenVINO", "no file")
     cell("optimised", lambda: _optimise(network, folder))
     cell("torch.export", lambda: _program(scores, folder))
-    for column, chosen in (("AOTInductor", COMPILED), ("AOTInductor, decomposed", DECOMPOSED)):
-        cell(column, partial(_compile, column, folder) if name in chosen else lambda: "not run")
+
+
+def _packages(name: str, note: tables.Note, folder: Path) -> None:
+    """What a compiler does, in a process of its own: its time and memory are no other column's."""
+    if not (folder / "program.pt2").exists():
+        return
+    for column in ("AOTInductor", "AOTInductor, decomposed"):
+        run = column == "AOTInductor" or name in DECOMPOSED
+        tables.cell(note, column, partial(_compile, column, folder) if run else lambda: "not run")
 
 
 def _trace(scores: nn.Module, folder: Path) -> str:
@@ -248,7 +253,7 @@ def _elsewhere(folder: Path, file: str, loader: str) -> str:
 
 def examine(name: str, limit: float, memory: int) -> tables.Row:
     """The row of one network."""
-    found = tables.examine(name, (_leave, _load, _without), limit, memory, ["torch", "torchvision"])
+    found = tables.examine(name, (_leave, _packages, _load, _without), limit, memory, ["torch", "torchvision"])
     return found | {"verdict": verdict(found)}
 
 

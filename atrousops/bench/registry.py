@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from atrousops.bench.floors import PROBLEMS, Floor
-from atrousops.common.checks import bad_value
+from atrousops.common.checks import bad_choice, bad_value
 from atrousops.common.testing import Ready, Run
 
 # Ours against ours: rows of other suites, which are no wins or losses.
@@ -157,7 +157,7 @@ class Selection:
         ):
             for value in values:
                 if value not in known:
-                    bad_value("bench", argument, f"be one of {', '.join(known)}", repr(value))
+                    bad_choice("bench", argument, known, value)
         try:
             pattern = re.compile(self.match)
         except re.error as error:

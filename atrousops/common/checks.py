@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import NoReturn
 
 from torch import Tensor
@@ -22,6 +24,24 @@ class DeviceError(RuntimeError):
 def bad_value(op: str, argument: str, rule: str, got: object, remedy: str = "") -> NoReturn:
     """Raises ArgumentError: "op: argument must RULE; got GOT. REMEDY"."""
     raise ArgumentError(_text(op, argument, rule, got, remedy))
+
+
+def bad_choice(op: str, argument: str, known: Iterable[object], got: object) -> NoReturn:
+    """Raises ArgumentError for what is none of the known names, and says which of them it may have been meant for."""
+    names = [str(name) for name in known]
+    bad_value(op, argument, f"be one of {', '.join(names)}", repr(got), meant(got, names))
+
+
+def meant(got: object, known: Iterable[str]) -> str:
+    """ "Did you mean NAME?" where one of the known names is close; else nothing."""
+    near = difflib.get_close_matches(str(got), known, 1)
+    return f"Did you mean {near[0]}?" if near else ""
+
+
+def check_least(op: str, argument: str, got: float, least: int) -> None:
+    """Raises ArgumentError for a number below the least that is allowed, and for NaN."""
+    if not got >= least:
+        bad_value(op, argument, f"be at least {least}", got)
 
 
 def bad_type(op: str, argument: str, rule: str, got: object, remedy: str = "") -> NoReturn:

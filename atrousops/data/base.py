@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from atrousops.common.checks import bad_value
+from atrousops.common.checks import bad_choice, bad_value
 from atrousops.data.bands import Pixels
 from atrousops.data.files import Files, find
 
@@ -51,7 +51,7 @@ class SegmentationSet(Dataset[Sample]):
         transform: Callable[[Any, Any], Sample] | None = None,
     ) -> None:
         if split not in self.splits:
-            bad_value(type(self).__name__, "split", f"be one of {', '.join(self.splits)}", repr(split))
+            bad_choice(type(self).__name__, "split", self.splits, split)
         self.files = self._open(root)
         self.split = split
         self.transform = transform

@@ -24,14 +24,14 @@ def find(name: str, root: str | os.PathLike[str] | None = None) -> Place:
         ArgumentError: it is in none of them.
     """
     if root is not None:
-        places = [place(root, "data.root or --data")]
+        places = [place(root, "--data or data.root")]
     else:
         places = [place(p, "$ATROUSOPS_DATA") for p in (os.environ.get("ATROUSOPS_DATA"), "../shared/data") if p]
     for each in places:
         if (each / name).exists():
             return each / name
     where = ", ".join(map(str, places))
-    bad_value("data", "root", f"be a folder that holds {name}", where, "Set data.root or $ATROUSOPS_DATA.")
+    bad_value("data", "--data or data.root", f"be a folder that holds {name}", where, "Or set $ATROUSOPS_DATA.")
 
 
 def _walk(folder: Place, inside: str, above: frozenset[Place]) -> Iterator[str]:
@@ -56,7 +56,7 @@ class Files:
         self.path = place(path)
         self._folder = self.path.is_dir()
         if not self._folder and not self._is_archive():
-            bad_value("data", "path", "be a folder or a zip archive", str(path))
+            bad_value("data", "--data or data.root", "be a folder or a zip archive", str(path))
         self._archive: zipfile.ZipFile | None = None
         self._process = -1
 

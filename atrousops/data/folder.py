@@ -20,6 +20,9 @@ from atrousops.data.base import VOID, Sample, SegmentationSet
 from atrousops.data.files import Files
 from atrousops.data.patterns import Pattern
 
+# What messages call it.
+_ROOT = "--data or data.root"
+_WHERE = "Name another folder by --data, or the patterns of this one: `atrousops recipe --data DIR` finds them."
 # Red, green, blue in 0..255; their number is checked with words of our own.
 Colour = tuple[int, ...]
 _COLOUR_REMEDY = "convert it to ids first, or state in data.colours which class each colour is"
@@ -140,10 +143,10 @@ class Folder(SegmentationSet):
 
     def _open(self, root: str | os.PathLike[str] | None) -> Files:
         if root is None:
-            bad_value("data", "root", "be the folder that holds the images", "none", "Set data.root, or --data.")
-        where = place(root, "data.root or --data")
+            bad_value("data", _ROOT, "be the folder that holds the images", "none")
+        where = place(root, _ROOT)
         if not where.exists():
-            bad_value("data", "root", "be a folder or a zip archive", f"{root}, which does not exist")
+            bad_value("data", _ROOT, "be a folder or a zip archive", f"{root}, which does not exist")
         files = Files(where)
         self.classes = self._class_names(files)
         self._table = self._classes_of_ids()
@@ -185,7 +188,7 @@ class Folder(SegmentationSet):
         if not found:
             there = _few(names) if names else _few(self.files.walk())
             where = f"{pattern.folder} holds {there}" if names else f"{self.files.path} holds {there}"
-            bad_value("data", what, f"be files like {pattern.text} in {self.files.path}", f"none: {where}")
+            bad_value("data", what, f"be files like {pattern.text} in {self.files.path}", f"none: {where}", _WHERE)
         return found
 
     def _of_split(self, images: Mapping[str, str]) -> list[str]:

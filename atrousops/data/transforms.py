@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from atrousops.common.checks import bad_value
+from atrousops.common.checks import bad_value, check_least
 from atrousops.data.base import VOID
 
 MEAN = (0.485, 0.456, 0.406)
@@ -33,6 +33,14 @@ class Augmentation:
     scale: tuple[float, float] = (0.5, 1.5)
     flip: bool = True
     colour: float = 0.3
+
+    def __post_init__(self) -> None:
+        for side in (self.crop,) if isinstance(self.crop, int) else self.crop:
+            check_least("config", "augmentation.crop", side, 1)
+        check_least("config", "augmentation.size", self.size, 1)
+        check_least("config", "augmentation.colour", self.colour, 0)
+        if not 0 < self.scale[0] <= self.scale[1]:
+            bad_value("config", "augmentation.scale", "be a range above 0, [least, most]", self.scale)
 
 
 class Channels(v2.Transform):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import Any, NoReturn, get_type_hints
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from atrousops.common.checks import ArgumentError, bad_value
+from atrousops.common.checks import ArgumentError, bad_value, check_least, meant
 from atrousops.data.bands import Pixels
 from atrousops.data.folder import Layout
 from atrousops.data.transforms import MEAN, STD, Augmentation
@@ -79,7 +78,8 @@ class Data(Layout):
         if self.name == FOLDER:
             self.check()
         elif own := [f.name for f in dataclasses.fields(Layout) if getattr(self, f.name) != f.default]:
-            bad_value("config", f"data.{own[0]}", f"be of data.name: {FOLDER} alone", f"it for {self.name}")
+            remedy = meant(self.name, (FOLDER,))
+            bad_value("config", f"data.{own[0]}", f"be of data.name: {FOLDER} alone", f"it for {self.name}", remedy)
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,10 @@ class Optimiser:
     weight_decay: float = 1e-2
     frozen: tuple[str, ...] = ()
     rates: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in ("lr", "backbone_lr", "momentum", "weight_decay"):
+            check_least("config", f"optimiser.{key}", getattr(self, key), 0)
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ class Schedule:
     stop: int | None = None
 
     def __post_init__(self) -> None:
+        check_least("config", "schedule.steps", self.steps, 1)
         if self.kind not in ("linear", "poly", "step"):
             bad_value("config", "schedule.kind", "be linear, poly or step", repr(self.kind))
 
@@ -183,6 +188,14 @@ class Config:
     checkpoint_every: int = 100
     pictures_every: int = 0
 
+    def __post_init__(self) -> None:
+        for key in ("batch", "accumulate", "checkpoint_every"):
+            check_least("config", key, getattr(self, key), 1)
+        for key in ("threads", "workers", "validate_every", "pictures_every"):
+            check_least("config", key, getattr(self, key), 0)
+        if not 0 <= self.average < 1:
+            bad_value("config", "average", "be a part in [0, 1)", self.average)
+
 
 # How pydantic reads each part: no other keys, and no number from a string.
 for _part in (Config, Model, Data, Schedule, Init, Augmentation, Optimiser, Loss, Variant):
@@ -210,8 +223,14 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
 def _read(path: Path, above: tuple[Path, ...]) -> Any:
     if path.resolve() in above:
         bad_value("config", "base", "not lead back to itself", str(path))
+    if not path.exists():
+        raise FileNotFoundError(f"config: no recipe {path}; `atrousops recipe` writes one for one's own images")
+    if path.is_dir():
+        bad_value("config", str(path), "be a file that holds a recipe", "a folder", "`atrousops recipe` writes one.")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        bad_value("config", str(path), "be YAML", "a file that is not text", "`atrousops recipe` writes one.")
     except yaml.YAMLError as error:
         bad_value("config", str(path), "be YAML", str(error).splitlines()[0])
     if not isinstance(values, dict):
@@ -293,9 +312,7 @@ def _refuse_key(kind: str, values: Any, path: tuple[int | str, ...]) -> NoReturn
     if parents:
         part = Variant if parents[0] == "variants" else get_type_hints(Config)[str(parents[0])]
     known = [f.name for f in dataclasses.fields(part)]
-    near = difflib.get_close_matches(str(key), known, 1)
-    remedy = f"Did you mean {near[0]}?" if near else ""
-    bad_value("config", where, f"have only the keys {', '.join(known)}", repr(key), remedy)
+    bad_value("config", where, f"have only the keys {', '.join(known)}", repr(key), meant(key, known))
 
 
 def _name(path: Sequence[int | str]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from atrousops.common.checks import bad_value
+from atrousops.common.checks import bad_choice, bad_value
 from atrousops.data import VOID, SegmentationSet
 
 
@@ -186,7 +186,7 @@ class Criterion(nn.Module):
         if not 0 < recipe.hard <= 1:
             bad_value("Loss", "hard", "be a part in (0, 1]", recipe.hard)
         if recipe.name not in (*_OF_PIXELS, *_OF_IMAGES):
-            bad_value("Loss", "name", f"be one of {', '.join((*_OF_PIXELS, *_OF_IMAGES))}", repr(recipe.name))
+            bad_choice("config", "loss.name", (*_OF_PIXELS, *_OF_IMAGES), recipe.name)
         if recipe.hard < 1 and recipe.name in _OF_IMAGES:
             bad_value("Loss", "hard", f"be 1 for {recipe.name}, a loss of images", recipe.hard)
         if recipe.gamma < 0:

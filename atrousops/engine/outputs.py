@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from atrousops.common import plugins
-from atrousops.common.checks import bad_value
+from atrousops.common.checks import bad_choice, bad_value
 from atrousops.data import SETS, Folder, Pixels, SegmentationSet
 from atrousops.engine.config import FOLDER, Config
 from atrousops.models import registry
@@ -38,7 +38,7 @@ def open_set(
     else:
         known = (*SETS, FOLDER, *plugins.names(GROUP))
         if data.name not in known:
-            bad_value("config", "data.name", f"be one of {', '.join(known)}", repr(data.name))
+            bad_choice("config", "data.name", known, data.name)
         found = plugins.load(GROUP, data.name)(root, split, transform, **data.arguments)
         if not isinstance(found, SegmentationSet):
             rule = "be of a reader that gives an atrousops.data.SegmentationSet"
@@ -66,13 +66,15 @@ def _number(key: str, network: str, arguments: Mapping[str, Any]) -> int | None:
 
 
 def check_recipe(recipe: Config, classes: Sequence[str], defaults: bool = True) -> None:
-    """Raises ArgumentError unless the recipe's network has an output for each class of its data.
+    """Raises ArgumentError unless there is the recipe's network, and it has an output for each class of its data.
 
     Args:
         recipe: the recipe.
         classes: of its data.
         defaults: where the recipe leaves num_classes out, it is the network's default; else it is not checked.
     """
+    if recipe.model.name not in registry.list("networks"):
+        bad_choice("config", "model.name", registry.list("networks"), recipe.model.name)
     if not defaults and "num_classes" not in recipe.model.arguments:
         return
     outputs = count(recipe.model.name, recipe.model.arguments)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from atrousops.common.checks import bad_value
+from atrousops.common.checks import bad_choice, bad_value
 from atrousops.common.files import OutputError
 from atrousops.engine.options import Commands, add_config, complain, count, positive
 
@@ -129,7 +129,7 @@ def _segment(args: argparse.Namespace) -> int:
         raise OutputError(f"output folder {args.output}: {error.strerror or error}") from error
     files, useless = pictures.picture_files(args.photos, skip=args.output)
     with join(torch.device("cpu"), LONGEST_WAIT) as processes, _terminable():
-        _check_ray(args, processes)
+        _check_options(args, processes)
         if processes.first:
             for problem in useless:
                 complain(str(problem))
@@ -284,7 +284,17 @@ def _add_ray(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _check_ray(args: argparse.Namespace, processes: Processes) -> None:
+def _check_options(args: argparse.Namespace, processes: Processes) -> None:
+    """Raises ArgumentError for options that need another one, or none beside them."""
+    from atrousops.models import PUBLISHED
+
+    if args.workers is not None and args.ray is None:
+        bad_value("atrousops", "--workers", "be given with --ray", "it alone", "--ray local shares this machine.")
+    if args.model is not None and args.weights is not None and args.model not in PUBLISHED:
+        bad_choice("atrousops", "--model, given with --weights,", PUBLISHED, args.model)
+    if args.model in PUBLISHED and args.weights is None:
+        where = f"It comes from {PUBLISHED[args.model].source}"
+        bad_value("atrousops", "--model", "be given with --weights, the file as it was published", args.model, where)
     if args.ray is not None and processes.world > 1:
         bad_value("atrousops", "--ray", "stand alone, as the cluster's processes share the work", "it under torchrun")
 
@@ -344,7 +354,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     common = {"data_root": args.data, "overrides": tuple(args.overrides), "published": args.model}
     crf = args.crf
     with join(torch.device("cpu"), LONGEST_WAIT) as processes:
-        _check_ray(args, processes)
+        _check_options(args, processes)
         if args.tune_crf:
             tuned = tune_crf.main(args.config, args.weights, images=args.tune_crf, judged=args.split, **common)
             if processes.first:
@@ -356,4 +366,6 @@ def _evaluate(args: argparse.Namespace) -> int:
         scores = evaluate.main(args.config, args.weights, widths=tuple(args.trimap), **options, **common)
         if processes.first:
             print(evaluate.report(scores))
+            if args.ap and scores.precision is None:
+                complain("no AP: it judges objects, and the masks of this data are classes")
     return 0

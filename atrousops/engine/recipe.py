@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from atrousops import models
-from atrousops.common.checks import bad_value
+from atrousops.common.checks import bad_choice, bad_value
 from atrousops.data import Folder, Layout, Pixels
 from atrousops.data.files import Files
 from atrousops.engine import config as configs
@@ -45,6 +45,9 @@ def main(
     Raises:
         ArgumentError: no such network or folder; there are no images with masks; files cannot be read or do not fit.
     """
+    networks = models.registry.list("networks")
+    if model not in networks:
+        bad_choice("recipe", "--model", networks, model)
     make = models.registry.factory(model)
     if (images is None) != (masks is None):
         bad_value("recipe", "--images and --masks", "be given together", "one of them")

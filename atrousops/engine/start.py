@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,7 +136,7 @@ def checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         raise FileNotFoundError(f"resume: no file {path}; without --resume training begins")
     try:
         state = torch.load(path, weights_only=True, map_location=device)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
+    except loading.UNREADABLE as error:
         text = f"resume: {path} must be a whole checkpoint of `atrousops train`; it is damaged, or something else"
         remedy = "Remove it and train again, without --resume"
         raise models.WeightsError(f"{text} ({' '.join(str(error).split())[:120]}). {remedy}.") from error

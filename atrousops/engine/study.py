@@ -19,7 +19,7 @@ from atrousops.common.files import write_atomically
 from atrousops.engine import config as configs
 from atrousops.engine import evaluate, train, tune_crf
 from atrousops.engine.config import Config, Variant
-from atrousops.engine.table import SCORES, SEED, WIDTH, scored, write_table
+from atrousops.engine.table import SCORES, SEED, WIDTH, write_table
 from atrousops.nn import DenseCRF
 
 
@@ -59,7 +59,8 @@ def main(
         KeyboardInterrupt: Ctrl-C, after the checkpoint was written.
         OutputError: the disk is full, say.
     """
-    scored(Path(runs), Path(table))
+    # Now, so that a table that cannot be written is known before the first recipe is trained.
+    write_table(Path(runs), Path(table))
     failed = 0
     for path, seed in product(recipes(paths), seeds or (None,)):
         folder = Path(runs) / path.parent.name / (path.stem if seed is None else f"{path.stem}{SEED}{seed}")

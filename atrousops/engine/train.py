@@ -344,9 +344,7 @@ class _StopRequest:
 def _check(recipe: Config, device: torch.device, processes: Processes) -> None:
     if recipe.autocast not in (None, "bfloat16"):
         bad_value("config", "autocast", "be bfloat16, or null for none", repr(recipe.autocast))
-    if recipe.batch < 1 or recipe.batch % processes.world:
-        bad_value("config", "batch", f"be a positive multiple of the {processes.world} processes", recipe.batch)
-    if recipe.accumulate < 1:
-        bad_value("config", "accumulate", "be at least 1", recipe.accumulate)
+    if recipe.batch % processes.world:
+        bad_value("config", "batch", f"be a multiple of the {processes.world} processes", recipe.batch)
     if recipe.sync_norm and processes.world > 1 and device.type != "cuda":
         bad_value("config", "sync_norm", "be false without GPUs: PyTorch shares batch statistics only there", "true")

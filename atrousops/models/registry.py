@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from atrousops.common import plugins
-from atrousops.common.checks import ArgumentError, ArgumentTypeError, bad_value
+from atrousops.common.checks import ArgumentError, ArgumentTypeError, bad_choice, bad_value, meant
 from atrousops.common.files import write_atomically
 from atrousops.models import deeplab, deeplab_v3plus, fcn
 from atrousops.models.auto_deeplab import auto_deeplab
@@ -101,6 +102,7 @@ SHIPPED: dict[str, Shipped] = {
 
 _FOLDER = Path(__file__).resolve().parents[1] / "weights"
 _KEY = "atrousops"
+_WRITTEN = "`atrousops train` writes one; a checkpoint that others published needs its name too (--model)."
 
 
 class WeightsError(ArgumentError):
@@ -153,7 +155,7 @@ def factory(name: str) -> Callable[..., nn.Module]:
     if name in NETWORKS:
         return NETWORKS[name]
     if name not in list("networks"):
-        bad_value("build", "name", f"be one of {', '.join(list('networks'))}", repr(name))
+        bad_choice("build", "name", list("networks"), name)
     found = plugins.load(GROUP, name)
     if not callable(found):
         bad_value("build", "name", f"be of a factory in {GROUP}", f"{name}, which is {type(found).__name__}")
@@ -172,7 +174,9 @@ def build(name: str, **arguments: Any) -> nn.Module:
     except TypeError as error:
         if isinstance(error, ArgumentTypeError):
             raise
-        bad_value(name, "arguments", "be those of the network", f"{arguments}: {error}")
+        known = inspect.signature(make).parameters
+        remedy = next((meant(key, known) for key in arguments if key not in known), "")
+        bad_value(name, "arguments", "be those of the network", f"{arguments}: {error}", remedy)
 
 
 def load(name: str | os.PathLike[str], **arguments: Any) -> nn.Module:
@@ -209,7 +213,8 @@ def locate(name: str | os.PathLike[str]) -> Path:
     path = _FOLDER / f"{name}.safetensors" if shipped is not None else Path(name)
     if not path.is_file():
         known = ", ".join(SHIPPED) or "none"
-        raise FileNotFoundError(f"load: no file {path}; weights that come with the package: {known}")
+        near = meant(name, SHIPPED)
+        raise FileNotFoundError(f"load: no file {path}; weights that come with the package: {known}. {near}".strip())
     if shipped is not None:
         _check_hash(path, shipped.sha256)
     return path
@@ -260,7 +265,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Info | None]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             header = (file.metadata() or {}).get(_KEY)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"load: {path} must be a whole safetensors file; got {error}.") from error
+        raise WeightsError(f"load: {path} must be a whole safetensors file; got {error}. {_WRITTEN}") from error
     if header is None:
         return state, None
     try:

@@ -122,7 +122,7 @@ def test_what_cannot_be_reached(store, network, tmp_path, monkeypatch, capsys):
     lines = {
         "PHOTO": "segment {url} -o out",
         "--output": "segment photo.png -o {url}",
-        "data.root or --data": f"evaluate {recipe} --weights unet_nuclei --data {{url}}",
+        "--data or data.root": f"evaluate {recipe} --weights unet_nuclei --data {{url}}",
     }
     monkeypatch.chdir(tmp_path)
     fsspec.register_implementation("atrous-absent", "no_such_package.Files", errtxt="Install no_such_package")

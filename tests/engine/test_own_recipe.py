@@ -234,7 +234,7 @@ def test_nothing_to_train_on(tmp_path):
     assert "guessed)" not in told.splitlines()[0]
     with pytest.raises(ArgumentError, match="must be given together"):
         written(tmp_path, images="foto")
-    with pytest.raises(ArgumentError, match=r"name must be one of .*; got 'resnet9'"):
+    with pytest.raises(ArgumentError, match=r"--model must be one of .*; got 'resnet9'"):
         recipe.main(str(tmp_path), "resnet9")
     with pytest.raises(ArgumentError, match=r"be a folder or a zip archive; got .*none, which does not exist"):
         written(tmp_path / "none")

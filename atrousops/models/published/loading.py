@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import struct
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from atrousops.common.checks import bad_value
+from atrousops.common.checks import bad_choice
 from atrousops.models.channels import adapted, first_layer
 from atrousops.models.published.entry import Published, State
 from atrousops.models.registry import WeightsError, build, load_state
@@ -55,7 +56,7 @@ def load_published(name: str, path: str | os.PathLike[str], **arguments: Any) ->
             shape: the message says which, and which checkpoints of PUBLISHED it would be.
     """
     if name not in PUBLISHED:
-        bad_value("load_published", "name", f"be one of {', '.join(PUBLISHED)}", repr(name))
+        bad_choice("load_published", "name", PUBLISHED, name)
     entry, path = PUBLISHED[name].changed(arguments), Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"load_published: no file {path}; it comes from {entry.source}")
@@ -116,7 +117,6 @@ def read(path: Path, op: str = "load_published") -> State:
     Raises:
         WeightsError: it is damaged, or something else.
     """
-    wrong = (RuntimeError, pickle.UnpicklingError, EOFError, SafetensorError, ValueError, OSError)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -126,12 +126,21 @@ def read(path: Path, op: str = "load_published") -> State:
         # Scores of trainings, numbers of NumPy, are in some.
         with torch.serialization.safe_globals(_NUMBERS):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except wrong as error:
-        raise WeightsError(f"{op}: {path} must be a state dict, whole; got {' '.join(str(error).split())}") from error
+    except UNREADABLE as error:
+        raise WeightsError(
+            f"{op}: {path} must be a state dict, whole; got {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
     state = next((loaded[key] for key in _INSIDE if isinstance(loaded, dict) and key in loaded), loaded)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{op}: {path} must be a state dict; got {type(state).__name__}")
     return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+# What reading a file raises that is damaged or something else: of bytes that are no pickle, nearly anything.
+UNREADABLE = (
+    RuntimeError, pickle.UnpicklingError, EOFError, SafetensorError, ValueError, OSError, LookupError, AttributeError,
+    TypeError, AssertionError, struct.error,
+)  # fmt: skip
 
 
 def _numbers() -> list[Any]:
