@@ -126,9 +126,9 @@ def route_of(
 
 def kernel_of(name: str, *tensors: Tensor | None) -> Callable[..., Any]:
     """What runs an operator on tensors like these: its kernel, or what records it, where no more is to be done."""
-    tensors = tensors if tensors[-1] is not None else tensors[:-1]
-    alone = name in PLAIN_CALLS and is_plain(tensors) and not autocasts()
-    return PLAIN_CALLS[name][wants_grad(tensors)] if alone else CALLS[name]
+    given = tuple([t for t in tensors if t is not None])
+    alone = name in PLAIN_CALLS and is_plain(given) and not autocasts()
+    return PLAIN_CALLS[name][wants_grad(given)] if alone else CALLS[name]
 
 
 def on_plain(operator: Any) -> Callable[..., Any]:
