@@ -102,8 +102,8 @@ def test_codes_place_as_indices_do(case, channels_last, backend):
     spatial, *window = case
     axes = len(spatial)
     pool = (None, A.max_pool1d, A.max_pool2d, A.max_pool3d)[axes]
-    # One channel a thread, and vectors of them in each size.
-    for dtype, channels in ((torch.float32, 5), *((dtype, 16) for dtype in DTYPES)):
+    # One channel a thread, and vectors of them in each size: an even number and three.
+    for dtype, channels in ((torch.float32, 5), (torch.float16, 24), *((dtype, 16) for dtype in DTYPES)):
         x = torch.randn(2, channels, *spatial).to(dtype)
         if channels_last:
             x = x.to(memory_format=FORMATS[axes])

@@ -17,8 +17,8 @@ template <class T>
 constexpr int kRowBlocks = sizeof(T) == 8 ? 3 : 6;
 
 // Loads of a thread where nothing changes its order, V values each.
-template <bool kBack, int V>
-constexpr int kPadTurns = V == 1 && kBack ? 8 : 16 / V;
+template <class From, int V>
+constexpr int kPadTurns = V == 1 && sizeof(From) > 2 ? 8 : 16 / V;
 
 struct RowShape {
   int64_t images, channels, pixels, width;
@@ -152,7 +152,7 @@ template <class T, class S, bool kBack, int V>
 __global__ void __launch_bounds__(kRowThreads, V == 1 && sizeof(T) == 4 ? 5 : kRowBlocks<T>)
     pad_rows(const PadShape s, std::conditional_t<kBack, S*, const S*> values,
              std::conditional_t<kBack, const T*, T*> rows) {
-  constexpr int kTurns = kPadTurns<kBack, V>;
+  constexpr int kTurns = kPadTurns<std::conditional_t<kBack, T, S>, V>;
   const int64_t first = (int64_t{blockIdx.x} * kTurns * kRowThreads + threadIdx.x) * V;
   Pack<std::conditional_t<kBack, T, S>, V> got[kTurns] = {};
   PadWalk from(s, first);
@@ -191,7 +191,8 @@ static void move(const Tensor& values, bool channels_last, R* rows) {
     if constexpr (std::is_same_v<accumulate_t<S>, T>) {
       S* const from = static_cast<S*>(values.mutable_data_ptr());
       const auto go = [&]<int V>() {
-        const int64_t step = int64_t{kRowThreads} * V, rest = step % width, block = step * kPadTurns<kBack, V>;
+        const int64_t step = int64_t{kRowThreads} * V, rest = step % width,
+                      block = step * kPadTurns<std::conditional_t<kBack, T, S>, V>;
         const int64_t blocks = channels_last ? (cells + block - 1) / block : images * tiles_p * tiles_c;
         STD_TORCH_CHECK(blocks <= INT32_MAX, "permutohedral: ", values.numel(), " values are more than a launch takes");
         const Launch grid{static_cast<unsigned>(blocks), kRowThreads};
