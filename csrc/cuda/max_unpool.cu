@@ -41,9 +41,9 @@ __global__ void __launch_bounds__(kThreads, kResident)
     const PoolPlace x = pool_place<kN>(i, index);
     const Range rd = windows_around(g, 0, x.at[0]), rh = windows_around(g, 1, x.at[1]),
                 rw = windows_around(g, 2, x.at[2]);
+    const int64_t here = flat(g.large, x.at[0], x.at[1], x.at[2]);
     // Where there is no other pack, the first again.
-    const int64_t apart = index.packs.value() * kN;
-    const bool has_other = x.channel + apart < g.step;
+    const int64_t other = x.channel + index.packs.value() * kN < g.step ? index.packs.value() * kN : 0;
     accumulate_t<T> sum[kEach][kN] = {};
     for (int od = rd.begin; od < rd.end; ++od) {
       const int kd = tap_of(g, 0, x.at[0], od);
@@ -53,15 +53,13 @@ __global__ void __launch_bounds__(kThreads, kResident)
           const int kw = tap_of(g, 2, x.at[2], ow);
           if (kd < 0 || kh < 0 || kw < 0) continue;
           const int64_t from = (x.outer * g.small_plane + flat(g.small, od, oh, ow)) * g.step + x.channel;
-          const M wanted = static_cast<M>(kIndices ? flat(g.large, x.at[0], x.at[1], x.at[2])
-                                                   : (kd * g.kernel[1] + kh) * g.kernel[2] + kw);
+          const M wanted = static_cast<M>(kIndices ? here : (kd * g.kernel[1] + kh) * g.kernel[2] + kw);
           Packs<M, kN> mark[kEach];
           Packs<T, kN> v[kEach];
 #pragma unroll
           for (int e = 0; e < kEach; ++e) {
-            const int64_t at = from + (e > 0 && has_other ? apart : 0);
-            mark[e] = load_packs<M, kN>(marks + at);
-            v[e] = load_packs<T, kN>(small + at);
+            mark[e] = load_packs<M, kN>(marks + from + e * other);
+            v[e] = load_packs<T, kN>(small + from + e * other);
           }
 #pragma unroll
           for (int e = 0; e < kEach; ++e)
@@ -74,14 +72,13 @@ __global__ void __launch_bounds__(kThreads, kResident)
         }
       }
     }
-    const int64_t to = (x.outer * g.large_plane + flat(g.large, x.at[0], x.at[1], x.at[2])) * g.step + x.channel;
 #pragma unroll
     for (int e = 0; e < kEach; ++e) {
-      if (e > 0 && !has_other) continue;
+      if (e > 0 && other == 0) continue;
       Packs<T, kN> out;
 #pragma unroll
       for (int k = 0; k < kN; ++k) out[k] = static_cast<T>(sum[e][k]);
-      store_packs(large + to + e * apart, out);
+      store_packs(large + (x.outer * g.large_plane + here) * g.step + x.channel + e * other, out);
     }
   }
   if constexpr (kIndices) {
