@@ -97,8 +97,8 @@ def check_the_last_stays(case):
 def test_codes_place_as_indices_do(case, channels_last, backend):
     spatial, *window = case
     axes, pool = len(spatial), OUR_POOL[len(spatial)]
-    # One channel a thread, and vectors of them in each size.
-    for dtype, channels in ((torch.float32, 5), *((dtype, 16) for dtype in DTYPES)):
+    # One channel a thread, and vectors of them in each size: an even number and three.
+    for dtype, channels in ((torch.float32, 5), (torch.float16, 24), *((dtype, 16) for dtype in DTYPES)):
         x = torch.randn(2, channels, *spatial).to(dtype)
         if channels_last:
             x = x.to(memory_format=FORMATS[axes])

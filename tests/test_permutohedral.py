@@ -163,6 +163,20 @@ def test_memory_formats_views_and_inputs_untouched(backend):
     assert torch.equal(features, random(2, 3, 9, 8, seed=1))
 
 
+# Planes of whole vectors, more than a tile of 128 pixels, and of an odd size; rows of whole vectors and of 21 classes.
+@pytest.mark.parametrize(("channels", "size"), [(8, (4, 33)), (8, (3, 5)), (21, (4, 33)), (21, (3, 5))])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layouts_and_alignments_give_the_same_bits(channels, size, dtype, backend):
+    values, features = random(1, channels, *size, dtype=dtype), random(1, 2, *size, seed=1)
+    expected = A.permutohedral_filter(values, features)
+    last = values.to(memory_format=torch.channels_last)
+    for same in (values, last):
+        assert torch.equal(A.permutohedral_filter(same, features), expected)
+        # A pointer that no vector is aligned to.
+        shifted = torch.empty(values.numel() + 1, dtype=dtype)[1:].as_strided(same.shape, same.stride()).copy_(same)
+        assert torch.equal(A.permutohedral_filter(shifted, features), expected)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4)])
 def test_empty(shape, backend):
     features = torch.zeros(shape[0], 2, *shape[2:])

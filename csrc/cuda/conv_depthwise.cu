@@ -50,15 +50,20 @@ __global__ void __launch_bounds__(kThreads)
           const ConvTap tap2 = t.tap(2, c);
           if (o[2] + kPixels <= tap2.begin || o[2] >= tap2.end) continue;
           const Channels w = load_pack<T, kChannels>(row_weight + weight_offset(t, 2, tap2));
+          const T* const row = from + at1 + (int64_t{o[2]} * t.q[2] + tap2.delta) * t.src.axis[2];
+          // All of a tap's pixels are asked for before the first is used.
+          Channels x[kPixels];
+          bool inside[kPixels];
 #pragma unroll
           for (int pixel = 0; pixel < kPixels; ++pixel) {
-            const int32_t here = o[2] + pixel;
-            if (here < tap2.begin || here >= tap2.end) continue;
-            const Channels x =
-                load_pack<T, kChannels>(from + at1 + (int64_t{here} * t.q[2] + tap2.delta) * t.src.axis[2]);
-#pragma unroll
-            for (int v = 0; v < kChannels; ++v) sum[pixel][v] += static_cast<A>(x[v]) * static_cast<A>(w[v]);
+            inside[pixel] = o[2] + pixel >= tap2.begin && o[2] + pixel < tap2.end;
+            if (inside[pixel]) x[pixel] = load_pack<T, kChannels>(row + pixel * (t.q[2] * t.src.axis[2]));
           }
+#pragma unroll
+          for (int pixel = 0; pixel < kPixels; ++pixel)
+#pragma unroll
+            for (int v = 0; v < kChannels; ++v)
+              if (inside[pixel]) sum[pixel][v] += static_cast<A>(x[pixel][v]) * static_cast<A>(w[v]);
         }
       }
     }

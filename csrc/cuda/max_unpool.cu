@@ -23,6 +23,11 @@ __device__ __forceinline__ void meet(Meeting meeting, accumulate_t<T>& sum, T va
   sum = meeting == Meeting::sum ? sum + static_cast<accumulate_t<T>>(value) : static_cast<accumulate_t<T>>(value);
 }
 
+// Packs of a position that a thread handles, which share its windows; one of indices is read in many bytes, and the
+// sums of two of eight values need more registers than kResident blocks have.
+template <class M, int kN>
+constexpr int kTogether = sizeof(M) == 8 || kN == 1 || kN == 8 ? 1 : 2;
+
 // Each element of the large map looks at the windows around it, in the order of the small map: one pass, no scatter.
 // Adds to *matched the number of indices found in their own window.
 template <class T, class M, int kN>
@@ -30,13 +35,16 @@ __global__ void __launch_bounds__(kThreads, kResident)
     place_windows_kernel(const PoolWindows g, const PoolIndex index, const T* small, const M* marks, T* large,
                          Meeting meeting, int64_t n, unsigned long long* matched) {
   constexpr bool kIndices = sizeof(M) == 8;
+  constexpr int kEach = kTogether<M, kN>;
   unsigned found = 0;
   for (int64_t i = first_index(); i < n; i += index_step()) {
     const PoolPlace x = pool_place<kN>(i, index);
     const Range rd = windows_around(g, 0, x.at[0]), rh = windows_around(g, 1, x.at[1]),
                 rw = windows_around(g, 2, x.at[2]);
     const int64_t here = flat(g.large, x.at[0], x.at[1], x.at[2]);
-    accumulate_t<T> sum[kN] = {};
+    // Where there is no other pack, the first again.
+    const int64_t other = x.channel + index.packs.value() * kN < g.step ? index.packs.value() * kN : 0;
+    accumulate_t<T> sum[kEach][kN] = {};
     for (int od = rd.begin; od < rd.end; ++od) {
       const int kd = tap_of(g, 0, x.at[0], od);
       for (int oh = rh.begin; oh < rh.end; ++oh) {
@@ -45,22 +53,33 @@ __global__ void __launch_bounds__(kThreads, kResident)
           const int kw = tap_of(g, 2, x.at[2], ow);
           if (kd < 0 || kh < 0 || kw < 0) continue;
           const int64_t from = (x.outer * g.small_plane + flat(g.small, od, oh, ow)) * g.step + x.channel;
-          const auto mark = load_packs<M, kN>(marks + from);
           const M wanted = static_cast<M>(kIndices ? here : (kd * g.kernel[1] + kh) * g.kernel[2] + kw);
-          const auto v = load_packs<T, kN>(small + from);
+          Packs<M, kN> mark[kEach];
+          Packs<T, kN> v[kEach];
 #pragma unroll
-          for (int k = 0; k < kN; ++k)
-            if (mark[k] == wanted) {
-              meet<T>(meeting, sum[k], v[k]);
-              ++found;
-            }
+          for (int e = 0; e < kEach; ++e) {
+            mark[e] = load_packs<M, kN>(marks + from + e * other);
+            v[e] = load_packs<T, kN>(small + from + e * other);
+          }
+#pragma unroll
+          for (int e = 0; e < kEach; ++e)
+#pragma unroll
+            for (int k = 0; k < kN; ++k)
+              if (mark[e][k] == wanted) {
+                meet<T>(meeting, sum[e][k], v[e][k]);
+                ++found;
+              }
         }
       }
     }
-    Packs<T, kN> out;
 #pragma unroll
-    for (int k = 0; k < kN; ++k) out[k] = static_cast<T>(sum[k]);
-    store_packs(large + i * kN, out);
+    for (int e = 0; e < kEach; ++e) {
+      if (e > 0 && other == 0) continue;
+      Packs<T, kN> out;
+#pragma unroll
+      for (int k = 0; k < kN; ++k) out[k] = static_cast<T>(sum[e][k]);
+      store_packs(large + (x.outer * g.large_plane + here) * g.step + x.channel + e * other, out);
+    }
   }
   if constexpr (kIndices) {
     found = __reduce_add_sync(0xffffffffu, found);
@@ -127,7 +146,6 @@ static void place(const PoolWindows& g, const Tensor& in, const Tensor& marks, T
   const M* marked = data<M>(marks);
   T* large = mutable_data<T>(out);
   const Stream stream = current_stream(in);
-  const int64_t n = out.numel();
   constexpr bool kIndices = sizeof(M) == 8;
   std::optional<Tensor> count;
   unsigned long long* matched = nullptr;
@@ -137,8 +155,10 @@ static void place(const PoolWindows& g, const Tensor& in, const Tensor& marks, T
     launch<clear_kernel>({1, 1}, stream, matched);
   }
   const auto go = [&]<int kN>() {
-    launch<place_windows_kernel<T, M, kN>>({blocks_for(n / kN, kThreads), kThreads}, stream, g,
-                                           PoolIndex(g.large, g.step, kN), small, marked, large, meeting, n / kN,
+    constexpr int kStep = kN * kTogether<M, kN>;
+    const int64_t steps = (g.step + kStep - 1) / kStep, items = g.outers * g.large_plane * steps;
+    launch<place_windows_kernel<T, M, kN>>({blocks_for(items, kThreads), kThreads}, stream, g,
+                                           PoolIndex(g.large, steps * kN, kN), small, marked, large, meeting, items,
                                            matched);
   };
   if (g.step % kPack<T> == 0 && packs_at<kPack<T>>(small) && packs_at<kPack<T>>(marked))

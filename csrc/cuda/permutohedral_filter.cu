@@ -72,14 +72,16 @@ __global__ void __launch_bounds__(kFilterThreads)
         store_pack(to + b * kPack<T>, sum);
       };
       for (int64_t i = first; i < last; i += kAhead) {
+        // Behind the last the last again: loads without a branch between them are under way together.
+        int32_t row[kAhead];
         T weight[kAhead];
         RowPack<T> x[kAhead];
 #pragma unroll
+        for (int u = 0; u < kAhead; ++u) row[u] = a.rows[i + u < last ? i + u : last - 1];
+#pragma unroll
         for (int u = 0; u < kAhead; ++u) {
-          if (i + u >= last) continue;
-          const int32_t row = a.rows[i + u];
-          weight[u] = a.splat_weights[row];
-          x[u] = load_pack<T, kPack<T>>(from + row / static_cast<int32_t>(a.corners) * width);
+          weight[u] = a.splat_weights[row[u]];
+          x[u] = load_pack<T, kPack<T>>(from + row[u] / static_cast<int32_t>(a.corners) * width);
         }
 #pragma unroll
         for (int u = 0; u < kAhead; ++u) {

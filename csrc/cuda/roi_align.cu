@@ -72,37 +72,67 @@ struct RoiAlignGather {
   RoiAxis<C> rows, columns;
   int64_t channels;
 
-  __device__ __forceinline__ void add(int64_t k, int32_t y, int32_t x, BinRange p, BinRange q, int64_t channel,
-                                      C (&sum)[N]) const {
-    const int64_t bins = rows.bins * columns.bins;
-    const T* from = grad + k * bins * channels + (kNhwc ? channel : channel * bins);
+  // Gradients of a step are asked for together, of all rows and of kBins columns of bins: with no branch between them,
+  // for which one that is not wanted is the box's first.
+  static constexpr int kBins = kNhwc ? 2 : 1;
+
+  __device__ __forceinline__ void add(int64_t k, const RoiRow (&row)[kRoiRows], int32_t x, BinRange q, int32_t channel,
+                                      C (&sum)[kRoiRows][N]) const {
+    // A box's gradient has fewer than 2^31 elements.
+    const int32_t width = static_cast<int32_t>(columns.bins), bins = static_cast<int32_t>(rows.bins) * width;
+    const int32_t step = kNhwc ? static_cast<int32_t>(channels) : 1, apart = kNhwc ? 1 : bins;
+    const T* const from = grad + k * bins * channels + int64_t{channel} * apart;
+    const int32_t most = most_bins(row);
     // Few bins meet in a pixel: unrolled, these loops would only take registers.
 #pragma unroll 1
-    for (int32_t i = p.first; i < p.last; ++i) {
-      const C row_weight = weight(rows, k, i, y);
-      if (row_weight < C(0)) continue;
+    for (int32_t u = 0; u < most; ++u) {
+      C row_weight[kRoiRows];
+#pragma unroll
+      for (int r = 0; r < kRoiRows; ++r)
+        row_weight[r] = weight(rows, k, row[r].bins.first + u, row[r].bins.last, row[r].y);
 #pragma unroll 1
-      for (int32_t j = q.first; j < q.last; ++j) {
-        const C column_weight = weight(columns, k, j, x);
-        if (column_weight < C(0)) continue;
-        const C w = row_weight * column_weight;
-        const int64_t bin = i * columns.bins + j;
-        if constexpr (kNhwc) {
-          const auto value = load_pack<T, N>(from + bin * channels);
-          for (int c = 0; c < N; ++c) sum[c] += w * static_cast<C>(value[c]);
-        } else {
-          for (int c = 0; c < N; ++c)
-            if (channel + c < channels) sum[c] += w * static_cast<C>(from[c * bins + bin]);
+      for (int32_t j = q.first; j < q.last; j += kBins) {
+        C w[kRoiRows][kBins];
+        Pack<T, N> value[kRoiRows][kBins];
+#pragma unroll
+        for (int v = 0; v < kBins; ++v) {
+          const C column_weight = weight(columns, k, j + v, q.last, x);
+#pragma unroll
+          for (int r = 0; r < kRoiRows; ++r) {
+            const bool used = !(row_weight[r] < C(0)) & !(column_weight < C(0));
+            w[r][v] = used ? row_weight[r] * column_weight : C(-1);
+            const int32_t at = used ? ((row[r].bins.first + u) * width + j + v) * step : 0;
+            if constexpr (kNhwc) {
+              value[r][v] = load_pack<T, N>(from + at);
+            } else {
+#pragma unroll
+              for (int c = 0; c < N; ++c) value[r][v][c] = channel + c < channels ? from[c * bins + at] : T(0);
+            }
+          }
         }
+#pragma unroll
+        for (int r = 0; r < kRoiRows; ++r)
+#pragma unroll
+          for (int v = 0; v < kBins; ++v)
+#pragma unroll
+            for (int c = 0; c < N; ++c) {
+              const C next = sum[r][c] + w[r][v] * static_cast<C>(value[r][v][c]);
+              sum[r][c] = w[r][v] < C(0) ? sum[r][c] : next;
+            }
       }
     }
   }
 
-  // Of a pixel within the bin's band, which ranges are made of; they may span a bin without it.
-  __device__ __forceinline__ static C weight(const RoiAxis<C>& axis, int64_t k, int32_t b, int32_t pixel) {
-    const int32_t* first = axis.first + k * (axis.bins + 1) + b;
-    const int32_t at = pixel - axis.low[k * axis.bins + b];
-    return at >= 0 && at < first[1] - first[0] ? axis.weight[k * axis.capacity + first[0] + at] : C(-1);
+  // Of a pixel within the bin's band, which ranges are made of; they may span a bin without it. -1 where bin b is none
+  // or has no weight there; its loads have no branch between them.
+  __device__ __forceinline__ static C weight(const RoiAxis<C>& axis, int64_t k, int32_t b, int32_t last,
+                                             int32_t pixel) {
+    const int64_t bin = b < last ? b : 0;
+    const int32_t* first = axis.first + k * (axis.bins + 1) + bin;
+    const int32_t begin = first[0], count = first[1] - begin, at = pixel - axis.low[k * axis.bins + bin];
+    C w = C(-1);
+    if ((b < last) & (at >= 0) & (at < count)) w = axis.weight[k * axis.capacity + begin + at];
+    return w;
   }
 };
 

@@ -164,24 +164,46 @@ struct RoiPoolGather {
   int64_t channels;
   int32_t pooled_height, pooled_width, width;
 
-  __device__ __forceinline__ void add(int64_t k, int32_t y, int32_t x, BinRange p, BinRange q, int64_t channel,
-                                      C (&sum)[N]) const {
-    const int64_t bins = static_cast<int64_t>(pooled_height) * pooled_width;
-    const int32_t pixel = y * width + x;
+  // In packs, all rows' winners and gradients of a bin are asked for together: with no branch between them, for which a
+  // gradient is read whether it is wanted or not, and for a row without the bin the box's first.
+  __device__ __forceinline__ void add(int64_t k, const RoiRow (&row)[kRoiRows], int32_t x, BinRange q, int32_t channel,
+                                      C (&sum)[kRoiRows][N]) const {
+    // A box's gradient has fewer than 2^31 elements.
+    const int32_t bins = pooled_height * pooled_width, step = kNhwc ? static_cast<int32_t>(channels) : 1;
+    const int64_t first = k * bins * channels + int64_t{channel} * (kNhwc ? 1 : bins);
+    const int32_t most = most_bins(row);
     // Few bins meet in a pixel: unrolled, these loops would only take registers.
 #pragma unroll 1
-    for (int32_t i = p.first; i < p.last; ++i)
+    for (int32_t u = 0; u < most; ++u)
 #pragma unroll 1
       for (int32_t j = q.first; j < q.last; ++j) {
-        const int32_t bin = i * pooled_width + j;
-        const int64_t at = k * bins * channels + (kNhwc ? bin * channels + channel : channel * bins + bin);
+        int32_t wanted[kRoiRows];
+        Packs<int32_t, N> winner[kRoiRows];
+        Pack<T, N> value[kRoiRows];
+#pragma unroll
+        for (int r = 0; r < kRoiRows; ++r) {
+          const int32_t i = row[r].bins.first + u;
+          const bool used = i < row[r].bins.last;
+          wanted[r] = used ? row[r].y * width + x : INT32_MIN;
+          const int64_t at = first + (used ? (i * pooled_width + j) * step : 0);
+          if constexpr (kNhwc) {
+            winner[r] = load_packs<int32_t, N>(argmax + at);
+            value[r] = load_pack<T, N>(grad + at);
+          } else {
+#pragma unroll
+            for (int c = 0; c < N; ++c)
+              if (used && channel + c < channels && argmax[at + c * bins] == wanted[r])
+                sum[r][c] += static_cast<C>(grad[at + c * bins]);
+          }
+        }
         if constexpr (kNhwc) {
-          const auto winner = load_packs<int32_t, N>(argmax + at);
-          for (int c = 0; c < N; ++c)
-            if (winner[c] == pixel) sum[c] += static_cast<C>(grad[at + c]);
-        } else {
-          for (int c = 0; c < N; ++c)
-            if (channel + c < channels && argmax[at + c * bins] == pixel) sum[c] += static_cast<C>(grad[at + c * bins]);
+#pragma unroll
+          for (int r = 0; r < kRoiRows; ++r)
+#pragma unroll
+            for (int c = 0; c < N; ++c) {
+              const C next = sum[r][c] + static_cast<C>(value[r][c]);
+              sum[r][c] = winner[r][c] == wanted[r] ? next : sum[r][c];
+            }
         }
       }
   }

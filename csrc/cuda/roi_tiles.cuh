@@ -85,7 +85,24 @@ __device__ __forceinline__ void for_each_roi(const RoiTiles& a, int32_t image, i
   }
 }
 
-// Gather: a struct with types T and kPack, kNhwc, and add(k, y, x, row bins, column bins, channel, sums).
+// A row of the map and the bins that it takes part in.
+struct RoiRow {
+  int32_t y;
+  BinRange bins;
+};
+
+__device__ __forceinline__ int32_t most_bins(const RoiRow (&rows)[kRoiRows]) {
+  int32_t most = 0;
+#pragma unroll
+  for (int r = 0; r < kRoiRows; ++r) {
+    const int32_t count = rows[r].bins.last - rows[r].bins.first;
+    most = count > most ? count : most;
+  }
+  return most;
+}
+
+// Gather: a struct with types T and kPack, kNhwc, and add(k, rows, x, column bins, channel, sums), which adds a row's
+// bins in ascending order.
 template <class Gather>
 __global__ void __launch_bounds__(kRoiThreads, 3) roi_gather(RoiTiles a, Gather gather, typename Gather::T* out) {
   using T = typename Gather::T;
@@ -106,11 +123,13 @@ __global__ void __launch_bounds__(kRoiThreads, 3) roi_gather(RoiTiles a, Gather 
       const RoiBounds b = a.bounds[k];
       if (!live || x < b.x0 || x >= b.x1) return;
       const BinRange columns = a.column_bins[k * a.width + x];
+      RoiRow rows[kRoiRows];
 #pragma unroll
       for (int r = 0; r < kRoiRows; ++r) {
-        const int32_t row = y + r * rows_apart;
-        if (row >= b.y0 && row < b.y1) gather.add(k, row, x, a.row_bins[k * a.height + row], columns, channel, sum[r]);
+        rows[r] = {y + r * rows_apart, {0, 0}};
+        if (rows[r].y >= b.y0 && rows[r].y < b.y1) rows[r].bins = a.row_bins[k * a.height + rows[r].y];
       }
+      gather.add(k, rows, x, columns, static_cast<int32_t>(channel), sum);
     });
     if (!live) continue;
 #pragma unroll

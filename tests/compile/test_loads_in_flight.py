@@ -12,26 +12,28 @@ AIM = 40
 # Kernels; KB under way on a multiprocessor, counting every resident thread's loads between the first and the first use
 # of one of them, within a basic block; the least share of loads of 16 bytes.
 BUDGETS = {
-    r"conv_depthwise_kernel<float, 4>": (AIM, 0.15),
-    # 92 registers leave two blocks, and a row's loads are used one after the other.
-    r"conv_depthwise_kernel<(half|bfloat16), 8>": (12, 0.15),
+    # Loads of 4 bytes are of the table of taps.
+    r"conv_depthwise_kernel<(float, 4|half, 8|bfloat16, 8)>": (AIM, 0.15),
     r"max_pool_kernel<(half|float), [\w ]+, [48]>": (AIM, 1.0),
     r"place_windows_kernel<(half|float), long, [48]>": (AIM, 1.0),
     # Codes are eight or four bytes of a load of 16 of values.
-    r"place_windows_kernel<(half|float), unsigned char, [48]>": (24, 0.5),
+    r"place_windows_kernel<float, unsigned char, 4>": (AIM, 0.5),
+    # One pack a thread: the sums of two spill on sm_120.
+    r"place_windows_kernel<half, unsigned char, 8>": (24, 0.5),
     r"roi_align_forward<(half|float), [48], true>": (AIM, 0.25),
     r"roi_pool_forward<(half|float), [48], true>": (AIM, 0.25),
-    # A gradient is read box by box, and each load waits for what is known of the box.
-    r"roi_gather<RoiAlignGather<(half|float), [48], true>>": (15, 0.05),
-    r"roi_gather<RoiPoolGather<(half|float), [48], true>>": (18, 0.07),
+    # Beside gradients, or the pixels that won, a box's bounds and tables.
+    r"roi_gather<RoiAlignGather<(half|float), [48], true>>": (AIM, 0.1),
+    r"roi_gather<RoiPoolGather<(half|float), [48], true>>": (AIM, 0.1),
     r"mean_field_step<float, .*>": (AIM, 0.3),
     r"lattice_(blur|join|mix)<float>": (AIM, 0),
     r"lattice_slice<float>": (AIM, 0.3),
-    # Pixels of a vertex are a list of unknown length.
-    r"lattice_splat<float>": (20, 0.2),
-    # The least of all: four values a thread, each put into shared memory before the next is asked for.
-    r"transpose_rows<float, (half|float), false>": (6, 0),
-    r"transpose_rows<float, (half|float), true>": (3, 0),
+    r"lattice_splat<float>": (AIM, 0.2),
+    # Four values a load where rows are of whole vectors and their addresses aligned, else one.
+    r"(transpose|pad)_rows<float, float, (true|false), 4>": (AIM, 1.0),
+    r"(transpose|pad)_rows<float, half, true, 4>": (AIM, 1.0),
+    r"(transpose|pad)_rows<float, half, false, 4>": (AIM, 0),
+    r"(transpose|pad)_rows<float, (half|float), (true|false), 1>": (AIM, 0),
 }
 
 
