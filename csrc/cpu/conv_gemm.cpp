@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "core/checked.h"
+#include "core/gemm_rows.h"
 #include "core/phases.h"
 #include "cpu/conv_layout.h"
 #include "cpu/gemm.h"
@@ -15,9 +16,7 @@ using core::kAxes;
 
 namespace {
 
-constexpr int64_t kRows = 256, kColumns = 512;  // of one task's result: both scratch tiles stay in the cache
-// A 16-bit GEMM takes some 25 us however small it is: more rows share one where they and their results are narrow.
-constexpr int64_t kRows16 = 4096, kNarrow = int64_t{768} << 10;  // bytes of both scratch tiles
+constexpr int64_t kRows = core::kGemmRows, kColumns = core::kGemmColumns;
 // Of one GEMM, at least a tap: shorter sums, added up in the same result, round less than one long one.
 constexpr int64_t kDepth = 64;
 constexpr int64_t kScratch = int64_t{4} << 20;  // bytes of gathered rows a worker
@@ -206,7 +205,7 @@ int64_t piece_taps(const Block& b) {
 // At most `most` where that is more than kRows, and then in equal parts.
 int64_t rows_at_once(const Job& job, const Block& b, int64_t most, int64_t columns) {
   const int64_t size = element_size(job.gemm_dtype), row = std::max<int64_t>(1, piece_taps(b) * job.src_count * size);
-  const int64_t narrow = kNarrow / (row + std::min(columns, b.phases() * job.dst_count) * size);
+  const int64_t narrow = core::rows_of_16_bits(row + std::min(columns, b.phases() * job.dst_count) * size);
   const int64_t rows = std::clamp<int64_t>(kScratch / row, 32, std::max(kRows, std::min(narrow, most)));
   return rows > kRows ? core::ceil_div(b.rows, core::ceil_div(b.rows, rows)) : rows;
 }
@@ -225,7 +224,7 @@ std::vector<Task> cut_tasks(const Job& job, const std::vector<Block>& blocks, in
 
 // The division never depends on the number of threads. Large tasks come first, so that the last ones even it out.
 std::vector<Task> make_tasks(const Job& job, const std::vector<Block>& blocks) {
-  int64_t rows = job.one_piece ? kRows16 : kRows, columns = kColumns;
+  int64_t rows = job.one_piece ? 16 * kRows : kRows, columns = kColumns;
   std::vector<Task> all = cut_tasks(job, blocks, rows, columns);
   while (static_cast<int64_t>(all.size()) < kTasks && columns > 64) {
     if (rows > kRows) {

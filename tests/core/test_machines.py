@@ -28,7 +28,7 @@ def every_device():
 
 def test_every_table_is_complete_and_positive():
     # What may be none: axes, and tensor cores of a dtype.
-    may_be_zero = {"skips", "weight_skips", "tensor", "wgmma"}
+    may_be_zero = {"skips", "weight_skips", "tensor", "wgmma", "our_gemm"}
     for device in every_device():
         own = {name for name, (_, cpu, gpu) in native.rates().items() if (cpu if device.kind == "cpu" else gpu)}
         assert device.rates.keys() == own | {"exceptions"}
@@ -75,6 +75,10 @@ CONDITIONS = {
     "padding_above": (6, conv(64, 64, 33, 3, 7), conv(64, 64, 33, 3, 6)),
     # Of weight gradients alone.
     "weight_grad_kernel_above": (3, conv(64, 64, 33, 5, 1, kind="weight_grad"), conv(64, 64, 33, 5, 1)),
+    "stride_above": (2, conv(64, 64, 33, 3, 1, stride=3), conv(64, 64, 33, 3, 1, stride=2)),
+    "odd_stride": (True, conv(64, 64, 33, 3, 1, stride=3), conv(64, 64, 33, 3, 1, stride=2)),
+    "odd_sums": (True, conv(63, 64, 33, 3, 1), conv(64, 63, 33, 3, 1)),
+    "groups_above": (4, conv(64, 64, 33, 3, 1, groups=8), conv(64, 64, 33, 3, 1, groups=4)),
     # 33 positions of a kernel on a map of 32, and on one of 33.
     "beyond_image": (True, conv(64, 64, 32, 3, 16), conv(64, 64, 33, 3, 16)),
     "row_dilation": (2, conv(64, 64, 33, 3, 2), conv(64, 64, 33, 3, 3)),
