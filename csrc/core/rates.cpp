@@ -91,11 +91,11 @@ constexpr Condition kConditions[] = {
     {"odd_stride", odd_stride},                              // of an axis, and not 1
     {"odd_sums", odd_sums},                                  // a result sums over an odd number of channels
     {"groups_above", groups_above},
-    {"beyond_image", beyond_image},                          // the dilated kernel is larger than the image
-    {"row_dilation", row_dilation},                          // of the last axis but one, exactly
-    {"row_bytes_above", row_bytes_above},                    // of the image's rows from a kernel's first to its last
-    {"channels_below", channels_below},                      // of the result, which has one group
-    {"bytes_apart", bytes_apart},                            // positions that are summed lie a multiple of them apart
+    {"beyond_image", beyond_image},        // the dilated kernel is larger than the image
+    {"row_dilation", row_dilation},        // of the last axis but one, exactly
+    {"row_bytes_above", row_bytes_above},  // of the image's rows from a kernel's first to its last
+    {"channels_below", channels_below},    // of the result, which has one group
+    {"bytes_apart", bytes_apart},          // positions that are summed lie a multiple of them apart
 };
 
 }  // namespace
