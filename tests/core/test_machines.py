@@ -63,6 +63,9 @@ def test_units_and_what_is_derived():
     assert {e["of"] for e in double["exceptions"]} == {"aten_depthwise", "aten_depthwise_grad"}
     # A Zen 4 multiplies bf16 and not fp16.
     assert devices.cpu_rates("avx512", torch.float16, True) == devices.cpu_rates("avx2", torch.bfloat16, True)
+    # A Xeon with AMX has none for fp16: its rates are not those of bf16.
+    fp16, bf16 = (devices.cpu_rates("amx", dtype, True) for dtype in (torch.float16, torch.bfloat16))
+    assert (fp16["aten_weight_grad"], bf16["aten_weight_grad"], fp16["copy"]) == (0.12e9, 90e9, 33e9)
     half_of_it = devices.gpu_rates("h100", 66, "half", True)
     assert (half_of_it["wgmma"], half_of_it["copy"], half_of_it["our_call"]) == (250e12, 1.5e12, 12e-6)
     assert devices.gpu_rates("mi300x", 66, "half", True) == half_of_it
