@@ -124,6 +124,21 @@ def test_same_bits_every_time_and_in_any_order(shape, backend):
             assert torch.equal(a, c)
 
 
+@compiled
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_thousands_of_rows_of_few_channels_in_16_bits(dtype, last):
+    """They share few GEMMs: the 4096 positions and more of a phase are cut into equal parts."""
+    shape = TransposedShape("", 1, 12, 12, (65, 66), (4, 4), (2, 2), (1, 1))
+    arguments = tensors(shape, dtype, last)
+    exact, theirs = call(F, shape, *(t.double() for t in arguments)), call(F, shape, *arguments)
+    with ao.backend("cpu"):
+        ours = call(A, shape, *arguments)
+        with in_order("cpu", 1):
+            assert torch.equal(ours, call(A, shape, *arguments))
+    assert_close(ours, exact, theirs)
+
+
 @pytest.mark.parametrize("groups", [1, 8], ids=["dense", "depthwise"])
 def test_views_unbatched_and_offset_pointers(groups, backend):
     # Whole numbers, whose sums are exact: what matters here is where they are read.

@@ -157,7 +157,8 @@ def cpu_rates(machine: str, dtype: torch.dtype, channels_last: bool) -> Rates:
     if dtype == torch.float64:
         return _double(_rates(machine, "float", channels_last, "cpu"))
     if dtype == torch.float16 and "float16" in file:
-        return _rates(file["float16"]["like"], "half", channels_last, "cpu")
+        like = file["float16"].get("like")
+        return _rates(like, "half", channels_last, "cpu") if like else _rates(machine, "float16", channels_last, "cpu")
     return _rates(machine, "half" if dtype.itemsize == 2 else "float", channels_last, "cpu")
 
 

@@ -67,7 +67,7 @@ std::vector<AxisPhase> axis_phases(Kind kind, const Axis& a) {
   return all;
 }
 
-int64_t gathered_pairs(const std::vector<AxisPhase>& phases) {
+Gathered gathered(const std::vector<AxisPhase>& phases) {
   std::set<std::vector<int64_t>> blocks;  // begin, end, displacements
   for (const AxisPhase& phase : phases)
     for (const AxisSegment& s : phase.segments) {
@@ -75,9 +75,13 @@ int64_t gathered_pairs(const std::vector<AxisPhase>& phases) {
       for (int64_t t = s.tap_begin; t < s.tap_end; ++t) block.push_back(phase.taps[t].delta);
       blocks.insert(std::move(block));
     }
-  int64_t pairs = 0;
-  for (const auto& b : blocks) pairs += (b[1] - b[0]) * (static_cast<int64_t>(b.size()) - 2);
-  return pairs;
+  Gathered all;
+  for (const auto& b : blocks) {
+    ++all.blocks;
+    all.rows += b[1] - b[0];
+    all.pairs += (b[1] - b[0]) * (static_cast<int64_t>(b.size()) - 2);
+  }
+  return all;
 }
 
 Phases phases(const Problem& problem) {

@@ -45,9 +45,12 @@ struct AxisPhase {
 // stride; a residue that no tap falls on has no taps, and its result is zero.
 std::vector<AxisPhase> axis_phases(Kind kind, const Axis& axis);
 
-// Live (position, tap) pairs, but once for all phases that have the same taps at the same positions: they read one
-// gathered row.
-int64_t gathered_pairs(const std::vector<AxisPhase>& phases);
+// Positions and live (position, tap) pairs, but once for all phases that have the same taps at the same positions,
+// which are one block: they read one gathered row.
+struct Gathered {
+  int64_t blocks = 0, rows = 0, pairs = 0;
+};
+Gathered gathered(const std::vector<AxisPhase>& phases);
 
 using Phase = std::array<const AxisPhase*, kAxes>;
 

@@ -14,6 +14,7 @@ struct Facts {
   int64_t itemsize, regions = 1;
   std::array<double, kAxes> live;  // live share of each axis
   double pairs = 1;                // (position, tap) pairs that a GEMM gathers
+  double rows = 1, blocks = 1;     // positions that it gathers, and boxes of them
   double bytes_floor;
 
   Facts(const Problem& p, int64_t itemsize) : problem(p), itemsize(itemsize) {
@@ -25,7 +26,10 @@ struct Facts {
         segments += static_cast<int64_t>(phase.segments.size());
       }
       live[i] = static_cast<double>(live_pairs) / (static_cast<double>(p.axis[i].out) * p.axis[i].kernel);
-      pairs *= static_cast<double>(gathered_pairs(phases));
+      const Gathered once = gathered(phases);
+      pairs *= static_cast<double>(once.pairs);
+      rows *= static_cast<double>(once.rows);
+      blocks *= static_cast<double>(once.blocks);
       regions *= segments;
     }
     bytes_floor = static_cast<double>(p.input_elements() + p.output_elements() + p.weight_elements()) * itemsize;

@@ -1,4 +1,5 @@
 // The candidates on a CPU.
+#include "core/gemm_rows.h"
 #include "core/plan_candidates.h"
 
 namespace atrousops::core {
@@ -23,6 +24,20 @@ const char* regions_rule(const Problem& p, const Device&, int64_t) {
   return strided(p) ? "a stride makes it a case for phases" : nullptr;
 }
 
+// What the calls of the GEMMs cost beside their operations, of one thread's share. Counted as for 16 bits: fp32 is cut
+// into more, but a call of it costs next to nothing.
+double calls_seconds(const Facts& f, const Device& d) {
+  const Problem& p = f.problem;
+  if (d.rates.our_gemm == 0 || p.kind == Kind::weight_grad || f.rows == 0) return 0;
+  const auto [width, depth] = width_and_depth(p);
+  const double written = static_cast<double>(p.kind == Kind::input_grad ? p.in_positions() : p.out_positions());
+  const double columns = static_cast<double>(width) * written / f.rows;  // of all phases that share a row
+  const double bytes = (f.pairs / f.rows * depth + std::min<double>(columns, kGemmColumns)) * f.itemsize;
+  const double tasks = static_cast<double>(p.n) * f.rows / rows_of_16_bits(static_cast<int64_t>(bytes));
+  const double calls = f.blocks + tasks * std::max(1.0, columns / kGemmColumns);
+  return d.rates.our_gemm * calls / static_cast<double>(d.threads);
+}
+
 double gemm_seconds(const Facts& f, const Device& d) {
   const Problem& p = f.problem;
   const auto [width, depth] = width_and_depth(p);
@@ -34,7 +49,7 @@ double gemm_seconds(const Facts& f, const Device& d) {
     flops *= static_cast<double>((depth + kLanes - 1) / kLanes * kLanes) / std::max<int64_t>(depth, 1);
   }
   const double gathered = static_cast<double>(p.n) * depth * f.itemsize * f.pairs;
-  const double overhead = d.rates.our_call + d.rates.our_region * f.regions;
+  const double overhead = d.rates.our_call + d.rates.our_region * f.regions + calls_seconds(f, d);
   const double moving = depth % kLanes != 0 ? std::min(d.rates.pieces, d.rates.copy) : d.rates.copy;
   return overhead + flops / (rate * d.threads) + (f.bytes_floor + gathered) / moving;
 }

@@ -39,6 +39,7 @@ constexpr RateName kRates[] = {
     {"aten_call", &Rates::aten_call, Unit::seconds, true, true},
     {"our_call", &Rates::our_call, Unit::seconds, true, true},
     {"our_region", &Rates::our_region, Unit::seconds, true, true},
+    {"our_gemm", &Rates::our_gemm, Unit::seconds, true, false},
 };
 
 bool any_axis(const Problem& p, const auto& f) { return std::any_of(p.axis.begin(), p.axis.end(), f); }
@@ -54,6 +55,16 @@ bool weight_grad_kernel_above(const Problem& p, int64_t, double limit) {
   return p.kind == Kind::weight_grad &&
          any_axis(p, [&](const Axis& a) { return static_cast<double>(a.kernel) > limit; });
 }
+bool stride_above(const Problem& p, int64_t, double limit) {
+  return any_axis(p, [&](const Axis& a) { return static_cast<double>(a.stride) > limit; });
+}
+bool odd_stride(const Problem& p, int64_t, double limit) {
+  return any_axis(p, [](const Axis& a) { return a.stride > 1 && a.stride % 2 != 0; }) == (limit != 0);
+}
+bool odd_sums(const Problem& p, int64_t, double limit) {
+  return (width_and_depth(p).second / std::max<int64_t>(p.groups, 1) % 2 != 0) == (limit != 0);
+}
+bool groups_above(const Problem& p, int64_t, double limit) { return static_cast<double>(p.groups) > limit; }
 bool beyond_image(const Problem& p, int64_t, double limit) {
   const bool beyond = any_axis(p, [](const Axis& a) { return a.dilation * (a.kernel - 1) >= a.in; });
   return beyond == (limit != 0);
@@ -76,11 +87,15 @@ constexpr Condition kConditions[] = {
     {"dilation_at_most", dilation_at_most},                  // of all of them
     {"padding_above", padding_above},                        // before the last axis
     {"weight_grad_kernel_above", weight_grad_kernel_above},  // a weight gradient; the size of its kernel
-    {"beyond_image", beyond_image},                          // the dilated kernel is larger than the image
-    {"row_dilation", row_dilation},                          // of the last axis but one, exactly
-    {"row_bytes_above", row_bytes_above},                    // of the image's rows from a kernel's first to its last
-    {"channels_below", channels_below},                      // of the result, which has one group
-    {"bytes_apart", bytes_apart},                            // positions that are summed lie a multiple of them apart
+    {"stride_above", stride_above},                          // of an axis
+    {"odd_stride", odd_stride},                              // of an axis, and not 1
+    {"odd_sums", odd_sums},                                  // a result sums over an odd number of channels
+    {"groups_above", groups_above},
+    {"beyond_image", beyond_image},        // the dilated kernel is larger than the image
+    {"row_dilation", row_dilation},        // of the last axis but one, exactly
+    {"row_bytes_above", row_bytes_above},  // of the image's rows from a kernel's first to its last
+    {"channels_below", channels_below},    // of the result, which has one group
+    {"bytes_apart", bytes_apart},          // positions that are summed lie a multiple of them apart
 };
 
 }  // namespace

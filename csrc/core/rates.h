@@ -39,8 +39,8 @@ struct Rates {
   // have inputs and results copied from and into NCHW.
   double tails = kUnlimited, columns = kUnlimited, cached_columns = 0, results = kUnlimited, pieces = kUnlimited;
   double turned = kUnlimited;
-  // Seconds of overhead of a call, and of each region.
-  double aten_call = 0, our_call = 0, our_region = 0;
+  // Seconds of overhead of a call, of each region, and of each product that our GEMMs are cut into.
+  double aten_call = 0, our_call = 0, our_region = 0, our_gemm = 0;
   // Where a rate above was seen not to hold.
   std::vector<Exception> exceptions;
 

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <functional>
 
+#include "core/checked.h"
+#include "core/gemm_rows.h"
 #include "core/phases.h"
 #include "cpu/conv_layout.h"
 #include "cpu/gemm.h"
@@ -14,7 +16,7 @@ using core::kAxes;
 
 namespace {
 
-constexpr int64_t kRows = 256, kColumns = 512;  // of one task's result: both scratch tiles stay in the cache
+constexpr int64_t kRows = core::kGemmRows, kColumns = core::kGemmColumns;
 // Of one GEMM, at least a tap: shorter sums, added up in the same result, round less than one long one.
 constexpr int64_t kDepth = 64;
 constexpr int64_t kScratch = int64_t{4} << 20;  // bytes of gathered rows a worker
@@ -200,24 +202,37 @@ int64_t piece_taps(const Block& b) {
   return most;
 }
 
-int64_t rows_at_once(const Job& job, const Block& b) {
-  const int64_t row = std::max<int64_t>(1, piece_taps(b) * job.src_count * element_size(job.gemm_dtype));
-  return std::clamp<int64_t>(kScratch / row, 32, kRows);
+// At most `most` where that is more than kRows, and then in equal parts.
+int64_t rows_at_once(const Job& job, const Block& b, int64_t most, int64_t columns) {
+  const int64_t size = element_size(job.gemm_dtype), row = std::max<int64_t>(1, piece_taps(b) * job.src_count * size);
+  const int64_t narrow = core::rows_of_16_bits(row + std::min(columns, b.phases() * job.dst_count) * size);
+  const int64_t rows = std::clamp<int64_t>(kScratch / row, 32, std::max(kRows, std::min(narrow, most)));
+  return rows > kRows ? core::ceil_div(b.rows, core::ceil_div(b.rows, rows)) : rows;
+}
+
+std::vector<Task> cut_tasks(const Job& job, const std::vector<Block>& blocks, int64_t most, int64_t columns) {
+  std::vector<Task> all;
+  for (const Block& b : blocks) {
+    const int64_t rows = rows_at_once(job, b, most, columns), width = b.phases() * job.dst_count;
+    for (int64_t g = 0; g < job.groups; ++g)
+      for (int64_t r = 0; r < b.rows; r += rows)
+        for (int64_t c = 0; c < width; c += columns)
+          all.push_back({&b, g, r, std::min(r + rows, b.rows), c, std::min(c + columns, width)});
+  }
+  return all;
 }
 
 // The division never depends on the number of threads. Large tasks come first, so that the last ones even it out.
 std::vector<Task> make_tasks(const Job& job, const std::vector<Block>& blocks) {
-  std::vector<Task> all;
-  for (int64_t columns = kColumns;; columns /= 2) {
-    all.clear();
-    for (const Block& b : blocks) {
-      const int64_t rows = rows_at_once(job, b), width = b.phases() * job.dst_count;
-      for (int64_t g = 0; g < job.groups; ++g)
-        for (int64_t r = 0; r < b.rows; r += rows)
-          for (int64_t c = 0; c < width; c += columns)
-            all.push_back({&b, g, r, std::min(r + rows, b.rows), c, std::min(c + columns, width)});
+  int64_t rows = job.one_piece ? 16 * kRows : kRows, columns = kColumns;
+  std::vector<Task> all = cut_tasks(job, blocks, rows, columns);
+  while (static_cast<int64_t>(all.size()) < kTasks && columns > 64) {
+    if (rows > kRows) {
+      rows /= 2;
+    } else {
+      columns /= 2;
     }
-    if (static_cast<int64_t>(all.size()) >= kTasks || columns <= 64) break;
+    all = cut_tasks(job, blocks, rows, columns);
   }
   std::stable_sort(all.begin(), all.end(), [](const Task& a, const Task& b) { return a.work() > b.work(); });
   return all;

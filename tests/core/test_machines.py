@@ -28,7 +28,7 @@ def every_device():
 
 def test_every_table_is_complete_and_positive():
     # What may be none: axes, and tensor cores of a dtype.
-    may_be_zero = {"skips", "weight_skips", "tensor", "wgmma"}
+    may_be_zero = {"skips", "weight_skips", "tensor", "wgmma", "our_gemm"}
     for device in every_device():
         own = {name for name, (_, cpu, gpu) in native.rates().items() if (cpu if device.kind == "cpu" else gpu)}
         assert device.rates.keys() == own | {"exceptions"}
@@ -59,6 +59,9 @@ def test_units_and_what_is_derived():
     assert {e["of"] for e in double["exceptions"]} == {"aten_depthwise", "aten_depthwise_grad"}
     # A Zen 4 multiplies bf16 and not fp16.
     assert devices.cpu_rates("avx512", torch.float16, True) == devices.cpu_rates("avx2", torch.bfloat16, True)
+    # A Xeon with AMX has none for fp16: its rates are not those of bf16.
+    fp16, bf16 = (devices.cpu_rates("amx", dtype, True) for dtype in (torch.float16, torch.bfloat16))
+    assert (fp16["aten_weight_grad"], bf16["aten_weight_grad"], fp16["copy"]) == (0.12e9, 90e9, 33e9)
     half_of_it = devices.gpu_rates("h100", 66, "half", True)
     assert (half_of_it["wgmma"], half_of_it["copy"], half_of_it["our_call"]) == (250e12, 1.5e12, 12e-6)
     assert devices.gpu_rates("mi300x", 66, "half", True) == half_of_it
@@ -71,6 +74,10 @@ CONDITIONS = {
     "padding_above": (6, conv(64, 64, 33, 3, 7), conv(64, 64, 33, 3, 6)),
     # Of weight gradients alone.
     "weight_grad_kernel_above": (3, conv(64, 64, 33, 5, 1, kind="weight_grad"), conv(64, 64, 33, 5, 1)),
+    "stride_above": (2, conv(64, 64, 33, 3, 1, stride=3), conv(64, 64, 33, 3, 1, stride=2)),
+    "odd_stride": (True, conv(64, 64, 33, 3, 1, stride=3), conv(64, 64, 33, 3, 1, stride=2)),
+    "odd_sums": (True, conv(63, 64, 33, 3, 1), conv(64, 63, 33, 3, 1)),
+    "groups_above": (4, conv(64, 64, 33, 3, 1, groups=8), conv(64, 64, 33, 3, 1, groups=4)),
     # 33 positions of a kernel on a map of 32, and on one of 33.
     "beyond_image": (True, conv(64, 64, 32, 3, 16), conv(64, 64, 33, 3, 16)),
     "row_dilation": (2, conv(64, 64, 33, 3, 2), conv(64, 64, 33, 3, 3)),

@@ -74,6 +74,27 @@ def test_sixteen_bits_without_hardware_for_them_are_ours():
         assert planner.plan(problem, machine("avx2", FLOAT, True), 4).kernel == "aten"
 
 
+@pytest.mark.parametrize(
+    ("problem", "calls"),
+    [
+        # 4 phases of 256 channels share a row of 256, and 1024 columns are cut into 512: of rows and results of
+        # 1536 bytes 512 fit 768 KiB, which makes 4096 rows 8 x 2 products, and one more is counted for the block.
+        (transposed(256, 256, 64, 2, 2, 0), 17),
+        # At most 4096 rows at once, of which 1024 are a quarter.
+        (transposed(16, 16, 32, 2, 2, 0), 1.25),
+        (transposed(256, 256, 64, 2, 2, 0).as_kind("weight_grad"), 0),
+    ],
+)
+def test_each_product_of_a_gathered_gemm_costs(problem, calls):
+    device = machine("amx", HALF, True)
+    free, costly = (
+        planner.plan(problem, device._replace(rates=device.rates | {"our_gemm": cost}), 2).candidates
+        for cost in (0.0, 1e-3)
+    )
+    best = min(range(1, len(free)), key=[c.seconds for c in free].__getitem__)
+    assert costly[best].seconds - free[best].seconds == pytest.approx(1e-3 * calls / 2, rel=2e-3)
+
+
 def test_facts_of_a_plan():
     plan = planner.plan(ASPP, machine("avx2", FLOAT, False), 4)
     assert plan.live_share == pytest.approx(0.405, abs=0.0005)

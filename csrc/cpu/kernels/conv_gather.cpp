@@ -6,16 +6,34 @@
 
 namespace atrousops::cpu::ATROUSOPS_ISA {
 
+// At least B bytes; the last B of them overlap others.
+template <int64_t B>
+static inline void copy_chunks(const char* __restrict src, char* __restrict dst, int64_t bytes) {
+  for (int64_t i = 0; i + B < bytes; i += B) std::memcpy(dst + i, src + i, B);
+  std::memcpy(dst + bytes - B, src + bytes - B, B);
+}
+
+// None, or two bytes or more. Short rows are not left to memcpy, a call of which takes longer than they do.
+static inline void copy(const void* from, void* to, int64_t bytes) {
+  const char* src = static_cast<const char*>(from);
+  char* dst = static_cast<char*>(to);
+  if (bytes >= 512) {
+    std::memcpy(dst, src, bytes);
+  } else if (bytes >= kLaneBytes) {
+    copy_chunks<kLaneBytes>(src, dst, bytes);
+  } else if (bytes >= 16) {
+    copy_chunks<16>(src, dst, bytes);
+  } else if (bytes >= 4) {
+    copy_chunks<4>(src, dst, bytes);
+  } else if (bytes > 0) {
+    copy_chunks<2>(src, dst, bytes);
+  }
+}
+
 template <class S, class D>
 static inline void convert(const S* __restrict src, D* __restrict dst, int64_t n) {
   if constexpr (std::is_same_v<S, D>) {
-    if (n >= 64) {
-      std::memcpy(dst, src, n * sizeof(S));
-    } else if constexpr (std::is_same_v<S, compute_t<S>>) {
-      load_short(src, dst, n);
-    } else {
-      for (int64_t i = 0; i < n; ++i) dst[i] = src[i];
-    }
+    copy(src, dst, n * sizeof(S));
   } else if constexpr (std::is_same_v<D, compute_t<S>>) {
     load_row(src, dst, n);
   } else if constexpr (std::is_same_v<S, compute_t<D>>) {
@@ -84,14 +102,27 @@ static inline void for_runs(const ConvBox& b, int64_t begin, int64_t end, F&& f)
   }
 }
 
+// How many taps are read side by side, all channels of each, all along the list: they are copied at once.
+static int64_t taps_together(const ConvGatherArgs& a) {
+  if (a.count != a.channels) return 1;
+  const auto follows = [&](int64_t t) { return a.offset[t] == a.offset[t - 1] + 1; };
+  int64_t n = 1;
+  while (n < a.taps && follows(n)) ++n;
+  if (a.taps % n != 0) return 1;
+  for (int64_t t = n + 1; t < a.taps; ++t)
+    if (t % n != 0 && !follows(t)) return 1;
+  return n;
+}
+
 template <class S, class D>
 static void gather(const ConvGatherArgs& a, int64_t begin, int64_t end) {
-  const int64_t image = a.box.size[0] * a.box.size[1] * a.box.size[2];
+  const int64_t image = a.box.size[0] * a.box.size[1] * a.box.size[2], together = taps_together(a);
   D* row = static_cast<D*>(a.dst);
   for_runs(a.box, begin, end, [&](int64_t n, int64_t position, int64_t rows) {
     const S* src = static_cast<const S*>(a.src) + (n * image + position) * a.channels + a.first;
     for (int64_t i = 0; i < rows; ++i, row += a.ld, src += a.box.step[2] * a.channels)
-      for (int64_t t = 0; t < a.taps; ++t) convert(src + a.offset[t] * a.channels, row + t * a.count, a.count);
+      for (int64_t t = 0; t < a.taps; t += together)
+        convert(src + a.offset[t] * a.channels, row + t * a.count, together * a.count);
   });
 }
 
