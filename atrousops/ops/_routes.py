@@ -126,9 +126,10 @@ def route_of(
 
 def kernel_of(name: str, *tensors: Tensor | None) -> Callable[..., Any]:
     """What runs an operator on tensors like these: its kernel, or what records it, where no more is to be done."""
+    if torch.compiler.is_compiling() or name not in PLAIN_CALLS:
+        return CALLS[name]
     given = tuple([t for t in tensors if t is not None])
-    alone = name in PLAIN_CALLS and is_plain(given) and not autocasts()
-    return PLAIN_CALLS[name][wants_grad(given)] if alone else CALLS[name]
+    return PLAIN_CALLS[name][wants_grad(given)] if is_plain(given) and not autocasts() else CALLS[name]
 
 
 def on_plain(operator: Any) -> Callable[..., Any]:
