@@ -56,6 +56,8 @@ def foreign(*values: Any) -> bool:
 
 def stands_in(*values: Any) -> bool:
     """Whether one stands for a tensor and is none, as the proxies of torch.fx do: it records what it is given to."""
+    if torch.compiler.is_compiling():
+        return False
     return any([not isinstance(v, Tensor) and hasattr(type(v), "__torch_function__") for v in values])
 
 
