@@ -44,7 +44,12 @@ FAULTS = {
     "last box of a rectangle left out": Fault(
         WEIGHT[0], "found.begin + args.box[axis].value() - 1)", "found.begin)", *WEIGHT
     ),
-    "barrier removed from a transposition": Fault("permutohedral_rows.cu", "      __syncthreads();\n", "", *ROWS),
+    "barrier removed from a transposition": Fault(
+        ROWS[0],
+        "__syncthreads();\n#pragma unroll\n    for (int u = 0; u < row",
+        "#pragma unroll\n    for (int u = 0; u < row",
+        *ROWS,
+    ),
 }
 
 
