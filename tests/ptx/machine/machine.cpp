@@ -7,7 +7,6 @@
 #include <fstream>
 #include <map>
 #include <random>
-#include <sstream>
 
 #include "host_cuda/shared_memory.h"
 
@@ -83,12 +82,6 @@ bool is_mapped(uint64_t address, uint64_t bytes) {
   return true;
 }
 
-// Lanes have no order between two accesses to memory.
-void run_apart() {
-  Machine& m = machine();
-  if (m.apart && m.random() % 4 == 0) hc::yield();
-}
-
 char* shared_bytes(uint64_t address, uint32_t bytes, const char* what, int line) {
   run_apart();
   Window& w = machine().windows[static_cast<size_t>(hc::self->block->rank)];
@@ -98,6 +91,13 @@ char* shared_bytes(uint64_t address, uint32_t bytes, const char* what, int line)
   return cluster_bytes(address, bytes, bytes, what, line);
 }
 
+}  // namespace
+
+void run_apart() {
+  Machine& m = machine();
+  if (m.apart && m.random() % 4 == 0) hc::yield();
+}
+
 void mark_written(int rank, uint32_t address, uint32_t bytes) {
   if (!machine().running->async_proxy) return;
   Window& w = window(rank);
@@ -105,8 +105,6 @@ void mark_written(int rank, uint32_t address, uint32_t bytes) {
                           hc::attached<Passed>().barriers};
   for (uint32_t i = address / 4; i <= (address + bytes - 1) / 4; ++i) w.unfenced[i] = mark;
 }
-
-}  // namespace
 
 void fail(const std::string& what, int line) {
   const KernelEntry* k = machine().running;
@@ -302,42 +300,6 @@ uint32_t reduce_add(uint32_t value, uint32_t mask, int line) {
       },
       here(line));
   return mine.sum;
-}
-
-// Copies land when their thread waits for their group; until then the destination is poison.
-namespace {
-struct Copies : hc::Attached {
-  struct Copy {
-    uint64_t to;
-    const char* from;
-    int bytes, source_bytes, line;
-  };
-  std::vector<std::vector<Copy>> groups{1};
-};
-}  // namespace
-
-void cp_async(uint64_t to, uint64_t from, int bytes, int source_bytes, int line) {
-  run_apart();
-  if (source_bytes < 0 || source_bytes > bytes) fail("cp.async: more source bytes than it copies", line);
-  if (from % static_cast<uint64_t>(bytes) != 0) fail("cp.async: the global address is not aligned to the copy", line);
-  char* place = cluster_bytes(to, static_cast<uint32_t>(bytes), static_cast<uint32_t>(bytes), "cp.async", line);
-  mark_written(hc::self->block->rank, own_address(to), static_cast<uint32_t>(bytes));
-  std::memset(place, 0xff, static_cast<size_t>(bytes));
-  const char* source = nullptr;
-  if (source_bytes) source = checked_global(from, static_cast<uint64_t>(source_bytes), "cp.async", line);
-  hc::attached<Copies>().groups.back().push_back({to, source, bytes, source_bytes, line});
-}
-void cp_async_commit() { hc::attached<Copies>().groups.emplace_back(); }
-void cp_async_wait(int pending) {
-  auto& groups = hc::attached<Copies>().groups;
-  while (static_cast<int>(groups.size()) - 1 > pending) {
-    for (const auto& c : groups.front()) {
-      char* to = cluster_bytes(c.to, static_cast<uint32_t>(c.bytes), 1, "cp.async", c.line);
-      std::memset(to, 0, static_cast<size_t>(c.bytes));
-      if (c.from) std::memcpy(to, c.from, static_cast<size_t>(c.source_bytes));
-    }
-    groups.erase(groups.begin());
-  }
 }
 
 uint32_t sreg_tid_x() { return hc::self->index.x; }

@@ -32,6 +32,10 @@ inline int rank_of(uint64_t address) {
 }
 inline uint32_t own_address(uint64_t address) { return static_cast<uint32_t>(address & ((1u << kRankShift) - 1)); }
 
+// Lanes have no order between two accesses to memory: others may go on here.
+void run_apart();
+// A generic store to shared memory, which the async proxy does not see before a fence.
+void mark_written(int rank, uint32_t address, uint32_t bytes);
 // Bytes of the block that a cluster address belongs to.
 char* cluster_bytes(uint64_t address, uint32_t bytes, uint32_t align, const char* what, int line);
 // The same for the async proxy: a read throws where a generic store was not fenced; a write needs no fence.
