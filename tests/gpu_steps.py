@@ -1,4 +1,7 @@
-"""The steps of gpu_check.py: what each runs, what it may cost, and in which order they come."""
+"""The steps of gpu_check.py: what each runs, what it may cost, and in which order they come.
+
+As a script: the test files that an emulated GPU runs.
+"""
 
 from __future__ import annotations
 
@@ -152,3 +155,7 @@ def tool_steps(folder: Path, emulated: bool, few: int) -> tuple[list[Step], list
     steps = {"compute-sanitizer": sanitizer_steps(few), "atrousops bench": benchmark_steps(folder, few)}
     missing = [f"{tool} is missing here: its steps are left out" for tool, found in steps.items() if not found]
     return [step for found in steps.values() for step in found], missing
+
+
+if __name__ == "__main__":
+    print(*(path.relative_to(ROOT) for path in gpu_files(emulated=True)))
