@@ -1,4 +1,6 @@
 // Errors: the last one of each thread, and those that a device does not recover from.
+#include <dlfcn.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -18,6 +20,40 @@ static std::string& last_why() {
 std::recursive_mutex& mutex() {
   static auto* m = new std::recursive_mutex;
   return *m;
+}
+
+namespace {
+// Of the Python that the process runs, if it does.
+struct Python {
+  int (*is_initialized)();
+  int (*is_held)();  // by this thread
+  void* (*release)();
+  void (*take)(void*);
+};
+template <class F>
+void find(const char* name, F*& f) {
+  f = reinterpret_cast<F*>(dlsym(RTLD_DEFAULT, name));
+}
+const Python& python() {
+  static const Python found = [] {
+    Python p{};
+    find("Py_IsInitialized", p.is_initialized);
+    find("PyGILState_Check", p.is_held);
+    find("PyEval_SaveThread", p.release);
+    find("PyEval_RestoreThread", p.take);
+    return p;
+  }();
+  return found;
+}
+}  // namespace
+
+Lock::Lock(std::recursive_mutex& m) : mutex_(m) {
+  if (m.try_lock()) return;
+  const Python& p = python();
+  const bool holds = p.release && p.take && p.is_initialized && p.is_initialized() && p.is_held && p.is_held();
+  void* const state = holds ? p.release() : nullptr;
+  m.lock();
+  if (holds) p.take(state);
 }
 
 cudaError_t fail(cudaError_t error, const char* why) {

@@ -17,8 +17,18 @@
 
 namespace fake_cuda {
 
-using Lock = std::lock_guard<std::recursive_mutex>;
 std::recursive_mutex& mutex();
+// A thread that waits for the lock lets Python go on: who has it may wait for Python, to translate a kernel.
+class Lock {
+ public:
+  explicit Lock(std::recursive_mutex& m);
+  ~Lock() { mutex_.unlock(); }
+  Lock(const Lock&) = delete;
+  Lock& operator=(const Lock&) = delete;
+
+ private:
+  std::recursive_mutex& mutex_;
+};
 
 // errors.cpp
 // The error of a call that failed, which is this thread's last one; $ATROUSOPS_EMULATED_LOG prints `why`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,14 @@ def _resolve(name: bytes) -> int:
     if name.decode() not in known:
         return 0
     file, kernel = known[name.decode()]
-    ptx_build.add(ptx_build.compiled(kernel, file))
+    # The runtime's lock is held: what a collection frees would ask for torch's, whose holder may wait for this one.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        ptx_build.add(ptx_build.compiled(kernel, file))
+    finally:
+        if collects:
+            gc.enable()
     return 1
 
 

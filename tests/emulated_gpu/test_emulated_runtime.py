@@ -4,6 +4,8 @@ import ctypes
 import faulthandler
 import os
 import signal
+import threading
+import time
 
 import pytest
 import torch
@@ -47,6 +49,26 @@ def test_the_host_cannot_read_device_memory():
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGSEGV
     assert x.tolist() == [1] * 8
+
+
+def test_a_thread_that_waits_for_the_runtime_lets_python_go_on():
+    """Another has the runtime's lock and waits for Python, as where a kernel is translated at its first launch."""
+    began, runtime = threading.Event(), ctypes.CDLL("libcudart.so.13")
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    def work(_):
+        began.set()
+        time.sleep(0.05)
+
+    assert runtime.cudaLaunchHostFunc(None, work, None) == 0
+    other = threading.Thread(target=runtime.cudaDeviceSynchronize)
+    faulthandler.dump_traceback_later(60, exit=True)
+    other.start()
+    began.wait()
+    # It is called with Python's lock held, as the end of a tensor is.
+    assert ctypes.PyDLL("libcudart.so.13").cudaMemGetInfo(*(ctypes.byref(ctypes.c_size_t()) for _ in range(2))) == 0
+    other.join()
+    faulthandler.cancel_dump_traceback_later()
 
 
 def test_a_graph_runs_our_kernel_again():
