@@ -4,7 +4,7 @@ python tests/gpu_check.py leaves benchmarks/results/<gpu>/: environment.txt, sum
 A step that passed is not repeated until a source changes (--keep: not even then); one that failed is. Libraries that
 are in atrousops/lib already, built elsewhere, are taken as they are. ATROUSOPS_BIG=1 adds tensors beyond 2^31 elements.
 On an emulated device (tests/emulated_gpu) it measures nothing, and every report begins with EMULATED and goes to build;
-there --few 1 shows that every step begins, ends and is filed (16 minutes on a busy machine of two cores).
+there --few 1 shows that every step begins, ends and is filed (six minutes on two cores).
 """
 
 from __future__ import annotations
