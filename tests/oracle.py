@@ -25,6 +25,17 @@ def is_interpreted(backend: str) -> bool:
 
 
 @contextlib.contextmanager
+def run_on(threads: int) -> Iterator[None]:
+    """Inside, calls may use that many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def in_order(backend: str, number: int) -> Iterator[None]:
     """Inside, the same work in another order: so many threads, or a seed where a CPU executes the kernels."""
     if backend == "host_cuda":
@@ -36,12 +47,8 @@ def in_order(backend: str, number: int) -> Iterator[None]:
         with kernels.order(number):
             yield
     else:
-        before = torch.get_num_threads()
-        torch.set_num_threads(number)
-        try:
+        with run_on(number):
             yield
-        finally:
-            torch.set_num_threads(before)
 
 
 class References(TorchFunctionMode):

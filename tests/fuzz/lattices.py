@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from fuzz.convolutions import WIDTHS
-from fuzz.tensors import DTYPES, arranged, run_on
+from fuzz.tensors import DTYPES, arranged
+from oracle import run_on
 from torch import Tensor
 
 import atrousops as ao

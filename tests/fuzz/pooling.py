@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from fuzz.convolutions import WIDTHS
-from fuzz.tensors import DTYPES, LAYOUTS, arranged, axes, check, eighths, run_on, same
+from fuzz.tensors import DTYPES, LAYOUTS, arranged, axes, check, eighths, same
+from oracle import run_on
 from roi_cases import peer, random_boxes, with_gradient
 from torch import Tensor
 

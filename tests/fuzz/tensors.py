@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Iterator
 
 import torch
 from oracle import assert_close
@@ -35,17 +33,6 @@ def arranged(t: Tensor, layout: str) -> Tensor:
         off = t.new_empty(t.numel() + 1)[1:].view(t.shape)
         return off.copy_(t)
     return t.contiguous()
-
-
-@contextlib.contextmanager
-def run_on(threads: int) -> Iterator[None]:
-    """Inside, calls may use that many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def check(name: str, ours: Tensor, exact: Tensor, theirs: Tensor) -> None:
