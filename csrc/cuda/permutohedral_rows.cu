@@ -32,21 +32,28 @@ __device__ __forceinline__ int tile_cell(int c, int p) {
   return c * kTilePixels + (p ^ (c & (7 * kPack<T>)));
 }
 
-// A thread's part of a tile's planes: in each turn V pixels of a channel, kStep channels below the last.
-template <class T, int V>
-struct TilePlanes {
-  static constexpr int kStep = kRowThreads * V / kTilePixels, kTurns = kTileChannels / kStep;
-  const int c = static_cast<int>(threadIdx.x) / (kTilePixels / V),
-            p = static_cast<int>(threadIdx.x) % (kTilePixels / V) * V;
-  const int64_t left, stride, first;
-
-  __device__ __forceinline__ TilePlanes(const RowShape& s, int64_t n, int64_t c0, int64_t p0)
-      : left(p0 + p < s.pixels ? s.channels - c0 - c : 0),
-        stride(kStep * s.pixels),
-        first((n * s.channels + c0 + c) * s.pixels + p0 + p) {}
+// A thread's turns, each kStep places behind the last: how many places are left, and where in memory they are.
+template <int kStep>
+struct Turns {
+  int64_t left, stride, first;
 
   __device__ __forceinline__ bool has(int u) const { return u * kStep < left; }
   __device__ __forceinline__ int64_t at(int u) const { return first + u * stride; }
+};
+
+// A thread's part of a tile's planes: in each turn V pixels of a channel, kStep channels below the last.
+template <class T, int V>
+struct TilePlanes : Turns<kRowThreads * V / kTilePixels> {
+  static constexpr int kStep = kRowThreads * V / kTilePixels, kTurns = kTileChannels / kStep;
+  const int c = static_cast<int>(threadIdx.x) / (kTilePixels / V),
+            p = static_cast<int>(threadIdx.x) % (kTilePixels / V) * V;
+
+  __device__ __forceinline__ TilePlanes(const RowShape& s, int64_t n, int64_t c0, int64_t p0) {
+    this->left = p0 + p < s.pixels ? s.channels - c0 - c : 0;
+    this->stride = kStep * s.pixels;
+    this->first = (n * s.channels + c0 + c) * s.pixels + p0 + p;
+  }
+
   __device__ __forceinline__ int cell(int u) const {
     return (tile_cell<T>(c, p) ^ (u * kStep & (7 * kPack<T>))) + u * kStep * kTilePixels;
   }
@@ -54,18 +61,16 @@ struct TilePlanes {
 
 // Of its rows: in each turn a pack of channels of a pixel, kStep pixels behind the last.
 template <class T>
-struct TileRows {
+struct TileRows : Turns<kRowThreads * kPack<T> / kTileChannels> {
   static constexpr int kPacks = kTileChannels / kPack<T>, kStep = kRowThreads / kPacks, kTurns = kTilePixels / kStep;
   const int c = static_cast<int>(threadIdx.x) % kPacks * kPack<T>, p = static_cast<int>(threadIdx.x) / kPacks;
-  const int64_t left, stride, first;
 
-  __device__ __forceinline__ TileRows(const RowShape& s, int64_t n, int64_t c0, int64_t p0)
-      : left(c0 + c < s.width ? s.pixels - p0 - p : 0),
-        stride(kStep * s.width),
-        first((n * s.pixels + p0 + p) * s.width + c0 + c) {}
+  __device__ __forceinline__ TileRows(const RowShape& s, int64_t n, int64_t c0, int64_t p0) {
+    this->left = c0 + c < s.width ? s.pixels - p0 - p : 0;
+    this->stride = kStep * s.width;
+    this->first = (n * s.pixels + p0 + p) * s.width + c0 + c;
+  }
 
-  __device__ __forceinline__ bool has(int u) const { return u * kStep < left; }
-  __device__ __forceinline__ int64_t at(int u) const { return first + u * stride; }
   // Of the k-th channel.
   __device__ __forceinline__ int cell(int u, int k) const { return tile_cell<T>(c, p) + k * kTilePixels + u * kStep; }
 };
