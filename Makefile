@@ -116,6 +116,8 @@ emulated: $(VENV)/.tested
 	cmake --build build/cuda --target emulated_gpu
 	$(KEEP_PTX)
 	cp atrousops/lib/libatrousops_cpu.so build/cuda/fake_cuda/
+	$(BIN)/python tests/compile/resources.py --registers build/cuda/fake_cuda/libatrousops_cuda.so \
+	  > build/cuda/fake_cuda/registers.json
 
 emulated-gpu: emulated
 	rm -rf build/emulated/launches

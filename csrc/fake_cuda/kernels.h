@@ -21,10 +21,11 @@ using FakeCudaWhy = const char* (*)();
 
 __attribute__((visibility("default"))) void fake_cuda_set_executor(FakeCudaExecute execute, FakeCudaWhy why);
 // A kernel by its mangled name: bytes of its parameters, static shared memory, most threads of a block (0: no limit of
-// its own), architectures that it has machine code or PTX for, as "80;90a;compute_80".
+// its own), what it has machine code or PTX for, and a thread's registers in it where they are known, as
+// "80:48;90a:52;compute_80".
 __attribute__((visibility("default"))) void fake_cuda_declare(const char* name, const unsigned* parameter_bytes,
                                                               int parameters, unsigned static_shared,
-                                                              unsigned most_threads, const char* architectures);
+                                                              unsigned most_threads, const char* codes);
 // A line for each declared kernel: its name, a tab, how often it was launched.
 __attribute__((visibility("default"))) const char* fake_cuda_launches();
 // Where a variable in global memory is on the device that a kernel runs on now, by its mangled name; or 0.

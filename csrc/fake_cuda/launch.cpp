@@ -12,10 +12,15 @@
 
 namespace fake_cuda {
 
+// Machine code or PTX for one compute capability, as 90. Registers are a thread's; 0 where they are unknown.
+struct Code {
+  int capability, registers;
+  bool is_ptx, for_it_alone;
+};
 struct Declared {
   std::vector<unsigned> parameter_bytes;
   unsigned static_shared = 0, most_threads = 0;
-  std::string architectures;
+  std::vector<Code> codes;
   uint64_t launches = 0;
 };
 // A host function that stands for a kernel.
@@ -47,21 +52,42 @@ static FakeCudaExecute execute = nullptr;
 static FakeCudaWhy why = nullptr;
 static int running_on = -1;
 
-// Machine code runs on its own major version from its minor version on; that of "90a" on 9.0 alone. PTX of "compute_80"
-// is compiled for 8.0 and later.
-static bool has_code(const std::string& architectures, const DeviceKind& k) {
-  std::string rest = architectures + ";";
-  for (size_t end; (end = rest.find(';')) != std::string::npos; rest.erase(0, end + 1)) {
-    const std::string one = rest.substr(0, end);
-    if (one.starts_with("compute_")) {
-      if (std::atoi(one.c_str() + 8) <= 10 * k.major + k.minor) return true;
-      continue;
-    }
-    const int number = std::atoi(one.c_str()), minor = number % 10;
-    if (number / 10 != k.major) continue;
-    if (one.back() == 'a' ? minor == k.minor : minor <= k.minor) return true;
+static std::vector<Code> read_codes(std::string text) {
+  std::vector<Code> codes;
+  text += ";";
+  for (size_t end; (end = text.find(';')) != std::string::npos; text.erase(0, end + 1)) {
+    const bool is_ptx = text.starts_with("compute_");
+    const std::string one = text.substr(is_ptx ? 8 : 0, end - (is_ptx ? 8 : 0));
+    const size_t colon = std::min(one.find(':'), one.size());
+    const int registers = colon < one.size() ? std::atoi(one.c_str() + colon + 1) : 0;
+    codes.push_back({std::atoi(one.c_str()), registers, is_ptx, one[colon - 1] == 'a'});
   }
-  return false;
+  return codes;
+}
+
+// What a device would run, or null. Machine code runs on its own major version from its minor version on; that of "90a"
+// on 9.0 alone. PTX of "compute_80" is compiled for 8.0 and later, where there is no machine code.
+static const Code* code_for(const std::vector<Code>& codes, const DeviceKind& k) {
+  const Code* best = nullptr;
+  const int device = 10 * k.major + k.minor;
+  for (const Code& c : codes) {
+    const bool runs =
+        c.is_ptx ? c.capability <= device
+                 : c.capability / 10 == k.major && (c.for_it_alone ? c.capability == device : c.capability <= device);
+    const auto rank = [](const Code& code) { return (code.is_ptx ? 0 : 1000) + code.capability; };
+    if (runs && (!best || rank(c) > rank(*best))) best = &c;
+  }
+  return best;
+}
+
+// Blocks that a multiprocessor's registers are enough for, as cuda_occupancy.h of the toolkit counts them: a warp gets
+// registers 256 at a time, from a quarter of the multiprocessor. Zero: the device refuses such a block.
+static int blocks_by_registers(int registers, int threads) {
+  if (!registers) return kMostBlocks;
+  const int warps = (threads + kWarp - 1) / kWarp;
+  const int of_warp = (registers * kWarp + kRegisterUnit - 1) / kRegisterUnit * kRegisterUnit;
+  if (of_warp * ((warps + kQuarters - 1) / kQuarters * kQuarters) > kRegisters) return 0;
+  return kRegisters / kQuarters / of_warp * kQuarters / warps;
 }
 
 static cudaError_t check_shape(const Launch& l, const DeviceKind& k) {
@@ -79,9 +105,13 @@ static cudaError_t check_shape(const Launch& l, const DeviceKind& k) {
 
 static cudaError_t check_resources(const Kernel& kernel, const Declared& d, const Launch& l, int device) {
   const DeviceKind& k = device_kind(device);
-  if (!has_code(d.architectures, k)) return fail(cudaErrorNoKernelImageForDevice, kernel.name.c_str());
-  if (d.most_threads && l.block.x * l.block.y * l.block.z > d.most_threads)
+  const Code* code = code_for(d.codes, k);
+  if (!code) return fail(cudaErrorNoKernelImageForDevice, kernel.name.c_str());
+  const unsigned threads = l.block.x * l.block.y * l.block.z;
+  if (d.most_threads && threads > d.most_threads)
     return fail(cudaErrorLaunchOutOfResources, "more threads than the kernel was compiled for");
+  if (!blocks_by_registers(code->registers, static_cast<int>(threads)))
+    return fail(cudaErrorLaunchOutOfResources, "more registers than a block can have");
   const auto allowed = kernel.dynamic_shared.find(device);
   const int limit =
       allowed == kernel.dynamic_shared.end() ? kSharedByDefault - static_cast<int>(d.static_shared) : allowed->second;
@@ -145,9 +175,9 @@ void fake_cuda_set_executor(FakeCudaExecute e, FakeCudaWhy w) {
   why = w;
 }
 void fake_cuda_declare(const char* name, const unsigned* parameter_bytes, int parameters, unsigned static_shared,
-                       unsigned most_threads, const char* architectures) {
+                       unsigned most_threads, const char* codes) {
   Lock lock(mutex());
-  declared()[name] = {{parameter_bytes, parameter_bytes + parameters}, static_shared, most_threads, architectures};
+  declared()[name] = {{parameter_bytes, parameter_bytes + parameters}, static_shared, most_threads, read_codes(codes)};
 }
 const char* fake_cuda_launches() {
   Lock lock(mutex());
@@ -234,7 +264,6 @@ FAKE_CUDA_API cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAtt
   known->second.dynamic_shared[current_device()] = value;
   return cudaSuccess;
 }
-// Registers are unknown without ptxas.
 FAKE_CUDA_API cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void* function) {
   Lock lock(mutex());
   if (const cudaError_t e = enter()) return e;
@@ -242,29 +271,32 @@ FAKE_CUDA_API cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const voi
   const auto known = kernels().find(function);
   if (known == kernels().end()) return fail(cudaErrorInvalidDeviceFunction, "cudaFuncGetAttributes");
   const DeviceKind& k = device_kind(current_device());
-  const auto described = declared().find(known->second.name);
-  if (described != declared().end()) {
-    if (!has_code(described->second.architectures, k))
-      return fail(cudaErrorNoKernelImageForDevice, "cudaFuncGetAttributes");
-    a->sharedSizeBytes = described->second.static_shared;
-    if (described->second.most_threads) a->maxThreadsPerBlock = static_cast<int>(described->second.most_threads);
-  }
-  if (!a->maxThreadsPerBlock) a->maxThreadsPerBlock = kBlockThreads;
+  a->maxThreadsPerBlock = kBlockThreads;
   a->binaryVersion = a->ptxVersion = 10 * k.major + k.minor;
+  const auto described = declared().find(known->second.name);
+  if (described == declared().end()) return cudaSuccess;
+  const Declared& d = described->second;
+  const Code* code = code_for(d.codes, k);
+  if (!code) return fail(cudaErrorNoKernelImageForDevice, "cudaFuncGetAttributes");
+  a->sharedSizeBytes = d.static_shared;
+  a->numRegs = code->registers;
+  if (d.most_threads) a->maxThreadsPerBlock = static_cast<int>(d.most_threads);
+  while (!blocks_by_registers(code->registers, a->maxThreadsPerBlock)) a->maxThreadsPerBlock -= kWarp;
   // All machine code is made from the first architecture's PTX.
-  if (described != declared().end()) a->ptxVersion = std::atoi(described->second.architectures.c_str());
+  a->ptxVersion = d.codes.front().capability;
   return cudaSuccess;
 }
 
-// By threads and shared memory; registers are unknown.
 FAKE_CUDA_API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* function,
                                                                                  int threads, size_t shared, unsigned) {
   Lock lock(mutex());
   cudaFuncAttributes a;
   if (const cudaError_t e = cudaFuncGetAttributes(&a, function)) return e;
+  if (threads < 1) return fail(cudaErrorInvalidValue, "the occupancy of empty blocks");
   const DeviceKind& k = device_kind(current_device());
   const int each = static_cast<int>(shared + a.sharedSizeBytes) + 1024;
-  *blocks = std::min(k.threads_per_multiprocessor / threads, k.shared_per_multiprocessor / each);
+  *blocks = std::min({k.blocks_per_multiprocessor, k.threads_per_multiprocessor / threads,
+                      k.shared_per_multiprocessor / each, blocks_by_registers(a.numRegs, threads)});
   return cudaSuccess;
 }
 FAKE_CUDA_API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* function, int threads,

@@ -1,6 +1,7 @@
 """What the CUDA library's machine code needs and holds, kernel by kernel, read with cuobjdump; no GPU takes part.
 
-python tests/compile/resources.py prints the table; with --write it becomes budget.json.
+python tests/compile/resources.py prints the table; with --write it becomes budget.json. With --registers FILE it prints
+each kernel's registers by architecture, of another library, as JSON.
 """
 
 from __future__ import annotations
@@ -40,17 +41,20 @@ def problem() -> str | None:
     """Why nothing can be read here, or None."""
     if not LIBRARY.exists():
         return f"{LIBRARY.relative_to(ROOT)} is not built (make cuda; it needs nvcc)"
-    if cuobjdump() is None:
-        return "no cuobjdump: neither in a CUDA toolkit nor in the triton package"
-    return None
+    return no_tool()
 
 
-def _dump(*options: str) -> Iterator[str]:
+def no_tool() -> str | None:
+    """That there is no cuobjdump, or None."""
+    return None if cuobjdump() else "no cuobjdump: neither in a CUDA toolkit nor in the triton package"
+
+
+def _dump(*options: str, library: Path | None = None) -> Iterator[str]:
     tool = cuobjdump()
     assert tool is not None
     # It calls nvdisasm, its neighbour.
     env = dict(os.environ, PATH=os.pathsep.join([str(tool.parent), os.environ.get("PATH", "")]))
-    with subprocess.Popen([tool, *options, LIBRARY], stdout=subprocess.PIPE, text=True, env=env) as process:
+    with subprocess.Popen([tool, *options, library or LIBRARY], stdout=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout is not None
         yield from process.stdout
     if process.returncode != 0:
@@ -121,23 +125,38 @@ def symbols() -> dict[str, str]:
     return _resources_and_symbols()[1]
 
 
+def usage(library: Path | None = None) -> Iterator[tuple[str, str, Needs]]:
+    """Architecture, kernel's name in the library, needs."""
+    arch = symbol = ""
+    for line in _dump("-res-usage", library=library):
+        if match := re.match(r"arch = (\w+)", line):
+            arch = match[1]
+        elif match := re.match(r"\s*Function (\S+):", line):
+            symbol = match[1]
+        elif match := re.match(r"\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
+            registers, stack, shared, local = map(int, match.groups())
+            yield arch, symbol, Needs(registers, shared, stack, local)
+
+
 @functools.cache
 def _resources_and_symbols() -> tuple[dict[str, dict[str, Needs]], dict[str, str]]:
     found: dict[str, dict[str, Needs]] = {}
     names: dict[str, str] = {}
-    arch = kernel = ""
-    for line in _dump("-res-usage"):
-        if match := re.match(r"arch = (\w+)", line):
-            arch = match[1]
-        elif match := re.match(r"\s*Function (\S+):", line):
-            kernel = kernel_name(match[1])
-            names[kernel] = match[1]
-        elif match := re.match(r"\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
-            registers, stack, shared, local = map(int, match.groups())
-            each = found.setdefault(kernel, {})
-            # The same instance may be in several files.
-            each[arch] = max(each.get(arch, Needs(0, 0, 0, 0)), Needs(registers, shared, stack, local), key=_weight)
+    for arch, symbol, needs in usage():
+        kernel = kernel_name(symbol)
+        names[kernel] = symbol
+        each = found.setdefault(kernel, {})
+        # The same instance may be in several files.
+        each[arch] = max(each.get(arch, Needs(0, 0, 0, 0)), needs, key=_weight)
     return {name: found[name] for name in sorted(found)}, names
+
+
+def registers_of(library: Path) -> dict[str, dict[str, int]]:
+    """By kernel, as the library names it, and architecture."""
+    found: dict[str, dict[str, int]] = {}
+    for arch, symbol, needs in usage(library):
+        found.setdefault(symbol, {})[arch] = needs.registers
+    return found
 
 
 def disassembled(arch: str, kernels: Iterable[str]) -> str:
@@ -263,6 +282,11 @@ def write_budget(budget: Budget) -> None:
 
 def main(arguments: list[str]) -> int:
     """Prints or writes what the built library needs."""
+    if "--registers" in arguments:
+        if why := no_tool():
+            sys.exit(why)
+        print(json.dumps(registers_of(Path(arguments[-1]))))
+        return 0
     why = problem()
     if why:
         print(why)

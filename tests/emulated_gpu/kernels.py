@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,13 +30,15 @@ def install(library: ctypes.CDLL, folder: Path) -> None:
     library.fake_cuda_set_executor(
         ctypes.cast(machine.ptx_execute, ctypes.c_void_p), ctypes.cast(machine.ptx_error, ctypes.c_void_p)
     )
-    everywhere = (folder / "architectures").read_text().strip()
+    compiled = json.loads((folder / "registers.json").read_text())
+    later = [a for a in (folder / "architectures").read_text().strip().split(";") if a.startswith("compute_")]
     for name, (file, kernel) in ptx_build.all_kernels().items():
         sizes = (ctypes.c_uint * len(kernel.parameters))(*(p.bytes for p in kernel.parameters))
         static = Translation(kernel, file).shared_arrays()[0] - FIRST_SHARED_BYTE
-        architectures = "90a" if "_sm90a" in file else everywhere
+        codes = [f"{arch.removeprefix('sm_')}:{registers}" for arch, registers in compiled[name].items()]
+        codes += [] if "_sm90a" in file else later
         library.fake_cuda_declare(
-            name.encode(), sizes, len(sizes), static, kernel.max_threads or 0, architectures.encode()
+            name.encode(), sizes, len(sizes), static, kernel.max_threads or 0, ";".join(codes).encode()
         )
     resolver = RESOLVER(_resolve)
     _kept.append(resolver)

@@ -79,6 +79,43 @@ cases(
     "LaunchOutOfResources: more threads than the kernel was compiled for",
     more_threads_than_launch_bounds=lambda r: r.declare(KERNEL, threads=128) or r.launch(block=(129, 1, 1)),
 )
+# A multiprocessor has 65,536. A warp is given 256 at a time: of 65 registers a thread 2,304, enough for 28 warps; of
+# 168 5,376, enough for 12.
+cases(
+    "LaunchOutOfResources: more registers than a block can have",
+    more_registers_than_a_block_has=lambda r: r.declare(KERNEL, code="90:65") or r.launch(block=(1024, 1, 1)),
+    registers_of_whole_quarters=lambda r: r.declare(KERNEL, code="90a:168") or r.launch(block=(385, 1, 1)),
+)
+cases(
+    "cudaSuccess",
+    as_many_registers_as_a_block_has=lambda r: r.declare(KERNEL, code="90:64") or r.launch(block=(1024, 1, 1)),
+    registers_of_another_device=lambda r: r.declare(KERNEL, code="80:255;90:64") or r.launch(block=(1024, 1, 1)),
+    registers_of_what_a_driver_compiles=lambda r: r.declare(KERNEL, code="100:255;compute_80") or r.launch(),
+)
+cases(
+    "InvalidValue: the occupancy of empty blocks",
+    occupancy_of_no_threads=lambda r: r.call("OccupancyMaxActiveBlocksPerMultiprocessor", None, r.function, 0, 0),
+)
+
+
+@case("cudaSuccess")
+def registers_limit_occupancy(r: Runtime) -> int:
+    # 4,096 a warp: 16 warps on a multiprocessor, and 8 of them are a block.
+    r.declare(KERNEL, code="90:128")
+    blocks = ctypes.c_int()
+    error = r.call("OccupancyMaxActiveBlocksPerMultiprocessor", ctypes.byref(blocks), r.function, 256, 0)
+    return error or blocks.value != 2
+
+
+@case("cudaSuccess")
+def registers_limit_the_threads_of_a_block(r: Runtime) -> int:
+    # 2,560 a warp: 25 warps, and 24 of them in quarters.
+    r.declare(KERNEL, code="90:80")
+    attributes = (ctypes.c_int * 64)()
+    error = r.call("FuncGetAttributes", attributes, r.function)
+    return error or (attributes[6], attributes[7]) != (768, 80)
+
+
 cases(
     "InvalidValue: more dynamic shared memory than the attribute allows",
     shared_memory_without_its_attribute=lambda r: r.launch(shared=(48 << 10) + 1),

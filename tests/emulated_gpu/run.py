@@ -35,7 +35,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 def main() -> None:
     folder = Path(os.environ.get("ATROUSOPS_EMULATED_BUILD", ROOT / "build" / "cuda" / "fake_cuda")).resolve()
-    if not (folder / "lib" / "libcudart.so.13").exists():
+    if not (folder / "registers.json").exists():
         raise SystemExit(f"{folder} is not built: make emulated-gpu")
     os.execve(sys.executable, [sys.executable, *sys.argv[1:]], environment(folder))
 
