@@ -60,9 +60,11 @@ def main(
         OutputError: the disk is full, say.
     """
     # Now, so that a table that cannot be written is known before the first recipe is trained.
-    write_table(Path(runs), Path(table))
+    chosen = recipes(paths)
+    folders = {path.parent for path in chosen}
+    write_table(Path(runs), Path(table), folders)
     failed = 0
-    for path, seed in product(recipes(paths), seeds or (None,)):
+    for path, seed in product(chosen, seeds or (None,)):
         folder = Path(runs) / path.parent.name / (path.stem if seed is None else f"{path.stem}{SEED}{seed}")
         try:
             replaced = overrides if seed is None else (*overrides, *_seeded(path, seed, overrides))
@@ -76,8 +78,7 @@ def main(
         except (ArgumentError, FileNotFoundError, ImportError, RuntimeError) as error:
             say(f"{path}: {error}")
             failed += 1
-        write_table(Path(runs), Path(table))
-    write_table(Path(runs), Path(table))
+        write_table(Path(runs), Path(table), folders)
     return failed
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from atrousops.common.checks import bad_value
 from atrousops.common.files import write_atomically
+from atrousops.engine import orders
 
 # A run by the name of its recipe, with its file of scores.
 Scored = tuple[str, dict[str, Any]]
@@ -48,6 +49,14 @@ or, one run alone, by
 with the data of the recipe in `$ATROUSOPS_DATA`. The budget is small, as two CPU cores bear it, the networks are narrow
 or shallow where the recipe says so, and start from nothing unless `init` names a trunk or a run: the figures compare
 networks under that budget and are far from those of the papers.
+"""
+
+_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+_ORDERS = """## The papers' orders
+
+Each row is compared with the one above it, seed by seed: "seen" and "the other way round" are differences beyond a
+one-sided t-test at 95 % over the seeds of both, "cannot be told" are those within it. Budget, images and widths are not
+the papers': an order that is seen here is evidence for it, one that is not seen refutes nothing.
 """
 
 
@@ -100,20 +109,28 @@ def sections(runs: Iterable[Scored]) -> Iterator[str]:
         yield "\n".join([*head, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *lines, ""])
 
 
-def write_table(runs: Path, path: Path) -> None:
-    """Writes the Markdown file of all runs that have scores, here or beside the table, and their scores beside it."""
+def write_table(runs: Path, path: Path, folders: Iterable[Path] = ()) -> None:
+    """Writes the Markdown file of all runs that have scores, here or beside the table, and their scores beside it.
+
+    The orders of papers are those in these folders of recipes, and in this package's.
+    """
     found = scored(runs, path)
-    lines = [_HEADER, *sections(found), _notes(found)]
+    lines = [_HEADER, *sections(found), _notes(found), *_orders(found, folders)]
     write_atomically(path, lambda name: Path(name).write_text("\n".join(lines)))
     write_atomically(_beside(path), lambda name: Path(name).write_text(json.dumps(dict(found), indent=1) + "\n"))
 
 
+def _orders(found: list[Scored], folders: Iterable[Path]) -> Iterator[str]:
+    own = {_CONFIGS / name.partition("/")[0] for name, _ in found}
+    tables = [order for folder in sorted({f.resolve() for f in own.union(folders)}) for order in orders.read(folder)]
+    if tables:
+        yield _ORDERS
+    for order in tables:
+        yield from orders.section(order, found)
+
+
 def _percent(values: Iterable[float | None]) -> str:
-    """One value, or the mean of several and their standard deviation."""
-    found = [100 * value for value in values if value is not None]
-    if len(found) < 2:
-        return "".join(f"{value:.1f}" for value in found)
-    return f"{statistics.mean(found):.1f} ± {statistics.stdev(found):.1f}"
+    return orders.figure([100 * value for value in values if value is not None])
 
 
 def _rows(name: str, seeds: Sequence[dict[str, Any]]) -> list[str]:

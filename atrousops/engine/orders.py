@@ -1,0 +1,112 @@
+"""The orders that papers report, held against runs of several seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from atrousops.common.checks import bad_value
+
+FILE = "_orders.yaml"
+TUNED_CRF = "tuned CRF"
+# Student's t beyond which a mean of n differences is above zero in 95 of 100 cases; for n of 2, 3, ...
+_STUDENT = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)
+
+
+@dataclass(frozen=True)
+class Order:
+    """A table of a paper.
+
+    source: paper, table, data set. rows: the paper's mIoU in %, or None where it has no such row, by a row of the
+    study's table: a recipe, or "RECIPE, VARIANT", or "RECIPE, tuned CRF". A row is compared with the one above it.
+    """
+
+    title: str
+    source: str
+    rows: dict[str, float | None]
+
+
+_ORDERS = TypeAdapter(list[Order])
+
+
+def read(folder: Path) -> list[Order]:
+    """The orders beside a folder's recipes, if it has any.
+
+    Raises:
+        ArgumentError: the file does not hold a list of them.
+    """
+    file = folder / FILE
+    if not file.exists():
+        return []
+    try:
+        return _ORDERS.validate_python(yaml.safe_load(file.read_text()))
+    except (ValidationError, yaml.YAMLError) as error:
+        bad_value("study", "paths", f"have a list of title, source and rows in {file} ({error})", str(folder))
+
+
+def scores(runs: Iterable[tuple[str, dict[str, Any]]], row: str) -> dict[int, float]:
+    """The mIoU in % of a row, by seed; a run is a recipe's name and its scores."""
+    recipe, _, way = row.partition(", ")
+    found = {}
+    for name, values in runs:
+        if name != recipe:
+            continue
+        if way == TUNED_CRF:
+            miou = values.get("tuned_crf", {}).get("miou")
+        else:
+            miou = (values.get("variants", {}).get(way, {}) if way else values["summary"]).get("miou")
+        if miou is not None:
+            found[values["recipe"]["seed"]] = 100 * miou
+    return found
+
+
+def differences(above: dict[int, float], row: dict[int, float]) -> list[float]:
+    """What a row has more than the one above it, for each seed of both."""
+    return [row[seed] - above[seed] for seed in sorted(above.keys() & row.keys())]
+
+
+def verdict(paper: float, here: list[float]) -> str:
+    """Whether differences of several seeds have the sign of the paper's, by a one-sided t-test at 95 %."""
+    if not here:
+        return "not run"
+    if len(here) < 2:
+        return "cannot be told: one seed"
+    if paper == 0:
+        return "the paper has none"
+    t = _STUDENT[min(len(here) - 2, len(_STUDENT) - 1)]
+    margin = t * statistics.stdev(here) / math.sqrt(len(here))
+    towards = math.copysign(statistics.mean(here), statistics.mean(here) * paper)
+    if towards > margin:
+        return "seen"
+    return "the other way round" if -towards > margin else "cannot be told"
+
+
+def section(order: Order, runs: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
+    """The lines of a Markdown table of an order."""
+    yield from (f"### {order.title}", "", f"{order.source}; mIoU in %.", "")
+    yield "| row | the paper's | here | above the row before it: the paper's | here | the paper's order |"
+    yield "|---|---|---|---|---|---|"
+    last: tuple[float | None, dict[int, float]] | None = None
+    for row, paper in order.rows.items():
+        here = scores(runs, row)
+        cells = [row, "" if paper is None else f"{paper:.1f}", figure(list(here.values())), "", "", ""]
+        if last is not None and paper is not None and last[0] is not None:
+            more = differences(last[1], here)
+            cells[3:] = [f"{paper - last[0]:+.1f}", figure(more, "+"), verdict(paper - last[0], more)]
+        yield f"| {' | '.join(cells)} |"
+        last = paper, here
+    yield ""
+
+
+def figure(values: list[float], sign: str = "") -> str:
+    """One value, or the mean of several and their standard deviation."""
+    if len(values) < 2:
+        return "".join(f"{value:{sign}.1f}" for value in values)
+    return f"{statistics.mean(values):{sign}.1f} ± {statistics.stdev(values):.1f}"
