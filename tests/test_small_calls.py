@@ -4,12 +4,16 @@ import sys
 
 import pytest
 import torch
+from oracle import run_on
 from test_max_pool import CASES as POOL_CASES
 from test_max_pool import OURS as POOL
 from test_max_pool import material, same
+from test_max_unpool import OURS as UNPOOL
+from test_max_unpool import nondeterminism_allowed
 
 import atrousops as ao
 import atrousops.functional as A
+from atrousops import reference
 
 
 @pytest.mark.parametrize("indices", [False, True])
@@ -45,6 +49,74 @@ def test_pooling_by_two_in_channels_last_goes_to_pytorch_with_the_same_answers(s
     others = (A.max_pool2d, x, 3), (A.max_pool2d, x.bfloat16(), 2), (A.max_pool2d, x.clone().requires_grad_(), 2)
     for function, input, kernel in others:
         assert ao.explain(function, input, kernel, return_indices=True).rows[0].kernel != "aten"
+
+
+# Few places for many values: most are named several times.
+CROWDED = {axes: (torch.randn(12, *[8] * axes), torch.randint(0, 11, (12, *[8] * axes))) for axes in (1, 2, 3)}
+
+
+def unpooled_by(axes, values, indices):
+    return ao.explain(UNPOOL[axes], values, indices, 2).rows[-1].kernel
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_unpooling_goes_to_pytorch_where_none_of_its_threads_share_a_plane(axes, threads):
+    """12 planes and 11; of equal positions the last stays, and each gets the gradient of its position."""
+    values, indices = CROWDED[axes][0].clone().requires_grad_(), CROWDED[axes][1]
+    twos = (2,) * axes
+    expected = reference.max_unpool(values.detach(), indices, (16,) * axes, twos, twos, (0,) * axes)
+    grad = torch.randn_like(expected)
+    with run_on(threads), nondeterminism_allowed():
+        for planes in (12, 11):
+            given = values[:planes], indices[:planes]
+            assert (unpooled_by(axes, *given) == "aten") == (planes % threads == 0)
+            for _ in range(5):
+                y = UNPOOL[axes](*given, 2)
+                assert torch.equal(y, expected[:planes])
+            (got,) = torch.autograd.grad(y, values, grad[:planes])
+            at = grad[:planes].flatten(1).gather(1, given[1].flatten(1)).view_as(given[0])
+            assert torch.equal(got[:planes], at)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_unpooling_in_pytorch_sums_second_derivatives_as_ours_does(axes):
+    values, indices = CROWDED[axes][0].clone().requires_grad_(), CROWDED[axes][1]
+    grad = torch.randn(12, *[16] * axes, requires_grad=True)
+    found = []
+    with run_on(1), nondeterminism_allowed():
+        for name in (None, "cpu"):
+            with ao.backend(name):
+                (first,) = torch.autograd.grad(UNPOOL[axes](values, indices, 2), values, grad, create_graph=True)
+                found.append(torch.autograd.grad(first, grad, values)[0])
+    assert torch.equal(*found)
+
+
+def test_unpooling_stays_ours_where_pytorchs_differs():
+    """Indices in another order, codes, 16 bits, maps of one pixel, and where deterministic algorithms are asked for."""
+    values, indices = CROWDED[2]
+    pixel = torch.ones(2, 3, 1, 1).to(memory_format=torch.channels_last)
+    with run_on(1):
+        assert unpooled_by(2, values, indices) == ""
+        with nondeterminism_allowed():
+            assert unpooled_by(2, values, indices) == "aten"
+            others = (
+                (values, indices.mT.contiguous().mT),
+                (values, torch.zeros_like(indices, dtype=torch.uint8)),
+                (values.bfloat16(), indices),
+                (pixel, torch.zeros_like(pixel, dtype=torch.int64)),
+            )
+            for given in others:
+                assert unpooled_by(2, *given) == ""
+            assert A.max_unpool2d(pixel, torch.zeros_like(pixel, dtype=torch.int64), 2).is_contiguous()
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_small_unpooling_refuses_indices_outside_in_our_words(axes):
+    values = torch.ones(2, 3, *[2] * axes)
+    with nondeterminism_allowed(), pytest.raises(ValueError, match="max_unpool: indices must lie") as error:
+        UNPOOL[axes](values, torch.full(values.shape, 4**axes), 2)
+    assert error.value.__cause__ is None
 
 
 X, W = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +16,17 @@ from atrousops.dispatch import backends, choice
 from atrousops.dispatch.devices import tf32_allowed
 
 
-class Route(NamedTuple):
+_NO_ARGUMENTS = Arguments((), (), (), 1, ())
+
+
+@dataclass(slots=True)
+class Route:
     """What runs a call: `run`, given the call's tensors and `rest`; of a convolution also by whom and with what."""
 
     run: Callable[..., Any]
     rest: tuple[Any, ...]
     backend: str = ""
-    arguments: Arguments = Arguments((), (), (), 1, ())
+    arguments: Arguments = _NO_ARGUMENTS
 
 
 class Call:
@@ -38,9 +43,7 @@ class Call:
 
 PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 PLAIN_TYPES = frozenset(PLAIN)
-# Further arguments of these types, and tuples of integers, equal one another only if they mean the same.
-_KEY_TYPES = frozenset({int, str, type(None)})
-_TUPLES = frozenset({tuple, torch.Size})
+_TUPLES = (tuple, torch.Size)
 _MOST_ROUTES = 4096
 
 # By names of this module: behind a large convolution the dictionaries of other modules are not in the cache.
@@ -63,7 +66,7 @@ def call_of(name: str, find: Callable[..., Route], kind: Any = None) -> Call:
 
     def find_plain(kind: Any, first: Tensor, second: Tensor, third: None, *args: Any) -> Route:
         route = find(kind, first, second, third, *args)
-        return route._replace(run=kernel_of(name, first, second)) if route.run is CALLS[name] else route
+        return replace(route, run=kernel_of(name, first, second)) if route.run is CALLS[name] else route
 
     return Call(find_plain, find, kind)
 
@@ -81,36 +84,47 @@ def route_of(
 
     exact: further arguments, of which each has always the same type.
     """
-    plain = type(first) in PLAIN_TYPES and type(second) in PLAIN_TYPES and (third is None or type(third) in PLAIN_TYPES)
+    # To look through these tuples takes less than a hash.
+    plain = type(first) in PLAIN and type(second) in PLAIN and (third is None or type(third) in PLAIN)
     for value in args:
+        # Values of these types equal one another only if they mean the same; True and 1.0 equal 1.
+        if type(value) is int or value is None:
+            continue
         if type(value) in _TUPLES:
             for entry in value:
                 plain = plain and type(entry) is int
-        elif type(value) not in _KEY_TYPES:
+        elif type(value) is not str:
             plain = False
     if (
         not (plain and first.layout is second.layout is _STRIDED)
-        or first.is_nested
         or _is_compiled()
         or _is_traced()
         or _transforms()
         or forward_ad._current_level >= 0
     ):
         return call.unusual(call.kind, first, second, third, *args, *exact)
-    key = (
-        args,
-        exact,
-        first.shape,
-        second.shape,
-        first.dtype,
-        second.dtype,
-        third is None or (third.shape, third.dtype, third.is_cpu or third.device),
-        first.is_contiguous(),
-        _threads() if first.is_cpu and second.is_cpu else (first.device, second.device, _of_gpu()),
-        _grad_enabled() and (first.requires_grad or second.requires_grad),
-        _autocast_enabled() and _autocast_state(first),
-        _forced[0],
-    )
+    try:
+        key = (
+            args,
+            exact,
+            first.shape,
+            second.shape,
+            first.dtype,
+            second.dtype,
+            third is None or (third.shape, third.dtype, third.is_cpu or third.device),
+            first.is_contiguous(),
+            _threads() if first.is_cpu and second.is_cpu else (first.device, second.device, _of_gpu()),
+            _grad_enabled() and (first.requires_grad or second.requires_grad),
+            _autocast_enabled() and _autocast_state(first),
+            _forced[0],
+        )
+    except RuntimeError:
+        # A nested tensor has no shape; to ask each call whether one is nested would cost as much as a shape does.
+        if not (first.is_nested or second.is_nested):
+            raise
+        key = None
+    if key is None:
+        return call.unusual(call.kind, first, second, third, *args, *exact)
     route = call.routes.get(key)
     if route is None:
         postponed = choice.postponed

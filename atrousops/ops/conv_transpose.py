@@ -13,7 +13,7 @@ from atrousops.common.formats import empty_as_kernel
 from atrousops.dispatch.devices import allow_tf32
 from atrousops.ops._conv_maps import convolve, derivatives, grad_weight, keep_pair
 from atrousops.ops._register import register
-from atrousops.ops._routes import Call, kernel_of, run
+from atrousops.ops._routes import Call, kernel_of, route_of, run
 from atrousops.ops.conv import Convolution, find, find_unusual
 
 Size = int | Sequence[int]
@@ -69,7 +69,9 @@ def conv_transpose2d(
 
     Source: Zeiler et al., Adaptive deconvolutional networks (2011); Long et al., FCN (2015), section 3.3.
     """
-    return run(_CONV_TRANSPOSE2D, input, weight, bias, (stride, padding, output_padding, groups, dilation))
+    # `run` by hand, as in conv2d.
+    route = route_of(_CONV_TRANSPOSE2D, input, weight, bias, (stride, padding, output_padding, groups, dilation))
+    return route.run(input, weight, bias, *route.rest) if route.rest else route.run(input, weight, bias)
 
 
 def conv_transpose3d(

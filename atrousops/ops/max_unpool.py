@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,12 +18,15 @@ from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.formats import empty_map, prefers_channels_last
 from atrousops.dispatch import backends
 from atrousops.ops._register import foreign, keep, register, stands_in
-from atrousops.ops._routes import Route, call_of, route_of
+from atrousops.ops._routes import Route, autocasts, call_of, is_plain, route_of
+from atrousops.ops._small import is_small
 from atrousops.ops._windows import check_map, check_tensor, in_float32, integer, per_axis
 from atrousops.ops.max_pool import Size, pool_backward
 
 _NAMES = ("", "max_unpool1d", "max_unpool2d", "max_unpool3d")
 _ATEN: tuple[Any, ...] = (None, F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
+# An OpenMP that gives fewer threads than it was asked for cuts a call in other pieces.
+_FEWER_THREADS = bool({"OMP_DYNAMIC", "OMP_THREAD_LIMIT"} & os.environ.keys())
 
 
 def max_unpool1d(
@@ -111,12 +116,49 @@ def _find(
         route = _find(axes, wide, indices, None, kernel, steps, pads, output_size)
         return Route(lambda input, indices, *rest: route.run(in_float32(input), indices, *rest), route.rest)
     size = _output_size(op, input.shape[-axes:], kernel, steps, pads, output_size)
+    if _pytorch_keeps_order(axes, input, indices, size):
+        theirs = (size, steps, pads) if axes == 3 else (size,)
+        return Route(_in_pytorch, (_SMALL[axes], theirs, size, kernel, steps, pads))
     backend = backends.choose("max_unpool", input.device, input.dtype)
     if backend in backends.COMPILED and not apart:
         return Route(_unpool, (size, kernel, steps, pads))
     if backend == "aten" and indices.dtype == torch.int64:
         return Route(_ATEN[axes], (kernel, steps, pads, size))
     return Route(reference.max_unpool, (size, kernel, steps, pads))
+
+
+def _pytorch_keeps_order(axes: int, input: Tensor, indices: Tensor, size: tuple[int, ...]) -> bool:
+    """Whether the call is small and PyTorch's operator, which takes less time, gives our result bit for bit.
+
+    It cuts the elements of all planes into one run a thread, and writes a run in its order: of equal positions the last
+    stays where no two threads share a plane. Maps of one pixel it may answer in another memory format.
+    """
+    if not (is_small(input) and indices.dtype == torch.int64 and indices.is_contiguous()):
+        return False
+    pixels = math.prod(input.shape[-axes:])
+    if pixels == 1 or 0 in size or autocasts() or not is_plain((input, indices)):
+        return False
+    threads = torch.get_num_threads()
+    return threads == 1 or (not _FEWER_THREADS and input.numel() // pixels % threads == 0)
+
+
+def _in_pytorch(input: Tensor, indices: Tensor, aten: Any, theirs: tuple[Any, ...], *ours: Any) -> Tensor:
+    # Deterministic algorithms are to be ours: PyTorch refuses there, as it knows of no order.
+    if not torch._C._get_deterministic_algorithms():
+        try:
+            return aten(input, indices, *theirs)
+        except RuntimeError:
+            # An index outside is our operator's to refuse, in its own words; what else goes wrong will there, too.
+            pass
+    return _unpool(input, indices, *ours)
+
+
+def _unpool_line(input: Tensor, indices: Tensor, size: tuple[int]) -> Tensor:
+    return torch._C._nn.max_unpool2d(input.unsqueeze(-1), indices.unsqueeze(-1), (*size, 1)).squeeze(-1)
+
+
+# PyTorch's operators without its checks in Python, which ours have made.
+_SMALL: tuple[Any, ...] = (None, _unpool_line, torch._C._nn.max_unpool2d, torch._C._nn.max_unpool3d)
 
 
 def _check(

@@ -42,6 +42,8 @@ _STOCK |= {
     torch.max_pool3d: "max_pool3d",
     torch._C._nn.max_pool2d_with_indices: "max_pool2d",
     torch._C._nn.max_pool3d_with_indices: "max_pool3d",
+    torch._C._nn.max_unpool2d: "max_unpool2d",
+    torch._C._nn.max_unpool3d: "max_unpool3d",
 }
 _STOCK_OPERATORS = {"torchvision::roi_align": "roi_align", "torchvision::roi_pool": "roi_pool"}
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
