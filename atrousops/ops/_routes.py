@@ -15,7 +15,6 @@ from atrousops.common.conv_arguments import Arguments
 from atrousops.dispatch import backends, choice
 from atrousops.dispatch.devices import tf32_allowed
 
-
 _NO_ARGUMENTS = Arguments((), (), (), 1, ())
 
 

@@ -18,7 +18,7 @@ from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.formats import empty_map, prefers_channels_last
 from atrousops.dispatch import backends
 from atrousops.ops._register import foreign, keep, register, stands_in
-from atrousops.ops._routes import Route, autocasts, call_of, is_plain, route_of
+from atrousops.ops._routes import Route, autocasts, call_of, is_plain, kernel_of, route_of
 from atrousops.ops._small import is_small
 from atrousops.ops._windows import check_map, check_tensor, in_float32, integer, per_axis
 from atrousops.ops.max_pool import Size, pool_backward
@@ -118,7 +118,8 @@ def _find(
     size = _output_size(op, input.shape[-axes:], kernel, steps, pads, output_size)
     if _pytorch_keeps_order(axes, input, indices, size):
         theirs = (size, steps, pads) if axes == 3 else (size,)
-        return Route(_in_pytorch, (_SMALL[axes], theirs, size, kernel, steps, pads))
+        ours = kernel_of("max_unpool", input, indices)
+        return Route(_in_pytorch, (_SMALL[axes], theirs, ours, size, kernel, steps, pads))
     backend = backends.choose("max_unpool", input.device, input.dtype)
     if backend in backends.COMPILED and not apart:
         return Route(_unpool, (size, kernel, steps, pads))
@@ -133,7 +134,7 @@ def _pytorch_keeps_order(axes: int, input: Tensor, indices: Tensor, size: tuple[
     It cuts the elements of all planes into one run a thread, and writes a run in its order: of equal positions the last
     stays where no two threads share a plane. Maps of one pixel it may answer in another memory format.
     """
-    if not (is_small(input) and indices.dtype == torch.int64 and indices.is_contiguous()):
+    if not is_small(input) or indices.dtype != torch.int64:
         return False
     pixels = math.prod(input.shape[-axes:])
     if pixels == 1 or 0 in size or autocasts() or not is_plain((input, indices)):
@@ -142,7 +143,7 @@ def _pytorch_keeps_order(axes: int, input: Tensor, indices: Tensor, size: tuple[
     return threads == 1 or (not _FEWER_THREADS and input.numel() // pixels % threads == 0)
 
 
-def _in_pytorch(input: Tensor, indices: Tensor, aten: Any, theirs: tuple[Any, ...], *ours: Any) -> Tensor:
+def _in_pytorch(input: Tensor, indices: Tensor, aten: Any, theirs: tuple[Any, ...], ours: Any, *rest: Any) -> Tensor:
     # Deterministic algorithms are to be ours: PyTorch refuses there, as it knows of no order.
     if not torch._C._get_deterministic_algorithms():
         try:
@@ -150,7 +151,8 @@ def _in_pytorch(input: Tensor, indices: Tensor, aten: Any, theirs: tuple[Any, ..
         except RuntimeError:
             # An index outside is our operator's to refuse, in its own words; what else goes wrong will there, too.
             pass
-    return _unpool(input, indices, *ours)
+    result: Tensor = ours(input, indices, *rest)
+    return result
 
 
 def _unpool_line(input: Tensor, indices: Tensor, size: tuple[int]) -> Tensor:

@@ -30,9 +30,9 @@ _FOLLOW = frozenset(
     pad max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d mean sum amax amin max min argmax var std norm
     normalize batch_norm group_norm instance_norm layer_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d
-    conv_transpose3d pixel_shuffle max_unpool2d max_unpool3d conv conv_transpose max_pool max_unpool conv_epilogue addcmul
-    lerp index_select floor_divide __floordiv__ __mod__ remainder __eq__ __ne__ __lt__ __le__ __gt__ __ge__ eq ne lt le gt
-    ge isnan grid_sample
+    conv_transpose3d pixel_shuffle max_unpool2d max_unpool3d conv conv_transpose max_pool max_unpool conv_epilogue
+    addcmul lerp index_select floor_divide __floordiv__ __mod__ remainder __eq__ __ne__ __lt__ __le__ __gt__ __ge__ eq
+    ne lt le gt ge isnan grid_sample
     """.split()  # noqa: SIM905
 )
 # Functions whose result lies in one way whatever the inputs' format.
