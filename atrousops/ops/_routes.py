@@ -96,34 +96,27 @@ def route_of(
             plain = False
     if (
         not (plain and first.layout is second.layout is _STRIDED)
+        or first.is_nested
         or _is_compiled()
         or _is_traced()
         or _transforms()
         or forward_ad._current_level >= 0
     ):
         return call.unusual(call.kind, first, second, third, *args, *exact)
-    try:
-        key = (
-            args,
-            exact,
-            first.shape,
-            second.shape,
-            first.dtype,
-            second.dtype,
-            third is None or (third.shape, third.dtype, third.is_cpu or third.device),
-            first.is_contiguous(),
-            _threads() if first.is_cpu and second.is_cpu else (first.device, second.device, _of_gpu()),
-            _grad_enabled() and (first.requires_grad or second.requires_grad),
-            _autocast_enabled() and _autocast_state(first),
-            _forced[0],
-        )
-    except RuntimeError:
-        # A nested tensor has no shape; to ask each call whether one is nested would cost as much as a shape does.
-        if not (first.is_nested or second.is_nested):
-            raise
-        key = None
-    if key is None:
-        return call.unusual(call.kind, first, second, third, *args, *exact)
+    key = (
+        args,
+        exact,
+        first.shape,
+        second.shape,
+        first.dtype,
+        second.dtype,
+        third is None or (third.shape, third.dtype, third.is_cpu or third.device),
+        first.is_contiguous(),
+        _threads() if first.is_cpu and second.is_cpu else (first.device, second.device, _of_gpu()),
+        _grad_enabled() and (first.requires_grad or second.requires_grad),
+        _autocast_enabled() and _autocast_state(first),
+        _forced[0],
+    )
     route = call.routes.get(key)
     if route is None:
         postponed = choice.postponed
