@@ -186,6 +186,16 @@ def test_ours_says_what_and_pytorchs_words(name, args, options, text):
             assert isinstance(got, ArgumentTypeError if "dtype" in text else ArgumentError)
 
 
+@pytest.mark.parametrize("name", ["conv_transpose1d", "conv_transpose2d"])
+def test_what_no_memory_holds_is_a_runtime_error(name):
+    """As where PyTorch cannot allocate a result; planning such a call had taken all memory before."""
+    rank = int(name[-2])
+    x, w = torch.ones(1, 1, *[2] * rank), torch.ones(1, 1, *[2] * rank)
+    for function in (getattr(A, name), getattr(F, name)):
+        with pytest.raises(RuntimeError):
+            function(x, w, stride=1 << 40)
+
+
 def test_layers_say_the_same():
     layer, stock = ao.AtrousConv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
     for wrong in (X, X[0], X[0, 0], X[:, :3, :2], X[:, :3].double()):

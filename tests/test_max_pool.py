@@ -142,6 +142,23 @@ def test_indices_of_windows_that_start_2_to_the_32_before_the_map(channels_last)
 
 
 @pytest.mark.parametrize("marks", [False, True, "codes"])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_the_graph_of_a_gradient_leads_to_the_input(axes, marks):
+    """Its derivative is zero, as PyTorch's, though nothing behind the pooling has one."""
+    x = torch.randn(1, 2, *[6] * axes)
+    results = []
+    for function in (OURS[axes], getattr(F, f"max_pool{axes}d")):
+        with ao.backend("cpu"):
+            leaf = x.clone().requires_grad_()
+            y = function(2 * leaf, 2, return_indices=marks if function is OURS[axes] else False)
+            (grad,) = torch.autograd.grad((y if torch.is_tensor(y) else y[0]).sum(), leaf, create_graph=True)
+            assert grad.requires_grad
+            results.append((grad, *torch.autograd.grad((grad * leaf.detach()).sum(), leaf)))
+    for got, expected in zip(*results):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("marks", [False, True, "codes"])
 @pytest.mark.parametrize(("case", "channels_last"), [c for c in in_formats(CASES) if c[0][0] != (2, 2)], ids=str)
 def test_gradient(case, channels_last, marks, backend):
     """PyTorch in fp64 is the oracle; sums of 16-bit gradients are ours in fp32, so at most one rounding away."""

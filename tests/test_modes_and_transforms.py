@@ -35,7 +35,7 @@ def test_functionalize(name):
     torch.testing.assert_close(make_fx(torch.func.functionalize(f))(x)(x), expected)
 
 
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "mean_field"])  # PyTorch cannot
+@pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("outer", ["functionalize", "grad"])
 def test_functionalize_with_derivatives(name, outer):
     f, x = of_the_first(name)
@@ -115,6 +115,18 @@ def test_a_kernels_word_on_values_is_the_same_inside_a_mode(name, before):
     with FlopCounterMode(display=False):
         inside = refused()
     assert inside == refused()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", ["max_unpool2d", "roi_align", "roi_pool"])
+def test_a_kernels_word_on_values_is_a_runtime_error_in_a_compiled_graph(name, backend):
+    """As PyTorch's is. It is an ArgumentError wherever torch and our extension share pybind11's internals."""
+    x, boxes = samples.rand(1, 2, 4, 4), torch.tensor([[0.0, 3, 3, 1, 1]])
+    second = torch.full(x.shape, 99) if name == "max_unpool2d" else boxes
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x, s: getattr(A, name)(x, s, 2), backend=backend, fullgraph=True)
+    with pytest.raises(RuntimeError, match=r": (indices|boxes) must "):
+        compiled(x, second)
 
 
 TRACED = [name for name in NAMES if name.startswith(("conv1", "conv2", "conv3", "conv_t", "max", "roi"))]

@@ -95,6 +95,17 @@ def test_meta_tensors_get_what_the_kernels_answer(name, last):
     assert of(meta) == of(real)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
+@pytest.mark.parametrize(
+    "name", ["roi_align", "roi_pool", "mean_field", "permutohedral_filter", "permutohedral_lattice"]
+)
+def test_masked_tensors_are_refused(name):
+    """PyTorch's torch.where of one never returns."""
+    (x, *rest), kwargs = samples.FUNCTIONS[name]()
+    with pytest.raises(TypeError, match="must be no MaskedTensor"):
+        getattr(A, name)(torch.masked.masked_tensor(x, x > 0.3), *rest, **kwargs)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_copy_on_write_tensors_are_not_copied(name):
     # With one thread PyTorch's own pointwise convolution copies them.

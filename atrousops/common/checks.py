@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from torch import Tensor
+from torch.masked import MaskedTensor
 
 
 class ArgumentError(ValueError, RuntimeError):
@@ -58,6 +59,12 @@ def check_device(op: str, like: str, where: Tensor, remedy: str = "", **others: 
         if value is not None and value.device != where.device:
             remedy = remedy or f"Move it there: {name}.to({like}.device)."
             bad_value(op, name, f"be on {where.device}, as {like}", value.device, remedy)
+
+
+def check_not_masked(op: str, argument: str, value: Tensor) -> None:
+    """Raises ArgumentTypeError for a MaskedTensor, which PyTorch's torch.where sends into an endless recursion."""
+    if isinstance(value, MaskedTensor):
+        bad_type(op, argument, "be no MaskedTensor", "one", f"Fill what is masked: {argument}.to_tensor(value).")
 
 
 def _text(op: str, argument: str, rule: str, got: object, remedy: str) -> str:

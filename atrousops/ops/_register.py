@@ -87,6 +87,7 @@ def register(
     jvp: Callable[..., Any] | None = None,
     vmap: Callable[..., Any] | None = None,
     autocast: str | None = None,
+    anchored: bool = False,
 ) -> Callable[..., Any]:
     """Registers what belongs to operator `atrousops::name`, if there are kernels: a compiled library's, or Triton's.
 
@@ -98,6 +99,9 @@ def register(
         jvp: its forward-mode derivative; by default that of an operator that is linear in its first tensor, whose
             `setup_context` keeps all others in their order.
         vmap: its rule for a further batch dimension; by default that of an operator on entries of the leading one.
+        anchored: the backward does not read the input, though the operator is not linear in it: recorded eager calls
+            return, and hand to `backward`, one output more, without elements, by which a gradient's own graph leads to
+            the input as PyTorch's does.
         autocast: "lower" casts floating tensors to the autocast dtype, "float32" to fp32; None leaves dtypes alone.
 
     Returns:
@@ -116,7 +120,7 @@ def register(
     if autocast is not None:
         for device, key in _AUTOCAST_KEYS.items():
             _register_autocast(name, device, key, autocast)
-    rules = _Rules(operator, otherwise or operator, backward, setup_context, jvp, vmap)
+    rules = _Rules(operator, otherwise or operator, backward, setup_context, jvp, vmap, anchored)
     PLAIN_CALLS[name] = rules.run, rules.eager.apply if rules.differentiable else operator
     return CALLS.setdefault(name, _caller(rules, autocast))
 
@@ -162,7 +166,9 @@ class _Rules:
         setup_context: Callable[..., Any] | None,
         jvp: Callable[..., Any] | None,
         vmap: Callable[..., Any] | None,
+        anchored: bool,
     ) -> None:
+        self.anchored = anchored
         self.operator, self.otherwise, self.differentiable = operator, otherwise, backward is not None
         maybe_tensor = torch.OptionalType(torch.TensorType.get())
         self.count = sum(argument.type.isSubtypeOf(maybe_tensor) for argument in operator._schema.arguments)
@@ -185,13 +191,15 @@ class _Rules:
         """The operator by way of the dispatcher, on tensors that a mode watches."""
         try:
             return self.operator(*args)
-        except ValueError as error:
+        except RuntimeError as error:
             if not is_kernels(self.operator, error):
                 raise
             raise ArgumentError(str(error)) from None
 
     def _forward(self, ctx: Any, *args: Any) -> Any:
         output = self.run(*args)
+        if self.anchored:
+            output = (*output, args[0].new_empty(0))
         if self._setup_context is not None:
             self._setup_context(ctx, args, output)
         return output

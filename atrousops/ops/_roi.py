@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function
 
-from atrousops.common.checks import bad_type, bad_value, check_device
+from atrousops.common.checks import bad_type, bad_value, check_device, check_not_masked
 from atrousops.common.formats import BoxList
 from atrousops.common.values import has_values, values_of
 from atrousops.dispatch import backends
@@ -77,6 +77,7 @@ def _check_input(op: str, input: Any) -> None:
     if not isinstance(input, Tensor) or nested or input.dtype not in backends.FLOATING:
         got = "a nested one" if nested else input.dtype if isinstance(input, Tensor) else type(input).__name__
         bad_type(op, "input", "be a float64, float32, bfloat16 or float16 tensor", got, "Cast it with .float().")
+    check_not_masked(op, "input", input)
     if input.dim() != 4:
         bad_value(op, "input", "have shape (N, C, H, W)", tuple(input.shape), "Add a batch axis with input[None].")
     if input.shape[2] == 0 or input.shape[3] == 0:
@@ -134,6 +135,7 @@ def _check_box_tensor(op: str, name: str, boxes: object, input: Tensor) -> None:
     if not isinstance(boxes, Tensor) or not boxes.is_floating_point():
         got = boxes.dtype if isinstance(boxes, Tensor) else type(boxes).__name__
         bad_type(op, name, "be a floating tensor", got, "Cast it with .float().")
+    check_not_masked(op, name, boxes)
     check_device(op, "input", input, "", **{name: boxes})
 
 

@@ -54,6 +54,9 @@ _is_compiled, _transforms = torch.compiler.is_dynamo_compiling, torch._C._are_fu
 _STRIDED = torch.strided
 autocasts = torch._C._is_any_autocast_enabled
 
+# How csrc/core begins what it says of a convolution's sizes.
+_PROBLEMS = ("convolution: ", "transposed convolution: ")
+
 # Every registered operator by its name, as `register` returned it.
 CALLS: dict[str, Callable[..., Any]] = {}
 # What runs them on plain tensors, by whether derivatives are wanted.
@@ -147,19 +150,20 @@ def on_plain(operator: Any) -> Callable[..., Any]:
         try:
             with torch._C._AutoDispatchBelowAutograd():
                 return kernel(*args)
-        except ValueError as error:
-            # A mode of Python's may have begun since the call's route was kept, and raise what it likes.
-            if is_watched() and not is_kernels(operator, error):
+        except RuntimeError as error:
+            if not is_kernels(operator, error):
                 raise
-            # A kernel's word on values that it alone sees; nothing else of Python's or PyTorch's runs in here.
             raise ArgumentError(str(error)) from None
 
     return run_kernel
 
 
-def is_kernels(operator: Any, error: ValueError) -> bool:
-    """Whether an error is the kernel's own, which begins with the operator's name."""
-    return type(error) is ValueError and str(error).startswith(f"{operator._opname}: ")
+def is_kernels(operator: Any, error: RuntimeError) -> bool:
+    """Whether an error is the kernel's own, which begins with the operator's name or the problem's kind.
+
+    It is an ArgumentError from the start where torch and `_C` know of each other's exceptions.
+    """
+    return type(error) is RuntimeError and str(error).startswith((f"{operator._opname}: ", *_PROBLEMS))
 
 
 def wants_grad(tensors: tuple[Tensor, ...]) -> bool:

@@ -13,6 +13,7 @@ from torch.overrides import handle_torch_function
 from atrousops import reference
 from atrousops.common.checks import bad_value
 from atrousops.common.formats import empty_map, pooled_size, prefers_channels_last
+from atrousops.common.values import connected
 from atrousops.dispatch import backends
 from atrousops.ops import _routes
 from atrousops.ops._register import foreign, jit_traces, keep, register, stands_in, transformed
@@ -147,9 +148,9 @@ def _max_pool(
     backend = backends.choose("max_pool", input.device, input.dtype)
     if backend in backends.COMPILED and not foreign(input):
         if codes:
-            return pool_codes(input, kernel, steps, pads, rates, ceil_mode)
+            return pool_codes(input, kernel, steps, pads, rates, ceil_mode)[:2]
         if return_indices:
-            return pool(input, kernel, steps, pads, rates, ceil_mode)
+            return pool(input, kernel, steps, pads, rates, ceil_mode)[:2]
         if not (torch.is_grad_enabled() and input.requires_grad) and not transformed():
             return _pool_values(input, kernel, steps, pads, rates, ceil_mode)
         # The backward pass needs to know where the maxima were: one byte a window holds it, if windows are small.
@@ -262,22 +263,26 @@ def _fake(dtype: torch.dtype | None) -> Any:
 
 def _setup(ctx, inputs, output) -> None:
     input, kernel, stride, padding, dilation, _ = inputs
-    keep(ctx, output[1])
+    keep(ctx, *output[1:])
     ctx.set_materialize_grads(False)
     ctx.window = (kernel, stride, padding, dilation)
-    ctx.size = input.shape[-len(kernel) :]
+    ctx.shape = input.shape
 
 
-def _backward(ctx, grad, _):
+def _backward(ctx, grad, _, anchor=None):
     if grad is None:
-        return (None,) * 6
-    (marks,) = ctx.saved_tensors
-    return pool_backward(grad, marks, ctx.size, *ctx.window), None, None, None, None, None
+        return None if anchor is None else anchor.new_zeros(ctx.shape), None, None, None, None, None
+    marks, *anchors = ctx.saved_tensors
+    out = pool_backward(grad, marks, ctx.shape[-len(ctx.window[0]) :], *ctx.window)
+    if torch.is_grad_enabled():
+        # A graph of this gradient leads to the input: with a derivative of zero, which PyTorch has too.
+        out = connected(out, *anchors)
+    return out, None, None, None, None, None
 
 
 def _jvp(ctx, tangent):
     kernel, stride, padding, dilation = ctx.window
-    (marks,) = ctx.saved_tensors
+    marks = ctx.saved_tensors[0]
     return _routes.CALLS["max_unpool_backward"](tangent, marks, kernel, stride, padding, dilation), None
 
 
@@ -303,7 +308,7 @@ def _double_backward(ctx, grad):
     return _routes.CALLS["max_unpool_backward"](grad, indices, *ctx.window), None, None, None, None, None, None
 
 
-_derivatives: dict[str, Any] = {"backward": _backward, "setup_context": _setup, "jvp": _jvp}
+_derivatives: dict[str, Any] = {"backward": _backward, "setup_context": _setup, "jvp": _jvp, "anchored": True}
 pool = register("max_pool", fake=_fake(torch.int64), otherwise=_otherwise(codes=False), **_derivatives)
 pool_codes = register("max_pool_codes", fake=_fake(torch.uint8), otherwise=_otherwise(codes=True), **_derivatives)
 _pool_values = register("max_pool_values", fake=_fake(None))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atrousops import reference
-from atrousops.common.checks import bad_type, bad_value, check_device
+from atrousops.common.checks import bad_type, bad_value, check_device, check_not_masked
 from atrousops.common.formats import empty_values
 from atrousops.dispatch import backends
 from atrousops.ops import _first_call
@@ -96,6 +96,7 @@ def _check(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequenc
     if not isinstance(scores, Tensor) or scores.dtype not in backends.FLOATING:
         got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
         bad_type(op, "scores", "be a tensor of float64, float32, bfloat16 or float16", got)
+    check_not_masked(op, "scores", scores)
     if scores.dim() < 3:
         bad_value(op, "scores", "be (N, L, *)", f"shape {tuple(scores.shape)}")
     check_labels(op, scores)

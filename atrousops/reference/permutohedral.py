@@ -148,7 +148,7 @@ def permutohedral_apply(
     # Of all batches, where a transform has put some around.
     m = int(values_of(counts).sum())
     compute = torch.float64 if values.dtype == torch.float64 else torch.float32
-    row_vertex = torch.empty_like(rows).scatter_(
+    row_vertex = torch.empty_like(rows).scatter(
         0,
         rows[: row_starts[m]].long(),
         torch.arange(m, dtype=torch.int32, device=rows.device).repeat_interleave(row_starts[: m + 1].diff()),

@@ -7,9 +7,10 @@
 
 namespace atrousops::core {
 
-// A bad argument, worded "op: argument must RULE; got GOT. REMEDY"; becomes ArgumentError in Python.
-struct ArgumentError : std::invalid_argument {
-  using std::invalid_argument::invalid_argument;
+// A bad argument, worded "op: argument must RULE; got GOT. REMEDY"; becomes ArgumentError in Python. Where `_C` and
+// torch were made with different versions of pybind11, compiled graphs get what PyTorch raises: RuntimeError.
+struct ArgumentError : std::runtime_error {
+  using std::runtime_error::runtime_error;
 };
 
 [[noreturn]] inline void bad_value(const std::string& op, const std::string& argument, const std::string& rule,

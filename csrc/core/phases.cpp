@@ -41,10 +41,12 @@ static void finish(AxisPhase& p) {
   set_segments(p);
 }
 
+int64_t phase_count(Kind kind, const Axis& a) { return kind == Kind::input_grad ? std::min(a.stride, a.in) : 1; }
+
 static std::vector<AxisPhase> residue_phases(const Axis& a) {
   // dx[i] = sum over r of dy[(i + pad - dilation * r) / stride] w[r], where that is a whole number.
   std::vector<AxisPhase> all;
-  for (int64_t residue = 0; residue < std::min(a.stride, a.in); ++residue)
+  for (int64_t residue = 0; residue < phase_count(Kind::input_grad, a); ++residue)
     all.push_back({residue, a.stride, 0, 1, ceil_div(a.in - residue, a.stride), a.out, {}, {}});
   for (int64_t r = 0; r < a.kernel; ++r) {
     const int64_t shift = a.dilation * r - a.pad_lo;

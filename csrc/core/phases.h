@@ -45,6 +45,9 @@ struct AxisPhase {
 // stride; a residue that no tap falls on has no taps, and its result is zero.
 std::vector<AxisPhase> axis_phases(Kind kind, const Axis& axis);
 
+// How many those are, without making them: a stride of millions has as many.
+int64_t phase_count(Kind kind, const Axis& axis);
+
 // Positions and live (position, tap) pairs, but once for all phases that have the same taps at the same positions,
 // which are one block: they read one gathered row.
 struct Gathered {

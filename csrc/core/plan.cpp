@@ -24,6 +24,7 @@ std::span<const Entry> entries(DeviceKind kind) {
 
 const char* illegal(const Entry& e, const Facts& f, const Device& d, int64_t workspace_limit) {
   if (e.rule == no_rule) return nullptr;
+  if (f.crowded) return "a stride that leaves too many phases";
   if (small(f.problem)) return "too small to repay the overhead of an operator";
   if (e.workspace(f, d) > workspace_limit) return "needs more workspace than the limit";
   return e.rule(f.problem, d, f.itemsize);

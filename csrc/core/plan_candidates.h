@@ -8,6 +8,9 @@
 
 namespace atrousops::core {
 
+// Phases of an axis up to which a problem is planned for: each takes microseconds, and no network has such a stride.
+inline constexpr int64_t kMostPhases = 1024;
+
 // What predictions need of a problem, computed once for all candidates.
 struct Facts {
   const Problem& problem;
@@ -16,9 +19,15 @@ struct Facts {
   double pairs = 1;                // (position, tap) pairs that a GEMM gathers
   double rows = 1, blocks = 1;     // positions that it gathers, and boxes of them
   double bytes_floor;
+  bool crowded = false;  // an axis has too many phases: of it nothing is known
 
   Facts(const Problem& p, int64_t itemsize) : problem(p), itemsize(itemsize) {
     for (int i = 0; i < kAxes; ++i) {
+      if (phase_count(p.kind, p.axis[i]) > kMostPhases) {
+        crowded = true;
+        live[i] = 1;
+        continue;
+      }
       int64_t live_pairs = 0, segments = 0;
       const std::vector<AxisPhase> phases = axis_phases(p.kind, p.axis[i]);
       for (const AxisPhase& phase : phases) {

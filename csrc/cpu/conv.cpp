@@ -10,8 +10,18 @@ namespace atrousops::cpu {
 
 using Ints = std::vector<int64_t>;
 
-// Groups this small waste a GEMM; a single group is never too small for one.
-static bool is_direct(const core::Problem& p) { return p.groups > 1 && (p.c / p.groups) * (p.k / p.groups) <= 16; }
+static int64_t pairs_of_a_group(const core::Problem& p) { return (p.c / p.groups) * (p.k / p.groups); }
+
+// Groups this small waste a GEMM; a single group is never too small for one. Larger ones would have longer sums in
+// fp32.
+static bool is_direct(const core::Problem& p) { return p.groups > 1 && pairs_of_a_group(p) <= 16; }
+
+// A weight gradient's products are as small as a tap's share of a group, and its calls cost more than they; our sums
+// are long in fp64. In channels_last a group is a lane of a vector. The last bound keeps the sums in the cache.
+static bool is_direct_weight(const core::Problem& p, bool channels_last) {
+  const int64_t pairs = pairs_of_a_group(p), most = channels_last ? 12 * 12 : 16 * 16;
+  return is_direct(p) || (p.groups > 1 && pairs <= most && pairs * p.kernel_positions() <= 1 << 13);
+}
 
 static Tensor run(const ConvArguments& a, const Tensor& src, const Tensor& weight, const std::optional<Tensor>& bias) {
   const bool channels_last = answers_channels_last(src);
@@ -33,8 +43,9 @@ Tensor conv_grad_input(const Tensor& grad, const Tensor& weight, const Ints& inp
 Tensor conv_grad_weight(const Tensor& grad, const Tensor& input, const Ints& kernel_size, const Ints& stride,
                         const Ints& padding, const Ints& dilation, int64_t groups, bool, int64_t) {
   const auto a = conv_arguments::of_grad_weight(grad, input, kernel_size, stride, padding, dilation, groups);
-  return is_direct(a.problem) ? conv_direct_weight(a.problem, grad, input, a.out_size)
-                              : conv_gemm_weight(a.problem, grad, input, a.out_size);
+  return is_direct_weight(a.problem, prefers_channels_last(input))
+             ? conv_direct_weight(a.problem, grad, input, a.out_size)
+             : conv_gemm_weight(a.problem, grad, input, a.out_size);
 }
 
 Tensor conv_transpose(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,

@@ -3,16 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <sstream>
-#include <stdexcept>
 
 namespace atrousops::cpu {
 
 template <class G>
 [[noreturn]] static void bad_box(const char* op, int64_t k, const G* box, const char* rule, const char* remedy) {
-  std::ostringstream text;
-  text << op << ": boxes must " << rule << "; got box " << k << " = (" << box[0] << ", " << box[1] << ", " << box[2]
-       << ", " << box[3] << ", " << box[4] << "). " << remedy;
-  throw std::invalid_argument(text.str());
+  bad_value(op, ": boxes must ", rule, "; got box ", k, " = (", box[0], ", ", box[1], ", ", box[2], ", ", box[3], ", ",
+            box[4], "). ", remedy);
 }
 
 template <class G>
@@ -34,8 +31,7 @@ static void read_rows(const char* op, const G* rows, int64_t batch, std::vector<
 }
 
 Boxes read_boxes(const char* op, const Tensor& boxes, int64_t batch) {
-  if (boxes.dim() != 2 || boxes.size(1) != 5)
-    throw std::invalid_argument(std::string(op) + ": boxes must have shape (K, 5)");
+  if (boxes.dim() != 2 || boxes.size(1) != 5) bad_value(op, ": boxes must have shape (K, 5)");
   const Tensor rows = dense(boxes, false);
   Boxes out;
   out.is_double = boxes.scalar_type() == ScalarType::Double;
@@ -46,7 +42,7 @@ Boxes read_boxes(const char* op, const Tensor& boxes, int64_t batch) {
   else if (boxes.scalar_type() == ScalarType::Float)
     read_rows(op, data<float>(rows), batch, image, out);
   else
-    throw std::invalid_argument(std::string(op) + ": boxes must be float32 or float64");
+    bad_value(op, ": boxes must be float32 or float64");
 
   out.first.assign(batch + 1, 0);
   for (const int64_t n : image) ++out.first[n + 1];
@@ -58,10 +54,10 @@ Boxes read_boxes(const char* op, const Tensor& boxes, int64_t batch) {
 }
 
 void check_feature_map(const char* op, const Tensor& t) {
-  if (t.dim() != 4) throw std::invalid_argument(std::string(op) + ": input must have shape (N, C, H, W)");
-  if (t.size(2) == 0 || t.size(3) == 0) throw std::invalid_argument(std::string(op) + ": input must have pixels");
+  if (t.dim() != 4) bad_value(op, ": input must have shape (N, C, H, W)");
+  if (t.size(2) == 0 || t.size(3) == 0) bad_value(op, ": input must have pixels");
   if (t.size(2) >= INT32_MAX / std::max<int64_t>(t.size(3), 1))
-    throw std::invalid_argument(std::string(op) + ": input must have fewer than 2^31 pixels a plane");
+    bad_value(op, ": input must have fewer than 2^31 pixels a plane");
 }
 
 void check_shape(const char* op, const char* argument, const Tensor& t, const std::vector<int64_t>& expected) {
@@ -71,7 +67,7 @@ void check_shape(const char* op, const char* argument, const Tensor& t, const st
   for (size_t i = 0; i < expected.size(); ++i) text << (i ? ", " : "") << expected[i];
   text << "); got (";
   for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.size(i);
-  throw std::invalid_argument(text.str() + ")");
+  bad_value(text.str(), ")");
 }
 
 }  // namespace atrousops::cpu

@@ -88,7 +88,7 @@ Tensor roi_pool_backward(const Tensor& grad, const Tensor& boxes, const Tensor& 
   check_feature_map("roi_pool_backward", grad);
   check_shape("roi_pool_backward", "grad", grad, {boxes.size(0), channels, grad.size(2), grad.size(3)});
   check_shape("roi_pool_backward", "argmax", argmax, sizes_of(grad));
-  if (argmax.scalar_type() != ScalarType::Int) throw std::invalid_argument("roi_pool_backward: argmax must be int32");
+  if (argmax.scalar_type() != ScalarType::Int) bad_value("roi_pool_backward: argmax must be int32");
   const Boxes b = read_boxes("roi_pool_backward", boxes, batch_size);
   const bool nhwc = prefers_channels_last(grad);
   const Tensor pooled = dense(grad, nhwc), at = dense(argmax, nhwc);

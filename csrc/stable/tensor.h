@@ -9,8 +9,9 @@
 #include <array>
 #include <optional>
 #include <sstream>
-#include <stdexcept>
 #include <vector>
+
+#include "core/checked.h"
 
 namespace atrousops {
 
@@ -31,12 +32,12 @@ T* mutable_data(Tensor& t) {
 // input; outputs are fresh, and no such tensors.
 inline char* memory_of(const Tensor& t) { return const_cast<char*>(static_cast<const char*>(t.const_data_ptr())); }
 
-// For values that only a kernel sees; becomes ValueError in Python, which nothing else that a kernel calls raises.
+// For values that only a kernel sees.
 template <class... Text>
 [[noreturn]] void bad_value(const Text&... text) {
   std::ostringstream all;
   (all << ... << text);
-  throw std::invalid_argument(all.str());
+  throw core::ArgumentError(all.str());
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }

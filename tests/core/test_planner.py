@@ -95,6 +95,20 @@ def test_each_product_of_a_gathered_gemm_costs(problem, calls):
     assert costly[best].seconds - free[best].seconds == pytest.approx(1e-3 * calls / 2, rel=2e-3)
 
 
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_a_stride_of_billions_has_a_plan(kind):
+    """It leaves as many phases, which no plan may make one by one: 2^24 of them took a minute, more took all memory."""
+    device = (
+        machine("avx512", FLOAT, False)
+        if kind == "cpu"
+        else devices.gpu("cuda", devices.gpu_facts("h100"), FLOAT, True, False, "h100")
+    )
+    plan = planner.plan(transposed(4, 4, 2, 2, 1 << 28, 0), device, 4)
+    assert plan.kernel == "aten"
+    assert {c.reason for c in plan.candidates[1:]} == {"a stride that leaves too many phases"}
+    assert not planner.runnable(transposed(4, 4, 2, 2, 1 << 28, 0), device, 4)
+
+
 def test_facts_of_a_plan():
     plan = planner.plan(ASPP, machine("avx2", FLOAT, False), 4)
     assert plan.live_share == pytest.approx(0.405, abs=0.0005)
