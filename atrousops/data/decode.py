@@ -37,6 +37,10 @@ _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
+ID_MODES = (*_SIXTEEN, "1", "L", "P", "I")
+EXACT = ("PNG", "TIFF", "BMP", "GIF")
+
+
 class PictureError(ArgumentError):
     """A file that cannot be used as a picture or mask; the message names the file and says why in one line."""
 
@@ -195,8 +199,7 @@ def colours_from(stream: BinaryIO, name: str) -> np.ndarray:
 def mask_from(stream: BinaryIO, name: str, remedy: str = "convert it to ids first") -> np.ndarray:
     """As `read_mask`, from a binary stream; `name` stands in messages, and `remedy` in those of colours."""
     decoded = _decode(stream, name)
-    modes = (*_SIXTEEN, "1", "L", "P", "I")
-    _check_exact(decoded, modes, "one class id a pixel (mode 1, L, P, I or I;16)", remedy)
+    _check_exact(decoded, ID_MODES, "one class id a pixel (mode 1, L, P, I or I;16)", remedy)
     if decoded.inverted:
         raise decoded.refuse("a TIFF in which zero is white, so that its ids may be meant inverted; save it as PNG")
     ids = np.asarray(decoded.image).astype(np.int64)
@@ -325,7 +328,7 @@ def _check_exact(decoded: _Decoded, modes: tuple[str, ...], what: str, remedy: s
     if decoded.image.mode not in modes:
         raise decoded.refuse(f"a mask must hold {what}; its mode is {decoded.image.mode}; {remedy}")
     lossy = "jpeg" in str(decoded.image.info.get("compression", ""))
-    if decoded.format not in ("PNG", "TIFF", "BMP", "GIF") or lossy:
+    if decoded.format not in EXACT or lossy:
         kind = f"{decoded.format} with JPEG compression" if lossy else decoded.format
         raise decoded.refuse(f"a mask must be PNG, TIFF, BMP or GIF, which keep ids as they are; it is {kind}")
 

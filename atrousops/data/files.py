@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import zipfile
 from collections.abc import Iterator
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -70,6 +72,16 @@ class Files:
             return self._zip().read(name)
         except KeyError:
             raise FileNotFoundError(f"{self.path} holds no {name}") from None
+
+    def open(self, name: str) -> BinaryIO:
+        """One file as a stream that can be sought in. Raises FileNotFoundError."""
+        # A pipe would wait for somebody to write.
+        if self._folder and (self.path / name).is_file():
+            return (self.path / name).open("rb")
+        with contextlib.suppress(KeyError):
+            if not self._folder:
+                return cast(BinaryIO, self._zip().open(name))
+        raise FileNotFoundError(f"{self.path} holds no {name}")
 
     def names(self, folder: str, suffix: str) -> list[str]:
         """The stems of the files in `folder` that end in `suffix`, in order."""

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from atrousops.common.checks import bad_value
-from atrousops.common.places import place
+from atrousops.common.checks import ArgumentError, bad_value
+from atrousops.common.places import Remote, place
 from atrousops.data.base import VOID, Sample, SegmentationSet
+from atrousops.data.decode import EXACT, ID_MODES
 from atrousops.data.files import Files
-from atrousops.data.patterns import Pattern
+from atrousops.data.heads import Head, head_of
+from atrousops.data.patterns import Pattern, composed
 
 # What messages call it.
 _ROOT = "--data or data.root"
@@ -100,7 +101,7 @@ class Layout:
 
     def split_of(self, key: str) -> str:
         """The split of an image, by its key: a number in [0, 1) from SHA-256 of seed and key decides."""
-        text = f"{self.seed}:{unicodedata.normalize('NFC', key)}"
+        text = f"{self.seed}:{composed(key)}"
         place = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2**64
         for split, part in (self.fractions or {}).items():
             if place < part:
@@ -178,6 +179,30 @@ class Folder(SegmentationSet):
             bad_value("data", "images", "be other files than the masks", f"{self._pattern('images').text} for both")
         return images, masks
 
+    def look(self, names: Iterable[str]) -> None:
+        """As `SegmentationSet.look`: sizes, kinds and ends of the files; what looks wrong is read."""
+        problems = []
+        # In a store each look is a request.
+        for name in () if isinstance(self.files.path, Remote) else names:
+            try:
+                if not self._looks_right(name):
+                    self.read(name)
+            except (ArgumentError, OSError) as error:
+                problems.append(str(error).rstrip("."))
+        if problems:
+            refuse("data", problems)
+
+    def _looks_right(self, name: str) -> bool:
+        image, mask = (self._head(file) for file in self._paths(name))
+        if image is None or mask is None:
+            return False
+        exact = mask.format in EXACT and (self.layout.colours is not None or mask.mode in ID_MODES)
+        return image[:2] == mask[:2] and (exact or mask.format == "NPY")
+
+    def _head(self, file: str) -> Head | None:
+        with self.files.open(file) as stream:
+            return head_of(stream, file, self.pixels.channels)
+
     def _pattern(self, what: str) -> Pattern:
         return Pattern(str(getattr(self.layout, what)).replace("{split}", self.split))
 
@@ -211,12 +236,12 @@ class Folder(SegmentationSet):
         for key, file in images.items():
             inside = str(PurePosixPath(file).relative_to(folder))
             for alias in (file, inside, os.path.splitext(file)[0], os.path.splitext(inside)[0], key):
-                known[alias] = key
+                known[composed(alias)] = key
         keys: dict[str, None] = {}
         for number, line in enumerate(_lines(self.files, listing), start=1):
             if not line.strip():
                 continue
-            if (name := known.get(line.strip().removeprefix("./"))) is None:
+            if (name := known.get(composed(line.strip().removeprefix("./")))) is None:
                 rule = f"name an image like {_few(images)}"
                 bad_value("data", f"line {number} of {self.files.place(listing)}", rule, repr(line.strip()))
             if name in self._pairs:
@@ -288,6 +313,13 @@ class Folder(SegmentationSet):
 
     def _remedy(self, id: int) -> str:
         return f"Add to data.ids what it is, such as {{{id}: void}}."
+
+
+def refuse(op: str, problems: Sequence[str]) -> NoReturn:
+    """Raises ArgumentError for images and masks that cannot be used, each with its reason in a line."""
+    more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+    rule = "be files that can be used, each with a mask of its size"
+    bad_value(op, "images and masks", rule, "; ".join(problems[:5]) + more, "Mend or remove them.")
 
 
 def _colours(given: Colour | tuple[Colour, ...]) -> tuple[Colour, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -20,7 +21,8 @@ class Pattern:
     A file's key is what the wildcards stand for: "masks/*_mask.png" gives masks/a_mask.png the key "a", so that it
     belongs to the image of the key "a" of another pattern. A pattern without wildcards is a folder, and means all
     images in it and below it: "masks" is "masks/**/*.*". An ending `.*` is that of any image file, and no part of the
-    key. Case does not count in what is not a wildcard, so that `*.jpg` finds A.JPG.
+    key. Case does not count in what is not a wildcard, so that `*.jpg` finds A.JPG; nor does how an accented letter is
+    written, as one character or as two, which a Mac does.
 
     Attributes:
         folder: what is before the first part with a wildcard, relative to the folder of the data.
@@ -35,7 +37,7 @@ class Pattern:
         self.text = str(PurePosixPath(self.folder, *wild))
         self.any_image = wild[-1].endswith(".*")
         inside = "/".join(wild).removesuffix(".*")
-        pieces = re.split(r"(\*\*/|\*\*|\*|\?)", inside)
+        pieces = re.split(r"(\*\*/|\*\*|\*|\?)", composed(inside))
         self._expression = re.compile("".join(_WILD.get(piece, re.escape(piece)) for piece in pieces), re.IGNORECASE)
 
     def key(self, name: str) -> str | None:
@@ -45,7 +47,7 @@ class Pattern:
             if path.suffix.lower() not in endings():
                 return None
             name = str(path.with_suffix(""))
-        found = self._expression.fullmatch(name)
+        found = self._expression.fullmatch(composed(name))
         return "/".join(part.strip("/") for part in found.groups() if part) if found else None
 
     def keys(self, what: str, names: Iterable[str]) -> dict[str, str]:
@@ -65,6 +67,11 @@ class Pattern:
                 bad_value("data", what, f"give one file for {key!r}", f"{found[key]} and {path}", remedy)
             found[key] = path
         return found
+
+
+def composed(name: str) -> str:
+    """A name with each accented letter as one character."""
+    return unicodedata.normalize("NFC", name)
 
 
 @lru_cache(maxsize=1)

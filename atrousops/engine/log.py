@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Board:
 
     def __init__(self, folder: Path, step: int) -> None:
         self._writer: Any = None
+        self._folder = folder
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -57,12 +59,22 @@ class Board:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+            with self._told():
+                for name, value in values.items():
+                    self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with self._told():
+                self._writer.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Raises OutputError, which names the folder, for what TensorBoard's thread could not write."""
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"cannot write {self._folder}: {error.strerror or error}") from error
 
 
 @torch.inference_mode()

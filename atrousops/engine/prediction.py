@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from atrousops.common.checks import bad_choice, bad_value
-from atrousops.common.files import OutputError
+from atrousops.common.files import OutputError, alone
 from atrousops.engine.options import Commands, add_config, complain, count, positive
 
 if TYPE_CHECKING:
@@ -128,9 +128,12 @@ def _segment(args: argparse.Namespace) -> int:
     except OSError as error:
         raise OutputError(f"output folder {args.output}: {error.strerror or error}") from error
     files, useless = pictures.picture_files(args.photos, skip=args.output)
-    with join(torch.device("cpu"), LONGEST_WAIT) as processes, _terminable():
+    with join(torch.device("cpu"), LONGEST_WAIT) as processes, _terminable(), contextlib.ExitStack() as held:
         _check_options(args, processes)
         if processes.first:
+            if isinstance(args.output, Path):
+                # classes.csv would be of the one that ends last.
+                held.enter_context(alone(args.output, "segment", "into which another one writes"))
             for problem in useless:
                 complain(str(problem))
         done = _run(args, plan(files, args.output), processes) if files else 0

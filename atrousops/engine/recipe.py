@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +11,10 @@ import yaml
 
 from atrousops import models
 from atrousops.common.checks import bad_choice, bad_value
+from atrousops.common.places import place
 from atrousops.data import Folder, Layout, Pixels
 from atrousops.data.files import Files
+from atrousops.data.folder import refuse
 from atrousops.engine import config as configs
 from atrousops.engine import layouts, outputs
 from atrousops.engine.layouts import Guess
@@ -51,7 +52,7 @@ def main(
     make = models.registry.factory(model)
     if (images is None) != (masks is None):
         bad_value("recipe", "--images and --masks", "be given together", "one of them")
-    if not Path(data).exists():
+    if not place(data, "--data").exists():
         bad_value("recipe", "--data", "be a folder or a zip archive", f"{data}, which does not exist")
     files = Files(data)
     where = layouts.guess(files) if images is None or masks is None else layouts.of_patterns(files, images, masks)
@@ -59,9 +60,7 @@ def main(
     say(f"images are {where.images}, masks are {where.masks}" + ("" if images else " (guessed)"))
     facts = survey(files, [pair for split in found.splits.values() for pair in split.values()], progress)
     if facts.problems:
-        more = f" and {len(facts.problems) - 5} more" if len(facts.problems) > 5 else ""
-        rule = "be files that can be used, each with a mask of its size"
-        bad_value("recipe", "images and masks", rule, "; ".join(facts.problems[:5]) + more, "Mend or remove them.")
+        refuse("recipe", facts.problems)
     reading = facts.reading()
     text = _text(found, facts, reading, model, say)
     recipe = configs.parse(yaml.safe_load(text))

@@ -51,6 +51,9 @@ class Survey:
     problems: list[str] = field(default_factory=list)
     # Of each number of channels: how many pixels, their sum, and that of their squares.
     _sums: dict[int, tuple[int, np.ndarray, np.ndarray]] = field(default_factory=dict)
+    # The first mask of ids, the first of colours, and the one that brought too many of them.
+    _first: dict[bool, str] = field(default_factory=dict)
+    _over: str = ""
 
     def add_image(self, files: Files, name: str) -> tuple[int, int]:
         """Reads an image; returns its size. Raises PictureError."""
@@ -91,10 +94,25 @@ class Survey:
             shape, there, counts = ids.shape, *np.unique(ids, return_counts=True)
             found = [int(id) for id in there]
         if shape != size:
-            raise PictureError(f"{files.place(name)}: {shape[0]} x {shape[1]}, its image {size[0]} x {size[1]}")
+            turned = "; perhaps its EXIF turns the image and not the mask" if shape == size[::-1] else ""
+            raise PictureError(f"{files.place(name)}: {shape[0]} x {shape[1]}, its image {size[0]} x {size[1]}{turned}")
         for id, count in zip(found, counts.tolist()):
             self.pixels[id] += count
             self.shown[id] += 1
+        self._first.setdefault(isinstance(found[0], tuple), files.place(name))
+        if self.coloured and len(self.pixels) > MOST_COLOURS:
+            self._over = self._over or files.place(name)
+
+    def check_ids(self) -> None:
+        """Adds to the problems what is wrong with the masks together."""
+        if len(self._first) > 1:
+            ids, colours = self._first[False], self._first[True]
+            self.problems.append(f"some masks hold ids, such as {ids}, others colours, such as {colours}")
+        elif self._over:
+            self.problems.append(
+                f"the masks hold {len(self.pixels)} colours, too many for classes, as compressed or resized masks do; "
+                f"{self._over} is the first with which there are more than {MOST_COLOURS}"
+            )
 
     @property
     def coloured(self) -> bool:
@@ -146,12 +164,7 @@ def survey(files: Files, pairs: Sequence[tuple[str, str]], progress: bool = True
             found.add_mask(files, mask, found.add_image(files, image))
         except (PictureError, FileNotFoundError) as error:
             found.problems.append(str(error))
-    if len({isinstance(id, tuple) for id in found.pixels}) > 1:
-        found.problems.append("some masks hold ids, others colours")
-    elif found.coloured and len(found.pixels) > MOST_COLOURS:
-        found.problems.append(
-            f"the masks hold {len(found.pixels)} colours, too many for classes, as compressed or resized masks do"
-        )
+    found.check_ids()
     return found
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from atrousops import models
-from atrousops.common.checks import bad_value
-from atrousops.common.files import write_atomically
+from atrousops.common.checks import ArgumentError, bad_value
+from atrousops.common.files import alone, write_atomically, writing
 from atrousops.data import SegmentationSet, transforms
 from atrousops.engine import config as configs
 from atrousops.engine import figures, optimise, outputs, start
@@ -77,13 +77,18 @@ def main(
     root = data_root if data_root is not None else recipe.data.root
     device = pick_device(recipe.device)
     try:
-        with join(device) as processes:
+        with join(device) as processes, _only(folder, processes):
             trainer = Trainer(recipe, root, initialise=not resume, device=device, processes=processes)
             if resume:
                 trainer.load(checkpoint)
             return trainer.run(folder, progress=progress and processes.first)
     finally:
         torch.set_flush_denormal(flushed_before)
+
+
+def _only(folder: Path, processes: Processes) -> contextlib.AbstractContextManager[None]:
+    """Two runs would mix their tables, and each would go on from the other's checkpoint."""
+    return alone(folder, "train", "into which another one trains") if processes.first else contextlib.nullcontext()
 
 
 class Trainer:
@@ -118,6 +123,8 @@ class Trainer:
         self.train_set = outputs.open_set(recipe, root, data.train, augmented)
         self.val_set = outputs.open_set(recipe, root, data.val, transforms.evaluation(*colours))
         outputs.check_recipe(recipe, self.train_set.classes)
+        for held in (self.train_set, self.val_set):
+            held.look(held.names[self.processes.rank :: self.processes.world])
         torch.manual_seed(recipe.seed)
         self.model = models.build(recipe.model.name, **recipe.model.arguments)
         if initialise and recipe.init.trunk:
@@ -218,10 +225,16 @@ class Trainer:
             steps = range(self.step, self.recipe.schedule.last)
             numbers = [list(range(s * size + p.rank, (s + 1) * size, p.world)) for s in steps]
             loader: DataLoader[Any] = DataLoader(
-                _Drawn(self.train_set, self.recipe.seed), batch_sampler=numbers, num_workers=self.recipe.workers
+                _Drawn(self.train_set, self.recipe.seed),
+                batch_sampler=numbers,
+                num_workers=self.recipe.workers,
+                collate_fn=_together,
             )
             self._batches = iter(loader)
-        images, labels = next(self._batches)
+        drawn = next(self._batches)
+        if isinstance(drawn, Exception):
+            raise drawn
+        images, labels = drawn
         return images.to(self.device), labels.to(self.device)
 
     def info(self) -> models.Info:
@@ -261,7 +274,12 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }
-        write_atomically(path, lambda name: torch.save(state, name))
+
+        def write(name: str) -> None:
+            with writing(name) as stream:
+                torch.save(state, stream)
+
+        write_atomically(path, write)
 
     def load(self, path: Path) -> None:
         """Goes back to a saved state.
@@ -294,7 +312,16 @@ class _Drawn(Dataset[Any]):
         epoch, position = divmod(number, len(self.data))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed * 1_000_003 + number)
-            return self.data[_order(len(self.data), self.seed + epoch)[position]]
+            try:
+                return self.data[_order(len(self.data), self.seed + epoch)[position]]
+            except (ArgumentError, OSError) as error:
+                # A DataLoader raises what its processes do with their traceback for a message, and files have names.
+                return error
+
+
+def _together(samples: list[Any]) -> Any:
+    """A batch, or the first error."""
+    return next((sample for sample in samples if isinstance(sample, Exception)), None) or default_collate(samples)
 
 
 @lru_cache(maxsize=2)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from atrousops.common import plugins
@@ -244,7 +244,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], info: Info) -> str:
     # Without a scale the header is that of versions that knew none.
     values = {key: value for key, value in dataclasses.asdict(info).items() if key != "scale" or value is not None}
     header = {_KEY: json.dumps(values)}
-    write_atomically(path, lambda temporary: save_file(state, temporary, metadata=header))
+    # Not by save_file, whose error on a full disk is no OSError.
+    write_atomically(path, lambda temporary: Path(temporary).write_bytes(safetensors_bytes(state, metadata=header)))
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 

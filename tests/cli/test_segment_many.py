@@ -22,7 +22,7 @@ from PIL import Image
 
 from atrousops import cli
 from atrousops.common.checks import ArgumentError
-from atrousops.common.files import OutputError
+from atrousops.common.files import OutputError, alone
 from atrousops.data import decode
 from atrousops.engine import distributed, pictures, predict, prediction
 from atrousops.engine import segment as segment_module
@@ -56,6 +56,16 @@ def contents(folder):
 def rows(output):
     with open(output / "classes.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_two_runs_into_one_folder(tmp_path, capsys):
+    write_photos(tmp_path / "photos", 1)
+    with alone(tmp_path / "out", "segment", ""):
+        assert segment(tmp_path / "photos", output=tmp_path / "out") == 1
+    said = "segment: output must be a folder of this process alone; got"
+    assert said in capsys.readouterr().err
+    assert contents(tmp_path / "out") == {}
+    assert segment(tmp_path / "photos", output=tmp_path / "out") == 0
 
 
 def test_batches_are_of_one_size_and_give_the_same_bytes(tmp_path, seen):

@@ -10,6 +10,7 @@ import zipfile
 import bright
 import fsspec
 import numpy as np
+import own
 import pytest
 import tifffile
 import torch
@@ -117,11 +118,22 @@ def test_scores(unpacked, store, tmp_path, monkeypatch, capsys):
     assert "person" in wanted
 
 
+def test_a_recipe(store, tmp_path, capsys):
+    own.write(tmp_path / "cells", names=("a", "b"))
+    store.put(str(tmp_path / "cells"), "/cells", recursive=True)
+    texts = []
+    for root in (str(tmp_path / "cells"), "memory://cells"):
+        assert typed(f"recipe --data {root} --model msd") == 0
+        texts.append(capsys.readouterr().out.replace(root, "cells"))
+    assert texts[0] == texts[1]
+
+
 def test_what_cannot_be_reached(store, network, tmp_path, monkeypatch, capsys):
     recipe = write_recipe(tmp_path)
     lines = {
         "PHOTO": "segment {url} -o out",
         "--output": "segment photo.png -o {url}",
+        "--data": "recipe --data {url} --model msd",
         "--data or data.root": f"evaluate {recipe} --weights unet_nuclei --data {{url}}",
     }
     monkeypatch.chdir(tmp_path)

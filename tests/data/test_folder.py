@@ -1,6 +1,7 @@
 """Images and masks of one's own: which files belong together, what masks mean, which split an image is in."""
 
 import hashlib
+import os
 import shutil
 import zipfile
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from atrousops.common.checks import ArgumentError
-from atrousops.data import VOID, Folder, Layout
+from atrousops.data import VOID, Folder, Layout, Pixels
 from atrousops.data.decode import PictureError
 from atrousops.data.patterns import Pattern
 
@@ -158,6 +159,74 @@ def test_what_has_no_partner(tmp_path):
     shutil.copy(tmp_path / "images" / "a.png", tmp_path / "images" / "a.jpg")
     with pytest.raises(ArgumentError, match=r"one file for 'a'; got images/a\.jpg and images/a\.png"):
         names(tmp_path, unpaired="skip")
+
+
+def test_letters_with_accents(tmp_path):
+    """A Mac writes them as two characters, others as one: they are the same name, in lists and patterns too."""
+    one, two = "\u00e9t\u00e9", "e\u0301te\u0301"
+    own.write(tmp_path, "images/{}.png", f"masks/{{}}_{two}.png", names=("a", two))
+    (tmp_path / "images" / f"{two}.png").rename(tmp_path / "images" / f"{one}.png")
+    (tmp_path / "train.txt").write_text(f"{two}.png\n")
+    where = {"masks": f"masks/*_{one}.png"}
+    assert names(tmp_path, **where) == ["a", one]
+    assert names(tmp_path, "train", lists="{split}.txt", **where) == [one]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda mask: mask.write_bytes(mask.read_bytes()[:60]), "cannot be read: image file is truncated"),
+        (lambda mask: mask.write_bytes(b""), "not an image that Pillow can read"),
+        (lambda mask: Image.new("L", (64, 47)).save(mask), "must have the size of its image .*got 47 x 64"),
+        (lambda mask: Image.new("L", (64, 48)).save(mask, format="JPEG"), "it is JPEG"),
+        (lambda mask: Image.new("RGB", (64, 48)).save(mask), "its mode is RGB; convert it to ids first"),
+        (lambda mask: (mask.unlink(), os.mkfifo(mask)), r"holds no masks/c\.png"),  # not waited for
+    ],
+)
+def test_a_look_finds_what_is_damaged(tmp_path, spoil, said):
+    """Without decoding the others; a zip archive holds the same, but for the pipe."""
+    own.write(tmp_path / "cells", names=("a", "b", "c"))
+    spoil(tmp_path / "cells" / "masks" / "c.png")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in sorted((tmp_path / "cells").glob("*/*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(tmp_path / "cells"))
+    for root in ("cells", "all.zip") if "holds no" not in said else ("cells",):
+        data = Folder(tmp_path / root, "all", layout=layout())
+        with pytest.raises(ArgumentError, match=rf"images and masks must be files .*c\.png.*{said}|{said}"):
+            data.look(data.names)
+        data.look(["a", "b"])
+
+
+@pytest.mark.parametrize("kind", ["turned", "bands", "array", "channels first", "behind the end", "png turned"])
+def test_a_look_decodes_nothing_that_is_whole(tmp_path, kind, monkeypatch):
+    own.write(tmp_path, names=("a",))
+    image = Image.open(tmp_path / "images" / "a.png")
+    picture = np.asarray(image)
+    (tmp_path / "images" / "a.png").unlink()
+    turned, exif = image.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[274] = 6
+    channels = 5 if kind == "bands" else 3
+    path = tmp_path / "images" / f"a{ {'bands': '.tif', 'array': '.npy', 'channels first': '.npy'}.get(kind, '.jpg') }"
+    match kind:
+        case "turned":
+            turned.save(path, exif=exif)
+        case "behind the end":
+            image.save(path)
+            path.write_bytes(path.read_bytes() + bytes(500))
+        case "bands":
+            own.save_floats(path, own.scene(0, channels=5)[0])
+        case "array" | "channels first":
+            np.save(path, picture if kind == "array" else picture.transpose(2, 0, 1))
+        case "png turned":
+            turned.save(path.with_suffix(".png"), exif=exif)
+    data = Folder(tmp_path, "all", layout=layout())
+    data.pixels = Pixels(channels, 3000.0 if kind in ("bands", "array", "channels first") else None)
+    read, decoded = Folder.read, []
+    monkeypatch.setattr(Folder, "read", lambda self, name: decoded.append(name) or read(self, name))
+    data.look(data.names)
+    # The turn of a PNG may be behind its pixels.
+    assert decoded == (["a"] if kind == "png turned" else [])
 
 
 def test_splits_by_folders(tmp_path):

@@ -197,6 +197,24 @@ def test_what_cannot_be_used_is_told_at_once(tmp_path):
         written(tmp_path)
 
 
+def test_masks_that_do_not_go_together_are_named(tmp_path):
+    own.write(tmp_path)
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "masks" / "d.png")
+    said = r"some masks hold ids, such as .*masks/a\.png, others colours, such as .*masks/d\.png"
+    with pytest.raises(ArgumentError, match=said):
+        written(tmp_path)
+    own.write(tmp_path, mask=lambda d: np.repeat(np.uint8(9) * d[..., None], 3, axis=2))
+    shades = np.arange(48 * 64).reshape(48, 64, 1).repeat(3, 2).astype(np.uint8)
+    Image.fromarray(shades).save(tmp_path / "masks" / "c.png")
+    with pytest.raises(ArgumentError, match=r"the masks hold 256 colours, .*; .*masks/c\.png is the first with which"):
+        written(tmp_path)
+    # As of a photograph that lies on its side, and its mask was drawn upright.
+    own.write(tmp_path)
+    Image.fromarray(np.zeros((64, 48), np.uint8)).save(tmp_path / "masks" / "a.png")
+    with pytest.raises(ArgumentError, match=r"a\.png: 64 x 48, its image 48 x 64; perhaps its EXIF turns"):
+        written(tmp_path)
+
+
 def test_pictures_of_several_kinds(tmp_path):
     """Greys among colours are read as RGB; other depths among them are not."""
     own.write(tmp_path)

@@ -4,15 +4,20 @@ import csv
 import os
 import signal
 
+import numpy as np
+import own
 import pytest
 import safetensors
 import torch
 from people import write_people, write_recipe
+from PIL import Image
 from safetensors.torch import load_file
 
 from atrousops import models
 from atrousops.common.checks import ArgumentError
+from atrousops.common.files import alone
 from atrousops.engine import config, evaluate, figures, train
+from atrousops.engine import recipe as engine_recipe
 
 
 @pytest.fixture
@@ -131,6 +136,31 @@ def test_does_not_overwrite(tmp_path, people, recipe):
     (tmp_path / "run" / train.CHECKPOINT).touch()
     with pytest.raises(ArgumentError, match=r"by --resume \(resume=True\), give another --output, or remove .*run\."):
         run(recipe, people, tmp_path / "run")
+
+
+def test_two_runs_into_one_folder(tmp_path, people, recipe):
+    with (
+        alone(tmp_path / "run", "train", ""),
+        pytest.raises(ArgumentError, match=r"train: output must be a folder of this process alone; got .*run, into"),
+    ):
+        run(recipe, people, tmp_path / "run")
+
+
+def test_what_a_reading_process_finds_is_one_line(tmp_path):
+    """Not DataLoader's page of a traceback: the file and the remedy."""
+    own.write(tmp_path)
+    recipe = tmp_path / "my.yaml"
+    recipe.write_text(engine_recipe.main(str(tmp_path), "msd", progress=False))
+    shared = ["schedule.steps=4", "batch=7", "augmentation.crop=32", "model.arguments.depth=2", "workers=1"]
+    mask = tmp_path / "masks" / "a.png"
+    Image.fromarray(np.full((48, 64), 9, np.uint8)).save(mask)
+    with pytest.raises(ArgumentError, match=r"^Folder: .*a\.png must hold ids of .*got 9 at row 0.*\{9: void\}\.$"):
+        train.main(recipe, output=tmp_path / "run", overrides=shared, progress=False)
+    # What needs no decoding is found before the first step.
+    mask.write_bytes(b"")
+    with pytest.raises(ArgumentError, match=r"^data: images and masks must be .*a\.png: not an image"):
+        train.main(recipe, output=tmp_path / "new", overrides=shared, progress=False)
+    assert not (tmp_path / "new" / "log.csv").exists()
 
 
 def test_resume_without_checkpoint(tmp_path, people, recipe):
