@@ -12,10 +12,14 @@ FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 0
 # nvcc takes minutes: unasked only where there is a GPU to run the kernels. `make cuda` or CUDA=ON asks.
 CUDA ?= $(if $(shell command -v nvidia-smi),AUTO,OFF)
-# Whole operator tests, but for those that need torchvision; RoIAlign and RoIPool run in the house test.
-ABI_TESTS := tests/test_conv.py $(wildcard tests/test_conv_*.py tests/test_max_*.py) \
+# Whole operator tests, but for those that need torchvision; RoIAlign and RoIPool run in the house test. Then a few of
+# Triton's, with the Triton that this torch pins. ABI_ALL=1 has all of both, which takes a quarter of an hour and more.
+ABI_TESTS = $(if $(ABI_ALL),$(TRITON_TESTS) tests/nn tests/house tests/triton_kernels,$(ABI_FEW))
+ABI_FEW := tests/test_conv.py $(wildcard tests/test_conv_*.py tests/test_max_*.py) \
   tests/test_permutohedral.py tests/nn/test_crf.py tests/house/test_threads.py \
   tests/nn/test_crf_input.py::test_compiled_crfs_lose_that_pixel_alone
+ABI_TRITON = $(if $(ABI_ALL),-n logical --dist worksteal $(TRITON_TESTS),-p few --few 3 $(ABI_FEW_TRITON))
+ABI_FEW_TRITON := tests/test_conv_epilogue.py $(wildcard tests/test_max_*.py)
 
 # Those that take a backend; under the interpreter, which is slow, a choice of their cases.
 TRITON_TESTS := $(wildcard tests/test_*.py) tests/nn/test_crf.py tests/house/test_operators.py \
@@ -64,15 +68,19 @@ typecheck: $(VENV)/.tested
 	$(BIN)/mypy atrousops
 
 # The libraries built against the torch of constraints.txt, unchanged, under another torch. With -j2 that is installed
-# while they are built.
-abi: $(VENV)/.built $(VENV)-abi/.$(ABI_TORCH)
+# while they are built. The matrix of versions: make abi ABI_ALL=1, and again with ABI_TORCH=2.11.0.
+ABI_READY := $(VENV)-abi/.$(ABI_TORCH)$(if $(ABI_ALL),-all)
+abi: $(VENV)/.built $(if $(ABI_ALL),$(VENV)/.tested) $(ABI_READY)
 	$(VENV)-abi/bin/python -c "import torch; print('operator tests under torch', torch.__version__)"
 	$(VENV)-abi/bin/python tests/compile/other_torch.py $(SYNTAX_TORCH)
 	$(VENV)-abi/bin/python -m pytest -q -n logical --dist worksteal $(ABI_TESTS)
+	PYTHONPATH=tests TRITON_INTERPRET=1 $(VENV)-abi/bin/python -m pytest -q -m triton $(ABI_TRITON)
 
-$(VENV)-abi/.$(ABI_TORCH):
+# The interpreter of Triton 3.6, which torch 2.10 and 2.11 pin, fails under NumPy 2.4.
+$(ABI_READY):
 	$(PYTHON) -m venv --clear $(VENV)-abi
-	$(VENV)-abi/bin/python -m pip install --quiet "torch==$(ABI_TORCH)" numpy pytest pytest-xdist hypothesis expecttest
+	$(VENV)-abi/bin/python -m pip install --quiet "torch==$(ABI_TORCH)" "numpy<2.4" pytest pytest-xdist hypothesis \
+	  expecttest $(if $(ABI_ALL),torchvision pillow pydantic pyyaml safetensors scikit-image tqdm)
 	touch $@
 
 # The CPU's kernels with AddressSanitizer and UndefinedBehaviorSanitizer; `make sanitize` has the CUDA kernels for the CPU

@@ -17,6 +17,7 @@ from oracle import assert_close
 import atrousops as ao
 import atrousops.functional as A
 from atrousops.dispatch import backends, choice, devices, probe, verdicts
+from atrousops.proof import cases, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif("ATROUSOPS_EMULATED" not in os.environ, reason="of the emulation")]
 
@@ -135,3 +136,44 @@ def test_a_device_whose_kernels_hang_is_left_to_others(asked_anew, arguments):
         assert others_compute(*arguments) == "a trivial kernel failed on cuda:0: it did not end within 0.05 s"
     finally:
         library.released.set()
+
+
+# Answers that the library runs here, and then nothing. Without what emulates a GPU it starts at once.
+HANGING_FAMILY = """
+import json, sys, time
+def tell(**said):
+    print(json.dumps(said), flush=True)
+tell(ready=True)
+for line in sys.stdin:
+    if json.loads(line)["family"]:
+        tell(case="a call")
+        time.sleep(1000)
+    tell(ok=True)
+"""
+
+
+def test_a_family_that_hangs_is_left_to_pytorch(monkeypatch, own_plans):
+    """From the process that is stopped to the values of a call, and the sentence that says why."""
+    verdicts.forget()
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "command", lambda device: [sys.executable, "-I", "-c", HANGING_FAMILY])
+        patched.setattr(cases, "families", lambda backend, device: {"max_pool": None})
+        # Of an emulated device time says nothing; its family would have all there is.
+        patched.setattr(devices, "names_emulated", lambda gpu: False)
+        # A quarter of the time is one family's.
+        for name in ("_FAMILY_SECONDS", "_LEAST"):
+            patched.setattr(run, name, 0.5)
+        assert not ao.selfcheck("cuda:0", seconds=4).ok
+    x = torch.randn(1, 2, 9, 9)
+    results: list[torch.Tensor] = []
+
+    def call() -> None:
+        results.extend(A.max_pool2d(x.cuda(), 3, 2, return_indices=True))
+
+    assert not any("max_pool" in name for name in launched(call))
+    for ours, right in zip(results, torch.nn.functional.max_pool2d(x, 3, 2, return_indices=True), strict=True):
+        assert torch.equal(ours.cpu(), right)
+    (row,) = ao.explain(call).rows
+    why = "max_pool failed its check on H100 EMULATED: a call: did not end within 1 s, and was stopped"
+    assert why in row.reason
+    verdicts.forget()

@@ -186,6 +186,11 @@ def compiler() -> str:
     return triton.__version__
 
 
+def budget_compiler() -> str:
+    """The release of triton that the budget is one of."""
+    return json.loads(BUDGET.read_text())["triton"]
+
+
 def main(arguments: list[str]) -> int:
     """Prints or writes what the kernels need."""
     with ProcessPoolExecutor(2) as pool:

@@ -29,6 +29,9 @@ def test_every_kernel_keeps_its_budget(built):
     arch, found = built
     budget = ahead.read_budget()
     assert found.keys() == {name for name, by_arch in budget.items() if arch in by_arch}, AGAIN
+    if ahead.compiler() != ahead.budget_compiler():
+        # Other releases come with other torches; there it counts that every kernel compiles.
+        pytest.skip(f"the budget is one of triton {ahead.budget_compiler()}, not of {ahead.compiler()}")
     over = []
     for name, needs in found.items():
         allowed = budget[name][arch]
