@@ -35,11 +35,11 @@ print(json.dumps([torch.cuda.get_device_name(), verdict.reason, launched]))
 """
 
 
-def convolved(device: str, folder, x, w) -> tuple[torch.Tensor, str, list[str]]:
+def convolved(device: str, folder, x, w, driver: str = "13000") -> tuple[torch.Tensor, str, list[str]]:
     """The result, why our kernels run or do not, and what was launched, in a process that has this device alone."""
     file = folder / "tensors.pt"
     torch.save((x, w), file)
-    environment = os.environ | {"ATROUSOPS_EMULATED_GPU": device}
+    environment = os.environ | {"ATROUSOPS_EMULATED_GPU": device, "ATROUSOPS_EMULATED_DRIVER": driver}
     command = [sys.executable, "-c", ON_ITS_OWN, str(file)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -69,9 +69,16 @@ def test_a_convolution(device, kernel, arguments, tmp_path):
     assert_close(y, exact, torch.conv2d(*arguments, None, 1, 2, 2))
 
 
-def test_a_device_without_machine_code_is_left_to_pytorch(arguments, tmp_path):
-    y, reason, found = convolved("T4", tmp_path, *arguments)
-    assert reason.startswith("T4 EMULATED has capability 7.5, and the CUDA library code for sm_80, ")
+@pytest.mark.parametrize(
+    ("device", "driver", "why"),
+    [
+        ("T4", "13000", "T4 EMULATED has capability 7.5, and the CUDA library code for sm_80, "),
+        ("H100", "12080", "the driver knows CUDA 12.8, and the CUDA library was built with 13.0: update the driver, "),
+    ],
+)
+def test_a_device_that_cannot_run_the_library_is_left_to_pytorch(device, driver, why, arguments, tmp_path):
+    y, reason, found = convolved(device, tmp_path, *arguments, driver)
+    assert reason.startswith(why)
     assert found == []
     assert torch.equal(y, torch.conv2d(*arguments, None, 1, 2, 2))
 
