@@ -79,6 +79,8 @@ def main(
             say(f"{path}: {error}")
             failed += 1
         write_table(Path(runs), Path(table), folders)
+    # Behind recipes whose scores were there nothing was written.
+    write_table(Path(runs), Path(table), folders)
     return failed
 
 

@@ -77,11 +77,12 @@ def main(
     root = data_root if data_root is not None else recipe.data.root
     device = pick_device(recipe.device)
     try:
-        with join(device) as processes, _only(folder, processes):
+        with join(device) as processes:
             trainer = Trainer(recipe, root, initialise=not resume, device=device, processes=processes)
-            if resume:
-                trainer.load(checkpoint)
-            return trainer.run(folder, progress=progress and processes.first)
+            with _only(folder, processes):
+                if resume:
+                    trainer.load(checkpoint)
+                return trainer.run(folder, progress=progress and processes.first)
     finally:
         torch.set_flush_denormal(flushed_before)
 

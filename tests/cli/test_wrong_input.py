@@ -48,7 +48,7 @@ CASES = [
     (f"evaluate absent.yaml {W}", "no recipe absent.yaml; `atrousops recipe` writes one"),
     ("train data", "data must be a file that holds a recipe; got a folder"),
     ("train w.safetensors", "w.safetensors must be YAML; got a file that is not text"),
-    ("train r.yaml --output text.txt", "cannot write text.txt/log.csv: "),
+    ("train r.yaml --output text.txt", "cannot write text.txt: "),
     ("train r.yaml --output new --resume", "no file new/checkpoint.pt; without --resume training begins"),
     ("train r.yaml --output done", "output must hold no checkpoint .* done/checkpoint.pt. Go on with that run"),
     ("train r.yaml --output done --resume", "done/checkpoint.pt must be a whole checkpoint of `atrousops train`"),

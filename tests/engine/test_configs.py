@@ -60,10 +60,14 @@ def test_every_semantic_network_has_a_camvid_recipe():
 
 
 def test_one_budget():
-    """Same steps, batch and crops for all of a folder that start alike: afresh, from a trunk, or from a run."""
+    """Same steps, batch and crops for all of a folder that start alike: afresh, from a trunk, or from a run.
+
+    But for the best that there is: it has eight times the steps, and is compared with nothing.
+    """
     for folder in ("camvid", "nuclei"):
         budgets: dict[object, set[object]] = {}
-        for r in (config.load(path) for path in RECIPES if path.parent.name == folder):
+        compared = [p for p in RECIPES if p.parent.name == folder and p.stem != "deeplabv3plus_lite0_long"]
+        for r in map(config.load, compared):
             rest = r.schedule, r.batch, r.augmentation, r.optimiser.name, r.seed, r.threads, r.scales, r.autocast
             budgets.setdefault((bool(r.init.weights), r.init.trunk), set()).add(rest)
         assert all(len(budget) == 1 for budget in budgets.values())

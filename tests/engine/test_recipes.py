@@ -187,12 +187,12 @@ def test_full_disk_loses_nothing(tmp_path, people, monkeypatch):
     whole = train.main(path, output=tmp_path / "whole", data_root=people, progress=False)
     save, saved = torch.save, []
 
-    def full(state, name):
+    def full(state, stream):
         saved.append(state["step"])
         if len(saved) == 3:
-            Path(name).write_bytes(b"half")
+            stream.write(b"half")
             raise OSError(28, "No space left on device")
-        save(state, name)
+        save(state, stream)
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
