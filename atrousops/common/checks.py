@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import NoReturn
 
+import torch
 from torch import Tensor
 from torch.masked import MaskedTensor
 
@@ -59,6 +60,15 @@ def check_device(op: str, like: str, where: Tensor, remedy: str = "", **others: 
         if value is not None and value.device != where.device:
             remedy = remedy or f"Move it there: {name}.to({like}.device)."
             bad_value(op, name, f"be on {where.device}, as {like}", value.device, remedy)
+
+
+def check_floating(op: str, argument: str, value: object, dtypes: Iterable[torch.dtype]) -> None:
+    """Raises ArgumentTypeError unless a value is a tensor of one of these dtypes, and no MaskedTensor."""
+    if not isinstance(value, Tensor) or value.dtype not in dtypes:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        *most, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+        bad_type(op, argument, f"be a tensor of {', '.join(most)} or {last}", got)
+    check_not_masked(op, argument, value)
 
 
 def check_not_masked(op: str, argument: str, value: Tensor) -> None:

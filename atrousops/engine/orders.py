@@ -82,7 +82,7 @@ def verdict(paper: float, here: list[float]) -> str:
         return "the paper has none"
     t = _STUDENT[min(len(here) - 2, len(_STUDENT) - 1)]
     margin = t * statistics.stdev(here) / math.sqrt(len(here))
-    towards = math.copysign(statistics.mean(here), statistics.mean(here) * paper)
+    towards = statistics.mean(here) if paper > 0 else -statistics.mean(here)
     if towards > margin:
         return "seen"
     return "the other way round" if -towards > margin else "cannot be told"

@@ -59,9 +59,9 @@ def main(
         KeyboardInterrupt: Ctrl-C, after the checkpoint was written.
         OutputError: the disk is full, say.
     """
-    # Now, so that a table that cannot be written is known before the first recipe is trained.
     chosen = recipes(paths)
     folders = {path.parent for path in chosen}
+    # Now, so that a table that cannot be written is known before the first recipe is trained.
     write_table(Path(runs), Path(table), folders)
     failed = 0
     for path, seed in product(chosen, seeds or (None,)):
@@ -79,7 +79,7 @@ def main(
             say(f"{path}: {error}")
             failed += 1
         write_table(Path(runs), Path(table), folders)
-    # Behind recipes whose scores were there nothing was written.
+    # Once more: a recipe that needed no training has not written what was added to its scores.
     write_table(Path(runs), Path(table), folders)
     return failed
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atrousops import reference
-from atrousops.common.checks import bad_type, bad_value, check_device, check_not_masked
+from atrousops.common.checks import bad_type, bad_value, check_device, check_floating
 from atrousops.common.formats import empty_values
 from atrousops.dispatch import backends
 from atrousops.ops import _first_call
@@ -93,10 +93,7 @@ def _fused(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequenc
 
 def _check(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequence[Tensor], iterations: int) -> None:
     op = "mean_field"
-    if not isinstance(scores, Tensor) or scores.dtype not in backends.FLOATING:
-        got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-        bad_type(op, "scores", "be a tensor of float64, float32, bfloat16 or float16", got)
-    check_not_masked(op, "scores", scores)
+    check_floating(op, "scores", scores, backends.FLOATING)
     if scores.dim() < 3:
         bad_value(op, "scores", "be (N, L, *)", f"shape {tuple(scores.shape)}")
     check_labels(op, scores)

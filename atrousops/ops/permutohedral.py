@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from atrousops import reference
-from atrousops.common.checks import ArgumentError, bad_type, bad_value, check_device, check_not_masked
+from atrousops.common.checks import ArgumentError, bad_value, check_device, check_floating
 from atrousops.common.formats import empty_values
 from atrousops.common.values import values_of
 from atrousops.dispatch import backends
@@ -203,10 +203,7 @@ def _check_finite(blame: Blame) -> None:
 
 
 def _check_features(op: str, features: Tensor) -> None:
-    if not isinstance(features, Tensor) or features.dtype not in backends.FLOATING:
-        got = features.dtype if isinstance(features, Tensor) else type(features).__name__
-        bad_type(op, "features", "be a tensor of float64, float32, bfloat16 or float16", got)
-    check_not_masked(op, "features", features)
+    check_floating(op, "features", features, backends.FLOATING)
     if features.dim() < 3:
         bad_value(op, "features", "be (N, D, *)", f"shape {tuple(features.shape)}", "Add the missing dimensions.")
     if not 1 <= features.shape[1] <= MAX_FEATURES:
@@ -222,10 +219,7 @@ def check_count(op: str, argument: str, value: Tensor, features: int, images: in
 
 
 def _check_values(op: str, values: Tensor, features: Tensor | Lattice) -> None:
-    if not isinstance(values, Tensor) or values.dtype not in backends.FLOATING:
-        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        bad_type(op, "values", "be a tensor of float64, float32, bfloat16 or float16", got)
-    check_not_masked(op, "values", values)
+    check_floating(op, "values", values, backends.FLOATING)
     if values.dim() < 3:
         bad_value(op, "values", "be (N, C, *)", f"shape {tuple(values.shape)}", "Add the missing dimensions.")
     n = values.shape[0]

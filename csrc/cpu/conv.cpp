@@ -16,11 +16,14 @@ static int64_t pairs_of_a_group(const core::Problem& p) { return (p.c / p.groups
 // fp32.
 static bool is_direct(const core::Problem& p) { return p.groups > 1 && pairs_of_a_group(p) <= 16; }
 
-// A weight gradient's products are as small as a tap's share of a group, and its calls cost more than they; our sums
-// are long in fp64. In channels_last a group is a lane of a vector. The last bound keeps the sums in the cache.
+// Of a weight gradient each tap of a group is a GEMM of its own, which takes less time than the call to it; the direct
+// kernel's long sums are in fp64, so that larger groups may take it. The bounds are what was timed on AVX-512, and as
+// many sums of a group as the first-level cache holds.
 static bool is_direct_weight(const core::Problem& p, bool channels_last) {
-  const int64_t pairs = pairs_of_a_group(p), most = channels_last ? 12 * 12 : 16 * 16;
-  return is_direct(p) || (p.groups > 1 && pairs <= most && pairs * p.kernel_positions() <= 1 << 13);
+  constexpr int64_t kPairs = 16 * 16, kPairsChannelsLast = 12 * 12, kSums = 1 << 13;
+  const int64_t pairs = pairs_of_a_group(p);
+  if (p.groups == 1 || pairs * p.kernel_positions() > kSums) return is_direct(p);
+  return pairs <= (channels_last ? kPairsChannelsLast : kPairs);
 }
 
 static Tensor run(const ConvArguments& a, const Tensor& src, const Tensor& weight, const std::optional<Tensor>& bias) {
