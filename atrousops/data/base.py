@@ -29,7 +29,7 @@ class SegmentationSet(Dataset[Sample]):
     object. The number means nothing where the class is void.
 
     Args:
-        root: folder that holds the archive or its unpacked folder; None looks in $ATROUSOPS_DATA and ../shared/data.
+        root: folder that holds the archive or its unpacked folder; None looks in $ATROUSOPS_DATA.
         split: one of `splits`.
         transform: called with (tv_tensors.Image, tv_tensors.Mask).
 

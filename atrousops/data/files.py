@@ -20,20 +20,18 @@ from atrousops.data.bands import Pixels
 def find(name: str, root: str | os.PathLike[str] | None = None) -> Place:
     """The path of a data file or folder.
 
-    Looked for in `root` if given, else in $ATROUSOPS_DATA, else in ../shared/data seen from the working directory.
+    Looked for in `root` if given, else in $ATROUSOPS_DATA.
 
     Raises:
-        ArgumentError: it is in none of them.
+        ArgumentError: it is not there, or neither is given.
     """
-    if root is not None:
-        places = [place(root, "--data or data.root")]
-    else:
-        places = [place(p, "$ATROUSOPS_DATA") for p in (os.environ.get("ATROUSOPS_DATA"), "../shared/data") if p]
-    for each in places:
-        if (each / name).exists():
-            return each / name
-    where = ", ".join(map(str, places))
-    bad_value("data", "--data or data.root", f"be a folder that holds {name}", where, "Or set $ATROUSOPS_DATA.")
+    given = "--data or data.root" if root is not None else "$ATROUSOPS_DATA"
+    folder = os.environ.get("ATROUSOPS_DATA") if root is None else root
+    found = place(folder, given) / name if folder else None
+    if found is None or not found.exists():
+        where = str(folder) if folder else "neither"
+        bad_value("data", "--data or data.root", f"be a folder that holds {name}", where, "Or set $ATROUSOPS_DATA.")
+    return found
 
 
 def _walk(folder: Place, inside: str, above: frozenset[Place]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from PIL import Image
 from atrousops.common.checks import ArgumentError
 from atrousops.data import VOID, Folder, Layout, Pixels
 from atrousops.data.decode import PictureError
+from atrousops.data.files import find
 from atrousops.data.patterns import Pattern
 
 
@@ -316,3 +317,18 @@ def test_roots_and_splits_that_will_not_do(tmp_path):
     own.write(tmp_path / "other", masks="masks/{}_id.png")
     with pytest.raises(ArgumentError, match=r"masks must have the names of the images, such as a, b.*; got a_id"):
         names(tmp_path / "other")
+
+
+def test_data_is_looked_for_where_it_was_said_and_nowhere_else(tmp_path, monkeypatch):
+    """In the folder that is given, or else in $ATROUSOPS_DATA; not beside the working directory."""
+    for folder in ("shared/data", "mine"):
+        (tmp_path / folder / "set").mkdir(parents=True)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.delenv("ATROUSOPS_DATA", raising=False)
+    with pytest.raises(ArgumentError, match=r"holds set; got neither\. Or set \$ATROUSOPS_DATA"):
+        find("set")
+    monkeypatch.setenv("ATROUSOPS_DATA", str(tmp_path / "mine"))
+    assert find("set") == tmp_path / "mine" / "set"
+    with pytest.raises(ArgumentError, match=r"--data or data\.root must be a folder that holds set; got .*work"):
+        find("set", tmp_path / "work")
