@@ -142,10 +142,8 @@ wheel: $(VENV)/.built
 clean:
 	rm -rf build dist atrousops/lib atrousops/_C*.so
 
-# The resolver of an older pip, such as 23.0 of Debian 12, was still at what the tests need after eight minutes.
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) "pip>=23.1"
 
 $(VENV)/.built: $(VENV)/bin/python $(SOURCES)
 	$(PIP) torch torchvision "setuptools>=77" wheel pybind11 ninja cmake
