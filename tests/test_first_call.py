@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import atrousops as ao
 import atrousops.functional as A
-from atrousops.dispatch import choice, libraries, measured, planner
+from atrousops.dispatch import choice, devices, libraries, measured, planner
 from atrousops.proof import contest, convolutions
 
 pytestmark = [
@@ -74,7 +74,8 @@ def test_the_faster_is_kept(monkeypatch, own_plans, ours, backend):
 
 
 def several(monkeypatch) -> None:
-    """As on a GPU: the planned kernel, and those that can take its place, with the seconds that are predicted."""
+    """As on a GPU of our CUDA library: the planned kernel, and what can take its place, with predicted seconds."""
+    monkeypatch.setattr(devices, "gpu_kind", lambda: "cuda")
     predicted = {"regions": 2.0, "grouped": 5.0, "mma": 3.0, "simt": 4.0}
     known = [planner.Candidate(kernel, seconds, "") for kernel, seconds in predicted.items()]
     monkeypatch.setattr(choice, "_runnable", lambda *call: known)

@@ -5,7 +5,7 @@ import torch
 
 import atrousops as ao
 from atrousops import cli
-from atrousops.dispatch import devices, probe
+from atrousops.dispatch import devices, probe, verdicts
 
 EMULATED = "H100 EMULATED"
 
@@ -18,6 +18,8 @@ def name(request, monkeypatch) -> str:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: request.param)
     monkeypatch.setattr(probe, "verdict", lambda device: probe.Verdict(False, "pretended"))
     monkeypatch.setattr(probe, "runs_nowhere", lambda: False)
+    # Without the CUDA library Triton's kernels are asked, whose verdicts name the driver.
+    monkeypatch.setattr(verdicts, "why_not", lambda *asked: "pretended")
     return request.param
 
 
