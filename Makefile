@@ -102,9 +102,11 @@ fuzz: sanitized
 	  $(if $(FUZZ_CALLS),--calls $(FUZZ_CALLS))
 
 # Everything that needs a GPU: tests, compute-sanitizer, benchmarks. It goes on where it stopped, and leaves
-# benchmarks/results/<gpu>. Without .venv, with libraries in atrousops/lib or nvcc: python3 tests/gpu_check.py
+# benchmarks/results/<gpu>, and all of that in one file too. Without .venv, with libraries in atrousops/lib or nvcc:
+# python3 tests/gpu_check.py
+GPU_SECONDS ?= 840
 gpu-check: $(VENV)/.tested
-	$(BIN)/python tests/gpu_check.py
+	$(BIN)/python tests/gpu_check.py --seconds $(GPU_SECONDS) --pack build/gpu-check.tar.gz
 
 # What nvcc made of the CUDA kernels: its PTX, translated to C++ and run on the CPU. It needs nvcc.
 ptx: $(VENV)/.tested

@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(config, items):
 
 def _leave_out_triton(config, items):
     """On an emulated GPU, for Triton compiles for hardware alone."""
-    left_out = [i for i in items if getattr(i, "callspec", None) and i.callspec.params.get("backend") == TRITON_ON_GPU]
+    left_out = [item for item in items if item.get_closest_marker("triton_gpu")]
     items[:] = [item for item in items if item not in set(left_out)]
     config.stash[EMULATED] = len(left_out)
     config.hook.pytest_deselected(items=left_out)
@@ -154,7 +154,7 @@ BACKENDS = (
     "host_cuda",
     pytest.param("triton", marks=pytest.mark.triton),
     pytest.param("cuda", marks=pytest.mark.gpu),
-    pytest.param(TRITON_ON_GPU, marks=pytest.mark.gpu),
+    pytest.param(TRITON_ON_GPU, marks=(pytest.mark.gpu, pytest.mark.triton_gpu)),
 )
 
 

@@ -17,7 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # Architecture by compute capability's major number; those of CMakeLists.txt.
 ARCHITECTURES = {8: "80", 9: "90a", 10: "100", 12: "120"}
-TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+# Of compute-sanitizer, and the stage of each: what finds most comes before the benchmarks.
+TOOLS = {"memcheck": 4, "racecheck": 4, "initcheck": 7, "synccheck": 7}
+TRITONS = 100  # tests of Triton's before what is worth less
 FOUND = 9  # compute-sanitizer's exit status for an error
 NO_TESTS = 5  # pytest's
 LIBRARIES = """
@@ -85,25 +87,45 @@ def selfcheck_step(folder: Path, emulated: bool = False, few: int = 0) -> Step:
 
 def gpu_files(emulated: bool = False) -> list[Path]:
     """Test files with a test that may need a GPU; those of the emulation say nothing of another."""
-    tests = sorted((ROOT / "tests").rglob("test_*.py"))
+    every = sorted((ROOT / "tests").rglob("test_*.py"))
     wanted = re.compile(r"def test_\w+\([^)]*\bbackend\b|mark\.gpu")
-    found = [path for path in tests if wanted.search(path.read_text())]
+    found = [path for path in every if wanted.search(path.read_text())]
     found = [path for path in found if emulated or path.parent.name != "emulated_gpu"]
     # In order of worth: what nothing but a GPU can show, then what most of a network's time goes to.
     worth = ("test_gpu_wgmma", "test_gpu", "test_conv", "test_conv_branches", "test_context_module")
     return sorted(found, key=lambda path: worth.index(path.stem) if path.stem in worth else len(worth))
 
 
+def tests(name: str, marked: str, folder: Path, few: int, *files: Path) -> list[str]:
+    """The command for the tests of files that are marked so; `few`: of each file no more than so many."""
+    report = f"--junitxml={folder / name}.xml"
+    command = python("-m", "pytest", "-q", "-m", marked, "-p", "no:cacheprovider", report, *map(str, files))
+    return command + (["-p", "few", "--few", str(few)] if few else [])
+
+
+# CUDA loads only the kernels that are called.
+LAZY = {"CUDA_MODULE_LOADING": "LAZY"}
+
+
 def file_steps(folder: Path, emulated: bool = False, few: int = 0) -> list[Step]:
-    """A step for each file; `few`: of its tests no more than so many."""
+    """A step for each file, without Triton's kernels, which are compiled as they are called."""
     steps = []
     for path in gpu_files(emulated):
         name = str(path.relative_to(ROOT / "tests")).removesuffix(".py").replace("/", "-")
-        report = f"--junitxml={folder / name}.xml"
-        # No test is to hang a run that has ten minutes; CUDA loads only the kernels that are called.
-        command = python("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", report, str(path))
-        command += ["-p", "few", "--few", str(few)] if few else []
-        steps.append(Step(name, command, 420, {"CUDA_MODULE_LOADING": "LAZY"}, (0, NO_TESTS), stage=2))
+        command = tests(name, "gpu and not triton_gpu", folder, few, path)
+        # No test is to hang a run that has ten minutes.
+        steps.append(Step(name, command, 420, LAZY, (0, NO_TESTS), stage=3))
+    return steps
+
+
+def triton_steps(folder: Path, few: int = 0) -> list[Step]:
+    """A hundred of Triton's tests, and all of them at the end of a run that has the time."""
+    files = gpu_files()
+    of_each = few or -(-TRITONS // len(files))
+    first = tests("triton", "triton_gpu", folder, of_each, *files)
+    steps = [Step("triton", first, 300, LAZY, stage=6, least=60)]
+    if not few:
+        steps.append(Step("triton_whole", tests("triton_whole", "triton_gpu", folder, 0, *files), 1800, LAZY, stage=8))
     return steps
 
 
@@ -112,12 +134,12 @@ def sanitizer() -> str | None:
     return shutil.which("compute-sanitizer") or (str(beside) if beside.exists() else None)
 
 
-def every_operator(name: str, few: int, *before: str) -> Step:
-    """What compute-sanitizer watches, behind its command."""
+def every_operator(few: int, name: str = "every_operator", stage: int = 2, before: Sequence[str] = ()) -> Step:
+    """Each operator in both precisions and formats, alone or behind a command of compute-sanitizer that watches."""
     # Every tensor gets memory of its own, so that a step outside it shows.
     own = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     number = [str(few)] if few else []
-    return Step(name, [*before, *python("tests/every_operator.py", *number)], 400, own, stage=4)
+    return Step(name, [*before, *python("tests/every_operator.py", *number)], 400, own, stage=stage)
 
 
 def sanitizer_steps(few: int = 0) -> list[Step]:
@@ -126,35 +148,36 @@ def sanitizer_steps(few: int = 0) -> list[Step]:
         return []
     offers = subprocess.run([tool, "--help"], capture_output=True, text=True).stdout
     steps = []
-    for check in TOOLS:
+    for check, stage in TOOLS.items():
         command = [tool, "--tool", check, "--error-exitcode", str(FOUND)]
         # initcheck has to see PyTorch's kernels write what ours read.
         if check != "initcheck" and "--kernel-regex" in offers:
             command += ["--kernel-regex", "kns=atrousops"]
-        steps.append(every_operator(check, few, *command))
+        steps.append(every_operator(few, check, stage, command))
     return steps
 
 
 def benchmark_steps(folder: Path, few: int = 0) -> list[Step]:
-    """The suite, where this version has one."""
-    there = '"bench"' in (ROOT / "atrousops" / "cli.py").read_text()
-    command = python("-m", "atrousops", "bench", *(["--quick"] if few else []))
-    return [Step("bench", command, 600, verdicts_kept(folder), stage=3, least=90)] if there else []
+    """A selection of every suite against cuDNN, and the suites whole at the end of a run that has the time."""
+    command, kept = python("-m", "atrousops", "bench", "--output", str(folder / "bench")), verdicts_kept(folder)
+    quick = Step("bench_quick", [*command, "--quick"], 300, kept, stage=5, least=90)
+    return [quick] if few else [quick, Step("bench", command, 3000, kept, stage=9)]
 
 
 def tool_steps(folder: Path, emulated: bool, few: int) -> tuple[list[Step], list[str]]:
-    """Of compute-sanitizer and the benchmarks, and what is left out, and why.
+    """Every operator; compute-sanitizer, Triton and the benchmarks; and what is left out, and why.
 
-    Both are for hardware. On an emulated device every operator runs without the tool, for the emulation looks at each
-    address itself; one row of the benchmarks is among its tests.
+    All but the first are for hardware: the emulation looks at each address itself, and one row of the benchmarks is
+    among its tests.
     """
+    plain = every_operator(few)
     if emulated:
-        return [every_operator("every_operator", few)], [
-            "compute-sanitizer and atrousops bench are for hardware: left out on an emulated device"
+        return [plain], [
+            "compute-sanitizer, Triton and atrousops bench are for hardware: left out on an emulated device"
         ]
-    steps = {"compute-sanitizer": sanitizer_steps(few), "atrousops bench": benchmark_steps(folder, few)}
-    missing = [f"{tool} is missing here: its steps are left out" for tool, found in steps.items() if not found]
-    return [step for found in steps.values() for step in found], missing
+    watched = sanitizer_steps(few)
+    missing = [] if watched else ["compute-sanitizer is missing here: its steps are left out"]
+    return [plain, *watched, *triton_steps(folder, few), *benchmark_steps(folder, few)], missing
 
 
 if __name__ == "__main__":

@@ -87,8 +87,11 @@ def test_compute_sanitizer_sees_every_operator(monkeypatch, tmp_path):
     tool.write_text("#!/bin/sh\necho --kernel-regex\n")
     tool.chmod(0o755)
     monkeypatch.setattr(gpu_steps, "sanitizer", lambda: str(tool))
-    commands = {s.name: s.command for s in gpu_steps.sanitizer_steps()}
+    steps = gpu_steps.sanitizer_steps()
+    commands = {s.name: s.command for s in steps}
     assert list(commands) == ["memcheck", "racecheck", "initcheck", "synccheck"]
+    (bench, _) = gpu_steps.benchmark_steps(tmp_path)
+    assert [s.stage < bench.stage for s in steps] == [True, True, False, False]
     assert all(command[-1] == "tests/every_operator.py" for command in commands.values())
     assert [name for name, command in commands.items() if "kns=atrousops" not in command] == ["initcheck"]
 
@@ -165,16 +168,18 @@ def test_fourteen_minutes_are_enough_though_every_step_hangs(tmp_path, monkeypat
     """Every step has its turn, those of most worth first, and the run ends in time."""
     now, begun = all_hang(monkeypatch)
     monkeypatch.setattr(gpu_steps, "sanitizer", lambda: sys.executable)
-    checks = [gpu_steps.selfcheck_step(tmp_path), *gpu_steps.file_steps(tmp_path)]
-    steps = [*checks, *gpu_steps.sanitizer_steps(), *gpu_steps.benchmark_steps(tmp_path)]
+    tools, left_out = gpu_steps.tool_steps(tmp_path, False, 0)
+    assert not left_out
+    steps = [gpu_steps.selfcheck_step(tmp_path), *gpu_steps.file_steps(tmp_path), *tools]
     done = Run(tmp_path, 840, False)
     assert not done.stages([step("libraries", "", 60)], 1)
     assert not done.stages(steps, 4)
     assert now[0] <= 840
     assert done.left == []
     order = list(begun)
-    assert order[:4] == ["libraries", "selfcheck", "cuda-test_gpu_wgmma", "cuda-test_gpu"]
-    assert order.index("bench") < order.index("memcheck")
+    assert order[:5] == ["libraries", "selfcheck", "every_operator", "cuda-test_gpu_wgmma", "cuda-test_gpu"]
+    last = ["memcheck", "racecheck", "bench_quick", "triton", "initcheck", "synccheck", "triton_whole", "bench"]
+    assert order[-len(last) :] == last
     assert all(begun[each.name] >= each.least for each in steps)
 
 
@@ -206,9 +211,23 @@ def test_a_missing_package_has_a_stand_in(tmp_path, monkeypatch):
 
 def test_verdicts_are_among_the_results_and_the_benchmarks_find_them(tmp_path):
     kept = {"ATROUSOPS_PLANS": str(tmp_path / "verdicts")}
-    steps = [gpu_steps.selfcheck_step(tmp_path), *gpu_steps.benchmark_steps(tmp_path)]
-    assert [s.environment for s in steps] == [kept, kept]
-    assert steps[0].command[1:] == ["-m", "atrousops", "selfcheck"]
+    check, quick, whole = gpu_steps.selfcheck_step(tmp_path), *gpu_steps.benchmark_steps(tmp_path)
+    assert [s.environment for s in (check, quick, whole)] == [kept] * 3
+    assert check.command[1:] == ["-m", "atrousops", "selfcheck"]
+    # What they leave is in the folder that is packed.
+    assert quick.command[1:] == ["-m", "atrousops", "bench", "--output", str(tmp_path / "bench"), "--quick"]
+
+
+def test_tests_of_triton_come_behind_all_that_a_gpu_shows_at_once(tmp_path):
+    """They compile as they run; a hundred of them come before what is worth less, and no file's step has any."""
+    first, whole = gpu_steps.triton_steps(tmp_path)
+    stages = {step.stage for step in gpu_steps.file_steps(tmp_path)}
+    assert max(stages) < first.stage < whole.stage
+    few = int(first.command[first.command.index("--few") + 1])
+    assert few * len(gpu_steps.gpu_files()) >= gpu_steps.TRITONS
+    marks = {step.command[step.command.index("-m", 3) + 1] for step in gpu_steps.file_steps(tmp_path)}
+    assert marks == {"gpu and not triton_gpu"}
+    assert first.command[first.command.index("-m", 3) + 1] == "triton_gpu"
 
 
 def test_every_file_with_a_gpu_test_is_among_the_steps(request):
@@ -237,7 +256,7 @@ def test_a_rehearsal_has_a_few_tests_of_each_file(tmp_path):
     (tmp_path / "test_b.py").write_text("def test_alone(): pass")
     (file,) = [step for step in gpu_steps.file_steps(tmp_path, True, 2) if step.name == "test_conv"]
     words = [word for word in file.command if not word.endswith("test_conv.py")]
-    words[words.index("gpu")] = "not gpu"
+    words[words.index("gpu and not triton_gpu")] = "not gpu"
     done = Run(tmp_path, 60, False)
     command = [*words, "-s", "--rootdir", str(tmp_path), str(tmp_path)]
     assert done.stages([Step("test_conv", command, 60)], 1)
@@ -260,11 +279,11 @@ def test_selfcheck_ends_before_its_step_does(tmp_path, monkeypatch):
 def test_dry_run_needs_no_gpu():
     done = subprocess.run([sys.executable, "tests/gpu_check.py", "--dry-run"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "2 cuda-test_gpu" in done.stdout
+    assert "3 cuda-test_gpu" in done.stdout
     # Where no CUDA library is built, that is done first.
     libraries = re.search(r"^[01] libraries", done.stdout, re.M)
     assert libraries is not None
-    assert libraries.start() < done.stdout.index("1 selfcheck") < done.stdout.index("2 cuda-test_gpu")
+    assert libraries.start() < done.stdout.index("1 selfcheck") < done.stdout.index("3 cuda-test_gpu")
 
 
 @pytest.mark.parametrize("missing", ["hypothesis", "torchvision"])
