@@ -80,7 +80,7 @@ abi: $(VENV)/.built $(if $(ABI_ALL),$(VENV)/.tested) $(ABI_READY)
 $(ABI_READY):
 	$(PYTHON) -m venv --clear $(VENV)-abi
 	$(VENV)-abi/bin/python -m pip install --quiet "torch==$(ABI_TORCH)" "numpy<2.4" pytest pytest-xdist hypothesis \
-	  expecttest $(if $(ABI_ALL),torchvision pillow pydantic pyyaml safetensors scikit-image tqdm)
+	  expecttest $(if $(ABI_ALL),torchvision pillow pydantic pyyaml safetensors scikit-image tqdm torchmetrics pycocotools)
 	touch $@
 
 # The CPU's kernels with AddressSanitizer and UndefinedBehaviorSanitizer; `make sanitize` has the CUDA kernels for the CPU

@@ -81,6 +81,25 @@ def test_geometries(geometry, groups, size):
     assert_close(y, exact, composed(x, w, b, r, "relu", **geometry, groups=groups))
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("channels", "size"), [(8, (1, 1)), (8, (1, 1, 1)), (1, (1, 4)), (1, (4, 1)), (1, (5, 6)), (8, (1, 4))], ids=str
+)
+def test_a_sum_in_two_formats_at_once(channels, size, last):
+    """One position, as behind a pooled branch, or one channel: oneDNN's sum fails there under torch 2.10."""
+    torch.manual_seed(0)
+    kernel = (3,) * len(size)
+    x, w, r = torch.randn(2, 8, *size), torch.randn(channels, 8, *kernel), torch.randn(2, channels, *size)
+    if last:
+        form = torch.channels_last if len(size) == 2 else torch.channels_last_3d
+        x, w, r = (t.to(memory_format=form) for t in (x, w, r))
+    ours, theirs = (A.conv2d, F.conv2d) if len(size) == 2 else (A.conv3d, F.conv3d)
+    with ao.backend("aten"), torch.no_grad():
+        y = ours(x, w, padding=1, residual=r, activation="relu")
+    exact = (theirs(x.double(), w.double(), padding=1) + r).relu()
+    assert_close(y, exact, (theirs(x, w, padding=1) + r).relu())
+
+
 def test_a_residual_larger_than_the_result():
     x, w, b, _ = inputs()
     r = torch.randn(3, 2, 16, 24, 25)

@@ -114,8 +114,14 @@ def _onednn_fuses(route: Route, input: Tensor, residual: Tensor | None, activati
         and input.dtype in _onednn_dtypes()
         and bool(torch.backends.mkldnn.enabled)
         and a.padding[:rank] == a.padding[-rank:]
+        and (residual is None or _onednn_adds(residual))
         and (residual is None or activation is None or (activation == "relu" and _onednn_adds_and_clips(input)))
     )
+
+
+def _onednn_adds(residual: Tensor) -> bool:
+    # PyTorch 2.10 fails ("could not create a memory") where a sum in channels_last is contiguous as well.
+    return residual.shape[1] > 1 and residual.shape[2:].numel() > 1
 
 
 def _onednn_adds_and_clips(input: Tensor) -> bool:
