@@ -43,7 +43,8 @@ TEXT = """## Predicted times on an H100 and an H200
 - `launch`: the launches of a call;
 - `tensor cores`: the products of all tiles, at half of the data sheet's rate, which is a guess. `L2` in its place where
   the operands' bytes from the L2 cache would take longer, at the 8.1 TB/s that kernel 6 of
-  [fast.cu](https://github.com/pranjalssh/fast.cu) reads for its 777 TFLOP/s without multicast;
+  [fast.cu](https://github.com/pranjalssh/fast.cu) reads for its 777 TFLOP/s without multicast; where the columns of a
+  result make an even number of tiles, two blocks share what they read of the map, which counts half;
 - `tile ends`: what a tile takes beside its products, from the counts of its machine code (`tile_steps`;
   `tests/compile/test_wgmma_code.py` holds them);
 - `waves`: multiprocessors that wait for the busiest one, and edges of tiles;
@@ -135,7 +136,10 @@ def parts_of(problem: Problem, device: Device, kernel: str, seconds: float, item
     boxes = planner.boxes([problem], device, itemsize)
     each = boxes.step / device.multiprocessors
     products, ends = boxes.steps * each, boxes.tiles * boxes.beside * each
-    read = boxes.steps * 128 * (boxes.rows + boxes.columns)
+    # Two blocks of neighbouring columns bring the rows of src for each other (conv_wgmma.cuh).
+    written = problem.c if problem.kind == "input_grad" else problem.k
+    pairs = ceil(written / boxes.columns) % 2 == 0
+    read = boxes.steps * 128 * (boxes.rows / (2 if pairs else 1) + boxes.columns)
     slowest = "L2" if read / L2 > products else "tensor cores"
     sums = work - boxes.finish * boxes.step
     waves = boxes.finish * boxes.step - products - ends

@@ -4,6 +4,9 @@
 // some position and, inside, over channels of src. For each step one thread has TMA bring the box, displaced by the
 // tap, and the weights. What the box reads outside the tensor is zero: that is the padding. Blocks stay for many tiles:
 // a warp finds the next ones (conv_wgmma_tiles.cuh), and loads for them go on while sums are written.
+//
+// Where blocks are paired, both need the same boxes of src, and each brings every second one for both: a multiprocessor
+// so reads half of src's bytes from the L2 cache.
 #pragma once
 
 #include "cuda/arch/barrier.h"
@@ -111,6 +114,9 @@ __device__ __forceinline__ void load_wgmma_tiles(const ConvTable& t, const ConvW
                                                  const Pipeline<kTilesAhead>& tiles) {
   using B = typename Tile::B;
   arch::tma_prefetch(&maps.src);
+  const unsigned rank = arch::cluster_rank();
+  const uint16_t both = 3;
+  static_assert(Tile::kStages % 2 == 0);  // a stage is filled by the same block in all rounds
   Turn<Tile::kStages> turn;
   for (Turn<kTilesAhead> tile;; tile.next()) {
     tiles.wait_full(tile);
@@ -124,7 +130,11 @@ __device__ __forceinline__ void load_wgmma_tiles(const ConvTable& t, const ConvW
       char* const stage = shared.stages + turn.stage() * Tile::kStageBytes;
       const int32_t channel = cursor.work.block * Tile::kDepth;
       const int box[5] = {channel, cursor.at[2], cursor.at[1], cursor.at[0], cursor.work.image};
-      arch::tma_load(stage, &maps.src, box, full);
+      if (!args.pair) {
+        arch::tma_load(stage, &maps.src, box, full);
+      } else if (static_cast<unsigned>(turn.stage()) % 2 == rank) {
+        arch::tma_load_multicast(stage, &maps.src, box, full, both);
+      }
 #pragma unroll
       for (int i = 0; i < B::kBoxes; ++i) {
         const int along[3] = {channel, cursor.tap, column}, across[3] = {column + i * B::kOfSpan, cursor.tap, channel};
@@ -247,17 +257,27 @@ __device__ __forceinline__ void multiply_wgmma_tiles(const ConvTable& t, const C
   if (lane < kWarpRows) rows[lane] = ConvWgmmaRow(t, args, (warp - 4) * kWarpRows + lane);
   __syncwarp();
   if (consumer == 1) begin_behind<Tile>(shared, ring, tiles);
+  const auto release = [&](Turn<Tile::kStages> read) {
+    ring.release(read);
+    if (args.pair) ring.release(read, arch::cluster_rank() ^ 1);
+  };
   Turn<Tile::kStages> turn;
   WgmmaSums<Tile> sums;
   for (Turn<kTilesAhead> tile;; tile.next()) {
     tiles.wait_full(tile);
     const ConvWgmmaFound<Tile::kColumns>& found = shared.found[tile.stage()];
     if (found.sum.steps < 0) return;
-    sums.multiply_all(ring, turn, shared.stages, consumer, found.sum.steps);
+    sums.multiply_all(ring, turn, shared.stages, consumer, found.sum.steps, release);
     finish_wgmma_tile<Tile>(t, args, found, sums, shared.pieces, warp - 4, rows);
     __syncwarp();  // all have read what was found
     if (lane == 0) tiles.release(tile);
   }
+}
+
+// Of whole warps. A pair's blocks touch each other's memory between two of these.
+__device__ __forceinline__ void sync_pair() {
+  arch::cluster_arrive();
+  arch::cluster_wait();
 }
 
 template <class Tile>
@@ -269,10 +289,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const Pipeline<Tile::kStages> ring(shared.barriers);
   const Pipeline<kTilesAhead> tiles(shared.barriers + Pipeline<Tile::kStages>::kBarriers);
   if (threadIdx.x == 0) {
-    ring.init(Tile::kReadingWarps);
+    ring.init(Tile::kReadingWarps << args.pair);
     tiles.init(Tile::kReadingWarps + 1);
   }
   __syncthreads();
+  if (args.pair) sync_pair();
   const int warp = warp_id();
   // What the warpgroups had at launch, 168 each, in sum; the compiler holds all code to what it starts with. With 40,
   // the loading warps spill.
@@ -284,13 +305,21 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     arch::take_registers<224>();
     multiply_wgmma_tiles<Tile>(t, args, shared, ring, tiles, warp);
   }
+  __syncwarp();
+  if (args.pair) sync_pair();
 }
 
 template <class T, arch::Major kB>
 void conv_wgmma_start(const ConvWgmmaLaunch& l, Stream stream) {
   const auto start = [&]<class Tile>(Tile*) {
-    const Launch where{l.blocks, Tile::kThreads, ConvWgmma<Tile>::shared_bytes()};
-    launch<conv_wgmma_kernel<Tile>>(where, stream, l.table, l.maps, l.args);
+    Launch where{l.blocks, Tile::kThreads, ConvWgmma<Tile>::shared_bytes()};
+    if (l.args.column_blocks.value() % 2 == 0 && l.blocks > 1) {
+      const Launch pairs{l.blocks / 2 * 2, where.block, where.shared_bytes, 2};
+      if (can_place<conv_wgmma_kernel<Tile>>(pairs)) where = pairs;
+    }
+    ConvWgmmaArgs args = l.args;
+    args.pair = where.cluster > 1;
+    launch<conv_wgmma_kernel<Tile>>(where, stream, l.table, l.maps, args);
   };
   constexpr arch::Major kA = arch::Major::k;
   // In the order of core::tile_shapes; as many stages as shared memory holds.

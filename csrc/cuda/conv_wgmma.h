@@ -33,6 +33,7 @@ struct ConvWgmmaArgs {
   int32_t channel_blocks;   // of src, 128 bytes each
   Divisor32 column_blocks;  // a tile is done for each of them, and of the splits
   int32_t box_bytes;
+  int32_t pair;  // 1 where blocks come in clusters of two, which have neighbouring columns of the same box
   Divisor splits;
   float* part;        // (branches, splits, positions, channels), or null
   int64_t part_size;  // elements of a split

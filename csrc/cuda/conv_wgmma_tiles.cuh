@@ -2,6 +2,7 @@
 // others, and hands it to them in shared memory.
 #pragma once
 
+#include "cuda/arch/cluster.h"
 #include "cuda/conv_wgmma.h"
 #include "cuda/pipeline.h"
 
@@ -77,12 +78,14 @@ __device__ __forceinline__ void find_wgmma_tile(const ConvTable& t, const ConvWg
 }
 
 // A warp: each tile of this block, and behind the last one a sum of -1 steps. Forwards and backwards in turn, so that a
-// block with a longer tile has a shorter one next.
+// block with a longer tile has a shorter one next. Two blocks of a pair go through the same boxes, and so have as many
+// steps.
 template <class T, int kColumns>
 __device__ __forceinline__ void find_wgmma_tiles(const ConvTable& t, const ConvWgmmaArgs& args,
                                                  const Pipeline<kTilesAhead>& tiles, ConvWgmmaFound<kColumns>* found) {
-  const int32_t all = t.tiles * args.column_blocks.value() * static_cast<int32_t>(args.splits.value());
-  const int32_t blocks = static_cast<int32_t>(gridDim.x), mine = static_cast<int32_t>(blockIdx.x);
+  const int32_t all = t.tiles * args.column_blocks.value() * static_cast<int32_t>(args.splits.value()) >> args.pair;
+  const int32_t blocks = static_cast<int32_t>(gridDim.x) >> args.pair;
+  const int32_t mine = static_cast<int32_t>(blockIdx.x) >> args.pair, rank = static_cast<int32_t>(arch::cluster_rank());
   const int lane = static_cast<int>(threadIdx.x) % 32;
   Turn<kTilesAhead> turn;
   const auto tell = [&](const ConvWgmmaSum& sum) {
@@ -97,7 +100,7 @@ __device__ __forceinline__ void find_wgmma_tiles(const ConvTable& t, const ConvW
     if (index >= all) continue;
     ConvWgmmaWork work;
     ConvWgmmaSum sum;
-    find_wgmma_tile(t, args, index, kColumns, work, sum);
+    find_wgmma_tile(t, args, (index << args.pair) + rank, kColumns, work, sum);
     ConvWgmmaFound<kColumns>& to = found[turn.stage()];
     tiles.wait_empty(turn);
     if (lane == 0) to.work = work;

@@ -135,7 +135,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const int consumer = warp / 4 - 1;
   Turn<Tile::kStages> turn;
   WgmmaSums<Tile> sums;
-  sums.multiply_all(ring, turn, shared.stages, consumer, work.steps);
+  sums.multiply_all(ring, turn, shared.stages, consumer, work.steps,
+                    [&](Turn<Tile::kStages> read) { ring.release(read); });
   const WgmmaPiece<float> piece(shared.rows, warp - 4);
   // Channels come by eight, or the maps would not do.
   const int64_t first = int64_t{work.column} * Tile::kColumns;

@@ -3,8 +3,11 @@
 // The filling thread and the emptying warps count on through all tiles of a block, in step: a Turn is never set back. A
 // stage is full when the bytes of its boxes have landed, and empty when every warp that reads it has arrived, behind
 // the wgmma_wait that covers its products.
+//
+// Two blocks of a cluster may fill each other's stages: then the readers of both release a stage in both.
 #pragma once
 
+#include "cuda/arch/cluster.h"
 #include "cuda/arch/mbarrier.h"
 #include "cuda/platform.h"
 
@@ -42,7 +45,8 @@ class Pipeline {
   }
   // One thread waits until the stage is empty, and then announces so many bytes; the barrier is for its loads.
   __device__ __forceinline__ arch::Mbarrier* fill(Turn<kStages> t, unsigned bytes) const {
-    wait_empty(t);
+    // Readers may be of the other block.
+    arch::mbarrier_wait_cluster(empty_ + t.stage(), t.parity() ^ 1);
     arch::mbarrier_arrive_expect(full_ + t.stage(), bytes);
     return full_ + t.stage();
   }
@@ -57,6 +61,10 @@ class Pipeline {
   }
   // Once a reader: one lane of each reading warp.
   __device__ __forceinline__ void release(Turn<kStages> t) const { arch::mbarrier_arrive(empty_ + t.stage()); }
+  // The same in the block of that rank.
+  __device__ __forceinline__ void release(Turn<kStages> t, unsigned rank) const {
+    arch::mbarrier_arrive_cluster(arch::map_to_rank(empty_ + t.stage(), rank));
+  }
 
  private:
   arch::Mbarrier *full_, *empty_;

@@ -88,9 +88,10 @@ struct WgmmaSums {
     arch::wgmma_commit();
   }
   // The sums of `steps` stages from `turn` on, which goes on behind them; while products of one stage run, those of the
-  // next are started.
+  // next are started. One lane calls release(turn) when a stage has been read.
+  template <class F>
   __device__ __forceinline__ void multiply_all(const Pipeline<Tile::kStages>& ring, Turn<Tile::kStages>& turn,
-                                               const char* stages, int consumer, int64_t steps) {
+                                               const char* stages, int consumer, int64_t steps, const F& release) {
     const bool first_lane = threadIdx.x % 32 == 0;
     Turn<Tile::kStages> before = turn;
     clear();
@@ -99,14 +100,14 @@ struct WgmmaSums {
       multiply(stages + turn.stage() * Tile::kStageBytes, consumer);
       if (step > 0) {
         arch::wgmma_wait<1>();
-        if (first_lane) ring.release(before);
+        if (first_lane) release(before);
       }
       before = turn;
       turn.next();
     }
     arch::wgmma_wait<0>();
     keep();
-    if (steps > 0 && first_lane) ring.release(before);
+    if (steps > 0 && first_lane) release(before);
   }
 };
 

@@ -11,6 +11,7 @@ from test_conv_mma import Case, ops, random, stock
 pytestmark = pytest.mark.skipif(host_cuda.problem() is not None, reason=str(host_cuda.problem()))
 
 KERNEL = "conv_wgmma_kernel"
+MULTICAST = "cp.async.bulk.tensor.multicast"
 HALF, BF16, FLOAT = torch.float16, torch.bfloat16, torch.float32
 WIDE, MIDDLE, NARROW = 0, 1, 2  # tiles of 128 rows by 256, 128 and 64 columns
 
@@ -100,6 +101,28 @@ def test_few_blocks_take_many_tiles_and_split_sums_in_a_fixed_order():
         results[splits, blocks] = check(case, BF16, (1, 5, 6, 2), splits=splits, blocks=blocks)
     assert torch.equal(results[1, 132], results[1, 3])
     assert torch.equal(results[5, 132], results[5, 4])
+
+
+@pytest.mark.parametrize("blocks", [2, 5, 132])
+@pytest.mark.parametrize("splits", [1, 3])
+def test_pairs_of_blocks_bring_boxes_for_each_other(splits, blocks):
+    """Two or four columns of blocks, which have tiles of one to nine taps; the same bits as by blocks alone."""
+    for columns, seed in ((72, 0), (200, 3)):
+        case, results = Case("", 2, 136, columns, (9, 10), padding=4, dilation=4), []
+        for cluster in (2, 1):
+            torch.manual_seed(3)
+            before = host_cuda.runs(MULTICAST)
+            with host_cuda.order(seed), host_cuda.largest_cluster(cluster):
+                results.append(check(case, BF16, (1, 5, 6, 2), splits=splits, blocks=blocks))
+            assert (host_cuda.runs(MULTICAST) > before) == (cluster == 2)
+        assert torch.equal(*results)
+
+
+def test_blocks_of_an_odd_number_of_columns_are_alone():
+    before = host_cuda.runs(MULTICAST)
+    check(Case("", 1, 64, 136, (9, 10)), BF16, (1, 9, 7, 1))
+    check(Case("", 1, 64, 72, (9, 10)), BF16, (1, 9, 7, 1), blocks=1)
+    assert host_cuda.runs(MULTICAST) == before
 
 
 @pytest.mark.parametrize("seed", [1, 2])
