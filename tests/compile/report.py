@@ -35,18 +35,22 @@ class Kernel(NamedTuple):
     occupancy: float
 
 
+# Eight warps' rows of 128 bytes on their way out (wgmma_rows.cuh); a stage has two barriers beside its boxes.
+PIECES = 8 * 16 * 128
+
+
 def dynamic_shared(name: str) -> int:
     """What csrc/cuda asks for at launch: the pipeline's stages and the rows' offsets (conv_*mma*.cuh, shared_bytes)."""
     if match := re.match(r"context_module_kernel<\w+, (\d+)>", name):
         return context_shared(int(match[1]))
     if match := re.match(r"conv_wgmma_weight_kernel<WgmmaTile<\w+, (\d+), (\d+), .*, (\d+)>>", name):
         rows, columns, stages = map(int, match.groups())
-        # And two barriers a stage, and 16 x 40 sums of each of eight warps (wgmma_tile.cuh).
-        return stages * 128 * (rows + columns) + 16 * stages + 8 * 16 * 40 * 4
+        return stages * (128 * (rows + columns) + 16) + PIECES
     if match := re.match(r"conv_wgmma_kernel<WgmmaTile<\S+, (\d+), (\d+), .*, (\d+)>>", name):
         rows, columns, stages = map(int, match.groups())
-        # Stages, two barriers each; eight warps' sums; a position of each row.
-        return stages * 128 * (rows + columns) + stages * 16 + 8 * 16 * 40 * 4 + rows * 8
+        # What is known of four tiles ahead, with two barriers each; 16 bytes of each row.
+        known = 4 * (96 + 8 * columns + 16)
+        return stages * (128 * (rows + columns) + 16) + PIECES + known + rows * 16
     match = re.match(r"conv_mma(_weight)?_kernel<(\S+), MmaTile<(\d+), (\d+), \d+, \d+, (\d+), \d+>", name)
     if not match:
         return 0
