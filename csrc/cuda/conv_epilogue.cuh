@@ -1,6 +1,7 @@
 // What becomes of a convolution's sums: y = relu(scale[k] * sum + bias[k] + residual), rounded once.
 #pragma once
 
+#include "cuda/arch/pair.h"
 #include "cuda/pack.h"
 #include "cuda/platform.h"
 #include "stable/dispatch.h"
@@ -58,5 +59,69 @@ __device__ __forceinline__ void conv_finish(const ConvEpilogue& e, float (&v)[kC
       if (i < count) to[i] = out[i];
   }
 }
+
+// The same of `kCount` channels that a thread has in many positions: their parameters are read once. All exist and are
+// aligned to 16 bytes, parameters too.
+template <class T, int kCount>
+class ConvRuns {
+ public:
+  __device__ __forceinline__ ConvRuns(const ConvEpilogue& e, int64_t channel) : e_(e) {
+    if (e.scale) read(scale_, e.scale, channel);
+    if (e.bias) read(bias_, e.bias, channel);
+  }
+  // Of kTurns positions: residual(turn) is where theirs is, store(turn, i, bits) takes the i-th 16 bytes.
+  template <int kTurns, class R, class S>
+  __device__ __forceinline__ void finish(float (&v)[kTurns][kCount], const R& residual, const S& store) const {
+    const auto each = [&](const auto& f) {
+#pragma unroll
+      for (int turn = 0; turn < kTurns; ++turn)
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) v[turn][i] = f(v[turn][i], turn, i);
+    };
+    if (e_.scale) each([&](float x, int, int i) { return x * scale_[i]; });
+    if (e_.bias) each([&](float x, int, int i) { return x + bias_[i]; });
+    if (e_.residual) {
+      Packs<T, kCount> r[kTurns];
+#pragma unroll
+      for (int turn = 0; turn < kTurns; ++turn) r[turn] = load_packs<T, kCount>(residual(turn));
+      each([&](float x, int turn, int i) { return x + static_cast<float>(r[turn][i]); });
+    }
+    const auto store_all = [&](const auto& word) {
+#pragma unroll
+      for (int turn = 0; turn < kTurns; ++turn)
+#pragma unroll
+        for (int i = 0; i < kCount * static_cast<int>(sizeof(T)) / 16; ++i)
+          store(turn, i,
+                make_uint4(word(v[turn], 4 * i), word(v[turn], 4 * i + 1), word(v[turn], 4 * i + 2),
+                           word(v[turn], 4 * i + 3)));
+    };
+    if constexpr (sizeof(T) == 4) {
+      if (e_.relu) each([](float x, int, int) { return x < 0 ? 0.0f : x; });
+      store_all([](const float* x, int i) { return __float_as_uint(x[i]); });
+    } else if (e_.relu) {
+      store_all([](const float* x, int i) { return arch::pair_of_relu<T>(x[2 * i], x[2 * i + 1]); });
+    } else {
+      store_all([](const float* x, int i) { return arch::pair_of<T>(x[2 * i], x[2 * i + 1]); });
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void read(float (&to)[kCount], const void* values, int64_t channel) const {
+    if (e_.fp32_parameters) {
+      read_as<float>(to, values, channel);
+    } else {
+      read_as<T>(to, values, channel);
+    }
+  }
+  template <class P>
+  static __device__ __forceinline__ void read_as(float (&to)[kCount], const void* values, int64_t channel) {
+    const Packs<P, kCount> packs = load_packs<P, kCount>(static_cast<const P*>(values) + channel);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) to[i] = static_cast<float>(packs[i]);
+  }
+
+  const ConvEpilogue& e_;
+  float scale_[kCount], bias_[kCount];
+};
 
 }  // namespace atrousops::cuda

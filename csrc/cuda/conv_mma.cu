@@ -11,12 +11,22 @@ namespace {
 
 // `rate`: the share of the tensor cores' speed that a tile of this shape is expected to reach.
 struct Tile {
-  int rows, columns;
+  int rows, columns, stages;
   bool wide;
   double rate;
+
+  bool is_largest() const { return columns == 128; }
 };
-constexpr Tile kTiles[] = {{128, 128, true, 1.0}, {128, 64, true, 0.85}, {64, 64, true, 0.7}, {128, 32, false, 0.3}};
-constexpr int kTileCount = sizeof(kTiles) / sizeof(Tile), kLargest = 0, kMostSplits = 16;
+// The last is the first with fewer copies under way, for where it would be alone on its multiprocessor.
+constexpr Tile kTiles[] = {{128, 128, 4, true, 1.0},
+                           {128, 64, 4, true, 0.85},
+                           {64, 64, 4, true, 0.7},
+                           {128, 32, 4, false, 0.3},
+                           {128, 128, 3, true, 0.98}};
+constexpr int kTileCount = sizeof(kTiles) / sizeof(Tile), kMostSplits = 16;
+// What a block reaches that is alone, and for which nobody multiplies while it waits and writes; not measured.
+constexpr double kAlone = 0.8;
+constexpr int64_t kReservedShared = 1 << 10;  // of each block, by CUDA
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -26,13 +36,20 @@ double average_taps(const core::Problem& p, const core::Phases& phases) {
          static_cast<double>(std::max<int64_t>(positions, 1));
 }
 
+// 0 where the device has no room for a block.
+double rate_on(const Tile& tile, const DeviceProperties& device) {
+  const int64_t bytes = conv_mma_shared_bytes(tile.rows, tile.columns, tile.stages);
+  if (bytes > device.shared_per_block) return 0;
+  return 2 * (bytes + kReservedShared) <= device.shared_per_multiprocessor ? tile.rate : kAlone * tile.rate;
+}
+
 struct Choice {
   int tile = -1, splits = 1;
 };
 
 // The least predicted time: whole waves of blocks, and the trip of partial sums through memory.
 Choice choose(const core::Problem& p, const ConvPlan (&plans)[2], ScalarType dtype, MmaPrecision precision, bool wide,
-              int64_t multiprocessors) {
+              const DeviceProperties& device) {
   const ConvTable& t = plans[0].table;
   const double rate = mma_rate(dtype, precision) / 132;
   const double steps =
@@ -41,14 +58,14 @@ Choice choose(const core::Problem& p, const ConvPlan (&plans)[2], ScalarType dty
   double least = INFINITY;
   for (int i = 0; i < kTileCount; ++i) {
     const Tile& tile = kTiles[i];
-    if (tile.wide != wide || (i == kLargest && dtype == ScalarType::Float && precision == MmaPrecision::split))
-      continue;
+    const bool sums_twice = dtype == ScalarType::Float && precision == MmaPrecision::split;
+    if (tile.wide != wide || (tile.is_largest() && sums_twice)) continue;
     const int64_t tiles = plans[tile.rows == 64].table.tiles;
     const int64_t blocks = tiles * ceil_div(t.dst_channels, tile.columns) * t.groups;
-    const double work = 2.0 * tile.rows * tile.columns * mma_depth(dtype) * steps / (rate * tile.rate);
+    const double work = 2.0 * tile.rows * tile.columns * mma_depth(dtype) * steps / (rate * rate_on(tile, device));
     const double bytes = 4.0 * tiles * tile.rows * t.dst_channels * t.groups;
     for (int splits = 1; splits <= kMostSplits && (splits == 1 || steps >= 8 * splits); splits *= 2) {
-      const double waves = static_cast<double>(ceil_div(blocks * splits, multiprocessors));
+      const double waves = static_cast<double>(ceil_div(blocks * splits, device.multiprocessors));
       const double seconds = waves * work / splits + (splits > 1 ? 3e-6 + bytes * (2 * splits) / 3e12 : 0);
       if (seconds < least) {
         least = seconds;
@@ -57,6 +74,12 @@ Choice choose(const core::Problem& p, const ConvPlan (&plans)[2], ScalarType dty
     }
   }
   return best;
+}
+
+// Whether all that an epilogue reads and writes is aligned to 16 bytes.
+bool conv_aligned(const ConvEpilogue& e) {
+  const auto parameters = reinterpret_cast<uintptr_t>(e.scale) | reinterpret_cast<uintptr_t>(e.bias);
+  return e.vector_dst && (!e.residual || e.vector_residual) && parameters % 16 == 0;
 }
 
 // Positions of dst, counted in memory order.
@@ -80,7 +103,7 @@ void run(const ConvCall& call, const ConvFuse& fuse, const ConvMmaForced& forced
   ConvPlan plans[2] = {conv_plan(p, 128), conv_plan(p, 64)};
   const ConvTable& any = plans[0].table;
   const bool wide = conv_mma_aligned(src, any.src_channels);
-  Choice choice = choose(p, plans, dtype, precision, wide, conv_multiprocessors(src));
+  Choice choice = choose(p, plans, dtype, precision, wide, properties(src));
   if (forced.tile >= 0) choice = {forced.tile, forced.splits};
   const Tile& tile = kTiles[choice.tile];
   STD_TORCH_CHECK(!tile.wide || wide, "conv: this tensor-core tile needs rows aligned to 16 bytes");
@@ -106,6 +129,7 @@ void run(const ConvCall& call, const ConvFuse& fuse, const ConvMmaForced& forced
                    conv_epilogue(call.bias ? &*call.bias : nullptr, fuse, dst)};
   if (t.groups > 1 && t.dst_channels % conv_vector(dtype) != 0)
     args.epilogue.vector_dst = args.epilogue.vector_residual = false;
+  args.whole_runs = t.dst_channels % conv_vector(dtype) == 0 && (choice.splits > 1 || conv_aligned(args.epilogue));
   std::optional<Tensor> part;
   if (choice.splits > 1) {
     part = torch::stable::empty({choice.splits, args.part_size}, ScalarType::Float, std::nullopt, src.device());

@@ -88,21 +88,83 @@ struct ConvMma {
 
   struct Layout {
     char* stages;
-    int64_t *src, *dst;  // of each row; dst counts positions, -1 where there is no row
+    int64_t* dst;  // of each row, in positions, -1 where there is no row
 
     __device__ __forceinline__ explicit Layout(SharedArena& arena)
-        : stages(arena.take<char, 128>(Tile::kStages * kStageBytes)),
-          src(arena.take<int64_t>(Tile::kRows)),
-          dst(arena.take<int64_t>(Tile::kRows)) {}
+        : stages(arena.take<char, 128>(Tile::kStages * kStageBytes)), dst(arena.take<int64_t>(Tile::kRows)) {}
+    // Where rows begin that are read, until the last stage is filled, and those of a residual, once all have been read.
+    // With a list more beside the stages there were no room for two blocks in 100 KB (sm_86, sm_89, sm_120).
+    __device__ __forceinline__ int64_t* src() const {
+      return reinterpret_cast<int64_t*>(stages + (Tile::kStages - 1) * kStageBytes);
+    }
+    __device__ __forceinline__ int64_t* residual() const {
+      return reinterpret_cast<int64_t*>(stages + kStagingBytes<Tile>);
+    }
   };
-  static int64_t shared_bytes() {
-    SharedSize size;
-    size.take<char, 128>(Tile::kStages * kStageBytes);
-    size.take<int64_t>(Tile::kRows);
-    size.take<int64_t>(Tile::kRows);
-    return size.bytes();
+  static_assert(kStageBytes == conv_mma_stage_bytes(Tile::kRows, Tile::kColumns));
+  static_assert(Tile::kStages * kStageBytes >= kStagingBytes<Tile> + Tile::kRows * static_cast<int>(sizeof(int64_t)));
+};
+
+// The way out of a block's sums.
+template <class Math, class Tile>
+struct MmaOut {
+  char* shared;
+  int64_t *dst, *residual;  // of each row: its position, or -1; room for as many
+  int64_t channel, left;    // the tile's first; channels of dst from there on
+
+  // whole_runs: of 16 bytes, each lane's exist or do not.
+  template <class T>
+  __device__ __forceinline__ void finish(const ConvEpilogue& e, const WarpSums<Math, Tile>& sums,
+                                         bool whole_runs) const {
+    if (whole_runs) return in_vectors<T>(e, sums);
+    each_row_of_sums<Math, Tile>(sums, shared, [&](int row, int at, auto& values) {
+      if (dst[row] < 0 || at >= left) return;
+      constexpr int kCount = sizeof(values) / sizeof(float);
+      conv_finish<T>(e, values, dst[row], channel + at, static_cast<int>(left - at < kCount ? left - at : kCount));
+    });
   }
-  static_assert(Tile::kStages * kStageBytes >= kStagingBytes<Tile>);
+
+ private:
+  // Positions become offsets of rows, once for all lanes; of a row that is not there another's residual is read.
+  __device__ __forceinline__ void find_rows(int64_t dst_pitch, int64_t residual_pitch) const {
+#pragma unroll
+    for (int i = 0; i < Tile::kRows; i += Tile::kThreads) {
+      const int row = static_cast<int>(threadIdx.x) + i;
+      if (Tile::kRows % Tile::kThreads != 0 && row >= Tile::kRows) break;
+      const int64_t position = dst[row];
+      dst[row] = position < 0 ? -1 : position * dst_pitch;
+      residual[row] = position < 0 ? 0 : position * residual_pitch;
+    }
+    __syncthreads();
+  }
+
+  template <class T>
+  __device__ __forceinline__ void in_vectors(const ConvEpilogue& e, const WarpSums<Math, Tile>& sums) const {
+    using Runs = LaneRuns<Math, Tile>;
+    constexpr int kSize = static_cast<int>(sizeof(T));
+    find_rows(e.dst_pitch * kSize, e.residual_pitch * kSize);
+    const Runs runs(shared);
+    const int column = Tile::warp_column() + runs.column;
+    const bool exists = column < left;
+    const int64_t first = channel + (exists ? column : 0);
+    char* const to = static_cast<char*>(e.dst) + first * kSize;
+    const char* const from = static_cast<const char*>(e.residual) + first * kSize;
+    const ConvRuns<T, Runs::kRun> finished(e, first);
+#pragma unroll
+    for (int i = 0; i < Tile::kFragments; ++i) {
+      runs.put(sums.c[i]);
+      float values[Runs::kTurns][Runs::kRun];
+#pragma unroll
+      for (int turn = 0; turn < Runs::kTurns; ++turn) runs.get(values[turn], turn);
+      const int row = Tile::warp_row() + kMmaRows * i + runs.row;
+      finished.finish(
+          values, [&](int turn) { return reinterpret_cast<const T*>(from + residual[row + turn * Runs::kRowsApart]); },
+          [&](int turn, int chunk, uint4 bits) {
+            const int64_t offset = dst[row + turn * Runs::kRowsApart];
+            if (exists && offset >= 0) arch::store_16(to + offset + kChunk * chunk, bits);
+          });
+    }
+  }
 };
 
 template <class Math, class Tile, bool kAlong, bool kWide>
@@ -116,7 +178,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   const ConvTile tile = conv_tile(t, place.tile);
   for (int row = threadIdx.x; row < Tile::kRows; row += Tile::kThreads) {
     const ConvRow r = conv_row(t, tile, row < tile.rows ? row : 0);
-    shared.src[row] = row < tile.rows ? r.src + place.group * t.src_channels : -1;
+    shared.src()[row] = row < tile.rows ? r.src + place.group * t.src_channels : -1;
     shared.dst[row] = row < tile.rows ? r.dst : -1;
   }
   __syncthreads();
@@ -129,8 +191,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   const T* weight = static_cast<const T*>(args.weight) + place.group * t.weights.group;
   CopyOperand<T, typename Mma::A, Tile::kThreads, kWide> copy_a;
   CopyOperand<T, typename Mma::B, Tile::kThreads, true> copy_b;
-  copy_a.set_lines(
-      [&](int line) { return shared.src[line] < 0 ? CopyLine{0, false} : CopyLine{shared.src[line], true}; });
+  copy_a.set_lines([&](int line) { return CopyLine{shared.src()[line], shared.src()[line] >= 0}; });
   if constexpr (kAlong)
     copy_b.set_lines(
         [&](int line) { return CopyLine{(column + line) * t.weights.dst, column + line < t.dst_channels}; });
@@ -168,18 +229,12 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   ConvEpilogue partial{args.part ? args.part + place.part * args.part_size : nullptr};
   partial.dst_pitch = channels;
   partial.vector_dst = t.dst_channels % 4 == 0;
-  each_row_of_sums<Math, Tile>(sums, shared.stages, [&](int row, int at, auto& values) {
-    const int64_t position = shared.dst[row];
-    const int64_t left = t.dst_channels - column - at;
-    if (position < 0 || left <= 0) return;
-    constexpr int kCount = sizeof(values) / sizeof(float);
-    const int count = static_cast<int>(left < kCount ? left : kCount);
-    if (args.part) {
-      conv_finish<float>(partial, values, position, base + column + at, count);
-    } else {
-      conv_finish<T>(args.epilogue, values, position, base + column + at, count);
-    }
-  });
+  const MmaOut<Math, Tile> out{shared.stages, shared.dst, shared.residual(), base + column, t.dst_channels - column};
+  if (args.part) {
+    out.template finish<float>(partial, sums, args.whole_runs);
+  } else {
+    out.template finish<T>(args.epilogue, sums, args.whole_runs);
+  }
 }
 
 }  // namespace atrousops::cuda

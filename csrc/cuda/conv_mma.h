@@ -6,6 +6,7 @@
 #include "cuda/conv_epilogue.cuh"
 #include "cuda/conv_kernels.h"
 #include "cuda/launch.h"
+#include "cuda/shared.h"
 
 namespace atrousops::cuda {
 
@@ -18,6 +19,15 @@ constexpr int64_t kShortSum = 128;
 
 // Elements of the reduction in one stage of a pipeline: 64 bytes.
 inline int64_t mma_depth(ScalarType dtype) { return dtype == ScalarType::Float ? 16 : 32; }
+
+// Shared memory of a block: 64 bytes of each of its operands' lines a stage, and a position of each row.
+constexpr int conv_mma_stage_bytes(int rows, int columns) { return 64 * (rows + columns); }
+inline int64_t conv_mma_shared_bytes(int rows, int columns, int stages) {
+  SharedSize size;
+  size.take<char, 128>(stages * conv_mma_stage_bytes(rows, columns));
+  size.take<int64_t>(rows);
+  return size.bytes();
+}
 
 // Operations per second of mma.sync that predictions go by, those of an H100; only ratios among tiles matter.
 inline double mma_rate(ScalarType dtype, MmaPrecision precision) {
@@ -55,6 +65,7 @@ struct ConvMmaArgs {
   int64_t weight_columns;  // of a line that is not along the reduction, padding included
   int32_t column_blocks, splits;
   ConvEpilogue epilogue;
+  bool whole_runs = false;  // what is stored and read for it comes in whole 16 bytes
 };
 
 // The weights in lines, [group][dst][tap][src] with `along`, else [group][src][tap][dst]; lines and taps start at

@@ -112,33 +112,53 @@ template <class Tile>
 inline constexpr int kStagingBytes =
     Tile::kThreads / 32 * kMmaRows * kStagingPitch<Tile> * static_cast<int>(sizeof(float));
 
-// Calls f(row, column, values) for every run of values that make 16 bytes of the result. `shared` is free.
-template <class Math, class Tile, class F>
-__device__ __forceinline__ void each_row_of_sums(const WarpSums<Math, Tile>& sums, char* shared, const F& f) {
-  constexpr int kRun = kChunkOf<typename Math::Element>, kAcross = Tile::kWarpColumns / kRun;
-  constexpr int kPitch = kStagingPitch<Tile>;
-  const int lane = lane_id();
-  float* mine = reinterpret_cast<float*>(shared) + threadIdx.x / 32 * kMmaRows * kPitch;
-#pragma unroll
-  for (int i = 0; i < Tile::kFragments; ++i) {
+// Which runs of values that make 16 bytes of the result are a lane's: one in each of kTurns rows of sixteen, always of
+// the same columns.
+template <class Math, class Tile>
+struct LaneRuns {
+  static constexpr int kRun = kChunkOf<typename Math::Element>, kAcross = Tile::kWarpColumns / kRun;
+  static constexpr int kRowsApart = 32 / kAcross, kTurns = kMmaRows / kRowsApart;
+  static constexpr int kPitch = kStagingPitch<Tile>;
+
+  int lane = lane_id(), row = lane / kAcross, column = lane % kAcross * kRun;
+  float* mine;  // of the warp
+
+  __device__ __forceinline__ explicit LaneRuns(char* shared)
+      : mine(reinterpret_cast<float*>(shared) + threadIdx.x / 32 * kMmaRows * kPitch) {}
+  // The sums of sixteen rows.
+  __device__ __forceinline__ void put(const float (&c)[2 * Tile::kPairs][4]) const {
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < 2 * Tile::kPairs; ++j)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         *reinterpret_cast<float2*>(mine + (lane / 4 + 8 * half) * kPitch + kMmaColumns * j + lane % 4 * 2) =
-            make_float2(sums.c[i][j][2 * half], sums.c[i][j][2 * half + 1]);
+            make_float2(c[j][2 * half], c[j][2 * half + 1]);
     __syncwarp();
-#pragma unroll 1  // a block does this once: longer code would only have to be fetched
-    for (int row = lane / kAcross; row < kMmaRows; row += 32 / kAcross) {
-      const int column = lane % kAcross * kRun;
-      float values[kRun];
+  }
+  __device__ __forceinline__ void get(float (&values)[kRun], int turn) const {
 #pragma unroll
-      for (int v = 0; v < kRun; v += 4) {
-        const float4 four = *reinterpret_cast<const float4*>(mine + row * kPitch + column + v);
-        values[v] = four.x, values[v + 1] = four.y, values[v + 2] = four.z, values[v + 3] = four.w;
-      }
-      f(Tile::warp_row() + kMmaRows * i + row, Tile::warp_column() + column, values);
+    for (int v = 0; v < kRun; v += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(mine + (row + turn * kRowsApart) * kPitch + column + v);
+      values[v] = four.x, values[v + 1] = four.y, values[v + 2] = four.z, values[v + 3] = four.w;
+    }
+  }
+};
+
+// Calls f(row, column, values) for every run of this lane. `shared` is free.
+template <class Math, class Tile, class F>
+__device__ __forceinline__ void each_row_of_sums(const WarpSums<Math, Tile>& sums, char* shared, const F& f) {
+  using Runs = LaneRuns<Math, Tile>;
+  const Runs runs(shared);
+#pragma unroll
+  for (int i = 0; i < Tile::kFragments; ++i) {
+    runs.put(sums.c[i]);
+#pragma unroll 1  // a block does this once: longer code would only have to be fetched
+    for (int turn = 0; turn < Runs::kTurns; ++turn) {
+      float values[Runs::kRun];
+      runs.get(values, turn);
+      f(Tile::warp_row() + kMmaRows * i + runs.row + turn * Runs::kRowsApart, Tile::warp_column() + runs.column,
+        values);
     }
   }
 }

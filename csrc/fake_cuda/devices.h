@@ -24,6 +24,9 @@ inline constexpr DeviceKind kDeviceKinds[] = {
     {"A100", "A100 EMULATED", 8, 0, 108, 2048, 32, 163 << 10, 164 << 10, 40 << 20, 40 * kGiB},
     {"RTX4090", "RTX 4090 EMULATED", 8, 9, 128, 1536, 24, 99 << 10, 100 << 10, 72 << 20, 24 * kGiB},
     {"RTX3090", "RTX 3090 EMULATED", 8, 6, 82, 1536, 16, 99 << 10, 100 << 10, 6 << 20, 24 * kGiB},
+    // Fits what a slice of an H100 does, with less shared memory; and the largest one that has no more.
+    {"RTX3050Laptop", "RTX 3050 Laptop EMULATED", 8, 6, 16, 1536, 16, 99 << 10, 100 << 10, 2 << 20, 4 * kGiB},
+    {"RTX5090", "RTX 5090 EMULATED", 12, 0, 170, 1536, 24, 99 << 10, 100 << 10, 96 << 20, 32 * kGiB},
     {"T4", "T4 EMULATED", 7, 5, 40, 1024, 16, 64 << 10, 64 << 10, 4 << 20, 16 * kGiB},
     {"B200", "B200 EMULATED", 10, 0, 148, 2048, 32, 227 << 10, 228 << 10, 126 << 20, 180 * kGiB},
 };

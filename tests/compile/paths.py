@@ -46,14 +46,16 @@ class Code:
         """The blocks that hold such an instruction."""
         return [block for block in self.blocks if self.has(block, pattern)]
 
-    def longest(self, start: int, through: str, without: str) -> list[str]:
+    def longest(self, start: int, through: str, without: str, loops: bool = True) -> list[str]:
         """The most instructions that can follow from the block `start` on until the code jumps back or ends, with one
-        of `through` among them and, behind the first block, none of `without`.
+        of `through` among them and, behind the first block, none of `without`; and no jump back without `loops`.
         """
 
         @functools.cache
         def rest(block: int, met: bool) -> tuple[int, tuple[int, ...]] | None:
             if block != start and self.has(block, without):
+                return None
+            if not loops and any(b <= block for b in self.after[block]):
                 return None
             met = met or self.has(block, through)
             on = [b for b in self.after[block] if b > block]
@@ -84,9 +86,9 @@ class Code:
 
 
 @functools.cache
-def code(pattern: str) -> dict[str, Code]:
+def code(pattern: str, arch: str = ARCH) -> dict[str, Code]:
     """The kernels whose names match, by name."""
     names = {name: symbol for name, symbol in resources.symbols().items() if re.fullmatch(pattern, name)}
-    text = resources.disassembled(ARCH, list(names.values()))
+    text = resources.disassembled(arch, list(names.values()))
     parts = {part.split("\n", 1)[0].strip(): part for part in text.split("Function : ")[1:]}
     return {name: Code(parts[symbol]) for name, symbol in names.items()}

@@ -56,8 +56,8 @@ def dynamic_shared(name: str) -> int:
         return 0
     rows, columns, stages = (int(match[i]) for i in (3, 4, 5))
     depth = 32 if match[2].startswith("Mma16") else 16
-    offsets = stages * depth if match[1] else rows
-    return stages * 64 * (rows + columns) + 2 * 8 * offsets
+    offsets = 2 * stages * depth if match[1] else rows
+    return stages * 64 * (rows + columns) + 8 * offsets
 
 
 def context_shared(chunks: int) -> int:
@@ -66,13 +66,15 @@ def context_shared(chunks: int) -> int:
     return planner.plan_context((1, 8 * chunks, 64, 64), reach, 2, H100, lambda: math.inf).shared_memory
 
 
-def resident_blocks(threads: int, registers: int, shared: int) -> int:
-    """Blocks that a multiprocessor holds at a time, with `shared` as cuobjdump and the launch have it, in sum."""
+def resident_blocks(threads: int, registers: int, shared: int, of_all: int = SHARED) -> int:
+    """Blocks that a multiprocessor with `of_all` bytes of shared memory holds at a time, with `shared` as cuobjdump and
+    the launch have it, in sum.
+    """
     warps = -(-threads // 32)
     of_warp = -(-registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
     # Warps are spread over four schedulers, each with a quarter of the registers.
     by_registers = 4 * (REGISTERS // 4 // of_warp) // warps
-    by_shared = SHARED // (-(-max(shared, RESERVED) // SHARED_UNIT) * SHARED_UNIT)
+    by_shared = of_all // (-(-max(shared, RESERVED) // SHARED_UNIT) * SHARED_UNIT)
     return min(BLOCKS, WARPS // warps, by_registers, by_shared)
 
 

@@ -18,6 +18,7 @@ ROI = ("roi_align.cu", "tests/test_roi_operators.py", "gradient_in_several_tiles
 UNPOOL = ("max_unpool.cu", "tests/test_max_unpool.py", "point_anywhere and host_cuda")
 ROWS = ("permutohedral_rows.cu", "tests/test_permutohedral.py", "channels_and_dtypes and host_cuda and float32 and 33")
 CONTEXT = ("context_module_sm90a.cu", "tests/test_context_module.py", "host_cuda and (paper and float16)")
+MMA = ("conv_mma_f16.cu", "tests/cuda/test_conv_mma_epilogue.py", "alignment and whole and float16")
 WEIGHT = ("conv_wgmma_weight_sm90a.cu", "tests/cuda/test_conv_wgmma_weight.py", "against_fp64 and rectangles")
 
 FAULTS = {
@@ -41,6 +42,7 @@ FAULTS = {
         "    __syncthreads();\n    fetch_weights(layer + 1);\n",
         *CONTEXT,
     ),
+    "channels beyond the last stored": Fault("conv_mma.cuh", "if (exists && offset >= 0)", "if (offset >= 0)", *MMA),
     "last box of a rectangle left out": Fault(
         WEIGHT[0], "found.begin + args.box[axis].value() - 1)", "found.begin)", *WEIGHT
     ),

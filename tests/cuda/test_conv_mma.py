@@ -74,7 +74,7 @@ ODD_TRANSPOSED = (
     Case("21 channels", 1, 21, 21, (6, 5), kernel=4, stride=2),
     Case("1 to 3 channels", 1, 1, 3, (6, 5), kernel=3, stride=1),
 )
-TILES = (0, 1, 2)  # 128 x 128, 128 x 64, 64 x 64; 3 is for rows that are not aligned
+TILES = (0, 1, 2)  # 128 x 128, 128 x 64, 64 x 64; 3 is for rows that are not aligned, 4 the first with fewer stages
 
 
 def random(size, dtype: torch.dtype) -> torch.Tensor:
@@ -126,6 +126,37 @@ def test_tf32(case):
     for tile in TILES:
         check(case, torch.float32, tile, allow_tf32=True)
     check(Case("21 channels", 1, 21, 21, (7, 6)), torch.float32, 3, allow_tf32=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", WIDE[:4], ids=str)
+def test_fewer_stages(case, dtype):
+    for transposed in (False, True):
+        check(case, dtype, 4, allow_tf32=dtype == torch.float32, transposed=transposed)
+
+
+# On slices of devices that small problems fill: 256 channels in two groups, of as many positions.
+@pytest.mark.parametrize(
+    ("chip", "positions", "dtype", "tile"),
+    [
+        (host_cuda.A100, (20, 30), torch.bfloat16, "128, 128, 64, 64, 4"),
+        (host_cuda.RTX_4090, (20, 30), torch.bfloat16, "128, 128, 64, 64, 3"),
+        (host_cuda.RTX_5090, (20, 30), torch.float16, "128, 128, 64, 64, 3"),
+        (host_cuda.RTX_4090, (20, 30), torch.float32, "128, 128, 64, 64, 3"),
+        # One tile a multiprocessor, and the others without work: the smallest is done first.
+        (host_cuda.A100, (8, 9), torch.bfloat16, "64, 64, 32, 32, 4"),
+        (host_cuda.RTX_4090, (8, 9), torch.bfloat16, "64, 64, 32, 32, 4"),
+        # Less than any such device has: what a block has no room for is not started.
+        ((128, 89, 48 << 10, 48 << 10, 1 << 20), (20, 30), torch.bfloat16, "64, 64, 32, 32, 4"),
+    ],
+    ids=["A100", "RTX-4090", "RTX-5090", "RTX-4090-tf32", "A100-few", "RTX-4090-few", "48-KB"],
+)
+def test_the_tile_that_a_device_has_room_for(chip, positions, dtype, tile):
+    case = Case("", 1, 64, 256, positions, kernel=1, padding=0, groups=2)
+    before = host_cuda.runs(f"MmaTile<{tile}")
+    with host_cuda.device(16, *chip[1:]):
+        check(case, dtype, -1, allow_tf32=dtype == torch.float32)
+    assert host_cuda.runs(f"MmaTile<{tile}") == before + 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -12,7 +12,7 @@ import threading
 import pytest
 import torch
 from emulated_cases import launched
-from oracle import assert_close
+from oracle import assert_close, tf32
 
 import atrousops as ao
 import atrousops.functional as A
@@ -58,7 +58,7 @@ def arguments() -> tuple[torch.Tensor, torch.Tensor]:
 
 # wgmma is compute capability 9.0's alone.
 @pytest.mark.parametrize(
-    ("device", "kernel"), [("H100", "wgmma"), ("A100", "mma"), ("RTX4090", "mma"), ("B200", "mma")]
+    ("device", "kernel"), [("H100", "wgmma"), ("A100", "mma"), ("RTX4090", "mma"), ("RTX5090", "mma"), ("B200", "mma")]
 )
 def test_a_convolution(device, kernel, arguments, tmp_path):
     y, reason, launched = convolved(device, tmp_path, *arguments)
@@ -81,6 +81,45 @@ def test_a_device_that_cannot_run_the_library_is_left_to_pytorch(device, driver,
     assert reason.startswith(why)
     assert found == []
     assert torch.equal(y, torch.conv2d(*arguments, None, 1, 2, 2))
+
+
+SEVERAL = """
+import json, sys, torch, emulation, kernels
+import atrousops as ao, atrousops.functional as A
+results = []
+with ao.backend("cuda"), torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+    for x, w, dy in torch.load(sys.argv[1]):
+        x = x.cuda().requires_grad_()
+        y = A.conv2d(x, w.cuda(), None, groups=2)
+        results.append((y.detach().cpu(), torch.autograd.grad(y, x, dy.cuda())[0].cpu()))
+torch.save(results, sys.argv[1])
+print(json.dumps([name for name, count in kernels.launches(emulation.start()).items() if count]))
+"""
+
+
+def forward_and_backwards(x, w, dy):
+    y = torch.conv2d(x.requires_grad_(), w, groups=2)
+    return y.detach(), torch.autograd.grad(y, x, dy)[0]
+
+
+def test_the_largest_tile_where_shared_memory_is_short(tmp_path):
+    """Of three stages in place of four, forward and backwards. 600 positions are 5 tiles of each group."""
+    file, dtypes = tmp_path / "tensors.pt", (torch.bfloat16, torch.float16, torch.float32)
+    sizes = (1, 256, 20, 30), (256, 128, 1, 1), (1, 256, 20, 30)
+    calls = [[torch.randn(s).to(d).contiguous(memory_format=torch.channels_last) for s in sizes] for d in dtypes]
+    torch.save(calls, file)
+    environment = os.environ | {"ATROUSOPS_EMULATED_GPU": "RTX3050Laptop"}
+    done = subprocess.run([sys.executable, "-c", SEVERAL, str(file)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [name for name in json.loads(done.stdout.splitlines()[-1]) if "conv_mma_kernel" in name]
+    assert len(found) == 5
+    assert all("MmaTileILi128ELi128ELi64ELi64ELi3ELi2E" in name for name in found), found
+    for arguments, ours in zip(calls, torch.load(file), strict=True):
+        exact = forward_and_backwards(*(t.double() for t in arguments))
+        # PyTorch has no TF32 on the CPU: the error of rounding the operands stands for its own.
+        theirs = forward_and_backwards(*map(tf32, arguments))
+        for a, right, rounded in zip(ours, exact, theirs, strict=True):
+            assert_close(a, right, rounded)
 
 
 class Hanging:
