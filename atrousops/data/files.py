@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from atrousops.common.checks import bad_value
-from atrousops.common.places import Place, Remote, place
+from atrousops.common.places import Place, Remote, dangling, place
 from atrousops.data import bands, decode
 from atrousops.data.bands import Pixels
 
@@ -64,12 +64,12 @@ class Files:
         """The bytes of one file. Raises FileNotFoundError."""
         if self._folder:
             if not (self.path / name).is_file():
-                raise FileNotFoundError(f"{self.path} holds no {name}")
+                raise self._absent(name)
             return (self.path / name).read_bytes()
         try:
             return self._zip().read(name)
         except KeyError:
-            raise FileNotFoundError(f"{self.path} holds no {name}") from None
+            raise self._absent(name) from None
 
     def open(self, name: str) -> BinaryIO:
         """One file as a stream that can be sought in. Raises FileNotFoundError."""
@@ -79,7 +79,11 @@ class Files:
         with contextlib.suppress(KeyError):
             if not self._folder:
                 return cast(BinaryIO, self._zip().open(name))
-        raise FileNotFoundError(f"{self.path} holds no {name}")
+        raise self._absent(name)
+
+    def _absent(self, name: str) -> FileNotFoundError:
+        link = dangling(self.path / name)
+        return FileNotFoundError(f"{self.place(name)}: {link}" if link else f"{self.path} holds no {name}")
 
     def names(self, folder: str, suffix: str) -> list[str]:
         """The stems of the files in `folder` that end in `suffix`, in order."""
