@@ -274,6 +274,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "classes": list(self.train_set.classes),
         }
 
         def write(name: str) -> None:
@@ -287,9 +288,10 @@ class Trainer:
 
         Raises:
             FileNotFoundError: no such file.
-            WeightsError: it is damaged, something else, or of a recipe with another network or optimiser.
+            WeightsError: it is damaged, something else, or of a recipe with other classes, network or optimiser.
         """
         state = start.checkpoint(path, self.device)
+        start.check_classes(path, state.get("classes"), self.train_set.classes)
         for name, network in (("model", self.model), ("average", self.average)):
             models.registry.load_state(network, state[name], path, start.RESUME)
         try:
