@@ -157,3 +157,11 @@ def dangling(path: Place) -> str:
     if not isinstance(path, Path) or not path.is_symlink() or path.exists():
         return ""
     return f"a link to {os.readlink(path)}, which is not there"
+
+
+def absent(given: str | os.PathLike[str] | Remote) -> str:
+    """That there is no such file or folder, in words; of a relative path also where it was looked for."""
+    where = place(given)
+    return f"{given}, which does not exist" + (
+        f" in {Path.cwd()}" if isinstance(where, Path) and not where.is_absolute() else ""
+    )

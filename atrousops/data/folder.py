@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from atrousops.common.checks import ArgumentError, bad_value
-from atrousops.common.places import Remote, place
+from atrousops.common.places import Remote, absent, place
 from atrousops.data.base import VOID, Sample, SegmentationSet
 from atrousops.data.decode import EXACT, ID_MODES
 from atrousops.data.files import Files
@@ -149,7 +149,7 @@ class Folder(SegmentationSet):
             bad_value("data", _ROOT, "be the folder that holds the images", "none")
         where = place(root, _ROOT)
         if not where.exists():
-            bad_value("data", _ROOT, "be a folder or a zip archive", f"{root}, which does not exist")
+            bad_value("data", _ROOT, "be a folder or a zip archive", absent(root))
         files = Files(where)
         self.classes = self._class_names(files)
         self._table = self._classes_of_ids()

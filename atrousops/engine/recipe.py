@@ -12,7 +12,7 @@ import yaml
 
 from atrousops import models
 from atrousops.common.checks import bad_choice, bad_value
-from atrousops.common.places import place
+from atrousops.common.places import absent, place
 from atrousops.data import Folder, Layout, Pixels
 from atrousops.data.files import Files
 from atrousops.data.folder import SHOWN, refuse
@@ -54,7 +54,7 @@ def main(
     if (images is None) != (masks is None):
         bad_value("recipe", "--images and --masks", "be given together", "one of them")
     if not place(data, "--data").exists():
-        bad_value("recipe", "--data", "be a folder or a zip archive", f"{data}, which does not exist")
+        bad_value("recipe", "--data", "be a folder or a zip archive", absent(data))
     files = Files(data)
     where = layouts.guess(files) if images is None or masks is None else layouts.of_patterns(files, images, masks)
     found = _Found(data, files, where)

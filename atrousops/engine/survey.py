@@ -143,7 +143,13 @@ class Survey:
         if all(kind.photo for kind in self.kinds):
             return Pixels(1 if {kind.channels for kind in self.kinds} == {1} else 3)
         if len(self.kinds) > 1:
-            kinds = "; ".join(f"{count} of {kind}, such as {file}" for kind, (file, count) in self.kinds.items())
+            # Greys and pictures with alpha go together with RGB.
+            groups: dict[str, tuple[str, int]] = {}
+            for kind, (file, count) in self.kinds.items():
+                name = "8 bits" if kind.photo else str(kind)
+                first, before = groups.get(name, (file, 0))
+                groups[name] = first, before + count
+            kinds = "; ".join(f"{count} of {name}, such as {file}" for name, (file, count) in groups.items())
             bad_value("recipe", "images", "be of one kind", kinds, "Convert them to one depth and number of channels.")
         (kind,) = self.kinds
         return Pixels(kind.channels, None if kind.dtype == "uint8" else self._white(kind.dtype))

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import own
@@ -81,6 +83,17 @@ def test_lists_and_names_of_classes(tmp_path):
     (tmp_path / "classes.txt").write_text("Void\ndisc\nhole\n")
     data = written(tmp_path)[0]["data"]
     assert (data["classes"], data["ids"]) == (["disc", "hole"], {0: "void", 1: "disc", 2: "hole"})
+
+
+def test_lists_and_names_in_an_archive_of_a_folder(tmp_path):
+    """They stand beside the images, below the one folder that the archive holds."""
+    own.write(tmp_path / "cells")
+    (tmp_path / "cells" / "train.txt").write_text("a\nb\nc\n")
+    (tmp_path / "cells" / "val.txt").write_text("d\n")
+    (tmp_path / "cells" / "classes.txt").write_text("ground\ndisc\n")
+    archive = shutil.make_archive(str(tmp_path / "cells"), "zip", tmp_path, "cells")
+    data = written(archive)[0]["data"]
+    assert (data["lists"], data["classes"]) == ("cells/{split}.txt", "cells/classes.txt")
 
 
 @pytest.mark.parametrize(
@@ -222,6 +235,25 @@ def test_each_mask_that_is_damaged_is_named(tmp_path):
         assert any(f"masks/{name}.png: a link to moved/{name}.png, which is not there" in line for line in told)
 
 
+def test_an_archive_that_is_damaged_within(tmp_path, monkeypatch, capsys):
+    """Its files are named by `recipe`, and by `train` before the first step, as those of a folder are."""
+    monkeypatch.chdir(tmp_path)
+    own.write(tmp_path / "cells")
+    whole = shutil.make_archive("whole", "zip", "cells")
+    data = bytearray(Path(whole).read_bytes())
+    with zipfile.ZipFile(whole) as archive:
+        for name in ("masks/b.png", "masks/d.png"):
+            data[archive.getinfo(name).header_offset + 30 + len(name) + 60] ^= 0xFF
+    Path("cut.zip").write_bytes(data)
+    assert cli.main(["recipe", "--data", whole, "--model", "msd"]) == 0
+    Path("my.yaml").write_text(capsys.readouterr().out)
+    for command in (["recipe", "--data", "cut.zip", "--model", "msd"], ["train", "my.yaml", "--data", "cut.zip"]):
+        assert cli.main(command) == 1
+        error = capsys.readouterr().err
+        assert "cut.zip/masks/b.png: cannot be read: " in error
+        assert command[0] == "train" or "cut.zip/masks/d.png: cannot be read: " in error
+
+
 def test_ids_that_have_no_name(tmp_path):
     """Where most masks hold numbers of the named classes, the others are named."""
     own.write(tmp_path)
@@ -293,12 +325,14 @@ def test_masks_that_do_not_go_together_are_named(tmp_path):
 def test_pictures_of_several_kinds(tmp_path):
     """Greys among colours are read as RGB; other depths among them are not."""
     own.write(tmp_path)
+    Image.open(tmp_path / "images" / "b.png").convert("RGBA").save(tmp_path / "images" / "b.png")
     Image.open(tmp_path / "images" / "a.png").convert("L").save(tmp_path / "images" / "a.png")
     entries, _, _ = written(tmp_path)
     assert len(entries["data"]["mean"]) == 3
     Image.fromarray(np.zeros((48, 64), np.uint16)).save(tmp_path / "images" / "a.png")
     with pytest.raises(
-        ArgumentError, match=r"images must be of one kind; got 1 of uint16 of 1 channel, such as .*a\.png; 7"
+        ArgumentError,
+        match=r"be of one kind; got 1 of uint16 of 1 channel, such as .*a\.png; 7 of 8 bits, such as ",
     ):
         written(tmp_path)
 

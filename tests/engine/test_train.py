@@ -91,6 +91,13 @@ def test_learns_and_is_evaluated(tmp_path, people):
     assert "mean IoU" in lines
 
 
+def test_a_class_that_is_nowhere_has_no_score():
+    scores = evaluate.Scores(("ground", "disc", "ghost"))
+    scores.update(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, 0]]))
+    said = dict(line.split(maxsplit=1) for line in evaluate.report(scores).splitlines()[:3])
+    assert said == {"ground": "50.00 %", "disc": "50.00 %", "ghost": "-  (nowhere)"}
+
+
 def test_weights_of_other_classes(tmp_path, people, recipe):
     weights = tmp_path / "enet.safetensors"
     models.save(models.enet(2), weights, models.Info("enet", {"num_classes": 2}, ("a", "b"), (0,) * 3, (1,) * 3, 48))
