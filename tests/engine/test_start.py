@@ -240,3 +240,19 @@ def test_resuming_from_what_does_not_fit(tmp_path, capsys):
     assert "it is another file. To start from weights, name them in init.weights." in resumed()
     (run / "checkpoint.pt").write_bytes(saved)
     assert cli.main([*command, "--resume", "--set=schedule.stop=2"]) == 0
+
+
+def test_weights_of_a_run_that_was_stopped(tmp_path):
+    """A checkpoint is no file of weights; the message says how it becomes one, and that does it."""
+    own.write(tmp_path)
+    command = ["train", str(recipe(tmp_path, model=SMALL)), "--output", str(tmp_path)]
+    path = tmp_path / "checkpoint.pt"
+    trainer = train.Trainer(config.load(tmp_path / "recipe.yaml"), str(tmp_path))
+    trainer.train_step()
+    trainer.save(path)
+    with pytest.raises(models.WeightsError, match=r"got one of PyTorch's\. .* --resume --set schedule\.stop=1`"):
+        models.load(path)
+    assert cli.main([*command, "--resume", "--set", "schedule.stop=1"]) == 0
+    state = models.load(tmp_path / "weights.safetensors").state_dict()
+    average = trainer.average.state_dict()
+    assert all(torch.equal(state[name], (t.half() if t.dim() > 1 else t).float()) for name, t in average.items())
