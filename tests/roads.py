@@ -58,6 +58,8 @@ NAMES = (*models.list("weights"), *models.list("networks"))
 TRACED = (2, 3, 64, 80)
 # Odd sides, one of them above and one below what was traced.
 SHAPES = ((1, 3, 97, 65), (3, 3, 49, 82))
+# Where of the largest of four values the next is not within rounding: one road would pool another pixel than the other.
+WITHOUT_TIES = {"segnet_basic": ((1, 3, 97, 73), (3, 3, 49, 94))}
 # Takes a list of images and gives objects: tests/models/test_export.py.
 DETECTOR = "mask_rcnn"
 # Its trace holds operators of ours.
@@ -124,7 +126,7 @@ def _leave(name: str, note: tables.Note, folder: Path) -> None:
     # First, as it is to be the network's first call.
     cell("jit", lambda: _trace(scores, folder))
     with torch.no_grad():
-        wanted = {shape: scores(images(shape)) for shape in SHAPES}
+        wanted = {shape: scores(images(shape)) for shape in WITHOUT_TIES.get(name, SHAPES)}
         exact = copy.deepcopy(scores).double()
         own = [float((t - exact(images(s).double())).abs().max() / t.abs().max()) for s, t in wanted.items()]
     bound = max(TOLERANCE, *(2 * error for error in own))
