@@ -2,14 +2,11 @@
 
 import re
 import shutil
-import zipfile
-from pathlib import Path
 
 import numpy as np
 import own
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from atrousops import cli
@@ -17,13 +14,6 @@ from atrousops.common.checks import ArgumentError
 from atrousops.data import bands, transforms
 from atrousops.engine import config, evaluate, outputs, predict, recipe, train
 from atrousops.metrics import ConfusionMatrix
-
-
-def written(root, **arguments):
-    """The entries of a recipe, its text, and what was told."""
-    told: list[str] = []
-    text = recipe.main(str(root), "msd", say=told.append, progress=False, **arguments)
-    return yaml.safe_load(text), text, "\n".join(told)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +33,7 @@ def written(root, **arguments):
 )
 def test_usual_layouts(tmp_path, files, images, masks):
     own.write(tmp_path, *files)
-    entries, _, told = written(tmp_path)
+    entries, _, told = own.recipe(tmp_path)
     assert (entries["data"]["images"], entries["data"]["masks"]) == (images, masks)
     assert entries["data"]["fractions"] == {"val": 0.2}
     assert f"images are {images}, masks are {masks} (guessed)" in told
@@ -63,7 +53,7 @@ def test_usual_layouts(tmp_path, files, images, masks):
 def test_layouts_with_splits(tmp_path, files, splits, images, masks):
     for split in splits:
         own.write(tmp_path, *(text.format(split) for text in files), names=("a", "b"))
-    data = written(tmp_path)[0]["data"]
+    data = own.recipe(tmp_path)[0]["data"]
     assert (data["images"].removesuffix("/**/*.*"), data["masks"]) == (images.removesuffix("/**/*.*"), masks)
     assert (data["train"], data["val"], data.get("test")) == (*splits, None)[:3]
     assert "fractions" not in data
@@ -74,14 +64,14 @@ def test_lists_and_names_of_classes(tmp_path):
     (tmp_path / "train.txt").write_text("a\nb\nc\n")
     (tmp_path / "val.txt").write_text("d.png\n")
     (tmp_path / "classes.txt").write_text("ground\ndisc\nhole\n")
-    entries, _, told = written(tmp_path)
+    entries, _, told = own.recipe(tmp_path)
     assert entries["data"]["lists"] == "{split}.txt"
     assert entries["data"]["classes"] == "classes.txt"
     assert entries["model"]["arguments"]["num_classes"] == 3
     assert "names by the file of class names" in told
     # A line that says void, in front: ids move, and what no mask shows keeps its place.
     (tmp_path / "classes.txt").write_text("Void\ndisc\nhole\n")
-    data = written(tmp_path)[0]["data"]
+    data = own.recipe(tmp_path)[0]["data"]
     assert (data["classes"], data["ids"]) == (["disc", "hole"], {0: "void", 1: "disc", 2: "hole"})
 
 
@@ -92,7 +82,7 @@ def test_lists_and_names_in_an_archive_of_a_folder(tmp_path):
     (tmp_path / "cells" / "val.txt").write_text("d\n")
     (tmp_path / "cells" / "classes.txt").write_text("ground\ndisc\n")
     archive = shutil.make_archive(str(tmp_path / "cells"), "zip", tmp_path, "cells")
-    data = written(archive)[0]["data"]
+    data = own.recipe(archive)[0]["data"]
     assert (data["lists"], data["classes"]) == ("cells/{split}.txt", "cells/classes.txt")
 
 
@@ -129,7 +119,7 @@ def test_lists_and_names_in_an_archive_of_a_folder(tmp_path):
 )
 def test_what_masks_mean(tmp_path, mask, entries):
     own.write(tmp_path, mask=mask)
-    found, text, _ = written(tmp_path)
+    found, text, _ = own.recipe(tmp_path)
     assert {key: found["data"][key] for key in ("classes", "ids", "colours") if key in found["data"]} == entries
     discs = sum(int(own.scene(number)[1].sum()) for number in range(8))
     assert re.search(
@@ -149,7 +139,7 @@ def test_what_masks_mean(tmp_path, mask, entries):
 def test_what_is_measured_is_what_all_see(tmp_path, name, save, channels, most, scale):
     """Mean and deviation of each channel over all pixels; images of training, evaluation and `segment` are equal."""
     own.write(tmp_path, name, save=save, channels=channels)
-    entries, text, _ = written(tmp_path)
+    entries, text, _ = own.recipe(tmp_path)
     stored = np.stack([own.scene(number, channels=channels)[0] for number in range(8)]).reshape(-1, channels)
     stored = stored if save is own.save_floats else np.rint(most * stored) / most
     np.testing.assert_allclose(entries["data"]["mean"], stored.mean(0), rtol=1e-4)
@@ -207,119 +197,7 @@ def test_what_cannot_be_used_is_told_at_once(tmp_path):
     with pytest.raises(
         ArgumentError, match=r"a\.png: 4 x 64, its image 48 x 64; .*b\.png: not an image .*Mend or remove"
     ):
-        written(tmp_path)
-
-
-def test_each_mask_that_is_damaged_is_named(tmp_path):
-    """However many: data of a PNG that are cut or changed within, what is no mask, links that lead nowhere."""
-    own.write(tmp_path)
-    masks = tmp_path / "masks"
-    for name in "abc":
-        data = bytearray((masks / f"{name}.png").read_bytes())
-        start = data.index(b"IDAT") + 8
-        data[start : start + 30] = bytes(30)
-        (masks / f"{name}.png").write_bytes(data)
-    for name in "de":
-        Image.fromarray(np.zeros((48, 64), np.float32)).save(masks / f"{name}.png", "TIFF")
-    for name in "fg":
-        (masks / f"{name}.png").unlink()
-        (masks / f"{name}.png").symlink_to(f"moved/{name}.png")
-    told: list[str] = []
-    with pytest.raises(ArgumentError, match=r"masks/a\.png: cannot be read: .* and 2 more\. Mend or remove them\."):
-        recipe.main(str(tmp_path), "msd", say=told.append, progress=False)
-    for name in "abc":
-        assert any(f"masks/{name}.png: cannot be read: " in line for line in told)
-    for name in "de":
-        assert any(f"masks/{name}.png: a mask must hold one class id a pixel" in line for line in told)
-    for name in "fg":
-        assert any(f"masks/{name}.png: a link to moved/{name}.png, which is not there" in line for line in told)
-
-
-def test_an_archive_that_is_damaged_within(tmp_path, monkeypatch, capsys):
-    """Its files are named by `recipe`, and by `train` before the first step, as those of a folder are."""
-    monkeypatch.chdir(tmp_path)
-    own.write(tmp_path / "cells")
-    whole = shutil.make_archive("whole", "zip", "cells")
-    data = bytearray(Path(whole).read_bytes())
-    with zipfile.ZipFile(whole) as archive:
-        for name in ("masks/b.png", "masks/d.png"):
-            data[archive.getinfo(name).header_offset + 30 + len(name) + 60] ^= 0xFF
-    Path("cut.zip").write_bytes(data)
-    assert cli.main(["recipe", "--data", whole, "--model", "msd"]) == 0
-    Path("my.yaml").write_text(capsys.readouterr().out)
-    for command in (["recipe", "--data", "cut.zip", "--model", "msd"], ["train", "my.yaml", "--data", "cut.zip"]):
-        assert cli.main(command) == 1
-        error = capsys.readouterr().err
-        assert "cut.zip/masks/b.png: cannot be read: " in error
-        assert command[0] == "train" or "cut.zip/masks/d.png: cannot be read: " in error
-
-
-def test_ids_that_have_no_name(tmp_path):
-    """Where most masks hold numbers of the named classes, the others are named."""
-    own.write(tmp_path)
-    (tmp_path / "classes.txt").write_text("ground\ndisc\n")
-    for name, values in (("c", [1, 7]), ("e", [0, 2, 900])):
-        ids = np.resize(np.array(values, np.uint16), (48, 64))
-        Image.fromarray(ids).save(tmp_path / "masks" / f"{name}.png")
-    beyond = (
-        r"masks/c\.png: ids 7, where classes\.txt names 0-1; .*masks/e\.png: ids 2, 900, where classes\.txt names 0-1"
-    )
-    with pytest.raises(ArgumentError, match=rf"{beyond}\. Mend or remove them\."):
-        written(tmp_path)
-    # Without names an id of one mask alone is a class, and the recipe says where to look.
-    (tmp_path / "classes.txt").unlink()
-    _, text, _ = written(tmp_path)
-    assert "# 7: class_7, 1536 pixels (6.25%), in masks/c.png alone\n" in text
-
-
-@pytest.mark.parametrize(
-    ("mask", "names", "classes", "ids", "words"),
-    [
-        (lambda d: np.uint8(255) * d, "ground disc", "classes.txt", {0: "ground", 255: "disc"}, "in the order of the"),
-        (lambda d: np.uint8(200) * d, "ground disc", "classes.txt", {0: "ground", 200: "disc"}, "in the order of the"),
-        (lambda d: np.uint8(255) * d, "ground disc hole", "classes.txt", None, "names; 255 is taken for void"),
-        (
-            lambda d: np.uint8(7) * d,
-            "ground disc hole",
-            ["background", "foreground"],
-            {0: "background", 7: "foreground"},
-            "guessed names; the 3 of the file of class names do not go with 2 ids 0, 7",
-        ),
-        (
-            lambda d: np.array([[0, 0, 0], [9, 8, 7]], np.uint8)[d.astype(int)],
-            "ground disc hole",
-            None,
-            None,
-            "guessed names; the 3 of the file of class names do not go with 2 colours",
-        ),
-    ],
-)
-def test_names_and_ids_that_count_otherwise(tmp_path, mask, names, classes, ids, words):
-    """0 and 255 are two classes where there are two names, and not one with void; names that are not used are told."""
-    own.write(tmp_path, mask=mask)
-    (tmp_path / "classes.txt").write_text("\n".join(names.split()))
-    entries, _, told = written(tmp_path)
-    assert (entries["data"].get("classes"), entries["data"].get("ids")) == (classes, ids)
-    assert words in told
-
-
-def test_masks_that_do_not_go_together_are_named(tmp_path):
-    own.write(tmp_path)
-    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "masks" / "d.png")
-    Image.fromarray(np.zeros((48, 64, 4), np.uint8)).save(tmp_path / "masks" / "f.png")
-    colours = r"holds colours, where 6 masks hold ids, such as .*masks/a\.png"
-    with pytest.raises(ArgumentError, match=rf"masks/f\.png: a mask must be opaque.*; .*masks/d\.png: {colours}\."):
-        written(tmp_path)
-    own.write(tmp_path, mask=lambda d: np.repeat(np.uint8(9) * d[..., None], 3, axis=2))
-    shades = np.arange(48 * 64).reshape(48, 64, 1).repeat(3, 2).astype(np.uint8)
-    Image.fromarray(shades).save(tmp_path / "masks" / "c.png")
-    with pytest.raises(ArgumentError, match=r"the masks hold 256 colours, .*; .*masks/c\.png is the first with which"):
-        written(tmp_path)
-    # As of a photograph that lies on its side, and its mask was drawn upright.
-    own.write(tmp_path)
-    Image.fromarray(np.zeros((64, 48), np.uint8)).save(tmp_path / "masks" / "a.png")
-    with pytest.raises(ArgumentError, match=r"a\.png: 64 x 48, its image 48 x 64; perhaps its EXIF turns"):
-        written(tmp_path)
+        own.recipe(tmp_path)
 
 
 def test_pictures_of_several_kinds(tmp_path):
@@ -327,21 +205,21 @@ def test_pictures_of_several_kinds(tmp_path):
     own.write(tmp_path)
     Image.open(tmp_path / "images" / "b.png").convert("RGBA").save(tmp_path / "images" / "b.png")
     Image.open(tmp_path / "images" / "a.png").convert("L").save(tmp_path / "images" / "a.png")
-    entries, _, _ = written(tmp_path)
+    entries, _, _ = own.recipe(tmp_path)
     assert len(entries["data"]["mean"]) == 3
     Image.fromarray(np.zeros((48, 64), np.uint16)).save(tmp_path / "images" / "a.png")
     with pytest.raises(
         ArgumentError,
         match=r"be of one kind; got 1 of uint16 of 1 channel, such as .*a\.png; 7 of 8 bits, such as ",
     ):
-        written(tmp_path)
+        own.recipe(tmp_path)
 
 
 def test_what_has_no_partner_is_named_and_skipped(tmp_path):
     own.write(tmp_path)
     (tmp_path / "masks" / "c.png").unlink()
     shutil.copy(tmp_path / "masks" / "d.png", tmp_path / "masks" / "z.png")
-    entries, text, told = written(tmp_path)
+    entries, text, told = own.recipe(tmp_path)
     for where in (text, told):
         assert "images without a mask, skipped: 1: images/c.png" in where
         assert "masks without an image: 1: masks/z.png" in where
@@ -351,20 +229,20 @@ def test_what_has_no_partner_is_named_and_skipped(tmp_path):
 def test_nothing_to_train_on(tmp_path):
     """What was looked for, and what is there."""
     with pytest.raises(ArgumentError, match=r"--data must hold images; got .*, which holds nothing"):
-        written(tmp_path)
+        own.recipe(tmp_path)
     own.write(tmp_path, "foto/{}.png", "wahr/{}_id.png")
     said = r"--data must hold images and masks of the same names: in folders called images, .* and masks, .*_mask, .*"
     with pytest.raises(ArgumentError, match=rf"{said}; got .*, which holds foto/a\.png, .*--images 'photos/\*\.jpg'"):
-        written(tmp_path)
-    entries, _, told = written(tmp_path, images="foto", masks="wahr/*_id.png")
+        own.recipe(tmp_path)
+    entries, _, told = own.recipe(tmp_path, images="foto", masks="wahr/*_id.png")
     assert entries["data"]["masks"] == "wahr/*_id.png"
     assert "guessed)" not in told.splitlines()[0]
     with pytest.raises(ArgumentError, match="must be given together"):
-        written(tmp_path, images="foto")
+        own.recipe(tmp_path, images="foto")
     with pytest.raises(ArgumentError, match=r"--model must be one of .*; got 'resnet9'"):
         recipe.main(str(tmp_path), "resnet9")
     with pytest.raises(ArgumentError, match=r"be a folder or a zip archive; got .*none, which does not exist"):
-        written(tmp_path / "none")
+        own.recipe(tmp_path / "none")
     with pytest.raises(ArgumentError, match=r"--model must be trained on classes of pixels; got mask_rcnn"):
         recipe.main(str(tmp_path), "mask_rcnn", images="foto", masks="wahr/*_id.png", progress=False)
 
@@ -373,7 +251,7 @@ def test_nothing_to_train_on(tmp_path):
 def test_losses_by_recipe(tmp_path, name):
     """Each trains two classes; dice and binary cross entropy of the first batch by hand, in fp64."""
     own.write(tmp_path)
-    _, text, _ = written(tmp_path)
+    _, text, _ = own.recipe(tmp_path)
     (tmp_path / "my.yaml").write_text(text)
     small = [f"loss.name={name}", "batch=2", "augmentation.crop=32", "model.arguments.depth=4", "schedule.steps=9"]
     trainer = train.Trainer(config.load(tmp_path / "my.yaml", small), str(tmp_path))
@@ -415,7 +293,7 @@ def test_losses_by_recipe(tmp_path, name):
 )
 def test_wrong_entries(tmp_path, change, message):
     own.write(tmp_path, names=("a", "b"))
-    _, text, _ = written(tmp_path)
+    _, text, _ = own.recipe(tmp_path)
     (tmp_path / "my.yaml").write_text(text)
     with pytest.raises(ArgumentError, match=message):
         train.Trainer(config.load(tmp_path / "my.yaml", [change]), str(tmp_path))
