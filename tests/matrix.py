@@ -177,4 +177,8 @@ def table(found: dict[str, dict[str, Any]], versions: dict[str, str]) -> str:
 
 if __name__ == "__main__":
     VERSIONS = tables.versions(("torch", "torchvision", "timm", "segmentation-models-pytorch", "monai"))
-    tables.main(__doc__ or "", OUT, [*networks()], examine, table, VERSIONS, limit=240.0)
+
+    def row_of(name: str, limit: float, memory: int, *_: object) -> tables.Row:
+        return examine(name, limit, memory)
+
+    tables.main(__doc__ or "", OUT, [*networks()], row_of, table, VERSIONS, limit=240.0)

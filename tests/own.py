@@ -4,10 +4,14 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
+import yaml
 from PIL import Image
+
+from atrousops.engine import recipe as recipes
 
 
 def scene(number: int, height: int = 48, width: int = 64, channels: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -41,6 +45,13 @@ def write(
         (save or save_bytes)(root / images.format(name), picture)
         Image.fromarray(mask(discs)).save(root / masks.format(name))
     return root
+
+
+def recipe(root: Path, **arguments: str) -> tuple[dict[str, Any], str, str]:
+    """The entries of a recipe that is made for a folder, its text, and what was told."""
+    told: list[str] = []
+    text = recipes.main(str(root), "msd", say=told.append, progress=False, **arguments)
+    return yaml.safe_load(text), text, "\n".join(told)
 
 
 def save_bytes(path: Path, picture: np.ndarray) -> None:

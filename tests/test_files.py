@@ -71,6 +71,7 @@ def test_a_full_disk_is_told_whatever_a_library_makes_of_it(tmp_path, full_disk)
     """torch.save raises a RuntimeError of its own then, safetensors an error that is no OSError."""
     network = torch.nn.Linear(64, 64)
     trainer = types.SimpleNamespace(step=1, seconds=0.0, model=network, average=network, optimiser=network)
+    trainer.train_set = types.SimpleNamespace(classes=("a",))
     info = models.Info("enet", {}, ("a",), (0.5,) * 3, (0.2,) * 3, 64)
     with pytest.raises(OutputError, match=r"^cannot write .*checkpoint\.pt: File too large"):
         train.Trainer.save(trainer, tmp_path / "checkpoint.pt")

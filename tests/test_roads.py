@@ -22,6 +22,19 @@ def test_a_wrong_answer_is_found():
     assert roads.held(lambda image: torch.full_like(image, torch.nan), wanted).startswith("wrong")
 
 
+def test_one_column_leaves_the_others(tmp_path, monkeypatch):
+    """What was not done in time is said so; cells that were not asked for are neither measured nor changed."""
+    before = dict.fromkeys(roads.CELLS, "ok 1e-07") | {"seconds": 3.0, "verdict": "ok"}
+    late = {"torch.export": "ok 9e-07", "AOTInductor": "timeout: 120 s", "build": "timeout: 120 s", "seconds": 130.0}
+    monkeypatch.setattr(roads.tables, "examine", lambda *arguments: dict(late))
+    row = roads.examine("unet", 120.0, 8, ("AOTInductor",), before)
+    assert row == before | {"AOTInductor": "not done after 2 minutes"}
+    note = roads.tables.Note(tmp_path / "row.json", ("jit",))
+    for cell in ("jit", "OpenVINO"):
+        roads.tables.cell(note, cell, lambda: "ok")
+    assert json.loads((tmp_path / "row.json").read_text()) == {"jit": "ok"}
+
+
 def test_verdicts():
     row = dict.fromkeys(roads.CELLS, "ok 1e-07") | {"AOTInductor": "not run", "onnxruntime": "refused: no"}
     assert roads.verdict(row) == "ok"

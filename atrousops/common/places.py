@@ -150,3 +150,18 @@ def place(given: str | os.PathLike[str] | Remote, argument: str = "path") -> Pla
         rule = "be of a store that fsspec knows, such as s3, gs or memory; they are in fsspec.available_protocols()"
         bad_value("atrousops", argument, rule, text)
     return Remote(text)
+
+
+def dangling(path: Place) -> str:
+    """Of a link that leads nowhere, in words, where it leads; "" of anything else."""
+    if not isinstance(path, Path) or not path.is_symlink() or path.exists():
+        return ""
+    return f"a link to {os.readlink(path)}, which is not there"
+
+
+def absent(given: str | os.PathLike[str] | Remote) -> str:
+    """That there is no such file or folder, in words; of a relative path also where it was looked for."""
+    where = place(given)
+    return f"{given}, which does not exist" + (
+        f" in {Path.cwd()}" if isinstance(where, Path) and not where.is_absolute() else ""
+    )

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from atrousops.common.checks import ArgumentError
-from atrousops.common.places import Place, place
+from atrousops.common.places import Place, dangling, place
 
 Image.preinit()
 
@@ -225,7 +225,7 @@ def opened(path: Place) -> Iterator[BinaryIO]:
         if path.is_dir():
             raise PictureError(f"{path}: a folder, where an image file is needed")
         if not path.exists():
-            raise PictureError(f"{path}: no such file")
+            raise PictureError(f"{path}: {dangling(path) or 'no such file'}")
         if not path.is_file():
             raise PictureError(f"{path}: not a regular file")
         stream = path.open("rb")

@@ -6,15 +6,19 @@ import contextlib
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 import numpy as np
 
 from atrousops.common.checks import bad_value
-from atrousops.common.places import Place, Remote, place
+from atrousops.common.places import Place, Remote, dangling, place
 from atrousops.data import bands, decode
 from atrousops.data.bands import Pixels
+
+# By the system; by zipfile: damaged, cut short, of a kind or with a password that it does not read.
+_UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 
 
 def find(name: str, root: str | os.PathLike[str] | None = None) -> Place:
@@ -61,25 +65,34 @@ class Files:
         self._process = -1
 
     def read(self, name: str) -> bytes:
-        """The bytes of one file. Raises FileNotFoundError."""
-        if self._folder:
-            if not (self.path / name).is_file():
-                raise FileNotFoundError(f"{self.path} holds no {name}")
-            return (self.path / name).read_bytes()
-        try:
-            return self._zip().read(name)
-        except KeyError:
-            raise FileNotFoundError(f"{self.path} holds no {name}") from None
+        """The bytes of one file. Raises FileNotFoundError; PictureError: it cannot be read."""
+        with self.open(name) as stream, self._told(name):
+            return stream.read()
 
     def open(self, name: str) -> BinaryIO:
-        """One file as a stream that can be sought in. Raises FileNotFoundError."""
-        # A pipe would wait for somebody to write.
-        if self._folder and (self.path / name).is_file():
-            return (self.path / name).open("rb")
-        with contextlib.suppress(KeyError):
-            if not self._folder:
-                return cast(BinaryIO, self._zip().open(name))
-        raise FileNotFoundError(f"{self.path} holds no {name}")
+        """One file as a stream that can be sought in. Raises as `read`."""
+        with self._told(name):
+            # A pipe would wait for somebody to write.
+            if self._folder and (self.path / name).is_file():
+                return (self.path / name).open("rb")
+            with contextlib.suppress(KeyError):
+                if not self._folder:
+                    return cast(BinaryIO, self._zip().open(name))
+        raise self._absent(name)
+
+    @contextlib.contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """Errors of the file system and of the archive, by the name of the file; those of a store are its own."""
+        try:
+            yield
+        except _UNREADABLE as error:
+            if isinstance(self.path, Remote):
+                raise
+            raise decode.PictureError(f"{self.place(name)}: cannot be read: {decode.reason(error)}") from error
+
+    def _absent(self, name: str) -> FileNotFoundError:
+        link = dangling(self.path / name)
+        return FileNotFoundError(f"{self.place(name)}: {link}" if link else f"{self.path} holds no {name}")
 
     def names(self, folder: str, suffix: str) -> list[str]:
         """The stems of the files in `folder` that end in `suffix`, in order."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from atrousops.common.checks import ArgumentError, bad_value
-from atrousops.common.places import Remote, place
+from atrousops.common.places import Remote, absent, place
 from atrousops.data.base import VOID, Sample, SegmentationSet
 from atrousops.data.decode import EXACT, ID_MODES
 from atrousops.data.files import Files
@@ -24,6 +24,8 @@ from atrousops.data.patterns import Pattern, composed
 # What messages call it.
 _ROOT = "--data or data.root"
 _WHERE = "Name another folder by --data, or the patterns of this one: `atrousops recipe --data DIR` finds them."
+# Of many files, how many an error names.
+SHOWN = 5
 # Red, green, blue in 0..255; their number is checked with words of our own.
 Colour = tuple[int, ...]
 _COLOUR_REMEDY = "convert it to ids first, or state in data.colours which class each colour is"
@@ -147,7 +149,7 @@ class Folder(SegmentationSet):
             bad_value("data", _ROOT, "be the folder that holds the images", "none")
         where = place(root, _ROOT)
         if not where.exists():
-            bad_value("data", _ROOT, "be a folder or a zip archive", f"{root}, which does not exist")
+            bad_value("data", _ROOT, "be a folder or a zip archive", absent(root))
         files = Files(where)
         self.classes = self._class_names(files)
         self._table = self._classes_of_ids()
@@ -317,9 +319,9 @@ class Folder(SegmentationSet):
 
 def refuse(op: str, problems: Sequence[str]) -> NoReturn:
     """Raises ArgumentError for images and masks that cannot be used, each with its reason in a line."""
-    more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+    more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
     rule = "be files that can be used, each with a mask of its size"
-    bad_value(op, "images and masks", rule, "; ".join(problems[:5]) + more, "Mend or remove them.")
+    bad_value(op, "images and masks", rule, "; ".join(problems[:SHOWN]) + more, "Mend or remove them.")
 
 
 def _colours(given: Colour | tuple[Colour, ...]) -> tuple[Colour, ...]:

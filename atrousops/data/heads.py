@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+import zipfile
 from pathlib import PurePath
 from typing import Any, BinaryIO, NamedTuple
 
@@ -43,7 +44,7 @@ def head_of(stream: BinaryIO, name: str, channels: int = 1) -> Head | None:
         if found is None and suffix in (".tif", ".tiff"):
             return _tiff(stream)
         return found
-    except (*DAMAGE, Image.DecompressionBombError, RuntimeError, ImportError):
+    except (*DAMAGE, Image.DecompressionBombError, zipfile.BadZipFile, RuntimeError, ImportError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -320,4 +321,6 @@ def report(scores: Scores) -> str:
         rows += zip(("PQ", "SQ", "RQ"), scores.quality)
     if scores.precision is not None:
         rows += zip(("mask AP", "mask AP50", "mask AP75"), scores.precision)
-    return "\n".join(f"{name:<24}{100 * value:6.2f} %" for name, value in rows)
+    # Of a class that is in no mask and in no answer there is no IoU, nor does the mean count it.
+    told = (f"{100 * value:6.2f} %" if math.isfinite(value) else "     -  (nowhere)" for _, value in rows)
+    return "\n".join(f"{name:<24}{text}" for (name, _), text in zip(rows, told))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -166,18 +167,26 @@ def _keys(names: tuple[str, ...], text: str) -> frozenset[str]:
 
 def lists(files: Files) -> str | None:
     """The pattern of text files that name the images of splits, if there are such of train and val."""
-    names = {*files.walk()}
-    return next((f"{at}{{split}}.txt" for at in LISTS if {f"{at}train.txt", f"{at}val.txt"} <= names), None)
+    there = {*files.walk()}
+    starts = (f"{top}{at}" for top in _tops(files) for at in LISTS)
+    return next((f"{at}{{split}}.txt" for at in starts if {f"{at}train.txt", f"{at}val.txt"} <= there), None)
 
 
 def class_names(files: Files) -> tuple[str, tuple[str, ...]] | None:
     """A text file of class names at the top, and its lines."""
     there = {*files.walk()}
-    for name in NAMES:
+    for name in (f"{top}{name}" for top in _tops(files) for name in NAMES):
         if name in there:
             lines = files.read(name).decode("utf-8-sig", "surrogateescape").splitlines()
             return name, tuple(line.strip() for line in lines if line.strip())
     return None
+
+
+def _tops(files: Files) -> list[str]:
+    """The folder itself, and those below that hold all pictures, as an archive of a folder has them."""
+    folders = {str(PurePosixPath(name).parent) for name in _pictures(files)}
+    shared = PurePosixPath(posixpath.commonpath(folders or {"."}))
+    return ["", *(f"{folder}/" for folder in reversed((shared, *shared.parents)) if str(folder) != ".")]
 
 
 def _some(names: Iterable[str], count: int = 5) -> str:

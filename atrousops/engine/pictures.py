@@ -6,6 +6,7 @@ import colorsys
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -23,7 +24,8 @@ def picture_files(inputs: Iterable[str | Place], skip: Place | None = None) -> t
     """The picture files among the inputs, each once, in order; a folder gives those directly inside it, sorted.
 
     In a folder, hidden files and names without an image extension are passed over, subfolders too; where the folder
-    is `skip` (the output folder), so are masks and overlays written by an earlier run.
+    is `skip` (the output folder), so are masks and overlays written by an earlier run. What is no file, such as a link
+    that leads nowhere, is among the files: it cannot be read, and that is to be told.
 
     Returns:
         The files, and one error for each folder that holds none or cannot be listed.
@@ -32,17 +34,17 @@ def picture_files(inputs: Iterable[str | Place], skip: Place | None = None) -> t
     files: dict[Place, Place] = {}
     errors = []
     for path in (place(given, "PHOTO") for given in inputs):
-        if not path.is_dir():
-            files.setdefault(path.resolve(), path)
+        if not _is_folder(path):
+            files.setdefault(_real(path), path)
             continue
-        ours = ("_mask", "_overlay") if skip is not None and path.resolve() == skip.resolve() else ()
+        ours = ("_mask", "_overlay") if skip is not None and _real(path) == _real(skip) else ()
         try:
             listed: list[Place] = [*path.iterdir()]
             found = [
                 p
                 for p in sorted(listed, key=str)
                 if p.suffix.lower() in endings
-                and p.is_file()
+                and not _is_folder(p)
                 and not p.name.startswith(".")
                 and not p.stem.endswith(ours)
             ]
@@ -52,8 +54,18 @@ def picture_files(inputs: Iterable[str | Place], skip: Place | None = None) -> t
         if not found:
             errors.append(PictureError(f"{path}: no pictures directly in this folder"))
         for p in found:
-            files.setdefault(p.resolve(), p)
+            files.setdefault(_real(p), p)
     return list(files.values()), errors
+
+
+def _is_folder(path: Place) -> bool:
+    # Of `Path.is_dir` a link to where nobody may look is an error, which all files of the folder would share.
+    return os.path.isdir(path) if isinstance(path, Path) else path.is_dir()
+
+
+def _real(path: Place) -> Place:
+    # `Path.resolve` raises RuntimeError for links in a circle.
+    return Path(os.path.realpath(path)) if isinstance(path, Path) else path.resolve()
 
 
 def result_names(files: Sequence[Place], folder: Place) -> list[str]:
@@ -62,7 +74,7 @@ def result_names(files: Sequence[Place], folder: Place) -> list[str]:
     The name is the file's stem, cut to 200 bytes; where stems meet, the extension is added (`a.jpg`, `a.png` ->
     `a_jpg`, `a_png`), then a number. Case is ignored, since some file systems do.
     """
-    inputs = {str(file.resolve()).casefold() for file in files}
+    inputs = {str(_real(file)).casefold() for file in files}
     stems = [os.fsdecode(os.fsencode(file.stem)[:200]) for file in files]
     count = Counter(stem.casefold() for stem in stems)
     taken: set[str] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,10 +12,10 @@ import yaml
 
 from atrousops import models
 from atrousops.common.checks import bad_choice, bad_value
-from atrousops.common.places import place
+from atrousops.common.places import absent, place
 from atrousops.data import Folder, Layout, Pixels
 from atrousops.data.files import Files
-from atrousops.data.folder import refuse
+from atrousops.data.folder import SHOWN, refuse
 from atrousops.engine import config as configs
 from atrousops.engine import layouts, outputs
 from atrousops.engine.layouts import Guess
@@ -53,13 +54,16 @@ def main(
     if (images is None) != (masks is None):
         bad_value("recipe", "--images and --masks", "be given together", "one of them")
     if not place(data, "--data").exists():
-        bad_value("recipe", "--data", "be a folder or a zip archive", f"{data}, which does not exist")
+        bad_value("recipe", "--data", "be a folder or a zip archive", absent(data))
     files = Files(data)
     where = layouts.guess(files) if images is None or masks is None else layouts.of_patterns(files, images, masks)
     found = _Found(data, files, where)
     say(f"images are {where.images}, masks are {where.masks}" + ("" if images else " (guessed)"))
-    facts = survey(files, [pair for split in found.splits.values() for pair in split.values()], progress)
+    named = (found.named[0], len(found.named[1])) if found.named else ("", 0)
+    facts = survey(files, [pair for split in found.splits.values() for pair in split.values()], named, progress)
     if facts.problems:
+        for problem in facts.problems if len(facts.problems) > SHOWN else ():
+            say(problem)
         refuse("recipe", facts.problems)
     reading = facts.reading()
     text = _text(found, facts, reading, model, say)
@@ -125,7 +129,9 @@ def _text(found: _Found, facts: Survey, reading: Pixels, model: str, say: Say) -
     alone = _alone(found, say)
     say(f"{len(classes)} classes ({words}): {_shares(facts, meaning)}")
     if len(classes) > MANY:
-        say("so many classes: if the masks number objects, give each object its class first")
+        once = Counter(facts.first[id] for id in facts.pixels if facts.shown[id] == 1)
+        most = "".join(f"; {count} are in {file} alone" for file, count in once.most_common(1))
+        say(f"so many classes: if the masks number objects, give each object its class first{most}")
     data = {"name": "folder", "root": found.data, "images": found.where.images, "masks": found.where.masks}
     data |= found.sharing(say) | ({"unpaired": "skip"} if found.alone else {})
     mean, std = facts.statistics(reading)
@@ -188,9 +194,14 @@ def _meaning(classes: Sequence[str], meaning: dict[Id, str], facts: Survey, foun
 def _table(facts: Survey, meaning: dict[Id, str]) -> list[str]:
     total = sum(facts.pixels.values())
     return [
-        f"{_id(id)}: {name}, {facts.pixels[id]} pixels ({facts.pixels[id] / total:.2%}), in {facts.shown[id]} images"
+        f"{_id(id)}: {name}, {facts.pixels[id]} pixels ({facts.pixels[id] / total:.2%}), {_where(facts, id)}"
         for id, name in meaning.items()
     ]
+
+
+def _where(facts: Survey, id: Id) -> str:
+    """A class of one mask alone may be a slip of the hand."""
+    return f"in {facts.shown[id]} images" if facts.shown[id] != 1 else f"in {facts.first[id]} alone"
 
 
 def _shares(facts: Survey, meaning: dict[Id, str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,24 @@ def checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
             f"resume: {path} must be a checkpoint of `atrousops train`; it is another file. {remedy}"
         )
     return state
+
+
+def check_classes(path: Path, kept: Sequence[str] | None, classes: Sequence[str]) -> None:
+    """Raises WeightsError where a checkpoint was trained on other classes, or in another order: scores go by number.
+
+    Args:
+        path: the checkpoint.
+        kept: its classes; None in those of versions that kept none, which are not judged.
+        classes: of the data.
+    """
+    if kept is None or list(kept) == list(classes):
+        return
+    pairs = enumerate(zip_longest(kept, classes, fillvalue="none"))
+    number, (theirs, ours) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
+    rule = f"be of the data's {len(classes)} classes, in their order"
+    got = f"{len(kept)} classes, of which number {number} is {theirs}, where the data has {ours}"
+    remedy = "Give the classes their former names and order in the recipe's data, or train into another --output."
+    raise models.WeightsError(f"resume: {path} must {rule}; got {got}. {remedy}")
 
 
 def fill(

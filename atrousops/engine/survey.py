@@ -38,8 +38,9 @@ class Survey:
     """What was found.
 
     sizes: (height, width) of each image. kinds: with a file of each kind, and how many there are.
-    low, high: of the stored numbers. pixels, shown: of each id or colour of the masks, its pixels, and the images that
-    show it. problems: files that cannot be used, each in a line.
+    low, high: of the stored numbers. pixels, shown, first: of each id or colour of the masks, its pixels, how many of
+    them show it, and the first that does. problems: files that cannot be used, each in a line. named: the file of class
+    names, and how many it names.
     """
 
     sizes: list[tuple[int, int]] = field(default_factory=list)
@@ -48,12 +49,15 @@ class Survey:
     high: float = -math.inf
     pixels: Counter[Id] = field(default_factory=Counter)
     shown: Counter[Id] = field(default_factory=Counter)
+    first: dict[Id, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    named: tuple[str, int] = ("", 0)
     # Of each number of channels: how many pixels, their sum, and that of their squares.
     _sums: dict[int, tuple[int, np.ndarray, np.ndarray]] = field(default_factory=dict)
-    # The first mask of ids, the first of colours, and the one that brought too many of them.
-    _first: dict[bool, str] = field(default_factory=dict)
+    # The masks of ids, those of colours, the one that brought too many of them, and those whose ids have no name.
+    _masks: dict[bool, list[str]] = field(default_factory=lambda: {False: [], True: []})
     _over: str = ""
+    _beyond: list[str] = field(default_factory=list)
 
     def add_image(self, files: Files, name: str) -> tuple[int, int]:
         """Reads an image; returns its size. Raises PictureError."""
@@ -96,23 +100,35 @@ class Survey:
         if shape != size:
             turned = "; perhaps its EXIF turns the image and not the mask" if shape == size[::-1] else ""
             raise PictureError(f"{files.place(name)}: {shape[0]} x {shape[1]}, its image {size[0]} x {size[1]}{turned}")
+        place = files.place(name)
         for id, count in zip(found, counts.tolist()):
             self.pixels[id] += count
             self.shown[id] += 1
-        self._first.setdefault(isinstance(found[0], tuple), files.place(name))
+            self.first.setdefault(id, name)
+        self._masks[isinstance(found[0], tuple)].append(place)
         if self.coloured and len(self.pixels) > MOST_COLOURS:
-            self._over = self._over or files.place(name)
+            self._over = self._over or place
+        file, names = self.named
+        nameless = [str(id) for id in found if isinstance(id, int) and not _has_name(id, names)]
+        if nameless:
+            more = f" and {len(nameless) - 5} more" if len(nameless) > 5 else ""
+            self._beyond.append(f"{place}: ids {', '.join(nameless[:5])}{more}, where {file} names 0-{names - 1}")
 
     def check_ids(self) -> None:
         """Adds to the problems what is wrong with the masks together."""
-        if len(self._first) > 1:
-            ids, colours = self._first[False], self._first[True]
-            self.problems.append(f"some masks hold ids, such as {ids}, others colours, such as {colours}")
+        fewer, most = sorted(self._masks.values(), key=len)
+        if fewer:
+            kinds = ("ids", "colours") if self._masks[False] is fewer else ("colours", "ids")
+            kind = f"holds {kinds[0]}, where {len(most)} masks hold {kinds[1]}, such as {most[0]}"
+            self.problems += [f"{place}: {kind}" for place in fewer]
         elif self._over:
             self.problems.append(
                 f"the masks hold {len(self.pixels)} colours, too many for classes, as compressed or resized masks do; "
                 f"{self._over} is the first with which there are more than {MOST_COLOURS}"
             )
+        elif len(self._beyond) * 2 < len(most):
+            # Of most masks the file is about something else.
+            self.problems += self._beyond
 
     @property
     def coloured(self) -> bool:
@@ -127,7 +143,13 @@ class Survey:
         if all(kind.photo for kind in self.kinds):
             return Pixels(1 if {kind.channels for kind in self.kinds} == {1} else 3)
         if len(self.kinds) > 1:
-            kinds = "; ".join(f"{count} of {kind}, such as {file}" for kind, (file, count) in self.kinds.items())
+            # Greys and pictures with alpha go together with RGB.
+            groups: dict[str, tuple[str, int]] = {}
+            for kind, (file, count) in self.kinds.items():
+                name = "8 bits" if kind.photo else str(kind)
+                first, before = groups.get(name, (file, 0))
+                groups[name] = first, before + count
+            kinds = "; ".join(f"{count} of {name}, such as {file}" for name, (file, count) in groups.items())
             bad_value("recipe", "images", "be of one kind", kinds, "Convert them to one depth and number of channels.")
         (kind,) = self.kinds
         return Pixels(kind.channels, None if kind.dtype == "uint8" else self._white(kind.dtype))
@@ -150,15 +172,18 @@ class Survey:
         return [_rounded(m / white) for m in mean], [_rounded(s / white) or 1.0 for s in std]
 
 
-def survey(files: Files, pairs: Sequence[tuple[str, str]], progress: bool = True) -> Survey:
+def survey(
+    files: Files, pairs: Sequence[tuple[str, str]], named: tuple[str, int] = ("", 0), progress: bool = True
+) -> Survey:
     """Reads all images and masks.
 
     Args:
         files: the folder.
         pairs: of image and mask.
+        named: the file of class names, and how many it names.
         progress: draw a progress bar.
     """
-    found = Survey()
+    found = Survey(named=named)
     for image, mask in tqdm(pairs, desc="survey", disable=None if progress else True, leave=False):
         try:
             found.add_mask(files, mask, found.add_image(files, image))
@@ -177,14 +202,14 @@ def classes_of(found: Survey, names: Sequence[str] = ()) -> tuple[list[str], dic
     """
     ids = sorted(found.pixels, key=lambda id: id if isinstance(id, tuple) else (id,))
     numbers = [id for id in ids if isinstance(id, int)]
-    if names and numbers and all(0 <= id < len(names) or id == 255 for id in numbers):
-        # Also those that no mask shows.
-        meaning: dict[Id, str] = {id: "void" if name.lower() == "void" else name for id, name in enumerate(names)}
-        meaning |= {id: "void" for id in numbers if id >= len(names)}
-        return [name for name in names if name.lower() != "void"], meaning, "names by the file of class names"
-    if len(ids) == 2 and ids[0] in (0, (0, 0, 0)):
-        return ["background", "foreground"], {ids[0]: "background", ids[1]: "foreground"}, "guessed names"
     words = "guessed names"
+    if names and (given := _by_names(numbers, names)):
+        return [name for name in names if name.lower() != "void"], *given
+    if names:
+        what = f"ids {', '.join(map(str, numbers[:5]))}" if numbers else "colours"
+        words += f"; the {len(names)} of the file of class names do not go with {len(ids)} {what}"
+    if len(ids) == 2 and ids[0] in (0, (0, 0, 0)):
+        return ["background", "foreground"], {ids[0]: "background", ids[1]: "foreground"}, words
     void = 255 if 255 in numbers and len(numbers) > 2 else None
     if void and _are_shades(numbers):
         void = None
@@ -193,6 +218,27 @@ def classes_of(found: Survey, names: Sequence[str] = ()) -> tuple[list[str], dic
         words += "; 255 is taken for void"
     meaning = {id: "void" if id == void else _name(id) for id in ids}
     return [name for name in meaning.values() if name != "void"], meaning, words
+
+
+def _by_names(numbers: Sequence[int], names: Sequence[str]) -> tuple[dict[Id, str], str] | None:
+    """What each id is by the lines of a file of class names, and in words how; None if they do not go together."""
+    words = "names by the file of class names"
+    every = ["void" if name.lower() == "void" else name for name in names]
+    # Masks of 0 and 255 are drawn to be looked at: of two names the second is not void.
+    drawn = len(numbers) == 2 and numbers[1] == 255
+    if numbers and all(_has_name(id, len(names)) for id in numbers) and not (drawn and len(names) == 2):
+        # Also those that no mask shows.
+        meaning: dict[Id, str] = dict(enumerate(every))
+        void = [id for id in numbers if id >= len(names)]
+        return meaning | dict.fromkeys(void, "void"), words + ("; 255 is taken for void" if void else "")
+    if len(numbers) == len(names):
+        return dict(zip(numbers, every)), f"{words}, in the order of the ids"
+    return None
+
+
+def _has_name(id: int, names: int) -> bool:
+    """Whether an id is the number of one of so many names, or 255; any is where there are none."""
+    return not names or 0 <= id < names or id == 255
 
 
 def _are_shades(ids: Sequence[int]) -> bool:

@@ -9,22 +9,20 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from atrousops import models
-from atrousops.common.checks import ArgumentError, bad_value
+from atrousops.common.checks import bad_value
 from atrousops.common.files import alone, write_atomically, writing
 from atrousops.data import SegmentationSet, transforms
 from atrousops.engine import config as configs
 from atrousops.engine import figures, optimise, outputs, start
+from atrousops.engine.batches import Batches
 from atrousops.engine.config import Config
 from atrousops.engine.distributed import Processes, join, pick_device
 from atrousops.engine.evaluate import Scores, scaled, score
@@ -150,7 +148,7 @@ class Trainer:
             self.judged = DistributedDataParallel(self.judged, find_unused_parameters=unused)
         self.step = 0
         self.seconds = 0.0
-        self._batches: Iterator[Any] | None = None
+        self._batches: Batches | None = None
 
     def run(self, folder: Path, *, progress: bool = True) -> Path:
         """Trains to the last step, or until Ctrl-C; see `main`."""
@@ -160,21 +158,30 @@ class Trainer:
         stop = _StopRequest()
         show = Progress(recipe.schedule.last, self.step, progress)
         with stop, contextlib.closing(show), contextlib.closing(record) if record else contextlib.nullcontext():
-            while self.step < recipe.schedule.last and not self.processes.any(stop.requested, self.device):
+            unreadable: Exception | None = None
+            while self.step < recipe.schedule.last:
+                unreadable = None if stop.requested else self._unreadable()
+                if self.processes.any(stop.requested or unreadable is not None, self.device):
+                    break
                 loss, lr = self.train_step(), self.optimiser.param_groups[0]["lr"]
                 show.step(loss, lr)
                 if record:
                     record.step(self.step, self.seconds, lr, loss)
                 if recipe.validate_every and self.step % recipe.validate_every == 0:
-                    scores = score(judge, self.val_set, progress=progress, processes=self.processes)
+                    with self._kept(folder):
+                        scores = score(judge, self.val_set, progress=progress, processes=self.processes)
                     show.scored(scores.matrix.mean_iou)
                     if record:
                         record.scores(self.step, self.seconds, scores)
                 if first and recipe.pictures_every and self.step % recipe.pictures_every == 0:
                     path = folder / "pictures" / f"{self.step:07}.png"
-                    write_pictures(path, judge, self.val_set, recipe.data.mean, recipe.data.std)
+                    with self._kept(folder):
+                        write_pictures(path, judge, self.val_set, recipe.data.mean, recipe.data.std)
                 if first and self.step % recipe.checkpoint_every == 0:
                     self.save(folder / CHECKPOINT)
+        if unreadable is not None:
+            with self._kept(folder):
+                raise unreadable
         if first:
             self.save(folder / CHECKPOINT)
         weights = folder / WEIGHTS if self.step >= recipe.schedule.last else None
@@ -185,6 +192,19 @@ class Trainer:
         if weights:
             self.processes.wait()
         return weights or folder / CHECKPOINT
+
+    @contextlib.contextmanager
+    def _kept(self, folder: Path) -> Iterator[None]:
+        """Whatever ends this part of the run, such as a damaged file, leaves the steps before it in a checkpoint."""
+        with contextlib.ExitStack() as failed:
+            failed.callback(self._keep, folder / CHECKPOINT)
+            yield
+            failed.pop_all()
+
+    def _keep(self, path: Path) -> None:
+        if self.processes.first and self.step:
+            self.save(path)
+            self._tell(f"{self.step} steps are kept in {path}: mend what is named below, and --resume goes on")
 
     def _draw(self, folder: Path) -> None:
         try:
@@ -221,22 +241,20 @@ class Trainer:
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """This process's images and labels of the next step: a function of seed and step, for runs that are resumed."""
-        if self._batches is None:
-            size, p = self.recipe.batch, self.processes
-            steps = range(self.step, self.recipe.schedule.last)
-            numbers = [list(range(s * size + p.rank, (s + 1) * size, p.world)) for s in steps]
-            loader: DataLoader[Any] = DataLoader(
-                _Drawn(self.train_set, self.recipe.seed),
-                batch_sampler=numbers,
-                num_workers=self.recipe.workers,
-                collate_fn=_together,
-            )
-            self._batches = iter(loader)
-        drawn = next(self._batches)
-        if isinstance(drawn, Exception):
-            raise drawn
-        images, labels = drawn
+        images, labels = self._coming().next()
         return images.to(self.device), labels.to(self.device)
+
+    def _coming(self) -> Batches:
+        if self._batches is None:
+            self._batches = Batches(self.train_set, self.recipe, self.processes, self.step)
+        return self._batches
+
+    def _unreadable(self) -> Exception | None:
+        """Known before a step begins, so that no process waits in it for one that cannot go on."""
+        begin = time.perf_counter()
+        error = self._coming().error()
+        self.seconds += time.perf_counter() - begin
+        return error
 
     def info(self) -> models.Info:
         """What goes into the header of the weights."""
@@ -274,6 +292,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "classes": list(self.train_set.classes),
         }
 
         def write(name: str) -> None:
@@ -287,9 +306,10 @@ class Trainer:
 
         Raises:
             FileNotFoundError: no such file.
-            WeightsError: it is damaged, something else, or of a recipe with another network or optimiser.
+            WeightsError: it is damaged, something else, or of a recipe with other classes, network or optimiser.
         """
         state = start.checkpoint(path, self.device)
+        start.check_classes(path, state.get("classes"), self.train_set.classes)
         for name, network in (("model", self.model), ("average", self.average)):
             models.registry.load_state(network, state[name], path, start.RESUME)
         try:
@@ -300,34 +320,6 @@ class Trainer:
         self.step = state["step"]
         self.seconds = state["seconds"]
         self._batches = None
-
-
-class _Drawn(Dataset[Any]):
-    """Training images without end, by number: epoch after epoch, each in an order of its own."""
-
-    def __init__(self, data: SegmentationSet, seed: int) -> None:
-        self.data = data
-        self.seed = seed
-
-    def __getitem__(self, number: int) -> Any:
-        epoch, position = divmod(number, len(self.data))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed * 1_000_003 + number)
-            try:
-                return self.data[_order(len(self.data), self.seed + epoch)[position]]
-            except (ArgumentError, OSError) as error:
-                # A DataLoader raises what its processes do with their traceback for a message, and files have names.
-                return error
-
-
-def _together(samples: list[Any]) -> Any:
-    """A batch, or the first error."""
-    return next((sample for sample in samples if isinstance(sample, Exception)), None) or default_collate(samples)
-
-
-@lru_cache(maxsize=2)
-def _order(count: int, seed: int) -> list[int]:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 class _Record:

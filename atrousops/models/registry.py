@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,7 @@ SHIPPED: dict[str, Shipped] = {
 
 _FOLDER = Path(__file__).resolve().parents[1] / "weights"
 _KEY = "atrousops"
+_UNFINISHED = "Of a checkpoint `train RECIPE --resume --set schedule.stop=1` makes weights, where the run stopped."
 _WRITTEN = "`atrousops train` writes one; a checkpoint that others published needs its name too (--model)."
 
 
@@ -266,7 +268,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Info | None]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             header = (file.metadata() or {}).get(_KEY)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"load: {path} must be a whole safetensors file; got {error}. {_WRITTEN}") from error
+        # PyTorch's files are archives.
+        got = f"one of PyTorch's. {_UNFINISHED}" if zipfile.is_zipfile(path) else f"{error}."
+        raise WeightsError(f"load: {path} must be a whole safetensors file; got {got} {_WRITTEN}") from error
     if header is None:
         return state, None
     try:

@@ -84,6 +84,20 @@ def test_a_folder_with_a_bad_file(photo, tmp_path, capsys):
     assert "Traceback" not in err
 
 
+def test_links_that_lead_nowhere(photo, tmp_path, capsys):
+    """Told, counted and in the exit code, as any other file that cannot be read; so is what is no file."""
+    (tmp_path / "gone.png").symlink_to("moved/away.png")
+    (tmp_path / "round.png").symlink_to("round.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert segment(tmp_path, output=tmp_path / "out") == 1
+    assert len(table(tmp_path / "out")) == 2
+    err = capsys.readouterr().err
+    assert f"{tmp_path / 'gone.png'}: a link to moved/away.png, which is not there" in err
+    assert f"{tmp_path / 'round.png'}: " in err
+    assert f"{tmp_path / 'pipe.png'}: not a regular file" in err
+    assert "1 segmented, 3 failed" in err
+
+
 def test_names_that_collide(photo, tmp_path):
     Image.open(photo).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "photo.bmp")
     output = tmp_path / "out"

@@ -25,7 +25,7 @@ TRAIN = "train r.yaml --output new --set"
 UNKNOWN = "must be one of auto_deeplab, .* got 'enett'. Did you mean enet?"
 # The command; the code; parts of what is said, in order, " .* " between them.
 CASES = [
-    ("recipe --model msd --data absent", "--data must be a folder or a zip archive; got absent, which does not exist"),
+    ("recipe --model msd --data absent", "must be a folder or a zip archive; got absent, which does not exist in /"),
     ("recipe --model msd --data empty", "--data must hold images; got empty, which holds nothing"),
     ("recipe --model msd --data text.txt", "--data or data.root must be a folder or a zip archive; got text.txt"),
     ("recipe --model msd --data cut", "must be files that can be used .* cut/images/a.png: cannot be read"),

@@ -25,6 +25,17 @@ def test_files_of_a_folder(tmp_path):
     assert names(empty) == ([], [f"{empty}: no pictures directly in this folder"])
 
 
+def test_links_of_a_folder(tmp_path):
+    """One that leads nowhere is a file that cannot be read, not one that is passed over."""
+    (tmp_path / "a.png").touch()
+    (tmp_path / "sub").mkdir()
+    for name, target in (("b.png", "a.png"), ("c.png", "gone.png"), ("d.png", "d.png"), ("e.png", "sub")):
+        (tmp_path / name).symlink_to(target)
+    files, errors = pictures.picture_files([tmp_path, tmp_path / "d.png"])
+    assert ([file.name for file in files], errors) == (["a.png", "c.png", "d.png"], [])
+    assert pictures.result_names(files, tmp_path / "out") == ["a", "c", "d"]
+
+
 def test_result_names_never_meet(tmp_path):
     def names(*files, folder="out"):
         return pictures.result_names([tmp_path / f for f in files], tmp_path / folder)

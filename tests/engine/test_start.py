@@ -216,10 +216,20 @@ def test_resuming_from_what_does_not_fit(tmp_path, capsys):
         assert cli.main([*command, "--resume", *(f"--set={change}" for change in changes)]) == 1
         return capsys.readouterr().err.splitlines()[-1]
 
-    more = resumed("model.arguments.num_classes=3", "data.classes=[a, b, c]")
-    assert f"load: {run / 'checkpoint.pt'} must hold the weights of MSD; got" in more
-    assert "of another shape, such as" in more
-    assert more.endswith(start.RESUME)
+    more = resumed("model.arguments.num_classes=3", "data.classes=[ground, disc, c]")
+    said = f"resume: {run / 'checkpoint.pt'} must be of the data's"
+    assert f"{said} 3 classes, in their order; got 2 classes, of which number 2 is none, where the data has c." in more
+    turned = resumed("data.classes=[disc, ground]")
+    first = "number 0 is ground, where the data has disc. Give the classes their former names and order"
+    assert f"{said} 2 classes, in their order; got 2 classes, of which {first}" in turned
+    # As versions wrote it that kept no classes: what has another shape is seen.
+    state = torch.load(run / "checkpoint.pt")
+    assert state.pop("classes") == ["ground", "disc"]
+    torch.save(state, run / "checkpoint.pt")
+    old = resumed("model.arguments.num_classes=3", "data.classes=[ground, disc, c]")
+    assert f"load: {run / 'checkpoint.pt'} must hold the weights of MSD; got" in old
+    assert "of another shape, such as" in old
+    assert old.endswith(start.RESUME)
     other = resumed("optimiser.weight_decay=0.0")
     assert f"resume: {run / 'checkpoint.pt'} must be of the recipe's optimiser; got" in other
     (run / "checkpoint.pt").write_bytes(saved[: len(saved) // 2])
@@ -230,3 +240,19 @@ def test_resuming_from_what_does_not_fit(tmp_path, capsys):
     assert "it is another file. To start from weights, name them in init.weights." in resumed()
     (run / "checkpoint.pt").write_bytes(saved)
     assert cli.main([*command, "--resume", "--set=schedule.stop=2"]) == 0
+
+
+def test_weights_of_a_run_that_was_stopped(tmp_path):
+    """A checkpoint is no file of weights; the message says how it becomes one, and that does it."""
+    own.write(tmp_path)
+    command = ["train", str(recipe(tmp_path, model=SMALL)), "--output", str(tmp_path)]
+    path = tmp_path / "checkpoint.pt"
+    trainer = train.Trainer(config.load(tmp_path / "recipe.yaml"), str(tmp_path))
+    trainer.train_step()
+    trainer.save(path)
+    with pytest.raises(models.WeightsError, match=r"got one of PyTorch's\. .* --resume --set schedule\.stop=1`"):
+        models.load(path)
+    assert cli.main([*command, "--resume", "--set", "schedule.stop=1"]) == 0
+    state = models.load(tmp_path / "weights.safetensors").state_dict()
+    average = trainer.average.state_dict()
+    assert all(torch.equal(state[name], (t.half() if t.dim() > 1 else t).float()) for name, t in average.items())

@@ -1,6 +1,7 @@
 """Training: the same run twice, a run in two halves, Ctrl-C, and recipes that are wrong."""
 
 import csv
+import dataclasses
 import os
 import signal
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from atrousops import models
 from atrousops.common.checks import ArgumentError
 from atrousops.common.files import alone
-from atrousops.engine import config, evaluate, figures, train
+from atrousops.engine import batches, config, evaluate, figures, train
 from atrousops.engine import recipe as engine_recipe
 
 
@@ -90,6 +91,13 @@ def test_learns_and_is_evaluated(tmp_path, people):
     assert "mean IoU" in lines
 
 
+def test_a_class_that_is_nowhere_has_no_score():
+    scores = evaluate.Scores(("ground", "disc", "ghost"))
+    scores.update(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, 0]]))
+    said = dict(line.split(maxsplit=1) for line in evaluate.report(scores).splitlines()[:3])
+    assert said == {"ground": "50.00 %", "disc": "50.00 %", "ghost": "-  (nowhere)"}
+
+
 def test_weights_of_other_classes(tmp_path, people, recipe):
     weights = tmp_path / "enet.safetensors"
     models.save(models.enet(2), weights, models.Info("enet", {"num_classes": 2}, ("a", "b"), (0,) * 3, (1,) * 3, 48))
@@ -161,6 +169,57 @@ def test_what_a_reading_process_finds_is_one_line(tmp_path):
     with pytest.raises(ArgumentError, match=r"^data: images and masks must be .*a\.png: not an image"):
         train.main(recipe, output=tmp_path / "new", overrides=shared, progress=False)
     assert not (tmp_path / "new" / "log.csv").exists()
+
+
+def _cut_inside(path):
+    """A PNG whose ends are whole and whose pixels are not: a byte of them is another."""
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IDAT") + 12] ^= 0xFF
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_cut_inside, r"a\.png: cannot be read: "),
+        (lambda path: Image.fromarray(np.full((48, 64), 9, np.uint8)).save(path), r"a\.png must hold ids of .*got 9"),
+        (lambda path: Image.fromarray(np.full((48, 64), 900, np.uint16)).save(path), r"a\.png must hold .*got 900"),
+    ],
+)
+@pytest.mark.parametrize("held_back", [False, True])
+def test_a_file_that_cannot_be_used_loses_no_step(tmp_path, capsys, spoil, said, held_back):
+    """In training and in validation: what was trained is kept, and goes on once the file is mended."""
+    own.write(tmp_path)
+    recipe = tmp_path / "my.yaml"
+    recipe.write_text(engine_recipe.main(str(tmp_path), "msd", progress=False))
+    loaded = config.load(recipe)
+    layout = loaded.data
+    # By its seed `a` is in one part or the other.
+    seed = next(n for n in range(99) if (dataclasses.replace(layout, seed=n).split_of("a") == "val") == held_back)
+    shared = ["schedule.steps=6", "batch=2", "augmentation.crop=32", "model.arguments.depth=2", "validate_every=3"]
+    shared += [f"data.seed={seed}", f"seed={next(n for n in range(99) if _step_of('a', layout, seed, n) == 2)}"]
+    mask = tmp_path / "masks" / "a.png"
+    whole = mask.read_bytes()
+    spoil(mask)
+    folder = tmp_path / "run"
+    with pytest.raises(ArgumentError, match=said):
+        train.main(recipe, output=folder, overrides=shared, progress=False)
+    steps = 3 if held_back else 2
+    assert torch.load(folder / train.CHECKPOINT)["step"] == steps
+    kept = f"{steps} steps are kept in {folder / train.CHECKPOINT}: mend what is named below, and --resume goes on"
+    assert kept in capsys.readouterr().err
+    mask.write_bytes(whole)
+    gone_on = train.main(recipe, output=folder, overrides=shared, progress=False, resume=True)
+    once = train.main(recipe, output=tmp_path / "once", overrides=shared, progress=False)
+    one, two = load_file(gone_on), load_file(once)
+    assert all(torch.equal(one[name], two[name]) for name in two)
+
+
+def _step_of(name, layout, data_seed, seed):
+    """The first step, of two images, that reads an image, if there are six or more in training."""
+    keys = [key for key in "abcdefgh" if dataclasses.replace(layout, seed=data_seed).split_of(key) == "train"]
+    order = [keys[index] for index in batches._order(len(keys), seed)]
+    return order.index(name) // 2 if name in order else 2
 
 
 def test_resume_without_checkpoint(tmp_path, people, recipe):
