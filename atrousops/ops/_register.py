@@ -38,6 +38,8 @@ _transforms = torch._C._are_functorch_transforms_active
 
 # Those that PyTorch's operators say, for torch.jit.trace; `_decompositions` fills it.
 IN_PYTORCH: dict[str, Callable[..., Any]] = {}
+# By operator what `register` was given as `fake`.
+FAKES: dict[str, Callable[..., Any]] = {}
 
 
 def foreign(*values: Any) -> bool:
@@ -113,7 +115,8 @@ def register(
         return CALLS.setdefault(name, otherwise or _missing)
     qualified = f"atrousops::{name}"
     operator = getattr(torch.ops.atrousops, name).default
-    torch.library.register_fake(qualified, _on_one_device(operator, fake))
+    FAKES[name] = _on_one_device(operator, fake)
+    torch.library.register_fake(qualified, FAKES[name])
     triton_library.register_rule(name)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context)
