@@ -107,6 +107,45 @@ def test_pytorchs_own_error_inputs(op, backend):
             ours(sample.input, *sample.args, **sample.kwargs)
 
 
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d", "max_pool2d", "max_unpool2d", "roi_align", "roi_pool"])
+def test_where_no_gradient_comes_none_goes_on(name):
+    """An optimiser skips what has none; zeros it decays."""
+
+    class Nothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, y):
+            return y.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None
+
+    (x, second, *rest), kwargs = samples.FUNCTIONS[name]()
+    leaves = [t.requires_grad_() for t in (x, second) if isinstance(t, torch.Tensor) and name.startswith("conv")]
+    leaves = leaves or [x.requires_grad_()]
+    with ao.backend("cpu"):
+        y = getattr(A, name)(x, second, *rest, **kwargs)
+    grads = torch.autograd.grad(Nothing.apply(y).sum(), leaves, allow_unused=True)
+    assert grads == (None,) * len(leaves)
+
+
+@pytest.mark.usefixtures("nondeterministic")
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_unpooling_of_no_channels(axes):
+    x = torch.empty(0, *[4] * axes)
+    for name in ("cpu", "reference", None):
+        with ao.backend(name):
+            got = getattr(A, f"max_unpool{axes}d")(x, x.long(), 2)
+        assert got.shape == getattr(F, f"max_unpool{axes}d")(x, x.long(), 2).shape
+
+
+def test_padding_in_bytes():
+    """PyTorch reads them as a string."""
+    assert torch.equal(A.conv2d(X, W, padding=b"same"), F.conv2d(X, W, padding=b"same"))
+    with pytest.raises(ValueError, match="padding must be 'same', 'valid'"):
+        A.conv2d(X, W, padding=b"full")
+
+
 NOTHING_LIVE = {
     "conv2d, all taps in the padding": lambda: A.conv2d(X[..., :1, :1], W, padding=2, dilation=2, stride=5),
     "conv2d of no images": lambda: A.conv2d(X[:0], W),

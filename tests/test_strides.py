@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from shapes import channels_last
+from torch._dynamo.source import ConstantSource
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import atrousops as ao
 import atrousops.functional as A
@@ -94,6 +96,28 @@ def test_fake_kernels_know_the_strides(rank, backend):
             real = call(*arranged)
             with FakeTensorMode(allow_non_fake_inputs=True) as mode:
                 fake = call(*map(mode.from_tensor, arranged))
-            pairs = zip(real, fake) if isinstance(real, tuple) else [(real, fake)]
-            for a, b in pairs:
-                assert (a.shape, a.stride()) == (b.shape, b.stride()), f"{name}, {layout}"
+            same_order(real, fake, f"{name}, {layout}")
+
+
+def same_order(real, fake, message):
+    pairs = zip(real, fake) if isinstance(real, tuple) else [(real, fake)]
+    for a, b in pairs:
+        assert (a.shape, a.stride()) == (tuple(map(int, b.shape)), tuple(map(int, b.stride()))), message
+
+
+def pooled_boxes():
+    """Features and pooling of boxes, of which no channels_last is contiguous as well."""
+    op, boxes = torch.ops.atrousops, torch.tensor([[0.0, 1, 1, 6, 5], [1, 0, 2, 3, 7]])
+    yield "roi_align", lambda t: op.roi_align(t, boxes, 1.0, 2, 2, 2, True), (torch.randn(2, 4, 9, 8),)
+    yield "roi_pool", lambda t: op.roi_pool(t, boxes, 1.0, 2, 2), (torch.randn(2, 4, 9, 8),)
+
+
+@pytest.mark.torchvision
+@pytest.mark.parametrize("layout", ["contiguous", "(N, L, C)"])
+def test_fake_kernels_know_the_strides_of_symbolic_sizes(layout):
+    """Fake tensors ask PyTorch's table of decompositions for those; Inductor asserts what they say."""
+    for name, call, tensors in (*operators(2), *operators(3), *pooled_boxes()):
+        arranged = [LAYOUTS[layout](t) for t in tensors]
+        with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()) as mode:
+            fakes = [mode.from_tensor(t, source=ConstantSource(f"t{i}")) for i, t in enumerate(arranged)]
+            same_order(call(*arranged), call(*fakes), f"{name}, {layout}")

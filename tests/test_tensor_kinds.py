@@ -177,3 +177,31 @@ def test_gradients_of_each_sample(padding):
     for got, expected in zip(ours.parameters(), stock.parameters()):
         assert got.grad_sample.shape == (4, *got.shape)
         torch.testing.assert_close(got.grad_sample, expected.grad_sample)
+
+
+@pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", NAMES)
+def test_meta_tensors_under_autocast(name, lower):
+    """There is no autocast on meta, and PyTorch raises where one asks; a CPU's leaves them alone."""
+    expected = call(name, lambda t: t.to("meta"))
+    with torch.autocast("cpu", lower):
+        got = call(name, lambda t: t.to("meta"))
+    assert (got.shape, got.dtype, got.device) == (expected.shape, expected.dtype, expected.device)
+
+
+def test_layers_on_meta():
+    """And what is wrong there is said."""
+    scores, image = (torch.empty(1, 3, 8, 8, device="meta") for _ in range(2))
+    crf = nn.DenseCRF(iterations=2).to("meta")
+    assert crf(scores, image).is_meta
+    assert "gaussian_compat=<meta>" in repr(crf)
+    with torch.device("meta"), pytest.raises(ValueError, match="gaussian_compat must be built where it has values"):
+        nn.DenseCRF()
+    with pytest.raises(TypeError, match=r"weight must have input's dtype, torch\.float64"):
+        A.conv2d(scores.double(), torch.empty(2, 3, 3, 3, device="meta"))
+
+
+def test_negative_views():
+    """PyTorch's max_pool1d without indices takes the maxima of what lies in memory."""
+    x = torch._neg_view(samples.rand(2, 3, 8))
+    assert torch.equal(A.max_pool1d(x, 2), A.max_pool1d(x.resolve_neg(), 2))

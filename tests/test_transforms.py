@@ -146,6 +146,16 @@ def test_lattices_of_each_batch():
     same(torch.vmap(scores)(values, features), torch.stack([scores(v, g) for v, g in zip(values, features)]))
 
 
+@pytest.mark.parametrize("name", ["max_pool2d", "max_unpool2d", "roi_align", "roi_pool"])
+def test_no_batches(name):
+    (x, *rest), kwargs = samples.FUNCTIONS[name]()
+    one = samples.tensors(getattr(A, name)(x, *rest, **kwargs))[0]
+    x = x.new_empty(0, *x.shape).requires_grad_()
+    y = torch.vmap(lambda x: samples.tensors(getattr(A, name)(x, *rest, **kwargs))[0])(x)
+    assert y.shape == (0, *one.shape)
+    assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
+
+
 class Network(torch.nn.Module):
     """Convolution, pooling with indices, unpooling, convolution."""
 

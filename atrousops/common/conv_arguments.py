@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from atrousops.common.checks import bad_type, bad_value, check_device
+from atrousops.common.values import is_autocast
 
 _INT64 = 1 << 63
 _C_TYPES = {
@@ -47,6 +48,7 @@ def check_conv(
     stride = _positive(op, "stride", _ints(op, "stride", stride, rank), "non-positive stride is not supported.")
     dilation = _ints(op, "dilation", dilation, rank)
     _positive(op, "dilation", dilation, "dilation should be greater than zero.")
+    padding = padding.decode("ascii", "replace") if isinstance(padding, bytes) else padding
     text = padding if isinstance(padding, str) else None
     if text is None:
         padding = _not_negative(
@@ -129,7 +131,7 @@ def _check_tensors(op: str, input: Any, weight: Any, bias: Any) -> None:
         if value.device != input.device:
             remedy = f"{_types(input, name, value)}: use {name}.to(input.device)."
             check_device(op, "input", input, remedy, **{name: value})
-        if value.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+        if value.dtype != input.dtype and not is_autocast(input.device.type):
             # PyTorch looks at the bias first.
             also = name == "weight" and bias is not None and bias.dtype != input.dtype
             of_bias = f"{_types(input, 'bias', bias)}, " if also else ""

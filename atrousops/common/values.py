@@ -22,6 +22,11 @@ def has_values(t: Tensor) -> bool:
     return not (torch.compiler.is_compiling() or isinstance(t, FakeTensor) or t.is_meta)
 
 
+def is_autocast(kind: str) -> bool:
+    """Whether autocast is on for a kind of device; PyTorch has none on meta, and raises where one asks."""
+    return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
 def connected(t: Tensor, *inputs: Tensor) -> Tensor:
     """The tensor, as a function of `inputs` that does not depend on them: derivatives are zero, and not missing."""
     for x in inputs:

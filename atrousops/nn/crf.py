@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from atrousops import ops
 from atrousops.common.checks import bad_type, bad_value
+from atrousops.common.values import is_autocast
 from atrousops.dispatch.backends import FLOATING
 from atrousops.nn.crf_kernels import (
     MAX_AXES,
@@ -89,9 +90,10 @@ class _GaussianCRF(nn.Module):
         self._check(scores, image)
         check_range(self._name, self.kernels, image)
         device = scores.device.type
-        dtype = torch.float32 if torch.is_autocast_enabled(device) and scores.dtype != torch.float64 else scores.dtype
+        dtype = torch.float32 if is_autocast(device) and scores.dtype != torch.float64 else scores.dtype
         compute = torch.float64 if dtype == torch.float64 else torch.float32
-        with torch.autocast(device, enabled=False):
+        # PyTorch has no autocast on meta.
+        with torch.autocast("cpu" if device == "meta" else device, enabled=False):
             lattices = self.lattices(image.detach().to(compute))
             mus = self._compatibilities(scores.shape[1])
             q = ops.mean_field(scores.to(compute), lattices, mus, self.iterations, self.normalization)
@@ -210,6 +212,10 @@ class DenseCRF(_GaussianCRF):
             bad_type(self._name, argument, "be a number, L numbers or an (L, L) matrix", type(value).__name__)
         if mu.dim() > 2 or (mu.dim() == 2 and mu.shape[0] != mu.shape[1]):
             bad_value(self._name, argument, "be a number, L numbers or an (L, L) matrix", f"shape {tuple(mu.shape)}")
+        if mu.is_meta:
+            # Lost there for good: no state dict brings it back.
+            rule = "be built where it has values"
+            bad_value(self._name, argument, rule, "meta", "Build the layer elsewhere; .to('meta') moves it there.")
         if not mu.isfinite().all():
             bad_value(self._name, argument, "be finite", value)
         return (mu + mu.T) / 2 if mu.dim() == 2 else mu
@@ -226,6 +232,8 @@ class DenseCRF(_GaussianCRF):
 
     def extra_repr(self) -> str:
         def short(mu: Tensor) -> str:
+            if mu.is_meta:
+                return "<meta>"
             return f"{mu.item():g}" if mu.dim() == 0 else f"<{'x'.join(map(str, mu.shape))}>"
 
         compat = [

@@ -18,12 +18,17 @@ def fold(t: Tensor, dim: int | None, batches: int) -> Tensor:
     return t.flatten(0, 1)
 
 
+def entries(t: Tensor, dim: int | None) -> int:
+    """Of the first dimension, behind the batch dimension `dim`; of no batches as well."""
+    return t.shape[1 if dim == 0 else 0]
+
+
 def over_leading(call: Callable[..., Any], count: int) -> Rule:
     """The rule of an operator that does the same to each entry along the first dimension of all of its tensors."""
 
     def rule(info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
         tensors = [fold(t, dim, info.batch_size) for t, dim in zip(args[:count], in_dims)]
-        size = (info.batch_size, tensors[0].shape[0] // info.batch_size)
+        size = (info.batch_size, entries(args[0], in_dims[0]))
         out = call(*tensors, *args[count:])
         if isinstance(out, Tensor):
             return out.unflatten(0, size), 0
@@ -36,7 +41,7 @@ def fold_boxes(boxes: Tensor, dim: int | None, batches: int, images: int) -> Ten
     """(batches * K, 5) boxes, those of batch b on images b * images and up."""
     first = torch.arange(batches, dtype=boxes.dtype, device=boxes.device) * images
     rows = fold(boxes, dim, batches)
-    image = rows[:, :1] + first.repeat_interleave(rows.shape[0] // batches)[:, None]
+    image = rows[:, :1] + first.repeat_interleave(entries(boxes, dim))[:, None]
     return torch.cat([image, rows[:, 1:]], 1)
 
 

@@ -6,6 +6,7 @@ They are not used where our kernels run. Shapes may be symbolic.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._decomp import register_decomposition
+from torch._subclasses.fake_tensor import FakeTensor
 
 from atrousops.dispatch import libraries
-from atrousops.ops._register import IN_PYTORCH
+from atrousops.ops._register import FAKES, IN_PYTORCH
 from atrousops.reference.max_unpool import placed
 
 _CONV: tuple[Any, ...] = (None, F.conv1d, F.conv2d, F.conv3d)
@@ -132,7 +134,24 @@ def register() -> None:
     IN_PYTORCH.update(DECOMPOSITIONS)
     if libraries.has_schemas:
         for name, function in DECOMPOSITIONS.items():
-            register_decomposition(getattr(torch.ops.atrousops, name).default)(function)
+            register_decomposition(getattr(torch.ops.atrousops, name).default)(_where_traced(name, function))
+
+
+def _where_traced(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The decomposition, for who records it; of symbolic sizes fake tensors ask the table, too, for what a kernel says.
+
+    Its strides are not the kernels', and Inductor asserts them; nor need torchvision be there to know a size.
+    """
+
+    @functools.wraps(function)
+    def decomposition(*args: Any, **kwargs: Any) -> Any:
+        # Imported here because it takes a tenth of a second, and only traces come here.
+        from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+        known = isinstance(args[0], FakeTensor) and get_proxy_mode() is None
+        return (FAKES[name] if known else function)(*args, **kwargs)
+
+    return decomposition
 
 
 def decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

@@ -14,6 +14,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
 from atrousops.common.checks import ArgumentError, check_device
+from atrousops.common.values import is_autocast
 from atrousops.dispatch import libraries, triton_library
 from atrousops.ops import _batches
 from atrousops.ops._routes import (
@@ -38,6 +39,8 @@ _transforms = torch._C._are_functorch_transforms_active
 
 # Those that PyTorch's operators say, for torch.jit.trace; `_decompositions` fills it.
 IN_PYTORCH: dict[str, Callable[..., Any]] = {}
+# By operator what `register` was given as `fake`.
+FAKES: dict[str, Callable[..., Any]] = {}
 
 
 def foreign(*values: Any) -> bool:
@@ -113,7 +116,10 @@ def register(
         return CALLS.setdefault(name, otherwise or _missing)
     qualified = f"atrousops::{name}"
     operator = getattr(torch.ops.atrousops, name).default
-    torch.library.register_fake(qualified, _on_one_device(operator, fake))
+    if backward is not None and setup_context is not None and len(operator._schema.returns) == 1:
+        setup_context, backward = _without_zeros(backward, setup_context)
+    FAKES[name] = _on_one_device(operator, fake)
+    torch.library.register_fake(qualified, FAKES[name])
     triton_library.register_rule(name)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context)
@@ -143,6 +149,24 @@ def _on_one_device(operator: Any, fake: Callable[..., Any]) -> Callable[..., Any
         return fake(*args, **kwargs)
 
     return checked
+
+
+def _without_zeros(backward: Callable[..., Any], setup_context: Callable[..., Any]) -> tuple[Any, Any]:
+    """Both, so that where no gradient comes none goes on, as in PyTorch: an optimiser skips what has none.
+
+    For an operator with one output.
+    """
+
+    @functools.wraps(setup_context)
+    def setup(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        setup_context(ctx, inputs, output)
+
+    @functools.wraps(backward)
+    def derivative(ctx: Any, grad: Tensor | None) -> Any:
+        return (None,) * len(ctx.needs_input_grad) if grad is None else backward(ctx, grad)
+
+    return setup, derivative
 
 
 def keep(ctx: Any, *tensors: Tensor | None) -> None:
@@ -254,7 +278,7 @@ def _caller(rules: _Rules, autocast: str | None) -> Callable[..., Any]:
 
 def _cast(value: Any, device: str, policy: str) -> Any:
     wants = isinstance(value, Tensor) and value.is_floating_point() and value.device.type == device
-    if not wants or value.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if not wants or value.dtype == torch.float64 or not is_autocast(device):
         return value
     return value.to(torch.float32 if policy == "float32" else torch.get_autocast_dtype(device))
 

@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 
 from atrousops.common.checks import ArgumentError
 from atrousops.common.conv_arguments import Arguments
+from atrousops.common.values import is_autocast
 from atrousops.dispatch import backends, choice
 from atrousops.dispatch.devices import tf32_allowed
 
@@ -189,4 +190,4 @@ def _of_gpu() -> tuple[bool, bool]:
 
 def _autocast_state(input: Tensor) -> tuple[bool, torch.dtype]:
     device = input.device.type
-    return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return (True, torch.get_autocast_dtype(device)) if is_autocast(device) else (False, input.dtype)

@@ -47,13 +47,17 @@ def check_tensor(op: str, name: str, value: Any) -> None:
         bad_type(op, name, "be a Tensor", type(value).__name__)
 
 
-def check_map(op: str, axes: int, input: Tensor, theirs: str = "") -> None:
-    """Raises ArgumentError unless it is a map of so many axes, with or without a batch, and holds something."""
+def check_map(op: str, axes: int, input: Tensor, theirs: str = "", or_channels: bool = False) -> None:
+    """Raises ArgumentError unless it is a map of so many axes, with or without a batch, and holds something.
+
+    or_channels: without a batch there may be no channels in its place.
+    """
     shape = input.shape
-    unbatched = len(shape) == axes + 1
-    if not (unbatched or len(shape) == axes + 2) or 0 in (shape if unbatched else shape[1:]):
+    filled = shape if len(shape) == axes + 1 and not or_channels else shape[1:]
+    if len(shape) not in (axes + 1, axes + 2) or 0 in filled:
         letters = ("", "L", "H, W", "D, H, W")[axes]
         rule = f"be (N, C, {letters}) or (C, {letters}) with only N allowed to be 0"
+        rule += ", or C where there is no N" if or_channels else ""
         bad_value(op, "input", rule, f"shape {tuple(shape)}", theirs)
 
 

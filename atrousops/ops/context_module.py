@@ -10,6 +10,7 @@ from torch import Tensor
 from atrousops import reference
 from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.formats import empty_as_kernel
+from atrousops.common.values import is_autocast
 from atrousops.dispatch import backends, choice
 from atrousops.dispatch.devices import tf32_allowed
 from atrousops.ops._register import foreign, jit_traces, register, transformed
@@ -63,7 +64,7 @@ def runs_as_one(
         return False
     if transformed() or jit_traces() or foreign(input, *weights, *(biases or ())):
         return False
-    if torch.is_autocast_enabled(input.device.type) or input.dtype not in backends.FLOATING:
+    if is_autocast(input.device.type) or input.dtype not in backends.FLOATING:
         return False
     if forced is not None:
         return backends.choose("context_module", input.device, input.dtype) in backends.COMPILED
@@ -120,7 +121,7 @@ def _check(input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | 
         if tuple(b.shape) != (c,):
             bad_value(op, "biases", f"be ({c},), as input has {c} channels", tuple(b.shape))
     other = [t.dtype for t in (*weights, *(biases or ())) if t.dtype != input.dtype]
-    if other and not torch.is_autocast_enabled(input.device.type):
+    if other and not is_autocast(input.device.type):
         bad_type(op, "weights and biases", f"be {input.dtype}, as input", other[0])
 
 

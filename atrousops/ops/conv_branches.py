@@ -11,6 +11,7 @@ from atrousops import reference
 from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.conv_arguments import Arguments, check_conv
 from atrousops.common.formats import empty_as_kernel, prefers_channels_last
+from atrousops.common.values import is_autocast
 from atrousops.dispatch import backends, choice
 from atrousops.dispatch.devices import allow_tf32
 from atrousops.ops._conv_maps import grad_bias, grad_input, grad_weight
@@ -79,7 +80,7 @@ def why_apart(
     forced, kind = backends.forced(), input.device.type
     if kind != "cuda" and forced not in backends.COMPILED:
         return f"forced by backend({forced!r})" if forced else "one launch is a GPU's"
-    if torch.is_autocast_enabled(kind) or input.dtype not in backends.FLOATING:
+    if is_autocast(kind) or input.dtype not in backends.FLOATING:
         return "they are cast one by one"
     compiling = torch.compiler.is_compiling()
     if transformed() or jit_traces() or foreign(input, *weights, *others, *biases):
@@ -154,7 +155,7 @@ def _check_others(op: str, input: Tensor, size: tuple[int, ...], others) -> None
         if (*t.shape[:-3], *t.shape[-2:]) != (*input.shape[:-3], *size) or t.dim() != input.dim():
             bad_value(op, "others", f"have the branches' batch and size, {size}", tuple(t.shape))
         check_device(op, "input", input, others=t)
-        if t.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+        if t.dtype != input.dtype and not is_autocast(input.device.type):
             bad_type(op, "others", f"have input's dtype, {input.dtype}", t.dtype)
 
 

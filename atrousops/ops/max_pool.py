@@ -167,7 +167,8 @@ def _goes_to_pytorch(
 ) -> bool:
     """Whether PyTorch's pooling is asked straight away: a small call without anything that it could refuse.
 
-    Behind a dilated window with nothing in it PyTorch's gradient would write outside its memory.
+    Behind a dilated window with nothing in it PyTorch's gradient would write outside its memory. Of a negative view its
+    max_pool1d without indices takes the maxima before the sign.
     """
     if not (type(stride) is type(padding) is type(dilation) is int and dilation == 1):
         return False
@@ -175,6 +176,8 @@ def _goes_to_pytorch(
         return False
     last = _SMALL_LAST if axes == 2 and kernel == stride == 2 and indices else 0
     if not is_small(input, last):
+        return False
+    if axes == 1 and input.is_neg():
         return False
     shape = input.shape
     return len(shape) in (axes + 1, axes + 2) and min(shape[-axes:]) + 2 * padding >= kernel > 0

@@ -190,7 +190,7 @@ def _check(
             "(PyTorch: Expected shape of indices to be same as that of the input tensor)",
         )
     check_device(op, "input", input, indices=indices)
-    check_map(op, axes, input)
+    check_map(op, axes, input, or_channels=True)
     if min(kernel) <= 0:
         bad_value(op, "kernel_size", "be positive", kernel)
     if min(stride) <= 0:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from atrousops import reference
 from atrousops.common.formats import BoxList, empty_in_format, is_channels_last
-from atrousops.ops._batches import fold, fold_boxes
+from atrousops.ops._batches import entries, fold, fold_boxes
 from atrousops.ops._register import keep, register
 from atrousops.ops._roi import Kind, check_boxes, find, number, rows
 from atrousops.ops._routes import call_of, route_of
@@ -108,11 +108,11 @@ def _otherwise_backward(
 
 
 def _vmap(info, in_dims, input, boxes, *geometry):
-    images = input.shape[1 if in_dims[0] == 0 else 0]
+    images = entries(input, in_dims[0])
     check_boxes("roi_align", boxes, images)
     rows = fold_boxes(boxes, in_dims[1], info.batch_size, images)
     out = _run(fold(input, in_dims[0], info.batch_size), rows, *geometry)
-    return out.unflatten(0, (info.batch_size, rows.shape[0] // info.batch_size)), 0
+    return out.unflatten(0, (info.batch_size, entries(boxes, in_dims[1]))), 0
 
 
 def _vmap_backward(info, in_dims, grad, boxes, scale, batch_size, *geometry):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from atrousops import reference
 from atrousops.common.formats import BoxList, empty_in_format, is_channels_last
-from atrousops.ops._batches import fold, fold_boxes
+from atrousops.ops._batches import entries, fold, fold_boxes
 from atrousops.ops._register import keep, register
 from atrousops.ops._roi import Kind, check_boxes, find, number, rows
 from atrousops.ops._routes import call_of, route_of
@@ -99,11 +99,11 @@ def _double_backward(ctx, grad):
 
 
 def _vmap(info, in_dims, input, boxes, *geometry):
-    images = input.shape[1 if in_dims[0] == 0 else 0]
+    images = entries(input, in_dims[0])
     check_boxes("roi_pool", boxes, images)
     rows = fold_boxes(boxes, in_dims[1], info.batch_size, images)
     outputs = _run(fold(input, in_dims[0], info.batch_size), rows, *geometry)
-    size = (info.batch_size, rows.shape[0] // info.batch_size)
+    size = (info.batch_size, entries(boxes, in_dims[1]))
     return tuple([t.unflatten(0, size) for t in outputs]), (0, 0)
 
 

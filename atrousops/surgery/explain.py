@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from atrousops import ops
 from atrousops.common.checks import bad_type
+from atrousops.common.values import is_autocast
 from atrousops.dispatch import backends, choice, planner
 from atrousops.dispatch.planner import CallArguments
 from atrousops.surgery.explain_stacks import settle_branches, settle_context
@@ -343,9 +344,8 @@ def _named_arguments(operator: str, args: tuple[Any, ...], kwargs: dict[str, Any
 
 def _computed_dtype(input: Tensor) -> torch.dtype:
     """Autocast lowers the dtype of convolutions, but not float64."""
-    device = input.device.type
-    lowers = torch.is_autocast_enabled(device) and input.is_floating_point() and input.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if lowers else input.dtype
+    lowers = is_autocast(input.device.type) and input.is_floating_point() and input.dtype != torch.float64
+    return torch.get_autocast_dtype(input.device.type) if lowers else input.dtype
 
 
 def _is_channels_last(input: Tensor) -> bool:
