@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import resources
@@ -94,9 +95,14 @@ def kernels() -> list[Kernel]:
     return found
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+def line(cells: Iterable[str]) -> str:
+    """Of a table in Markdown."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def rows() -> list[str]:
+    """A line for each kernel."""
+    return [line([f"`{k.name}`", *map(str, k[1:6]), f"{k.occupancy:.0%}"]) for k in kernels()]
 
 
 def main() -> int:
@@ -107,8 +113,7 @@ def main() -> int:
         return 1
     head = ["kernel", "threads", "registers", "static shared", "dynamic shared", "blocks", "occupancy"]
     print(f"Kernels on {ARCH} (nvcc {resources.compiler()}); bytes of shared memory, blocks of a multiprocessor\n")
-    rows = [[f"`{k.name}`", *map(str, k[1:6]), f"{k.occupancy:.0%}"] for k in kernels()]
-    print(table(head, rows))
+    print(line(head), line(["---"] * len(head)), *rows(), sep="\n")
     return 0
 
 

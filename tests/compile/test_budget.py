@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import report
 import resources
 
 BUDGET = resources.read_budget()
@@ -77,3 +78,8 @@ def test_no_kernel_exceeds_its_budget(built):
         if built.shared[name] > BUDGET.shared.get(name, 0):
             over.append(f"{name}: {built.shared[name]} bytes of shared memory, {BUDGET.shared.get(name, 0)} allowed")
     assert not over, AGAIN
+
+
+def test_the_page_of_kernels_has_what_is_built():
+    page = (resources.ROOT / "docs" / "kernels.md").read_text()
+    assert [row for row in report.rows() if row not in page] == []
