@@ -12,6 +12,7 @@ from torch import Tensor
 
 from atrousops import reference
 from atrousops.common.conv_arguments import Arguments, check_conv
+from atrousops.common.formats import as_answered
 from atrousops.dispatch import backends, choice, libraries
 from atrousops.dispatch.devices import allow_tf32
 from atrousops.dispatch.planner import CallArguments
@@ -237,6 +238,8 @@ def first_of_gradient(kind: str, size: Any, weight_size: Any, arguments: Argumen
 
 def ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, first: int = 0) -> Tensor:
     """Our operator."""
+    if not (input.is_contiguous() and weight.is_contiguous()):
+        input = as_answered(input, weight)
     return kernel_of("conv", input, weight, bias)(input, weight, bias, *rest_of(a, input, first))
 
 
