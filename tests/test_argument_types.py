@@ -139,6 +139,13 @@ def test_unpooling_of_no_channels(axes):
         assert got.shape == getattr(F, f"max_unpool{axes}d")(x, x.long(), 2).shape
 
 
+def test_a_forced_convolution_without_channels():
+    w = torch.empty(2, 0, 2, 2)
+    assert A.conv2d(X[:, :0], w).shape == F.conv2d(X[:, :0], w).shape
+    with ao.backend("cpu"), pytest.raises(ValueError, match="conv2d: weight must hold channels where 'cpu' is forced"):
+        A.conv2d(X[:, :0], w)
+
+
 def test_padding_in_bytes():
     """PyTorch reads them as a string."""
     assert torch.equal(A.conv2d(X, W, padding=b"same"), F.conv2d(X, W, padding=b"same"))

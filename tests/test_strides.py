@@ -59,6 +59,46 @@ def test_sequences_on_the_reference(layout):
             assert y.is_contiguous(), name
 
 
+PARTS = {
+    "channels": lambda t: channels_last(torch.cat([t, t], 1))[:, : t.shape[1]],
+    "columns": lambda t: channels_last(torch.cat([t, t], -1))[..., : t.shape[-1]],
+    "every second image": lambda t: channels_last(torch.cat([t, t]))[::2],
+}
+
+
+def maps(module, part):
+    """Results and gradients of functions of maps, of which one holds a part."""
+    generator = torch.Generator().manual_seed(0)
+    x, w, volume = (torch.randn(s, generator=generator) for s in ((2, 4, 9, 8), (4, 4, 3, 3), (2, 4, 5, 6, 7)))
+    arrange = PARTS.get(part, torch.Tensor.contiguous)
+    w = channels_last(w) if part == "weights" else w
+    values, indices = F.max_pool2d(x, 2, return_indices=True)
+    for name, leaf, call in (
+        ("conv2d", x, lambda t: module.conv2d(t, w, padding=2, dilation=2)),
+        ("depthwise", x, lambda t: module.conv2d(t, w[:, :1], padding=1, groups=4)),
+        ("conv_transpose2d", x, lambda t: module.conv_transpose2d(t, w, stride=2)),
+        ("max_pool2d", x, lambda t: module.max_pool2d(t, 3, 2, return_indices=True)),
+        ("max_pool3d", volume, lambda t: module.max_pool3d(t, 2, return_indices=True)),
+    ):
+        leaf = arrange(leaf).requires_grad_()
+        y = call(leaf)
+        y, *marks = y if isinstance(y, tuple) else (y,)
+        yield name, [y, *marks, *torch.autograd.grad(y, leaf, y)]
+    yield "max_unpool2d", [module.max_unpool2d(arrange(values), arrange(indices), 2)]
+
+
+@pytest.mark.usefixtures("nondeterministic")
+@pytest.mark.parametrize("part", [*PARTS, "weights"])
+def test_what_pytorch_answers_in_channels_last(part):
+    """It goes by the order of strides, of weights too: a part of a map in channels_last need not be dense."""
+    with ao.backend("cpu"):
+        ours = dict(maps(A, part))
+    for name, expected in maps(F, part):
+        for got, theirs in zip(ours[name], expected, strict=True):
+            torch.testing.assert_close(got, theirs)
+            assert got.stride() == theirs.stride(), name
+
+
 def operators(rank):
     """Calls of the operators, with the tensors whose layout may differ first."""
     op, ones, zeros = torch.ops.atrousops, [1] * rank, [0] * rank

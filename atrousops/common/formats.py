@@ -8,6 +8,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+_PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 # Boxes of each image, (L, 4).
 BoxList: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 
@@ -46,6 +48,33 @@ def empty_as_kernel(size: Sequence[int], like: Tensor) -> Tensor:
 def empty_map(like: Tensor, spatial: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:
     """Uninitialised: the batch and channels of `like`, or its channels alone, with other spatial sizes."""
     return empty_in_format(like, (*like.shape[: like.dim() - len(spatial)], *spatial), channels_last, dtype)
+
+
+def as_answered(input: Tensor, *others: Tensor) -> Tensor:
+    """A map (N, C, *) in channels_last where PyTorch answers so, else as it is; the kernels ask for density as well.
+
+    PyTorch goes by the order of the strides, so that part of a map in channels_last counts as such, and so does a
+    convolution with weights in it. Who comes here copies what is not dense in any case.
+    """
+    last = _FORMATS.get(input.dim())
+    if last is None or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return input
+    if type(input) in _PLAIN and any([_rises_from_channels(t) for t in (input, *others)]):
+        return input.contiguous(memory_format=last)
+    return input
+
+
+def _rises_from_channels(t: Tensor) -> bool:
+    """c10's is_channels_last_strides, but that contiguous is contiguous."""
+    if t.is_contiguous() or t.stride(1) == 0 or 0 in t.shape:
+        return False
+    least = 0
+    for axis in (1, *range(t.dim() - 1, 1, -1), 0):
+        step = t.stride(axis)
+        if step < least or (axis == 0 and least == t.stride(1)):
+            return False
+        least = step * t.shape[axis]
+    return True
 
 
 def is_channels_last(t: Tensor) -> bool:

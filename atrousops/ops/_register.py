@@ -116,13 +116,15 @@ def register(
         return CALLS.setdefault(name, otherwise or _missing)
     qualified = f"atrousops::{name}"
     operator = getattr(torch.ops.atrousops, name).default
-    if backward is not None and setup_context is not None and len(operator._schema.returns) == 1:
-        setup_context, backward = _without_zeros(backward, setup_context)
+    alone = len(operator._schema.returns) == 1
+    if backward is not None and alone:
+        backward = _none_for_none(backward)
     FAKES[name] = _on_one_device(operator, fake)
     torch.library.register_fake(qualified, FAKES[name])
     triton_library.register_rule(name)
     if backward is not None:
-        torch.library.register_autograd(qualified, backward, setup_context=setup_context)
+        setup = _without_zeros(setup_context) if alone else setup_context
+        torch.library.register_autograd(qualified, backward, setup_context=setup)
     if autocast is not None:
         for device, key in _AUTOCAST_KEYS.items():
             _register_autocast(name, device, key, autocast)
@@ -151,22 +153,23 @@ def _on_one_device(operator: Any, fake: Callable[..., Any]) -> Callable[..., Any
     return checked
 
 
-def _without_zeros(backward: Callable[..., Any], setup_context: Callable[..., Any]) -> tuple[Any, Any]:
-    """Both, so that where no gradient comes none goes on, as in PyTorch: an optimiser skips what has none.
-
-    For an operator with one output.
-    """
-
-    @functools.wraps(setup_context)
-    def setup(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.set_materialize_grads(False)
-        setup_context(ctx, inputs, output)
+def _none_for_none(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Where no gradient comes none goes on, as in PyTorch: an optimiser skips what has none."""
 
     @functools.wraps(backward)
     def derivative(ctx: Any, grad: Tensor | None) -> Any:
         return (None,) * len(ctx.needs_input_grad) if grad is None else backward(ctx, grad)
 
-    return setup, derivative
+    return derivative
+
+
+def _without_zeros(setup_context: Callable[..., Any] | None) -> Callable[..., Any]:
+    def setup(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        if setup_context is not None:
+            setup_context(ctx, inputs, output)
+
+    return setup
 
 
 def keep(ctx: Any, *tensors: Tensor | None) -> None:
@@ -192,7 +195,7 @@ class _Rules:
         vmap: Callable[..., Any] | None,
         anchored: bool,
     ) -> None:
-        self.anchored = anchored
+        self.anchored, self.alone = anchored, len(operator._schema.returns) == 1
         self.operator, self.otherwise, self.differentiable = operator, otherwise, backward is not None
         maybe_tensor = torch.OptionalType(torch.TensorType.get())
         self.count = sum(argument.type.isSubtypeOf(maybe_tensor) for argument in operator._schema.arguments)
@@ -222,6 +225,8 @@ class _Rules:
 
     def _forward(self, ctx: Any, *args: Any) -> Any:
         output = self.run(*args)
+        if self.alone:
+            ctx.set_materialize_grads(False)
         if self.anchored:
             output = (*output, args[0].new_empty(0))
         if self._setup_context is not None:

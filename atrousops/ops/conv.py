@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atrousops import reference
+from atrousops.common.checks import bad_value
 from atrousops.common.conv_arguments import Arguments, check_conv
+from atrousops.common.formats import as_answered
 from atrousops.dispatch import backends, choice, libraries
 from atrousops.dispatch.devices import allow_tf32
 from atrousops.dispatch.planner import CallArguments
@@ -170,7 +172,11 @@ def _chosen(conv: Convolution, input: Tensor, weight: Tensor, arguments: Argumen
     """The backend, and `first` as in choice.Chosen."""
     device = input.device
     if _forced[0] is not None:
-        return backends.choose(conv.op, device, input.dtype), 0
+        forced = backends.choose(conv.op, device, input.dtype)
+        if forced in backends.COMPILED and forced != "meta" and 0 in weight.shape:
+            remedy = "Leave the choice to atrousops with backend(None): PyTorch takes it."
+            bad_value(conv.name, "weight", f"hold channels where {forced!r} is forced", tuple(weight.shape), remedy)
+        return forced, 0
     dtype = torch.get_autocast_dtype(device.type) if _autocasts(input) else input.dtype
     known = device.type in backends.PLANNED and dtype in backends.FLOATING
     if not known or weight.numel() == 0 or _is_empty(input):
@@ -237,6 +243,8 @@ def first_of_gradient(kind: str, size: Any, weight_size: Any, arguments: Argumen
 
 def ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, first: int = 0) -> Tensor:
     """Our operator."""
+    if not (input.is_contiguous() and weight.is_contiguous()):
+        input = as_answered(input, weight)
     return kernel_of("conv", input, weight, bias)(input, weight, bias, *rest_of(a, input, first))
 
 

@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function
 
 from atrousops import reference
 from atrousops.common.checks import bad_value
-from atrousops.common.formats import empty_map, pooled_size, prefers_channels_last
+from atrousops.common.formats import as_answered, empty_map, pooled_size, prefers_channels_last
 from atrousops.common.values import connected
 from atrousops.dispatch import backends
 from atrousops.ops import _routes
@@ -147,6 +147,8 @@ def _max_pool(
         input = in_float32(input)
     backend = backends.choose("max_pool", input.device, input.dtype)
     if backend in backends.COMPILED and not foreign(input):
+        if input.dim() == axes + 2 and not input.is_contiguous():
+            input = as_answered(input)
         if codes:
             return pool_codes(input, kernel, steps, pads, rates, ceil_mode)[:2]
         if return_indices:

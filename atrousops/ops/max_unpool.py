@@ -15,7 +15,7 @@ from torch.overrides import handle_torch_function
 
 from atrousops import reference
 from atrousops.common.checks import bad_type, bad_value, check_device
-from atrousops.common.formats import empty_map, prefers_channels_last
+from atrousops.common.formats import as_answered, empty_map, prefers_channels_last
 from atrousops.dispatch import backends
 from atrousops.ops._register import foreign, keep, register, stands_in
 from atrousops.ops._routes import Route, autocasts, call_of, is_plain, kernel_of, route_of
@@ -122,10 +122,17 @@ def _find(
         return Route(_in_pytorch, (_SMALL[axes], theirs, ours, size, kernel, steps, pads))
     backend = backends.choose("max_unpool", input.device, input.dtype)
     if backend in backends.COMPILED and not apart:
-        return Route(_unpool, (size, kernel, steps, pads))
+        # PyTorch's max_unpool3d answers contiguous.
+        ordered = axes == 2 and input.dim() == 4 and not input.is_contiguous()
+        return Route(_unpool_in_order if ordered else _unpool, (size, kernel, steps, pads))
     if backend == "aten" and indices.dtype == torch.int64:
         return Route(_ATEN[axes], (kernel, steps, pads, size))
     return Route(reference.max_unpool, (size, kernel, steps, pads))
+
+
+def _unpool_in_order(input: Tensor, indices: Tensor, *rest: Any) -> Tensor:
+    result: Tensor = kernel_of("max_unpool", input, indices)(as_answered(input), indices, *rest)
+    return result
 
 
 def _pytorch_keeps_order(axes: int, input: Tensor, indices: Tensor, size: tuple[int, ...]) -> bool:
