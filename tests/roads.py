@@ -184,8 +184,8 @@ def _compile(column: str, folder: Path) -> str:
     program = torch.export.load(folder / "program.pt2")
     if column != "AOTInductor":
         program = decompose(program)
-    # Nothing here is timed, and compilers are in less of a hurry with the code between kernels. Scalar loops take a third
-    # less of the processor's time (ENet: 39 seconds for 56), of what is left most is PyTorch's lowering.
+    # Nothing here is timed, and compilers are in less of a hurry with the code between kernels. Scalar loops take a
+    # third less of the processor's time (ENet: 39 seconds for 56); of what is left most is PyTorch's lowering.
     settings = {"aot_inductor.compile_wrapper_opt_level": "O0", "cpp.simdlen": 1}
     with torch.no_grad():
         torch._inductor.aoti_compile_and_package(
