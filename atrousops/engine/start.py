@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Account:
     """What a network took from a file, by the names of its entries.
 
     file: the file. loaded: as they are. adapted: in another shape, with how. fresh: what starts afresh, with why.
-    unused: what the file has besides.
+    unused: what the file has besides. note: what may not be meant.
     """
 
     file: str
@@ -40,6 +40,7 @@ class Account:
     adapted: dict[str, str] = field(default_factory=dict)
     fresh: dict[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    note: str = ""
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} entries loaded"]
@@ -52,7 +53,7 @@ class Account:
                 f"{len(self.unused)} of the file not used: {', '.join(self.unused[:4])}"
                 + (", ..." * (len(self.unused) > 4))
             )
-        return f"start from {self.file}: {'; '.join(parts)}"
+        return f"start from {self.file}: {'; '.join([*parts, *filter(None, [self.note])])}"
 
 
 def from_trunk(model: nn.Module, recipe: Config, root: str | None) -> Account:
@@ -121,9 +122,17 @@ def from_weights(model: nn.Module, name: str, classes: Sequence[str] = ()) -> Ac
     path = registry.locate(name)
     info = registry.header_of(path)
     theirs = info.classes if info is not None else ()
-    return fill(
-        target, loading.read(path, "init.weights"), "init.weights", path, type(target).__name__, (theirs, classes)
-    )
+    given, network = loading.read(path, "init.weights"), type(target).__name__
+    account = fill(target, given, "init.weights", path, network, (theirs, classes))
+    return replace(account, note=_by_number(theirs, classes))
+
+
+def _by_number(theirs: Sequence[str], classes: Sequence[str]) -> str:
+    """Where as many classes have other names or another order, that outputs were taken over all the same."""
+    if len(theirs) != len(classes) or list(theirs) == list(classes):
+        return ""
+    number, (their, our) = next(pair for pair in enumerate(zip(theirs, classes, strict=True)) if len({*pair[1]}) > 1)
+    return f"outputs are taken over by number, so that {our} (number {number}) begins as {their} of the file"
 
 
 def checkpoint(path: Path, device: torch.device) -> dict[str, Any]:

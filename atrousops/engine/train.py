@@ -80,6 +80,7 @@ def main(
             with _only(folder, processes):
                 if resume:
                     trainer.load(checkpoint)
+                    trainer.tell(f"resume: {trainer.step} of {recipe.schedule.steps} steps are done")
                 return trainer.run(folder, progress=progress and processes.first)
     finally:
         torch.set_flush_denormal(flushed_before)
@@ -127,9 +128,9 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.model = models.build(recipe.model.name, **recipe.model.arguments)
         if initialise and recipe.init.trunk:
-            self._tell(start.from_trunk(self.model, recipe, root))
+            self.tell(start.from_trunk(self.model, recipe, root))
         if initialise and recipe.init.weights:
-            self._tell(start.from_weights(self.model, recipe.init.weights, self.train_set.classes))
+            self.tell(start.from_weights(self.model, recipe.init.weights, self.train_set.classes))
         for norm in self.model.modules():
             if recipe.norm_momentum is not None and isinstance(norm, nn.modules.batchnorm._BatchNorm):
                 norm.momentum = recipe.norm_momentum
@@ -204,13 +205,13 @@ class Trainer:
     def _keep(self, path: Path) -> None:
         if self.processes.first and self.step:
             self.save(path)
-            self._tell(f"{self.step} steps are kept in {path}: mend what is named below, and --resume goes on")
+            self.tell(f"{self.step} steps are kept in {path}: mend what is named below, and --resume goes on")
 
     def _draw(self, folder: Path) -> None:
         try:
             figures.draw(folder)
         except figures.NoFigures as error:
-            self._tell(error)
+            self.tell(error)
 
     def train_step(self) -> float:
         """One batch; returns its loss."""
@@ -269,7 +270,8 @@ class Trainer:
             scale=data.scale,
         )
 
-    def _tell(self, account: object) -> None:
+    def tell(self, account: object) -> None:
+        """Prints it, in the first process."""
         if self.processes.first:
             tqdm.write(str(account), file=sys.stderr)
 

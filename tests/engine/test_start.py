@@ -153,6 +153,27 @@ def test_weights_of_other_classes(tmp_path):
     assert not account.fresh
 
 
+@pytest.mark.parametrize(
+    ("classes", "note"),
+    [
+        (("sky", "disc"), ""),
+        ((), ""),
+        (("disc", "sky"), "outputs are taken over by number, so that disc (number 0) begins as sky of the file"),
+        (("sky", "coin"), "outputs are taken over by number, so that coin (number 1) begins as disc of the file"),
+    ],
+    ids=["the same", "unknown", "another order", "another name"],
+)
+def test_as_many_classes_of_other_names_are_told(classes, note, tmp_path):
+    theirs = models.build("unet", num_classes=2, width=4)
+    info = models.Info("unet", {"num_classes": 2, "width": 4}, ("sky", "disc"), (0.5,) * 3, (0.25,) * 3, 64)
+    models.save(theirs, tmp_path / "theirs.safetensors", info)
+    account = start.from_weights(
+        models.build("unet", num_classes=2, width=4), str(tmp_path / "theirs.safetensors"), classes
+    )
+    assert account.note == note
+    assert str(account).endswith(note or "entries loaded")
+
+
 def test_a_file_of_torchvision_of_other_classes(tmp_path):
     """Whose classes have no names: the last layers start afresh, all else is loaded, and both are told."""
     theirs = torchvision.models.segmentation.lraspp_mobilenet_v3_large(

@@ -210,6 +210,7 @@ def test_a_file_that_cannot_be_used_loses_no_step(tmp_path, capsys, spoil, said,
     assert kept in capsys.readouterr().err
     mask.write_bytes(whole)
     gone_on = train.main(recipe, output=folder, overrides=shared, progress=False, resume=True)
+    assert f"resume: {steps} of " in capsys.readouterr().err
     once = train.main(recipe, output=tmp_path / "once", overrides=shared, progress=False)
     one, two = load_file(gone_on), load_file(once)
     assert all(torch.equal(one[name], two[name]) for name in two)
