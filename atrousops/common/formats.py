@@ -54,7 +54,7 @@ def as_answered(input: Tensor, *others: Tensor) -> Tensor:
     """A map (N, C, *) in channels_last where PyTorch answers so, else as it is; the kernels ask for density as well.
 
     PyTorch goes by the order of the strides, so that part of a map in channels_last counts as such, and so does a
-    convolution with weights in it. Who comes here copies what is not dense in any case.
+    convolution with weights in it. Callers copy what is not dense in any case.
     """
     last = _FORMATS.get(input.dim())
     if last is None or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():

@@ -72,7 +72,7 @@ class Files:
     def open(self, name: str) -> BinaryIO:
         """One file as a stream that can be sought in. Raises as `read`."""
         with self._told(name):
-            # A pipe would wait for somebody to write.
+            # Opening a pipe would wait for a writer.
             if self._folder and (self.path / name).is_file():
                 return (self.path / name).open("rb")
             with contextlib.suppress(KeyError):

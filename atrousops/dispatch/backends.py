@@ -30,8 +30,8 @@ FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # Operators that PyTorch or torchvision can run too.
 HAS_ATEN = frozenset({"conv", "conv_transpose", "max_pool", "max_unpool", "roi_align", "roi_pool"})
-# Whose kernels are not held to verdicts here: a convolution's are one by one, in its plan (dispatch/choice.py), and
-# what nobody else runs is checked at its first call (ops/_first_call.py).
+# Operators whose verdicts are not looked up here. Each kernel of a convolution has its own, which its plan looks up
+# (dispatch/choice.py); those without another implementation are checked at their first call (ops/_first_call.py).
 _HELD_ELSEWHERE = frozenset({"conv", "conv_transpose", "permutohedral", "mean_field"})
 
 _forced: list[str | None] = [os.environ.get("ATROUSOPS_BACKEND") or None]

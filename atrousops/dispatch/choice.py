@@ -43,7 +43,7 @@ _watchers: list[list[Key]] = []
 # knows how.
 contest: Callable[[Key], Times | None] | None = None
 _contested: set[Key] = set()
-# How often a measurement was put off: whoever keeps an answer that came meanwhile would never ask again.
+# How often a measurement was put off. An answer given meanwhile must not be cached, or it would never be measured.
 postponed = 0
 
 

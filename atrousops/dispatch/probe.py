@@ -130,7 +130,7 @@ LIMIT = 30.0
 def run(index: int) -> str:
     """Starts a trivial kernel on a GPU and waits for it, for LIMIT seconds; what went wrong, or nothing.
 
-    The waiting thread stays behind where a device hangs: the driver lets nobody break it off.
+    Where a device hangs, the waiting thread is left running: the driver has no way to stop it.
     """
     text = ctypes.create_string_buffer(1024)
     arguments = (index, text, len(text))

@@ -67,7 +67,7 @@ def guess(files: Files) -> Guess:
 
 
 def of_patterns(files: Files, images: str, masks: str) -> Guess:
-    """The layout of patterns that somebody gave, in which {split} is the name of a split."""
+    """The layout of given patterns, in which {split} is the name of a split."""
     names = _pictures(files)
     return next(_candidate(tuple(names), images, masks), Guess(images, masks, 0))
 

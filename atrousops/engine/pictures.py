@@ -59,7 +59,7 @@ def picture_files(inputs: Iterable[str | Place], skip: Place | None = None) -> t
 
 
 def _is_folder(path: Place) -> bool:
-    # Of `Path.is_dir` a link to where nobody may look is an error, which all files of the folder would share.
+    # `Path.is_dir` raises on a link into a folder without permission; one such link would stop the whole folder.
     return os.path.isdir(path) if isinstance(path, Path) else path.is_dir()
 
 

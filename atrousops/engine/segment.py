@@ -73,7 +73,7 @@ Read: TypeAlias = "tuple[Job, np.ndarray | Rows]"
 
 
 def plan(files: Sequence[Place], folder: Place) -> list[Job]:
-    """A job for each file, whose results in `folder` are nobody else's."""
+    """A job for each file, with names of results in `folder` that no other file has."""
     return [Job(file, name) for file, name in zip(files, pictures.result_names(files, folder))]
 
 

@@ -55,7 +55,7 @@ _is_compiled, _transforms = torch.compiler.is_dynamo_compiling, torch._C._are_fu
 _STRIDED = torch.strided
 autocasts = torch._C._is_any_autocast_enabled
 
-# How csrc/core begins what it says of a convolution's sizes.
+# How the messages of csrc/core on the sizes of a convolution begin.
 _PROBLEMS = ("convolution: ", "transposed convolution: ")
 
 # Every registered operator by its name, as `register` returned it.

@@ -70,7 +70,7 @@ class Selfcheck:
         lines.append(f"{sum(found)} families passed, {failed} failed{instead}")
         for name, finding in next(iter(self.findings.values()), {}).items():
             if not finding.ok and name in ("permutohedral", "mean_field") and instead:
-                lines.append(f'nobody else has {name}: its calls raise, but with atrousops.backend("reference")')
+                lines.append(f'{name} has no other kernels: its calls raise, but with atrousops.backend("reference")')
         return [*lines, *filter(None, [self.note]), *(f"-> {path}" for path in self.files)]
 
 

@@ -24,7 +24,7 @@ constexpr Tile kTiles[] = {{128, 128, 4, true, 1.0},
                            {128, 32, 4, false, 0.3},
                            {128, 128, 3, true, 0.98}};
 constexpr int kTileCount = sizeof(kTiles) / sizeof(Tile), kMostSplits = 16;
-// What a block reaches that is alone, and for which nobody multiplies while it waits and writes; not measured.
+// Speed of a multiprocessor with one block, as no other multiplies while it waits and writes; a guess, not measured.
 constexpr double kAlone = 0.8;
 constexpr int64_t kReservedShared = 1 << 10;  // of each block, by CUDA
 

@@ -74,7 +74,7 @@ bool can_place(const Launch& l) {
 
 #else
 
-// Raises an error once: CUDA forgets it, or the next call, of anybody, would report it again.
+// Raises an error and clears it in CUDA; otherwise the next call of any library would report it again.
 inline void check_cuda(cudaError_t error, std::string_view what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();

@@ -214,11 +214,11 @@ def test_only_hardware_hangs(gpu, name, hangs):
     assert result.left == ([] if hangs else ["cuda good"])
 
 
-def test_what_nobody_else_runs_is_said(gpu):
+def test_a_failed_operator_without_other_kernels_is_named(gpu):
     passed = verdicts.Finding(True, "")
     wrong = verdicts.Finding(False, "error")
     result = run.Selfcheck("cuda:0", "NVIDIA H100", {"cuda": {"max_pool": passed, "mean_field": wrong}})
-    assert 'nobody else has mean_field: its calls raise, but with atrousops.backend("reference")' in str(result)
+    assert 'mean_field has no other kernels: its calls raise, but with atrousops.backend("reference")' in str(result)
 
 
 def test_ensure_checks_once_where_nothing_is_known(gpu):
