@@ -15,6 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from atrousops.common.checks import bad_value
 
 FILE = "_orders.yaml"
+# Between the names of a recipe and a seed, in the name of a run.
+SEED = ".seed"
 TUNED_CRF = "tuned CRF"
 # Student's t beyond which a mean of n differences is above zero in 95 of 100 cases; for n of 2, 3, ...
 _STUDENT = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)
@@ -25,7 +27,8 @@ class Order:
     """A table of a paper.
 
     source: paper, table, data set. rows: the paper's mIoU in %, or None where it has no such row, by a row of the
-    study's table: a recipe, or "RECIPE, VARIANT", or "RECIPE, tuned CRF". A row is compared with the one above it.
+    study's table: a recipe, or "RECIPE, VARIANT", or "RECIPE, tuned CRF". A row is compared with the last one above it
+    that was run with several seeds.
     """
 
     title: str
@@ -52,11 +55,11 @@ def read(folder: Path) -> list[Order]:
 
 
 def scores(runs: Iterable[tuple[str, dict[str, Any]]], row: str) -> dict[int, float]:
-    """The mIoU in % of a row, by seed; a run is a recipe's name and its scores."""
+    """The mIoU in % of a row, by seed; a run is a recipe's name, with or without its seed, and its scores."""
     recipe, _, way = row.partition(", ")
     found = {}
     for name, values in runs:
-        if name != recipe:
+        if name.partition(SEED)[0] != recipe:
             continue
         if way == TUNED_CRF:
             miou = values.get("tuned_crf", {}).get("miou")
@@ -74,8 +77,6 @@ def differences(above: dict[int, float], row: dict[int, float]) -> list[float]:
 
 def verdict(paper: float, here: list[float]) -> str:
     """Whether differences of several seeds have the sign of the paper's, by a one-sided t-test at 95 %."""
-    if not here:
-        return "not run"
     if len(here) < 2:
         return "cannot be told: one seed"
     if paper == 0:
@@ -89,13 +90,16 @@ def verdict(paper: float, here: list[float]) -> str:
 
 
 def section(order: Order, runs: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
-    """The lines of a Markdown table of an order."""
+    """The lines of a Markdown table of an order, of its rows with two seeds or more; none where there is but one."""
+    found = {row: here for row in order.rows if len(here := scores(runs, row)) > 1}
+    if len(found) < 2:
+        return
     yield from (f"### {order.title}", "", f"{order.source}; mIoU in %.", "")
     yield "| row | the paper's | here | above the row before it: the paper's | here | the paper's order |"
     yield "|---|---|---|---|---|---|"
     last: tuple[float | None, dict[int, float]] | None = None
-    for row, paper in order.rows.items():
-        here = scores(runs, row)
+    for row, here in found.items():
+        paper = order.rows[row]
         cells = [row, "" if paper is None else f"{paper:.1f}", figure(list(here.values())), "", "", ""]
         if last is not None and paper is not None and last[0] is not None:
             more = differences(last[1], here)

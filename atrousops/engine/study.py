@@ -19,7 +19,8 @@ from atrousops.common.files import write_atomically
 from atrousops.engine import config as configs
 from atrousops.engine import evaluate, train, tune_crf
 from atrousops.engine.config import Config, Variant
-from atrousops.engine.table import SCORES, SEED, WIDTH, write_table
+from atrousops.engine.orders import SEED
+from atrousops.engine.table import SCORES, WIDTH, write_table
 from atrousops.nn import DenseCRF
 
 

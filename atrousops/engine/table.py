@@ -11,13 +11,12 @@ from typing import Any
 from atrousops.common.checks import bad_value
 from atrousops.common.files import write_atomically
 from atrousops.engine import orders
+from atrousops.engine.orders import SEED
 
 # A run by the name of its recipe, with its file of scores.
 Scored = tuple[str, dict[str, Any]]
 
 SCORES = "scores.json"
-# Between the names of a recipe and a seed.
-SEED = ".seed"
 # Of the trimap's band, in pixels.
 WIDTH = 3
 
@@ -54,9 +53,10 @@ networks under that budget and are far from those of the papers.
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _ORDERS = """## The papers' orders
 
-Each row is compared with the one above it, seed by seed: "seen" and "the other way round" are differences beyond a
-one-sided t-test at 95 % over the seeds of both, "cannot be told" are those within it. Budget, images and widths are not
-the papers': an order that is seen here is evidence for it, one that is not seen refutes nothing.
+Of rows with several seeds, each is compared with the one above it, seed by seed: "seen" and "the other way round" are
+differences beyond a one-sided t-test at 95 % over the seeds of both, "cannot be told" are those within it. Budget,
+images and widths are not the papers': an order that is seen here is evidence for it, one that is not seen refutes
+nothing.
 """
 
 

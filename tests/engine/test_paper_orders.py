@@ -6,7 +6,6 @@ import pytest
 
 from atrousops.common.checks import ArgumentError
 from atrousops.engine import config, orders
-from atrousops.engine.table import write_table
 
 FOLDERS = sorted(file.parent for file in Path(orders.__file__).parents[1].glob(f"configs/*/{orders.FILE}"))
 
@@ -28,7 +27,6 @@ def run(seed, miou, **rest):
         (1.5, [1.7, 2.3], "seen"),
         (1.5, [1.6, 2.4], "cannot be told"),
         (1.5, [9.0], "cannot be told: one seed"),
-        (1.5, [], "not run"),
         (0.0, [1.0, 2.0, 3.0], "the paper has none"),
     ],
 )
@@ -39,7 +37,7 @@ def test_a_verdict(paper, here, expected):
 def test_scores_of_a_row_by_seed():
     runs = [
         ("f/a", run(0, 0.5, variants={"wide": {"miou": 0.25}}, tuned_crf={"miou": 0.75})),
-        ("f/a", run(1, 0.375)),
+        ("f/a.seed1", run(1, 0.375)),
         ("f/ab", run(0, 0.125)),
     ]
     assert orders.scores(runs, "f/a") == {0: 50.0, 1: 37.5}
@@ -51,15 +49,18 @@ def test_scores_of_a_row_by_seed():
 
 
 def test_a_table():
-    order = orders.Order("A title", "A paper", {"f/a": 60.0, "f/b": 61.5, "f/c": None})
-    scores = {"f/a": (0.25, 0.5), "f/b": (0.5, 0.75), "f/c": (0.5,)}
-    runs = [(name, run(seed, miou)) for name, mious in scores.items() for seed, miou in enumerate(mious)]
+    order = orders.Order("A title", "A paper", {"f/a": 60.0, "f/one": 61.0, "f/b": 61.5, "f/c": None})
+    scores = {"f/a": (0.25, 0.5), "f/one": (0.5,), "f/b": (0.5, 0.75), "f/c": (0.5, 0.5)}
+    found = [(name, seed, miou) for name, mious in scores.items() for seed, miou in enumerate(mious)]
+    runs = [(f"{name}.seed{seed}", run(seed, miou)) for name, seed, miou in found]
     rows = [line for line in orders.section(order, runs) if line.startswith("| f/")]
     assert rows == [
         "| f/a | 60.0 | 37.5 ± 17.7 |  |  |  |",
         "| f/b | 61.5 | 62.5 ± 17.7 | +1.5 | +25.0 ± 0.0 | seen |",
-        "| f/c |  | 50.0 |  |  |  |",
+        "| f/c |  | 50.0 ± 0.0 |  |  |  |",
     ]
+    # One row says nothing of an order.
+    assert list(orders.section(order, runs[:2])) == []
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -72,9 +73,8 @@ def test_rows_are_of_recipes(folder):
 
 
 def test_orders_beside_a_studys_recipes(tmp_path):
-    (tmp_path / orders.FILE).write_text("- {title: Mine, source: A paper, rows: {f/a: 1.0}}")
-    write_table(tmp_path / "runs", tmp_path / "results.md", [tmp_path])
-    assert "### Mine" in (tmp_path / "results.md").read_text()
+    (tmp_path / orders.FILE).write_text("- {title: Mine, source: A paper, rows: {f/a: 1.0, f/b: 2.0}}")
+    assert [order.title for order in orders.read(tmp_path)] == ["Mine"]
     (tmp_path / orders.FILE).write_text("- {title: Mine, rows: {f/a: 1.0}}")
     with pytest.raises(ArgumentError, match=r"title, source and rows.*\n?.*source"):
         orders.read(tmp_path)
