@@ -264,7 +264,7 @@ def examine(name: str, limit: float, memory: int, wanted: tables.Columns, before
     tasks = (_leave, _packages, _load, _without)
     found = tables.examine(name, tasks, limit, memory, ["torch", "torchvision"], cells)
     for column in PACKAGES:
-        # It would be done some time: no mistake of anybody's.
+        # Slow, not wrong: the compiler would end some time.
         if found.get(column, "").startswith("timeout"):
             found[column] = f"not done after {limit / 60:.0f} minutes"
             found.pop("build", None)

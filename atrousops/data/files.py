@@ -66,12 +66,12 @@ class Files:
 
     def read(self, name: str) -> bytes:
         """The bytes of one file. Raises FileNotFoundError; PictureError: it cannot be read."""
-        with self.open(name) as stream, self._told(name):
+        with self.open(name) as stream, self._naming(name):
             return stream.read()
 
     def open(self, name: str) -> BinaryIO:
         """One file as a stream that can be sought in. Raises as `read`."""
-        with self._told(name):
+        with self._naming(name):
             # Opening a pipe would wait for a writer.
             if self._folder and (self.path / name).is_file():
                 return (self.path / name).open("rb")
@@ -81,8 +81,8 @@ class Files:
         raise self._absent(name)
 
     @contextlib.contextmanager
-    def _told(self, name: str) -> Iterator[None]:
-        """Errors of the file system and of the archive, by the name of the file; those of a store are its own."""
+    def _naming(self, name: str) -> Iterator[None]:
+        """Errors of the file system and of the archive become PictureErrors that name the file; a store's do not."""
         try:
             yield
         except _UNREADABLE as error:

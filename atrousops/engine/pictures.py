@@ -24,8 +24,8 @@ def picture_files(inputs: Iterable[str | Place], skip: Place | None = None) -> t
     """The picture files among the inputs, each once, in order; a folder gives those directly inside it, sorted.
 
     In a folder, hidden files and names without an image extension are passed over, subfolders too; where the folder
-    is `skip` (the output folder), so are masks and overlays written by an earlier run. What is no file, such as a link
-    that leads nowhere, is among the files: it cannot be read, and that is to be told.
+    is `skip` (the output folder), so are masks and overlays written by an earlier run. Pipes and links that
+    lead nowhere count as files: reading them reports the error.
 
     Returns:
         The files, and one error for each folder that holds none or cannot be listed.

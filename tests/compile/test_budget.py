@@ -82,4 +82,5 @@ def test_no_kernel_exceeds_its_budget(built):
 
 def test_the_page_of_kernels_has_what_is_built():
     page = (resources.ROOT / "docs" / "kernels.md").read_text()
-    assert [row for row in report.rows() if row not in page] == []
+    shown = re.findall(r"^\| `[^`]+` (?:\| \d+ ){5}\| \d+% \|$", page, re.M)
+    assert sorted(shown) == sorted(report.rows())
