@@ -12,7 +12,9 @@ namespace {
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr int64_t kSmall = 1 << 14;  // elements of input times weight up to which a call is all overhead
 
+// Depthwise calls are planned however small they are: PyTorch's have overheads of their own.
 bool small(const Problem& p) {
+  if (one_channel(p)) return false;
   const int64_t read = p.kind == Kind::input_grad ? p.output_elements() : p.input_elements();
   return read <= kSmall && read * std::min(p.weight_elements(), 2 * kSmall) <= kSmall;
 }

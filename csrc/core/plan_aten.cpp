@@ -57,7 +57,8 @@ double aten_seconds(const Facts& f, const Device& d) {
   const Speed s = speed(f.problem, f.itemsize, d.rates);
   double flops = f.problem.dense_flops();
   for (int64_t i = 0; i < std::min<int64_t>(s.skips, kAxes); ++i) flops *= f.live[i];
-  const double seconds = d.rates.aten_call + flops / (s.rate * d.threads) + f.bytes_floor / d.rates.copy;
+  const double call = one_channel(f.problem) ? d.rates.aten_depthwise_call : d.rates.aten_call;
+  const double seconds = call + flops / (s.rate * d.threads) + f.bytes_floor / d.rates.copy;
   return seconds + repacking(f, d);
 }
 

@@ -53,7 +53,13 @@ double gemm_seconds(const Facts& f, const Device& d) {
   const double moving = depth % kLanes != 0 ? std::min(d.rates.pieces, d.rates.copy) : d.rates.copy;
   return overhead + flops / (rate * d.threads) + (f.bytes_floor + gathered) / moving;
 }
-double depthwise_seconds(const Facts& f, const Device& d) { return loop_seconds(f, d, d.rates.depthwise); }
+double depthwise_seconds(const Facts& f, const Device& d) {
+  const Problem& p = f.problem;
+  const Axis& row = p.axis[kAxes - 1];
+  const auto width = static_cast<double>(std::max<int64_t>(p.kind == Kind::input_grad ? row.in : row.out, 1));
+  const double rate = d.rates.depthwise * std::min(1.0, width / d.rates.depthwise_row);
+  return loop_seconds(f, d, rate) - d.rates.our_call + d.rates.our_depthwise_call;
+}
 double grouped_seconds(const Facts& f, const Device& d) { return loop_seconds(f, d, d.rates.grouped); }
 
 int64_t weights_and_panels(const Facts& f, const Device& d) { return packed_weights(f, d) + d.threads * kPanel; }

@@ -40,6 +40,9 @@ constexpr RateName kRates[] = {
     {"our_call", &Rates::our_call, Unit::seconds, true, true},
     {"our_region", &Rates::our_region, Unit::seconds, true, true},
     {"our_gemm", &Rates::our_gemm, Unit::seconds, true, false},
+    {"aten_depthwise_call", &Rates::aten_depthwise_call, Unit::seconds, true, true},
+    {"our_depthwise_call", &Rates::our_depthwise_call, Unit::seconds, true, false},
+    {"depthwise_row", &Rates::depthwise_row, Unit::count, true, false},
 };
 
 bool any_axis(const Problem& p, const auto& f) { return std::any_of(p.axis.begin(), p.axis.end(), f); }

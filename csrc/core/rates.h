@@ -41,6 +41,8 @@ struct Rates {
   double turned = kUnlimited;
   // Seconds of overhead of a call, of each region, and of each product that our GEMMs are cut into.
   double aten_call = 0, our_call = 0, our_region = 0, our_gemm = 0;
+  // Seconds of overhead of a depthwise call. Pixels: a narrower row costs our loop as much as one of so many.
+  double aten_depthwise_call = 0, our_depthwise_call = 0, depthwise_row = 0;
   // Where a rate above was seen not to hold.
   std::vector<Exception> exceptions;
 
