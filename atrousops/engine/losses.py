@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from atrousops.common.checks import bad_choice, bad_value
 from atrousops.data import VOID, SegmentationSet
+from atrousops.engine.borders import border_weights, separate
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Loss:
         in the middle; "enet", 1 / ln(1.02 + p_c), p_c being its part of all pixels.
     hard: the part of each image's pixels that counts, those with the largest loss (bootstrapping, Wu et al. 2016); not
         of "dice" and "lovasz", which are losses of whole images.
+    border: of "cross_entropy" and of data whose objects have numbers: how much more background weighs between two of
+        them, w0 of `border_weights`, 10 in U-Net; where objects touch, background is put between them. 0 for neither.
+    deviation: of `border`, in pixels; 5 in U-Net.
     aux: how much the auxiliary head counts; 0.4 in PSPNet.
     scales: how much the scores of each scale of a `MultiScale` count; 1 in DeepLab v2.
     """
@@ -35,6 +39,8 @@ class Loss:
     gamma: float = 2.0
     weights: str = "none"
     hard: float = 1.0
+    border: float = 0.0
+    deviation: float = 5.0
     aux: float = 0.4
     scales: float = 1.0
 
@@ -167,8 +173,8 @@ class Criterion(nn.Module):
 
         sum_i w[y_i] (-log softmax(s_i)[y_i]) / sum_i w[y_i],
 
-    i over the pixels that count, plus `aux` times the same of the auxiliary scores and `scales` times that of the
-    scores of each scale.
+    i over the pixels that count, w having the weights of borders added if the recipe asks for them, plus `aux` times
+    the same of the auxiliary scores and `scales` times that of the scores of each scale.
 
     Args:
         recipe: see `Loss`.
@@ -189,6 +195,12 @@ class Criterion(nn.Module):
             bad_choice("config", "loss.name", (*_OF_PIXELS, *_OF_IMAGES), recipe.name)
         if recipe.hard < 1 and recipe.name in _OF_IMAGES:
             bad_value("Loss", "hard", f"be 1 for {recipe.name}, a loss of images", recipe.hard)
+        if recipe.border < 0 or recipe.deviation <= 0:
+            got = f"border {recipe.border:g} and deviation {recipe.deviation:g}"
+            bad_value("Loss", "border and deviation", "be at least 0, and deviation above 0", got)
+        if recipe.border and (recipe.name != "cross_entropy" or recipe.hard < 1):
+            got = f"{recipe.name} with hard {recipe.hard:g}"
+            bad_value("Loss", "name", "be cross_entropy with hard 1 where there is a border", got)
         if recipe.gamma < 0:
             bad_value("Loss", "gamma", "be at least 0", recipe.gamma)
         self.recipe = recipe
@@ -201,13 +213,30 @@ class Criterion(nn.Module):
         if self.recipe.hard < 1:
             kept = [self._kept(counted) for counted in (_flat(labels) != VOID).sum(1).tolist()]
             return torch.tensor(float(sum(kept)), device=labels.device)
+        if self.recipe.border:
+            target, extra = self._apart(labels)
+            return self._of_classes(target).sum() + extra.sum()
         flat = _flat(labels)
         counted = flat != VOID
         if self.recipe.name in _OF_IMAGES:
             return counted.any(1).sum().float()
         if self.recipe.name != "cross_entropy" or self.weights is None:
             return counted.sum().float()
-        return self.weights[flat[counted]].sum().float()
+        return self._of_classes(flat).sum()
+
+    def _of_classes(self, target: Tensor) -> Tensor:
+        """The weight of each pixel by its class, 0 of void."""
+        counted = target != VOID
+        return counted.float() if self.weights is None else self.weights[target * counted] * counted
+
+    def _apart(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Classes with background between objects that touch, and the weights of borders: twice (N, H W)."""
+        if labels.dim() == 3:
+            rule = "number its objects where loss.border is not 0"
+            bad_value("Loss", "data", rule, "classes of pixels alone", "Set loss.border to 0.")
+        classes = separate(labels)
+        labels = torch.stack([classes, labels[:, 1]], dim=1)
+        return classes.flatten(1), border_weights(labels, self.recipe.border, self.recipe.deviation).flatten(1)
 
     def forward(self, network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The sum."""
@@ -222,7 +251,11 @@ class Criterion(nn.Module):
         return loss
 
     def _sum(self, scores: Tensor, labels: Tensor) -> Tensor:
-        target, flat = _flat(labels), scores.float().flatten(2)
+        flat = scores.float().flatten(2)
+        if self.recipe.border:
+            target, extra = self._apart(labels)
+            return (cross_entropy(flat, target, self.weights) + extra * cross_entropy(flat, target)).sum()
+        target = _flat(labels)
         if self.recipe.name in _OF_IMAGES:
             return _OF_IMAGES[self.recipe.name](flat, target, self.weights).sum()
         if self.recipe.name == "focal":
