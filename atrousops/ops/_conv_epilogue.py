@@ -48,7 +48,7 @@ def run_with_epilogue(
     watched = torch.compiler.is_compiling() or jit_traces()
     if watched or transformed() or foreign(*tensors) or _wants_gradients(*tensors):
         y = run(call, input, weight, bias, args)
-        return _behind(call, y, residual, activation, in_place=False)
+        return _add_and_activate(call, y, residual, activation, in_place=False)
     route = route_of(call, input, weight, bias, args)
     if _fits(route, input, weight, bias, residual):
         if _onednn_fuses(route, input, residual, activation):
@@ -56,10 +56,10 @@ def run_with_epilogue(
         if route.backend == "triton" and backends.choose("conv_epilogue", input.device, input.dtype) == "triton":
             return _triton(route, input, weight, bias, residual, activation)
     y = route.run(input, weight, bias, *route.rest)
-    return _behind(call, y, residual, activation, in_place=True)
+    return _add_and_activate(call, y, residual, activation, in_place=True)
 
 
-def _behind(call: Call, y: Tensor, residual: Tensor | None, activation: str | None, in_place: bool) -> Tensor:
+def _add_and_activate(call: Call, y: Tensor, residual: Tensor | None, activation: str | None, in_place: bool) -> Tensor:
     if residual is not None:
         fits = residual.dtype == y.dtype and _broadcasts(call, residual, y) == y.shape
         y = y.add_(residual) if in_place and fits else y + residual

@@ -19,25 +19,26 @@ double rate(ScalarType dtype) { return dtype == ScalarType::Float ? 250e12 : 500
 
 // Choosing boxes takes longer than some kernels: the last answers are kept.
 core::BoxPlan planned(const core::BoxRequest& request) {
-  struct Known {
+  struct Answer {
     core::BoxRequest request;
     core::BoxPlan plan;
   };
   static std::mutex mutex;
-  static std::deque<Known> known;
+  static std::deque<Answer> answers;
   constexpr size_t kMost = 256;
-  const auto same = [&](const Known& k) {
-    return k.request.problems == request.problems && k.request.itemsize == request.itemsize &&
-           k.request.multiprocessors == request.multiprocessors;
+  const auto same = [&](const Answer& a) {
+    return a.request.problems == request.problems && a.request.itemsize == request.itemsize &&
+           a.request.multiprocessors == request.multiprocessors;
   };
   {
     const std::lock_guard lock(mutex);
-    if (const auto found = std::find_if(known.begin(), known.end(), same); found != known.end()) return found->plan;
+    if (const auto found = std::find_if(answers.begin(), answers.end(), same); found != answers.end())
+      return found->plan;
   }
   const core::BoxPlan plan = core::plan_boxes(request);
   const std::lock_guard lock(mutex);
-  known.push_front({request, plan});
-  if (known.size() > kMost) known.pop_back();
+  answers.push_front({request, plan});
+  if (answers.size() > kMost) answers.pop_back();
   return plan;
 }
 

@@ -6,7 +6,7 @@ from test_probe import Machine, forget
 from atrousops.dispatch import choice, verdicts
 
 
-class Known(Machine):
+class ChangingMachine(Machine):
     """A machine whose driver and libraries a test can change."""
 
     def __init__(self, monkeypatch):
@@ -25,8 +25,8 @@ class Known(Machine):
 def machine(monkeypatch, tmp_path):
     monkeypatch.setenv("ATROUSOPS_PLANS", str(tmp_path))
     forget()
-    known = Known(monkeypatch)
-    known.restarted()
-    yield known
-    known.restarted()
+    machine = ChangingMachine(monkeypatch)
+    machine.restarted()
+    yield machine
+    machine.restarted()
     forget()
