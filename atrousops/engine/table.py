@@ -1,4 +1,4 @@
-"""Scores of many runs as Markdown."""
+"""Tables of the scores of many runs, in Markdown."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ _COLUMNS = (
 _OBJECTS = ("PQ", "SQ", "RQ", "mask AP")
 _HEADER = """# Results
 
-Every row is a recipe, run by `atrousops study` with each of its seeds. It writes this file and the scores beside it
-(.json); nothing in it is written by hand. A row's recipe is trained and judged again by
+Every row is a recipe, run by `atrousops study` with each of its seeds. The command writes this file and the .json file
+of scores beside it; nothing here is written by hand. To train and evaluate a row's recipe again, run
 
     atrousops study atrousops/configs/RECIPE.yaml --seeds SEEDS
 
-or, one run alone, by
+or, for a single run,
 
     atrousops train atrousops/configs/RECIPE.yaml --output runs/RECIPE
     atrousops evaluate atrousops/configs/RECIPE.yaml --weights runs/RECIPE/weights.safetensors --split SPLIT
 
-with the data of the recipe in `$ATROUSOPS_DATA`. The budget is small, as two CPU cores bear it, the networks are narrow
-or shallow where the recipe says so, and start from nothing unless `init` names a trunk or a run: the figures compare
-networks under that budget and are far from those of the papers.
+with the data of the recipe in `$ATROUSOPS_DATA`. The budget is small enough for two CPU cores. The recipe says which
+networks are narrower or shallower than in their papers, and whether they start from a trunk or another run (`init`)
+instead of random weights. The scores compare networks under that budget and are far below those of the papers.
 """
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _ORDERS = """## The papers' orders
 
-Of rows with several seeds, each is compared with the one above it, seed by seed: "seen" and "the other way round" are
-differences beyond a one-sided t-test at 95 % over the seeds of both, "cannot be told" are those within it. Budget,
-images and widths are not the papers': an order that is seen here is evidence for it, one that is not seen refutes
-nothing.
+Each row with several seeds is compared with the row above it, seed by seed. "seen" and "the other way round" mean that
+the difference is significant in a one-sided t-test at 95 % over the seeds of both; "cannot be told" means that it is
+not. Budget, images and widths differ from the papers': an order that is seen here supports the paper's; one that is
+not seen does not refute it.
 """
 
 
@@ -170,5 +170,5 @@ def _notes(runs: Iterable[Scored]) -> str:
     return (
         f"Computed with {by}. pixels: pixel accuracy; borders: the same within {WIDTH} pixels of a border; tuned: the "
         "mIoU with the CRF's settings searched on validation images; training: minutes of training steps, on a machine "
-        "that may have had other work; of several seeds each figure is the mean, behind ± the standard deviation.\n"
+        "that may have had other work. With several seeds a figure is mean ± standard deviation.\n"
     )
