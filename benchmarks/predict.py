@@ -65,7 +65,8 @@ in 13.5 minutes, reaches about 0.2 of the rate, including everything outside con
 
 `x` is cuDNN's time over ours, with its range. If the range contains 1, the row says **cannot be told**. Our own rate
 may be as wrong as cuDNN's. `runs` is the choice of dispatch on an H100: ours if they are predicted at less than
-{margin} of the time of PyTorch's. Times are microseconds; `atrousops bench --suite deeplab` measures these rows on a GPU.
+{margin} of the time of PyTorch's. Times are in microseconds. On a GPU, `atrousops bench --suite deeplab` measures these
+rows.
 
 {summary}
 """
@@ -205,9 +206,9 @@ def summed(name: str, rows: list[Predicted]) -> str:
     runs = [p for p in rows if p.dispatched]
     sure, least = sum(p.ratio[1] >= 1 for p in runs), min(p.ratio[0] for p in runs)
     return (
-        f"{name}: our kernels run in {len(runs)} of {len(rows)} rows, each with a predicted ratio of {least:.2f} or more. "
-        f"In {sure} of these even the fastest estimate of cuDNN is slower; for the other {len(runs) - sure} it cannot be "
-        "told."
+        f"{name}: our kernels run in {len(runs)} of {len(rows)} rows, each with a predicted ratio of {least:.2f} or"
+        f" more. In {sure} of these even the fastest estimate of cuDNN is slower; for the other {len(runs) - sure} it"
+        " cannot be told."
     )
 
 

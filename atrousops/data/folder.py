@@ -321,7 +321,7 @@ def refuse(op: str, problems: Sequence[str]) -> NoReturn:
     """Raises ArgumentError for images and masks that cannot be used, each with its reason in a line."""
     more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
     rule = "be files that can be used, each with a mask of its size"
-    bad_value(op, "images and masks", rule, "; ".join(problems[:SHOWN]) + more, "Mend or remove them.")
+    bad_value(op, "images and masks", rule, "; ".join(problems[:SHOWN]) + more, "Repair or remove them.")
 
 
 def _colours(given: Colour | tuple[Colour, ...]) -> tuple[Colour, ...]:
