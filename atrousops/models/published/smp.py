@@ -1,4 +1,4 @@
-"""DeepLab v3+ in segmentation_models_pytorch, on a ResNet of torchvision: for files of one's own training."""
+"""DeepLab v3+ in segmentation_models_pytorch, on a ResNet of torchvision: for your own trained files."""
 
 from __future__ import annotations
 
