@@ -13,11 +13,11 @@ from atrousops.common.files import write_atomically
 from atrousops.engine import orders
 from atrousops.engine.orders import SEED
 
-# A run by the name of its recipe, with its file of scores.
+# The name of a run's recipe, and its scores.
 Scored = tuple[str, dict[str, Any]]
 
 SCORES = "scores.json"
-# Of the trimap's band, in pixels.
+# Width of the trimap's band, in pixels.
 WIDTH = 3
 
 _COLUMNS = (
@@ -61,10 +61,10 @@ not seen does not refute it.
 
 
 def scored(runs: Path, table: Path | None = None) -> list[Scored]:
-    """The runs that have scores, and those whose scores an earlier study left beside its table, in order of names.
+    """The runs that have scores, and those stored beside the table by an earlier study, sorted by name.
 
     Raises:
-        ArgumentError: the file beside the table is not of a study.
+        ArgumentError: the file beside the table is not that of a study.
     """
     found = {} if table is None else _kept(_beside(table))
     for file in runs.glob(f"*/*/{SCORES}"):
@@ -89,10 +89,10 @@ def _kept(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def by_recipe(runs: Iterable[Scored]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Recipes by name, each with its runs, one for each seed."""
+    """Recipes by name, each with its runs, one per seed."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for name, values in runs:
-        # A run without a seed in its name may be of an earlier recipe of that name: a row of its own.
+        # A run without a seed in its name may belong to an earlier recipe of that name, so it has its own row.
         found.setdefault(name.partition(SEED)[:2], []).append(values)
     return [(name, seeds) for (name, _), seeds in found.items()]
 
@@ -110,9 +110,10 @@ def sections(runs: Iterable[Scored]) -> Iterator[str]:
 
 
 def write_table(runs: Path, path: Path, folders: Iterable[Path] = ()) -> None:
-    """Writes the Markdown file of all runs that have scores, here or beside the table, and their scores beside it.
+    """Writes the Markdown table of all runs with scores, in `runs` or stored beside the table, and the JSON file beside
+    it.
 
-    The orders of papers are those in these folders of recipes, and in this package's.
+    Orders of papers are read from these folders of recipes and from this package's.
     """
     found = scored(runs, path)
     lines = [_HEADER, *sections(found), _notes(found), *_orders(found, folders)]
@@ -134,7 +135,7 @@ def _percent(values: Iterable[float | None]) -> str:
 
 
 def _rows(name: str, seeds: Sequence[dict[str, Any]]) -> list[str]:
-    """A recipe's row, and one for each other way in which its weights were judged; a run for each seed."""
+    """The rows of a recipe: one for the recipe and one for each variant; `seeds` has a run per seed."""
     values = seeds[0]
     recipe = values["recipe"]
     summaries = [run["summary"] for run in seeds]
