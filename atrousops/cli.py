@@ -109,8 +109,8 @@ def _add_study(commands: Commands, common: argparse.ArgumentParser) -> None:
         "study",
         parents=[common],
         help="train and score many recipes, and write one table",
-        description="Trains and scores recipes one after another, and writes the table of all runs after each. What is "
-        "done is not done again; what was stopped goes on.",
+        description="Trains and scores recipes one after another, and writes the table of all runs after each. "
+        "Finished recipes are skipped; interrupted ones are resumed.",
     )
     parser.add_argument(
         "configs", nargs="+", metavar="CONFIG", help="recipes, or folders of them, such as atrousops/configs/camvid"

@@ -164,10 +164,11 @@ def _deep_png(data: bytes, name: str, page: int) -> np.ndarray:
     try:
         codecs = importlib.import_module("imagecodecs")
     except ImportError:
-        why = f"{name}: PNG with 16 bits a colour, of which Pillow keeps 8; the package imagecodecs reads it"
+        why = f"{name}: PNG with 16 bits per colour, which Pillow reduces to 8; the package imagecodecs reads it"
         raise PictureError(f"{why}: pip install imagecodecs") from None
     if page != 1:
-        raise PictureError(f"{name}: page {page} was asked for, and of PNG with 16 bits a colour the first can be read")
+        why = "of PNG with 16 bits per colour only the first can be read"
+        raise PictureError(f"{name}: page {page} was asked for, and {why}")
     width, height = struct.unpack(">II", data[16:24])
     if width * height > allowed():
         raise PictureError(f"{name}: has {width * height} pixels, more than the {allowed()} that are allowed")

@@ -189,7 +189,7 @@ def colours_from(stream: BinaryIO, name: str) -> np.ndarray:
     decoded = _decode(stream, name)
     _check_exact(decoded, ("RGB", "RGBA", "P", "L", "1"), "colours (mode RGB, RGBA, P, L or 1)", "write it as RGB")
     if decoded.bits == 16:
-        raise decoded.refuse("16 bits a colour, of which a table of colours has 8")
+        raise decoded.refuse("16 bits per colour, of which a table of colours has 8")
     image = decoded.image.convert("RGBA")
     colours = np.asarray(image)
     if (colours[..., 3] != 255).any():
@@ -215,7 +215,7 @@ def colour_ids_from(stream: BinaryIO, name: str) -> np.ndarray:
     decoded = _decode(stream, name)
     _check_exact(decoded, ("RGB",), "ids R + 256 G + 65536 B (mode RGB)", "write it as RGB")
     if decoded.bits == 16:
-        raise decoded.refuse("16 bits a colour, of which ids R + 256 G + 65536 B have 8")
+        raise decoded.refuse("16 bits per colour, of which ids R + 256 G + 65536 B have 8")
     return np.asarray(decoded.image).astype(np.int64) @ np.array([1, 256, 65536])
 
 

@@ -82,8 +82,7 @@ class Files:
 
     @contextlib.contextmanager
     def _naming(self, name: str) -> Iterator[None]:
-        """Converts errors of the file system and of the archive to PictureErrors that name the file; not those of a
-        store."""
+        """Converts errors of a file system or archive, not of a store, to PictureErrors that name the file."""
         try:
             yield
         except _UNREADABLE as error:

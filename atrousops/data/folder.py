@@ -36,15 +36,19 @@ class Layout:
     """The location of a user's images and masks, and the meaning of the masks. Only for `data.name: folder`.
 
     images, masks: a folder, or a pattern such as "masks/*_mask.png", below `root`; see `patterns.Pattern`. {split}
-    stands for the name of the split: "{split}/images". classes: names in the order of the network's outputs, or a text
-    file below `root` with one name per line; by default those of `colours`. ids: the meaning of the numbers in the
-    masks, such as {0: background, 7: road, 9: void}: a class by its name or number, or void. By default, and if `ids`
-    only lists void, numbers are class numbers. void: a number in the masks that is void, unless `ids` defines it; null
-    for none. colours: the colours of the masks, such as {road: [128, 64, 128], void: [0, 0, 0]}: one colour per class,
-    or a list of them. lists: a text file below `root` for each split, with one image name per line: "{split}.txt".
+        stands for the name of the split: "{split}/images".
+    classes: names in the order of the network's outputs, or a text file below `root` with one name per line; by default
+        those of `colours`.
+    ids: the meaning of the numbers in the masks, such as {0: background, 7: road, 9: void}: a class by its name or
+        number, or void. By default, and if `ids` only lists void, numbers are class numbers.
+    void: a number in the masks that is void, unless `ids` defines it; null for none.
+    colours: the colours of the masks, such as {road: [128, 64, 128], void: [0, 0, 0]}: one colour per class, or a list
+        of them.
+    lists: a text file below `root` for each split, with one image name per line: "{split}.txt".
     fractions: the share of the images in each split other than train, such as {val: 0.2, test: 0.1}. An image's split
-    depends only on its name and `seed`, so adding images does not move others. seed: for the fractions. unpaired:
-    "refuse" images without a mask, or "skip" them.
+        depends only on its name and `seed`, so adding images does not move others.
+    seed: for the fractions.
+    unpaired: "refuse" images without a mask, or "skip" them.
     """
 
     images: str | None = None

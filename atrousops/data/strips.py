@@ -138,10 +138,9 @@ class PictureRows:
 
 
 def open_rows(path: Place, pixels: Pixels, above: int) -> PictureRows | None:
-    """The rows of a TIFF of more than `above` pixels; None for other files, and if the conversion needs the whole
-    image.
+    """The rows of a TIFF of more than `above` pixels; None for other files, and if it must be read as a whole.
 
-    It does for palettes, transparency, and 16-bit numbers without a scale, whose white depends on the largest number.
+    That is needed for palettes, transparency, and 16-bit numbers without a scale, whose white depends on the maximum.
     """
     if path.suffix.lower() not in (".tif", ".tiff") or importlib.util.find_spec("tifffile") is None:
         return None

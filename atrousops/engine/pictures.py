@@ -69,8 +69,7 @@ def _real(path: Place) -> Place:
 
 
 def result_names(files: Sequence[Place], folder: Place) -> list[str]:
-    """A name for the results of each file, such that no `folder/NAME_mask.png`, `.tif` or `_overlay` repeats or is an
-    input.
+    """A name for the results of each file; no `folder/NAME_mask.png`, `.tif` or `_overlay` repeats or is an input.
 
     The name is the file's stem, cut to 200 bytes. If stems are equal, the suffix is added (`a.jpg`, `a.png` -> `a_jpg`,
     `a_png`), then a number. Case is ignored, because some file systems ignore it.

@@ -243,8 +243,7 @@ class Predictor:
         return 4 * reach
 
     def fingerprint(self) -> str:
-        """A hash of everything that the labels depend on, except the image: weights, normalisation, tiles, size,
-        scales, CRF."""
+        """A hash of what the labels depend on, except the image: weights, normalisation, tiles, size, scales, CRF."""
         parts = [self.classes, self.channels, self.tile, self.overlap, self.size, self.pixels.scale, self.pixels.page]
         inference = self.inference
         parts += [inference.scales, inference.flip] if isinstance(inference, MultiScale) else [(1.0,), False]

@@ -44,7 +44,7 @@ class Account:
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} entries loaded"]
-        for what, entries in (("adapted", self.adapted), ("start afresh", self.fresh)):
+        for what, entries in (("adapted", self.adapted), ("newly initialised", self.fresh)):
             if entries:
                 shown = ", ".join(f"{name} ({why})" for name, why in list(entries.items())[:4])
                 parts.append(f"{len(entries)} {what}: {shown}" + (", ..." if len(entries) > 4 else ""))
@@ -219,7 +219,7 @@ def fill(
         what = f"{path}, of which {share:.0%} fit: the network's {lost[0]} is {lost[1]}"
         entry = f"{what}; the file has {', '.join(list(given)[:2])}, ..."
         remedy = "Take the file of the same network, by torchvision, timm or `atrousops train`."
-        bad_value("config", key, f"be of {network}, in most of its numbers", entry, remedy)
+        bad_value("config", key, f"fit most of {network}", entry, remedy)
     target.load_state_dict(found, strict=False)
     used = {named[name] for name in found}
     return Account(str(path), tuple(loaded), adapted, fresh, tuple(name for name in given if name not in used))
@@ -271,7 +271,7 @@ def _adapted(
     to = torch.tensor([list(classes).index(name) for name in same])
     source = torch.tensor([list(their_classes).index(name) for name in same])
     value.index_copy_(axis, to, theirs.index_select(axis, source).to(ours.dtype))
-    return value, f"{len(same)} of {len(classes)} classes by name, the others afresh"
+    return value, f"{len(same)} of {len(classes)} classes by name, the others newly initialised"
 
 
 def _count(values: Mapping[str, Tensor]) -> int:

@@ -37,10 +37,13 @@ class Kind(NamedTuple):
 class Survey:
     """The statistics.
 
-    sizes: (height, width) of each image. kinds: kinds of images, with one file and the count of each. low, high: range
-    of the stored numbers. pixels, shown, first: for each id or colour, its number of pixels, the number of masks that
-    contain it, and the first of them. problems: one line for each file that cannot be used. named: the file of class
-    names, and the number of names.
+    sizes: (height, width) of each image.
+    kinds: kinds of images, with one file and the count of each.
+    low, high: range of the stored numbers.
+    pixels, shown, first: for each id or colour, its number of pixels, the number of masks that contain it, and the
+        first of them.
+    problems: one line for each file that cannot be used.
+    named: the file of class names, and the number of names.
     """
 
     sizes: list[tuple[int, int]] = field(default_factory=list)

@@ -110,8 +110,7 @@ def sections(runs: Iterable[Scored]) -> Iterator[str]:
 
 
 def write_table(runs: Path, path: Path, folders: Iterable[Path] = ()) -> None:
-    """Writes the Markdown table of all runs with scores, in `runs` or stored beside the table, and the JSON file beside
-    it.
+    """Writes the Markdown table, and the JSON file beside it, of all runs with scores in `runs` or in that file.
 
     Orders of papers are read from these folders of recipes and from this package's.
     """

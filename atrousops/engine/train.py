@@ -242,8 +242,7 @@ class Trainer:
         return processes.sum(total).item()
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """This process's images and labels of the next step, determined by seed and step so that runs can be
-        resumed."""
+        """This process's images and labels of the next step, determined only by seed and step, for resuming."""
         images, labels = self._coming().next()
         return images.to(self.device), labels.to(self.device)
 

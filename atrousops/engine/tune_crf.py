@@ -33,8 +33,7 @@ IMAGES = 16
 
 @dataclass(frozen=True)
 class Tuned:
-    """settings: of `DenseCRF`. plain, default, best: mean IoU on the search images without CRF, before and after
-    tuning."""
+    """settings: of `DenseCRF`. plain, default, best: mean IoU on the search images without CRF, untuned, tuned."""
 
     settings: dict[str, Any]
     plain: float

@@ -76,8 +76,8 @@ class ResNetForm(NamedTuple):
 
     multi_grid: factors of the rates of a stage's blocks, such as (1, 2, 4) for layer4, or for several stages by name.
     full_rate: the first block of an atrous stage has the stage's rate, not that of the previous stage (Caffe's DeepLab
-    v2, PSPNet, detectron2); this always holds for stages with a multi-grid. stride_in_1x1: a stage's stride is in the
-    first 1x1 convolution of its first block instead of the 3x3 (He et al.'s
+        v2, PSPNet, detectron2); this always holds for stages with a multi-grid.
+    stride_in_1x1: a stage's stride is in the first 1x1 convolution of its first block instead of the 3x3 (He et al.'s
         own weights, DeepLab v2).
     ceil_pool: the stem's pooling rounds its size up, as Caffe does (DeepLab v2): 320 pixels give 81 instead of 80.
     deep_stem: widths of three 3x3 convolutions instead of one 7x7: (64, 64, 128) in PSPNet and DeepLab's ResNet-v1

@@ -128,14 +128,14 @@ def check_objects(op: str, images: Tensor, labels: Tensor) -> None:
 def crop(input: Tensor, offset: int, size: Sequence[int]) -> Tensor:
     """The window of `size` (H, W) that starts `offset` rows and columns from the corner."""
     if torch.compiler.is_compiling():
-        # A graph with a slice serves only images of which as much is cut as of the first: nothing, or something.
+        # The graph of a slice would be valid only if images are cropped, or not, as the traced one was.
         rows, columns = (torch.arange(offset, offset + side, device=input.device) for side in size)
         return input.index_select(2, rows).index_select(3, columns)
     return input[..., offset : offset + size[0], offset : offset + size[1]]
 
 
 def reflect(input: Tensor, before: int, after: Sequence[int]) -> Tensor:
-    """Pads rows and columns by mirroring at the border pixel, as often as needed, so that any size will do.
+    """Pads rows and columns by mirroring at the border pixel, as often as needed for any size.
 
     Args:
         input: (N, C, H, W).

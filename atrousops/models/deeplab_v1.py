@@ -39,8 +39,7 @@ def atrous_vgg16(width: int, pooling: int, in_channels: int = 3) -> Backbone:
 
 
 class ZoomedModel(SegmentationModel):
-    """A SegmentationModel with position i of the map on pixel 8 i: scores are enlarged to 8 n - 7 pixels and
-    cropped."""
+    """A SegmentationModel with position i of the map on pixel 8 i: enlarges scores to 8 n - 7 pixels and crops them."""
 
     def enlarge(self, scores: Tensor, size: Sequence[int]) -> Tensor:
         return _zoom(scores, size)

@@ -55,8 +55,7 @@ class Hypercolumns(nn.Module):
         return {"out": x if self.grid == 1 else self._blend(x)}
 
     def _blend(self, input: Tensor) -> Tensor:
-        """Blends the classifiers of the grid at every pixel, with bilinear weights by the distance to their cells'
-        centres."""
+        """Blends the classifiers of the grid at every pixel, with bilinear weights between their cells' centres."""
         height, width = input.shape[-2:]
         cells = torch.eye(self.grid**2, dtype=input.dtype, device=input.device).view(1, -1, self.grid, self.grid)
         share = F.interpolate(cells, size=(height, width), mode="bilinear", align_corners=False)

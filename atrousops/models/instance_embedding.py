@@ -71,8 +71,7 @@ class MetricLearning(nn.Module):
         return {"out": out, "embedding": resize(self.embedding(features), size), "seeds": seeds}
 
     def _features(self, input: Tensor) -> Tensor:
-        """The backbone's maps of the image at every scale, concatenated at the size of the map of the scale nearest to
-        1."""
+        """The backbone's maps at every scale, concatenated at the size of the map of the scale nearest to 1."""
         maps = []
         for scale in self.scales:
             sides = [max(1, scaled(side, scale)) for side in input.shape[-2:]]

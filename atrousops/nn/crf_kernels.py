@@ -150,7 +150,7 @@ def check_image(op: str, kernels: Sequence[Checked], spacing: tuple[float, ...],
         wanted = f"1 to {most} channels" if given == 1 else f"{given} channels, as {kernel.prefix}srgb"
         remedy = "A grey image has one channel; repeated three times, its distances grow by the root of 3."
         if read > most:
-            remedy = f"The lattice has at most {MAX_FEATURES} features, of which the position is {axes}; give a "
+            remedy = f"The lattice has at most {MAX_FEATURES} features, and the position takes {axes}; give a "
             remedy += "CRFKernel the channels that matter, or the image's principal components."
         bad_value(op, "image", f"have {wanted}", tuple(image.shape), remedy)
 

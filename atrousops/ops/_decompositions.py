@@ -1,5 +1,7 @@
-"""Our operators expressed in PyTorch's. torch.onnx.export(dynamo=True) takes them from PyTorch's table of
-decompositions, `decompose` applies them to an exported program, and torch.jit.trace records them.
+"""Our operators expressed in PyTorch's.
+
+torch.onnx.export(dynamo=True) takes them from PyTorch's table of decompositions, `decompose` applies them to an
+exported program, and torch.jit.trace records them.
 
 They are not used when our kernels run. Shapes may be symbolic.
 """
@@ -138,7 +140,7 @@ def register() -> None:
 
 
 def _where_traced(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The decomposition, for recorders. With symbolic sizes, fake tensors consult the table too; they get the fake
+    """The decomposition, for recorders; fake tensors with symbolic sizes, which also use the table, get the fake
     kernel.
 
     The strides of a decomposition differ from the kernels', which Inductor asserts; and sizes must not need

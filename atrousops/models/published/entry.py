@@ -30,8 +30,9 @@ class Published:
     classes: names, in the order of the scores.
     source: where the file comes from.
     sha256: of the file, or its first digits; "" if the release does not give it: then only names and shapes are
-    checked. mean, std, size: of Info. change: converts its state dict to ours, for real or meta tensors; keeps unknown
-    entries.
+        checked.
+    mean, std, size: as in Info.
+    change: converts its state dict to ours, for real or meta tensors; keeps unknown entries.
     """
 
     network: str

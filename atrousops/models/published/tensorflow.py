@@ -97,8 +97,7 @@ def _xception() -> list[Rule]:
 
 
 def _edge(match: re.Match[str]) -> str:
-    """The name of a layer by the number of its edge and its position in the edge; a separable edge has twice four
-    modules."""
+    """The name of a layer, by its edge and its position in the edge; a separable edge has twice four modules."""
     cell, block, side, kind, which, pointwise = match.groups()
     inside = {"separable": 1, "bn_sep": 3, "atrous": 1, "bn_atr": 2}[kind]
     inside += 4 * (int(which or 1) - 1) + bool(pointwise)
@@ -138,7 +137,7 @@ def _zoo(file: str, classes: tuple[str, ...], size: int) -> Published:
 def _searched(width: int) -> Published:
     # The authors published code and no checkpoint.
     source = (
-        f"https://github.com/tensorflow/models, research/deeplab (nas_hnasnet of {width} filters, one's own training)"
+        f"https://github.com/tensorflow/models, research/deeplab (nas_hnasnet of {width} filters, your own training)"
     )
     arguments = {"num_classes": len(CITYSCAPES), "width": width}
     return Published("auto_deeplab", arguments, CITYSCAPES, source, "", size=2049, change=auto_deeplab, **_RANGE)
