@@ -37,7 +37,7 @@ __all__ = [
 ]
 __all__ += nn.__all__
 
-# Imported when they are first asked for: they bring torchvision, which takes as long to import as torch.
+# Imported on first use: they import torchvision, which takes as long as importing torch.
 _LAZY = ("engine", "models")
 
 

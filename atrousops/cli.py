@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader of our output has closed it, as `head` does: nothing more can be printed, not even at exit.
+        # The reader of our output, such as `head`, has closed it: nothing more can be printed, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
     except KeyboardInterrupt:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _describe(error: Exception) -> str:
-    """The error in one line. An unforeseen one names its type and the file of its traceback."""
+    """The error in one line; for an unexpected error also its type and the file of its traceback."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
@@ -62,7 +62,7 @@ def _describe(error: Exception) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="atrousops",
-        description="Dense prediction: segment photographs, train, evaluate and measure, see what this build can do.",
+        description="Dense prediction: segment images, train, evaluate, benchmark, and show what this build can do.",
         epilog="Exit code: 0 done, 1 something failed, 2 wrong usage.",
     )
     parser.add_argument("--version", action="version", version=f"atrousops {ao.__version__}")
@@ -84,13 +84,13 @@ def _add_train(commands: Commands, common: argparse.ArgumentParser) -> None:
         "train",
         parents=[common],
         help="train a network by a recipe",
-        description="Trains a network by a recipe. Ctrl-C stops after the step in hand; --resume goes on from there.",
+        description="Trains a network by a recipe. Ctrl-C stops after the current step; --resume continues from there.",
     )
     add_config(parser)
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder for log, checkpoint and weights (default: runs/RECIPE)"
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in the output folder")
     parser.set_defaults(run=_train)
 
 
@@ -109,8 +109,8 @@ def _add_study(commands: Commands, common: argparse.ArgumentParser) -> None:
         "study",
         parents=[common],
         help="train and score many recipes, and write one table",
-        description="Trains and scores recipes one after another, and writes the table of all runs after each. What is "
-        "done is not done again; what was stopped goes on.",
+        description="Trains and scores recipes one after another, and writes the table of all runs after each. "
+        "Finished recipes are skipped; interrupted ones are resumed.",
     )
     parser.add_argument(
         "configs", nargs="+", metavar="CONFIG", help="recipes, or folders of them, such as atrousops/configs/camvid"
@@ -126,7 +126,7 @@ def _add_study(commands: Commands, common: argparse.ArgumentParser) -> None:
         type=int,
         default=[],
         metavar="N",
-        help="run each recipe with each; rows get mean and deviation",
+        help="run each recipe with each seed; rows show mean and deviation",
     )
     parser.add_argument("--pages", metavar="DIR", help="also write a page for each network, such as to docs/networks")
     parser.add_argument("--speed", nargs="+", default=[], metavar="FILE", help="of `bench --suite networks`, for pages")
@@ -165,7 +165,7 @@ def _add_bench(commands: Commands, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "bench",
         parents=[common],
-        help="measure this package against what it replaces",
+        help="compare this package with the operators that it replaces",
         description=command.DESCRIPTION,
         epilog=command.EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,4 +1,4 @@
-"""`python -m atrousops.demo`: a photograph segmented with the shipped weights, what ran, and ours against PyTorch."""
+"""`python -m atrousops.demo`: segments a photograph, prints which kernels ran, and compares them with PyTorch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from atrousops.engine.predict import labels, load_predictor
 from atrousops.proof.run import ensure
 from atrousops.surgery.explain import Explanation
 
-# Of the quick selection of `atrousops bench`: one row for each thing that this package does.
+# From the quick selection of `atrousops bench`: one row for each operator.
 ROWS = (
     "deeplab/aspp OS16, rate 18, 2048->256, 33x33, batch 1/fp32/nchw/forward",
     "deeplab/aspp OS16, rate 18, 2048->256, 33x33, batch 1/fp32/nhwc/forward",
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def segment(output: Path) -> None:
-    """Segments the photograph with and without the CRF, writes the comparison, prints what ran."""
+    """Segments the photograph with and without the CRF, writes the comparison, prints which kernels ran."""
     photo = skimage.data.astronaut()
     predictor = load_predictor(crf=True, scales=(0.5, 0.75, 1.0, 1.25), flip=True)
     # A first call pays for one-time work: pages of memory, threads, oneDNN's choice of kernels.
@@ -78,7 +78,7 @@ def segment(output: Path) -> None:
 
 
 def _interesting(explanation: Explanation) -> str:
-    """The first calls that our kernels run, and how many calls run on which kernel."""
+    """The first calls that run on our kernels, and the number of calls per kernel."""
     ours = [row for row in explanation.rows if row.kernel != "aten"]
     counts = Counter(row.kernel for row in explanation.rows).most_common()
     summary = ", ".join(f"{count} on {kernel}" for kernel, count in counts)

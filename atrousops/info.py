@@ -1,4 +1,4 @@
-"""info: what this installation is made of, and what would run here."""
+"""info: the parts of this installation, and which backends run here."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def info() -> Info:
 
     Sections: `versions`, `cpu` (the instruction set in use, those compiled, threads), `cuda` (the devices, and whether
     one is emulated), `libraries` (loaded, or why not), `build`, `environment` (the ATROUSOPS_ variables that are set),
-    `operators` (for cpu and cuda: the backend that runs float32 here, and of every other why not), `weights` (the files
-    that come with the package).
+    `operators` (for cpu and cuda: the backend that runs float32 here, and why each other does not), `weights` (the
+    files that come with the package).
     """
     return Info(
         versions=_versions(),
@@ -49,7 +49,7 @@ def info() -> Info:
 
 
 def operator_names() -> list[str]:
-    """The operators, by the one name that each bears on every floor."""
+    """The names of the operators; an operator has the same name on every level of the package."""
     return sorted(module.name for module in pkgutil.iter_modules(ops.__path__) if not module.name.startswith("_"))
 
 

@@ -1,4 +1,4 @@
-"""How a result is held to an oracle, and how several ways to compute it are timed."""
+"""Comparison of a result with an oracle, and timing of several implementations."""
 
 from atrousops.common.testing import SHORT as SHORT
 from atrousops.common.testing import Clock as Clock

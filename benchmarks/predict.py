@@ -41,31 +41,32 @@ TEXT = """## Predicted times on an H100 and an H200
 `atrousops/dispatch/machines/h100.toml`) adds up
 
 - `launch`: the launches of a call;
-- `tensor cores`: the products of all tiles, at half of the data sheet's rate, which is a guess. `L2` in its place where
-  the operands' bytes from the L2 cache would take longer, at the 8.1 TB/s that kernel 6 of
-  [fast.cu](https://github.com/pranjalssh/fast.cu) reads for its 777 TFLOP/s without multicast; where the columns of a
-  result make an even number of tiles, two blocks share what they read of the map, which counts half;
-- `tile ends`: what a tile takes beside its products, from the counts of its machine code (`tile_steps`;
-  `tests/compile/test_wgmma_code.py` holds them);
-- `waves`: multiprocessors that wait for the busiest one, and edges of tiles;
-- `sums`: the launch that adds the parts of a sum;
+- `tensor cores`: the products of all tiles, at half of the data sheet's rate, which is a guess. It is replaced by `L2`
+  if reading the operands from the L2 cache would take longer, at the 8.1 TB/s that kernel 6 of
+  [fast.cu](https://github.com/pranjalssh/fast.cu) reads for its 777 TFLOP/s without multicast. If the columns of a
+  result make an even number of tiles, two blocks share the bytes they read of the map, which then count half;
+- `tile ends`: the time of a tile outside its products, from the instruction counts of its machine code (`tile_steps`,
+  checked by `tests/compile/test_wgmma_code.py`);
+- `waves`: time in which multiprocessors wait for the busiest one, and partly filled tiles;
+- `sums`: the launch that adds partial sums;
 - `DRAM`: every tensor read or written once, at {copy};
 - `NCHW`: copies of the maps into channels_last and back.
 
-`bound` names the largest part on an H100. `L2` is what the cache has to deliver while products last, in TB/s.
+`bound` names the largest part on an H100. `L2` is the rate that the cache must deliver during the products, in TB/s.
 
-**cuDNN.** No published measurement of its convolutions on an H100, shape by shape, was found. The first value is the
-planner's guess: 0.51 of the data sheet's rate (0.67 in fp32) for every tap, dead ones included, however few tiles there
-are. The range begins at 0.75 of the rate, which is what cuBLAS was measured at in 16 bits on products of
-6144 x 6144 x 6144 (741 TFLOP/s; 798 of 8192 x 8192 x 8192, both in fast.cu), and which a convolution should not pass;
-0.90 in fp32 has no source. It ends at 0.40 (0.50 in fp32), in whole waves of tiles of {tile} without parts of sums;
+**cuDNN.** We found no published measurements of its convolutions on an H100 by shape. The first value is the planner's
+guess: 0.51 of the data sheet's rate (0.67 in fp32) for every tap, including dead ones, however few tiles there are. The
+range begins at 0.75 of the rate. cuBLAS was measured at that rate in 16 bits on products of 6144 x 6144 x 6144
+(741 TFLOP/s; 798 for 8192 x 8192 x 8192, both in fast.cu), and a convolution should not exceed it. The value for fp32,
+0.90, has no source. The range ends at 0.40 (0.50 in fp32), in whole waves of tiles of {tile} without split sums;
 that has no source either. MLPerf 3.0's
 [ResNet-50 on eight H100](https://developer.nvidia.com/deep-learning-performance-training-inference/training), trained
-in 13.5 minutes, makes about 0.2 of the rate, everything beside convolutions included (36 to 41 epochs assumed).
+in 13.5 minutes, reaches about 0.2 of the rate, including everything outside convolutions (36 to 41 epochs assumed).
 
-`x` is cuDNN's time over ours, with its range. Where the range holds 1 the row says **cannot be told**. Our own rate may
-be as wrong as cuDNN's. `runs` is what dispatch takes on an H100: ours where they are predicted at less than {margin} of
-the time of PyTorch's. Times are microseconds; `atrousops bench --suite deeplab` measures these rows on a GPU.
+`x` is cuDNN's time over ours, with its range. If the range contains 1, the row says **cannot be told**. Our own rate
+may be as wrong as cuDNN's. `runs` is the choice of dispatch on an H100: ours if they are predicted at less than
+{margin} of the time of PyTorch's. Times are in microseconds. On a GPU, `atrousops bench --suite deeplab` measures these
+rows.
 
 {summary}
 """
@@ -205,8 +206,9 @@ def summed(name: str, rows: list[Predicted]) -> str:
     runs = [p for p in rows if p.dispatched]
     sure, least = sum(p.ratio[1] >= 1 for p in runs), min(p.ratio[0] for p in runs)
     return (
-        f"{name}: of {len(rows)} rows ours run in {len(runs)}, none of them predicted under {least:.2f};"
-        f" in {sure} of these even the fastest cuDNN is slower, in the other {len(runs) - sure} it cannot be told."
+        f"{name}: our kernels run in {len(runs)} of {len(rows)} rows, each with a predicted ratio of {least:.2f} or"
+        f" more. In {sure} of these even the fastest estimate of cuDNN is slower; for the other {len(runs) - sure} it"
+        " cannot be told."
     )
 
 

@@ -1,17 +1,19 @@
-"""Other people's networks after convert and optimize, against themselves: `python tests/matrix.py`, docs/matrix.md.
+"""Networks of other packages after convert and optimize, compared with the originals: docs/matrix.md.
 
-Each network has random weights and runs in processes of its own, with limits of time and memory, so that a crash is a
-row. Needs the packages of `pip install atrousops[matrix]`. A cell holds "ok", or what went wrong:
+Run by `python tests/matrix.py`. Each network has random weights and runs in processes of its own, with limits of time
+and memory, so that a crash becomes a row. Needs the packages of `pip install atrousops[matrix]`. A cell holds "ok", or
+what went wrong:
 
-- eval: results against the model in float64. At most twice the model's own error, and the same labels where float64
-  is sure of them. Where a model's own error is above one per cent, and for detectors, which choose among candidates,
-  both sides run in float64. Its own error is the largest of what it makes contiguous, in channels_last where it runs
-  there, and with inputs that differ in the last place; for optimize also with weights that do, as folding rounds them.
-- training: one step with the same seed; loss, every gradient and every buffer, held to the same bound.
+- eval: results against the model in float64. The error is at most twice the model's own, and labels are the same unless
+they are a near tie in float64. If a model's own error is above one per cent, and for detectors, which choose among
+candidates, both sides run in float64. The model's own error is the largest of those with contiguous tensors, in
+channels_last if it runs in that, and with inputs changed in the last place; for optimize also with weights changed in
+the last place, because folding rounds them.
+- training: one step with the same seed; loss, every gradient and every buffer, with the same bound.
 - saved: the state dict, loaded into a model that was made with other weights, and the module saved whole, both in
-  another process; results are equal to the bit. Weights that were optimised go into a copy that was optimised with
-  other weights, unchecked, as a check may undo what it did not undo for the first: there both may be off by what eval
-  allows.
+another process; the bits of the results are equal. For optimize, the state dict goes into a copy that was optimised
+with other weights and without the check, because the check may undo other fusions there; its results have the bound of
+eval.
 """
 
 from __future__ import annotations

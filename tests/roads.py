@@ -1,19 +1,21 @@
-"""Every network on its roads out of this package, held to itself: `python tests/roads.py`, docs/roads.md.
+"""Every network exported in every way and compared with itself: `python tests/roads.py`, docs/roads.md.
 
-Each network is tiny, of random weights, in evaluation mode, on the CPU in float32; the two that come with the package
-are as they are. It is exported with two images of 64x80 pixels, and what came of it runs on one and on three of other
-sizes: its scores may be off by 1e-4 of the largest, or by twice what the network itself is off from float64, if that is
-more. A cell holds "ok" and the largest difference found; "refused" and the sentence that says so; or what went wrong.
+Each network is small, with random weights, in evaluation mode, on the CPU in float32; the two that come with the
+package are unchanged. It is exported with two images of 64x80 pixels, and the result is run on one image and on three
+of other sizes. Scores may differ by 1e-4 of the largest, or by twice the network's own error against float64, whichever
+is larger. A cell holds "ok" and the largest difference found; "refused" and the reason; or what went wrong.
 
 - onnxruntime, OpenVINO: the file that `atrousops export` writes.
 - torch.export: with a range for batch, height and width, `Dim.DYNAMIC(min=, max=)`; saved, loaded in another process.
-- AOTInductor: that program compiled with our operators in it, in a process of its own, as a compiler takes minutes for
-  some, and its own loops without vector instructions, for the same reason; loaded in another. `--column AOTInductor`
-  measures it alone and leaves the other cells as they are.
-- AOTInductor, decomposed: the program in PyTorch's operators, loaded in a process without this package; of one network.
-- jit: `torch.jit.trace` on the network's first call, frozen, loaded in a process without this package; with it, of the
-  dense CRF, which PyTorch has no operators for.
-- optimised: a copy by `atrousops.optimize`, by torch.save and by pickle, loaded in another process; equal to the bit.
+- AOTInductor: that program compiled with our operators in it, and loaded in another process. Compilation takes minutes
+for some networks, so it runs in a process of its own and without vector instructions in the compiler's loops. `--column
+AOTInductor` measures only this column.
+- AOTInductor, decomposed: the program in PyTorch's operators, loaded in a process without this package; for one
+network.
+- jit: `torch.jit.trace` on the network's first call, frozen, loaded in a process without this package (with it for
+networks with a dense CRF, for which PyTorch has no operators).
+- optimised: a copy by `atrousops.optimize`, saved by torch.save and by pickle, loaded in another process; bits are
+equal.
 
 Needs the packages of `pip install atrousops[export]`, and a C++ compiler.
 """
@@ -289,7 +291,7 @@ def table(found: dict[str, tables.Row], versions: dict[str, str]) -> str:
     )
     numbers = {reason: f"refused [{number}]" for number, reason in enumerate(reasons, start=1)}
     lines = [
-        "# Roads out of this package",
+        "# Networks and export formats",
         "",
         "Written by `python tests/roads.py`, which says what the columns mean; nothing in it is written by hand.",
         "Run on " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",

@@ -184,7 +184,7 @@ def test_16_bit_colours(tmp_path):
     raw = np.array([[[0xFFFF, 0x8040, 0x0100]]], dtype=">u2")
     (tmp_path / "a.png").write_bytes(own.png(1, 1, 16, 2, b"\0" + raw.tobytes()))
     np.testing.assert_array_equal(decode.read_image(tmp_path / "a.png"), [[[255, 128, 1]]])
-    with pytest.raises(decode.PictureError, match="16 bits a colour"):
+    with pytest.raises(decode.PictureError, match="16 bits per colour"):
         decode.colour_ids_from(open(tmp_path / "a.png", "rb"), "a.png")  # noqa: SIM115
     tifffile = pytest.importorskip("tifffile")
     for most, rest in {65535: {}, 4095: {}, 4000: {"extratags": [(281, 3, 3, (65535,) * 3, True)]}}.items():

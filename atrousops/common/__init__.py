@@ -1,1 +1,1 @@
-"""What every folder uses: errors, files that are whole or not there, their formats."""
+"""Helpers for every folder: errors, atomic file writes, formats."""

@@ -1,4 +1,4 @@
-"""One way to say what is wrong: the argument, the rule, what came, and what would do."""
+"""The format of error messages: the argument, the rule, the value received, and a remedy."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def bad_value(op: str, argument: str, rule: str, got: object, remedy: str = "") 
 
 
 def bad_choice(op: str, argument: str, known: Iterable[object], got: object) -> NoReturn:
-    """Raises ArgumentError for what is none of the known names, and says which of them it may have been meant for."""
+    """Raises ArgumentError for an unknown name, and suggests the known name that is closest."""
     names = [str(name) for name in known]
     bad_value(op, argument, f"be one of {', '.join(names)}", repr(got), meant(got, names))
 
 
 def meant(got: object, known: Iterable[str]) -> str:
-    """ "Did you mean NAME?" where one of the known names is close; else nothing."""
+    """ "Did you mean NAME?" if one of the known names is close, else an empty string."""
     near = difflib.get_close_matches(str(got), known, 1)
     return f"Did you mean {near[0]}?" if near else ""
 
@@ -54,7 +54,7 @@ def bad_type(op: str, argument: str, rule: str, got: object, remedy: str = "") -
 def check_device(op: str, like: str, where: Tensor, remedy: str = "", **others: Tensor | None) -> None:
     """Raises ArgumentError unless the others are on the device of `where`, argument `like`: kernels read raw addresses.
 
-    Each is named as its argument; None is nowhere. `remedy` in place of how to move it.
+    Keyword names are the names of the arguments; None is skipped. `remedy` replaces the hint how to move the tensor.
     """
     for name, value in others.items():
         if value is not None and value.device != where.device:
@@ -63,7 +63,7 @@ def check_device(op: str, like: str, where: Tensor, remedy: str = "", **others: 
 
 
 def check_floating(op: str, argument: str, value: object, dtypes: Iterable[torch.dtype]) -> None:
-    """Raises ArgumentTypeError unless a value is a tensor of one of these dtypes, and no MaskedTensor."""
+    """Raises ArgumentTypeError unless a value is a tensor of one of these dtypes and not a MaskedTensor."""
     if not isinstance(value, Tensor) or value.dtype not in dtypes:
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         *most, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
@@ -72,7 +72,7 @@ def check_floating(op: str, argument: str, value: object, dtypes: Iterable[torch
 
 
 def check_not_masked(op: str, argument: str, value: Tensor) -> None:
-    """Raises ArgumentTypeError for a MaskedTensor, which PyTorch's torch.where sends into an endless recursion."""
+    """Raises ArgumentTypeError for a MaskedTensor, on which torch.where recurses without end."""
     if isinstance(value, MaskedTensor):
         bad_type(op, argument, "be no MaskedTensor", "one", f"Fill what is masked: {argument}.to_tensor(value).")
 

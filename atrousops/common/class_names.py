@@ -21,7 +21,7 @@ _ADE20K = (
     "dishwasher,screen,blanket,sculpture,hood,sconce,vase,traffic light,tray,ashcan,fan,pier,crt screen,plate,"
     "monitor,bulletin board,shower,radiator,glass,clock,flag"
 )
-# With the names of those ids of COCO that have no image.
+# Includes the names of COCO's ids that no image uses.
 _COCO_STUFF = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,street sign,stop sign,"
     "parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,hat,backpack,umbrella,shoe,"

@@ -1,4 +1,4 @@
-"""What conv and conv_transpose accept, and how they say no: PyTorch's phrase where it has one, then what would do."""
+"""Argument checks of conv and conv_transpose. Messages begin with PyTorch's phrase, if it has one, and add a remedy."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _check_tensors(op: str, input: Any, weight: Any, bias: Any) -> None:
             remedy = f"{_types(input, name, value)}: use {name}.to(input.device)."
             check_device(op, "input", input, remedy, **{name: value})
         if value.dtype != input.dtype and not is_autocast(input.device.type):
-            # PyTorch looks at the bias first.
+            # PyTorch checks the bias first.
             also = name == "weight" and bias is not None and bias.dtype != input.dtype
             of_bias = f"{_types(input, 'bias', bias)}, " if also else ""
             phrase = f"{of_bias}{_types(input, name, value)}: use {name}.to(input.dtype)."
@@ -228,7 +228,7 @@ def _check_weight(op: str, weight: Tensor, groups: int) -> None:
 def _bad_channels(
     op: str, rank: int, input: Tensor, weight: Tensor, given: str, channels: int, why: str, remedy: str
 ) -> NoReturn:
-    # PyTorch names the batch of one that it makes.
+    # PyTorch's message has the batch dimension of one that it adds.
     size = list(input.shape) if input.dim() == rank + 2 else [1, *input.shape]
     phrase = (
         f"Given {given}, weight of size {list(weight.shape)}, expected input{size} to have {channels} channels, "

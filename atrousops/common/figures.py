@@ -1,4 +1,4 @@
-"""Figures by matplotlib, which is an extra: the one place that imports it."""
+"""The only place that imports matplotlib, which is an optional dependency."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from atrousops.common.checks import ArgumentError
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
+# Okabe and Ito's colours, distinguishable with colour blindness.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000", "#999999")
 
 
@@ -15,11 +15,11 @@ class NoFigures(ArgumentError):
 
 
 def new_figure(what: str, extra: str, width: float, height: float) -> Any:
-    """An empty figure, in inches, whose parts find their places by themselves.
+    """An empty figure of a size in inches, with automatic layout.
 
     Args:
-        what: wants it, in the plural, such as "bench: plots".
-        extra: of this package, which installs matplotlib.
+        what: the feature that needs matplotlib, in the plural, for the error message, such as "bench: plots".
+        extra: the extra of this package that installs matplotlib.
 
     Raises:
         NoFigures: matplotlib is not installed.

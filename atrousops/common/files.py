@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic file writes: a file is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class OutputError(OSError):
 def write_atomically(path: str | os.PathLike[str] | Remote, write: Callable[[str], object]) -> None:
     """Calls `write` with the name of a temporary file beside `path`, then moves it there in one step.
 
-    Missing folders are made. If `write` fails or is interrupted, `path` stays as it was and no temporary file is left.
-    For an object store the temporary file is on this machine, and is put there when it is whole.
+    Missing folders are created. If `write` fails or is interrupted, `path` stays as it was and no temporary file is
+    left. For an object store the temporary file is local, and is uploaded when complete.
 
     Raises:
         OutputError: the folder cannot be written, or the disk is full.
@@ -37,7 +37,7 @@ def write_atomically(path: str | os.PathLike[str] | Remote, write: Callable[[str
         if isinstance(there, Remote):
             there.put(temporary)
             return
-        # mkstemp keeps its files private; results get the permissions of any other new file.
+        # mkstemp makes private files; results get the permissions of any other new file.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, there)
         temporary = None
@@ -72,7 +72,7 @@ class _Kept:
 
 @contextlib.contextmanager
 def writing(name: str) -> Iterator[Any]:
-    """A file for a library that makes an error of its own of a full disk, as `torch.save` does; raises the OSError."""
+    """A file for libraries that replace the OSError of a full disk, as `torch.save` does; raises that OSError."""
     with open(name, "wb") as stream:
         kept = _Kept(stream)
         try:
@@ -84,7 +84,7 @@ def writing(name: str) -> Iterator[Any]:
             raise kept.error from error
 
 
-# Of locked folders: processes that are forked, as those that read images are, are not to hold them longer than we do.
+# Descriptors of locked folders. Forked processes, such as data loaders, close them, or they would keep the lock.
 _HELD: set[int] = set()
 
 
@@ -99,17 +99,17 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def alone(folder: Path, op: str, doing: str) -> Iterator[None]:
-    """While it lasts, no other process is in here with this folder; it ends with the process, however that ends.
+    """Locks a folder against other processes; the lock ends with the `with` block or with the process.
 
-    Where there are no such locks, as on Windows and some network file systems, nothing is locked.
+    On systems without such locks (Windows, some network file systems) nothing is locked.
 
     Args:
-        folder: is made if it is missing.
-        op, doing: what the error names: the command, and what the other process does with the folder.
+        folder: created if missing.
+        op, doing: for the error message: the command, and what the other process does with the folder.
 
     Raises:
-        ArgumentError: another process is.
-        OutputError: the folder cannot be made.
+        ArgumentError: another process has locked the folder.
+        OutputError: the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def alone(folder: Path, op: str, doing: str) -> Iterator[None]:
             pass
         yield
     finally:
-        # Not in a child that was forked meanwhile.
+        # Not in a child process that was forked in the meantime.
         if handle in _HELD:
             _HELD.remove(handle)
             os.close(handle)

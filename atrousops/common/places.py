@@ -1,4 +1,4 @@
-"""Where files are: on this machine, or in an object store that fsspec reaches. All paths that users give come here."""
+"""Paths given by users: local files, or URLs of object stores that fsspec supports."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class _Stat(NamedTuple):
 
 @dataclass(frozen=True, order=True)
 class Remote:
-    """A file or folder by its URL, with the methods of `pathlib.Path` that this package uses, and `put`.
+    """A file or folder given by a URL, with the methods of `pathlib.Path` that this package uses, and `put`.
 
-    Of errors it raises what the store's package does: most are OSErrors, as a file system's.
+    Errors are those of the store's package; most are OSErrors.
     """
 
     url: str
@@ -78,7 +78,7 @@ class Remote:
             return stream.read()
 
     def stat(self) -> _Stat:
-        """When the file was changed. Raises OSError: it is not there, or its store does not say."""
+        """The modification time. Raises OSError: the file does not exist, or its store does not report the time."""
         files, path = self._reached()
         try:
             return _Stat(files.modified(path).timestamp())
@@ -95,7 +95,7 @@ class Remote:
             files.rm_file(path)
 
     def put(self, local: str | os.PathLike[str]) -> None:
-        """Replaces the file by a local one; whether others may see a part of it is the store's affair."""
+        """Replaces the file by a local one; whether this is atomic depends on the store."""
         files, path = self._reached()
         files.put_file(os.fspath(local), path)
 
@@ -111,7 +111,7 @@ class Remote:
             return None
 
     def _reached(self) -> tuple[Any, str]:
-        # Not kept: fsspec itself keeps one a thread, and makes another in a process that was forked.
+        # Not cached here: fsspec caches one per thread, and makes another in a forked process.
         from fsspec.core import url_to_fs
 
         files, path = url_to_fs(self.url)
@@ -122,11 +122,11 @@ Place: TypeAlias = Path | Remote
 
 
 def place(given: str | os.PathLike[str] | Remote, argument: str = "path") -> Place:
-    """A path of this machine, or what an URL such as s3://bucket/folder names; `argument` stands in messages.
+    """A local path, or the place that a URL such as s3://bucket/folder names; `argument` is its name in messages.
 
     Raises:
-        ImportError: fsspec, or the package by which it reaches such a store, is not installed.
-        ArgumentError: fsspec knows no such store, or it is a chain of several.
+        ImportError: fsspec, or the package that it needs for such a store, is not installed.
+        ArgumentError: fsspec does not know the store, or the URL is a chain of several.
     """
     if isinstance(given, Remote):
         return given
@@ -153,14 +153,14 @@ def place(given: str | os.PathLike[str] | Remote, argument: str = "path") -> Pla
 
 
 def dangling(path: Place) -> str:
-    """Of a link that leads nowhere, in words, where it leads; "" of anything else."""
+    """For a broken link, a text that says where it points; "" for anything else."""
     if not isinstance(path, Path) or not path.is_symlink() or path.exists():
         return ""
     return f"a link to {os.readlink(path)}, which is not there"
 
 
 def absent(given: str | os.PathLike[str] | Remote) -> str:
-    """That there is no such file or folder, in words; of a relative path also where it was looked for."""
+    """The text that a file or folder does not exist; for a relative path also where it was searched."""
     where = place(given)
     return f"{given}, which does not exist" + (
         f" in {Path.cwd()}" if isinstance(where, Path) and not where.is_absolute() else ""

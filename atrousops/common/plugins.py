@@ -1,4 +1,4 @@
-"""What other installed packages add by entry points."""
+"""Entry points of other installed packages."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from atrousops.common.checks import ArgumentError, bad_value
 
 
 def names(group: str) -> tuple[str, ...]:
-    """The names of a group, such as "atrousops.networks", in order; nothing is imported."""
+    """The sorted names of a group, such as "atrousops.networks"; nothing is imported."""
     return tuple(sorted({point.name for point in entry_points(group=group)}))
 
 
 def load(group: str, name: str) -> Any:
-    """What an installed package has under that name.
+    """The object that an installed package provides under that name.
 
     Raises:
-        ArgumentError: no package or more than one has it, or its import fails; the message names the package.
+        ArgumentError: no package or more than one provides it, or its import fails; the message names the package.
     """
     points = [*{(p.value, _package(p)): p for p in entry_points(group=group, name=name)}.values()]
     if len(points) != 1:
@@ -27,10 +27,10 @@ def load(group: str, name: str) -> Any:
     try:
         return point.load()
     except Exception as error:
-        # Whatever the code of another package raises.
+        # The code of another package may raise anything.
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         text = f"{group}: {name!r} is {point.value} of the package {_package(point)}, whose import fails: {why}."
-        raise ArgumentError(f"{text} Mend or uninstall {_package(point)}.") from error
+        raise ArgumentError(f"{text} Repair or uninstall {_package(point)}.") from error
 
 
 def _package(point: EntryPoint) -> str:

@@ -1,4 +1,4 @@
-"""How a result is held to an oracle, and how several ways to compute it are timed: for tests, demo and benchmarks."""
+"""Comparison of a result with an oracle, and timing of several implementations: for tests, demo and benchmarks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Clock = Callable[[Callable[[], object]], float]
 
 
 def disagreement(ours: Tensor, exact: Tensor, theirs: Tensor) -> str | None:
-    """What is wrong with `ours`, or None: |ours - exact| <= 2 max|theirs - exact| + one rounding of the largest value.
+    """Why `ours` is wrong, or None if |ours - exact| <= 2 max|theirs - exact| + one rounding of the largest value.
 
-    Integer tensors must be equal to `exact`. NaN must stand in the same places.
+    Integer tensors must be equal to `exact`. NaN must be at the same positions.
 
     Args:
         ours: our result at the dtype under test.
@@ -48,14 +48,14 @@ def disagreement(ours: Tensor, exact: Tensor, theirs: Tensor) -> str | None:
 
 
 def _largest_error(result: Tensor, exact: Tensor) -> Tensor:
-    # Equal infinities, and NaN, differ by NaN; they agree. In place: outputs of 100 MB and more are compared.
+    # The difference of equal infinities, and of NaN, is NaN; they agree. In place, because outputs can exceed 100 MB.
     difference = result.double() if result.dtype != torch.float64 else result.clone()
     return difference.sub_(exact).abs_().nan_to_num_(nan=0.0, posinf=torch.inf).max()
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call: the median, and the quartiles around it; `seconds` has every round's where they are kept."""
+    """Seconds per call: the median and the quartiles; `seconds` has the time of every round, if kept."""
 
     median: float
     lower: float
@@ -72,25 +72,25 @@ class Timing:
         return cls(median, lower, upper, len(seconds), tuple(seconds))
 
     def over(self, other: Timing) -> Timing:
-        """Each round's seconds over those of `other` in that round: what slows a whole round is in neither's favour."""
+        """The ratio to `other` in each round: an event that slows a whole round favours neither."""
         return Timing.of([ours / theirs for ours, theirs in zip(self.seconds, other.seconds, strict=True)])
 
     @property
     def error(self) -> float:
-        """By how much the median may be off, at a level of 5 %: 1.57 (upper - lower) / sqrt(repeats).
+        """The uncertainty of the median, at a level of 5 %: 1.57 (upper - lower) / sqrt(repeats).
 
         Source: McGill, Tukey & Larsen, Variations of box plots (1978).
         """
         return 1.57 * (self.upper - self.lower) / self.repeats**0.5
 
 
-# Calls shorter than this are timed behind another one of their own: what another contender left in the caches and in
-# the allocator decided up to a third of them.
+# Calls shorter than this are timed directly after another call of the same function: otherwise the caches and the
+# allocator, as left by another contender, decided up to a third of the time.
 SHORT = 0.05
 
 
 def host_seconds(function: Callable[[], object]) -> float:
-    """Seconds of a call that finishes its work before it returns; where that is SHORT, of the second in a row."""
+    """Seconds of a call that is synchronous; if that is less than SHORT, of the second of two calls."""
     seconds = float("inf")
     for _ in range(2):
         start = time.perf_counter()
@@ -102,19 +102,19 @@ def host_seconds(function: Callable[[], object]) -> float:
 
 
 class Queue(Protocol):
-    """What a clock of a GPU's calls needs of that GPU: torch.cuda's stream and events, or a test's."""
+    """The GPU functions that the clock needs: torch.cuda's stream and events, or a test's substitute."""
 
     def flush(self) -> None:
-        """Issues work that takes a while and leaves nothing of ours in the caches."""
+        """Issues work that takes some time and evicts our data from the caches."""
 
     def mark(self) -> Any:
-        """Issues an event."""
+        """Records an event."""
 
     def reached(self, mark: Any) -> bool:
-        """Whether the GPU has come to an event."""
+        """Whether the GPU has reached an event."""
 
     def seconds(self, start: Any, end: Any) -> float:
-        """Between two events; waits for the second."""
+        """Seconds between two events; waits for the second."""
 
 
 class _CudaQueue:
@@ -138,24 +138,24 @@ class _CudaQueue:
         return start.elapsed_time(end) * 1e-3
 
 
-# Of work in front of a call at most: a call that itself waits for the GPU is never issued in time.
+# The most seconds of work before a call: a call that itself waits for the GPU is never issued in time.
 MOST_BUSY = 0.1
 
 
 def flushes_for(issue: float, flush: float) -> int:
-    """How many flushes keep a GPU busy for twice the seconds that issuing a call takes, and for MOST_BUSY at most.
+    """The number of flushes that keep a GPU busy for twice the time of issuing a call, and for MOST_BUSY at most.
 
-    issue, flush: seconds of the host for the call, and of the GPU for one flush.
+    issue, flush: seconds that the host needs for the call, and the GPU for one flush.
     """
     return max(1, math.ceil(min(2 * issue, MOST_BUSY) / flush))
 
 
 class DeviceClock:
-    """Seconds between two events of a GPU around a call, the L2 cache flushed before, the host's time left out.
+    """Seconds between two GPU events around a call, after flushing the L2 cache, without the host's time.
 
-    The GPU flushes for longer than the host takes to issue the call: else it would wait for the host between the call's
-    kernels, and in the backward pass autograd's threads take longer than most kernels. Whether it did is seen by the
-    first event, which must not have come when all is issued; where it had, the call is repeated behind more flushes.
+    Flushing must take longer than the host needs to issue the call. Otherwise the GPU would wait for the host between
+    the call's kernels; in the backward pass autograd's threads take longer than most kernels. If the GPU has already
+    reached the first event when everything is issued, the call is repeated after more flushes.
     """
 
     def __init__(self, queue: Queue, host: Callable[[], float] = time.perf_counter) -> None:
@@ -173,7 +173,7 @@ class DeviceClock:
         before, self._flushes = self._flushes, needed
         seconds, _, kept_busy = self._once(function)
         if not kept_busy:
-            # The call itself waits for the GPU: nothing can be issued ahead of its end.
+            # The call itself waits for the GPU: the second event cannot be issued before it ends.
             self._flushes = before
         return seconds
 
@@ -190,7 +190,7 @@ class DeviceClock:
 
 
 def clock_of(device: torch.device, of_host: bool = False) -> Clock:
-    """How a call is timed: by the GPU's events, or by the host, which waits for the GPU at the end."""
+    """The clock for a device: GPU events, or the host's clock, waiting for the GPU at the end."""
     if device.type == "cpu":
         return host_seconds
     if device.type == "cuda" and not of_host:
@@ -214,9 +214,9 @@ def interleaved(
     clock: Clock = host_seconds,
     warm_up: bool = True,
 ) -> tuple[Timing, ...]:
-    """Times a, b, c, c, b, a, a, b, ... after one unmeasured call of each: a slow moment of the machine meets all.
+    """Times a, b, c, c, b, a, a, b, ... after one unmeasured call of each, so that slow periods affect all.
 
-    Every other round goes backwards, so that none always runs behind the same other one.
+    Every other round is in reverse order, so that no function always runs after the same other one.
 
     Args:
         functions: of no arguments.
@@ -240,9 +240,9 @@ def interleaved(
 
 @dataclass
 class Comparison:
-    """Several ways to compute one thing: what is wrong with some, why some cannot run, the timings of the others.
+    """Several implementations of one computation: which are wrong, which cannot run, and the timings of the others.
 
-    There are no timings at all where a result of ours is wrong.
+    If a result of ours is wrong, there are no timings.
     """
 
     timings: dict[str, Timing] = field(default_factory=dict)
@@ -261,17 +261,17 @@ def compare(
     budget: float = float("inf"),
     clock: Clock = host_seconds,
 ) -> Comparison:
-    """Holds every result to the oracle; if all of ours are right, times all that are right in turn.
+    """Compares every result with the oracle; if all of ours are right, times all that are right, interleaved.
 
-    Each entry is a function that gets ready and returns the function to time, so that the forward pass before a
-    backward pass is not timed.
+    Each entry is a function that does the preparation and returns the function to time, so that the forward pass before
+    a backward pass is not timed.
 
     Args:
-        ours: held to `disagreement`.
-        theirs: held to a bound that only shows that they compute the same thing (`differs`).
+        ours: checked by `disagreement`.
+        theirs: checked by `differs`, with a bound that only shows that they compute the same thing.
         exact: the oracle's result in fp64.
         yardstick: PyTorch's result at the dtype under test, whose error sets the bound for ours. By default the first
-            of theirs; the exact result rounded to that dtype if that one cannot run.
+            of theirs, or the exact result rounded to that dtype if the first cannot run.
         anchors: timed too, but compute something else.
         repeats, budget, clock: as in `interleaved`.
     """
@@ -289,7 +289,7 @@ def compare(
 def _right_ones(
     result: Comparison, ours: Mapping[str, Ready], theirs: Mapping[str, Ready], exact: Run, yardstick: Run | None
 ) -> dict[str, Run]:
-    """Those to be timed, ours first; the others go to `result`."""
+    """The functions to time, ours first; the others are recorded in `result`."""
     true = _tensors(exact())
     known = None if yardstick is None else _tensors(yardstick())
     runs: dict[str, Run] = {}
@@ -324,7 +324,7 @@ def _verdict(
 
 
 def differs(theirs: Tensor, exact: Tensor) -> str | None:
-    """Why two results cannot be of the same computation, or None: |theirs - exact| <= 4 sqrt(eps) max |exact|."""
+    """Why two results cannot be of the same computation, or None if |theirs - exact| <= 4 sqrt(eps) max |exact|."""
     if theirs.shape != exact.shape:
         return f"shape {tuple(theirs.shape)}, expected {tuple(exact.shape)}"
     if exact.numel() == 0:

@@ -1,4 +1,4 @@
-"""Data sets, read from a folder or straight from their zip archives, and their transforms."""
+"""Data sets, read from a folder or directly from their zip archives, and their transforms."""
 
 from atrousops.data.bands import Pixels
 from atrousops.data.base import VOID, SegmentationSet

@@ -1,4 +1,4 @@
-"""Pictures of any number of channels and depth: how the files of training, evaluation and `segment` are read."""
+"""Reads image files with any number of channels and any depth, for training, evaluation and `segment`."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from atrousops.data.decode import (
     samples_from,
 )
 
-# Red, green, blue; ITU-R BT.601, as Pillow's grey.
+# Red, green, blue; ITU-R BT.601, as in Pillow's conversion to grey.
 _GREY = np.array([0.299, 0.587, 0.114])
 _ORIENTATION = 274
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """How pictures are read.
+    """The settings for reading images.
 
-    channels: of the network. scale: the stored number that counts as 1, such as 4095 of a 12-bit camera, or None for
-    8-bit RGB and greys; see `read_picture`. page: which one of a file of several pages or frames, from 1.
+    channels: of the network. scale: the stored number that counts as 1, such as 4095 for a 12-bit camera, or None for
+    8-bit RGB and greys; see `read_picture`. page: the page or frame to read, from 1.
     """
 
     channels: int = 3
@@ -50,32 +50,32 @@ class Pixels:
 
 
 def read_picture(path: str | Place, pixels: Pixels) -> np.ndarray:
-    """A picture as an array (H, W, channels).
+    """An image as an array (H, W, channels).
 
-    | scale | channels | is read from | becomes |
+    | scale | channels | read from | result |
     |---|---|---|---|
     | None | 3 | any image Pillow opens | uint8, as `read_image` |
-    | None | 1 | the same | uint8, the grey of it |
+    | None | 1 | the same | uint8, converted to grey |
     | None | other | .npy, TIFF, RGBA, CMYK, of 8 or 16 bits | uint8, or uint16 in 0..65535 |
-    | stated | any | the same and greys, RGB, of any depth, floats too | float32, stored number / scale |
+    | given | any | the same and greys, RGB, of any depth, also floats | float32, stored number / scale |
 
-    .npy holds (H, W, C) or (C, H, W). A TIFF has C samples or pages; what Pillow cannot read of it needs the package
-    tifffile. PNG of 16 bits a colour needs the package imagecodecs. Orientation is applied.
+    .npy holds (H, W, C) or (C, H, W). A TIFF has C samples or pages; kinds that Pillow cannot read need the package
+    tifffile. PNG with 16 bits per colour needs the package imagecodecs. Orientation is applied.
 
     Raises:
-        PictureError: there is no such file, it cannot be read, or has other channels, another dtype, or NaN.
+        PictureError: the file does not exist, cannot be read, or has other channels, another dtype, or NaN.
     """
     with opened(place(path)) as stream:
         return picture_from(stream, str(path), pixels)
 
 
 def read_channels(path: str | Place, channels: int) -> np.ndarray:
-    """`read_picture` of pictures without a scale."""
+    """`read_picture` for images without a scale."""
     return read_picture(path, Pixels(channels))
 
 
 def picture_from(stream: BinaryIO, name: str, pixels: Pixels) -> np.ndarray:
-    """As `read_picture`, from a binary stream; `name` says the kind of file, and stands in messages."""
+    """As `read_picture`, from a binary stream; `name` gives the kind of file, and is used in messages."""
     array_file = PurePath(name).suffix.lower() == ".npy"
     if pixels.scale is None and pixels.channels in (1, 3) and not array_file:
         picture = image_from(stream, name, pixels.page)
@@ -84,7 +84,7 @@ def picture_from(stream: BinaryIO, name: str, pixels: Pixels) -> np.ndarray:
 
 
 def finished(samples: np.ndarray, name: str, pixels: Pixels) -> np.ndarray:
-    """What `read_picture` makes of stored numbers (H, W, C), pixel by pixel; `name` stands in messages."""
+    """Converts stored numbers (H, W, C) as `read_picture` does; `name` is used in messages."""
     if pixels.scale is None:
         if samples.dtype not in (np.uint8, np.uint16):
             why = f"holds {samples.dtype}, where uint8 or uint16 is needed"
@@ -99,12 +99,12 @@ def finished(samples: np.ndarray, name: str, pixels: Pixels) -> np.ndarray:
 
 
 def samples_of(stream: BinaryIO, name: str) -> np.ndarray:
-    """The stored numbers of a picture, (H, W, C) of the file's dtype, whatever C is."""
+    """The stored numbers of an image, (H, W, C) in the file's dtype, with any C."""
     return _samples(stream, name, None)
 
 
 def integers_from(stream: BinaryIO, name: str) -> np.ndarray:
-    """The ids of a mask in .npy, int64 (H, W). Raises PictureError: it holds something else."""
+    """The ids of a mask in .npy, int64 (H, W). Raises PictureError: it does not hold ids."""
     ids = _numpy(stream, name)
     if ids.ndim != 2 or ids.dtype.kind not in "uib":
         raise PictureError(f"{name}: a mask must be integers (H, W); it is {ids.dtype} {ids.shape}")
@@ -120,7 +120,7 @@ def _samples(stream: BinaryIO, name: str, channels: int | None, page: int = 1) -
     data = stream.read()
     if is_deep_png(data):
         return _checked(name, _deep_png(data, name, page), channels)
-    # Both read it, the second after the first.
+    # Tried in this order.
     stream = io.BytesIO(data)
     refused = None
     try:
@@ -136,7 +136,7 @@ def _samples(stream: BinaryIO, name: str, channels: int | None, page: int = 1) -
 
 
 def _bands_last(array: np.ndarray, channels: int | None) -> np.ndarray:
-    """(H, W, C) of (H, W), or of (C, H, W) where C is the number of channels, or the smallest of the three."""
+    """(H, W, C) from (H, W), or from (C, H, W) if C is the number of channels or the smallest of the three."""
     if array.ndim == 2:
         return array[..., None]
     bands = channels if channels is not None else min(array.shape, default=0)
@@ -160,14 +160,15 @@ def _numpy(stream: BinaryIO, name: str) -> np.ndarray:
 
 
 def _deep_png(data: bytes, name: str, page: int) -> np.ndarray:
-    """Colours of 16 bits, by imagecodecs."""
+    """Reads 16-bit colours by imagecodecs."""
     try:
         codecs = importlib.import_module("imagecodecs")
     except ImportError:
-        why = f"{name}: PNG with 16 bits a colour, of which Pillow keeps 8; the package imagecodecs reads it"
+        why = f"{name}: PNG with 16 bits per colour, which Pillow reduces to 8; the package imagecodecs reads it"
         raise PictureError(f"{why}: pip install imagecodecs") from None
     if page != 1:
-        raise PictureError(f"{name}: page {page} was asked for, and of PNG with 16 bits a colour the first can be read")
+        why = "of PNG with 16 bits per colour only the first can be read"
+        raise PictureError(f"{name}: page {page} was asked for, and {why}")
     width, height = struct.unpack(">II", data[16:24])
     if width * height > allowed():
         raise PictureError(f"{name}: has {width * height} pixels, more than the {allowed()} that are allowed")
@@ -180,7 +181,7 @@ def _deep_png(data: bytes, name: str, page: int) -> np.ndarray:
 
 
 def _tiff(stream: BinaryIO, name: str, refused: PictureError | None, page: int) -> np.ndarray:
-    """By tifffile, after Pillow has found other channels or refused the file."""
+    """Reads by tifffile, after Pillow has found other channels or refused the file."""
     try:
         tifffile = importlib.import_module("tifffile")
     except ImportError:
@@ -191,7 +192,7 @@ def _tiff(stream: BinaryIO, name: str, refused: PictureError | None, page: int) 
             if page > len(file.pages):
                 raise PictureError(f"{name}: page {page} was asked for, and there are {len(file.pages)}")
             first = file.pages[page - 1]
-            # The first series may be pages that are the bands of one picture.
+            # The first series may consist of pages that are the bands of one image.
             series = file.series[0] if page == 1 else first
             samples, axes = np.asarray(series.asarray()), str(series.axes)
             turn = int(first.tags.valueof(_ORIENTATION, 1))
@@ -211,7 +212,7 @@ def _tiff(stream: BinaryIO, name: str, refused: PictureError | None, page: int) 
 
 
 def _upright(samples: np.ndarray, turn: int) -> np.ndarray:
-    """Turned as TIFF's orientation says, 1 being upright."""
+    """Rotates and flips by TIFF's orientation tag; 1 is upright."""
     turned: dict[int, Any] = {
         2: samples[:, ::-1],
         3: samples[::-1, ::-1],

@@ -1,4 +1,4 @@
-"""What every reader is: images with labels, by number, from a folder or straight from an archive."""
+"""The base of all readers: indexed images with labels, from a folder or directly from an archive."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ Sample = tuple[Tensor, Tensor]
 
 
 class SegmentationSet(Dataset[Sample]):
-    """Pairs of an image (C, H, W) and its labels (H, W) int64, void being 255; by default RGB in uint8.
+    """Pairs of an image (C, H, W), by default RGB in uint8, and its labels (H, W) int64; void is 255.
 
-    What else an image is, `pixels` says: set it to read other channels or depths, see `bands.read_picture`.
+    Set `pixels` to read other channels or depths, see `bands.read_picture`.
 
-    A set with `instances` has labels (2, H, W): the class, and the number of the object, from 1, or 0 for what is no
-    object. The number means nothing where the class is void.
+    A set with `instances` has labels (2, H, W): the class, and the number of the object, from 1, or 0 for no object.
+    Where the class is void the number is undefined.
 
     Args:
-        root: folder that holds the archive or its unpacked folder; None looks in $ATROUSOPS_DATA.
+        root: folder that holds the archive or its unpacked folder; None searches in $ATROUSOPS_DATA.
         split: one of `splits`.
         transform: called with (tv_tensors.Image, tv_tensors.Mask).
 
     Raises:
-        ArgumentError: no such split, more than 255 classes, or a file or folder of the layout is missing; the message
-            names it.
+        ArgumentError: no such split, more than 255 classes, or a missing file or folder, which the message names.
     """
 
     file: str
@@ -76,17 +75,17 @@ class SegmentationSet(Dataset[Sample]):
 
         Raises:
             FileNotFoundError: one of its files is missing.
-            PictureError: one is damaged, or is no image or mask.
-            ArgumentError: the two are of different sizes, or there is an id that the set does not know.
+            PictureError: one is damaged, or is not an image or mask.
+            ArgumentError: their sizes differ, or there is an id that the set does not define.
         """
         image, mask = self._paths(name)
         return self._pair(image, self._image(image), mask, self._labels(mask))
 
     def look(self, names: Iterable[str]) -> None:
-        """Looks at files before they are used, without decoding them; sets that others made are taken to be whole.
+        """Checks files before they are used, without decoding them; the default does nothing.
 
         Raises:
-            ArgumentError: some of them are damaged, or do not fit together; the message names them.
+            ArgumentError: some of them are damaged, or do not match; the message names them.
         """
 
     def _open(self, root: str | os.PathLike[str] | None) -> Files:
@@ -94,7 +93,7 @@ class SegmentationSet(Dataset[Sample]):
         return Files(find(self.file, root))
 
     def _image(self, image: str) -> np.ndarray:
-        """The picture of a file, (H, W, C), as `pixels` says."""
+        """The image of a file, (H, W, C), read according to `pixels`."""
         return self.files.image(image, self.pixels)
 
     def _labels(self, mask: str) -> Tensor:
@@ -102,7 +101,7 @@ class SegmentationSet(Dataset[Sample]):
         return self._relabel(mask, self.files.mask(mask))
 
     def _pair(self, image: str, picture: np.ndarray, mask: str, labels: Tensor) -> Sample:
-        """Image and labels as tensors; their files are named where the sizes differ."""
+        """Image and labels as tensors; if sizes differ, the error names the files."""
         (h, w), (rows, columns) = picture.shape[:2], labels.shape[-2:]
         if (h, w) != (rows, columns):
             op, where = type(self).__name__, self.files.place(mask)
@@ -111,7 +110,7 @@ class SegmentationSet(Dataset[Sample]):
         return torch.from_numpy(picture).permute(2, 0, 1).contiguous(), labels
 
     def _expected(self) -> str:
-        """What `_list` looks for, for the message if there is none."""
+        """The files that `_list` searches for, for the message if there are none."""
         return f"images of the split {self.split!r}"
 
     def _list(self) -> list[str]:
@@ -122,7 +121,7 @@ class SegmentationSet(Dataset[Sample]):
         raise NotImplementedError
 
     def _ids(self) -> Mapping[int, int]:
-        """The ids that the files may hold, with the class that each is, or VOID; 255 is void too."""
+        """The ids that the files may hold -> class or VOID; 255 is also void."""
         return {number: number for number in range(len(self.classes))}
 
     def _relabel(self, mask: str, ids: np.ndarray) -> Tensor:
@@ -131,7 +130,7 @@ class SegmentationSet(Dataset[Sample]):
         beyond = max(known) + 1
         table = np.full(beyond + 1, -1, dtype=np.int64)
         table[list(known)] = list(known.values())
-        # What is out of the table's range meets its last entry.
+        # Ids outside the table's range are mapped to its last entry.
         classes = table[np.where((ids < 0) | (ids > beyond), beyond, ids)]
         if (classes < 0).any():
             rows, columns = np.nonzero(classes < 0)
@@ -145,12 +144,12 @@ class SegmentationSet(Dataset[Sample]):
         return {VOID: VOID, **self._ids()}
 
     def _remedy(self, id: int) -> str:
-        """What to do about an id that is not known."""
+        """The remedy for an unknown id."""
         return "Convert its ids first."
 
 
 def _ranges(numbers: Iterable[int]) -> list[str]:
-    """Numbers as "a-b", or "a" where it stands alone."""
+    """Numbers as ranges "a-b", or "a" for a single one."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and runs[-1][-1] == number - 1:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from atrousops.common.class_names import CITYSCAPES
 from atrousops.data.base import VOID, SegmentationSet
 
-# The ids of the files that are judged, in the order of the classes; all others up to 33 are void.
+# The ids that are evaluated, in the order of the classes; all others up to 33 are void.
 _IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 

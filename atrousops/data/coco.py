@@ -1,4 +1,4 @@
-"""COCO: things and stuff for every pixel (COCO-Stuff), and every object by itself (panoptic)."""
+"""COCO: things and stuff for every pixel (COCO-Stuff), and separate objects (panoptic)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atrousops.common.checks import ArgumentError, bad_value
 from atrousops.common.class_names import COCO_STUFF
 from atrousops.data.base import VOID, Sample, SegmentationSet
 
-# Those that COCO took out again; an id is the name's place, from 1.
+# Names that COCO removed again; ids are positions from 1.
 _GONE = "street sign,hat,shoe,eye glasses,plate,mirror,window,desk,door,blender,hair brush"
 _NAMES = {number: name for number, name in enumerate(COCO_STUFF) if name not in _GONE.split(",")}
 
@@ -21,7 +21,8 @@ _NAMES = {number: name for number, name in enumerate(COCO_STUFF) if name not in 
 class COCOStuff(SegmentationSet):
     """COCO-Stuff: 80 things and 91 stuff classes.
 
-    `coco/{train,val}2017/*.jpg` with `coco/stuffthingmaps/{train,val}2017/*.png`, whose greys are the ids less one.
+    `coco/{train,val}2017/*.jpg` with `coco/stuffthingmaps/{train,val}2017/*.png`, whose grey values are the ids minus
+    one.
 
     Source: Caesar et al., COCO-Stuff: thing and stuff classes in context (2018).
     """
@@ -50,7 +51,7 @@ class COCOPanoptic(SegmentationSet):
     are segments' ids R + 256 G + 65536 B, and `coco/{train,val}2017/*.jpg`. Crowds are void.
 
     Attributes:
-        things: how many of the classes, from the first, are things.
+        things: the number of things; they are the first classes.
 
     Source: Kirillov et al., Panoptic segmentation (2019).
     """

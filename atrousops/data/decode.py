@@ -1,4 +1,4 @@
-"""The one decoder of image files: pictures become RGB bytes, masks class ids, and nothing is reinterpreted silently."""
+"""Decodes image files: images to RGB bytes and masks to class ids. Ambiguous files raise an error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from atrousops.common.places import Place, dangling, place
 
 Image.preinit()
 
-# What Pillow documents (OSError, ValueError, EOFError), and what its own `Image.open` and `ImageFile` take for damage.
+# The errors that Pillow documents (OSError, ValueError, EOFError), and those that `Image.open` and `ImageFile` catch.
 _OF_PYTHON = (OSError, ValueError, EOFError, SyntaxError, IndexError, KeyError, TypeError, OverflowError)
 DAMAGE = (*_OF_PYTHON, struct.error, zlib.error)
 _ORIENTATION, _BITS, _PHOTOMETRIC, _LARGEST = 274, 258, 262, 281
@@ -42,12 +42,12 @@ EXACT = ("PNG", "TIFF", "BMP", "GIF")
 
 
 class PictureError(ArgumentError):
-    """A file that cannot be used as a picture or mask; the message names the file and says why in one line."""
+    """A file that cannot be used as an image or mask; the message names the file and the reason in one line."""
 
 
 @dataclass(frozen=True)
 class _Decoded:
-    """bits: of a stored sample, as far as the file says; largest: TIFF's MaxSampleValue; inverted: zero is white."""
+    """bits: of a stored sample, if the file says; largest: TIFF's MaxSampleValue; inverted: zero is white."""
 
     image: Image.Image
     name: str
@@ -61,69 +61,70 @@ class _Decoded:
 
 
 def read_image(path: str | Place) -> np.ndarray:
-    """Reads the first frame or page of an image file, upright, as RGB.
+    """Reads the first frame or page of an image file as RGB, with its orientation applied.
 
-    | samples | become |
+    | samples | result |
     |---|---|
     | 8-bit grey, palette, RGB, CMYK, YCbCr, HSV | RGB, by Pillow's conversion; ICC profiles and gamma are not applied |
-    | alpha, or a transparent colour | laid on white |
+    | alpha, or a transparent colour | composited on white |
     | 16-bit grey | round(255 v / white), see below |
-    | 16-bit colour | its upper byte, for Pillow reads no more; TIFF whose values fill 14 bits or fewer is refused |
-    | float grey | round(255 v) where all are within 0..1, else refused |
-    | 32-bit integer | as 16-bit where all are within 0..65535, else refused |
+    | 16-bit colour | its upper byte (a limit of Pillow); a TIFF with values of 14 bits or fewer is refused |
+    | float grey | round(255 v) if all are within 0..1, else refused |
+    | 32-bit integer | as 16-bit if all are within 0..65535, else refused |
 
-    White is 65535 in PNG and PGM, which say so; 4095 in a TIFF of 12 bits a sample. In any other file it is the largest
-    number of 8, 10, 12, 14 or 16 bits that neither the values nor TIFF's MaxSampleValue exceed, so that what a 12-bit
-    camera saved in 16 bits is not nearly black. EXIF's and TIFF's orientation is applied, that of EXIF that cannot be
-    parsed is not.
+    White is 65535 in PNG and PGM, as they define, and 4095 in a TIFF of 12 bits per sample. In any other file it is the
+    largest number of 8, 10, 12, 14 or 16 bits, whichever is the first that neither the values nor TIFF's MaxSampleValue
+    exceed, so that 12-bit images saved in 16 bits are not nearly black. The orientation of EXIF and TIFF is applied,
+    unless the EXIF data cannot be parsed.
 
     Returns:
         uint8 array (H, W, 3), values 0..255.
 
     Raises:
-        PictureError: no such file; no image; damaged, truncated, or beyond Pillow's limit of pixels; or refused above.
+        PictureError: the file does not exist, is not an image, is damaged or truncated, exceeds Pillow's limit of
+            pixels, or is refused according to the table.
     """
     with opened(place(path)) as stream:
         return image_from(stream, str(path))
 
 
 def read_mask(path: str | Place) -> np.ndarray:
-    """Reads the class ids of a mask: the stored numbers, never colours, of its first frame or page.
+    """Reads the class ids of a mask: the stored numbers, not colours, of its first frame or page.
 
-    1-bit and 2- to 16-bit greys give their numbers, palette images the indices, whatever the palette; 32-bit integers
-    too. Orientation is applied as `read_image` does.
+    Greys of 1 to 16 bits and 32-bit integers give their numbers, palette images their indices for any palette.
+    Orientation is applied as in `read_image`.
 
     Returns:
         int64 array (H, W).
 
     Raises:
-        PictureError: as `read_image`; the samples are colours, floats or have an alpha channel; the file is of a kind
-            that may change ids (JPEG, WebP), or a TIFF in which zero is white.
+        PictureError: as `read_image`; the samples are colours or floats, or have an alpha channel; the format may
+            change ids (JPEG, WebP); or it is a TIFF in which zero is white.
     """
     with opened(place(path)) as stream:
         return mask_from(stream, str(path))
 
 
 def allow(pixels: int) -> None:
-    """Lets files of up to so many pixels be read, in this process, instead of the 179 millions that Pillow allows.
+    """Sets the largest number of pixels of a file in this process, instead of Pillow's 179 million.
 
-    That limit guards against small files that fill the memory when unpacked.
+    The limit protects against small files that fill the memory when decompressed.
     """
     Image.MAX_IMAGE_PIXELS = -(-pixels // 2)
 
 
 def allowed() -> int:
-    """How many pixels a file may have to be read."""
+    """The largest number of pixels that is read."""
     return 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
 
 
 def is_deep_png(data: bytes) -> bool:
-    """Whether a file is PNG with 16 bits a colour, of which Pillow keeps the upper 8."""
+    """Whether a file is PNG with 16 bits per colour, of which Pillow keeps the upper 8."""
     return data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 25 and data[24] == 16 and data[25] in (2, 4, 6)
 
 
 def pages_in(path: str | Place) -> int:
-    """How many pages or frames an image file has; 1 for a file that is none."""
+    """The number of pages or frames of an image file; 1 for any other file."""
     there = place(path)
     if there.suffix.lower() not in _SEVERAL_PAGES:
         return 1
@@ -137,7 +138,7 @@ def pages_in(path: str | Place) -> int:
 
 
 def image_from(stream: BinaryIO, name: str, page: int = 1) -> np.ndarray:
-    """As `read_image`, from a binary stream; `name` stands in messages, and `page` counts from 1."""
+    """As `read_image`, from a binary stream; `name` is used in messages, and `page` counts from 1."""
     decoded = _decode(stream, name, page)
     image = decoded.image
     if image.mode in (*_SIXTEEN, "I"):
@@ -157,9 +158,9 @@ def image_from(stream: BinaryIO, name: str, page: int = 1) -> np.ndarray:
 
 
 def samples_from(stream: BinaryIO, name: str, page: int = 1) -> np.ndarray:
-    """The stored numbers of a picture, (H, W, C) of the file's dtype, upright: neither scaled nor made RGB.
+    """The stored numbers of an image, (H, W, C) in the file's dtype, upright, not scaled and not converted to RGB.
 
-    Greys, RGB, RGBA and CMYK are as stored, palettes become their colours, and YCbCr and HSV RGB.
+    Greys, RGB, RGBA and CMYK are returned as stored, palettes as their colours, YCbCr and HSV as RGB.
 
     Raises:
         PictureError: as `read_image`; or colours of 16 bits, or a TIFF in which zero is white.
@@ -180,15 +181,15 @@ def samples_from(stream: BinaryIO, name: str, page: int = 1) -> np.ndarray:
 
 
 def colours_from(stream: BinaryIO, name: str) -> np.ndarray:
-    """The colours of a mask that is drawn in them, uint8 (H, W, 3), of RGB, palette or grey.
+    """The colours of a mask drawn in colours, uint8 (H, W, 3), from RGB, palette or grey.
 
     Raises:
-        PictureError: as `read_mask`; the file has 16 bits a colour, or pixels that are not opaque.
+        PictureError: as `read_mask`; the file has 16 bits per colour, or pixels that are not opaque.
     """
     decoded = _decode(stream, name)
     _check_exact(decoded, ("RGB", "RGBA", "P", "L", "1"), "colours (mode RGB, RGBA, P, L or 1)", "write it as RGB")
     if decoded.bits == 16:
-        raise decoded.refuse("16 bits a colour, of which a table of colours has 8")
+        raise decoded.refuse("16 bits per colour, of which a table of colours has 8")
     image = decoded.image.convert("RGBA")
     colours = np.asarray(image)
     if (colours[..., 3] != 255).any():
@@ -197,30 +198,30 @@ def colours_from(stream: BinaryIO, name: str) -> np.ndarray:
 
 
 def mask_from(stream: BinaryIO, name: str, remedy: str = "convert it to ids first") -> np.ndarray:
-    """As `read_mask`, from a binary stream; `name` stands in messages, and `remedy` in those of colours."""
+    """As `read_mask`, from a binary stream; `name` is used in messages, `remedy` in those about colours."""
     decoded = _decode(stream, name)
     _check_exact(decoded, ID_MODES, "one class id a pixel (mode 1, L, P, I or I;16)", remedy)
     if decoded.inverted:
         raise decoded.refuse("a TIFF in which zero is white, so that its ids may be meant inverted; save it as PNG")
     ids = np.asarray(decoded.image).astype(np.int64)
     if decoded.image.mode == "L" and decoded.bits in (2, 4):
-        # Pillow stretches them to 0..255.
+        # Pillow scales them to 0..255.
         ids //= 255 // (2**decoded.bits - 1)
     return ids
 
 
 def colour_ids_from(stream: BinaryIO, name: str) -> np.ndarray:
-    """Ids R + 256 G + 65536 B of an RGB file that is made of them, as COCO panoptic's are: int64 (H, W)."""
+    """Ids R + 256 G + 65536 B of an RGB file, as in COCO panoptic: int64 (H, W)."""
     decoded = _decode(stream, name)
     _check_exact(decoded, ("RGB",), "ids R + 256 G + 65536 B (mode RGB)", "write it as RGB")
     if decoded.bits == 16:
-        raise decoded.refuse("16 bits a colour, of which ids R + 256 G + 65536 B have 8")
+        raise decoded.refuse("16 bits per colour, of which ids R + 256 G + 65536 B have 8")
     return np.asarray(decoded.image).astype(np.int64) @ np.array([1, 256, 65536])
 
 
 @contextlib.contextmanager
 def opened(path: Place) -> Iterator[BinaryIO]:
-    """The file, open for reading. Raises PictureError: there is none, or it cannot be read."""
+    """The file, open for reading. Raises PictureError: it does not exist, or cannot be read."""
     try:
         if path.is_dir():
             raise PictureError(f"{path}: a folder, where an image file is needed")
@@ -240,7 +241,7 @@ def _decode(stream: BinaryIO, name: str, page: int = 1) -> _Decoded:
     stream.seek(0)
     try:
         with warnings.catch_warnings():
-            # Pillow warns of very large files, odd palettes and odd tags; all are read as well as they can be.
+            # Pillow warns about very large files, unusual palettes and tags; they are read anyway.
             warnings.simplefilter("ignore")
             with Image.open(stream) as image:
                 if page != 1:
@@ -274,13 +275,13 @@ def _turn_to(image: Image.Image, name: str, page: int) -> None:
 
 
 def _number(value: object) -> int | None:
-    """A TIFF tag that is a number, or the largest of its numbers."""
+    """The value of a numeric TIFF tag, or the largest of its values."""
     numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, int)]
     return max(numbers, default=None)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # An EXIF block that cannot be parsed says nothing about the orientation, and the pixels are there.
+    # An EXIF block that cannot be parsed gives no orientation, but the pixels are readable.
     with contextlib.suppress(*DAMAGE):
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
         return image if turn is None else image.transpose(turn)
@@ -298,7 +299,7 @@ def _grey(decoded: _Decoded) -> np.ndarray:
         stated = 2**decoded.bits - 1 if decoded.bits is not None and decoded.bits < 16 else 0
         most = max(high, decoded.largest or 0, stated)
         white = next((2**bits - 1 for bits in (8, 10, 12, 14) if most < 2**bits), 65535)
-        # Pillow inverts such greys of up to 8 bits, and no others.
+        # Pillow inverts such greys only up to 8 bits.
         values = white - values if decoded.inverted else values
     return ((255 * values + white // 2) // white).astype(np.uint8)
 
@@ -316,7 +317,7 @@ def _as_rgb(grey: np.ndarray) -> np.ndarray:
 
 
 def _check_upper_bytes(decoded: _Decoded) -> None:
-    """Raises where the upper bytes of 16-bit colours are not the picture."""
+    """Raises if the upper bytes of 16-bit colours do not represent the image."""
     upper = int(np.asarray(decoded.image).max()) if decoded.largest is None else decoded.largest >> 8
     if upper < 64:
         why = "16-bit colours that fill 14 bits or fewer, of which Pillow keeps the upper 8 of 16"
@@ -324,7 +325,7 @@ def _check_upper_bytes(decoded: _Decoded) -> None:
 
 
 def _check_exact(decoded: _Decoded, modes: tuple[str, ...], what: str, remedy: str) -> None:
-    """Raises unless the samples are numbers as they were written."""
+    """Raises unless the samples are the numbers that were written."""
     if decoded.image.mode not in modes:
         raise decoded.refuse(f"a mask must hold {what}; its mode is {decoded.image.mode}; {remedy}")
     lossy = "jpeg" in str(decoded.image.info.get("compression", ""))
@@ -334,6 +335,6 @@ def _check_exact(decoded: _Decoded, modes: tuple[str, ...], what: str, remedy: s
 
 
 def reason(error: BaseException) -> str:
-    """Why, in one line."""
+    """The reason of an error, in one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Files of a data set, in a folder or in a zip archive of it, and where data sets are looked for."""
+"""The files of a data set, in a folder or a zip archive, and the search for data sets."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from atrousops.common.places import Place, Remote, dangling, place
 from atrousops.data import bands, decode
 from atrousops.data.bands import Pixels
 
-# By the system; by zipfile: damaged, cut short, of a kind or with a password that it does not read.
+# Errors of the system, and of zipfile for archives that are damaged, truncated, unsupported or encrypted.
 _UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 
 
 def find(name: str, root: str | os.PathLike[str] | None = None) -> Place:
     """The path of a data file or folder.
 
-    Looked for in `root` if given, else in $ATROUSOPS_DATA.
+    Searched in `root` if given, else in $ATROUSOPS_DATA.
 
     Raises:
-        ArgumentError: it is not there, or neither is given.
+        ArgumentError: it does not exist, or neither is given.
     """
     given = "--data or data.root" if root is not None else "$ATROUSOPS_DATA"
     folder = os.environ.get("ATROUSOPS_DATA") if root is None else root
@@ -39,7 +39,7 @@ def find(name: str, root: str | os.PathLike[str] | None = None) -> Place:
 
 
 def _walk(folder: Place, inside: str, above: frozenset[Place]) -> Iterator[str]:
-    """Names of files, with `inside` before them; links are followed, but not back to a folder above."""
+    """Names of files, prefixed with `inside`; links are followed, except to a parent folder."""
     here = folder.resolve()
     if here in above or not folder.is_dir():
         return
@@ -51,9 +51,9 @@ def _walk(folder: Place, inside: str, above: frozenset[Place]) -> Iterator[str]:
 
 
 class Files:
-    """Reads files by their relative name, from a folder or straight from a zip archive.
+    """Reads files by their relative name, from a folder or directly from a zip archive.
 
-    The archive is opened again in every process that reads, so that workers do not share a file position.
+    Every process opens the archive itself, so that workers do not share a file position.
     """
 
     def __init__(self, path: str | Place) -> None:
@@ -70,9 +70,9 @@ class Files:
             return stream.read()
 
     def open(self, name: str) -> BinaryIO:
-        """One file as a stream that can be sought in. Raises as `read`."""
+        """One file as a seekable stream. Raises as `read`."""
         with self._naming(name):
-            # Opening a pipe would wait for a writer.
+            # Opening a pipe would block until there is a writer.
             if self._folder and (self.path / name).is_file():
                 return (self.path / name).open("rb")
             with contextlib.suppress(KeyError):
@@ -82,7 +82,7 @@ class Files:
 
     @contextlib.contextmanager
     def _naming(self, name: str) -> Iterator[None]:
-        """Errors of the file system and of the archive become PictureErrors that name the file; a store's do not."""
+        """Converts errors of a file system or archive, not of a store, to PictureErrors that name the file."""
         try:
             yield
         except _UNREADABLE as error:
@@ -95,7 +95,7 @@ class Files:
         return FileNotFoundError(f"{self.place(name)}: {link}" if link else f"{self.path} holds no {name}")
 
     def names(self, folder: str, suffix: str) -> list[str]:
-        """The stems of the files in `folder` that end in `suffix`, in order."""
+        """The sorted stems of the files in `folder` that end in `suffix`."""
         if self._folder:
             parent = self.path / folder
             found = [p.name for p in parent.iterdir()] if parent.is_dir() else []
@@ -105,7 +105,7 @@ class Files:
         return sorted(name[: -len(suffix)] for name in found if name.endswith(suffix))
 
     def folders(self, folder: str) -> list[str]:
-        """The names of the folders in `folder` ("" for all at the top), in order."""
+        """The sorted names of the folders in `folder` ("" for the top level)."""
         if self._folder:
             parent = self.path / folder
             return sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
@@ -114,11 +114,11 @@ class Files:
         return sorted({name.split("/")[0] for name in inside if "/" in name})
 
     def place(self, name: str) -> str:
-        """The file for messages: the path of the folder or archive, and the name in it."""
+        """The file as named in messages: the path of the folder or archive, and the name in it."""
         return f"{self.path}/{name}"
 
     def walk(self, folder: str = "") -> list[str]:
-        """The files in `folder` and all folders below it, by their paths from there, in order; not hidden ones."""
+        """The sorted relative paths of the files in `folder` and all folders below it, without hidden files."""
         if self._folder:
             found = _walk(self.path / folder, "", frozenset())
         else:
@@ -127,10 +127,10 @@ class Files:
         return sorted(name for name in found if not any(part.startswith((".", "__MACOSX")) for part in name.split("/")))
 
     def image(self, name: str, pixels: Pixels | None = None) -> np.ndarray:
-        """One picture (H, W, C), uint8 RGB unless pixels say otherwise; see `bands.read_picture`.
+        """One image (H, W, C), uint8 RGB unless `pixels` specifies otherwise; see `bands.read_picture`.
 
         Raises:
-            PictureError, FileNotFoundError: it cannot be read, or is not there.
+            PictureError, FileNotFoundError: it cannot be read, or does not exist.
         """
         return bands.picture_from(io.BytesIO(self.read(name)), self.place(name), pixels or Pixels())
 
@@ -142,7 +142,7 @@ class Files:
         return decode.mask_from(stream, self.place(name), remedy)
 
     def colours(self, name: str) -> np.ndarray:
-        """The colours of one mask, uint8 (H, W, 3); see `decode.colours_from`, whose errors it raises."""
+        """The colours of one mask, uint8 (H, W, 3); see `decode.colours_from`, also for errors."""
         return decode.colours_from(io.BytesIO(self.read(name)), self.place(name))
 
     def colour_ids(self, name: str) -> np.ndarray:

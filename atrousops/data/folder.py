@@ -21,33 +21,33 @@ from atrousops.data.files import Files
 from atrousops.data.heads import Head, head_of
 from atrousops.data.patterns import Pattern, composed
 
-# What messages call it.
+# Its name in messages.
 _ROOT = "--data or data.root"
 _WHERE = "Name another folder by --data, or the patterns of this one: `atrousops recipe --data DIR` finds them."
-# Of many files, how many an error names.
+# The number of files that an error names at most.
 SHOWN = 5
-# Red, green, blue in 0..255; their number is checked with words of our own.
+# Red, green, blue in 0..255; the number of entries is checked separately, for a better message.
 Colour = tuple[int, ...]
 _COLOUR_REMEDY = "convert it to ids first, or state in data.colours which class each colour is"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the images and masks of one's own are, and what the masks mean. Of `data.name: folder` alone.
+    """The location of a user's images and masks, and the meaning of the masks. Only for `data.name: folder`.
 
-    images, masks: a folder, or a pattern such as "masks/*_mask.png", below `root`; see `patterns.Pattern`. The part
-        {split} stands for the name of the split: "{split}/images".
-    classes: their names in the order of the network's outputs, or a text file below `root` with a name a line; by
-        default those of `colours`.
-    ids: what the numbers of the masks are, such as {0: background, 7: road, 9: void}: a class by its name or number, or
-        void. By default, and where these are all void, the others are the numbers of the classes.
-    void: a number in the masks that is void, where `ids` does not say what it is; null for none.
-    colours: what the colours of the masks are, such as {road: [128, 64, 128], void: [0, 0, 0]}: one colour for a class,
-        or a list of them.
-    lists: a text file below `root` for each split, with the name of an image a line: "{split}.txt".
-    fractions: the parts of the images that are other splits than train, such as {val: 0.2, test: 0.1}. An image's split
-        depends on its name and `seed` alone, so that another image moves none.
-    seed: of the fractions.
+    images, masks: a folder, or a pattern such as "masks/*_mask.png", below `root`; see `patterns.Pattern`. {split}
+        stands for the name of the split: "{split}/images".
+    classes: names in the order of the network's outputs, or a text file below `root` with one name per line; by default
+        those of `colours`.
+    ids: the meaning of the numbers in the masks, such as {0: background, 7: road, 9: void}: a class by its name or
+        number, or void. By default, and if `ids` only lists void, numbers are class numbers.
+    void: a number in the masks that is void, unless `ids` defines it; null for none.
+    colours: the colours of the masks, such as {road: [128, 64, 128], void: [0, 0, 0]}: one colour per class, or a list
+        of them.
+    lists: a text file below `root` for each split, with one image name per line: "{split}.txt".
+    fractions: the share of the images in each split other than train, such as {val: 0.2, test: 0.1}. An image's split
+        depends only on its name and `seed`, so adding images does not move others.
+    seed: for the fractions.
     unpaired: "refuse" images without a mask, or "skip" them.
     """
 
@@ -63,7 +63,7 @@ class Layout:
     unpaired: str = "refuse"
 
     def check(self) -> None:
-        """Raises ArgumentError unless this is a whole layout."""
+        """Raises ArgumentError unless the layout is complete."""
         for key in ("images", "masks"):
             if not getattr(self, key):
                 remedy = f"Such as {key}: {key}. `atrousops recipe --data DIR --model NAME` finds it out."
@@ -96,13 +96,13 @@ class Layout:
         return "{split}" in f"{self.images}{self.masks}"
 
     def splits(self, asked: Sequence[str]) -> tuple[str, ...]:
-        """The names of the splits: those of the fractions, or any where folders or lists are named by them."""
+        """The names of the splits: those of the fractions, or any if folders or lists are named by {split}."""
         if self.lists or self._named:
             return tuple(asked)
         return ("train", *self.fractions, "all") if self.fractions else ("all",)
 
     def split_of(self, key: str) -> str:
-        """The split of an image, by its key: a number in [0, 1) from SHA-256 of seed and key decides."""
+        """The split of an image, by its key: determined by a number in [0, 1) from the SHA-256 of seed and key."""
         text = f"{self.seed}:{composed(key)}"
         place = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2**64
         for split, part in (self.fractions or {}).items():
@@ -113,16 +113,16 @@ class Layout:
 
 
 class Folder(SegmentationSet):
-    """Images and masks of one's own, as a `Layout` says.
+    """A user's images and masks, described by a `Layout`.
 
     Args:
         root: the folder, or a zip archive.
         split: one of those of the layout.
-        transform: as of `SegmentationSet`.
-        layout: where files are, and what they mean.
+        transform: as for `SegmentationSet`.
+        layout: the location and meaning of the files.
 
     Raises:
-        ArgumentError: as `SegmentationSet`; the layout is not whole; there are no such images; an image has no mask; a
+        ArgumentError: as `SegmentationSet`; the layout is incomplete; there are no such images; an image has no mask; a
             split is empty.
     """
 
@@ -138,9 +138,7 @@ class Folder(SegmentationSet):
         self.layout = layout
         self.splits = layout.splits((split,))
         if split not in self.splits and self.splits == ("all",):
-            remedy = (
-                'Say which images are which: fractions: {val: 0.2}, lists: "{split}.txt" or images: "{split}/images".'
-            )
+            remedy = 'Define the splits: fractions: {val: 0.2}, lists: "{split}.txt" or images: "{split}/images".'
             bad_value("data", "split", "be all, as neither fractions, lists nor {split} is given", repr(split), remedy)
         super().__init__(root, split, transform)
 
@@ -169,7 +167,7 @@ class Folder(SegmentationSet):
         return self._of_split(images)
 
     def found(self) -> tuple[dict[str, str], dict[str, str]]:
-        """The files of images and those of masks, by their keys.
+        """The image files and the mask files, by their keys.
 
         Raises:
             ArgumentError: there are none, or two have the same key.
@@ -182,9 +180,9 @@ class Folder(SegmentationSet):
         return images, masks
 
     def look(self, names: Iterable[str]) -> None:
-        """As `SegmentationSet.look`: sizes, kinds and ends of the files; what looks wrong is read."""
+        """As `SegmentationSet.look`: checks sizes, kinds and ends of the files; suspicious files are decoded."""
         problems = []
-        # In a store each look is a request.
+        # In an object store each check is a request.
         for name in () if isinstance(self.files.path, Remote) else names:
             try:
                 if not self._looks_right(name):
@@ -231,7 +229,7 @@ class Folder(SegmentationSet):
         return keys
 
     def _listed(self, images: Mapping[str, str]) -> list[str]:
-        """The keys of the images that the list names: by key, by file name or by path, with an ending or without."""
+        """The keys of the images in the list, which names them by key, file name or path, with or without suffix."""
         listing = str(self.layout.lists).replace("{split}", self.split)
         folder = self._pattern("images").folder
         known: dict[str, str] = {}
@@ -268,7 +266,7 @@ class Folder(SegmentationSet):
         return tuple(given)
 
     def _class(self, where: str, value: int | str) -> int:
-        """The number of a class given by name or number."""
+        """The index of a class given by name or number."""
         if value == "void":
             return VOID
         if isinstance(value, int) and 0 <= value < len(self.classes):
@@ -318,25 +316,25 @@ class Folder(SegmentationSet):
 
 
 def refuse(op: str, problems: Sequence[str]) -> NoReturn:
-    """Raises ArgumentError for images and masks that cannot be used, each with its reason in a line."""
+    """Raises ArgumentError for images and masks that cannot be used, with one reason each."""
     more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
     rule = "be files that can be used, each with a mask of its size"
-    bad_value(op, "images and masks", rule, "; ".join(problems[:SHOWN]) + more, "Mend or remove them.")
+    bad_value(op, "images and masks", rule, "; ".join(problems[:SHOWN]) + more, "Repair or remove them.")
 
 
 def _colours(given: Colour | tuple[Colour, ...]) -> tuple[Colour, ...]:
-    """One colour or several, as several."""
+    """One colour or several, as a list."""
     several = tuple(colour for colour in given if isinstance(colour, tuple))
     return several or (tuple(part for part in given if isinstance(part, int)),)
 
 
 def _lines(files: Files, name: str) -> list[str]:
-    # What is not UTF-8 is kept as file names have it.
+    # Bytes that are not UTF-8 are kept as in file names.
     return files.read(name).decode("utf-8-sig", "surrogateescape").splitlines()
 
 
 def _few(names: Iterable[str], count: int = 3) -> str:
-    """The first of many names, and how many more there are."""
+    """The first names, and the number of the others."""
     every = list(names)
     more = f" and {len(every) - count} more" if len(every) > count else ""
     return ", ".join(every[:count]) + more if every else "nothing"

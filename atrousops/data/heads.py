@@ -1,4 +1,4 @@
-"""What the first and last bytes of a picture say, so that thousands of files are looked at in seconds."""
+"""Checks image files by their first and last bytes, which takes seconds for thousands of files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from PIL import Image
 from atrousops.data.decode import DAMAGE
 
 _ORIENTATION = 274
-# How the file ends. Behind the mark of a JPEG may be what the camera added.
+# The end marker of each format. Cameras may add data after that of a JPEG.
 _ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 _TAIL = 1024
 
 
 class Head(NamedTuple):
-    """The upright size, Pillow's format and mode; "NPY" or "TIFF" and "" of what Pillow does not read."""
+    """The upright size, Pillow's format and mode; "NPY" or "TIFF" and "" if Pillow does not read the file."""
 
     height: int
     width: int
@@ -29,12 +29,12 @@ class Head(NamedTuple):
 
 
 def head_of(stream: BinaryIO, name: str, channels: int = 1) -> Head | None:
-    """What a picture or mask looks like; None unless it looks whole: reading it says then what is wrong, if anything.
+    """The head of an image or mask; None if it may be damaged: decoding it then reports the problem, if any.
 
     Args:
-        stream: a file that can be sought in.
-        name: its name, for the ending.
-        channels: of the picture, where an array may have them first or last.
+        stream: a seekable file.
+        name: its name, for the suffix.
+        channels: of the image, which an array may have first or last.
     """
     suffix = PurePath(name).suffix.lower()
     try:
@@ -55,7 +55,7 @@ def _picture(stream: BinaryIO) -> Head | None:
             image = Image.open(stream)
         except Image.UnidentifiedImageError:
             return None
-        # Of PNG it may stand behind the pixels, and is then looked for by decoding them.
+        # In PNG it may come after the pixels; then they must be decoded to find it.
         turn = 1 if image.format == "PNG" else image.getexif().get(_ORIENTATION, 1)
     stream.seek(max(0, _length(stream) - _TAIL))
     if _ENDS.get(image.format or "", b"") not in stream.read():
@@ -89,7 +89,7 @@ def _tiff(stream: BinaryIO) -> Head | None:
 
 
 def _length(stream: BinaryIO) -> int:
-    """The length of a file, which stays where it is."""
+    """The length of a file; its position is restored."""
     here = stream.tell()
     length = stream.seek(0, 2)
     stream.seek(here)

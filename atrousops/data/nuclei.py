@@ -1,4 +1,4 @@
-"""Nuclei under the microscope: an image, and a number for every nucleus."""
+"""Cell nuclei in microscope images, with a number for every nucleus."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from atrousops.data.base import Sample, SegmentationSet
 class Nuclei(SegmentationSet):
     """Microscope images of the Data Science Bowl 2018, classes background and nucleus, labels (2, H, W).
 
-    Either image/NAME.png with label/NAME.png, whose greys number the nuclei; or, as it was handed out,
-    NAME/images/NAME.png with one NAME/masks/*.png for each nucleus, which is where a mask is brighter than half of its
-    brightest. Neither knows splits: every fifth image by name is "val", the others are "train".
+    Either image/NAME.png with label/NAME.png, whose grey values number the nuclei; or, as distributed,
+    NAME/images/NAME.png with one NAME/masks/*.png per nucleus, which covers the pixels above half of the mask's
+    maximum. Neither defines splits: every fifth image by name is "val", the others are "train".
     """
 
     file = "nuclei_dsb2018.zip"

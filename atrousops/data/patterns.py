@@ -1,4 +1,4 @@
-"""Patterns of file names, of images and of the masks that belong to them."""
+"""Patterns of file names, for images and their masks."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _WILD = {"**/": "((?:[^/]+/)*)", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}
 
 
 class Pattern:
-    """A folder, or a path with wildcards: `*` within a name, `**` over folders, `?` for a letter.
+    """A folder, or a path with wildcards: `*` within a name, `**` across folders, `?` for one character.
 
-    A file's key is what the wildcards stand for: "masks/*_mask.png" gives masks/a_mask.png the key "a", so that it
-    belongs to the image of the key "a" of another pattern. A pattern without wildcards is a folder, and means all
-    images in it and below it: "masks" is "masks/**/*.*". An ending `.*` is that of any image file, and no part of the
-    key. Case does not count in what is not a wildcard, so that `*.jpg` finds A.JPG; nor does how an accented letter is
-    written, as one character or as two, which a Mac does.
+    A file's key is the text that the wildcards match: "masks/*_mask.png" gives masks/a_mask.png the key "a", which
+    pairs it with the image of key "a" of another pattern. A pattern without wildcards is a folder, and matches all
+    images in it and below it: "masks" is "masks/**/*.*". A suffix `.*` matches that of any image format and is not part
+    of the key. Literal text matches in any case, so `*.jpg` matches A.JPG. Composed and decomposed accented letters (as
+    on a Mac) are equal.
 
     Attributes:
-        folder: what is before the first part with a wildcard, relative to the folder of the data.
+        folder: the part before the first wildcard, relative to the data folder.
         text: the pattern.
     """
 
@@ -41,7 +41,7 @@ class Pattern:
         self._expression = re.compile("".join(_WILD.get(piece, re.escape(piece)) for piece in pieces), re.IGNORECASE)
 
     def key(self, name: str) -> str | None:
-        """The key of a file, by its path from `folder`; None if the pattern does not fit it."""
+        """The key of a file, by its path relative to `folder`; None if the pattern does not match."""
         if self.any_image:
             path = PurePosixPath(name)
             if path.suffix.lower() not in endings():
@@ -51,7 +51,7 @@ class Pattern:
         return "/".join(part.strip("/") for part in found.groups() if part) if found else None
 
     def keys(self, what: str, names: Iterable[str]) -> dict[str, str]:
-        """The files that it fits, by their keys, as paths from the folder of the data.
+        """The matching files by their keys, as paths relative to the data folder.
 
         Raises:
             ArgumentError: two files have the same key.
@@ -70,11 +70,11 @@ class Pattern:
 
 
 def composed(name: str) -> str:
-    """A name with each accented letter as one character."""
+    """A name with composed accented letters."""
     return unicodedata.normalize("NFC", name)
 
 
 @lru_cache(maxsize=1)
 def endings() -> frozenset[str]:
-    """The endings of image files, in lower case."""
+    """The suffixes of image files, in lower case."""
     return frozenset(Image.registered_extensions()) | {".npy"}

@@ -1,4 +1,4 @@
-"""Semantic sets that differ only by names: CamVid, Pascal VOC and its people."""
+"""Semantic sets that differ only by names: CamVid, Pascal VOC and its subset of people."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class VOC(SegmentationSet):
 
 
 class VOCPerson(VOC):
-    """695 Pascal VOC images that hold people; classes background and person (VOC's class 15)."""
+    """695 Pascal VOC images with people; classes background and person (VOC's class 15)."""
 
     file = "voc_person.zip"
     lists = ""

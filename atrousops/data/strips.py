@@ -1,4 +1,4 @@
-"""Rows of large pictures: a TIFF is read as far as it is needed, and never whole."""
+"""Rows of large images: a TIFF is read in pieces, never completely."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from atrousops.data.bands import Pixels, finished
 from atrousops.data.decode import DAMAGE, PictureError, reason
 
 _ORIENTATION = 274
-# Zero is black, RGB, palette.
+# Grey with zero as black, RGB, palette.
 _PHOTOMETRIC = (1, 2, 3)
 
 
 class Rows(Protocol):
-    """A picture whose rows can be had a few at a time. shape: (H, W)."""
+    """An image that is read a few rows at a time. shape: (H, W)."""
 
     shape: tuple[int, int]
 
     def read(self, top: int, bottom: int) -> np.ndarray:
-        """The rows top..bottom - 1, (rows, W, C), as `read_picture` has them."""
+        """The rows top..bottom - 1, (rows, W, C), as from `read_picture`."""
 
 
 class ArrayRows:
-    """Rows of a picture that is in memory."""
+    """Rows of an image in memory."""
 
     def __init__(self, picture: np.ndarray) -> None:
         self.shape = (picture.shape[0], picture.shape[1])
@@ -37,16 +37,16 @@ class ArrayRows:
 
 
 class TiffRows:
-    """The stored numbers of a page of a TIFF: what a call needs is read, and kept until the next.
+    """The stored numbers of a page of a TIFF: a call reads the needed part, which is kept until the next call.
 
-    A compressed file in one strip is read whole.
+    A compressed file in a single strip is read completely.
 
     Args:
         path: of the file.
         page: from 1.
 
     Raises:
-        PictureError: it cannot be read in this way: turned, of several planes, or not decoded by tifffile.
+        PictureError: it cannot be read in this way: rotated, of several planes, or not supported by tifffile.
         ImportError: tifffile is not installed.
     """
 
@@ -88,7 +88,7 @@ class TiffRows:
         return np.concatenate([self._bands[number] for number in numbers])[top - start : bottom - start]
 
     def _stored(self, top: int, bottom: int) -> np.ndarray:
-        """Uncompressed rows that lie one after another."""
+        """Uncompressed consecutive rows."""
         row = self.shape[1] * self.samples
         size = self.dtype.itemsize
         handle = self._file.filehandle
@@ -115,7 +115,7 @@ class TiffRows:
                 data = self._file.filehandle.read(int(page.databytecounts[index]))
                 part, (_, _, _, left, _), _ = page.decode(data, index, jpegtables=page.jpegtables)
                 place = band[:, left : left + part.shape[2]]
-                # Tiles at the ends reach beyond the picture.
+                # Tiles at the ends extend beyond the image.
                 place[:] = part[0, : place.shape[0], : place.shape[1]]
         except self._damage as error:
             raise PictureError(f"{self.path}: cannot be read: {reason(error)}") from error
@@ -123,7 +123,7 @@ class TiffRows:
 
 
 class PictureRows:
-    """Rows of a TIFF as `read_picture` would have them."""
+    """Rows of a TIFF, converted as in `read_picture`."""
 
     def __init__(self, tiff: TiffRows, pixels: Pixels) -> None:
         self.shape = tiff.shape
@@ -138,9 +138,9 @@ class PictureRows:
 
 
 def open_rows(path: Place, pixels: Pixels, above: int) -> PictureRows | None:
-    """The rows of a TIFF of more than `above` pixels; None for any other file, and what only a whole picture tells.
+    """The rows of a TIFF of more than `above` pixels; None for other files, and if it must be read as a whole.
 
-    That is: palettes, transparency, and 16-bit numbers without a scale, whose white depends on the largest of them.
+    That is needed for palettes, transparency, and 16-bit numbers without a scale, whose white depends on the maximum.
     """
     if path.suffix.lower() not in (".tif", ".tiff") or importlib.util.find_spec("tifffile") is None:
         return None

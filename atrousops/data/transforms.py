@@ -21,11 +21,11 @@ STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training crops are drawn.
+    """The parameters of random training crops.
 
     crop: height and width, or the side of a square, in pixels. size: longest side at scale 1. scale: range of the
-    random scale. flip: half of the crops are mirrored. colour: strength of brightness, contrast and saturation jitter;
-    a tenth of it turns the hue. Saturation and hue are those of RGB: other images have no such jitter.
+    random scale. flip: mirror half of the crops. colour: strength of brightness, contrast and saturation jitter; a
+    tenth of it is the hue jitter. Saturation and hue are only changed for RGB.
     """
 
     crop: int | tuple[int, int] = 224
@@ -44,7 +44,7 @@ class Augmentation:
 
 
 class Channels(v2.Transform):
-    """Images (..., C, H, W) of so many channels: RGB becomes grey where one is asked for, and no other number changes.
+    """Checks that images (..., C, H, W) have `count` channels; converts RGB to grey if count is 1.
 
     grey = 0.299 r + 0.587 g + 0.114 b (ITU-R BT.601).
 
@@ -66,10 +66,10 @@ class Channels(v2.Transform):
 
 
 class Exposure(v2.Transform):
-    """Brightness and contrast of images of any number of channels, all of them alike.
+    """Brightness and contrast jitter for images of any number of channels, the same for all channels.
 
-    y = c (b x - m) + m, with b and c drawn from 1 - strength to 1 + strength, and m the mean of b x; cut to the range
-    of the image's dtype if that is of integers.
+    y = c (b x - m) + m, with b and c drawn from 1 - strength to 1 + strength, and m the mean of b x; clipped to the
+    range of an integer dtype.
     """
 
     def __init__(self, strength: float) -> None:
@@ -98,10 +98,10 @@ def training(
     std: Sequence[float] = STD,
     scale: float | None = None,
 ) -> v2.Compose:
-    """Random scale, crop, flip and colour, then normalisation; void fills what lies outside the image.
+    """Random scale, crop, flip and colour, then normalisation; pixels outside the image are void.
 
-    mean and std have a number for each channel of the result; see `Channels`. With a scale images are floats, which may
-    be beyond 0..1 and are no colours: they have `Exposure`.
+    mean and std have one number per channel of the result; see `Channels`. With a scale, images are floats that may
+    exceed 0..1; their jitter is `Exposure`.
     """
     a = augmentation
     grey = [*mean] if scale is not None else [round(255 * m) for m in (MEAN if len(mean) == 3 else mean)]
@@ -120,12 +120,12 @@ def training(
 
 
 def evaluation(mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> v2.Compose:
-    """Normalisation only: images are seen whole, at their own size."""
+    """Only normalisation: complete images at their own size."""
     return v2.Compose([Channels(len(mean)), *_normalise(mean, std)])
 
 
 def plain() -> v2.Compose:
-    """RGB in 0..1, whole images at their own size."""
+    """RGB in 0..1, complete images at their own size."""
     return evaluation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -135,5 +135,5 @@ def _normalise(mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> list
 
 
 def denormalise(image: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
-    """The colours in 0..255 of a normalised image (C, H, W), mean and std having C numbers."""
+    """The colours in 0..255 of a normalised image (C, H, W); mean and std have C numbers."""
     return 255 * (image * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1))

@@ -1,1 +1,1 @@
-"""Who computes a call: loaded libraries, backends, what is known of the machine, and the plan."""
+"""The choice of the kernel for a call: loaded libraries, backends, properties of the machine, and the plan."""

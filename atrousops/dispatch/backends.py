@@ -21,17 +21,17 @@ from atrousops.dispatch.probe import Verdict
 log = logging.getLogger("atrousops")
 
 NAMES = ("cuda", "triton", "cpu", "aten", "reference")
-# Those with kernels behind torch.ops.atrousops; the dispatcher finds the one for the device. Triton compiles its own
-# when they are first called. On "meta" there are shapes only; it is not among the names.
+# Backends with kernels for torch.ops.atrousops; the dispatcher selects by device. Triton compiles its kernels at their
+# first call. "meta" has only shapes and is not a backend.
 COMPILED = ("cpu", "cuda", "triton", "meta")
-# Devices that PyTorch's own choice of kernels is weighed against ours on.
+# Devices on which PyTorch's kernels are compared with ours.
 PLANNED = ("cpu", "cuda")
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-# Operators that PyTorch or torchvision can run too.
+# Operators that PyTorch or torchvision also has.
 HAS_ATEN = frozenset({"conv", "conv_transpose", "max_pool", "max_unpool", "roi_align", "roi_pool"})
-# Operators whose verdicts are not looked up here. Each kernel of a convolution has its own, which its plan looks up
-# (dispatch/choice.py); those without another implementation are checked at their first call (ops/_first_call.py).
+# Operators whose verdicts are not looked up here. Plans look up the verdict of each kernel of a convolution
+# (dispatch/choice.py); operators without another implementation are checked at their first call (ops/_first_call.py).
 _HELD_ELSEWHERE = frozenset({"conv", "conv_transpose", "permutohedral", "mean_field"})
 
 _forced: list[str | None] = [os.environ.get("ATROUSOPS_BACKEND") or None]
@@ -40,7 +40,7 @@ if _forced[0] is not None and _forced[0] not in NAMES:
 
 
 def can_run(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Verdict:
-    """Says whether backend `name` can run operator `op` on this device and dtype, and if not, why."""
+    """Whether backend `name` can run operator `op` on this device and dtype, and if not, why."""
     if name == "reference":
         return Verdict(True, "pure PyTorch, any device")
     if name == "aten":
@@ -84,19 +84,19 @@ def _has_cuda_kernel(op: str) -> bool:
 
 @functools.cache
 def _registered(op: str) -> bool:
-    # permutohedral has no operator of its own name.
+    # There is no operator called permutohedral.
     schema = {"permutohedral": "permutohedral_apply"}.get(op, op)
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"atrousops::{schema}", "CUDA")
 
 
 def own(op: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend of ours that would run `op` if none is forced; "" if there is none, or it has not proved itself."""
+    """Our backend that would run `op` if none is forced; "" if there is none, or it has not passed its check."""
     name = _able(op, device, dtype)
     return "" if name and _unproved(name, op, device) else name
 
 
 def unproved(op: str, device: torch.device, dtype: torch.dtype) -> str:
-    """Why the backend of ours that could run `op` does not, unless forced: `atrousops selfcheck` has not passed it."""
+    """Why our backend for `op` runs only if forced: it has not passed `atrousops selfcheck`."""
     name = _able(op, device, dtype)
     return _unproved(name, op, device) if name else ""
 
@@ -117,14 +117,14 @@ def _able(op: str, device: torch.device, dtype: torch.dtype) -> str:
 
 @constant_in_graphs
 def _triton_serves(device: torch.device) -> bool:
-    # Kernels are registered for all GPUs of a process: Triton's for those that the library can run none of.
+    # Kernels are registered for all GPUs of a process: Triton's if the library supports none of them.
     if device.type == "cuda" and libraries.cuda.problem is None and probe.runs_nowhere():
         triton_library.take_over()
     return triton_library.serves(device)
 
 
 def choose(op: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend that runs `op`: the forced one, or the first of ours that can, then reference.
+    """The backend that runs `op`: the forced one, else the first of ours that can, else reference.
 
     Raises ArgumentError if a backend is forced that cannot run this.
     """
@@ -142,7 +142,7 @@ def choose(op: str, device: torch.device, dtype: torch.dtype) -> str:
                 "Leave the choice to atrousops with backend(None).",
             )
         return forced
-    # Spelled out for the common case: this runs on every call.
+    # Written out for the common case, because this runs on every call.
     if device.type == "cpu" and libraries.has_operators and dtype in FLOATING:
         return "cpu"
     ours = own(op, device, dtype) if device.type in triton_library.KEYS else ""
@@ -156,7 +156,7 @@ def forced() -> str | None:
 
 @contextlib.contextmanager
 def backend(name: str | None) -> Iterator[None]:
-    """Forces one backend inside the `with` block, for the whole process; None gives the choice back.
+    """Forces one backend inside the `with` block, for the whole process; None restores the automatic choice.
 
     Args:
         name: one of "cuda", "triton", "cpu", "aten", "reference", or None.

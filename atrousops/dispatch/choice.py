@@ -1,4 +1,4 @@
-"""Which kernel runs a call: as predicted, or as was measured. Plans are to be read, answers are kept."""
+"""The kernel for a call, by prediction or measurement. `plan_call` returns a full plan; `chosen` is cached."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from atrousops.dispatch.devices import constant_in_graphs, device_of, tf32_allow
 from atrousops.dispatch.measured import Key, Times
 from atrousops.dispatch.planner import CallArguments, Candidate, ContextPlan, Plan, call_problem
 
-# Positions along an axis whose size torch.compile leaves open; its batch counts as 1.
+# The size assumed for an axis that is dynamic in torch.compile; a dynamic batch counts as 1.
 UNKNOWN_SIZE = 64
 
 
 class Chosen(NamedTuple):
-    """The kernel of a call, and what our operators are told of it.
+    """The kernel of a call, and the argument that our operators get.
 
-    first: from which one of the planner's list on a kernel may run, 0 where that is the planned one; None: PyTorch's.
+    first: the index in the planner's list of the first kernel that may run, 0 for the planned one; None: PyTorch's.
     """
 
     kernel: str
@@ -30,25 +30,24 @@ class Chosen(NamedTuple):
 
 
 class Later(Exception):
-    """A first call cannot be measured now; another one may."""
+    """A first call cannot be measured now; a later one may be."""
 
 
 _ATEN = Chosen("aten", None)
 _chosen: dict[tuple, Chosen] = {}
-# What else holds answers of `chosen`: how it drops them.
+# Functions that clear other caches of results of `chosen`.
 on_forget: list[Callable[[], None]] = []
-# Lists of the calls that were asked about for the first time.
+# Lists that record calls at their first occurrence.
 _watchers: list[list[Key]] = []
-# What measures the first call of a shape, where there is something to choose; it may raise Later. Set by the floor that
-# knows how.
+# Measures the first call of a shape if there is a choice; it may raise Later. Set by a higher level of the package.
 contest: Callable[[Key], Times | None] | None = None
 _contested: set[Key] = set()
-# How often a measurement was put off. An answer given meanwhile must not be cached, or it would never be measured.
+# The number of postponed measurements. A result after a postponement must not be cached, or it would never be measured.
 postponed = 0
 
 
 def forget() -> None:
-    """Drops the answers of `chosen`, after something has changed that they came from."""
+    """Clears the cached results of `chosen`, after something that they depend on has changed."""
     _chosen.clear()
     _contested.clear()
     fitted.forget()
@@ -58,7 +57,7 @@ def forget() -> None:
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[Key]]:
-    """Gives a list of what `chosen` is asked for the first time inside the `with` block."""
+    """Yields a list of the calls that `chosen` gets for the first time inside the `with` block."""
     seen: list[Key] = []
     _watchers.append(seen)
     try:
@@ -75,11 +74,10 @@ def chosen(
     device: str = "cpu",
     ours: bool = False,
 ) -> Chosen:
-    """The kernel that should run a call; about a microsecond once a call has been seen.
+    """The kernel that should run a call; takes about a microsecond if the call is cached.
 
-    Arguments as for `plan_call`. `ours`: of our kernels alone, and PyTorch's where there is none that has proved
-    itself. Under torch.compile the answer is a constant of the graph, and sizes that the graph leaves open count as
-    UNKNOWN_SIZE.
+    Arguments as for `plan_call`. `ours`: choose only among our kernels, or PyTorch's if none has passed its check.
+    Under torch.compile the result is a constant of the graph, and dynamic sizes count as UNKNOWN_SIZE.
     """
     if ours:
         known = all([type(size) is int for size in call.input_size])
@@ -97,7 +95,7 @@ def chosen(
 
 
 def benchmarks(device: str) -> bool:
-    """Whether the first call of a shape is measured: torch.backends.cudnn.benchmark, which is for GPUs alone."""
+    """Whether the first call of a shape is measured: by torch.backends.cudnn.benchmark, only on GPUs."""
     return device != "cpu" and torch._C._get_cudnn_benchmark()
 
 
@@ -119,14 +117,14 @@ def _hold_contest(key: Key) -> None:
 
 @constant_in_graphs
 def _first_of_ours(args: tuple, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str) -> Chosen:
-    # torch.compile hands over plain tuples, but no named ones.
+    # torch.compile supports plain tuples, but not named ones.
     call = CallArguments(*args)
     ours = proved(call, dtype, channels_last, device)
     return ours[0] if ours else _ATEN
 
 
 def proved(call: CallArguments, dtype: torch.dtype, channels_last: bool, device: str) -> list[Chosen]:
-    """The kernels of ours that may run a call unasked: the planned one, then the fastest by prediction."""
+    """Our kernels that may be chosen automatically for a call: the planned one, then the fastest by prediction."""
     known = _runnable(call, dtype, channels_last, device)
     return [_told(c.kernel, known[0].kernel) for c in _proved(known, call, device)]
 
@@ -144,23 +142,23 @@ def _runnable(call: CallArguments, dtype: torch.dtype, channels_last: bool, devi
 
 
 def _told(kernel: str, planned: str) -> Chosen:
-    """planned: what our operators run unless they are told."""
+    """planned: the kernel that our operators run by default."""
     if kernel == "aten":
         return _ATEN
     return Chosen(kernel, 0 if kernel == planned else planner.kernels(devices.gpu_kind()).index(kernel))
 
 
 def _planned(predicted: Plan) -> str:
-    """The fastest of ours, or nothing."""
+    """The fastest of our kernels, or None."""
     ours = [c for c in predicted.candidates if c.kernel != "aten" and c.seconds < inf]
     return min(ours, key=lambda c: c.seconds).kernel if ours else ""
 
 
 def _state(device: str) -> tuple[str, int | bool]:
-    # What else of the process a plan depends on.
+    # Process state that a plan depends on.
     if device == "cpu":
         return device, torch.get_num_threads()
-    # Of several GPUs, which; where there is none, the planner's.
+    # The index of the GPU; without a GPU, the one that the planner assumes.
     number = f":{devices.gpu_index(device)}" if torch.cuda.is_available() else ""
     return "cuda" + number, tf32_allowed()
 
@@ -180,7 +178,7 @@ def _first_choice(args: tuple, dtype: torch.dtype, channels_last: bool, needs_gr
 
 
 def predict_call(call: CallArguments, dtype: torch.dtype, channels_last: bool, needs_grad: bool, device: str) -> Plan:
-    """`plan_call` without what was measured, and with kernels that have not proved themselves."""
+    """`plan_call` without measurements and without regard to verdicts."""
     if libraries.planner is None:
         return planner.unplanned([call_problem(call)], dtype.itemsize)
     machine = device_of(device, dtype, channels_last)
@@ -212,7 +210,7 @@ def _as_measured(predicted: Plan, key: Key) -> Plan:
 
 
 def _as_proved(plan: Plan, call: CallArguments, dtype: torch.dtype, channels_last: bool, device: str) -> Plan:
-    """In place of a kernel of ours without a passing verdict on that GPU the next one that has, or PyTorch's."""
+    """Replaces a kernel of ours without a passing verdict on that GPU by the next one that has one, or by PyTorch's."""
     problem = "" if plan.kernel == "aten" else unproved(call, plan.kernel, device)
     if not problem:
         return plan
@@ -221,7 +219,7 @@ def _as_proved(plan: Plan, call: CallArguments, dtype: torch.dtype, channels_las
     alone = next((c.seconds for c in known if c.kernel == plan.kernel), plan.seconds)
     best = Candidate("aten", aten.seconds, "")
     for c in _proved(known, call, device)[:1]:
-        # Gradients take what they take behind any kernel of ours.
+        # The time of the gradients does not depend on the kernel of the forward pass.
         seconds = plan.seconds - alone + c.seconds
         if planner.is_trusted(seconds, aten.seconds):
             best = Candidate(c.kernel, seconds, "")
@@ -240,15 +238,15 @@ def _as_proved(plan: Plan, call: CallArguments, dtype: torch.dtype, channels_las
 
 
 def unproved(call: CallArguments, kernel: str, device: str) -> str:
-    """Why a kernel of ours does not run a call unasked on a device, or nothing: on a GPU it needs a passing verdict."""
+    """Why a kernel of ours is not chosen automatically on a device, or "": on a GPU it needs a passing verdict."""
     return "" if device == "cpu" else verdicts.why_not(devices.gpu_kind(), verdicts.family_of(call, kernel), device)
 
 
 def _concrete(call: CallArguments) -> tuple:
-    # Imported here because it brings the compiler with it, and only compiled calls come here.
+    # Imported here because it imports the compiler, and only compiled calls need it.
     from torch.fx.experimental.symbolic_shapes import has_static_value
 
-    # Batch and map may stay open, as long as the dilated kernel fits; everything else has the value it has.
+    # Batch and map sizes may stay dynamic, as long as the dilated kernel fits; all other sizes become static.
     kind, input_size, weight_size, stride, padding, dilation, groups, output_padding = call
     weights, dilation, padding = _integers(weight_size), _integers(dilation), _integers(padding)
     rank = len(dilation)
@@ -271,7 +269,7 @@ def plan_call(
 
     Args:
         needs_grad: weigh forward and both gradients together.
-        device: as str(torch.device): "cpu", "cuda:1", or "cuda" for the current GPU, also where there is none.
+        device: as str(torch.device): "cpu", "cuda:1", or "cuda" for the current GPU, even if there is none.
     """
     predicted = predict_call(call, dtype, channels_last, needs_grad, device)
     found = _as_measured(predicted, Key(call, dtype, channels_last, needs_grad, _state(device)))
@@ -289,10 +287,10 @@ def plan_branches(
     others: int = 0,
     device: str = "cuda",
 ) -> Plan:
-    """The plan of `conv_branches`: its kernel is "conv_branches" for one launch, "branches" for one by one.
+    """The plan of `conv_branches`: its kernel is "conv_branches" for one launch, "branches" for separate convolutions.
 
     Args:
-        size: (N, C, H, W) of the input; weight_sizes: (K, C, *kernel) of each; others: channels that follow.
+        size: (N, C, H, W) of the input; weight_sizes: (K, C, *kernel) of each; others: number of appended channels.
         device: as for `plan_call`.
     """
     around = zip(weight_sizes, padding, dilation)
@@ -315,13 +313,13 @@ def why_apart(
     others: int,
     device: str,
 ) -> str:
-    """Why branches on a GPU are not for one launch, or nothing; answers are kept."""
+    """Why branches on a GPU are not one launch, or ""; cached."""
     key = (size, weights, padding, dilation, dtype, nhwc, relu, others, device, tf32_allowed())
     answer = _apart.get(key)
     if answer is None:
         if len(_apart) >= 4096:
             _apart.clear()
-        plan = plan_branches(*key[:-1])  # all but whether TF32 is allowed, which it asks itself
+        plan = plan_branches(*key[:-1])  # everything except whether TF32 is allowed, which plan_branches reads itself
         answer = _apart[key] = "" if plan.kernel == "conv_branches" else plan.candidates[-1].reason or plan.reason
     return answer
 
@@ -340,8 +338,8 @@ def plan_context(
 ) -> ContextPlan:
     """The plan of `context_module` for (N, C, H, W) and layers of C channels, their dilations and kernel sizes 1 or 3.
 
-    `gpu`: multiprocessors, bytes of shared memory of a block, capability; those of `device` if None, an H100's where
-    there is none.
+    `gpu`: multiprocessors, bytes of shared memory per block, capability; if None those of `device`, or of an H100 if
+    there is no GPU.
     """
 
     def by_layers() -> float:
@@ -352,7 +350,7 @@ def plan_context(
             weight, reach = (size[1], size[1], k, k), (d * (k // 2),) * 2
             call = CallArguments("forward", size, weight, (1, 1), reach, (d, d))
             seconds += plan_call(call, dtype, channels_last, device=device).seconds
-            # And max(., 0), which is a launch of its own.
+            # Plus max(., 0), a separate launch.
             seconds += rates["aten_call"] + moved / rates["copy"]
         return seconds
 
@@ -366,7 +364,7 @@ def plan_context(
 def one_launch(
     size: tuple, dilation: tuple, kernel_sizes: tuple, dtype: torch.dtype, channels_last: bool, device: str
 ) -> bool:
-    """Whether a context module's plan is for one launch; answers are kept."""
+    """Whether a context module's plan is one launch; cached."""
     key = (size, dilation, kernel_sizes, dtype, channels_last, device)
     answer = _together.get(key)
     if answer is None:

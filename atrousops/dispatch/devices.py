@@ -1,4 +1,4 @@
-"""What a plan knows of the machine: its threads, and its rates from the files in machines/."""
+"""The machine as a plan sees it: its threads, and its rates from the files in machines/."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atrousops.dispatch import libraries, triton_library
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# What atrousops/dispatch/machines/README.md describes: rates by name, and a list of exceptions.
+# Rates by name, and a list of exceptions; see atrousops/dispatch/machines/README.md.
 Rates = dict[str, Any]
 
 _FOLDER = Path(__file__).resolve().parent / "machines"
@@ -26,12 +26,12 @@ _UNITS = {"GFLOP/s": 1e9, "TFLOP/s": 1e12, "GB/s": 1e9}
 
 
 class Device(NamedTuple):
-    """What a plan knows of the machine; from `multiprocessors` on, of a GPU.
+    """The machine as a plan sees it; fields from `multiprocessors` on are for GPUs.
 
-    kind: "cpu", "cuda", or "triton" for a GPU that Triton serves.
-    shared_memory: bytes of a block.
+    kind: "cpu", "cuda", or "triton" for a GPU that uses Triton.
+    shared_memory: bytes per block.
     capability: 10 major + minor.
-    precision: how numbers are multiplied: "half" for both 16-bit types, "float", "tf32" or "double".
+    precision: of multiplications: "half" for both 16-bit types, "float", "tf32" or "double".
     """
 
     kind: str
@@ -54,7 +54,7 @@ def cpu(machine: str, dtype: torch.dtype, channels_last: bool, threads: int) -> 
 
 
 def gpu_device(dtype: torch.dtype, channels_last: bool, device: str = "cuda") -> Device:
-    """A GPU of this machine, or an H100 or MI300X where there is none, with the rates for a dtype and memory format.
+    """A GPU of this machine, or else an H100 or MI300X, with the rates for a dtype and memory format.
 
     device: as str(torch.device), "cuda" for the current one.
     """
@@ -64,7 +64,7 @@ def gpu_device(dtype: torch.dtype, channels_last: bool, device: str = "cuda") ->
 
 
 def gpu_kind() -> str:
-    """Whose kernels are planned on GPUs: "cuda", or "triton" where that library is missing or runs on none of them."""
+    """The kernels that are planned on GPUs: "cuda", or "triton" if that library is missing or runs on none of them."""
     replaced = libraries.cuda.problem is not None or triton_library.took_over()
     return "triton" if replaced and triton_library.installed() else "cuda"
 
@@ -77,13 +77,13 @@ def gpu(
     tf32: bool,
     machine: str = "h100",
 ) -> Device:
-    """A GPU of so many multiprocessors, bytes of shared memory and capability, by the rates of one that is known."""
+    """A GPU with the given multiprocessors, bytes of shared memory and capability, and the rates of a known GPU."""
     precision = precision_of(dtype, tf32)
     return Device(kind, 1, gpu_rates(machine, facts[0], precision, channels_last), *facts, precision)
 
 
 def precision_of(dtype: torch.dtype, tf32: bool) -> str:
-    """How a GPU multiplies numbers of a dtype: as in `Device`."""
+    """The precision in which a GPU multiplies a dtype, as in `Device`."""
     return {torch.float64: "double", torch.float32: "tf32" if tf32 else "float"}.get(dtype, "half")
 
 
@@ -93,51 +93,51 @@ def device_of(device: str, dtype: torch.dtype, channels_last: bool) -> Device:
 
 
 def gpu_index(device: str) -> int:
-    """The number of "cuda:1"; of the current device for "cuda"."""
+    """The index in "cuda:1"; the current device for "cuda"."""
     number = device.partition(":")[2]
     return int(number) if number else torch.cuda.current_device()
 
 
 def is_emulated(device: torch.device | str = "cuda") -> bool:
-    """Whether a GPU is the one that this project's tests emulate, which says so in its name: its times mean nothing.
+    """Whether a GPU is emulated by this project's tests, according to its name; its times mean nothing.
 
-    Whatever reports on a device asks this first. False of a CPU, and where there is no GPU.
+    Every report on a device must check this. False for a CPU, and if there is no GPU.
     """
     where = torch.device(device)
     return where.type == "cuda" and torch.cuda.is_available() and names_emulated(torch.cuda.get_device_name(where))
 
 
 def names_emulated(gpu: str) -> bool:
-    """The same of a GPU by what it calls itself."""
+    """The same, by the name of the GPU."""
     return "EMULATED" in gpu
 
 
 def is_captured(device: torch.device) -> bool:
-    """Whether the current stream of a GPU records a CUDA graph."""
+    """Whether the current stream of a GPU is capturing a CUDA graph."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def constant_in_graphs(function: F) -> F:
-    """What torch.compiler.assume_constant_result does, which would import the compiler: as slow as importing torch."""
+    """The same as torch.compiler.assume_constant_result, without its slow import of the compiler."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
 @constant_in_graphs
 def tf32_allowed() -> bool:
-    """torch.backends.cudnn.allow_tf32, or what the newer fp32_precision settings say for convolutions; not on ROCm."""
+    """torch.backends.cudnn.allow_tf32, or the newer fp32_precision setting for convolutions; not on ROCm."""
     return torch.version.hip is None and torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32"
 
 
 def allow_tf32(t: torch.Tensor) -> bool:
-    """Whether fp32 may be multiplied as TF32: on a GPU, where PyTorch's own convolutions would do so."""
+    """Whether fp32 may be multiplied as TF32: on a GPU, if PyTorch's own convolutions would do so."""
     return t.is_cuda and tf32_allowed()
 
 
 @cache
 def _gpu(index: int) -> tuple[int, int, int]:
     gpu = torch.cuda.get_device_properties(index)
-    # On ROCm there is nothing to opt into, and no such property.
+    # ROCm has no such setting and no such property.
     shared = getattr(gpu, "shared_memory_per_block_optin", None) or gpu.shared_memory_per_block
     return gpu.multi_processor_count, shared, 10 * gpu.major + gpu.minor
 
@@ -152,7 +152,7 @@ def _cpu_machine() -> str:
 
 @cache
 def cpu_rates(machine: str, dtype: torch.dtype, channels_last: bool) -> Rates:
-    """The rates of a CPU, in operations, bytes and calls a second."""
+    """The rates of a CPU, in operations, bytes and calls per second."""
     file = machine_file(machine)
     if dtype == torch.float64:
         return _double(_rates(machine, "float", channels_last, "cpu"))
@@ -163,7 +163,7 @@ def cpu_rates(machine: str, dtype: torch.dtype, channels_last: bool) -> Rates:
 
 
 def _double(rates: Rates) -> Rates:
-    # No oneDNN, but im2col and a BLAS GEMM, measured at the rate of ours: 1 / 2.8 of fp32's. Loops: half the lanes.
+    # fp64 uses im2col and a BLAS GEMM instead of oneDNN, as fast as ours: 1 / 2.8 of fp32. Loops have half the lanes.
     gemm = rates["gemm"] / 2.8
     dense = (
         "aten",
@@ -184,7 +184,7 @@ def _double(rates: Rates) -> Rates:
 
 @cache
 def gpu_rates(machine: str, multiprocessors: int, precision: str, channels_last: bool) -> Rates:
-    """The rates of a GPU: the machine's by the number of multiprocessors; overheads as they are."""
+    """The rates of a GPU: those of the file scaled by multiprocessors; overheads are not scaled."""
     file = machine_file(machine)
     if "like" in file:
         return gpu_rates(file["like"], multiprocessors, precision, channels_last)
@@ -195,14 +195,14 @@ def gpu_rates(machine: str, multiprocessors: int, precision: str, channels_last:
 
 
 def gpu_facts(machine: str) -> tuple[int, int, int]:
-    """Multiprocessors, bytes of shared memory of a block and capability of a GPU of atrousops/dispatch/machines."""
+    """Multiprocessors, bytes of shared memory per block and capability of a GPU of atrousops/dispatch/machines."""
     facts = machine_file(machine)["facts"]
     return facts["multiprocessors"], facts["shared_memory"], facts["capability"]
 
 
 @cache
 def machine_file(machine: str) -> dict[str, Any]:
-    """A file of atrousops/dispatch/machines as it is written.
+    """The content of a file of atrousops/dispatch/machines.
 
     Raises:
         ArgumentError: a table or key is unknown or missing; the message names the file and the key.
@@ -223,7 +223,7 @@ def machine_file(machine: str) -> dict[str, Any]:
 
 
 def _rates(machine: str, of: str, channels_last: bool, kind: str) -> Rates:
-    # Of one dtype and memory format: what all of the file have in common, both formats, and this one.
+    # For one dtype and memory format: the tables for everything, for both formats, and for this one.
     file, names = machine_file(machine), _names()
     layout = "channels_last" if channels_last else "nchw"
     where = f"{machine}.toml [{of}.{layout}]"
@@ -256,7 +256,7 @@ def _unit(machine: str, file: dict[str, Any], quantity: str) -> float:
 
 
 def _names() -> dict[str, tuple[str, bool, bool]]:
-    """Every rate of csrc/core/rates.h with its unit, and whether CPUs and GPUs have it."""
+    """Every rate in csrc/core/rates.h with its unit, and whether CPUs and GPUs have it."""
     assert libraries.planner is not None
     return libraries.planner.rates()
 

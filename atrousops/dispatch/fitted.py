@@ -1,6 +1,6 @@
-"""Rates of a GPU by what `atrousops selfcheck` timed there, in place of those that its machine's file guesses.
+"""Rates of a GPU from the times of `atrousops selfcheck`, replacing the guesses in the machine's file.
 
-A prediction is linear in the inverse of one rate, seconds = constant + work / rate, and so is solved for the rate that
+A prediction is linear in the inverse of one rate, seconds = constant + work / rate, and is solved for the rate that
 gives the measured seconds.
 """
 
@@ -14,13 +14,13 @@ from atrousops.dispatch import libraries, planner, verdicts
 from atrousops.dispatch.devices import Device, Rates
 from atrousops.dispatch.verdicts import TimedCall
 
-# Of the measured seconds, at least this share is work: a call that a launch outlasts says little of its rate.
+# At least this share of the measured seconds must be work: a call dominated by its launch says little about the rate.
 _LEAST_SHARE = 0.2
 _ROUNDS = 3
 
 
 class Fit(NamedTuple):
-    """A rate by name, and whether a call with dilation gave it."""
+    """A rate by name, and whether it comes from a call with dilation."""
 
     name: str
     rate: float
@@ -28,7 +28,7 @@ class Fit(NamedTuple):
 
 
 def fitted(device: Device, name: str, channels_last: bool) -> Device:
-    """A GPU with the rates that were timed on it, where there are any for its precision and memory format.
+    """A GPU with the rates that were timed on it, if there are any for its precision and memory format.
 
     Args:
         name: as str(torch.device).
@@ -42,7 +42,7 @@ def fitted(device: Device, name: str, channels_last: bool) -> Device:
 
 
 def forget() -> None:
-    """Drops the rates that were solved for, after verdicts have changed."""
+    """Clears the fitted rates, after verdicts have changed."""
     _rates.clear()
 
 
@@ -50,7 +50,7 @@ _rates: dict[tuple[str, str, str, bool], Rates] = {}
 
 
 def _fitted_rates(device: Device, name: str, precision: str, channels_last: bool) -> Rates:
-    # With a stride cuDNN may run other kernels, and the rates know of dilation alone.
+    # With a stride cuDNN may use other kernels, and the rates distinguish only dilation.
     fits = [
         fit
         for family, finding in sorted(verdicts.known(device.kind, name).items())
@@ -64,7 +64,7 @@ def _fitted_rates(device: Device, name: str, precision: str, channels_last: bool
 
 
 def _overlaid(rates: Rates, fits: list[Fit]) -> Rates:
-    """The lowest of each rate; where PyTorch is slower with dilation than without, that is an exception."""
+    """The lowest value of each rate; if PyTorch is slower with dilation than without, that becomes an exception."""
     found: dict[str, dict[bool, float]] = {}
     for name, rate, dilated in fits:
         theirs = dilated and name.startswith("aten")
@@ -78,13 +78,13 @@ def _overlaid(rates: Rates, fits: list[Fit]) -> Rates:
 
 
 def _fits(device: Device, kernel: str, call: TimedCall, ours: float, aten: float) -> Iterator[Fit]:
-    """The rates on which the two predictions hang, as the measured seconds have them."""
+    """The rates that the two predictions depend on, solved from the measured seconds."""
     dilated = max(call.arguments.dilation) > 1
     for of, measured in ((kernel, ours), ("aten", aten)):
         for name in _operations():
             rate = device.rates.get(name, 0.0)
             if rate and _work(device, of, call, name, rate)[1] > 0:
-                # How wgmma's launch is cut depends on its rate: the fit of that cut's comes last.
+                # The tiling of wgmma depends on its rate, so the fit is repeated with the tiling of the fitted rate.
                 for _ in range(_ROUNDS):
                     constant, work = _work(device, of, call, name, rate)
                     rate = work / max(measured - constant, _LEAST_SHARE * measured)
@@ -92,7 +92,7 @@ def _fits(device: Device, kernel: str, call: TimedCall, ours: float, aten: float
 
 
 def _work(device: Device, kernel: str, call: TimedCall, name: str, rate: float) -> tuple[float, float]:
-    """The two of seconds = constant + work / rate: from the prediction at that rate, and at twice as much."""
+    """constant and work of seconds = constant + work / rate, from predictions at the rate and at twice the rate."""
     slow, fast = (_seconds(device._replace(rates=device.rates | {name: r}), kernel, call) for r in (rate, 2 * rate))
     return (2 * fast - slow, 2 * (slow - fast) * rate) if isfinite(slow) else (0.0, 0.0)
 

@@ -2,8 +2,8 @@
 
 Every dense operator is the same sum over taps, y[n, P(o), k] = sum_t sum_c x[n, Q(o) + delta_t, c] w[t, k, c], with
 P(o) = p0 + p * o and Q(o) = q0 + q * o on each of three spatial axes (D, H, W; unused ones have size 1).
-The functions here are equal to the C++ ones (held by tests): the reference and Triton's launchers run where nothing is
-compiled, and under torch.compile.
+The functions here give the same results as the C++ ones (tests check this). The reference and Triton's launchers use
+them, because they also run without compiled code and under torch.compile.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OPS = {"forward": "convolution", "input_grad": "input gradient", "weight_grad":
 
 
 class Axis(NamedTuple):
-    """One spatial axis of a convolution, told from the convolution's side: it maps `input` to `output` positions."""
+    """One spatial axis of a convolution, which maps `input` positions to `output` positions."""
 
     input: int = 1
     output: int = 1
@@ -34,7 +34,7 @@ class Axis(NamedTuple):
 
 
 class AxisTap(NamedTuple):
-    """One kernel coordinate `r`; it reads inside the tensor exactly for begin <= o < end, elsewhere padding."""
+    """One kernel coordinate `r`; it reads inside the tensor exactly for begin <= o < end, otherwise padding."""
 
     r: int
     delta: int
@@ -114,14 +114,14 @@ class Problem:
 
     @property
     def dense_flops(self) -> float:
-        """Two per multiply-add, dead taps counted as done: the same for all three kinds."""
+        """Two per multiply-add, including dead taps; the same for all three kinds."""
         flops = 2.0 * self.n * self.k * (self.c // self.groups)
         for a in self.axes:
             flops *= float(a.output) * a.kernel
         return flops
 
     def as_kind(self, kind: str) -> Problem:
-        """The same geometry seen as another of KINDS."""
+        """The same geometry as another of KINDS."""
         return replace(self, kind=kind)
 
 
@@ -144,7 +144,7 @@ def convolution(
     output = floor((input + pad_lo + pad_hi - dilation (kernel - 1) - 1) / stride) + 1, unless a smaller one is given.
 
     Raises:
-        ArgumentError: an argument breaks its rule; the message says which, and what would do.
+        ArgumentError: an invalid argument; the message names it and a remedy.
     """
     if kind not in KINDS:
         bad_value("convolution", "kind", f"be one of {', '.join(KINDS)}", repr(kind))
@@ -186,7 +186,7 @@ def transposed(
     size = (input - 1) stride + dilation (kernel - 1) + 1 - pad_lo - pad_hi + output_padding
 
     Raises:
-        ArgumentError: an argument breaks its rule; the message says which, and what would do.
+        ArgumentError: an invalid argument; the message names it and a remedy.
     """
     op = "transposed convolution"
     _check_channels(op, n, c, k, groups)
@@ -228,7 +228,7 @@ def phases(problem: Problem) -> list[Phase]:
 
 
 def regions(problem: Problem) -> list[Region]:
-    """All live regions, phase by phase in row-major order; one without taps is listed too (its result is zero)."""
+    """All live regions, phase by phase in row-major order, including regions without taps (their result is zero)."""
     all = []
     for index, (d, h, w) in enumerate(phases(problem)):
         for segments in itertools.product(d.segments, h.segments, w.segments):
@@ -237,7 +237,7 @@ def regions(problem: Problem) -> list[Region]:
 
 
 def live_share(problem: Problem) -> float:
-    """Live (output, tap) pairs divided by all of them, dead ones included."""
+    """Live (output, tap) pairs divided by all pairs."""
     share = 1.0
     for axis in problem.axes:
         taps = [tap for phase in axis_phases(problem.kind, axis) for tap in phase.taps]
@@ -246,7 +246,7 @@ def live_share(problem: Problem) -> float:
 
 
 def few_channels(problem: Problem) -> bool:
-    """Whether Triton's loop runs groups of too few channels for a GEMM; as csrc/core/plan_triton.cpp has it."""
+    """Whether groups have too few channels for a GEMM, so that Triton's loop runs; as in csrc/core/plan_triton.cpp."""
     p = problem
     return p.groups > 1 and (p.c // p.groups) * (p.k // p.groups) <= _FEW
 
@@ -266,7 +266,7 @@ def _delta_of(tap: tuple[int, int]) -> int:
 
 
 def _segments(taps: list[AxisTap], count: int) -> tuple[AxisSegment, ...]:
-    # Deltas ascend, so `begin` and `end` of the taps never do: live taps are a range that slides down the list.
+    # Deltas ascend, so `begin` and `end` of the taps never increase: live taps are a range that slides along the list.
     cuts = sorted({0, count, *(x for tap in taps if tap.begin < tap.end for x in (tap.begin, tap.end))})
     first = last = len(taps)
     segments = []

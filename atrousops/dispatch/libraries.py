@@ -1,4 +1,4 @@
-"""Loads the compiled libraries once, and remembers what failed and why."""
+"""Loads the compiled libraries once, and records what failed and why."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch.library import Library
 _FOLDER = Path(__file__).resolve().parents[1]
 
 
-# The one list of schemas, a line each between the quotes of a C++ raw string: csrc/library.cpp includes it.
+# The list of schemas, one per line, in a C++ raw string: csrc/library.cpp includes it.
 SCHEMAS = tuple((_FOLDER / "dispatch" / "schemas.inc").read_text().splitlines()[1:-1])
-# What only Triton has: a convolution with its residual and activation.
+# Only Triton has this operator: a convolution with residual and activation.
 # fmt: off
 TRITON_SCHEMAS = (
     "conv_epilogue(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, str activation, int[] stride, int[] padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor",  # noqa: E501
@@ -37,7 +37,7 @@ class Part:
 
 
 def _load_operators(name: str, filename: str) -> Part:
-    # auto, none, or another folder than the package's.
+    # "auto", "none", or a folder to use instead of the package's.
     wish = os.environ.get("ATROUSOPS_LIBRARY", "auto")
     path = (_FOLDER / "lib" if wish in ("auto", "none") else Path(wish)) / filename
     if wish == "none":
@@ -85,7 +85,7 @@ def _load_triton() -> Part:
 
 
 def _define_missing() -> Library | None:
-    """The schemas, where Triton has kernels for them and the compiled library did not bring them."""
+    """Registers the schemas if Triton has kernels for them and the compiled library did not register them."""
     schemas = zip(OPERATORS + TRITON_OPERATORS, SCHEMAS + TRITON_SCHEMAS)
     missing = [schema for name, schema in schemas if not hasattr(torch.ops.atrousops, name)]
     if triton.problem is not None or not missing:
@@ -99,7 +99,7 @@ def _define_missing() -> Library | None:
 cpu = _load_operators("cpu", "libatrousops_cpu.so")
 cuda = _load_cuda()
 planner, _planner_part = _load_planner()
-# Found, not imported: that takes half a second, and a call that needs it.
+# Only searched for: importing takes half a second, and is done by the first call that needs it.
 triton = _load_triton()
 parts = (cpu, cuda, triton, _planner_part)
 has_operators = cpu.problem is None

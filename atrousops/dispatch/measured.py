@@ -1,6 +1,6 @@
-"""What was measured on a device, kept as rows of a JSON file beside others: here the times of convolutions.
+"""Measurements on a device, stored as rows of a JSON file; here the times of convolutions.
 
-They count for more than predictions.
+They take precedence over predictions.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ K = TypeVar("K")
 V = TypeVar("V")
 log = logging.getLogger("atrousops")
 _FORMAT = 1
-# Ours must have been this much faster than PyTorch's: two measurements of the same differ by as much.
+# Ours must be faster than PyTorch's by this factor: repeated measurements differ by as much.
 MARGIN = 0.98
 
 
 class Store(Generic[K, V]):
-    """A dictionary for each device ("cpu", "cuda:1"; "cuda" is the current one), read from its file once.
+    """A dictionary for each device ("cpu", "cuda:1"; "cuda" is the current one), read once from its file.
 
     Args:
-        what: names the content in warnings.
+        what: name of the content, for warnings.
         suffix: of the file's name.
-        row, entry: turn an item into a JSON object, and back.
-        again: what to do where a file cannot be used.
+        row, entry: convert an item to a JSON object, and back.
+        again: the remedy named in the warning if a file cannot be used.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Store(Generic[K, V]):
         self._known: dict[str, dict[K, V]] = {}
 
     def of(self, device: str) -> dict[K, V]:
-        """Everything known about such a device."""
+        """All items for a device."""
         if device not in self._known:
             absent = device != "cpu" and not torch.get_device_module(torch.device(device)).is_available()
             path = None if absent else self.path(device)
@@ -58,12 +58,12 @@ class Store(Generic[K, V]):
         return self._known[device]
 
     def add(self, device: str, found: dict[K, V], write: bool = True) -> Path | None:
-        """Keeps it for this process and, unless ATROUSOPS_PLANS=none, for later ones; returns the file written."""
+        """Stores items for this process and, unless ATROUSOPS_PLANS=none, for later ones; returns the file written."""
         known = self.of(device)
         known.update(found)
         path = self.path(device) if write else None
         if path is not None:
-            # Another process may have measured something else meanwhile.
+            # Another process may have added measurements in the meantime.
             rows = self._read(path) | known
             text = json.dumps({"format": _FORMAT, "calls": [self.row(*item) for item in rows.items()]}, indent=0)
             write_atomically(path, lambda name: Path(name).write_text(text))
@@ -74,7 +74,7 @@ class Store(Generic[K, V]):
         self._known.clear()
 
     def path(self, device: str) -> Path | None:
-        """The device's file; None where ATROUSOPS_PLANS=none."""
+        """The device's file; None if ATROUSOPS_PLANS=none."""
         folder = os.environ.get("ATROUSOPS_PLANS", "")
         if folder == "none":
             return None
@@ -100,7 +100,7 @@ class Store(Generic[K, V]):
 
 @cache
 def cpu_name() -> str:
-    """The processor's name as it tells it itself."""
+    """The processor's name, as reported by the system."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -110,7 +110,7 @@ def cpu_name() -> str:
 
 
 class Key(NamedTuple):
-    """A call of a convolution, as `choice.chosen` is asked about it, and what of the process counts.
+    """A call of a convolution, with the arguments of `choice.chosen` and the relevant state of the process.
 
     state: the device ("cpu", "cuda:1"; in a file its type), and the number of threads (CPU) or whether TF32 is allowed
         (GPU).
@@ -124,7 +124,7 @@ class Key(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Seconds of PyTorch's operator and of ours, and of which kernels of ours: the fastest of `each` counts as ours."""
+    """Seconds of PyTorch's operator (aten) and of each of our kernels (each); `ours` is the fastest of these."""
 
     aten: float
     ours: float
@@ -132,7 +132,7 @@ class Times(NamedTuple):
 
     @property
     def kernel(self) -> str:
-        """The name of ours that was the fastest; nothing where only the planned one was, or none was right."""
+        """The name of our fastest kernel; "" if only the planned one was measured, or none was right."""
         return min(self.each, key=lambda timed: timed[1])[0] if self.each else ""
 
     @property
@@ -141,14 +141,14 @@ class Times(NamedTuple):
 
 
 def lookup(key: Key) -> Times | None:
-    """What was measured of a call on this machine, if anything."""
+    """The measured times of a call on this machine, if any."""
     return _plans.of(key.state[0]).get(_anywhere(key))
 
 
 def add(found: dict[Key, Times], write: bool = True) -> list[Path]:
-    """Keeps times for this process and, unless ATROUSOPS_PLANS=none, for later ones; returns the files written.
+    """Stores times for this process and, unless ATROUSOPS_PLANS=none, for later ones; returns the files written.
 
-    write: False leaves the files alone.
+    write: False leaves the files unchanged.
     """
     devices = dict.fromkeys(key.state[0] for key in found)
     by_device = {d: {_anywhere(k): times for k, times in found.items() if k.state[0] == d} for d in devices}
@@ -157,7 +157,7 @@ def add(found: dict[Key, Times], write: bool = True) -> list[Path]:
 
 
 def _anywhere(key: Key) -> Key:
-    # A file is of one model of GPU, whichever of a machine it is.
+    # A file is for one GPU model, whatever the index of the GPU.
     device, rest = key.state
     return key._replace(state=(device.partition(":")[0], rest))
 
@@ -168,10 +168,10 @@ def forget() -> None:
 
 
 def plans_path(device: str) -> Path | None:
-    """The file of a device's measured plans; None where ATROUSOPS_PLANS=none.
+    """The file of a device's measured plans; None if ATROUSOPS_PLANS=none.
 
-    ATROUSOPS_PLANS names the folder, by default atrousops/plans in the user's cache. The file's name has the processor
-    or GPU and torch's version, for PyTorch's own kernels change with it.
+    ATROUSOPS_PLANS names the folder, by default atrousops/plans in the user's cache. The file's name contains the
+    processor or GPU and torch's version, because PyTorch's kernels change with it.
     """
     return _plans.path(device)
 

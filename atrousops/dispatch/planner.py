@@ -1,9 +1,9 @@
-"""Which kernel runs a problem, at what predicted cost, and why the others do not: csrc/core/plan.h's answers, shown.
+"""The plan of a problem: its kernel, the predicted cost, and why the others lose. Python side of csrc/core/plan.h.
 
 seconds = overhead of a call + floating-point operations / rate + bytes moved / copy rate
 
-with the rates of the device (dispatch/devices.py). Where the compiled planner is missing nothing is predicted, and
-PyTorch's kernels run.
+with the rates of the device (dispatch/devices.py). Without the compiled planner nothing is predicted, and PyTorch's
+kernels run.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from atrousops.dispatch import geometry, libraries
 from atrousops.dispatch.devices import Device
 from atrousops.dispatch.geometry import Problem
 
-# Bytes that a kernel may allocate besides its result.
+# Bytes that a kernel may allocate in addition to its result.
 WORKSPACE_LIMIT = 1 << 31
 _MISSING = "the compiled planner is missing"
 
 
 class CallArguments(NamedTuple):
-    """A call of a convolution, as a plan is asked for.
+    """A call of a convolution, as input of a plan.
 
     kind: "forward", "transposed", "input_grad" or "weight_grad".
-    input_size: (N, C, *), for the gradients too: the size of what the convolution reads.
+    input_size: (N, C, *), the size of the convolution's input, also for the gradients.
     weight_size: (K, C / groups, *); (C, K / groups, *) for "transposed".
     stride, padding, dilation, output_padding: one entry per spatial axis; `padding` may have two, all the low sides and
     then all the high ones.
@@ -41,7 +41,7 @@ class CallArguments(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A kernel that was considered: its predicted seconds (infinite if it is not legal), and why it does not run."""
+    """A candidate kernel: its predicted seconds (infinite if it cannot run), and why it was not chosen."""
 
     kernel: str
     seconds: float
@@ -49,12 +49,12 @@ class Candidate(NamedTuple):
 
 
 class Boxes(NamedTuple):
-    """How a launch of wgmma is cut, and what is predicted of it.
+    """The tiling of a launch of wgmma, and its predicted times.
 
-    A tile is `size` positions along each axis of `images` images, at most `rows` of them, by `columns` channels; tiles
-    count their `splits`, the parts of a sum. A step is `depth` channels, 128 bytes, at one tap, and takes `step`
-    seconds; `steps` are those of all tiles, `beside` what each tile takes beside its own; `finish` is both, of the
-    busiest multiprocessor. dense_seconds: the same tile, were no tap dead.
+    A tile is `size` positions along each axis of `images` images, at most `rows` positions, by `columns` channels.
+    `tiles` includes the `splits` of a sum. A step is `depth` channels (128 bytes) at one tap and takes `step` seconds;
+    `steps` is the total of all tiles; `beside` is the time of a tile outside its steps; `finish` is the time of the
+    busiest multiprocessor. dense_seconds: the time of the same tiling if no tap were dead.
     """
 
     size: tuple[int, int, int]
@@ -72,7 +72,7 @@ class Boxes(NamedTuple):
     dense_seconds: float
 
     def __str__(self) -> str:
-        """For people to read."""
+        """The tiling as text."""
         box = "x".join(map(str, self.size))
         parts = f", sums in {self.splits} parts" if self.splits > 1 else ""
         what = f"{self.tiles} tiles of {self.rows}x{self.columns}: {box} positions of {self.images} images{parts}"
@@ -80,11 +80,11 @@ class Boxes(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What runs, and why.
+    """The chosen kernel, and why.
 
-    seconds is predicted, for forward and backward together if gradients are wanted, and 0 where nothing is;
-    dense_flops counts dead taps as done; live_share is the part of them that is not dead; bytes_floor is every tensor
-    touched once; workspace is in bytes; boxes is how wgmma's launch is cut, of a weight gradient's nothing.
+    seconds is the prediction, for forward and backward together if gradients are needed, or 0 without a prediction;
+    dense_flops includes dead taps; live_share is the share of live taps; bytes_floor counts every tensor once;
+    workspace is in bytes; boxes is the tiling of wgmma, empty for a weight gradient.
     """
 
     kernel: str
@@ -100,10 +100,11 @@ class Plan(NamedTuple):
 
 
 class ContextPlan(NamedTuple):
-    """Whether a context module runs as one launch, and why.
+    """The plan of a context module: whether it runs as one launch, and why.
 
-    cluster: blocks that share an image, 0 where the layers run one by one; rows: of a block; shared_memory: bytes of a
-    block; seconds: predicted of the one launch, by_layers: of the layers with what stands between them.
+    cluster: blocks that share an image, 0 if the layers run one by one; rows: rows per block; shared_memory: bytes per
+    block; seconds: prediction for the single launch; by_layers: prediction for separate layers and the operations
+    between them.
     """
 
     cluster: int
@@ -115,26 +116,26 @@ class ContextPlan(NamedTuple):
 
     @property
     def kernel(self) -> str:
-        """What explain() calls it."""
+        """The name that explain() shows."""
         return "context_module" if self.cluster else "layers"
 
 
 def kernels(kind: str) -> tuple[str, ...]:
-    """The kernels that are considered on a device of a kind, PyTorch's first, in the order in which they are shown."""
+    """The candidate kernels on a kind of device, PyTorch's first, in the order of display."""
     return ("aten",) if libraries.planner is None else tuple(libraries.planner.kernels(kind))
 
 
 def plan(
     problem: Problem, device: Device, itemsize: int, *, needs_grad: bool = False, workspace_limit: int = WORKSPACE_LIMIT
 ) -> Plan:
-    """The kernel that should run a problem, with every candidate and why it lost.
+    """The kernel that should run a problem, with every candidate and why it was not chosen.
 
     Args:
         problem: from geometry.convolution or geometry.transposed.
         device: from devices.device_of, devices.cpu or devices.gpu.
-        itemsize: bytes of an element of the dtype.
+        itemsize: bytes per element of the dtype.
         needs_grad: weigh forward and both gradients together.
-        workspace_limit: bytes that a kernel may allocate besides its result.
+        workspace_limit: bytes that a kernel may allocate in addition to its result.
     """
     assert libraries.planner is not None
     found: Plan = libraries.planner.plan(*_fields(problem), device._asdict(), itemsize, needs_grad, workspace_limit)
@@ -142,9 +143,9 @@ def plan(
 
 
 def runnable(problem: Problem, device: Device, itemsize: int) -> list[Candidate]:
-    """The kernels of ours that can run a problem: that of its plan, and those that take its place, in this order.
+    """Our kernels that can run a problem: the planned one, then its fallbacks in order.
 
-    Their seconds are of the forward pass, or of one gradient, alone.
+    Their seconds are for the forward pass or one gradient only.
     """
     if libraries.planner is None:
         return []
@@ -153,13 +154,13 @@ def runnable(problem: Problem, device: Device, itemsize: int) -> list[Candidate]
 
 
 def is_trusted(ours: float, aten: float) -> bool:
-    """Whether a kernel of ours is predicted to be so much faster than PyTorch's that it is to run."""
+    """Whether a kernel of ours is predicted to be faster than PyTorch's by more than the margin."""
     assert libraries.planner is not None
     return ours < float(libraries.planner.MARGIN) * aten
 
 
 def unplanned(problems: Sequence[Problem], itemsize: int, kernel: str = "aten") -> Plan:
-    """What runs where the compiled planner is missing: PyTorch's kernels, of which nothing is predicted."""
+    """The plan without the compiled planner: PyTorch's kernels, without predictions."""
     flops = sum([p.dense_flops for p in problems])
     live = sum([p.dense_flops * geometry.live_share(p) for p in problems])
     moved = sum([p.input_elements + p.output_elements + p.weight_elements for p in problems])
@@ -179,10 +180,10 @@ def unplanned(problems: Sequence[Problem], itemsize: int, kernel: str = "aten") 
 def plan_branches(
     problems: Sequence[Problem], device: Device, itemsize: int, channels_last: bool, relu: bool, others: int = 0
 ) -> Plan:
-    """Convolutions of one map: the kernel is "conv_branches" for one launch, "branches" for one by one.
+    """Convolutions of one map: the kernel is "conv_branches" for one launch, "branches" for separate convolutions.
 
-    The tile model's time of all tiles of one launch stands against the planner's of each convolution, a launch for each
-    ReLU, and the concatenation, with `others` channels that follow.
+    Compares the tile model's time for one launch with the sum of the planner's time of each convolution, a launch for
+    each ReLU, and the concatenation, including `others` appended channels.
     """
     assert libraries.planner is not None
     fields = [_fields(p) for p in problems]
@@ -197,10 +198,10 @@ def plan_context(
     gpu: tuple[int, int, int],
     by_layers: Callable[[], float],
 ) -> ContextPlan:
-    """A context module of (N, C, H, W), with each layer's dilation, or 0 for a kernel of one position.
+    """A context module of (N, C, H, W), with each layer's dilation, or 0 for a 1x1 kernel.
 
-    gpu: multiprocessors, bytes of shared memory of a block, capability; by_layers: gives the layers' seconds, which are
-    asked for where one launch is possible.
+    gpu: multiprocessors, bytes of shared memory per block, capability; by_layers: returns the seconds of separate
+    layers; called only if one launch is possible.
     """
     if libraries.planner is None:
         return ContextPlan(0, 0, 0, 0.0, 0.0, f"layers: {_MISSING}")
@@ -209,7 +210,7 @@ def plan_context(
 
 
 def boxes(problems: Sequence[Problem], device: Device, itemsize: int) -> Boxes:
-    """The boxes of one launch of wgmma; its problems have the same map and channels."""
+    """The tiling of one launch of wgmma; its problems have the same map and channels."""
     assert libraries.planner is not None
     fields = [_fields(p) for p in problems]
     found: Boxes = libraries.planner.plan_boxes(fields, itemsize, device.multiprocessors, device.rates["wgmma"])

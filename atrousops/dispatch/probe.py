@@ -1,4 +1,4 @@
-"""Whether the CUDA library runs on a device: asked once of each, before any of its kernels is chosen there."""
+"""Whether the CUDA library runs on a device: checked once per device, before any of its kernels is chosen."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from atrousops.dispatch.devices import constant_in_graphs, gpu_index
 
 
 class Verdict(NamedTuple):
-    """Whether something can run; if not, why."""
+    """Whether something can run, and if not, why."""
 
     ok: bool
     reason: str
 
 
 class Facts(NamedTuple):
-    """What decides whether the library runs on a device.
+    """The facts that decide whether the library runs on a device.
 
     name: of the GPU; capability: 10 major + minor; driver, runtime: CUDA's versions, 1000 major + 10 minor, of the
-    driver and in the library; code: what it was compiled for, such as sm_90a and, as PTX, compute_80.
+    driver and in the library; code: the targets it was compiled for, such as sm_90a and, as PTX, compute_80.
     """
 
     name: str
@@ -38,9 +38,9 @@ class Facts(NamedTuple):
 
 @constant_in_graphs
 def verdict(device: torch.device) -> Verdict:
-    """Whether the CUDA library runs on a GPU; the first question about each takes milliseconds, and starts a kernel."""
+    """Whether the CUDA library runs on a GPU; the first call for each takes milliseconds and starts a kernel."""
     if not torch.cuda.is_available():
-        # There are no tensors to run on; plans are made for such devices all the same.
+        # No tensor can be on such a device, but plans can be made for it.
         return Verdict(True, "there is no GPU to ask")
     return _verdict(gpu_index(str(device)))
 
@@ -56,20 +56,20 @@ def _verdict(index: int) -> Verdict:
 
 @functools.cache
 def runs_nowhere() -> bool:
-    """Whether no GPU of this machine is one that the library was compiled for. Starts nothing on any of them."""
+    """Whether the library was compiled for none of this machine's GPUs. Starts no kernel."""
     found = [judge(facts(index)).ok for index in range(torch.cuda.device_count())]
     return bool(found) and not any(found)
 
 
 def judge(found: Facts) -> Verdict:
-    """What is known before a kernel is started."""
+    """The verdict that is possible without starting a kernel."""
     if not has_code(found.capability, found.code):
         major, minor = divmod(found.capability, 10)
         return Verdict(
             False,
             f"{found.name} has capability {major}.{minor}, and the CUDA library code for {', '.join(found.code)}",
         )
-    # Within a major version an older driver runs a newer runtime.
+    # Within a major version an older driver supports a newer runtime.
     if found.driver // 1000 < found.runtime // 1000:
         return Verdict(
             False,
@@ -82,7 +82,8 @@ def judge(found: Facts) -> Verdict:
 def has_code(capability: int, code: Sequence[str]) -> bool:
     """Whether a device of this capability can load one of the codes.
 
-    Machine code runs on its own major version from its minor one on, with an "a" on nothing else; PTX on all later.
+    Machine code runs on the same major version with the same or a later minor version; with a suffix "a" only on the
+    same version. PTX runs on all later versions.
     """
     for each in code:
         kind, number, exact = re.fullmatch(r"(sm|compute)_(\d+)(a?)", each).groups()  # type: ignore[union-attr]
@@ -109,28 +110,28 @@ def _cuda() -> ctypes.CDLL:
 
 
 def versions() -> tuple[int, int]:
-    """CUDA's, as in Facts: of the driver, and of the runtime in the library."""
+    """CUDA versions as in Facts: of the driver, and of the runtime in the library."""
     driver, runtime = ctypes.c_int(), ctypes.c_int()
     _cuda().atrousops_cuda_versions(ctypes.byref(driver), ctypes.byref(runtime))
     return driver.value, runtime.value
 
 
 def facts(index: int) -> Facts:
-    """Asked of torch, of the driver and of the library."""
+    """Collects the facts from torch, the driver and the library."""
     driver, runtime = versions()
     gpu = torch.cuda.get_device_properties(index)
     code = tuple(_cuda().atrousops_cuda_code().decode().split(","))
     return Facts(gpu.name, 10 * gpu.major + gpu.minor, driver, runtime, code)
 
 
-# Seconds that a trivial kernel may take, with loading the library's code and waiting for its turn.
+# Seconds allowed for a trivial kernel, including loading the library's code and queueing.
 LIMIT = 30.0
 
 
 def run(index: int) -> str:
-    """Starts a trivial kernel on a GPU and waits for it, for LIMIT seconds; what went wrong, or nothing.
+    """Starts a trivial kernel on a GPU and waits up to LIMIT seconds for it; returns the problem, or "".
 
-    Where a device hangs, the waiting thread is left running: the driver has no way to stop it.
+    If the device hangs, the waiting thread is left running: the driver cannot stop it.
     """
     text = ctypes.create_string_buffer(1024)
     arguments = (index, text, len(text))

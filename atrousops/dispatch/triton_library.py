@@ -1,7 +1,7 @@
-"""Puts Triton's kernels behind torch.ops.atrousops: on devices without a compiled library, and wherever forced.
+"""Registers Triton's kernels for torch.ops.atrousops on devices without a compiled library, and where forced.
 
-The operators keep their one fake kernel, autograd and autocast; only who computes changes. torch.compile sees through
-to the kernels, as with PyTorch's triton_op.
+Fake kernels, autograd and autocast of the operators do not change. torch.compile sees the kernels, as with PyTorch's
+triton_op.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _overrides: list[Library] = []
 
 
 def interpreted() -> bool:
-    """Whether Triton interprets its kernels, on the CPU: TRITON_INTERPRET=1 when this process began."""
+    """Whether Triton interprets its kernels on the CPU: TRITON_INTERPRET=1 was set when this process started."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
 def installed() -> bool:
-    """Whether there is a Triton to compile with."""
+    """Whether Triton can compile."""
     return libraries.triton.problem is None
 
 
@@ -59,7 +59,7 @@ def implementation(name: str) -> Callable[..., Any]:
 
 
 def serves(device: torch.device) -> bool:
-    """Whether an operator's call on this device goes to Triton at present."""
+    """Whether an operator's call on this device currently goes to Triton."""
     if not installed() or not (device.type in KEYS or (device.type == "cpu" and interpreted())):
         return False
     if _forced[0] or device.type == "cpu":
@@ -88,7 +88,7 @@ def took_over() -> bool:
 
 @contextlib.contextmanager
 def forced(wanted: bool) -> Iterator[None]:
-    """Inside, Triton's kernels run on every device that they can, or where nothing else does; for the whole process."""
+    """Within the `with` block, for the whole process, Triton's kernels run wherever they can, or only as a fallback."""
     before = _forced[0]
     force(wanted)
     try:
@@ -98,7 +98,7 @@ def forced(wanted: bool) -> Iterator[None]:
 
 
 def force(wanted: bool) -> None:
-    """The same from here on."""
+    """The same from now on."""
     if wanted == _forced[0] or not installed():
         return
     _forced[0] = wanted
@@ -121,9 +121,9 @@ def _eager(name: str) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         device = _device(args)
         with contextlib.ExitStack() as stack:
-            # Real tensors need no tracing, and kernels start on the current device.
+            # Real tensors need no tracing. Kernels start on the current device.
             stack.enter_context(torch._library.triton.set_wrap_triton_enabled(False))
-            # A permuted result is no view for autograd, which would forbid to change it in place.
+            # Autograd would treat a permuted result as a view and forbid in-place changes.
             stack.enter_context(torch._C._AutoDispatchBelowADInplaceOrView())
             if device.type != "cpu":
                 stack.enter_context(torch.get_device_module(device.type).device(device))
@@ -137,7 +137,7 @@ def _device(args: Any) -> torch.device:
 
 
 def register_rule(name: str) -> None:
-    """Lets torch.compile decompose the operator into its Triton kernels where those would run."""
+    """Lets torch.compile decompose the operator into its Triton kernels if those would run."""
     if not installed():
         return
     from torch._subclasses.functional_tensor import FunctionalTensorMode
@@ -152,7 +152,7 @@ def register_rule(name: str) -> None:
 
 
 def _is_exporting() -> bool:
-    # An exported program keeps operators whole.
+    # An exported program keeps the operators.
     from torch.export._trace import custom_triton_ops_decomposition_disabled
 
     return custom_triton_ops_decomposition_disabled()

@@ -1,6 +1,6 @@
-"""Which of our kernels have proved themselves on a GPU: what `atrousops selfcheck` found there, and what follows.
+"""Verdicts: which of our kernels have passed `atrousops selfcheck` on a GPU.
 
-A kernel of ours runs unasked on a GPU only if its family passed there, in this build, under this driver and torch.
+A kernel of ours is chosen automatically on a GPU only if its family passed there, with this build, driver and torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from atrousops.dispatch.planner import CallArguments
 
 log = logging.getLogger("atrousops")
 
-# What csrc/cuda/conv.cu runs where addresses or strides forbid the planned kernel: those have to be right as well.
+# The fallbacks of csrc/cuda/conv.cu if addresses or strides do not allow the planned kernel; they must have passed too.
 _INSTEAD = {
     "depthwise": ("grouped",),
     "wgmma": ("mma", "simt"),
@@ -32,10 +32,10 @@ _INSTEAD = {
 
 
 class Identity(NamedTuple):
-    """What a verdict holds for: a model of GPU and all that stands between it and the source.
+    """The set-up that a verdict is valid for: GPU model, driver, torch and library.
 
-    backend: "cuda" or "triton"; capability: such as "9.0"; driver: its release where the system tells, and the version
-    of CUDA that it knows; library: the first digits of a digest of the compiled library, or of Triton's kernels.
+    backend: "cuda" or "triton"; capability: such as "9.0"; driver: its release, if known, and the CUDA version that it
+    supports; library: the first digits of a digest of the compiled library, or of Triton's kernels.
     """
 
     backend: str
@@ -47,9 +47,9 @@ class Identity(NamedTuple):
 
 
 class TimedCall(NamedTuple):
-    """A convolution that was timed, as the planner is asked about it.
+    """A convolution that was timed, described by the planner's arguments.
 
-    precision: as in `devices.Device`; itemsize: bytes of an element.
+    precision: as in `devices.Device`; itemsize: bytes per element.
     """
 
     arguments: CallArguments
@@ -59,7 +59,7 @@ class TimedCall(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """Seconds of a call of ours and of PyTorch's operator, or operators; `call` where it is a convolution."""
+    """Seconds of a call of ours and of PyTorch's operator or operators; `call` is given for a convolution."""
 
     what: str
     ours: float
@@ -68,7 +68,7 @@ class Rate(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What was found of a family of kernels: whether it passed, in how many cases, what was wrong, and its speed."""
+    """The verdict on a family of kernels: whether it passed, the number of cases, the problem, and the speed."""
 
     ok: bool
     reason: str
@@ -77,10 +77,10 @@ class Finding(NamedTuple):
 
 
 def family_of(call: CallArguments, kernel: str) -> str:
-    """The family that a kernel of the planner's belongs to in a call: "forward wgmma".
+    """The family of one of the planner's kernels in a call, such as "forward wgmma".
 
-    Where wgmma reads with a stride its copies step over elements, from coordinates below 0: "forward wgmma_strided".
-    Nobody else's kernels are known to ask TMA for both at once, so that is checked apart.
+    If wgmma reads with a stride, its TMA copies skip elements and start at negative coordinates: "forward
+    wgmma_strided". We know of no other kernel that combines both, so this is a separate family.
     """
     steps = call.kind in ("forward", "weight_grad") and max(call.stride) > 1
     return f"{call.kind} {kernel}_strided" if kernel == "wgmma" and steps else f"{call.kind} {kernel}"
@@ -93,14 +93,15 @@ _said: list[str] = []
 
 @devices.constant_in_graphs
 def why_not(backend: str, family: str, device: str) -> str:
-    """Why a family of kernels does not run unasked on a GPU, or nothing; answers are kept.
+    """Why a family of kernels is not chosen automatically on a GPU, or ""; cached.
 
     Args:
         backend: "cuda" or "triton".
-        family: an operator's name, or for convolutions a kind and a kernel of the planner's: "forward wgmma".
-        device: as str(torch.device); where there is no such GPU plans are made for one, and nothing is in the way.
+        family: an operator's name, or for convolutions a kind and one of the planner's kernels, such as "forward
+            wgmma".
+        device: as str(torch.device). If there is no such GPU, plans assume one, and the result is "".
     """
-    # With its number, as a tensor's device has it, a GPU is known at once.
+    # Fast path for a device with an index, as tensors have.
     answer = _answers.get((backend, family, device))
     if answer is not None:
         return answer
@@ -131,7 +132,7 @@ def _nothing_known(backend: str, device: str) -> str:
     others = [of for of, _ in _verdicts.of(device) if of.backend == backend]
     if not others:
         return f"our {backend} kernels have not been checked on {now.gpu}: run `atrousops selfcheck`"
-    # The last in the file is the latest.
+    # The last entry in the file is the latest.
     then = others[-1]
     names = [n for n in Identity._fields if getattr(then, n) != getattr(now, n)]
     changed = ", ".join(f"{n} {getattr(then, n)}, now {getattr(now, n)}" for n in names)
@@ -145,20 +146,20 @@ def _say(text: str) -> None:
 
 
 def finding(backend: str, family: str, device: str) -> Finding | None:
-    """What was found of one family on a GPU, if it was checked."""
+    """The verdict on one family on a GPU, if it was checked."""
     return known(backend, numbered(device)).get(family)
 
 
 def known(backend: str, device: str) -> dict[str, Finding]:
-    """What was found on a GPU such as this, by family: in this process, or in the file."""
+    """The verdicts for a GPU by family, from this process or from the file."""
     now = identity(backend, device)
     return {family: finding for (of, family), finding in _verdicts.of(device).items() if of == now}
 
 
 def record(backend: str, device: str, found: dict[str, Finding]) -> Path | None:
-    """Keeps findings for this process and later ones; the file written, or None.
+    """Stores verdicts for this process and later ones; returns the file written, or None.
 
-    None is written where ATROUSOPS_PLANS=none, and of an emulated GPU none but in a folder that ATROUSOPS_PLANS names.
+    No file is written if ATROUSOPS_PLANS=none, or for an emulated GPU, unless ATROUSOPS_PLANS names a folder.
     """
     now = identity(backend, device)
     write = not devices.names_emulated(now.gpu) or bool(os.environ.get("ATROUSOPS_PLANS"))
@@ -168,18 +169,18 @@ def record(backend: str, device: str, found: dict[str, Finding]) -> Path | None:
 
 
 def there_is(device: str) -> bool:
-    """Whether this machine has such GPUs; else there is nothing to ask about."""
+    """Whether this machine has such a GPU."""
     return torch.get_device_module(torch.device(device)).is_available()
 
 
 def gpu_name(device: str) -> str:
-    """What a GPU with a number calls itself."""
+    """The name of the GPU with this index."""
     where = torch.device(device)
     return torch.get_device_module(where).get_device_properties(where.index).name
 
 
 def forget() -> None:
-    """Drops what was read or recorded; files stay."""
+    """Clears what was read or recorded in this process; files are kept."""
     for kept in (_answers, _said):
         kept.clear()
     _verdicts.forget()
@@ -193,7 +194,7 @@ def path(device: str) -> Path | None:
 
 
 def numbered(device: str) -> str:
-    """A GPU with its number, the current one's if it has none."""
+    """The device with an index; by default that of the current GPU."""
     where = torch.device(device)
     index = torch.get_device_module(where).current_device() if where.index is None else where.index
     return f"{where.type}:{index}"
@@ -201,7 +202,7 @@ def numbered(device: str) -> str:
 
 @functools.cache
 def identity(backend: str, device: str) -> Identity:
-    """What verdicts on a GPU of this machine, "cuda:1", hold for."""
+    """The set-up that verdicts on a GPU of this machine, such as "cuda:1", are valid for."""
     where = torch.device(device)
     gpu = torch.get_device_module(where).get_device_properties(where.index)
     capability = f"{gpu.major}.{gpu.minor}" if hasattr(gpu, "major") else ""
@@ -209,7 +210,7 @@ def identity(backend: str, device: str) -> Identity:
 
 
 def _driver(gpu: Any) -> str:
-    # Where the library is missing the release has to do; Intel's GPUs tell theirs.
+    # Without the library only the release is known; Intel's GPUs report their driver version.
     cuda = probe.versions()[0] if libraries.cuda.problem is None else 0
     api = f"CUDA {probe.version(cuda)}" if cuda else getattr(gpu, "driver_version", "")
     return ", ".join(filter(None, [_release(), api]))
@@ -243,7 +244,7 @@ def _digest_of(files: Iterable[Path]) -> str:
 
 
 def rate_from(what: str, ours: float, aten: float, call: list[Any] | None = None) -> Rate:
-    """A Rate from what JSON makes of its fields."""
+    """A Rate from its fields in JSON."""
     if call is None:
         return Rate(what, ours, aten)
     arguments, *rest = call

@@ -1,4 +1,4 @@
-"""What a training step reads: images and labels, a function of seed and step; errors are known before the step."""
+"""Images and labels of training steps, determined by seed and step; errors are known before a step."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from atrousops.engine.distributed import Processes
 
 
 class Batches:
-    """This process's images and labels of each step from `step` to the last, so that a resumed run reads the same.
+    """This process's images and labels for each step from `step` to the last; the same for a resumed run.
 
     Args:
         data: the training set.
-        recipe: its seed, batch, workers and schedule.
-        processes: that share each batch.
-        step: the first.
+        recipe: for its seed, batch, workers and schedule.
+        processes: those that share each batch.
+        step: the first step.
     """
 
     def __init__(self, data: SegmentationSet, recipe: Config, processes: Processes, step: int) -> None:
@@ -37,13 +37,13 @@ class Batches:
         self._ahead: Any = None
 
     def error(self) -> Exception | None:
-        """What is wrong with a file of the next step, which is read for it; None if nothing is."""
+        """Reads the files of the next step; returns the error, or None."""
         if self._ahead is None:
             self._ahead = next(self._read)
         return self._ahead if isinstance(self._ahead, Exception) else None
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """Images and labels. Raises ArgumentError, OSError: of a file that cannot be used, which it names."""
+        """Images and labels. Raises ArgumentError, OSError: a file cannot be used; the message names it."""
         if (error := self.error()) is not None:
             raise error
         (images, labels), self._ahead = self._ahead, None
@@ -51,7 +51,7 @@ class Batches:
 
 
 class _Drawn(Dataset[Any]):
-    """Training images without end, by number: epoch after epoch, each in an order of its own."""
+    """An endless indexed sequence of training images: epoch after epoch, each in its own order."""
 
     def __init__(self, data: SegmentationSet, seed: int) -> None:
         self.data = data
@@ -64,7 +64,8 @@ class _Drawn(Dataset[Any]):
             try:
                 return self.data[_order(len(self.data), self.seed + epoch)[position]]
             except (ArgumentError, OSError) as error:
-                # A DataLoader raises what its processes do with their traceback for a message, and files have names.
+                # A DataLoader replaces the message of an error in a worker by the traceback, but the file's name is
+                # needed.
                 return error
 
 

@@ -1,4 +1,4 @@
-"""Pictures of any number of channels: read from files, and shown."""
+"""Images with any number of channels: reading and display."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["read_channels", "read_picture", "to_rgb"]
 
 
 def to_rgb(picture: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """A picture (H, W, C) to look at, uint8 (H, W, 3): grey from one channel or two, else its first three.
+    """An image (H, W, C) for display, uint8 (H, W, 3): grey for one or two channels, else the first three.
 
-    Floats, which may have any range, are stretched between `limits`, by default those of the picture itself.
+    Floats are scaled from `limits`, by default the image's own.
     """
     shown = _shown(picture)
     if shown.dtype.kind == "f":
@@ -24,7 +24,7 @@ def to_rgb(picture: np.ndarray, limits: tuple[float, float] | None = None) -> np
 
 
 def limits_of(picture: np.ndarray) -> tuple[float, float]:
-    """The 1st and the 99th percentile of what is shown of a picture."""
+    """The 1st and 99th percentile of the displayed channels."""
     low, high = np.percentile(_shown(picture), (1, 99))
     return low, high
 

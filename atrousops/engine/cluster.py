@@ -1,6 +1,6 @@
-"""Images dealt to the processes of a Ray cluster: each loads the network once, and the work of one that dies is redone.
+"""Distributes images to the processes of a Ray cluster. Each loads the network once; work of a dead one is repeated.
 
-Paths are those of the command's working directory: all machines have to see its files at the same place.
+Paths are relative to the command's working directory: all machines must see its files at the same paths.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from atrousops.engine.evaluate import Opened, Refine, Scores, add_images
 if TYPE_CHECKING:
     from atrousops.engine.segment import Failed, Job, Segmented, Segmenter
 
-# Pieces of work for each process, so that those that end early take some of the others'.
+# Pieces of work per process, so that those that finish early take over work of others.
 _PIECES = 4
 
 
@@ -33,15 +33,15 @@ def label(
     threads: int | None = None,
     device: str = "auto",
 ) -> Iterator[Segmented | Failed]:
-    """Does the jobs of `Segmenter.run` on a cluster; results are written by its processes.
+    """Runs the jobs of `Segmenter.run` on a cluster, whose processes write the results.
 
     Args:
         load: called once in each process.
-        jobs: what to do.
-        address: "local", or of a cluster as `ray.init` takes it.
+        jobs: the jobs.
+        address: "local", or the address of a cluster for `ray.init`.
         workers: processes; by default one for each GPU, or for as many CPUs as `threads`.
         threads: of each process.
-        device: of the networks; unless it is cpu, each process has a GPU of its own where there are any.
+        device: of the networks; unless it is cpu, each process has its own GPU, if there are any.
 
     Raises:
         ImportError: Ray is not installed.
@@ -63,14 +63,14 @@ def judge(
     address: str,
     workers: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """States of `Scores` that together are those of the first `images` images of a set.
+    """States of `Scores` whose sum covers the first `images` images of a set.
 
     Args:
-        load: gives network and images, once in each process.
-        crf: of `evaluate.score`.
-        empty: makes scores with nothing added.
-        images: how many there are.
-        address, workers: as `label` has them.
+        load: returns network and images; called once in each process.
+        crf: as in `evaluate.score`.
+        empty: makes empty scores.
+        images: the number of images.
+        address, workers: as in `label`.
     """
     with _joined(address, workers or 1) as ray:
         pieces = [pickle.dumps(number) for number in range(images)]
@@ -78,7 +78,7 @@ def judge(
 
 
 class _Labels:
-    """Lives in a process of the cluster."""
+    """An actor in a process of the cluster."""
 
     def __init__(self, load: Callable[[], Segmenter], folder: str) -> None:
         os.chdir(folder)
@@ -92,7 +92,7 @@ class _Labels:
 
 
 class _Judged:
-    """Lives in a process of the cluster."""
+    """An actor in a process of the cluster."""
 
     def __init__(
         self, load: Callable[[], Opened], crf: Refine | None, empty: Callable[[], Scores], folder: str
@@ -149,7 +149,8 @@ def _joined(address: str, cpus: int) -> Iterator[Any]:
         raise ImportError("--ray needs the package ray: pip install 'atrousops[ray]'") from error
     started = not ray.is_initialized()
     if started:
-        # As many CPUs as are asked for, where there are fewer: else some of the workers would never start.
+        # At least the number of CPUs requested, even if the machine has fewer: otherwise some workers would never
+        # start.
         most = max(cpus, os.cpu_count() or 1)
         alone: dict[str, Any] = {"include_dashboard": False, "num_cpus": most} if address == "local" else {}
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, **alone)

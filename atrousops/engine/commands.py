@@ -10,9 +10,9 @@ from typing import Any
 from atrousops.engine.options import Commands
 
 _RECIPE = """\
-Looks for images and their masks in a folder, measures them, and prints a recipe
-for `atrousops train`. What was found and guessed is told on stderr and in
-comments of the recipe.
+Finds images and their masks in a folder, measures them, and prints a recipe for
+`atrousops train`. Findings and guesses are reported on stderr and in comments
+of the recipe.
 """
 _EXPORT = """\
 Writes a trained network as a file that other programs run, for batches and
@@ -21,15 +21,15 @@ reads where atrousops is not installed (.pt2).
 
 The input is "image" (N, C, H, W), normalised as the file's metadata says; the
 output "scores" (N, classes, H, W). --check runs the file by onnxruntime, or by
-PyTorch, and holds its scores to the network's.
+PyTorch, and compares its scores with the network's.
 """
-# Batch, and what is added to 96 x 96: the traced channels at an even, an odd and a smaller size.
+# Batch, and what is added to 96 x 96: an even, an odd and a smaller size.
 _CHECKED = ((1, 0, 0), (2, 33, -15), (3, -31, 7))
 
 
 def add_recipe(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Adds `atrousops recipe`."""
-    parser = _parser(commands, common, "recipe", "write a recipe for one's own images", _RECIPE)
+    parser = _parser(commands, common, "recipe", "write a recipe for your own images", _RECIPE)
     parser.add_argument("--data", required=True, metavar="DIR", help="folder or zip archive of the images and masks")
     parser.add_argument("--model", required=True, metavar="NAME", help="network, such as deeplabv3plus_resnet50")
     pattern = "folder or pattern in DIR, such as '{split}/photos/*.jpg' (default: the usual names are tried)"
@@ -47,7 +47,7 @@ def add_export(commands: Commands, common: argparse.ArgumentParser) -> None:
         help="weights that come with the package, such as unet_nuclei, or a file that `atrousops train` wrote",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="FILE.onnx or FILE.pt2")
-    parser.add_argument("--check", action="store_true", help="run the file, and fail if its scores are others")
+    parser.add_argument("--check", action="store_true", help="run the file, and fail if its scores differ")
     parser.set_defaults(run=_export)
 
 
@@ -63,7 +63,7 @@ def _parser(
     )
 
 
-# What a command needs is imported when it runs: other commands do not wait for it.
+# Imported when the command runs, so that other commands do not wait for it.
 def _recipe(args: argparse.Namespace) -> int:
     from atrousops.engine import recipe
 

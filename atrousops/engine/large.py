@@ -1,4 +1,4 @@
-"""Results of pictures that are never whole in memory: masks and overlays as TIFF, written a row of tiles at a time."""
+"""Results of images that do not fit in memory: masks and overlays as TIFF, written one row of tiles at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atrousops.data.strips import Rows, TiffRows
 from atrousops.engine import pictures
 from atrousops.engine.channels import limits_of, to_rgb
 
-# Side of the tiles of the files, and from how many rows the range of colours of a picture of floats is guessed.
+# Side of the tiles of the files, and the number of sampled rows for the display range of float images.
 _TILE, _SAMPLED = 256, 64
 
 
@@ -27,19 +27,19 @@ def write_results(
     colors: np.ndarray,
     note: Callable[[tuple[int, ...]], str],
 ) -> tuple[int, ...]:
-    """Writes both files, the mask last: each is whole, or not there, and they are BigTIFF in compressed tiles.
+    """Writes both files atomically, the mask last, as BigTIFF in compressed tiles.
 
-    They hold what `pictures.mask_image` and `overlay_image` make of the whole picture; the overlay of a picture of
-    floats is stretched by a sample of its rows.
+    The pixels are those of `pictures.mask_image` and `overlay_image` for the whole image; the overlay of a float image
+    is scaled by a sample of its rows.
 
     Args:
-        rows: the picture.
-        parts: its class ids from the top down, uint8 (any number of rows, W).
+        rows: the image.
+        parts: its class ids from top to bottom, uint8 (any number of rows, W).
         colors: uint8 (L, 3).
-        note: of how many pixels each class has, to what `read_note` finds in the mask.
+        note: converts the pixel count of each class to the text that `read_note` reads from the mask.
 
     Returns:
-        How many pixels each class has.
+        The pixel count of each class.
 
     Raises:
         OutputError: a file cannot be written.
@@ -67,7 +67,7 @@ def write_results(
     def write_mask(name: str) -> None:
         ids = {"photometric": "palette", "colormap": palette}
         tifffile.imwrite(name, _tiles(counted()), shape=(height, width), **ids, **common, description="-")
-        # How many pixels a class has is known only now.
+        # The pixel counts are known only now.
         tifffile.tiffcomment(name, note(tuple(map(int, counts))))
         labels = TiffRows(Path(name))
         write_atomically(overlay, lambda other: write_overlay(other, labels))
@@ -78,7 +78,7 @@ def write_results(
 
 
 def read_note(path: Place) -> str | None:
-    """What `write_results` noted in a mask; None if there is no such file or note."""
+    """The note that `write_results` stored in a mask; None if there is no such file or note."""
     tifffile = importlib.import_module("tifffile")
     try:
         with path.open("rb") as stream, tifffile.TiffFile(stream) as file:
@@ -100,7 +100,7 @@ def _tinted(rows: Rows, labels: TiffRows, colors: np.ndarray, top: int, limits: 
 
 
 def _limits(rows: Rows) -> tuple[float, float]:
-    """The limits of a sample of rows, for `to_rgb`; unused where the picture is of integers."""
+    """The limits for `to_rgb`, from a sample of rows; unused for integer images."""
     height = rows.shape[0]
     first = rows.read(0, 1)
     if first.dtype.kind != "f":
@@ -110,7 +110,7 @@ def _limits(rows: Rows) -> tuple[float, float]:
 
 
 def _tiles(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Square tiles, row by row, of a picture that comes from the top down; the last are filled up with zeros."""
+    """Square tiles, row by row, of an image given from top to bottom; the last are padded with zeros."""
     rest: list[np.ndarray] = []
     for part in parts:
         rest.append(part)

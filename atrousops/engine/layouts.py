@@ -1,4 +1,4 @@
-"""Where the images and masks of a folder are: what the usual layouts would call them, and how many pairs that gives."""
+"""Finds the images and masks of a folder, by the names of common layouts and the number of matching pairs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SPLIT = re.compile(
 
 @dataclass(frozen=True)
 class Guess:
-    """images, masks: patterns. train, val, test: names of the splits, "" where there is none. pairs: how many fit."""
+    """images, masks: patterns. train, val, test: names of the splits, or "". pairs: the number of matches."""
 
     images: str
     masks: str
@@ -44,10 +44,10 @@ class Guess:
 
 
 def guess(files: Files) -> Guess:
-    """The layout that gives the most images with masks.
+    """The layout with the most images with masks.
 
     Raises:
-        ArgumentError: there is no image, or none that has a mask; the message says what was looked for.
+        ArgumentError: there is no image, or none with a mask; the message says what was searched for.
     """
     names = _pictures(files)
     if not names:
@@ -67,7 +67,7 @@ def guess(files: Files) -> Guess:
 
 
 def of_patterns(files: Files, images: str, masks: str) -> Guess:
-    """The layout of given patterns, in which {split} is the name of a split."""
+    """The layout for given patterns, in which {split} is the name of a split."""
     names = _pictures(files)
     return next(_candidate(tuple(names), images, masks), Guess(images, masks, 0))
 
@@ -82,14 +82,14 @@ def _preference(found: Guess) -> tuple[int, bool, bool, int, str]:
 
 
 def _folders(names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Pairs of folders that may hold images and masks, names of splits being {split}."""
+    """Pairs of folders that may hold images and masks, with {split} for the names of splits."""
     every = {str(folder) for name in names for folder in PurePosixPath(_general(name)).parents}
     every = {"" if folder == "." else folder for folder in every}
     for folder in sorted(every):
         yield folder, folder
         if not _is(folder, MASKS):
             continue
-        # Beside it, in another folder of the same splits, or one floor up.
+        # A sibling, a folder with the same splits, or one level up.
         for other in sorted(every):
             if other != folder and not _is(other, MASKS) and other.count("{split}") == folder.count("{split}"):
                 yield other, folder
@@ -101,7 +101,7 @@ def _general(name: str) -> str:
 
 
 def _is(folder: str, words: Iterable[str]) -> bool:
-    """Whether the folder, or the one that holds its splits, has such a name, with or without more before it."""
+    """Whether the folder, or the one that holds its splits, has such a name, possibly with a prefix."""
     parts = [part for part in folder.lower().split("/") if not re.fullmatch(r"\{split\}[\d_-]*", part)]
     return bool(parts) and any(re.fullmatch(rf"(.*[_\-}} ])?{word}", parts[-1]) for word in words)
 
@@ -139,7 +139,7 @@ def _pattern(folder: str, end: str, ending: str = ".*") -> str:
 
 
 def _with_splits(names: tuple[str, ...], images: str, masks: str) -> Guess | None:
-    """With the names of splits that have pairs; all of them count."""
+    """The layout with the names of splits that have pairs; pairs of all splits are counted."""
     pairs = dict[str, int]()
     folders = {folder for name in names for folder in name.split("/")[:-1]}
     spelled = {found.group(1) for found in map(_SPLIT.match, folders) if found}
@@ -151,7 +151,7 @@ def _with_splits(names: tuple[str, ...], images: str, masks: str) -> Guess | Non
     if not train:
         return None
     if not val and not test:
-        # One folder, of which a part is to be held back.
+        # One folder, a part of which will be held out.
         one, two = (text.replace("{split}", train[0]) for text in (images, masks))
         return Guess(one, two, pairs[train[0]])
     return Guess(images, masks, sum(pairs.values()), train[0], (val or test)[0], test[0] if val and test else "")
@@ -166,14 +166,14 @@ def _keys(names: tuple[str, ...], text: str) -> frozenset[str]:
 
 
 def lists(files: Files) -> str | None:
-    """The pattern of text files that name the images of splits, if there are such of train and val."""
+    """The pattern of text files that name the images of splits, if they exist for train and val."""
     there = {*files.walk()}
     starts = (f"{top}{at}" for top in _tops(files) for at in LISTS)
     return next((f"{at}{{split}}.txt" for at in starts if {f"{at}train.txt", f"{at}val.txt"} <= there), None)
 
 
 def class_names(files: Files) -> tuple[str, tuple[str, ...]] | None:
-    """A text file of class names at the top, and its lines."""
+    """A text file of class names at the top level, and its lines."""
     there = {*files.walk()}
     for name in (f"{top}{name}" for top in _tops(files) for name in NAMES):
         if name in there:
@@ -183,7 +183,7 @@ def class_names(files: Files) -> tuple[str, tuple[str, ...]] | None:
 
 
 def _tops(files: Files) -> list[str]:
-    """The folder itself, and those below that hold all pictures, as an archive of a folder has them."""
+    """The folder itself, and nested folders that hold all images, as in an archive of a folder."""
     folders = {str(PurePosixPath(name).parent) for name in _pictures(files)}
     shared = PurePosixPath(posixpath.commonpath(folders or {"."}))
     return ["", *(f"{folder}/" for folder in reversed((shared, *shared.parents)) if str(folder) != ".")]

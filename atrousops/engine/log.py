@@ -1,4 +1,4 @@
-"""What a training run leaves behind as it goes: tables, TensorBoard's curves, pictures."""
+"""The logs of a training run: tables, TensorBoard's curves, pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from atrousops.engine.losses import classes_of
 
 
 class Log:
-    """A CSV file, appended to row by row; rows after `step`, and one cut short, are dropped when a run is resumed."""
+    """A CSV file, appended row by row; when a run is resumed, rows after `step` and a truncated row are dropped."""
 
     def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
         self.path = path
@@ -37,7 +37,7 @@ class Log:
         write_atomically(path, lambda name: Path(name).write_text(text.getvalue()))
 
     def write(self, *values: object) -> None:
-        """Adds a row. Raises OutputError if the disk is full; what was there stays."""
+        """Adds a row. Raises OutputError if the disk is full; earlier rows are kept."""
         try:
             with self.path.open("a", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerow(values)
@@ -46,7 +46,7 @@ class Log:
 
 
 class Board:
-    """TensorBoard's curves, where tensorboard is installed; nothing otherwise."""
+    """TensorBoard's curves; does nothing if tensorboard is not installed."""
 
     def __init__(self, folder: Path, step: int) -> None:
         self._writer: Any = None
@@ -70,7 +70,7 @@ class Board:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Raises OutputError, which names the folder, for what TensorBoard's thread could not write."""
+        """Raises OutputError, which names the folder, if TensorBoard's thread could not write."""
         try:
             yield
         except OSError as error:
@@ -81,7 +81,7 @@ class Board:
 def write_pictures(
     path: Path, model: nn.Module, data: SegmentationSet, mean: Sequence[float], std: Sequence[float], count: int = 4
 ) -> None:
-    """Writes a PNG with a row for each of some images, spread over the set: the image, its labels, the prediction.
+    """Writes a PNG with one row for each of some images from the set: the image, its labels, the prediction.
 
     Raises:
         OutputError: it could not be written.
@@ -96,7 +96,7 @@ def write_pictures(
         image, labels = data[index]
         found = predict(model, image.to(device)).cpu()
         colours = denormalise(image, mean, std).permute(1, 2, 0)
-        # What has a scale may be beyond 0..255.
+        # Images with a scale may exceed 0..255.
         colours = colours.round().clamp(0, 255).byte() if data.pixels.scale is None else colours
         picture = to_rgb(colours.numpy())
         columns = [picture]

@@ -1,4 +1,4 @@
-"""What training makes small: a loss of pixels or of regions, with class weights, or one of the network's own."""
+"""Training losses: pixel or region losses with class weights, or the network's own loss."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from atrousops.engine.borders import border_weights, separate
 
 @dataclass(frozen=True)
 class Loss:
-    """What a network is judged by; void pixels never count.
+    """The loss of a network; void pixels are ignored.
 
     name: "cross_entropy", "binary_cross_entropy" and "focal" are means over pixels, "dice" and "lovasz" over images;
         see `binary_cross_entropy`, `focal`, `dice` and `lovasz`.
-    gamma: of "focal".
-    weights: of the classes: "none"; "median_frequency", median(f) / f_c, where f_c is the part of class c in the images
-        that show it (Eigen and Fergus 2015, SegNet), and the median of an even number of classes is the mean of the two
-        in the middle; "enet", 1 / ln(1.02 + p_c), p_c being its part of all pixels.
-    hard: the part of each image's pixels that counts, those with the largest loss (bootstrapping, Wu et al. 2016); not
-        of "dice" and "lovasz", which are losses of whole images.
-    border: of "cross_entropy" and of data whose objects have numbers: how much more background weighs between two of
-        them, w0 of `border_weights`, 10 in U-Net; where objects touch, background is put between them. 0 for neither.
-    deviation: of `border`, in pixels; 5 in U-Net.
-    aux: how much the auxiliary head counts; 0.4 in PSPNet.
-    scales: how much the scores of each scale of a `MultiScale` count; 1 in DeepLab v2.
+    gamma: for "focal".
+    weights: class weights: "none"; "median_frequency", median(f) / f_c, where f_c is the share of class c in the images
+        that contain it (Eigen and Fergus 2015, SegNet), and the median of an even number of classes is the mean of the
+        two middle ones; "enet", 1 / ln(1.02 + p_c), where p_c is its share of all pixels.
+    hard: use only this fraction of each image's pixels, those with the largest loss (bootstrapping, Wu et al. 2016);
+        not for "dice" and "lovasz", which are losses of whole images.
+    border: for "cross_entropy" and data with numbered objects: additional weight of background between two objects, w0
+        of `border_weights`, 10 in U-Net; a line of background separates objects that touch. 0 turns both off.
+    deviation: sigma of `border_weights`, in pixels; 5 in U-Net.
+    aux: weight of the auxiliary head's loss; 0.4 in PSPNet.
+    scales: weight of the loss of each scale of a `MultiScale`; 1 in DeepLab v2.
     """
 
     name: str = "cross_entropy"
@@ -73,17 +73,17 @@ def class_weights(kind: str, data: SegmentationSet, progress: bool = False) -> T
 
 
 def classes_of(labels: Tensor) -> Tensor:
-    """The classes (H, W) of an image's labels (H, W), or (2, H, W) where objects are numbered."""
+    """The classes (H, W) of an image's labels (H, W), or (2, H, W) if objects are numbered."""
     return labels if labels.dim() == 2 else labels[0]
 
 
 def cross_entropy(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """w[y_i] (-log softmax(s_i)[y_i]) of every pixel, 0 of void: (N, L, P), (N, P) -> (N, P)."""
+    """w[y_i] (-log softmax(s_i)[y_i]) for every pixel, 0 for void: (N, L, P), (N, P) -> (N, P)."""
     return F.cross_entropy(scores, labels, weights, ignore_index=VOID, reduction="none")
 
 
 def binary_cross_entropy(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Every class against all others, by sigmoids: the weighted mean over classes of each pixel's cross entropies.
+    """Binary cross entropy of every class by sigmoids, as the weighted mean over classes for each pixel.
 
     l_i = sum_c w_c (-log q_ic) / sum_c w_c, where q_ic = sigmoid(s_ic) if c = y_i, else 1 - sigmoid(s_ic).
 
@@ -91,13 +91,13 @@ def binary_cross_entropy(scores: Tensor, labels: Tensor, weights: Tensor | None 
         scores: (N, L, P), logits. labels: (N, P), void being 255. weights: (L,), or None for equal ones.
 
     Returns:
-        (N, P), 0 of void.
+        (N, P), 0 for void.
     """
     return focal(scores, labels, weights, gamma=0.0)
 
 
 def focal(scores: Tensor, labels: Tensor, weights: Tensor | None = None, gamma: float = 2.0) -> Tensor:
-    """`binary_cross_entropy` in which what is right counts little: (1 - q_ic)^gamma (-log q_ic).
+    """Focal loss: `binary_cross_entropy` with lower weight for confident correct scores: (1 - q_ic)^gamma (-log q_ic).
 
     Arguments and result as `binary_cross_entropy`.
 
@@ -105,7 +105,7 @@ def focal(scores: Tensor, labels: Tensor, weights: Tensor | None = None, gamma: 
     """
     losses = F.binary_cross_entropy_with_logits(scores, _one_hot(scores, labels), reduction="none")
     if gamma:
-        # From below, so that the power has a finite slope where q is 1.
+        # Clamped, so that the power has a finite derivative at q = 1.
         wrong = (-torch.expm1(-losses)).clamp_min(torch.finfo(losses.dtype).tiny)
         losses = wrong**gamma * losses
     share = torch.ones_like(scores[0, :, 0]) if weights is None else weights
@@ -113,14 +113,14 @@ def focal(scores: Tensor, labels: Tensor, weights: Tensor | None = None, gamma: 
 
 
 def dice(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """How little the classes of an image overlap with what is predicted: (N, L, P), (N, P) -> (N,).
+    """Soft Dice loss of each image: (N, L, P), (N, P) -> (N,).
 
     l_n = sum_c w_c (1 - 2 sum_i p_ic t_ic / sum_i (p_ic + t_ic)) / sum_c w_c,
 
-    where p = softmax(s), t is 1 where c is the label, i runs over the pixels of image n that count, and c over the
-    classes that it shows. An image without any is 0.
+    where p = softmax(s), t is 1 if c is the label, i runs over the pixels of image n that are not void, and c over the
+    classes in it. An image with only void has 0.
 
-    Source: Milletari et al., V-Net (2016), section 3, of soft labels without squares.
+    Source: Milletari et al., V-Net (2016), section 3, with soft labels and without squares.
     """
     counted = (labels != VOID)[:, None]
     p, t = scores.softmax(1) * counted, _one_hot(scores, labels) * counted
@@ -130,10 +130,10 @@ def dice(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tenso
 
 
 def lovasz(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Lovasz-softmax, the convex extension of 1 - IoU: (N, L, P), (N, P) -> (N,), one number an image.
+    """Lovasz-softmax, the convex extension of 1 - IoU: (N, L, P), (N, P) -> (N,), one number per image.
 
-    l_n = sum_c w_c g(m_c) / sum_c w_c over the classes that the image shows; m_ic = |t_ic - p_ic| are its errors, and
-    g(m) = sum_k m_(k) (J_k - J_(k-1)), m_(k) being the k-th largest and J_k the Jaccard loss of the k worst pixels.
+    l_n = sum_c w_c g(m_c) / sum_c w_c over the classes in the image; m_ic = |t_ic - p_ic| are the errors, and g(m) =
+    sum_k m_(k) (J_k - J_(k-1)), where m_(k) is the k-th largest error and J_k the Jaccard loss of the k worst pixels.
 
     Source: Berman et al., The Lovasz-softmax loss (2018), equations 8 to 12.
     """
@@ -142,20 +142,20 @@ def lovasz(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Ten
     errors, order = ((t - scores.softmax(1)).abs() * counted).sort(dim=2, descending=True, stable=True)
     found = (t * counted).gather(2, order)
     total = found.sum(2, keepdim=True)
-    # A void pixel comes last with error 0 and adds nothing.
+    # A void pixel is last, with error 0, and adds nothing.
     jaccard = 1 - (total - found.cumsum(2)) / (total + (1 - found).cumsum(2)).clamp_min(1)
     steps = torch.diff(jaccard, dim=2, prepend=torch.zeros_like(total))
     return _over_classes((errors * steps).sum(2), (total > 0).squeeze(2), weights)
 
 
 def _one_hot(scores: Tensor, labels: Tensor) -> Tensor:
-    """(N, L, P): 1 at the label of each pixel; void has none."""
+    """One-hot labels (N, L, P); void pixels are all 0."""
     classes = torch.arange(scores.shape[1], device=scores.device)[:, None]
     return (labels[:, None] == classes).to(scores.dtype)
 
 
 def _over_classes(losses: Tensor, shown: Tensor, weights: Tensor | None) -> Tensor:
-    """The weighted mean of (N, L) over the classes that are shown, 0 where none is."""
+    """The weighted mean of (N, L) over the classes in each image, 0 if there are none."""
     share = shown.to(losses.dtype) if weights is None else shown * weights
     return (losses * share).sum(1) / share.sum(1).clamp_min(torch.finfo(losses.dtype).tiny)
 
@@ -165,24 +165,23 @@ _OF_IMAGES = {"dice": dice, "lovasz": lovasz}
 
 
 class Criterion(nn.Module):
-    """The loss of a network on a batch, as a sum and the number it is to be divided by.
+    """The loss of a network on a batch, as a sum and a divisor.
 
-    Both are sums over images, so that a batch may be cut into parts, on one machine or several, without changing the
-    gradient. A network with a method `loss(images, labels)` brings its own mean over images; any other is judged by
-    the recipe's loss, of which cross entropy is
+    Both are sums over images, so that a batch can be divided into parts, on one or several machines, without changing
+    the gradient. A network with a method `loss(images, labels)` has its own mean over images; others use the recipe's
+    loss, for cross entropy
 
         sum_i w[y_i] (-log softmax(s_i)[y_i]) / sum_i w[y_i],
 
-    i over the pixels that count, w having the weights of borders added if the recipe asks for them, plus `aux` times
-    the same of the auxiliary scores and `scales` times that of the scores of each scale.
+    where i runs over the pixels that are not ignored and w includes `border_weights` if the recipe sets a border, plus
+    `aux` times the same for the auxiliary scores and `scales` times that for the scores of each scale.
 
     Args:
         recipe: see `Loss`.
         weights: (L,), of the classes, or None.
 
     Raises:
-        ArgumentError: no loss of that name, hard is not in (0, 1], or below 1 for a loss of images, or gamma is below
-            0.
+        ArgumentError: no such loss, hard is not in (0, 1] or is below 1 for a loss of images, or gamma is below 0.
     """
 
     weights: Tensor | None
@@ -207,7 +206,7 @@ class Criterion(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
 
     def denominator(self, network: nn.Module, labels: Tensor) -> Tensor:
-        """What the sum of a batch is to be divided by; a function of its labels alone."""
+        """The divisor for the sum of a batch; depends only on its labels."""
         if hasattr(network, "loss"):
             return torch.tensor(float(len(labels)), device=labels.device)
         if self.recipe.hard < 1:
@@ -279,7 +278,7 @@ def _flat(labels: Tensor) -> Tensor:
 
 
 class WithLoss(nn.Module):
-    """A network and its criterion as one module, images and labels -> the loss's sum, for DistributedDataParallel."""
+    """A network and its criterion as one module, images and labels -> sum of the loss, for DistributedDataParallel."""
 
     def __init__(self, network: nn.Module, criterion: Criterion) -> None:
         super().__init__()

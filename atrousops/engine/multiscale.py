@@ -1,4 +1,4 @@
-"""Multi-scale and flip inference: the scores of an image, averaged over sizes and mirror images."""
+"""Multi-scale and flip inference: scores averaged over image scales and mirrored images."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class MultiScale(nn.Module):
     score(x) = mean over r in scales, m in mirrors of  m^-1 resize(network(m resize(x, r)), size of x)
 
     As in Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation" (2017), table 6, "MS" and "Flip",
-    but for the mean, which is over scores and not over probabilities, so that a CRF can refine it.
+    except that the mean is over scores, not probabilities, so that a CRF can refine it.
 
     Args:
         network: images (N, C, H, W) -> scores (N, L, h, w), or a mapping with them under "out"; h and w may be smaller.
-        scales: of the image's sides, each brought to a multiple of 32 pixels; 1 leaves the image as it is.
-        flip: add the mirror image of each.
+        scales: of the image's sides, which are rounded to a multiple of 32 pixels; 1 leaves the image unchanged.
+        flip: also use the mirrored image at each scale.
 
     Forward: (N, C, H, W) -> {"out": (N, L, H, W)}, in the dtype of the network's scores.
 

@@ -1,4 +1,4 @@
-"""The optimiser of a recipe: which parameters learn, and how fast."""
+"""The optimiser of a recipe: trained parameters and learning rates."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from atrousops.engine.config import Optimiser
 
 
 def local_name(name: str) -> str:
-    """A parameter's name in the network itself: the `network.` of what is wrapped around it goes."""
+    """A parameter's name in the network itself, without the prefix `network.` of wrappers."""
     while name.startswith("network."):
         name = name.removeprefix("network.")
     return name
 
 
 def freeze(model: nn.Module, recipe: Optimiser) -> None:
-    """Takes the frozen parameters out of training.
+    """Excludes the frozen parameters from training.
 
     Raises:
-        ArgumentError: a prefix fits no parameter.
+        ArgumentError: a prefix matches no parameter.
     """
     names = [local_name(name) for name, _ in model.named_parameters()]
     for key, prefixes in (("frozen", recipe.frozen), ("rates", recipe.rates)):
@@ -39,10 +39,10 @@ def rate(name: str, recipe: Optimiser) -> float:
 
 
 def build(model: nn.Module, recipe: Optimiser) -> torch.optim.Optimizer:
-    """AdamW or SGD with momentum, a group for each pair of learning rate and decay; "full_lr" is before the schedule.
+    """AdamW or SGD with momentum, with a group per pair of learning rate and decay; "full_lr" is before the schedule.
 
     Raises:
-        ArgumentError: the recipe names another.
+        ArgumentError: the recipe names another optimiser.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""What the commands of the command line share: kinds of numbers, options of recipes, messages."""
+"""Common code of the commands: types of numbers, options for recipes, messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def complain(text: str) -> None:
 
 
 def count(least: int) -> Callable[[str], int]:
-    """A whole number of at least so many, as a type of argparse."""
+    """An argparse type: an integer of at least `least`."""
 
     def parse(text: str) -> int:
         try:
@@ -34,7 +34,7 @@ def count(least: int) -> Callable[[str], int]:
 
 
 def positive(text: str) -> float:
-    """A positive number, as a type of argparse."""
+    """An argparse type: a positive number."""
     try:
         value = float(text)
     except ValueError:
@@ -45,13 +45,13 @@ def positive(text: str) -> float:
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """Adds a recipe, and what replaces its entries."""
+    """Adds the arguments for a recipe and for replacing its entries."""
     parser.add_argument("config", type=Path, metavar="CONFIG", help="the recipe, YAML, such as configs/voc_person.yaml")
     add_overrides(parser)
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Adds what replaces entries of a recipe."""
+    """Adds the options that replace entries of a recipe."""
     parser.add_argument("--data", metavar="DIR", help="folder of the data, instead of the recipe's")
     parser.add_argument(
         "--set",

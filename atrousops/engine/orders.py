@@ -1,4 +1,4 @@
-"""The orders that papers report, held against runs of several seeds."""
+"""Compares the orders of results in papers with runs of several seeds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 from atrousops.common.checks import bad_value
 
 FILE = "_orders.yaml"
-# Between the names of a recipe and a seed, in the name of a run.
+# Separates recipe and seed in the name of a run.
 SEED = ".seed"
 TUNED_CRF = "tuned CRF"
-# Student's t beyond which a mean of n differences is above zero in 95 of 100 cases; for n of 2, 3, ...
+# The one-sided 95 % quantiles of Student's t for n differences, n = 2, 3, ...
 _STUDENT = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)
 
 
@@ -26,9 +26,9 @@ _STUDENT = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)
 class Order:
     """A table of a paper.
 
-    source: paper, table, data set. rows: the paper's mIoU in %, or None where it has no such row, by a row of the
-    study's table: a recipe, or "RECIPE, VARIANT", or "RECIPE, tuned CRF". A row is compared with the last one above it
-    that was run with several seeds.
+    source: paper, table, data set. rows: row of the study's table -> the paper's mIoU in %, or None if the paper has no
+    such row. A row is a recipe, "RECIPE, VARIANT" or "RECIPE, tuned CRF". Each row is compared with the last one above
+    it that was run with several seeds.
     """
 
     title: str
@@ -40,7 +40,7 @@ _ORDERS = TypeAdapter(list[Order])
 
 
 def read(folder: Path) -> list[Order]:
-    """The orders beside a folder's recipes, if it has any.
+    """The orders in a folder of recipes, if there are any.
 
     Raises:
         ArgumentError: the file does not hold a list of them.
@@ -71,12 +71,12 @@ def scores(runs: Iterable[tuple[str, dict[str, Any]]], row: str) -> dict[int, fl
 
 
 def differences(above: dict[int, float], row: dict[int, float]) -> list[float]:
-    """What a row has more than the one above it, for each seed of both."""
+    """The difference between a row and the one above it, for each common seed."""
     return [row[seed] - above[seed] for seed in sorted(above.keys() & row.keys())]
 
 
 def verdict(paper: float, here: list[float]) -> str:
-    """Whether differences of several seeds have the sign of the paper's, by a one-sided t-test at 95 %."""
+    """Whether the differences over seeds have the sign of the paper's, by a one-sided t-test at 95 %."""
     if len(here) < 2:
         return "cannot be told: one seed"
     if paper == 0:
@@ -90,7 +90,7 @@ def verdict(paper: float, here: list[float]) -> str:
 
 
 def section(order: Order, runs: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
-    """The lines of a Markdown table of an order, of its rows with two seeds or more; none where there is but one."""
+    """The lines of a Markdown table of an order, with the rows of two or more seeds; none for a single row."""
     found = {row: here for row in order.rows if len(here := scores(runs, row)) > 1}
     if len(found) < 2:
         return
@@ -110,7 +110,7 @@ def section(order: Order, runs: list[tuple[str, dict[str, Any]]]) -> Iterator[st
 
 
 def figure(values: list[float], sign: str = "") -> str:
-    """One value, or the mean of several and their standard deviation."""
+    """A single value, or mean and standard deviation of several."""
     if len(values) < 2:
         return "".join(f"{value:{sign}.1f}" for value in values)
     return f"{statistics.mean(values):{sign}.1f} ± {statistics.stdev(values):.1f}"

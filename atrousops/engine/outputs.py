@@ -1,4 +1,4 @@
-"""Whether what a network answers are the classes of a data set."""
+"""Checks that the outputs of a network are the classes of a data set."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ GROUP = "atrousops.readers"
 def open_set(
     recipe: Config, root: str | None, split: str, transform: Callable[[Any, Any], Any] | None = None
 ) -> SegmentationSet:
-    """The images of a split of a recipe's data, read as the recipe says.
+    """The images of a split of a recipe's data.
 
     Args:
         recipe: its `data` names the reader: one of `atrousops.data.SETS`, "folder", or one of another package.
         root: the folder of the data.
-        split: of the reader.
-        transform: as of `SegmentationSet`.
+        split: a split of the reader.
+        transform: as for `SegmentationSet`.
 
     Raises:
-        ArgumentError: there is no such reader, its package cannot be imported, or it refuses the data.
+        ArgumentError: there is no such reader, its package cannot be imported, or it does not accept the data.
     """
     data = recipe.data
     if data.name == FOLDER:
@@ -48,12 +48,12 @@ def open_set(
 
 
 def count(network: str, arguments: Mapping[str, Any]) -> int | None:
-    """How many classes a network of `models.build(network, **arguments)` tells apart; None if it does not say."""
+    """The number of classes of `models.build(network, **arguments)`; None if unknown."""
     return _number("num_classes", network, arguments)
 
 
 def channels(network: str, arguments: Mapping[str, Any]) -> int | None:
-    """How many channels it reads; None if it does not say."""
+    """The number of input channels; None if unknown."""
     return _number("in_channels", network, arguments)
 
 
@@ -66,12 +66,12 @@ def _number(key: str, network: str, arguments: Mapping[str, Any]) -> int | None:
 
 
 def check_recipe(recipe: Config, classes: Sequence[str], defaults: bool = True) -> None:
-    """Raises ArgumentError unless there is the recipe's network, and it has an output for each class of its data.
+    """Raises ArgumentError unless the recipe's network exists and has an output for each class of its data.
 
     Args:
         recipe: the recipe.
-        classes: of its data.
-        defaults: where the recipe leaves num_classes out, it is the network's default; else it is not checked.
+        classes: of the data.
+        defaults: if the recipe has no num_classes, check the network's default; otherwise it is not checked.
     """
     if recipe.model.name not in registry.list("networks"):
         bad_choice("config", "model.name", registry.list("networks"), recipe.model.name)
@@ -90,7 +90,7 @@ def check_recipe(recipe: Config, classes: Sequence[str], defaults: bool = True) 
 
 
 def check_weights(op: str, network: str, arguments: Mapping[str, Any], classes: Sequence[str], whose: str) -> None:
-    """Raises ArgumentError unless a network of weights has an output for each class; `whose` they are."""
+    """Raises ArgumentError unless a loaded network has an output for each class; `whose` says whose classes."""
     outputs = count(network, arguments)
     if outputs is not None and outputs != len(classes):
         rule = f"have an output for each of the {len(classes)} classes of {whose}, {', '.join(classes)}"

@@ -1,4 +1,4 @@
-"""Pictures found and written: the files of a folder, class ids as a palette PNG and as a colour overlay."""
+"""Image files: search in folders, class ids as a palette PNG and as a colour overlay."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _NOTE = "atrousops"
 
 
 def picture_files(inputs: Iterable[str | Place], skip: Place | None = None) -> tuple[list[Place], list[PictureError]]:
-    """The picture files among the inputs, each once, in order; a folder gives those directly inside it, sorted.
+    """The image files among the inputs, each once, in order; a folder gives the sorted files directly inside it.
 
-    In a folder, hidden files and names without an image extension are passed over, subfolders too; where the folder
-    is `skip` (the output folder), so are masks and overlays written by an earlier run. Pipes and links that
-    lead nowhere count as files: reading them reports the error.
+    In a folder, hidden files, names without an image suffix, and subfolders are skipped; in the folder `skip` (the
+    output folder) also masks and overlays of earlier runs. Pipes and broken links count as files: reading them reports
+    the error.
 
     Returns:
-        The files, and one error for each folder that holds none or cannot be listed.
+        The files, and one error for each folder that has none or cannot be listed.
     """
     endings = Image.registered_extensions()
     files: dict[Place, Place] = {}
@@ -59,7 +59,7 @@ def picture_files(inputs: Iterable[str | Place], skip: Place | None = None) -> t
 
 
 def _is_folder(path: Place) -> bool:
-    # `Path.is_dir` raises on a link into a folder without permission; one such link would stop the whole folder.
+    # `Path.is_dir` raises for a link into a folder without permission; one such link must not stop the whole folder.
     return os.path.isdir(path) if isinstance(path, Path) else path.is_dir()
 
 
@@ -69,10 +69,10 @@ def _real(path: Place) -> Place:
 
 
 def result_names(files: Sequence[Place], folder: Place) -> list[str]:
-    """A name for the results of each file; no `folder/NAME_mask.png`, `.tif` or `_overlay` is another's, or an input.
+    """A name for the results of each file; no `folder/NAME_mask.png`, `.tif` or `_overlay` repeats or is an input.
 
-    The name is the file's stem, cut to 200 bytes; where stems meet, the extension is added (`a.jpg`, `a.png` ->
-    `a_jpg`, `a_png`), then a number. Case is ignored, since some file systems do.
+    The name is the file's stem, cut to 200 bytes. If stems are equal, the suffix is added (`a.jpg`, `a.png` -> `a_jpg`,
+    `a_png`), then a number. Case is ignored, because some file systems ignore it.
     """
     inputs = {str(_real(file)).casefold() for file in files}
     stems = [os.fsdecode(os.fsencode(file.stem)[:200]) for file in files]
@@ -96,9 +96,9 @@ def result_names(files: Sequence[Place], folder: Place) -> list[str]:
 
 
 def class_colors(classes: Sequence[str]) -> np.ndarray:
-    """A colour for each class: black for "background", for the others hues a golden angle apart: uint8 (L, 3), RGB."""
+    """A colour for each class, uint8 (L, 3), RGB: black for "background", else hues a golden angle apart."""
     colors = np.zeros((len(classes), 3), dtype=np.uint8)
-    # Azure first: skin, wood and foliage leave it free. Saturation and brightness take turns as hues come closer.
+    # Azure first, because it is rare in skin, wood and foliage. Saturation and brightness alternate as hues get closer.
     shades = ((0.9, 1.0), (1.0, 0.65), (0.5, 0.95))
     others = [index for index, name in enumerate(classes) if name != "background"]
     for number, index in enumerate(others):
@@ -108,10 +108,10 @@ def class_colors(classes: Sequence[str]) -> np.ndarray:
 
 
 def mask_image(labels: np.ndarray, colors: np.ndarray) -> Image.Image:
-    """Class ids, integer (H, W), as a palette image: its pixel values are the ids, its palette the colours (L, 3).
+    """Class ids, integer (H, W), as a palette image with the ids as pixel values and the palette `colors` (L, 3).
 
     Raises:
-        ArgumentError: an id has no colour, or does not fit into 8 bits.
+        ArgumentError: an id has no colour, or does not fit 8 bits.
     """
     image = Image.fromarray(_bytes("mask_image", labels, colors))
     image.putpalette(np.ascontiguousarray(colors).tobytes())
@@ -121,7 +121,7 @@ def mask_image(labels: np.ndarray, colors: np.ndarray) -> Image.Image:
 def overlay_image(
     picture: np.ndarray, labels: np.ndarray, colors: np.ndarray, alpha: float = 0.5, edge: np.ndarray | None = None
 ) -> Image.Image:
-    """The picture tinted by class, with a contour where classes meet; a class whose colour is black stays as it is.
+    """The image tinted by class, with contours between classes; a class whose colour is black is not tinted.
 
     y = (1 - alpha) picture + alpha colors[label]; on the contour the class colour itself, or white for black.
 
@@ -130,7 +130,7 @@ def overlay_image(
         labels: integer (H, W), in 0..L-1.
         colors: uint8 (L, 3).
         alpha: the share of the class colour, 0..1.
-        edge: where the contour is, bool (H, W); by default `contours` of the labels.
+        edge: mask of the contours, bool (H, W); by default `contours` of the labels.
 
     Raises:
         ArgumentError: as `mask_image`.
@@ -145,7 +145,7 @@ def overlay_image(
 
 
 def _bytes(op: str, labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """Class ids as uint8, checked, for a larger one would come back as another."""
+    """Class ids as uint8, checked, because larger ones would wrap around."""
     least, most = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     largest = min(len(colors), 256) - 1
     if labels.dtype.kind not in "iu" or least < 0 or most > largest:
@@ -156,9 +156,9 @@ def _bytes(op: str, labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
 
 
 def contours(labels: np.ndarray, radius: int | None = None) -> np.ndarray:
-    """True where another class lies within `radius` pixels (Chebyshev): bool (H, W).
+    """True where another class is within `radius` pixels (Chebyshev): bool (H, W).
 
-    radius: by default `contour_radius` of the labels' own size.
+    radius: by default `contour_radius` of the labels' size.
     """
     radius = contour_radius(labels.shape) if radius is None else radius
     least = most = np.ascontiguousarray(labels, dtype=np.uint8)
@@ -168,17 +168,17 @@ def contours(labels: np.ndarray, radius: int | None = None) -> np.ndarray:
 
 
 def contour_radius(shape: Sequence[int]) -> int:
-    """Half the width of the lines drawn in a picture of H x W: about 1/500 of the shorter side."""
+    """Half the width of contours in an image of H x W: about 1/500 of the shorter side."""
     return max(1, round(min(shape) / 500))
 
 
 def _running(extreme: np.ufunc, values: np.ndarray, radius: int, axis: int) -> np.ndarray:
-    """The extreme of each window of 2 radius + 1 values along an axis, cut off at the ends.
+    """The minimum or maximum of each window of 2 radius + 1 values along an axis, clipped at the ends.
 
-    A window of 2, 4, 8 ... values is made of two of half its length: the work grows as the logarithm of the radius.
+    A window of 2, 4, 8 ... values is computed from two of half its length: the work is logarithmic in the radius.
     """
     ends = [(radius, radius) if each == axis else (0, 0) for each in range(2)]
-    # Repeating the first and last value adds none to a window that reaches over the end.
+    # Padding with the first and last value does not change the extreme of a window at the end.
     found = np.moveaxis(np.pad(values, ends, mode="edge"), axis, 0)
     size, length = 2 * radius + 1, 1
     while 2 * length <= size:
@@ -190,9 +190,9 @@ def _running(extreme: np.ufunc, values: np.ndarray, radius: int, axis: int) -> n
 
 
 def write_png(path: Place, image: Image.Image, note: str | None = None) -> None:
-    """Writes `image` to `path` as PNG, whole or not at all; raises OutputError as `write_atomically` does.
+    """Writes `image` to `path` as PNG atomically; raises OutputError as `write_atomically`.
 
-    note: ASCII, that `read_note` finds in the file.
+    note: ASCII text that `read_note` reads from the file.
     """
     text = PngInfo()
     if note is not None:
@@ -201,7 +201,7 @@ def write_png(path: Place, image: Image.Image, note: str | None = None) -> None:
 
 
 def read_note(path: Place) -> str | None:
-    """What `write_png` noted in a file, without reading its pixels; None if there is no such file or note."""
+    """The note that `write_png` stored in a file, without reading its pixels; None if there is no such file or note."""
     try:
         with path.open("rb") as stream, Image.open(stream) as image:
             return image.info.get(_NOTE)

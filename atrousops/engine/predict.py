@@ -1,4 +1,4 @@
-"""Prediction: a picture of any size through a network, in overlapping tiles, refined by a CRF if wanted."""
+"""Prediction for images of any size, in overlapping tiles, optionally refined by a CRF."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from atrousops.engine import outputs, tiles
 from atrousops.engine.instances import find
 from atrousops.engine.multiscale import MultiScale, resize
 
-# People in photographs: the weights that come with the package.
+# The default weights, which come with the package: people in photographs.
 DEFAULT_MODEL = "deeplabv3plus_efficientnet_lite2_voc_person"
 
 
 class Predictor:
-    """Labels every pixel of a picture.
+    """Labels every pixel of an image.
 
-    label(i) = argmax over classes of score(i), or of Q(i) after the CRF. Pictures larger than a tile go through the
-    network in tiles whose scores are blended where they overlap (`tiles.weights`).
+    label(i) = argmax over classes of score(i), or of Q(i) after the CRF. Images larger than a tile are processed in
+    tiles, whose scores are blended where they overlap (`tiles.weights`).
 
     Args:
         model: a module that maps (1, C, H, W) to scores (1, L, h, w), or to a mapping with such a tensor under "out";
-            h and w may be smaller than H and W. It is put into eval mode and channels_last.
-        classes: the names of the L classes, at most 256; their order is the class id.
-        mean, std: what the network expects: (picture / 255 - mean) / std, with a number for each of its C channels.
-        tile: side of a tile in pixels; a larger picture is cut up. Rounded up to a multiple of 32.
-        overlap: how far neighbouring tiles overlap, in pixels; at most tile - 32. None: four times the network's
-            `reach`, so that the labels are those of the whole picture.
-        size: the longest side at which the network sees a picture: a larger one is scaled down for it, and the scores
-            up again. None: every picture as it is. A network finds objects of the size it was trained on.
+            h and w may be smaller than H and W. It is set to eval mode and channels_last.
+        classes: the names of the L classes, at most 256, in the order of the class ids.
+        mean, std: the network's input is (image / 255 - mean) / std; one number for each of its C channels.
+        tile: side of a tile in pixels, rounded up to a multiple of 32; larger images are divided.
+        overlap: overlap of neighbouring tiles in pixels, at most tile - 32. None: four times the network's `reach`, so
+            that the labels are those of the whole image.
+        size: the longest side of the network's input: larger images are scaled down, and the scores up again. None: no
+            scaling. A network finds objects of the size that it was trained on.
         crf: a callable (scores (1, L, H, W), image (1, C, H, W) in 0..255) -> Q (1, L, H, W), such as `ao.DenseCRF()`.
-        scales, flip: of MultiScale, whose mean the scores are then: better, for as much more time.
-        scale: the number in a picture of integers that counts as 1; by default the largest of its dtype.
-        device: of the network; the CRF, and the sum over tiles, are on the CPU.
-        page: which page or frame of a file is read, from 1.
+        scales, flip: as in MultiScale, which averages the scores: more accurate and slower.
+        scale: the number in an integer image that counts as 1; by default the largest of its dtype.
+        device: of the network; the CRF and the blending of tiles run on the CPU.
+        page: the page or frame of a file to read, from 1.
 
     Raises:
         ArgumentError: no classes or more than 256, a std or scale that is not positive, mean and std of different
-            lengths, or an overlap that leaves no step.
+            lengths, or an overlap as large as the tile.
     """
 
     def __init__(
@@ -97,19 +97,20 @@ class Predictor:
             )
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
-        """Class ids, uint8 (H, W), of a picture (H, W, C), such as RGB in uint8; as `scores` takes it.
+        """Class ids, uint8 (H, W), of an image (H, W, C) as for `scores`, such as RGB in uint8.
 
-        A network that finds objects sees the picture whole, and a pixel has the class of the surest object there.
+        A network that finds objects processes the whole image; a pixel gets the class of the object with the highest
+        score.
         """
         return self.batch([picture])[0]
 
     def batch(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Class ids of pictures of one shape, which go through the network together; as `__call__` gives each.
+        """Class ids of images of one shape, processed as one batch; the same as `__call__` for each.
 
-        Where two classes are equal to within rounding, a kernel for several pictures may choose the other.
+        If two classes are equal to within rounding, a kernel for several images may choose the other one.
 
         Raises:
-            ArgumentTypeError, ArgumentError: as `scores`; or no pictures, or of several shapes.
+            ArgumentTypeError, ArgumentError: as `scores`; or no images, or of several shapes.
         """
         if len({picture.shape for picture in pictures}) != 1:
             shapes = [picture.shape for picture in pictures]
@@ -123,17 +124,17 @@ class Predictor:
 
     @property
     def streams(self) -> bool:
-        """Whether pictures need not be seen whole: at their own size, with no CRF, and no objects to find."""
+        """Whether images can be processed in parts: at their own size, without CRF and without objects."""
         return self.size is None and self.crf is None and not hasattr(self.model, "objects")
 
     @torch.inference_mode()
     def strips(self, rows: Callable[[int, int], np.ndarray], height: int, width: int) -> Iterator[np.ndarray]:
-        """Class ids of a picture that is never whole in memory: uint8 (rows, W), from the top down.
+        """Class ids of an image that is not completely in memory: uint8 (rows, W), from top to bottom.
 
-        They are those of `__call__` without a CRF, and a row of tiles is in memory at a time.
+        The same as `__call__` without a CRF, with one row of tiles in memory at a time.
 
         Args:
-            rows: (top, bottom) -> those rows of the picture, (bottom - top, W, C).
+            rows: (top, bottom) -> those rows of the image, (bottom - top, W, C).
 
         Raises:
             ArgumentError: as `scores`; or not `streams`.
@@ -153,14 +154,14 @@ class Predictor:
             yield labels(part)[0]
 
     def scores(self, picture: np.ndarray) -> Tensor:
-        """The network's scores, float32 (L, H, W), of a picture (H, W, C), such as RGB in uint8.
+        """The network's scores, float32 (L, H, W), of an image (H, W, C), such as RGB in uint8.
 
         Args:
-            picture: uint8 or uint16, of which `scale` counts as 1; where that is given also float32, of which 1 does,
-                as `read_picture` has them.
+            picture: uint8 or uint16, where `scale` counts as 1; if `scale` is given also float32, where 1 counts as 1,
+                as from `read_picture`.
 
         Raises:
-            ArgumentTypeError, ArgumentError: not such an array; or the network does not give L finite scores a pixel.
+            ArgumentTypeError, ArgumentError: not such an array; or the network does not give L finite scores per pixel.
         """
         return self._scores([picture])[0].cpu()
 
@@ -171,11 +172,11 @@ class Predictor:
         return resize(strips[0] if len(strips) == 1 else torch.cat(strips, dim=2), pictures[0].shape[:2])
 
     def _strips(self, window: Callable[[int, int, int, int], Tensor], height: int, width: int) -> Iterator[Tensor]:
-        """Scores (N, L, rows, W) from the top down, of an image whose windows (top, bottom, left, right) can be had.
+        """Scores (N, L, rows, W) from top to bottom, for an image read by windows (top, bottom, left, right).
 
         A window is normalised, (N, C, bottom - top, right - left).
         """
-        # Whole multiples of the grid: every network's strides divide them, and a picture of one pixel is like another.
+        # Multiples of the grid, because every network's strides divide them; this also handles an image of one pixel.
         down = tiles.spans(height + -height % tiles.GRID, self.tile, self.overlap)
         columns = tiles.spans(width + -width % tiles.GRID, self.tile, self.overlap)
         row_weights, column_weights = tiles.weights(down, self.overlap), tiles.weights(columns, self.overlap)
@@ -195,7 +196,7 @@ class Predictor:
                         blended[:, :, : kept.shape[2]] = kept
                 blended[..., left:right] += part.cpu() * row_weights[number][:, None] * across
             assert blended is not None
-            # From the next tile's first row on, more is to be added.
+            # Rows from the first row of the next tile on are not complete yet.
             end = down[number + 1][0] if number + 1 < len(down) else bottom
             kept = blended[:, :, end - top :]
             done = blended[:, :, : min(end, height) - top, :width]
@@ -204,7 +205,7 @@ class Predictor:
             yield done
 
     def normalise(self, *pictures: np.ndarray) -> Tensor:
-        """What the network sees: (picture / 255 - mean) / std, float32 (N, C, h, w), no side above `size`."""
+        """The network's input: (image / 255 - mean) / std, float32 (N, C, h, w), no side above `size`."""
         image = torch.cat([_tensor(picture, self.pixels, 1) for picture in pictures])
         height, width = image.shape[-2:]
         scale = min(1.0, self.size / max(height, width)) if self.size is not None else 1.0
@@ -217,11 +218,11 @@ class Predictor:
 
     @torch.inference_mode()
     def reach(self) -> int | None:
-        """How far from its own the pixels are that a score depends on; None: farther than a tile, as by pooling.
+        """The distance of the farthest pixel that a score depends on; None: more than a tile, as with global pooling.
 
-        An image in which one cell of the grid is NaN tells: a score is NaN if it depends on the cell.
+        Measured with an image in which one cell of the grid is NaN: a score is NaN if it depends on the cell.
         """
-        # At least a cell on each side of that.
+        # At least one cell on each side of the NaN cell.
         side = max(self.tile, 3 * tiles.GRID)
         middle = side // 2 // tiles.GRID * tiles.GRID
         image = torch.zeros(1, self.channels, side, side, device=self.device)
@@ -242,7 +243,7 @@ class Predictor:
         return 4 * reach
 
     def fingerprint(self) -> str:
-        """A hash of all that decides the labels but the picture: weights, normalisation, tiles, size, scales, CRF."""
+        """A hash of what the labels depend on, except the image: weights, normalisation, tiles, size, scales, CRF."""
         parts = [self.classes, self.channels, self.tile, self.overlap, self.size, self.pixels.scale, self.pixels.page]
         inference = self.inference
         parts += [inference.scales, inference.flip] if isinstance(inference, MultiScale) else [(1.0,), False]
@@ -260,7 +261,7 @@ class Predictor:
 
     @torch.inference_mode()
     def refine(self, picture: np.ndarray, scores: Tensor) -> Tensor:
-        """The CRF's distribution Q, (L, H, W), from `scores` (L, H, W) and the picture they came from."""
+        """The CRF's distribution Q, (L, H, W), from `scores` (L, H, W) and their image."""
         if self.crf is None:
             bad_value("Predictor", "crf", "be given to refine", "None")
         return self.crf(scores[None], _tensor(picture, self.pixels, 255))[0]
@@ -277,18 +278,18 @@ class Predictor:
 def load_predictor(
     name: str | os.PathLike[str] = DEFAULT_MODEL, *, published: str | None = None, crf: bool = False, **options: Any
 ) -> Predictor:
-    """A Predictor of trained weights: shipped ones by name, or a file written by `atrousops train` or by the user.
+    """A Predictor for trained weights: shipped ones by name, or a file written by `atrousops train` or by the user.
 
     Args:
         name: one of `atrousops.models.list()`, or a path.
-        published: a key of `atrousops.models.PUBLISHED`, where the path is of that file.
-        crf: refine with the dense CRF that suits the network.
+        published: a key of `atrousops.models.PUBLISHED`, if the path is that file.
+        crf: refine with the dense CRF tuned for the network.
         options: `tile`, `overlap`, `size`, `scales`, `flip`, `device` and `page` of Predictor; `size` is by default
-            that of the training.
+            that of training.
 
     Raises:
-        FileNotFoundError, ArgumentError: as `atrousops.models.load`; or the network has more or fewer outputs than the
-            file names classes.
+        FileNotFoundError, ArgumentError: as `atrousops.models.load`; or the number of outputs differs from the number
+            of class names in the file.
     """
     model = models.load(name) if published is None else models.load_published(published, name)
     info = cast(models.Info, model.info)
@@ -303,13 +304,13 @@ def _cut(image: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
 
 
 def labels(scores: Tensor) -> np.ndarray:
-    """The class id of the largest score at each pixel: (..., L, H, W) -> uint8 (..., H, W); the first of equal ones."""
+    """The class id of the largest score at each pixel, the first if equal: (..., L, H, W) -> uint8 (..., H, W)."""
     return scores.argmax(dim=-3).to(torch.uint8).cpu().numpy()
 
 
 def _tensor(picture: np.ndarray, pixels: Pixels, white: float) -> Tensor:
     """(1, C, H, W), in 0..white."""
-    # Floats of unknown range would be taken for something else without a word.
+    # Floats of unknown range would be misinterpreted silently.
     floats = picture.dtype == np.float32 and pixels.scale is not None
     if picture.dtype not in (np.uint8, np.uint16) and not floats:
         bad_type("Predictor", "picture", "be uint8 or uint16, or float32 where scale is given", picture.dtype)

@@ -1,4 +1,4 @@
-"""`atrousops segment` and `atrousops evaluate`: their options, and what they print."""
+"""`atrousops segment` and `atrousops evaluate`: their options and output."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def add_segment(commands: Commands, common: argparse.ArgumentParser) -> None:
         help="an image file of any kind Pillow opens, or a folder: the images directly in it, not in its subfolders; "
         "or the URL of one, such as s3://bucket/photos, by fsspec",
     )
-    parser.add_argument("-o", "--output", default="out", metavar="DIR", help="folder, or an URL (default: out)")
-    parser.add_argument("--resume", action="store_true", help="leave out what this network and options have done")
+    parser.add_argument("-o", "--output", default="out", metavar="DIR", help="folder or URL (default: out)")
+    parser.add_argument("--resume", action="store_true", help="skip images already done by this network and options")
     _add_inference(parser)
     parser.add_argument(
         "--model",
@@ -65,13 +65,13 @@ def add_segment(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--weights", type=Path, metavar="FILE", help="a network saved by `atrousops train`, or the file of --model"
     )
     parser.add_argument(
-        "--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)"
+        "--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
     )
     parser.add_argument(
-        "--batch", type=count(1), default=1, metavar="N", help="photos of one size that are labelled together"
+        "--batch", type=count(1), default=1, metavar="N", help="number of photos of one size that are labelled together"
     )
     parser.add_argument(
-        "--readers", type=count(1), default=2, metavar="N", help="threads that read photos ahead (default: 2)"
+        "--readers", type=count(1), default=2, metavar="N", help="threads that read photos in advance (default: 2)"
     )
     _add_sizes(parser)
     _add_ray(parser)
@@ -83,8 +83,8 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=count(0),
         metavar="N",
-        help="longest side at which the network sees a photo, pixels; larger ones are scaled down for it and their "
-        "labels brought back to full size (default: what it was trained on); 0: every photo at its own size, in tiles",
+        help="longest side of the network's input, pixels; larger photos are scaled down for it and their "
+        "labels scaled back to full size (default: that of training); 0: every photo at its own size, in tiles",
     )
     parser.add_argument(
         "--tile", type=count(32), default=1024, metavar="N", help="side of a tile, pixels (default: 1024)"
@@ -102,13 +102,13 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
         "--largest",
         type=positive,
         metavar="MEGAPIXELS",
-        help="read files of up to so many, if they are trusted and the memory holds them (default: 179)",
+        help="largest file to read, for files that are trusted and fit the memory (default: 179)",
     )
     parser.add_argument(
         "--stream-above",
         type=positive,
         metavar="MEGAPIXELS",
-        help="label photos of more than this a row of tiles at a time, and write TIFF (default: 179)",
+        help="label larger photos one row of tiles at a time, and write TIFF (default: 179)",
     )
 
 
@@ -132,7 +132,7 @@ def _segment(args: argparse.Namespace) -> int:
         _check_options(args, processes)
         if processes.first:
             if isinstance(args.output, Path):
-                # classes.csv would be of the one that ends last.
+                # classes.csv would be that of the run that ends last.
                 held.enter_context(alone(args.output, "segment", "into which another one writes"))
             for problem in useless:
                 complain(str(problem))
@@ -144,7 +144,7 @@ def _segment(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, jobs: list[Job], processes: Processes) -> int:
-    """Does this process's share of the jobs; returns how many all have done."""
+    """Runs this process's share of the jobs; returns the numbers for all processes."""
     from atrousops.engine.segment import ClassList
 
     segmenter = _segmenter(args)
@@ -153,7 +153,7 @@ def _run(args: argparse.Namespace, jobs: list[Job], processes: Processes) -> int
         found.done |= {job.picture: item for job in jobs if (item := segmenter.done(job)) is not None}
     left = [job for job in jobs if job.picture not in found.done]
     if processes.first:
-        # Now, so that a folder that cannot be written is known before the first picture is computed.
+        # Written now, to find a folder that cannot be written before the first image is computed.
         found.write()
         if args.resume:
             print(f"{len(jobs) - len(left)} done before, {len(left)} to do")
@@ -167,7 +167,7 @@ def _run(args: argparse.Namespace, jobs: list[Job], processes: Processes) -> int
     try:
         mine = _follow(items, found, len(left), processes)
         if processes.first:
-            # It may wait long for the others.
+            # It may wait long for the other processes.
             found.write()
         for others in processes.gather(mine):
             found.done |= {item.picture: item for item in others}
@@ -182,7 +182,7 @@ def _run(args: argparse.Namespace, jobs: list[Job], processes: Processes) -> int
 
 
 def _worker(args: argparse.Namespace) -> Segmenter:
-    """What another process needs to do the same."""
+    """The arguments that another process needs to do the same."""
     import atrousops as ao
 
     if args.threads is not None:
@@ -203,7 +203,7 @@ def _segmenter(args: argparse.Namespace) -> Segmenter:
 
 
 def _follow(items: Iterator[Segmented | Failed], found: Any, total: int, processes: Processes) -> list[Segmented]:
-    """Prints what comes of each picture, and keeps the list of the first process up to date."""
+    """Prints the result of each image, and keeps the list of the first process up to date."""
     from atrousops.engine.segment import Failed
 
     mine = []
@@ -240,7 +240,7 @@ def _throughput(done: Sequence[Segmented], start: float) -> str:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: the list of results is written on the way out."""
+    """SIGTERM ends the run like Ctrl-C: the list of results is written before exit."""
 
     def leave(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)
@@ -288,7 +288,7 @@ def _add_ray(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_options(args: argparse.Namespace, processes: Processes) -> None:
-    """Raises ArgumentError for options that need another one, or none beside them."""
+    """Raises ArgumentError for options that require or exclude another one."""
     from atrousops.models import PUBLISHED
 
     if args.workers is not None and args.ray is None:
@@ -311,7 +311,7 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="average the scores over these sizes of a photo, such as 0.75 1 1.25 (default: 1, or the recipe's)",
     )
-    parser.add_argument("--flip", action="store_true", help="average the scores with those of the mirror image")
+    parser.add_argument("--flip", action="store_true", help="average the scores with those of the mirrored image")
 
 
 def add_evaluate(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -332,14 +332,14 @@ def add_evaluate(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--model", metavar="NAME", help="the weights are the file of this checkpoint that others published"
     )
     parser.add_argument("--split", metavar="NAME", help="score these images, such as test (default: the recipe's val)")
-    parser.add_argument("--ap", action="store_true", help="score the masks of objects by COCO's AP too")
+    parser.add_argument("--ap", action="store_true", help="also score the masks of objects by COCO's AP")
     parser.add_argument(
         "--trimap",
         nargs="+",
         type=count(1),
         default=(),
         metavar="W",
-        help="score bands of these widths along borders too, pixels",
+        help="also score bands of these widths along borders, pixels",
     )
     parser.add_argument(
         "--tune-crf", type=count(1), metavar="N",

@@ -1,4 +1,4 @@
-"""How a training run is going: a bar on a terminal, and a line now and then in a file of a job's output."""
+"""The progress of a training run: a bar on a terminal, or occasional lines in a log file."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Tells loss, learning rate, mean IoU and time left on stderr.
+    """Shows loss, learning rate, mean IoU and time left on stderr.
 
-    Where stderr is no terminal there is a line for the first step, for each validation and for the last step, and
-    between them one every `seconds`; its loss is the mean of the steps since the line before.
+    If stderr is not a terminal, a line is printed for the first step, each validation and the last step, and every
+    `seconds` in between; its loss is the mean of the steps since the previous line.
 
     Args:
         total: steps of the whole run.
-        done: those before it was resumed.
-        enabled: False tells nothing.
+        done: steps before the run was resumed.
+        enabled: False shows nothing.
         seconds: between two lines.
-        clock: what time it is, in seconds.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Progress:
         self._start = clock()
         self._last: float | None = None
         self._told = done
-        # Of the steps since the last line.
+        # Losses of the steps since the last line.
         self._sum, self._count = 0.0, 0
         self._lr, self._miou = 0.0, ""
         terminal = enabled and sys.stderr.isatty()
@@ -40,7 +40,7 @@ class Progress:
         self._lines = enabled and not terminal
 
     def step(self, loss: float, lr: float) -> None:
-        """A step is done."""
+        """Records a step."""
         self.at += 1
         if self._told == self.at - 1:
             self._sum, self._count = 0.0, 0
@@ -53,13 +53,13 @@ class Progress:
             self._line()
 
     def scored(self, miou: float) -> None:
-        """The network was validated."""
+        """Records a validation."""
         self._miou = f", mIoU {100 * miou:.1f} %"
         if self._bar is None:
             self._line()
 
     def close(self) -> None:
-        """No more steps."""
+        """Ends the display."""
         if self._bar is not None:
             self._bar.close()
         elif self._told < self.at:

@@ -1,4 +1,4 @@
-"""`atrousops recipe`: a checked recipe for one's own images and masks, from what is in their folder."""
+"""`atrousops recipe`: a checked recipe for a user's images and masks, from the content of their folder."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def main(
     Args:
         data: folder or zip archive of the images and masks.
         model: a network of `atrousops.models`, or of another package.
-        images, masks: where they are, as in `Layout`; guessed if None.
-        say: where to tell what was found and guessed.
+        images, masks: patterns as in `Layout`; guessed if None.
+        say: called with messages about what was found and guessed.
         progress: draw a progress bar.
 
     Raises:
@@ -80,7 +80,7 @@ def main(
 
 
 class _Found:
-    """The pairs of each split, and what has no partner."""
+    """The pairs of each split, and files without a partner."""
 
     def __init__(self, data: str, files: Files, where: Guess) -> None:
         self.data, self.where = data, where
@@ -98,7 +98,7 @@ class _Found:
         self.named = layouts.class_names(files)
 
     def sharing(self, say: Say) -> dict[str, Any]:
-        """The entries of the recipe that say which images are which."""
+        """The entries of the recipe that define the splits."""
         if self.where.train:
             splits = {"train": self.where.train, "val": self.where.val}
             say(f"splits are folders: {', '.join(self.splits)}")
@@ -109,13 +109,13 @@ class _Found:
         keys = list(self.splits["all"])
         if len(keys) < 2:
             bad_value("recipe", "--data", "hold at least two images with masks, one for validation", len(keys))
-        # Few images may all be on one side.
+        # With few images all may be in one split.
         for seed in range(1000):
             layout = Layout(fractions={"val": HELD_BACK}, seed=seed)
             held = sum(layout.split_of(key) == "val" for key in keys)
             if 0 < held < len(keys):
                 break
-        say(f"no splits found: {held} of {len(keys)} images, by their names, are held back for validation")
+        say(f"no splits found: {held} of {len(keys)} images, by their names, are held out for validation")
         return {"fractions": {"val": HELD_BACK}, "seed": seed, "train": "train", "val": "val"}
 
 
@@ -180,7 +180,7 @@ def _alone(found: _Found, say: Say) -> list[str]:
 
 
 def _meaning(classes: Sequence[str], meaning: dict[Id, str], facts: Survey, found: _Found) -> dict[str, Any]:
-    """The entries of the recipe that say what masks mean."""
+    """The entries of the recipe that define the meaning of masks."""
     if facts.coloured:
         return {"colours": {name: list(id) for id, name in meaning.items() if isinstance(id, tuple)}}
     named = found.named is not None and list(found.named[1]) == list(classes)
@@ -200,7 +200,7 @@ def _table(facts: Survey, meaning: dict[Id, str]) -> list[str]:
 
 
 def _where(facts: Survey, id: Id) -> str:
-    """A class of one mask alone may be a slip of the hand."""
+    """How often an id occurs; an id in a single mask may be a mistake."""
     return f"in {facts.shown[id]} images" if facts.shown[id] != 1 else f"in {facts.first[id]} alone"
 
 

@@ -1,4 +1,4 @@
-"""Segmenting files: each picture gives a mask and an overlay in the output folder, the run one list of classes."""
+"""Segments files: writes a mask and an overlay for each image, and one list of classes for the run."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from atrousops.engine.channels import to_rgb
 from atrousops.engine.predict import Predictor
 
 COLUMNS = ("picture", "mask", "id", "class", "red", "green", "blue", "pixels", "share")
-# Pixels, as Pillow's limit.
+# In pixels; Pillow's limit.
 STREAMED = 178_956_970
-# Pictures wait for others of their size until there are so many batches of them.
+# The most batches of images that wait for others of their size.
 _WAITING = 4
 
 
 @dataclass(frozen=True)
 class Job:
-    """A picture to do, and the name of its results."""
+    """An image to process, and the name of its results."""
 
     picture: Place
     name: str
@@ -45,10 +45,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Segmented:
-    """One picture done.
+    """A finished image.
 
-    pixels: how many each class has. seconds: its share of the batch's, and its writing; 0 if it was done before.
-    page, pages: the one that was read, of how many in the file.
+    pixels: count for each class. seconds: its share of the batch, plus writing; 0 if it was done by an earlier run.
+    page, pages: the page that was read, and the number of pages in the file.
     """
 
     picture: Place
@@ -62,36 +62,36 @@ class Segmented:
 
 @dataclass(frozen=True)
 class Failed:
-    """One picture that could not be segmented, and why, in one line."""
+    """An image that could not be segmented, and the reason in one line."""
 
     picture: Place
     reason: str
 
 
-# A picture whole, or one that is read by rows.
+# A complete image, or one that is read by rows.
 Read: TypeAlias = "tuple[Job, np.ndarray | Rows]"
 
 
 def plan(files: Sequence[Place], folder: Place) -> list[Job]:
-    """A job for each file, with names of results in `folder` that no other file has."""
+    """A job for each file, with unique names of results in `folder`."""
     return [Job(file, name) for file, name in zip(files, pictures.result_names(files, folder))]
 
 
 class Segmenter:
-    """Segments files into a folder: NAME_mask.png (class ids) and NAME_overlay.png, each whole or not there.
+    """Segments files into a folder: NAME_mask.png (class ids) and NAME_overlay.png, written atomically.
 
-    A picture of more than `stream_above` pixels is labelled and written a row of tiles at a time, to NAME_mask.tif and
-    NAME_overlay.tif; where it is a TIFF of a plain kind it is read so too, and is never whole in memory.
+    An image of more than `stream_above` pixels is labelled and written one row of tiles at a time, to NAME_mask.tif and
+    NAME_overlay.tif. A TIFF of a simple kind is also read that way, and is never completely in memory.
 
-    A mask notes what it was made by and from, and is there only with its overlay; so the folder itself says what is
-    done, however a run ended and however many processes shared it.
+    A mask stores a hash of the network and options and the name of its image, and is written after its overlay. So the
+    folder itself shows which images are done, even after a crash or with several processes.
 
     Args:
-        predictor: labels pictures.
+        predictor: labels the images.
         folder: for the results.
-        batch: pictures of one size that go through the network together.
-        readers: threads that read pictures ahead.
-        stream_above: by default what Pillow reads, 179 million.
+        batch: number of images of one size that are processed together.
+        readers: threads that read images in advance.
+        stream_above: by default Pillow's limit, 179 million.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Segmenter:
         self._made_by = predictor.fingerprint()
 
     def done(self, job: Job) -> Segmented | None:
-        """The result of an earlier run: by the same network and options, and later than the picture; or None."""
+        """The result of an earlier run with the same network and options, if newer than the image; or None."""
         for ending, read in (("png", pictures.read_note), ("tif", large.read_note)):
             mask, overlay = self._results(job, ending)
             try:
@@ -126,15 +126,15 @@ class Segmenter:
         return None
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Segmented | Failed]:
-        """Does the jobs, those of one size together, so that their order may be another.
+        """Runs the jobs, those of one size together, so the order may change.
 
-        A file that cannot be read, or is too large for the memory, gives a `Failed`, and the others go on.
+        A file that cannot be read, or is too large for the memory, gives a `Failed`; the others continue.
 
         Raises:
-            OutputError: a result could not be written; going on would lose every other one too.
+            OutputError: a result could not be written; the others could not be either.
         """
         with warnings.catch_warnings(), contextlib.closing(self._read_ahead(jobs)) as read:
-            # Readers in threads change the filters one after another, and may leave them changed.
+            # Reader threads would change the warning filters concurrently, and could leave them changed.
             warnings.filterwarnings("ignore", module="PIL")
             for some in self._batches(read):
                 if isinstance(some, Failed):
@@ -206,7 +206,7 @@ class Segmenter:
             return json.dumps({"made": self._made(job), "pixels": pixels, "pages": pages})
 
         try:
-            # A mask is never beside the overlay of another run.
+            # The mask is removed first, so that it never stays with the overlay of another run.
             mask.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(f"cannot replace {mask}: {error.strerror or error}") from error
@@ -227,7 +227,7 @@ class Segmenter:
         return self.predictor.strips(rows.read, *rows.shape)
 
     def _by_page(self, path: Place) -> bool:
-        # Elsewhere the pages of a TIFF may be the bands of one picture.
+        # Otherwise the pages of a TIFF may be the bands of one image.
         pixels = self.predictor.pixels
         return (pixels.scale is None and pixels.channels in (1, 3)) or path.suffix.lower() not in (".tif", ".tiff")
 
@@ -241,14 +241,14 @@ class Segmenter:
 
 
 class ClassList:
-    """classes.csv (`COLUMNS`): a row for each picture and class, absent classes included; the file is always whole.
+    """classes.csv (`COLUMNS`): a row for each image and class, including absent classes; always written atomically.
 
-    `red`, `green`, `blue` are the colour in the mask's palette; `share` is the part of the picture's pixels, 0..1.
+    `red`, `green`, `blue` are the colour in the mask's palette; `share` is the fraction of the image's pixels, 0..1.
 
     Args:
         path: of the file.
         classes: their names.
-        jobs: whose order the rows are in.
+        jobs: give the order of the rows.
     """
 
     def __init__(self, path: Place, classes: Sequence[str], jobs: Sequence[Job]) -> None:
@@ -259,7 +259,7 @@ class ClassList:
         self._next = 0.0
 
     def add(self, item: Segmented) -> None:
-        """Adds a picture; the file follows within seconds, so that one is there when a run is killed."""
+        """Adds an image; the file is updated within seconds, so that it exists if a run is killed."""
         self.done[item.picture] = item
         if time.monotonic() >= self._next:
             self.write()
@@ -276,10 +276,10 @@ class ClassList:
             for index, (name, count) in enumerate(zip(self.classes, item.pixels)):
                 row = [item.picture, item.mask.name, index, name, *colors[index], count, f"{count / total:.6f}"]
                 table.writerow(row)
-        # surrogateescape: a file name that is not UTF-8 is written byte for byte.
+        # surrogateescape: a file name that is not UTF-8 is written unchanged.
         data = text.getvalue().encode("utf-8", errors="surrogateescape")
         write_atomically(self.path, lambda name: Path(name).write_bytes(data))
-        # At most a twentieth of the time, however long the list is.
+        # Writing takes at most a twentieth of the time, for any length of the list.
         self._next = time.monotonic() + max(1.0, 20 * (time.monotonic() - start))
 
 

@@ -1,4 +1,4 @@
-"""Where training starts from: a classifier's file, or another network's weights."""
+"""Initial weights for training: a classifier's file, or another network's weights."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from atrousops.models.channels import adapt
 from atrousops.models.crf import WithCRF
 from atrousops.models.published import loading
 
-RESUME = "Train into another --output, where init.weights may name this file to start from what fits of it."
-# The part of a file's or a network's numbers that has to fit.
+RESUME = "Train into another --output; init.weights may name this file, to start from the entries that fit."
+# The fraction of the numbers in a file or a network that must fit.
 FITTING = 2 / 3
 _CHECKPOINT = ("step", "seconds", "model", "average", "optimiser")
 
 
 @dataclass(frozen=True)
 class Account:
-    """What a network took from a file, by the names of its entries.
+    """The entries of a network that were loaded from a file.
 
-    file: the file. loaded: as they are. adapted: in another shape, with how. fresh: what starts afresh, with why.
-    unused: what the file has besides. note: what may not be meant.
+    file: the file. loaded: unchanged entries. adapted: entries with another shape, and how. fresh: randomly initialised
+    entries, and why. unused: other entries of the file. note: a possible mistake.
     """
 
     file: str
@@ -44,7 +44,7 @@ class Account:
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} entries loaded"]
-        for what, entries in (("adapted", self.adapted), ("start afresh", self.fresh)):
+        for what, entries in (("adapted", self.adapted), ("newly initialised", self.fresh)):
             if entries:
                 shown = ", ".join(f"{name} ({why})" for name, why in list(entries.items())[:4])
                 parts.append(f"{len(entries)} {what}: {shown}" + (", ..." if len(entries) > 4 else ""))
@@ -57,12 +57,12 @@ class Account:
 
 
 def from_trunk(model: nn.Module, recipe: Config, root: str | None) -> Account:
-    """Fills the encoder of a network by `recipe.init`.
+    """Loads the encoder of a network from `recipe.init`.
 
     Raises:
         FileNotFoundError, ArgumentError: no such file.
-        WeightsError: it is damaged, or something else.
-        ArgumentError: the network has no module called backbone, or the file is of another one.
+        WeightsError: it is damaged, or has another format.
+        ArgumentError: the network has no module called backbone, or the file is for another network.
     """
     places = [module for name, module in model.named_modules() if name.split(".")[-1] == "backbone"]
     if not places:
@@ -90,7 +90,7 @@ def _trunk_file(name: str, root: str | None) -> Path:
 
 
 def _packaged(package: str) -> Path:
-    """The one file of weights in an installed package, which is looked at without running it."""
+    """The single file of weights in an installed package, found without importing it."""
     spec = importlib.util.find_spec(package)
     folders = (spec.submodule_search_locations or ()) if spec else ()
     files = sorted(path for folder in folders for path in Path(folder).rglob("*.pth"))
@@ -103,10 +103,10 @@ def _packaged(package: str) -> Path:
 
 
 def from_weights(model: nn.Module, name: str, classes: Sequence[str] = ()) -> Account:
-    """Fills a network from a file of weights, as far as names and shapes agree.
+    """Loads those entries of a file of weights whose names and shapes match a network.
 
-    The filters that read RGB are adapted to other channels, see `models.channels.adapt`. Where the file names its
-    classes, as those of `atrousops train` do, the outputs of classes with the same names are taken over.
+    RGB filters are adapted to other channels, see `models.channels.adapt`. If the file names its classes, as files of
+    `atrousops train` do, outputs of classes with the same names are copied.
 
     Args:
         model: the network.
@@ -115,7 +115,7 @@ def from_weights(model: nn.Module, name: str, classes: Sequence[str] = ()) -> Ac
 
     Raises:
         FileNotFoundError: no such file.
-        WeightsError: it is damaged, or something else.
+        WeightsError: it is damaged, or has another format.
         ArgumentError: most of it does not fit.
     """
     target = model.network if isinstance(model, WithCRF) else model
@@ -128,7 +128,7 @@ def from_weights(model: nn.Module, name: str, classes: Sequence[str] = ()) -> Ac
 
 
 def _by_number(theirs: Sequence[str], classes: Sequence[str]) -> str:
-    """Where as many classes have other names or another order, that outputs were taken over all the same."""
+    """A note that outputs were copied by index although class names or their order differ."""
     if len(theirs) != len(classes) or list(theirs) == list(classes):
         return ""
     number, (their, our) = next(pair for pair in enumerate(zip(theirs, classes, strict=True)) if len({*pair[1]}) > 1)
@@ -136,11 +136,11 @@ def _by_number(theirs: Sequence[str], classes: Sequence[str]) -> str:
 
 
 def checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """What `Trainer.save` wrote.
+    """Reads a checkpoint of `Trainer.save`.
 
     Raises:
         FileNotFoundError: no such file.
-        WeightsError: it is damaged, or something else.
+        WeightsError: it is damaged, or has another format.
     """
     if not path.is_file():
         raise FileNotFoundError(f"resume: no file {path}; without --resume training begins")
@@ -159,11 +159,11 @@ def checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def check_classes(path: Path, kept: Sequence[str] | None, classes: Sequence[str]) -> None:
-    """Raises WeightsError where a checkpoint was trained on other classes, or in another order: scores go by number.
+    """Raises WeightsError if a checkpoint was trained on other classes, or in another order.
 
     Args:
         path: the checkpoint.
-        kept: its classes; None in those of versions that kept none, which are not judged.
+        kept: its classes; None for checkpoints of old versions without classes, which are not checked.
         classes: of the data.
     """
     if kept is None or list(kept) == list(classes):
@@ -184,13 +184,13 @@ def fill(
     network: str,
     classes: tuple[Sequence[str], Sequence[str]] = ((), ()),
 ) -> Account:
-    """Fills a module with what fits of a state dict.
+    """Loads the entries of a state dict that fit a module.
 
     Args:
         target: the module.
         given: the state dict.
         key, path, network: the entry of the recipe, the file and the network, for messages.
-        classes: those of the file, and those of the module, where they are known.
+        classes: those of the file and those of the module, if known.
 
     Raises:
         ArgumentError: less than `FITTING` of it fits.
@@ -202,7 +202,7 @@ def fill(
     for name, value in own.items():
         theirs = named.get(name)
         if theirs is None:
-            # The counters of normalisations, which old files lack, have nothing to say at the start.
+            # Counters of normalisations, which old files lack, are not needed at the start.
             if not name.endswith("num_batches_tracked"):
                 fresh[name] = "not in the file"
         elif given[theirs].shape == value.shape:
@@ -213,23 +213,23 @@ def fill(
         else:
             fresh[name] = f"{_size(given[theirs])} in the file, {_size(value)} here"
     share = _count(found) / max(1, min(_count(own), _count(given)))
-    # Half of ResNet-50 fits into ResNet-18, and would make neither.
+    # Half of ResNet-50 fits ResNet-18, but the result would be useless.
     if share < FITTING:
         lost = next(((name, why) for name, why in fresh.items()), ("", ""))
         what = f"{path}, of which {share:.0%} fit: the network's {lost[0]} is {lost[1]}"
         entry = f"{what}; the file has {', '.join(list(given)[:2])}, ..."
         remedy = "Take the file of the same network, by torchvision, timm or `atrousops train`."
-        bad_value("config", key, f"be of {network}, in most of its numbers", entry, remedy)
+        bad_value("config", key, f"fit most of {network}", entry, remedy)
     target.load_state_dict(found, strict=False)
     used = {named[name] for name in found}
     return Account(str(path), tuple(loaded), adapted, fresh, tuple(name for name in given if name not in used))
 
 
 def _by_name(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, str]:
-    """The entry of a file for each of ours.
+    """The entry of a file for each entry of ours.
 
-    Names agree as they are, or else without what classifiers and their wrappers put in front, and with the dots of
-    timm's extractors, which are called `stages_0` where the classifier has `stages.0`.
+    Names are compared directly, then without the prefixes of classifiers and wrappers, and with the dots of timm's
+    extractors, whose `stages_0` is `stages.0` in the classifier.
     """
     if sum(name in given for name in own) * 2 >= len(own):
         return {name: name for name in own if name in given}
@@ -238,7 +238,7 @@ def _by_name(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str
 
 
 def _by_our_names(own: Mapping[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A trunk whose names differ throughout, entry by entry under ours if all shapes agree; any other as it is."""
+    """Renames a trunk without common names entry by entry, if all shapes agree; otherwise returns it unchanged."""
     ours = dict(zip(given, own, strict=False))
     fits = len(given) >= len(own) and all(given[theirs].shape == own[name].shape for theirs, name in ours.items())
     if not fits or _by_name(own, given):
@@ -255,7 +255,7 @@ def _plain(name: str) -> str:
 def _adapted(
     theirs: Tensor, ours: Tensor, their_classes: Sequence[str] = (), classes: Sequence[str] = ()
 ) -> tuple[Tensor, str] | None:
-    """An entry in the shape of ours, and how: filters that read RGB, outputs of classes of the same names."""
+    """An entry adapted to our shape, and how: RGB filters, or outputs of classes with the same names."""
     if theirs.dim() != ours.dim():
         return None
     differing = [axis for axis in range(ours.dim()) if theirs.shape[axis] != ours.shape[axis]]
@@ -271,7 +271,7 @@ def _adapted(
     to = torch.tensor([list(classes).index(name) for name in same])
     source = torch.tensor([list(their_classes).index(name) for name in same])
     value.index_copy_(axis, to, theirs.index_select(axis, source).to(ours.dtype))
-    return value, f"{len(same)} of {len(classes)} classes by name, the others afresh"
+    return value, f"{len(same)} of {len(classes)} classes by name, the others newly initialised"
 
 
 def _count(values: Mapping[str, Tensor]) -> int:

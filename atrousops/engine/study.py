@@ -1,4 +1,4 @@
-"""Many recipes one after another, and one table of what came of them; it goes on where it was stopped."""
+"""Trains and scores many recipes, and writes one table; an interrupted study can be resumed."""
 
 from __future__ import annotations
 
@@ -35,34 +35,34 @@ def main(
     progress: bool = True,
     say: Callable[[str], object] = print,
 ) -> int:
-    """Trains and judges recipes one after another, and writes the table after each.
+    """Trains and scores recipes one after another, and writes the table after each.
 
-    A recipe whose scores are there is not run again, one with a checkpoint goes on from it. A recipe that fails is told
-    and left out.
+    A recipe that already has scores is not run again; one with a checkpoint is resumed. A recipe that fails is reported
+    and skipped.
 
     Args:
-        paths: recipes, or folders whose recipes without a leading underscore are taken.
-        runs: folder with a folder for each recipe, named by it and the folder it lies in.
-        table: Markdown file to write, of all runs in `runs` and of those whose scores stand beside it, in a JSON file
-            of its name: rows outlive the weights they came from.
+        paths: recipes, or folders, whose recipes without a leading underscore are used.
+        runs: folder with a subfolder for each recipe, named after the recipe's folder and name.
+        table: Markdown file to write, with all runs in `runs` and those in the JSON file of the same name beside it, so
+            that rows are kept without their weights.
         data_root: folder of the data, instead of the recipes'.
         overrides: "part.key=value" entries that replace the recipes'.
-        seeds: each recipe is run with each of them, in the folder RECIPE.seedN, and its row has mean and deviation;
-            without any, once with its own. `{seed}` in its `init.weights` stands for the number.
+        seeds: run each recipe with each seed, in the folder RECIPE.seedN; its row has mean and standard deviation. By
+            default, once with the recipe's seed. `{seed}` in `init.weights` is replaced by the seed.
         progress: draw progress bars.
-        say: where to tell what happens.
+        say: called with messages.
 
     Returns:
-        How many failed.
+        The number of failures.
 
     Raises:
         ArgumentError: there is no recipe, or the file beside the table is not of a study.
         KeyboardInterrupt: Ctrl-C, after the checkpoint was written.
-        OutputError: the disk is full, say.
+        OutputError: writing failed, for example because the disk is full.
     """
     chosen = recipes(paths)
     folders = {path.parent for path in chosen}
-    # Now, so that a table that cannot be written is known before the first recipe is trained.
+    # Written now, to find a table that cannot be written before the first training.
     write_table(Path(runs), Path(table), folders)
     failed = 0
     for path, seed in product(chosen, seeds or (None,)):
@@ -80,7 +80,7 @@ def main(
             say(f"{path}: {error}")
             failed += 1
         write_table(Path(runs), Path(table), folders)
-    # Once more: a recipe that needed no training has not written what was added to its scores.
+    # Written again, because scores can be added to a recipe that needed no training.
     write_table(Path(runs), Path(table), folders)
     return failed
 
@@ -158,7 +158,7 @@ def _add_missing(
     progress: bool,
     say: Callable[[str], object],
 ) -> None:
-    """What an earlier version did not judge."""
+    """Adds scores that an earlier version did not compute."""
     values = json.loads((folder / SCORES).read_text())
     if not recipe.crf or "tuned_crf" in values:
         return
@@ -175,7 +175,7 @@ def _tuned_crf(path: Path, weights: Path, split: str, common: dict[str, Any]) ->
 
 
 def _judge(path: Path, weights: Path, variant: Variant, split: str, common: dict[str, Any]) -> dict[str, Any]:
-    """The scores of the same weights in another way; JSON is YAML, as far as arguments go."""
+    """The scores of a variant with the same weights; arguments are passed as JSON, which is valid YAML."""
     other = (f"model.arguments.{key}={json.dumps(value)}" for key, value in variant.arguments.items())
     options = {**common, "overrides": (*common["overrides"], *other), "scales": variant.scales, "flip": variant.flip}
     scores = evaluate.main(path, weights, split=split, widths=(WIDTH,), **options)
@@ -188,7 +188,7 @@ def _judge(path: Path, weights: Path, variant: Variant, split: str, common: dict
 
 
 def _card(path: Path, values: dict[str, Any]) -> str:
-    """What is known of the weights, to go with them into atrousops/weights; their limits remain to be written."""
+    """A draft of the model card for atrousops/weights; the limits must be added by hand."""
     recipe, summary = values["recipe"], values["summary"]
     data, network = recipe["data"], recipe["model"]
     figures = [f"| {name} | {100 * value:.1f} % |" for name, value in summary.items()]
@@ -216,16 +216,16 @@ def _card(path: Path, values: dict[str, Any]) -> str:
 
 
 def _plain(recipe: Config) -> Any:
-    """The recipe as JSON gives it back."""
+    """The recipe after conversion to JSON and back."""
     return json.loads(json.dumps(dataclasses.asdict(recipe)))
 
 
-# Entries of `init` that an earlier version had.
+# Entries of `init` in an earlier version.
 _GONE = ("how", "images", "side")
 
 
 def _check_same(folder: Path, recipe: Config) -> None:
-    # Through the reader of recipes, as an earlier version had fewer entries, and some more.
+    # Read as a recipe, because earlier versions had other entries.
     values = json.loads((folder / SCORES).read_text())["recipe"]
     values["init"] = {key: value for key, value in values["init"].items() if key not in _GONE}
     if _plain(configs.parse(values)) != _plain(recipe):

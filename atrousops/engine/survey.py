@@ -1,4 +1,4 @@
-"""What is in a folder of images and masks: sizes, channels, depth, mean and deviation, classes with their pixels."""
+"""Statistics of a folder of images and masks: sizes, channels, depth, mean and deviation, pixels per class."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from atrousops.data.decode import PictureError
 from atrousops.data.files import Files
 
 Id = int | tuple[int, int, int]
-# More are no classes but blended or compressed colours.
+# More than this are not classes, but blended or compressed colours.
 MOST_COLOURS = 64
 
 
 class Kind(NamedTuple):
-    """dtype, channels; photo: whether Pillow would make RGB of it."""
+    """dtype, channels; photo: whether Pillow would convert it to RGB."""
 
     dtype: str
     channels: int
@@ -35,12 +35,15 @@ class Kind(NamedTuple):
 
 @dataclass
 class Survey:
-    """What was found.
+    """The statistics.
 
-    sizes: (height, width) of each image. kinds: with a file of each kind, and how many there are.
-    low, high: of the stored numbers. pixels, shown, first: of each id or colour of the masks, its pixels, how many of
-    them show it, and the first that does. problems: files that cannot be used, each in a line. named: the file of class
-    names, and how many it names.
+    sizes: (height, width) of each image.
+    kinds: kinds of images, with one file and the count of each.
+    low, high: range of the stored numbers.
+    pixels, shown, first: for each id or colour, its number of pixels, the number of masks that contain it, and the
+        first of them.
+    problems: one line for each file that cannot be used.
+    named: the file of class names, and the number of names.
     """
 
     sizes: list[tuple[int, int]] = field(default_factory=list)
@@ -52,9 +55,9 @@ class Survey:
     first: dict[Id, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     named: tuple[str, int] = ("", 0)
-    # Of each number of channels: how many pixels, their sum, and that of their squares.
+    # For each number of channels: the number of pixels, their sum, and the sum of their squares.
     _sums: dict[int, tuple[int, np.ndarray, np.ndarray]] = field(default_factory=dict)
-    # The masks of ids, those of colours, the one that brought too many of them, and those whose ids have no name.
+    # Masks of ids, masks of colours, the mask with which there are too many colours, and masks with unnamed ids.
     _masks: dict[bool, list[str]] = field(default_factory=lambda: {False: [], True: []})
     _over: str = ""
     _beyond: list[str] = field(default_factory=list)
@@ -63,9 +66,9 @@ class Survey:
         """Reads an image; returns its size. Raises PictureError."""
         samples = samples_of(io.BytesIO(files.read(name)), files.place(name))
         if samples.dtype.kind not in "uif" or not np.isfinite(samples).all():
-            # For its words.
+            # Called for its error message.
             files.image(name, Pixels(samples.shape[2], 1.0))
-        # Of two or four channels a TIFF may be anything.
+        # The channels of a TIFF with two or four may mean anything.
         array, tiff = name.lower().endswith(".npy"), name.lower().endswith((".tif", ".tiff"))
         photo = samples.dtype == np.uint8 and not array and not (tiff and samples.shape[2] not in (1, 3))
         kind = Kind(str(samples.dtype), samples.shape[2], photo)
@@ -74,7 +77,7 @@ class Survey:
         self.low, self.high = min(self.low, float(samples.min())), max(self.high, float(samples.max()))
         self._add(samples)
         if photo and samples.shape[2] != 3:
-            # As RGB, too, which it becomes where others are.
+            # Also as RGB, to which it is converted if other images are RGB.
             self._add(files.image(name))
         self.sizes.append((samples.shape[0], samples.shape[1]))
         return samples.shape[0], samples.shape[1]
@@ -85,7 +88,7 @@ class Survey:
         self._sums[samples.shape[2]] = count + len(values), total + values.sum(0), squares + (values**2).sum(0)
 
     def add_mask(self, files: Files, name: str, size: tuple[int, int]) -> None:
-        """Reads a mask of an image of that size. Raises PictureError."""
+        """Reads a mask for an image of the given size. Raises PictureError."""
         try:
             ids = files.mask(name)
         except PictureError as error:
@@ -115,7 +118,7 @@ class Survey:
             self._beyond.append(f"{place}: ids {', '.join(nameless[:5])}{more}, where {file} names 0-{names - 1}")
 
     def check_ids(self) -> None:
-        """Adds to the problems what is wrong with the masks together."""
+        """Adds problems that concern all masks."""
         fewer, most = sorted(self._masks.values(), key=len)
         if fewer:
             kinds = ("ids", "colours") if self._masks[False] is fewer else ("colours", "ids")
@@ -127,7 +130,7 @@ class Survey:
                 f"{self._over} is the first with which there are more than {MOST_COLOURS}"
             )
         elif len(self._beyond) * 2 < len(most):
-            # Of most masks the file is about something else.
+            # If most masks do not match the file of names, it is about something else.
             self.problems += self._beyond
 
     @property
@@ -135,7 +138,7 @@ class Survey:
         return any(isinstance(id, tuple) for id in self.pixels)
 
     def reading(self) -> Pixels:
-        """How the images are to be read.
+        """The settings for reading the images.
 
         Raises:
             ArgumentError: they are of different kinds.
@@ -143,7 +146,7 @@ class Survey:
         if all(kind.photo for kind in self.kinds):
             return Pixels(1 if {kind.channels for kind in self.kinds} == {1} else 3)
         if len(self.kinds) > 1:
-            # Greys and pictures with alpha go together with RGB.
+            # Greys and images with alpha can be combined with RGB.
             groups: dict[str, tuple[str, int]] = {}
             for kind, (file, count) in self.kinds.items():
                 name = "8 bits" if kind.photo else str(kind)
@@ -164,7 +167,7 @@ class Survey:
         return math.ceil(most / step) * step
 
     def statistics(self, reading: Pixels) -> tuple[list[float], list[float]]:
-        """Mean and deviation of each channel, over all pixels, of images in 0..1; of a constant channel 1."""
+        """Mean and standard deviation of each channel, over all pixels, for images in 0..1; deviation 1 if constant."""
         white = reading.scale or 255.0
         count, total, squares = self._sums[reading.channels]
         mean = total / count
@@ -179,8 +182,8 @@ def survey(
 
     Args:
         files: the folder.
-        pairs: of image and mask.
-        named: the file of class names, and how many it names.
+        pairs: pairs of image and mask.
+        named: the file of class names, and the number of names.
         progress: draw a progress bar.
     """
     found = Survey(named=named)
@@ -194,11 +197,11 @@ def survey(
 
 
 def classes_of(found: Survey, names: Sequence[str] = ()) -> tuple[list[str], dict[Id, str], str]:
-    """The classes, what each id or colour is, and in words what was guessed of it.
+    """The classes, the meaning of each id or colour, and a description of the guesses.
 
     Args:
-        found: what the masks hold.
-        names: of a file of class names; the ids are then their numbers.
+        found: the statistics.
+        names: from a file of class names; ids are then their indices.
     """
     ids = sorted(found.pixels, key=lambda id: id if isinstance(id, tuple) else (id,))
     numbers = [id for id in ids if isinstance(id, int)]
@@ -221,13 +224,13 @@ def classes_of(found: Survey, names: Sequence[str] = ()) -> tuple[list[str], dic
 
 
 def _by_names(numbers: Sequence[int], names: Sequence[str]) -> tuple[dict[Id, str], str] | None:
-    """What each id is by the lines of a file of class names, and in words how; None if they do not go together."""
+    """The meaning of each id by a file of class names, and a description; None if they do not match."""
     words = "names by the file of class names"
     every = ["void" if name.lower() == "void" else name for name in names]
-    # Masks of 0 and 255 are drawn to be looked at: of two names the second is not void.
+    # Masks of 0 and 255 are made for viewing: with two names, 255 is the second class, not void.
     drawn = len(numbers) == 2 and numbers[1] == 255
     if numbers and all(_has_name(id, len(names)) for id in numbers) and not (drawn and len(names) == 2):
-        # Also those that no mask shows.
+        # Including classes in no mask.
         meaning: dict[Id, str] = dict(enumerate(every))
         void = [id for id in numbers if id >= len(names)]
         return meaning | dict.fromkeys(void, "void"), words + ("; 255 is taken for void" if void else "")
@@ -237,12 +240,12 @@ def _by_names(numbers: Sequence[int], names: Sequence[str]) -> tuple[dict[Id, st
 
 
 def _has_name(id: int, names: int) -> bool:
-    """Whether an id is the number of one of so many names, or 255; any is where there are none."""
+    """Whether an id is the index of one of `names` names, or 255; always if there are no names."""
     return not names or 0 <= id < names or id == 255
 
 
 def _are_shades(ids: Sequence[int]) -> bool:
-    """Whether few ids go from 0 to 255 in equal steps, as masks have them that are to be looked at: 0, 128, 255."""
+    """Whether a few ids go from 0 to 255 in equal steps, as in masks made for viewing: 0, 128, 255."""
     last = len(ids) - 1
     return last < 16 and all(abs(id - 255 * k / last) <= 1 for k, id in enumerate(ids))
 

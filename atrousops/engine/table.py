@@ -1,4 +1,4 @@
-"""Scores of many runs as Markdown."""
+"""Tables of the scores of many runs, in Markdown."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from atrousops.common.files import write_atomically
 from atrousops.engine import orders
 from atrousops.engine.orders import SEED
 
-# A run by the name of its recipe, with its file of scores.
+# The name of a run's recipe, and its scores.
 Scored = tuple[str, dict[str, Any]]
 
 SCORES = "scores.json"
-# Of the trimap's band, in pixels.
+# Width of the trimap's band, in pixels.
 WIDTH = 3
 
 _COLUMNS = (
@@ -35,36 +35,36 @@ _COLUMNS = (
 _OBJECTS = ("PQ", "SQ", "RQ", "mask AP")
 _HEADER = """# Results
 
-Every row is a recipe, run by `atrousops study` with each of its seeds. It writes this file and the scores beside it
-(.json); nothing in it is written by hand. A row's recipe is trained and judged again by
+Every row is a recipe, run by `atrousops study` with each of its seeds. The command writes this file and the .json file
+of scores beside it; nothing here is written by hand. To train and evaluate a row's recipe again, run
 
     atrousops study atrousops/configs/RECIPE.yaml --seeds SEEDS
 
-or, one run alone, by
+or, for a single run,
 
     atrousops train atrousops/configs/RECIPE.yaml --output runs/RECIPE
     atrousops evaluate atrousops/configs/RECIPE.yaml --weights runs/RECIPE/weights.safetensors --split SPLIT
 
-with the data of the recipe in `$ATROUSOPS_DATA`. The budget is small, as two CPU cores bear it, the networks are narrow
-or shallow where the recipe says so, and start from nothing unless `init` names a trunk or a run: the figures compare
-networks under that budget and are far from those of the papers.
+with the data of the recipe in `$ATROUSOPS_DATA`. The budget is small enough for two CPU cores. The recipe says which
+networks are narrower or shallower than in their papers, and whether they start from a trunk or another run (`init`)
+instead of random weights. The scores compare networks under that budget and are far below those of the papers.
 """
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _ORDERS = """## The papers' orders
 
-Of rows with several seeds, each is compared with the one above it, seed by seed: "seen" and "the other way round" are
-differences beyond a one-sided t-test at 95 % over the seeds of both, "cannot be told" are those within it. Budget,
-images and widths are not the papers': an order that is seen here is evidence for it, one that is not seen refutes
-nothing.
+Each row with several seeds is compared with the row above it, seed by seed. "seen" and "the other way round" mean that
+the difference is significant in a one-sided t-test at 95 % over the seeds of both; "cannot be told" means that it is
+not. Budget, images and widths differ from the papers': an order that is seen here supports the paper's; one that is
+not seen does not refute it.
 """
 
 
 def scored(runs: Path, table: Path | None = None) -> list[Scored]:
-    """The runs that have scores, and those whose scores an earlier study left beside its table, in order of names.
+    """The runs that have scores, and those stored beside the table by an earlier study, sorted by name.
 
     Raises:
-        ArgumentError: the file beside the table is not of a study.
+        ArgumentError: the file beside the table is not that of a study.
     """
     found = {} if table is None else _kept(_beside(table))
     for file in runs.glob(f"*/*/{SCORES}"):
@@ -89,10 +89,10 @@ def _kept(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def by_recipe(runs: Iterable[Scored]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Recipes by name, each with its runs, one for each seed."""
+    """Recipes by name, each with its runs, one per seed."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for name, values in runs:
-        # A run without a seed in its name may be of an earlier recipe of that name: a row of its own.
+        # A run without a seed in its name may belong to an earlier recipe of that name, so it has its own row.
         found.setdefault(name.partition(SEED)[:2], []).append(values)
     return [(name, seeds) for (name, _), seeds in found.items()]
 
@@ -110,9 +110,9 @@ def sections(runs: Iterable[Scored]) -> Iterator[str]:
 
 
 def write_table(runs: Path, path: Path, folders: Iterable[Path] = ()) -> None:
-    """Writes the Markdown file of all runs that have scores, here or beside the table, and their scores beside it.
+    """Writes the Markdown table, and the JSON file beside it, of all runs with scores in `runs` or in that file.
 
-    The orders of papers are those in these folders of recipes, and in this package's.
+    Orders of papers are read from these folders of recipes and from this package's.
     """
     found = scored(runs, path)
     lines = [_HEADER, *sections(found), _notes(found), *_orders(found, folders)]
@@ -134,7 +134,7 @@ def _percent(values: Iterable[float | None]) -> str:
 
 
 def _rows(name: str, seeds: Sequence[dict[str, Any]]) -> list[str]:
-    """A recipe's row, and one for each other way in which its weights were judged; a run for each seed."""
+    """The rows of a recipe: one for the recipe and one for each variant; `seeds` has a run per seed."""
     values = seeds[0]
     recipe = values["recipe"]
     summaries = [run["summary"] for run in seeds]
@@ -170,5 +170,5 @@ def _notes(runs: Iterable[Scored]) -> str:
     return (
         f"Computed with {by}. pixels: pixel accuracy; borders: the same within {WIDTH} pixels of a border; tuned: the "
         "mIoU with the CRF's settings searched on validation images; training: minutes of training steps, on a machine "
-        "that may have had other work; of several seeds each figure is the mean, behind ± the standard deviation.\n"
+        "that may have had other work. With several seeds a figure is mean ± standard deviation.\n"
     )

@@ -1,4 +1,4 @@
-"""Tiling arithmetic along one axis: where tiles begin and end, and how much each counts at every pixel."""
+"""Tiling along one axis: the intervals of the tiles, and their weights at every pixel."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 from atrousops.common.checks import bad_value
 
-# Tiles start at multiples of this, so that the grid of any network with an output stride up to 32 is the whole image's.
+# Tiles start at multiples of this, so that the grid of a network with output stride up to 32 is that of the image.
 GRID = 32
 
 
 def spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-    """Intervals [start, stop) that cover [0, length), each at most `tile` long, neighbours sharing at least `overlap`.
+    """Intervals [start, stop) that cover [0, length), each at most `tile` long, overlapping by at least `overlap`.
 
-    Starts are multiples of GRID. One interval suffices where length <= tile.
+    Starts are multiples of GRID. If length <= tile there is one interval.
 
     Raises:
         ArgumentError: length < 1, tile not a positive multiple of GRID, or overlap outside 0..tile - GRID.
@@ -33,11 +33,11 @@ def spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def weights(intervals: list[tuple[int, int]], overlap: int) -> list[Tensor]:
-    """What each interval counts at each of its positions; over all intervals they sum to 1 everywhere.
+    """The weight of each interval at each of its positions; over all intervals weights sum to 1.
 
-    Towards a neighbour the outer quarter of the overlap counts nothing, for there a network sees its own padding in
-    place of the picture; then the weight rises in a straight line over the middle half. A network whose receptive
-    field reaches no farther than that quarter gives what it gives on the whole image.
+    The outer quarter of the overlap has weight 0, because the network's padding affects it; then the weight increases
+    linearly over the middle half. If the network's receptive field reaches no farther than that quarter, the result
+    equals that on the whole image.
 
     Returns:
         One float32 tensor (stop - start,) for each interval.

@@ -1,4 +1,4 @@
-"""Training from a recipe: resumable bit for bit, interruptible, and never half-written."""
+"""Training from a recipe: interruptible, resumable with the same bits, with atomic writes."""
 
 from __future__ import annotations
 
@@ -42,24 +42,25 @@ def main(
     overrides: Sequence[str] = (),
     progress: bool = True,
 ) -> Path:
-    """Trains a network by a recipe; under torchrun, by all of its processes together.
+    """Trains a network by a recipe; under torchrun, on all of its processes.
 
     Args:
         config_path: the recipe, YAML.
         output: folder for log, checkpoint and weights; runs/<name of the recipe> if None.
         data_root: folder of the data, instead of the recipe's.
-        resume: go on from the checkpoint in `output`.
+        resume: continue from the checkpoint in `output`.
         overrides: "part.key=value" entries that replace the recipe's.
-        progress: tell how it goes: a bar on a terminal, else a line every so often.
+        progress: show progress: a bar on a terminal, else a line from time to time.
 
     Returns:
         The path of the weights (safetensors). After Ctrl-C, that of the checkpoint. Beside it are log.csv, val.csv,
-        confusion.csv of the last validation, and curves.png and confusion.png of them where matplotlib is installed.
+        confusion.csv of the last validation, and their figures curves.png and confusion.png if matplotlib is installed.
 
     Raises:
         FileNotFoundError: no recipe, or resume without a checkpoint.
-        ArgumentError: a wrong recipe, or `output` holds a checkpoint and resume is False.
-        OutputError: the disk is full, say. The last checkpoint is whole, and the run goes on from there.
+        ArgumentError: an invalid recipe, or `output` holds a checkpoint and resume is False.
+        OutputError: writing failed, for example because the disk is full. The last checkpoint is complete and can be
+            resumed.
     """
     recipe = configs.load(config_path, overrides)
     folder = Path(output) if output is not None else Path("runs") / Path(config_path).stem
@@ -69,7 +70,7 @@ def main(
         bad_value("train", "output", "hold no checkpoint unless resume is set", str(checkpoint), remedy)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    # For this run only: the flag is the calling thread's, and torch has no way to read it.
+    # In a separate thread, because the flag is per thread and torch cannot read it back.
     flushed_before = not torch.tensor(torch.finfo(torch.float32).smallest_normal).mul(0.5).item()
     torch.set_flush_denormal(True)
     root = data_root if data_root is not None else recipe.data.root
@@ -87,22 +88,22 @@ def main(
 
 
 def _only(folder: Path, processes: Processes) -> contextlib.AbstractContextManager[None]:
-    """Two runs would mix their tables, and each would go on from the other's checkpoint."""
+    """Locks the output folder: two runs would mix their tables and overwrite each other's checkpoint."""
     return alone(folder, "train", "into which another one trains") if processes.first else contextlib.nullcontext()
 
 
 class Trainer:
-    """A recipe in motion: model, averaged model, optimiser, and the number of steps done.
+    """The state of a training run: model, averaged model, optimiser, and the number of steps done.
 
     Args:
-        recipe: what to do.
+        recipe: the recipe.
         root: folder of the data.
-        initialise: start from the recipe's trunk (False when a checkpoint is loaded next).
-        device: where to compute.
-        processes: that do it together.
+        initialise: load the recipe's initial weights (False if a checkpoint is loaded next).
+        device: the device of the network.
+        processes: those that train together.
 
     Raises:
-        ArgumentError: a wrong recipe, or its network has more or fewer outputs than its data has classes.
+        ArgumentError: an invalid recipe, or the number of outputs differs from the number of classes of its data.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class Trainer:
         self.judged: nn.Module = WithLoss(self.model, criterion)
         self.criterion = criterion
         if self.processes.world > 1:
-            # Mask R-CNN leaves its mask head alone where there is no object.
+            # Mask R-CNN does not use its mask head if there are no objects.
             unused = hasattr(self.model, "loss")
             self.judged = DistributedDataParallel(self.judged, find_unused_parameters=unused)
         self.step = 0
@@ -196,7 +197,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _kept(self, folder: Path) -> Iterator[None]:
-        """Whatever ends this part of the run, such as a damaged file, leaves the steps before it in a checkpoint."""
+        """Saves a checkpoint of the finished steps if an error, such as a damaged file, ends this part of the run."""
         with contextlib.ExitStack() as failed:
             failed.callback(self._keep, folder / CHECKPOINT)
             yield
@@ -205,7 +206,7 @@ class Trainer:
     def _keep(self, path: Path) -> None:
         if self.processes.first and self.step:
             self.save(path)
-            self.tell(f"{self.step} steps are kept in {path}: mend what is named below, and --resume goes on")
+            self.tell(f"{self.step} steps are kept in {path}: correct the error below, then continue with --resume")
 
     def _draw(self, folder: Path) -> None:
         try:
@@ -220,14 +221,14 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = group["full_lr"] * recipe.schedule.factor(self.step)
         images, labels = self.batch()
-        # Dropout and the like are a function of seed, step and process: a resumed run draws the same.
+        # Dropout and other random numbers depend only on seed, step and process, so a resumed run draws the same.
         torch.manual_seed((recipe.seed * 1_000_003 + self.step) * 1009 + processes.rank)
         count = processes.sum(self.criterion.denominator(self.model, labels)).clamp_min(torch.finfo(torch.float32).tiny)
         self.optimiser.zero_grad(set_to_none=True)
         pieces = list(zip(images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True))
         total = torch.zeros((), device=self.device)
         for number, (x, y) in enumerate(pieces, start=1):
-            # Gradients are shared once, with the last piece.
+            # Gradients are exchanged once, with the last part.
             alone = isinstance(self.judged, DistributedDataParallel) and number < len(pieces)
             with self.judged.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.autocast is not None):
@@ -241,7 +242,7 @@ class Trainer:
         return processes.sum(total).item()
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """This process's images and labels of the next step: a function of seed and step, for runs that are resumed."""
+        """This process's images and labels of the next step, determined only by seed and step, for resuming."""
         images, labels = self._coming().next()
         return images.to(self.device), labels.to(self.device)
 
@@ -251,14 +252,14 @@ class Trainer:
         return self._batches
 
     def _unreadable(self) -> Exception | None:
-        """Known before a step begins, so that no process waits in it for one that cannot go on."""
+        """Raises before a step begins, so that no process waits in it for one that cannot continue."""
         begin = time.perf_counter()
         error = self._coming().error()
         self.seconds += time.perf_counter() - begin
         return error
 
     def info(self) -> models.Info:
-        """What goes into the header of the weights."""
+        """The info for the header of the weights."""
         model, data = self.recipe.model, self.recipe.data
         return models.Info(
             network=model.name,
@@ -277,7 +278,7 @@ class Trainer:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        # Early on a shorter memory, so that the average is not still the beginning.
+        # A smaller decay in early steps, so that initial weights have little influence on the average.
         keep = min(self.recipe.average, self.step / (self.step + 10))
         theirs = self.model.state_dict()
         for name, value in self.average.state_dict().items():
@@ -287,7 +288,7 @@ class Trainer:
                 value.copy_(theirs[name])
 
     def save(self, path: Path) -> None:
-        """Writes everything that the next step depends on."""
+        """Writes a checkpoint with everything that the next step depends on."""
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -304,11 +305,11 @@ class Trainer:
         write_atomically(path, write)
 
     def load(self, path: Path) -> None:
-        """Goes back to a saved state.
+        """Restores a saved state.
 
         Raises:
             FileNotFoundError: no such file.
-            WeightsError: it is damaged, something else, or of a recipe with other classes, network or optimiser.
+            WeightsError: it is damaged, another format, or of a recipe with other classes, network or optimiser.
         """
         state = start.checkpoint(path, self.device)
         start.check_classes(path, state.get("classes"), self.train_set.classes)
@@ -325,7 +326,7 @@ class Trainer:
 
 
 class _Record:
-    """log.csv, val.csv, the same for TensorBoard, and confusion.csv."""
+    """The logs: log.csv, val.csv, the same for TensorBoard, and confusion.csv."""
 
     def __init__(self, folder: Path, data: SegmentationSet, step: int) -> None:
         self.log = Log(folder / "log.csv", ("step", "seconds", "lr", "loss"), step)
@@ -348,7 +349,7 @@ class _Record:
 
 
 class _StopRequest:
-    """Turns Ctrl-C and SIGTERM into a flag, so that no step is left half done."""
+    """Turns Ctrl-C and SIGTERM into a flag, so that the current step is completed."""
 
     requested = False
 

@@ -1,4 +1,4 @@
-"""Settings of the dense CRF that suit a network, searched on labelled images on which it is not judged."""
+"""Searches settings of the dense CRF for a network, on labelled images that are not used for scoring."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from atrousops.engine import evaluate
 from atrousops.metrics import ConfusionMatrix
 from atrousops.nn import DenseCRF
 
-# One setting after another, the others being the best so far; those of `DenseCRF` are the first. The papers search the
-# bilateral three in 5..10, 3..10 and 50..100 on a hundred images, for surer networks.
+# Coordinate search: one setting after another, starting from those of `DenseCRF`. The papers search the three bilateral
+# settings in 5..10, 3..10 and 50..100 on a hundred images, for networks with more confident scores.
 VALUES: dict[str, tuple[float, ...]] = {
     "bilateral_compat": (0.5, 1.0, 2.0, 5.0),
     "gaussian_compat": (0.5, 1.0),
@@ -33,7 +33,7 @@ IMAGES = 16
 
 @dataclass(frozen=True)
 class Tuned:
-    """settings: of `DenseCRF`. On the images searched on: plain, default, best: mean IoU without, before and after."""
+    """settings: of `DenseCRF`. plain, default, best: mean IoU on the search images without CRF, untuned, tuned."""
 
     settings: dict[str, Any]
     plain: float
@@ -63,13 +63,13 @@ def main(
     Args:
         config_path: the recipe, YAML.
         weights: a file written by `atrousops train`, or one of `atrousops.models.list()`.
-        images: how many are searched on, spread evenly over the split.
-        judged: the split on which the network will be judged, by default the recipe's validation images. Those are
-            searched on if others are judged, else the training images.
+        images: the number of search images, spread evenly over the split.
+        judged: the split for scoring the network, by default the recipe's validation images. If it is another split,
+            the validation images are searched, else the training images.
         data_root, overrides, published, progress: as in `evaluate.main`.
 
     Raises:
-        FileNotFoundError, ArgumentError: as `evaluate.main`; a network that finds objects.
+        FileNotFoundError, ArgumentError: as `evaluate.main`; or a network that finds objects.
 
     Source: Chen et al., DeepLab (2015), experimental evaluation: coarse to fine on part of the validation images.
     """
@@ -90,13 +90,13 @@ def search(
     norm: tuple[Sequence[float], Sequence[float]] = (transforms.MEAN, transforms.STD),
     progress: bool = True,
 ) -> Tuned:
-    """The settings among `VALUES` with the best mean IoU, the scores being computed once. A tie goes to the first.
+    """The settings among `VALUES` with the best mean IoU, the first if equal. Scores are computed only once.
 
     Args:
-        model: images -> {"out": scores}; put into evaluation mode for the time of the call.
+        model: images -> {"out": scores}; in evaluation mode during the call.
         data: a set whose transform is `transforms.evaluation(*norm)`.
-        images: how many of them, spread evenly.
-        norm: mean and deviation, to find the image's colours again.
+        images: the number of images, spread evenly.
+        norm: mean and standard deviation, to recover the image's colours.
         progress: draw a progress bar.
     """
     if data.instances:

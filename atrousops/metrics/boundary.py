@@ -1,4 +1,4 @@
-"""Accuracy near the borders of objects, and away from them."""
+"""Accuracy near the borders of objects, and far from them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from atrousops.metrics.confusion import ConfusionMatrix, default_void
 
 
 def trimap(target: Tensor, width: int) -> Tensor:
-    """True at pixels at most `width` pixels (Chebyshev) from one of another label: (H, W) -> bool (H, W).
+    """True at pixels at most `width` pixels (Chebyshev) from a pixel with another label: (H, W) -> bool (H, W).
 
-    Void is a label like any other, as Pascal VOC paints it on the borders.
+    Void is treated as a label, because Pascal VOC marks borders with it.
 
     Source: Kohli et al., Robust higher order potentials for enforcing label consistency (2009), section 5.
     """
@@ -27,15 +27,15 @@ def trimap(target: Tensor, width: int) -> Tensor:
 
 
 class BoundaryScores:
-    """Confusion matrices of the pixels within some distances of a border, and of those farther than the largest.
+    """Confusion matrices of the pixels within given distances of a border, and of the remaining pixels.
 
     Args:
-        num_classes, ignore_index: of ConfusionMatrix.
+        num_classes, ignore_index: as in ConfusionMatrix.
         widths: of the bands, in pixels.
 
     Attributes:
-        bands: width -> ConfusionMatrix; `pixel_accuracy` and `mean_iou` there are the papers' trimap plots.
-        interior: ConfusionMatrix of what lies in no band.
+        bands: width -> ConfusionMatrix; its `pixel_accuracy` and `mean_iou` are the values of the papers' trimap plots.
+        interior: ConfusionMatrix of the pixels in no band.
 
     Source: Kraehenbuehl and Koltun (2011), section 5.1; Peng et al., Large kernel matters (2017), section 4.1.2.
     """

@@ -1,4 +1,4 @@
-"""The confusion matrix, and the scores of semantic segmentation that follow from it."""
+"""The confusion matrix, and scores of semantic segmentation computed from it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from atrousops.common.checks import bad_value
 
 
 def default_void(num_classes: int) -> int:
-    """The label of pixels that do not count, where none is given."""
+    """The default label of ignored pixels."""
     return 255 if num_classes <= 255 else -1
 
 
@@ -23,8 +23,8 @@ class ConfusionMatrix:
         frequency weighted IoU = sum_i t_i IoU_i / sum_i t_i                 (Long et al. 2015, section 5)
 
     Args:
-        num_classes: number of classes, those of the labels being 0..num_classes-1.
-        ignore_index: label of pixels that are not counted. By default 255, and -1 where 255 is a class.
+        num_classes: number of classes; labels are 0..num_classes-1.
+        ignore_index: label of pixels that are ignored. By default 255, or -1 if 255 is a class.
     """
 
     def __init__(self, num_classes: int, ignore_index: int | None = None) -> None:

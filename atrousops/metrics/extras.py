@@ -1,4 +1,4 @@
-"""Packages that only some scores need."""
+"""Optional packages for some scores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 def need(package: str, what: str) -> ModuleType:
-    """The package, imported. Raises ImportError, which says how to install it."""
+    """Imports and returns the package. Raises ImportError, which says how to install it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:

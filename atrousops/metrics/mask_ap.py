@@ -15,7 +15,7 @@ from atrousops.metrics.extras import need
 
 
 class Precision(NamedTuple):
-    """AP over IoU 0.50, 0.55 ... 0.95, and at 0.50 and 0.75."""
+    """AP averaged over IoU 0.50, 0.55 ... 0.95, and at 0.50 and 0.75."""
 
     ap: float
     ap50: float
@@ -26,8 +26,8 @@ class MaskAP:
     """COCO's average precision of scored masks.
 
     Args:
-        classes: numbers of the classes that are judged.
-        most: objects of an image that are judged, the best scored first; COCO's is 100.
+        classes: indices of the classes to evaluate.
+        most: maximum number of objects per image, by descending score; 100 in COCO.
 
     Raises:
         ImportError: pycocotools is not installed.
@@ -55,12 +55,12 @@ class MaskAP:
         """Adds an image.
 
         Args:
-            masks: (M, H, W), bool; labels: their M classes; scores: the larger the surer.
+            masks: (M, H, W), bool; labels: their M classes; scores: their confidence.
             true: (T, H, W), bool; true_labels: their T classes.
-            image: its number in the set, of its own, where several processes add images; by default the next.
+            image: a unique index of the image, needed if several processes add images; by default the next.
 
         Raises:
-            ArgumentError: numbers or sizes that do not belong together.
+            ArgumentError: counts or sizes that do not match.
         """
         if not len(masks) == len(labels) == len(scores) or len(true) != len(true_labels):
             got = f"{len(masks)} masks, {len(labels)} labels, {len(scores)} scores; {len(true)} and {len(true_labels)}"
@@ -78,11 +78,11 @@ class MaskAP:
             self._found.append(self._entry(image, mask, label) | one)
 
     def state(self) -> tuple[list[dict[str, Any]], ...]:
-        """What was added, for `add`."""
+        """The state, as an argument for `add`."""
         return self._images, self._truth, self._found
 
     def add(self, state: Sequence[list[dict[str, Any]]]) -> None:
-        """Adds the images of another, which have other numbers."""
+        """Adds the images of another instance; indices must not repeat."""
         images, truth, found = state
         self._images += images
         for own, others in ((self._truth, truth), (self._found, found)):
@@ -93,11 +93,11 @@ class MaskAP:
         return {"image_id": image, "category_id": int(label), "segmentation": code}
 
     def compute(self) -> Precision:
-        """Means over the judged classes that occur in the labels; NaN if there is none."""
+        """Means over the evaluated classes that occur in the labels; NaN if there are none."""
         coco, cocoeval = need("pycocotools.coco", "mask AP"), need("pycocotools.cocoeval", "mask AP")
         truth, found = coco.COCO(), coco.COCO()
         categories = [{"id": label} for label in self.classes]
-        # It tells of its progress on stdout.
+        # It prints its progress on stdout.
         with contextlib.redirect_stdout(io.StringIO()):
             for index, annotations in ((truth, self._truth), (found, self._found)):
                 index.dataset = {"images": self._images, "annotations": annotations, "categories": categories}
@@ -106,7 +106,7 @@ class MaskAP:
             judge.params.maxDets = [self.most]
             judge.evaluate()
             judge.accumulate()
-        # (IoU, recall, class, area, most): all areas. -1 stands for a class without objects.
+        # (IoU, recall, class, area, most): all areas. -1 marks a class without objects.
         precision = judge.eval["precision"][:, :, :, 0, 0]
 
         def mean(values: np.ndarray) -> float:

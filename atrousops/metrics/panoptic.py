@@ -22,19 +22,19 @@ class Quality(NamedTuple):
 
 
 class PanopticQuality:
-    """How well objects are found, as PQ = SQ RQ.
+    """Panoptic quality, PQ = SQ RQ.
 
-        SQ = mean IoU of matched segments,  RQ = TP / (TP + FP / 2 + FN / 2),  matched where IoU > 1/2
+        SQ = mean IoU of matched segments, RQ = TP / (TP + FP / 2 + FN / 2), matched if IoU > 1/2
 
     Args:
         num_classes: L.
-        things: classes whose objects are numbered. All others are stuff, one segment an image, but for `unjudged`.
-        unjudged: classes that are no segments, such as a background.
-        ignore_index: label of pixels that do not count.
+        things: classes with separate objects. All others, except `unjudged`, are stuff: one segment per image.
+        unjudged: classes that are not evaluated, such as a background.
+        ignore_index: label of pixels that are ignored.
 
     Raises:
         ImportError: torchmetrics is not installed.
-        ArgumentError: a class is not one of the L, or none is left.
+        ArgumentError: a class is not one of the L, or no class is left to evaluate.
 
     Source: Kirillov et al., Panoptic segmentation (2019), section 4.
     """
@@ -58,7 +58,7 @@ class PanopticQuality:
             allow_unknown_preds_category=True,
             return_sq_and_rq=True,
             return_per_class=True,
-            # Whoever shares the work among processes adds up by itself.
+            # Callers that distribute the work sum up themselves.
             sync_on_compute=False,
         )
 
@@ -66,7 +66,7 @@ class PanopticQuality:
         """Adds an image.
 
         Args:
-            prediction: (2, H, W), class and number of the object at each pixel.
+            prediction: (2, H, W), class and object number at each pixel.
             target: the same.
 
         Raises:
@@ -80,24 +80,24 @@ class PanopticQuality:
         self._metric.update(*pairs)
 
     def state(self) -> dict[str, Tensor]:
-        """What was added, for `add`."""
+        """The state, as an argument for `add`."""
         return dict(self._metric.metric_state)
 
     def add(self, state: dict[str, Tensor]) -> None:
-        """Adds the images of another."""
+        """Adds the images of another instance."""
         self._metric.merge_state(state)
 
     def compute(self) -> Quality:
-        """The means over the judged classes that occur in labels or predictions; NaN if there is none."""
+        """The means over the evaluated classes that occur in labels or predictions; NaN if there are none."""
         found = torch.tensor(list(self.by_class().values()), dtype=torch.float64)
         return Quality(*found.nanmean(0).tolist())
 
     def by_class(self) -> dict[int, Quality]:
-        """PQ, SQ and RQ of each judged class, NaN where it does not occur."""
+        """PQ, SQ and RQ of each evaluated class; NaN if it does not occur."""
         m = self._metric
         occurs = (m.true_positives + m.false_positives + m.false_negatives) > 0
         with warnings.catch_warnings():
-            # That no image was added by `update`: they may have come by `add`.
+            # Suppresses the warning that `update` was not called: images may have come from `add`.
             warnings.filterwarnings("ignore", message="The ``compute`` method")
             values = torch.where(occurs[:, None], m.compute(), torch.nan)
         return {label: Quality(*values[m.cat_id_to_continuous_id[label]].tolist()) for label in self.judged}

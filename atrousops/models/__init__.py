@@ -1,8 +1,8 @@
-"""Full networks, encoder -> head -> scores at the size of the input, and their weights.
+"""Complete networks, encoder -> head -> scores at the size of the input, and their weights.
 
 Every network maps normalised images (N, in_channels, H, W) of any size to a dict: "out" (N, num_classes, H, W), and
-"aux" of the same shape where it has an auxiliary classifier. Mask R-CNN, which finds objects, is torchvision's in what
-it takes and gives.
+"aux" of the same shape if it has an auxiliary classifier. Mask R-CNN, which finds objects, has torchvision's inputs and
+outputs.
 """
 
 from atrousops.models.auto_deeplab import Genotype, auto_deeplab

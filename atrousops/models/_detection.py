@@ -1,6 +1,6 @@
-"""torchvision's steps from scores to boxes and masks, for torch.export: no branch on how many there are.
+"""torchvision's steps from scores to boxes and masks, for torch.export: without branches on their number.
 
-Masks are pasted without asking for the boxes' values, for which the host would wait on a GPU.
+Masks are pasted without reading the boxes' values, which would synchronise with a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Proposals(RegionProposalNetwork):
     def filter_proposals(
         self, proposals: Tensor, objectness: Tensor, image_shapes: _Sizes, num_anchors_per_level: list[int]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The best boxes of each image and their scores, of (N, A, 4) boxes with objectness (N A, 1)."""
+        """The best boxes of each image and their scores, from (N, A, 4) boxes with objectness (N A, 1)."""
         objectness = objectness.detach().reshape(len(proposals), -1)
         best = self._get_top_n_idx(objectness, num_anchors_per_level)
         levels = torch.cat([best.new_full((count,), level) for level, count in enumerate(num_anchors_per_level)])
@@ -41,7 +41,7 @@ class Heads(RoIHeads):
     def postprocess_detections(
         self, class_logits: Tensor, box_regression: Tensor, proposals: list[Tensor], image_shapes: _Sizes
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Boxes, scores and classes of each image, of (P, K) logits and (P, 4 K) offsets at P proposals."""
+        """Boxes, scores and classes of each image, from (P, K) logits and (P, 4 K) offsets at P proposals."""
         classes = class_logits.shape[-1]
         counts = [boxes.shape[0] for boxes in proposals]
         decoded = self.box_coder.decode_single(box_regression, torch.cat(proposals)).unflatten(1, (classes, 4))
@@ -75,8 +75,7 @@ class Transform(GeneralizedRCNNTransform):
 def paste(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
     """Masks (M, 1, S, S) resized bilinearly to their boxes (M, 4), at their places in (M, 1, height, width).
 
-    All boxes at once, as two products with matrices of interpolation, A_y m A_x^T, where torchvision resizes one after
-    the other.
+    All boxes at once, by two products with interpolation matrices, A_y m A_x^T; torchvision resizes them one by one.
     """
     dtype = torch.promote_types(masks.dtype, torch.float32)
     padded, scale = expand_masks(masks[:, 0].to(dtype), padding=1)
@@ -87,7 +86,7 @@ def paste(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def _interpolation(start: Tensor, end: Tensor, size: int, length: int, dtype: torch.dtype) -> Tensor:
-    """(M, length, size): how much of each of `size` samples, spread over pixels start..end, a pixel takes."""
+    """(M, length, size): the weight of each of `size` samples, spread over pixels start..end, at each pixel."""
     pixels = torch.arange(length, device=start.device) - start[:, None]
     extent = (end - start + 1).clamp(min=1)[:, None]
     # F.interpolate without align_corners.
@@ -104,7 +103,7 @@ def _at_least(boxes: Tensor, side: float) -> Tensor:
 def _best(
     boxes: Tensor, scores: Tensor, groups: Tensor, wanted: Tensor, overlap: float, most: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """At most `most` of the wanted boxes (L, 4), scores and groups, by score, none overlapping another of its group."""
+    """Non-maximum suppression per group: at most `most` of the wanted boxes (L, 4), scores and groups, by score."""
     index = torch.where(wanted)[0]
     boxes, scores, groups = boxes[index], scores[index], groups[index]
     kept = _suppress(boxes, scores, groups, overlap)[:most]
@@ -114,8 +113,8 @@ def _best(
 def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float) -> Tensor:
     if not torch.compiler.is_compiling():
         return batched_nms(boxes, scores, groups, overlap)
-    # As there, without its branches: groups are moved too far apart to overlap. torchvision promises torch.export that
-    # two boxes survive, so two do, outside the image and with the lowest scores.
+    # As in torchvision, without its branches: groups are moved so far apart that they do not overlap. torchvision
+    # promises torch.export that two boxes remain, so two are added outside the image with the lowest scores.
     apart = torch.cat([boxes, boxes.new_tensor([[-4, -4, -3, -3], [-2, -2, -1, -1]])])
     apart = apart + pad(groups, (0, 2))[:, None] * (apart.max() + 1)
     return nms(apart, pad(scores, (0, 2), value=-1.0), overlap)[:-2]

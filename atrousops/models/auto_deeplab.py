@@ -1,4 +1,4 @@
-"""Auto-DeepLab: a network that was found by search, built from a plain description of its cell and its path."""
+"""Auto-DeepLab: a network found by architecture search, built from a description of its cell and its path."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Edge = tuple[int, str]
 class Genotype:
     """A cell and a path through resolutions.
 
-    blocks: each adds up two edges (state, operation). State 0 is the output of the cell before, 1 of the one before
-        that, 2 and on those of the blocks, whose concatenation is the cell's output. Operations are "atrous3",
+    blocks: each sums two edges (state, operation). State 0 is the output of the previous cell, 1 of the one before
+    that, 2 and higher those of the blocks. The cell's output concatenates all blocks. Operations are "atrous3",
         "atrous5" (rate 2), "separable3" and "separable5" (twice).
     path: log2(stride) - 2 of each cell.
     """
@@ -55,12 +55,12 @@ def _half(input: Tensor) -> Tensor:
 
 
 def _twice(input: Tensor) -> Tensor:
-    """2 n - 1 positions, which keeps the corners where they are."""
+    """Upsamples to 2 n - 1 positions, which keeps the corners aligned."""
     return resize(input, [2 * side - 1 for side in input.shape[-2:]], align_corners=True)
 
 
 class _Operation(nn.Module):
-    """One edge of a cell, C -> C channels: ReLU, convolution, normalisation; twice where it is separable."""
+    """One edge of a cell, C -> C channels: ReLU, convolution, normalisation; twice if separable."""
 
     def __init__(self, name: str, channels: int, stride: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class _Operation(nn.Module):
         self.halves = kind == "atrous" and stride == 2
         self.layers = nn.Sequential()
         if kind == "atrous":
-            # Where the map is halved, it is interpolated, and read without gaps.
+            # Halving is done by interpolation, so convolutions have stride 1.
             rate = 1 if self.halves else 2
             conv = AtrousConv2d(channels, channels, size, padding=rate * (size // 2), dilation=rate, bias=False)
             self.layers.extend([nn.ReLU(), conv, _norm(channels)])
@@ -79,7 +79,7 @@ class _Operation(nn.Module):
             self.layers.extend([nn.ReLU(), depthwise, pointwise, _norm(channels)])
 
     def forward(self, input: Tensor) -> Tensor:
-        # What is interpolated is rectified; the ReLU of the layers changes it no more.
+        # The input of an interpolation has a ReLU, so the ReLU of the layers does not change it.
         return self.layers(_half(input.relu()) if self.halves else input)
 
 
@@ -88,7 +88,7 @@ class Cell(nn.Module):
 
     Args:
         blocks: as in `Genotype`.
-        before: channels of the cell before, and of the one before that.
+        before: channels of the previous cell, and of the one before that.
         channels: of each block.
         change: of the level: -1 doubles the size, 1 halves it.
     """
@@ -101,7 +101,7 @@ class Cell(nn.Module):
         self.sources = [(left[0], right[0]) for left, right in blocks]
         self.last = _project(before[0], channels)
         self.older = nn.Identity() if before[1] == channels else _project(before[1], channels)
-        # Only what comes from outside has still to be halved.
+        # Only inputs from other cells still have to be halved.
         self.edges = nn.ModuleList(
             _Operation(name, channels, 2 if change == 1 and state < 2 else 1) for pair in blocks for state, name in pair
         )
@@ -117,7 +117,7 @@ class Cell(nn.Module):
 
 
 class SearchedEncoder(nn.Module):
-    """Stem and cells: images -> features "low" (of the last cell at stride 4 before it is left) and "out"."""
+    """Stem and cells: images -> features "low" (of the last of the first cells at stride 4) and "out"."""
 
     def __init__(self, genotype: Genotype, width: int, in_channels: int = 3) -> None:
         super().__init__()
@@ -181,18 +181,18 @@ def auto_deeplab(
     | decoder with low-level features, see `DeepLabV3PlusHead`, not separable | 256 num_classes | 4 1 |
 
     Auto-DeepLab-S, -M and -L have width 20, 32 and 48. As in the authors' release all interpolations align corners, so
-    that n positions become (n + 1) / 2 or 2 n - 1: 513 pixels have 129, 65, 33 and 17; and the low-level features are
-    projected as the third cell gives them, without a ReLU.
+    that n positions become (n + 1) / 2 or 2 n - 1: 513 pixels become 129, 65, 33 and 17. The low-level features of the
+    third cell are projected without a ReLU.
 
-    Release: TensorFlow's deeplab (hnasnet), whose variables `load_published` reads; the authors published no checkpoint
-    of it. On purpose different: maps of even size are padded on both sides, where TensorFlow pads below and to the
-    right, so that images should have 32 n + 1 pixels; and no path is dropped in training.
+    Release: TensorFlow's deeplab (hnasnet), whose variables `load_published` reads; the authors published no
+    checkpoint. Deliberate differences: maps of even size are padded on both sides, while TensorFlow pads below and to
+    the right, so images should have 32 n + 1 pixels; and there is no drop path in training.
 
     Args:
         num_classes: K.
         width: F, channels of a block at stride 4.
-        genotype: what to build.
-        in_channels: of the image.
+        genotype: the cell and the path.
+        in_channels: channels of the image.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
@@ -201,8 +201,8 @@ def auto_deeplab(
         ArgumentError: the genotype cannot be built, or width is below 1.
 
     Source: Liu et al., Auto-DeepLab: hierarchical neural architecture search for semantic image segmentation (2019),
-    figure 3, section 5.1, table 2; the cell as in the authors' release, and the head as the table's parameter counts
-    (10.15, 21.62, 44.42 M) tell.
+    figure 3, section 5.1, table 2; the cell as in the authors' release, and the head according to the table's parameter
+    counts (10.15, 21.62, 44.42 M).
     """
     encoder = SearchedEncoder(genotype, width, in_channels)
     first = max(1, 24 // 2 ** genotype.path[-1])

@@ -1,4 +1,4 @@
-"""torchvision's classifiers as encoders: their names, their weights, our layers, and the output stride one asks for."""
+"""torchvision's classifiers as encoders: with their names and weights, our layers, and a chosen output stride."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from atrousops.surgery.convert import convert
 
 
 class Backbone(nn.ModuleDict):
-    """Children of a classifier in order, of which some outputs are kept.
+    """Children of a classifier in order; some of their outputs are returned as features.
 
     Args:
         children: name -> module, as in the classifier, so that its weights load by key.
@@ -28,8 +28,8 @@ class Backbone(nn.ModuleDict):
         channels: name of the feature -> channels.
 
     Attributes:
-        in_channels: of the image.
-        least: the shortest side of an image that its poolings leave something of.
+        in_channels: channels of the image.
+        least: the shortest side of an image for which the pooled map is not empty.
     """
 
     least = 1
@@ -52,9 +52,9 @@ class Backbone(nn.ModuleDict):
 
 
 def load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor] | None) -> None:
-    """Loads a torchvision classifier's state dict into a backbone; the classifier's own layers are left out.
+    """Loads a torchvision classifier's state dict into a backbone, without the layers of the classifier.
 
-    Where the backbone does not read RGB, the filters of its first layer are summed or cycled, see `channels.adapt`.
+    If the backbone does not read RGB, the filters of its first layer are adapted, see `channels.adapt`.
 
     Raises:
         ArgumentError: a weight of the backbone is missing.
@@ -72,11 +72,11 @@ def load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor] | None) -> 
 
 
 class ResNetForm(NamedTuple):
-    """Where releases of ResNets differ from torchvision's; with these defaults it is torchvision's.
+    """Differences between releases of ResNets; the defaults are torchvision's.
 
-    multi_grid: factors of the rates of a stage's blocks, of layer4 such as (1, 2, 4), or of several stages by name.
-    full_rate: the first block of an atrous stage has the stage's rate, not that of the stage before (Caffe's DeepLab
-        v2, PSPNet, detectron2); stages with a multi-grid do anyway.
+    multi_grid: factors of the rates of a stage's blocks, such as (1, 2, 4) for layer4, or for several stages by name.
+    full_rate: the first block of an atrous stage has the stage's rate, not that of the previous stage (Caffe's DeepLab
+        v2, PSPNet, detectron2); this always holds for stages with a multi-grid.
     stride_in_1x1: a stage's stride is in the first 1x1 convolution of its first block instead of the 3x3 (He et al.'s
         own weights, DeepLab v2).
     ceil_pool: the stem's pooling rounds its size up, as Caffe does (DeepLab v2): 320 pixels give 81 instead of 80.
@@ -98,7 +98,7 @@ def encoder(
     in_channels: int = 3,
     **form: Any,
 ) -> Encoder:
-    """A classifier of torchvision or timm by name, without its classifier, at the output stride one asks for.
+    """The encoder of a classifier of torchvision or timm, at a chosen output stride.
 
     | feature | stride at output_stride 32 | 16 | 8 |
     |---|---|---|---|
@@ -107,24 +107,24 @@ def encoder(
     | aux | 16 | 16 | 8, rate 2 |
     | out | 32 | 16, rate 2 | 8, rate 4 |
 
-    Each stage that loses its stride doubles the rate of every layer behind, so that weights mean what they meant.
+    A stage without its stride doubles the rate of every later layer, so that pretrained weights stay valid.
 
     Args:
-        name: of torchvision, such as "resnet50", "resnext101_32x8d", "mobilenet_v2" or "efficientnet_b0"; or of timm,
-            where that is installed, any network that it makes with features_only=True; or "efficientnet_lite0" to "4",
-            see `EfficientNetLite`.
+        name: of torchvision, such as "resnet50", "resnext101_32x8d", "mobilenet_v2" or "efficientnet_b0"; or any
+            network of timm, if installed, that supports features_only=True; or "efficientnet_lite0" to "4", see
+            `EfficientNetLite`.
         output_stride: 8, 16 or 32.
-        weights: state dict of torchvision's classifier to start from, or of timm's feature extractor. It is one for
-            RGB: with other in_channels its first filters are summed (1) or cycled, see `channels.adapt`.
-        in_channels: C, of the image; 1 for grey.
-        form: of a ResNet of torchvision, what `ResNetForm` holds.
+        weights: state dict of torchvision's classifier to start from, or of timm's feature extractor, for RGB. With
+            other in_channels its first filters are adapted, see `channels.adapt`.
+        in_channels: C, channels of the image; 1 for grey.
+        form: for a ResNet of torchvision, the fields of `ResNetForm`.
 
     Returns:
         (N, C, H, W) -> the features above; `.channels` has the channels of each.
 
     Raises:
-        ArgumentError: no such network, it cannot be had at this output stride or in this form, in_channels is below 1,
-            or a weight is missing.
+        ArgumentError: no such network, it does not support this output stride or form, in_channels is below 1, or a
+            weight is missing.
     """
     _check_stride("encoder", output_stride, (8, 16, 32))
     check_channels("encoder", in_channels)
@@ -174,7 +174,7 @@ def _torchvision_encoder(name: str, output_stride: int, form: ResNetForm, in_cha
     channels: dict[str, int] = {}
     for key, (width, _), (_, stride) in zip(children, after, before, strict=True):
         if stride in _LEVELS:
-            # The last child of a stage has the last word.
+            # A feature is the output of the last child of its stage.
             outputs = {k: level for k, level in outputs.items() if level != _LEVELS[stride]} | {key: _LEVELS[stride]}
             channels[_LEVELS[stride]] = width
     if after[-1][1] != output_stride or len(channels) != len(_LEVELS):
@@ -185,7 +185,7 @@ def _torchvision_encoder(name: str, output_stride: int, form: ResNetForm, in_cha
 
 
 def _deep_stem(network: torchvision.models.ResNet, widths: Sequence[int]) -> dict[str, nn.Module]:
-    """Three 3x3 convolutions, the first with the stride, and a first stage that reads what they give."""
+    """Three 3x3 convolutions, the first with the stride, and a first stage with matching input channels."""
     if len(widths) != 3 or min(widths) < 1:
         bad_value("encoder", "deep_stem", "be three widths of at least 1", widths, "Such as (64, 64, 128).")
     stem: dict[str, nn.Module] = {}
@@ -208,7 +208,7 @@ def _deep_stem(network: torchvision.models.ResNet, widths: Sequence[int]) -> dic
 
 
 def _reshape(children: Mapping[str, nn.Module], output_stride: int, form: ResNetForm) -> None:
-    """Gives a ResNet whose strides are those of the output stride what the form asks for."""
+    """Applies the form to a ResNet that already has the output stride."""
     grids = form.multi_grid or {}
     if not isinstance(grids, Mapping):
         grids = {"layer4": grids}
@@ -233,7 +233,7 @@ def _stride_in_1x1(stage: nn.Module) -> None:
 
 @torch.no_grad()
 def _probe(name: str, children: Mapping[str, nn.Module]) -> list[tuple[int, float]]:
-    """Channels and stride behind each child, found on tensors without contents."""
+    """Channels and stride after each child, found by running it on meta tensors."""
     side = 256
     x = torch.empty(1, first_layer(nn.ModuleList(children.values())).in_channels, side, side, device="meta")
     found = []
@@ -270,7 +270,7 @@ class TimmBackbone(nn.Module):
         return dict(zip(self.channels, self.network(input)[-4:], strict=True))
 
 
-# Whatever `encoder` gives.
+# Any features of `encoder`.
 Encoder = Backbone | EfficientNetLite | TimmBackbone
 
 
@@ -287,10 +287,10 @@ def resnet(
     | out | layer4 | 2048 (512) | 32 | 16, rate 2 | 8, rate 4 |
 
     Args:
-        multi_grid: factors of the rate of layer4's blocks in turn, such as (1, 2, 4). Without, the first block of an
-            atrous stage keeps the rate before it, as in torchvision.
-        in_channels: of the image.
-        form: what else `ResNetForm` holds.
+        multi_grid: factors of the rates of layer4's blocks, such as (1, 2, 4). Without it, the first block of an atrous
+            stage keeps the rate of the previous stage, as in torchvision.
+        in_channels: channels of the image.
+        form: other fields of `ResNetForm`.
     """
     _check_stride("resnet", output_stride, (8, 16, 32))
     return _torchvision_encoder(f"resnet{depth}", output_stride, ResNetForm(multi_grid, **form), in_channels)
@@ -332,7 +332,7 @@ def mobilenet_v3_large(output_stride: int, in_channels: int = 3) -> Backbone:
 
 
 def _make_atrous(block: nn.Module) -> None:
-    """Takes the stride of 2 away, or, behind the layer that lost it, doubles the dilation."""
+    """Removes the stride of 2, or doubles the dilation of later layers."""
     for conv in block.modules():
         if not isinstance(conv, nn.Conv2d):
             continue

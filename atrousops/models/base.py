@@ -1,4 +1,4 @@
-"""What every network here is: encoder -> head -> scores at the size of the input."""
+"""The base of the networks: encoder -> head -> scores at the size of the input."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Features = dict[str, Tensor]
 
 
 class SegmentationModel(nn.Module):
-    """A network that gives every pixel a score for every class.
+    """A network that computes a score for every class at every pixel.
 
-    A backbone maps the image to named features ("out", the deepest; "low" and "aux" where it has them); each head
-    maps the features to scores, which are then resized bilinearly to the size of the image.
+    A backbone maps the image to named features ("out", the deepest; optionally "low" and "aux"). Each head maps the
+    features to scores, which are resized bilinearly to the size of the image.
 
     Args:
-        backbone: image (N, in_channels, H, W) -> dict of features; without an attribute of that name it reads three.
-            Its attribute `least`, if any, is the shortest side that its poolings leave something of; smaller images
-            are mirrored up to it.
+        backbone: image (N, in_channels, H, W) -> dict of features. Its attribute `in_channels` is 3 by default. Its
+            optional attribute `least` is the shortest side for which the pooled map is not empty; smaller images are
+            mirrored up to it.
         classifier: features -> scores (N, num_classes, h, w).
         aux_classifier: a second head for training, or None.
-        align_corners: of the interpolation.
+        align_corners: for the interpolation.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class SegmentationModel(nn.Module):
         return {name: self.enlarge(scores, input.shape[-2:]) for name, scores in self.maps(input).items()}
 
     def maps(self, input: Tensor) -> dict[str, Tensor]:
-        """The scores of the heads as they are, before they are resized to the image."""
+        """The scores of the heads before they are resized to the image."""
         check_images(type(self).__name__, input, self.in_channels)
         features = self.backbone(at_least(input, self.least))
         scores = {"out": self.classifier(features)}
@@ -73,25 +73,25 @@ class SegmentationModel(nn.Module):
 
 
 def is_recorded() -> bool:
-    """Whether torch.export or torch.jit.trace makes a graph, which is to serve batches and images of any size."""
+    """Whether torch.export or torch.jit.trace is making a graph, which must be valid for any batch and image size."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def _larger(a: int, b: int) -> int:
-    # A size that torch.jit.trace records is a tensor, which max would compare once and for all.
+    # torch.jit.trace records sizes as tensors; Python's max would fix the result of the comparison.
     return a.clamp(min=b) if isinstance(a, Tensor) else max(a, b)
 
 
 def whole(side: int, step: int) -> int:
-    """The least multiple of `step` that is no smaller than side, as a product, whose halves torch.export can tell.
+    """The least multiple of `step` that is at least `side`, as a product that torch.export can divide.
 
-    It knows side + -side % step for no multiple, and has then to solve what a pooling and a stride make of it.
+    torch.export does not recognise side + -side % step as a multiple, and could not simplify sizes after pooling.
     """
     return (side + step - 1) // step * step
 
 
 def scaled(side: int, scale: float) -> int:
-    """round(scale side), halves to even, in whole numbers alone, which exported programs and traces can hold."""
+    """round(scale side), halves to even, in integer arithmetic, for exported programs and traces."""
     ratio = Fraction(scale).limit_denominator(2**20)
     n, d = ratio.numerator, ratio.denominator
     return n * side if d == 1 else (2 * n * side + d - 1 + n * side // d % 2) // (2 * d)
@@ -100,10 +100,10 @@ def scaled(side: int, scale: float) -> int:
 def resize(input: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
     """Bilinear interpolation to `size` (H, W).
 
-    align_corners puts the first and the last position of both grids together, as the releases on Caffe and TensorFlow
-    do, for which image sizes are 8 n + 1; without, the pixels cover the same area.
+    align_corners aligns the first and last positions of both grids, as the releases on Caffe and TensorFlow do, for
+    image sizes of 8 n + 1. Otherwise the pixels of both grids cover the same area.
     """
-    # Sizes that agree for one image need not for another.
+    # Sizes that are equal for one image may differ for another.
     if not is_recorded() and tuple(input.shape[-2:]) == tuple(size):
         return input
     return F.interpolate(input, size=tuple(size), mode="bilinear", align_corners=align_corners)
@@ -128,14 +128,14 @@ def check_objects(op: str, images: Tensor, labels: Tensor) -> None:
 def crop(input: Tensor, offset: int, size: Sequence[int]) -> Tensor:
     """The window of `size` (H, W) that starts `offset` rows and columns from the corner."""
     if torch.compiler.is_compiling():
-        # A graph with a slice serves only images of which as much is cut as of the first: nothing, or something.
+        # The graph of a slice would be valid only if images are cropped, or not, as the traced one was.
         rows, columns = (torch.arange(offset, offset + side, device=input.device) for side in size)
         return input.index_select(2, rows).index_select(3, columns)
     return input[..., offset : offset + size[0], offset : offset + size[1]]
 
 
 def reflect(input: Tensor, before: int, after: Sequence[int]) -> Tensor:
-    """Pads rows and columns by mirroring at the border pixel, as often as needed, so that any size will do.
+    """Pads rows and columns by mirroring at the border pixel, as often as needed for any size.
 
     Args:
         input: (N, C, H, W).
@@ -146,24 +146,25 @@ def reflect(input: Tensor, before: int, after: Sequence[int]) -> Tensor:
         size = input.shape[axis]
         period = max(2 * (size - 1), 1)
         index = torch.arange(-before, size + extra, device=input.device)
-        # ONNX knows no remainder by a size that is open.
+        # ONNX has no remainder by a dynamic size.
         index = index - index // period * period
         input = input.index_select(axis, torch.minimum(index, period - index) if size > 1 else 0 * index)
     return input
 
 
 def at_least(input: Tensor, side: int) -> Tensor:
-    """Mirrored at the lower and right border where the image has fewer rows or columns than `side`."""
+    """Mirrors the image at the lower and right border if it has fewer rows or columns than `side`."""
     missing = [_larger(side - size, 0) for size in input.shape[-2:]]
     return reflect(input, 0, missing) if torch.jit.is_tracing() or any(missing) else input
 
 
 def bilinear_deconvolution(channels: int, factor: int, padding: int = 0) -> AtrousConvTranspose2d:
-    """A learnable transposed convolution, kernel 2 factor and that stride, which starts as bilinear upsampling.
+    """A learnable transposed convolution with kernel 2 factor and stride factor, initialised to bilinear upsampling.
 
     w[c, k, r, s] = [c = k] (1 - |r - centre| / factor) (1 - |s - centre| / factor), centre = factor - 1/2
 
-    With padding factor / 2 the output of (N, C, H, W) is (N, C, factor H, factor W), as F.interpolate gives it inside.
+    With padding factor / 2 the output of (N, C, H, W) is (N, C, factor H, factor W), equal to F.interpolate except at
+    borders.
 
     Source: Long et al., Fully convolutional networks for semantic segmentation (2015), section 3.3.
     """
@@ -177,7 +178,7 @@ def bilinear_deconvolution(channels: int, factor: int, padding: int = 0) -> Atro
 
 
 def init_relu(network: nn.Module) -> None:
-    """Gives every convolution in front of a ReLU the weights of He et al. (2015), as torchvision's VGG has them."""
+    """Initialises every convolution before a ReLU as He et al. (2015), as in torchvision's VGG."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

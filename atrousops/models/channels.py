@@ -1,4 +1,4 @@
-"""Images of any number of channels: the layer that reads them, and weights for three channels adapted to it."""
+"""Images with any number of channels: the first layer, and adaptation of weights for three channels."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from atrousops.common.checks import bad_type, bad_value
 
-# Of RGB in 0..1, on ImageNet.
+# For RGB in 0..1, on ImageNet.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
 def normalisation(in_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of an image in 0..1: ImageNet's of RGB; of any other number of channels their averages."""
+    """Mean and standard deviation for images in 0..1: ImageNet's for RGB; their averages for other channel counts."""
     if in_channels == 3:
         return MEAN, STD
     return (sum(MEAN) / 3,) * in_channels, (sum(STD) / 3,) * in_channels
@@ -36,7 +36,7 @@ def first_layer(network: nn.Module) -> nn.Conv2d:
 
 @torch.no_grad()
 def set_in_channels(network: nn.Module, in_channels: int) -> None:
-    """Makes the first convolution of a network read images of so many channels; its weights start afresh."""
+    """Replaces the first convolution of a network by one for another number of channels, with new weights."""
     check_channels(type(network).__name__, in_channels)
     layer = first_layer(network)
     if layer.in_channels == in_channels:
@@ -49,8 +49,8 @@ def set_in_channels(network: nn.Module, in_channels: int) -> None:
 def adapt(weight: Tensor, in_channels: int) -> Tensor:
     """Filters (K, 3, h, w) for RGB as filters (K, in_channels, h, w).
 
-    One channel: w'_k = sum over c of w_kc, which answers a grey image as w answers the same grey in three channels.
-    Any other number n: w'_kc = (3 / n) w_k,(c mod 3), the filters cycled, so that responses keep their size.
+    One channel: w'_k = sum over c of w_kc, so that a grey image gives the same result as with three equal channels. Any
+    other number n: w'_kc = (3 / n) w_k,(c mod 3), the filters repeated and scaled to keep the magnitude.
 
     Source: Wightman, timm, `adapt_input_conv`.
     """
@@ -62,7 +62,7 @@ def adapt(weight: Tensor, in_channels: int) -> Tensor:
 
 
 def adapted(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict in which the filters that read RGB are `adapt`ed to a network's shapes; others stay as they are."""
+    """A state dict in which the RGB filters are adapted to a network's shapes by `adapt`; others are unchanged."""
     found = dict(weights)
     for name, value in wanted.items():
         given = found.get(name)

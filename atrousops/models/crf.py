@@ -1,4 +1,4 @@
-"""A network with a dense CRF behind it, given or learnt, and CRF-RNN."""
+"""A network followed by a dense CRF, with fixed or learned weights, and CRF-RNN."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from atrousops.nn import CRFasRNN, DenseCRF
 
 
 class WithCRF(nn.Module):
-    """Scores of a network, refined along the edges of its image.
+    """A network followed by a CRF, which refines its scores along the edges of the image.
 
-    out = log Q, so that softmax(out) = Q and a cross entropy of it trains the network through the CRF. A DenseCRF
-    learns nothing and, as in the papers that use one, is left out of training. CRFasRNN takes part, with fewer steps.
+    out = log Q, so that softmax(out) = Q, and cross entropy trains the network through the CRF. A DenseCRF has no
+    parameters and is skipped in training, as in the papers that use one. CRFasRNN is used in training, with fewer
+    steps.
 
     Args:
         network: normalised images (N, C, H, W) -> {"out": (N, L, H, W)}.
         crf: DenseCRF or CRFasRNN of L labels.
-        training_iterations: steps of mean field in training; those of `crf` otherwise.
-        mean, std: how images were normalised, C numbers each, to find the colours again: input std + mean, in 0..1.
+        training_iterations: mean-field steps in training; otherwise those of `crf`.
+        mean, std: the normalisation of the images, C numbers each, to recover the colours: input std + mean, in 0..1.
 
     Source: Kraehenbuehl and Koltun (2011); Zheng et al. (2015), section 5.2: 5 steps in training, 10 in a test.
     """
@@ -63,7 +64,7 @@ class WithCRF(nn.Module):
 
 
 def with_crf(network: nn.Module, crf: str | None, num_classes: int, in_channels: int = 3) -> nn.Module:
-    """The network as it is (None), before a DenseCRF ("dense"), or before CRFasRNN ("rnn").
+    """The network alone (None), followed by a DenseCRF ("dense"), or followed by CRFasRNN ("rnn").
 
     Raises:
         ArgumentError: crf is something else.
@@ -89,10 +90,11 @@ def crfrnn(
     | part | channels | stride |
     |---|---|---|
     | FCN-8s, see `fcn8s` | num_classes | 1 |
-    | 5 steps of mean field in training, 10 otherwise, kernel weights and compatibilities learnt | num_classes | 1 |
+    | 5 mean-field steps in training, else 10, with learned kernel weights and compatibilities | num_classes | 1 |
 
-    Release: sadeepj's PyTorch of the authors' network, whose file `load_published` reads; there the compatibilities
-    have the other sign, and one deconvolution a bias, which is added to that of the scores it meets.
+    Release: sadeepj's PyTorch version of the authors' network, whose file `load_published` reads. Its compatibilities
+    have the opposite sign, and one deconvolution has a bias, which is added to the bias of the scores that it is added
+    to.
 
     Arguments as `fcn8s`. Images must be normalised with ImageNet's mean and deviation, see `WithCRF`.
 

@@ -1,4 +1,4 @@
-"""DeconvNet: VGG-16 with its fully connected layers, and its mirror in unpoolings and deconvolutions."""
+"""DeconvNet: VGG-16 with its fully connected layers, and a mirrored decoder of unpoolings and deconvolutions."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d
 from atrousops.nn.blocks import check_pooled
 from atrousops.nn.sequence import run_layers
 
-# The image that fc6 needs: seven positions of the last map.
+# The smallest image for fc6: seven positions of the last map.
 _SIDE = 224
 
 
 class _FullyConnected(nn.Sequential):
-    """fc6, fc7 and the deconvolution; of an image of 224 pixels they see one position."""
+    """fc6, fc7 and the deconvolution; for an image of 224 pixels fc6 has one output position."""
 
     def forward(self, input: Tensor) -> Tensor:
-        # A graph that is traced in evaluation has no such question.
+        # Not recorded in a graph that is traced in evaluation.
         if self.training and tuple(input.shape[-2:]) == (7, 7):
             check_pooled("DeconvNet.fc", self, input)
         return run_layers(self.children(), input)
@@ -72,17 +72,17 @@ def deconvnet(
     | unpooling 1, two | 64 64 | 1 | 224 |
     | scores 1x1 | num_classes | 1 | 224 |
 
-    Every layer but the scores is normalised. An image of less than 224 pixels is mirrored up to that; a larger one
-    is seen by fc6 in every window of seven positions.
+    Every layer except the scores is normalised. An image of less than 224 pixels is mirrored up to that size. For a
+    larger one, fc6 is applied to every window of seven positions.
 
-    Release: DeconvNet_inference_deploy.prototxt, whose image has 224 pixels and is BGR in 0..255. Weights: the
-    release's fit layer by layer.
+    Release: DeconvNet_inference_deploy.prototxt, whose image has 224 pixels and is BGR in 0..255. Weights: those of the
+    release fit layer by layer.
 
     Args:
         num_classes: K.
         width: channels of the first stage; all others are in proportion.
         backbone_weights: state dict of torchvision's vgg16_bn to start from; the classifier becomes fc6 and fc7.
-        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        in_channels: channels of the image; RGB filters are adapted to them, see `channels.adapt`.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}.

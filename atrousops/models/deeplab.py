@@ -22,13 +22,13 @@ from atrousops.nn.sequence import run_layers
 
 
 def rates_at(first: int, output_stride: int, reference: int) -> tuple[int, int, int]:
-    """Rates of ASPP in the proportion 1 : 2 : 3, given the first one at output stride `reference`."""
+    """Rates of ASPP in the ratio 1 : 2 : 3; the first one is given for output stride `reference`."""
     rate = first * reference // output_stride
     return (rate, 2 * rate, 3 * rate)
 
 
 class DeepLabV3Head(nn.Sequential):
-    """ASPP, a 3x3 convolution or none, scores: features "out" (N, C, h, w) -> (N, num_classes, h, w)."""
+    """ASPP, an optional 3x3 convolution, scores: features "out" (N, C, h, w) -> (N, num_classes, h, w)."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class DeepLabV3Head(nn.Sequential):
 
 
 class FCNHead(nn.Sequential):
-    """The auxiliary classifier, or the one of an FCN on ResNet: a feature (N, C, h, w) -> (N, num_classes, h, w)."""
+    """The auxiliary classifier, also the head of an FCN on ResNet: a feature (N, C, h, w) -> (N, num_classes, h, w)."""
 
     def __init__(self, in_channels: int, num_classes: int, feature: str = "aux") -> None:
         width = in_channels // 4
@@ -92,7 +92,7 @@ def deeplabv3(
     backbone_arguments: Mapping[str, Any] | None = None,
     in_channels: int = 3,
 ) -> SegmentationModel:
-    """DeepLab v3 on any encoder; each part that the paper's tables test can be left out.
+    """DeepLab v3 on any encoder; the parts tested in the paper's tables can be left out.
 
     | part | output at output_stride 16 (8, 32) |
     |---|---|
@@ -103,24 +103,24 @@ def deeplabv3(
     The 3x3 convolution is torchvision's. The paper and its release on TensorFlow have none (last_3x3=False), and the
     release aligns corners.
 
-    Release: with these defaults and aux=True it is torchvision's `deeplabv3_resnet101`, whose state dict
-    `load_state_dict` takes; `load_published("deeplabv3_resnet101_voc", FILE)` gives that network with its weights. The
-    authors' release on TensorFlow does not load: its ResNets have the stride of a stage in its last block, which is not
-    here, and image pooling comes first in its ASPP.
+    Release: with the defaults and aux=True this is torchvision's `deeplabv3_resnet101`, and `load_state_dict` accepts
+    its state dict; `load_published("deeplabv3_resnet101_voc", FILE)` gives that network with its weights. The authors'
+    release on TensorFlow cannot be loaded: its ResNets have the stride of a stage in the last block, and image pooling
+    comes first in its ASPP.
 
     Args:
         num_classes: K.
-        backbone: of torchvision or timm, by name, as `encoder` has it.
-        output_stride: 8, 16 or 32; the same weights serve all, so that one trains at 16 and tests at 8.
-        rates: of ASPP, instead of those above; () leaves its 1x1 and the image pooling.
-        multi_grid: of a ResNet: factors of the rate of layer4's blocks, (1, 2, 4) in the paper, two in ResNet-18.
+        backbone: a name for `encoder`.
+        output_stride: 8, 16 or 32. Weights are independent of it: a network can be trained at 16 and tested at 8.
+        rates: of ASPP, instead of those above; with () only its 1x1 branch and image pooling remain.
+        multi_grid: for a ResNet: factors of the rates of layer4's blocks, (1, 2, 4) in the paper, two for ResNet-18.
         image_pooling: whether ASPP has the image-level branch.
         aux: an auxiliary classifier on the features of stride 16, whose scores are "aux".
-        backbone_weights: as `encoder` takes them.
-        last_3x3: whether the 3x3 convolution behind ASPP is there.
-        align_corners: of the interpolation.
-        backbone_arguments: what `encoder` takes besides, such as a multi-grid of another stage.
-        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        backbone_weights: the `weights` of `encoder`.
+        last_3x3: whether to have the 3x3 convolution after ASPP.
+        align_corners: for the interpolation.
+        backbone_arguments: further arguments of `encoder`, such as a multi-grid of another stage.
+        in_channels: channels of the image; RGB filters are adapted to them, see `channels.adapt`.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}, and "aux".
@@ -149,7 +149,7 @@ def deeplabv3_resnet50(
     backbone_weights: Mapping[str, Tensor] | None = None,
     in_channels: int = 3,
 ) -> SegmentationModel:
-    """DeepLab v3 on ResNet-50, with torchvision's names of layers.
+    """DeepLab v3 on ResNet-50, with torchvision's layer names.
 
     | part | output at output_stride 8 (16) | channels |
     |---|---|---|
@@ -163,7 +163,7 @@ def deeplabv3_resnet50(
     Release: torchvision's `deeplabv3_resnet50`. Its file has an auxiliary classifier: `load_published` reads it, and so
     does `load_state_dict` with aux=True. The authors' release on TensorFlow differs, see `deeplabv3`.
 
-    Arguments, result, errors and source as `deeplabv3`; output_stride is 8 or 16, and aux sits on layer3.
+    Arguments, result, errors and source as `deeplabv3`; output_stride is 8 or 16, and aux is on layer3.
     """
     rates = rates_at(12, output_stride, reference=8)
     return _v3(resnet(50, output_stride, multi_grid, in_channels), num_classes, rates, aux, backbone_weights)
@@ -189,7 +189,7 @@ def deeplabv3_mobilenet_v3_large(
     backbone_weights: Mapping[str, Tensor] | None = None,
     in_channels: int = 3,
 ) -> SegmentationModel:
-    """DeepLab v3 on MobileNetV3-Large, with torchvision's names of layers.
+    """DeepLab v3 on MobileNetV3-Large, with torchvision's layer names.
 
     | part | output at output_stride 16 (8) | channels |
     |---|---|---|
@@ -203,7 +203,7 @@ def deeplabv3_mobilenet_v3_large(
     Release: torchvision's `deeplabv3_mobilenet_v3_large`. Its file has an auxiliary classifier: `load_published` reads
     it, and so does `load_state_dict` with aux=True.
 
-    Arguments and result as `deeplabv3_resnet50`; the auxiliary classifier sits on block 4.
+    Arguments and result as `deeplabv3_resnet50`; the auxiliary classifier is on block 4.
 
     Source: Howard et al., Searching for MobileNetV3 (2019); Chen et al. (2017).
     """

@@ -32,7 +32,7 @@ class CascadeHead(nn.Sequential):
     ) -> None:
         super().__init__()
         for number in range(5, blocks + 1):
-            # Input and output are alike, so that no shortcut needs a convolution.
+            # Input and output have the same shape, so shortcuts need no convolution.
             stage = nn.Sequential(*(block(channels, channels // block.expansion) for _ in multi_grid))
             set_rates(stage, 32 // output_stride * 2 ** (number - 4), multi_grid)
             self.add_module(f"block{number}", stage)
@@ -62,18 +62,18 @@ def deeplabv3_cascade(
     | block5, block6, block7 | 2048 | 16 (8) | 4, 8, 16 (8, 16, 32) x multi_grid |
     | 1x1, bilinear to the input's size | num_classes | 1 | |
 
-    Release: none of the cascade is known; the paper's tables are followed.
+    Release: none is known; the network follows the paper's tables.
 
     Args:
         num_classes: K.
-        backbone: "resnet" with its depth, from 18 to 152; 18 and 34 have a quarter of the channels.
+        backbone: "resnet18" to "resnet152"; 18 and 34 have a quarter of the channels.
         output_stride: 8 or 16.
-        blocks: number of the last one, 4 to 7.
-        multi_grid: factors of the rates within each block; by default (1, 2, 1), the paper's best here, or (1, 2) for
+        blocks: number of the last block, 4 to 7.
+        multi_grid: factors of the rates within each block; by default (1, 2, 1), the best in the paper, or (1, 2) for
             the two blocks of ResNet-18.
         aux: an auxiliary classifier on layer3, whose scores are "aux".
-        backbone_weights: state dict of torchvision's classifier to start from; blocks 5 to 7 start afresh.
-        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        backbone_weights: state dict of torchvision's classifier to start from; blocks 5 to 7 are initialised randomly.
+        in_channels: channels of the image; RGB filters are adapted to them, see `channels.adapt`.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}, and "aux".

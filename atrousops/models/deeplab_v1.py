@@ -18,7 +18,7 @@ VARIANTS = {(7, 4): 4096, (4, 4): 4096, (4, 8): 4096, (3, 12): 1024}
 
 
 def atrous_vgg16(width: int, pooling: int, in_channels: int = 3) -> Backbone:
-    """VGG-16 whose last two poolings keep the size, 3x3 with stride 1, with conv5 at rate 2: output stride 8.
+    """VGG-16 at output stride 8: the last two poolings are 3x3 with stride 1, and conv5 has rate 2.
 
     Args:
         pooling: side of the three poolings with stride. 3: padded by 1 and rounded up, as in the authors' releases, so
@@ -33,13 +33,13 @@ def atrous_vgg16(width: int, pooling: int, in_channels: int = 3) -> Backbone:
         return pool_2x2(stage) if pooling == 2 else MaxPool2d(3, 2, 1, ceil_mode=True)
 
     backbone = vgg16(width, pool, dilations=(1, 1, 1, 1, 2), in_channels=in_channels)
-    # Three poolings of 2x2 leave nothing of a shorter side.
+    # The map of a shorter side would be empty after three poolings of 2x2.
     backbone.least = 8 if pooling == 2 else 1
     return backbone
 
 
 class ZoomedModel(SegmentationModel):
-    """A SegmentationModel whose map has position i on pixel 8 i: scores are enlarged to 8 n - 7 pixels and cut."""
+    """A SegmentationModel with position i of the map on pixel 8 i: enlarges scores to 8 n - 7 pixels and crops them."""
 
     def enlarge(self, scores: Tensor, size: Sequence[int]) -> Tensor:
         return _zoom(scores, size)
@@ -50,7 +50,7 @@ def _zoom(scores: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def scores(in_channels: int, num_classes: int, kernel_size: int = 1, rate: int = 1) -> AtrousConv2d:
-    """The layer that gives scores, with the authors' initial weights: normal noise of 0.01."""
+    """The layer of the scores, with the authors' initial weights: normal with standard deviation 0.01."""
     layer = AtrousConv2d(in_channels, num_classes, kernel_size, padding=rate * (kernel_size // 2), dilation=rate)
     nn.init.normal_(layer.weight, std=0.01)
     assert layer.bias is not None
@@ -59,15 +59,15 @@ def scores(in_channels: int, num_classes: int, kernel_size: int = 1, rate: int =
 
 
 class LargeFOVHead(nn.Module):
-    """Average pooling or none, fc6 with holes, fc7, scores: features "out" (N, C, h, w) -> (N, num_classes, h, w)."""
+    """Optional average pooling, atrous fc6, fc7, scores: features "out" (N, C, h, w) -> (N, num_classes, h, w)."""
 
     def __init__(
         self, in_channels: int, channels: int, num_classes: int, kernel_size: int, rate: int, average: bool
     ) -> None:
         super().__init__()
-        # "pool5a" of the release, in which the padding counts as zeros.
+        # "pool5a" of the release, whose averages include the zeros of the padding.
         self.pool = nn.AvgPool2d(3, 1, 1) if average else nn.Identity()
-        # Even a 4x4 filter keeps the size, as its rate is even.
+        # A 4x4 filter also keeps the size, because its rate is even.
         self.fc = fully_convolutional(in_channels, channels, kernel_size, rate, rate * (kernel_size - 1) // 2)
         self.scores = scores(channels, num_classes)
 
@@ -85,7 +85,7 @@ def deeplabv1(
     pooling: int = 3,
     in_channels: int = 3,
 ) -> nn.Module:
-    """DeepLab v1 (DeepLab-LargeFOV): VGG-16 at output stride 8 whose fc6 sees far by a large rate.
+    """DeepLab v1 (DeepLab-LargeFOV): VGG-16 at output stride 8; a large rate gives fc6 a large field of view.
 
     | part | channels | stride |
     |---|---|---|
@@ -104,21 +104,21 @@ def deeplabv1(
     | 3x3 | 12 | 224 | 20.5 M |
 
     Release: DeepLab-LargeFOV's prototxt (kernel 3, rate 12), whose weights `load_published` reads; images of 8 n + 1
-    pixels give what it gives, others are interpolated to 8 n + 1 and cut instead of padded. With pooling=2 the poolings
-    with stride are 2x2, as in VGG-16, there is no average pooling, and bilinear interpolation puts each score at the
-    middle of its pixels.
+    pixels give the same result, others are interpolated to 8 n + 1 and cropped instead of padded. With pooling=2 the
+    poolings with stride are 2x2, as in VGG-16, there is no average pooling, and bilinear interpolation places each
+    score at the centre of its pixels.
 
     Args:
         num_classes: K.
-        kernel_size, rate: of fc6, one of the four above.
+        kernel_size, rate: of fc6, one of the four rows above.
         crf: None, "dense" (not in training) or "rnn"; see `WithCRF`.
         width: channels of the first stage; all others are in proportion.
-        backbone_weights: state dict of torchvision's vgg16 to start from; its classifier is decimated into fc6 and fc7.
+        backbone_weights: state dict of torchvision's vgg16 to start from; its classifier is subsampled to fc6 and fc7.
         pooling: side of the poolings with stride, 3 as in the release or 2.
-        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        in_channels: channels of the image; RGB filters are adapted to them, see `channels.adapt`.
 
     Returns:
-        (N, in_channels, H, W) -> {"out": (N, K, H, W)}; log-probabilities where there is a CRF.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}; log-probabilities if there is a CRF.
 
     Raises:
         ArgumentError: another kernel_size, rate or pooling, crf is none of these, width is below 1, or a weight is

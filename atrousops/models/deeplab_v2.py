@@ -1,4 +1,4 @@
-"""DeepLab v2: ASPP whose branches are summed, on VGG-16 or ResNet, at three scales fused by their maximum."""
+"""DeepLab v2: ASPP with summed branches, on VGG-16 or ResNet, at three scales fused by their maximum."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from atrousops.models.vgg import fully_convolutional, load_vgg16
 
 
 class SummedASPP(nn.ModuleList):
-    """Branches at several rates, each with scores of its own, and their sum.
+    """The sum of branches at several rates, each with its own scores.
 
-    Features "out" (N, C, h, w) -> (N, num_classes, h, w). Behind ResNet a branch is one 3x3 convolution; behind VGG-16
-    it is fc6 (3x3 at the rate), fc7 and fc8.
+    Features "out" (N, C, h, w) -> (N, num_classes, h, w). With ResNet a branch is one 3x3 convolution; with VGG-16 it
+    is fc6 (3x3 at the rate), fc7 and fc8.
 
     Source: Chen et al. (2018), section 3.2, figure 7.
     """
@@ -47,17 +47,17 @@ class SummedASPP(nn.ModuleList):
 
 
 class MultiScale(nn.Module):
-    """One network at several scales of the image, fused by the larger score: out = max over s of network(image at s).
+    """One network at several scales of the image, fused by the maximum: out = max over s of network(image at s).
 
-    In training the scores of every scale come too, "scale1.0", "scale0.75" and so on, at the image's size: the paper
-    adds the loss of each to that of their maximum, as `Criterion` does.
+    In training the result also has the scores of every scale, "scale1.0", "scale0.75" and so on, at the image's size.
+    The paper adds the loss of each to that of their maximum, and so does `Criterion`.
 
     Args:
         network: images (N, in_channels, H, W) of any size -> {"out": (N, K, H, W)}.
         scales: of the image, bilinear.
-        align_corners: sides are (H - 1) s + 1 with corners aligned, as in the authors' release, instead of H s.
-        fuse_maps: whether the maps of a SegmentationModel are fused before they are enlarged, and, where corners are
-            not aligned, the sides of its images rounded down; if None, where corners are aligned.
+        align_corners: scale sides to (H - 1) s + 1 with aligned corners, as in the authors' release, instead of H s.
+        fuse_maps: whether to fuse the maps of a SegmentationModel before they are enlarged. Without aligned corners,
+            image sides are then rounded down. By default the value of align_corners.
 
     Source: Chen et al. (2018), section 4.1 ("MSC").
     """
@@ -122,42 +122,42 @@ def deeplabv2(
     fuse_maps: bool | None = None,
     in_channels: int = 3,
 ) -> nn.Module:
-    """DeepLab v2: atrous spatial pyramid pooling by a sum, with scales fused by their maximum.
+    """DeepLab v2: atrous spatial pyramid pooling with a sum, and scales fused by their maximum.
 
     | part | VGG-16: channels, stride | ResNet-50, -101, -152: channels, stride |
     |---|---|---|
     | trunk | 512, 8 (conv5 at rate 2) | 2048, 8 (layer3 at rate 2, layer4 at rate 4) |
-    | ASPP, one branch a rate | 3x3 -> 1024, 1x1 -> 1024, 1x1 -> K | 3x3 -> K |
+    | ASPP, one branch per rate | 3x3 -> 1024, 1x1 -> 1024, 1x1 -> K | 3x3 -> K |
     | sum, bilinear to the input's size | K, 1 | K, 1 |
     | multi_scale: maximum over the image at 1, 0.75, 0.5 | K, 1 | K, 1 |
     | dense CRF, or CRF-RNN | K, 1 | K, 1 |
 
-    The ResNet is torchvision's unless one asks for the authors', which is align_corners=True with backbone_arguments
-    {"full_rate": True, "stride_in_1x1": True, "ceil_pool": True}, for images of 8 n + 1 pixels.
+    The ResNet is torchvision's. The authors' is align_corners=True with backbone_arguments {"full_rate": True,
+    "stride_in_1x1": True, "ceil_pool": True}, for images of 8 n + 1 pixels.
 
-    Release: DeepLab v2's ResNet-101, layer by layer, of one scale, as all three share their weights, which
-    `load_published` reads as kazuto1011's deeplab-pytorch has converted and trained them; with multi_scale the image
-    needs 32 n + 1 pixels for its maps to be the release's. VGG-16 follows DeepLab v1's poolings, without its average
-    pooling; that file was not at hand.
+    Release: DeepLab v2's ResNet-101, layer by layer; all three scales share their weights. `load_published` reads the
+    weights that kazuto1011's deeplab-pytorch converted or trained. With multi_scale, maps equal the release's for
+    images of 32 n + 1 pixels. VGG-16 has DeepLab v1's poolings without its average pooling; the release's file was not
+    available.
 
     Args:
         num_classes: K.
-        backbone: "vgg16", or "resnet" with its depth, from 18 to 152.
+        backbone: "vgg16", or "resnet18" to "resnet152".
         rates: of ASPP; (6, 12, 18, 24) is the paper's ASPP-L, (2, 4, 8, 12) its ASPP-S, (12,) LargeFOV.
         multi_scale: see `MultiScale`.
         crf: None, "dense" (not in training) or "rnn"; see `WithCRF`.
         width: channels of VGG-16's first stage; all others are in proportion.
-        backbone_weights: state dict of torchvision's classifier to start from; that of vgg16 is decimated into each fc6
+        backbone_weights: state dict of torchvision's classifier to start from; that of vgg16 is subsampled to each fc6
             and fc7.
-        pooling: of VGG-16, see `deeplabv1`: 3, as in the authors' release, interpolated as there, or 2.
-        align_corners: of the interpolations of a ResNet's scores and of its image at other scales.
-        backbone_arguments: of a ResNet, what `encoder` takes besides.
+        pooling: of VGG-16: 3, as in the authors' release, or 2; see `deeplabv1`, also for the interpolation.
+        align_corners: for interpolating a ResNet's scores and its image to other scales.
+        backbone_arguments: for a ResNet, further arguments of `encoder`.
         fuse_maps: of `MultiScale`.
-        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        in_channels: channels of the image; RGB filters are adapted to them, see `channels.adapt`.
 
     Returns:
-        (N, in_channels, H, W) -> {"out": (N, K, H, W)}; log-probabilities where there is a CRF. With multi_scale, in
-        training, the scores of each scale too.
+        (N, in_channels, H, W) -> {"out": (N, K, H, W)}; log-probabilities if there is a CRF. With multi_scale, in
+        training, also the scores of each scale.
 
     Raises:
         ArgumentError: another backbone or pooling, backbone_arguments it does not take, a rate below 1, crf is none of

@@ -23,16 +23,16 @@ from atrousops.nn import ASPP, AtrousConv2d, conv_norm_relu
 
 
 class DeepLabV3PlusHead(nn.Module):
-    """ASPP on the deepest features, joined by low-level ones; two convolutions; scores.
+    """ASPP on the deepest features, concatenation with low-level features, two convolutions, scores.
 
     Features "out" (N, out_channels, h, w) and "low" (N, low_channels, H/4, W/4) -> (N, num_classes, H/4, W/4).
 
     Args:
-        separable: whether the decoder's 3x3 convolutions are.
+        separable: whether the decoder's 3x3 convolutions are separable.
         separable_aspp: whether those of ASPP are; as the decoder's, if None.
         align_corners: of the interpolation to the size of the low-level features.
-        form: "paper", or "smp": one of the two convolutions stands before the interpolation, and separable ones have no
-            normalisation between their parts, as in segmentation_models_pytorch.
+        form: "paper", or "smp", as in segmentation_models_pytorch: one of the two convolutions is before the
+            interpolation, and separable ones have no normalisation between their parts.
     """
 
     def __init__(
@@ -118,20 +118,20 @@ def deeplabv3plus(
 ) -> SegmentationModel:
     """DeepLab v3+ on any encoder of `encoder`: stages, arguments and result as `deeplabv3plus_resnet50`.
 
-    output_stride may be 32, too, with half the rates of 16.
+    output_stride may also be 32, with half the rates of 16.
 
-    Releases: two implementations by others are this network with other arguments. jfzhang95's pytorch-deeplab-xception
+    Releases: two other implementations equal this network with other arguments. jfzhang95's pytorch-deeplab-xception
     on a ResNet has separable=False, align_corners=True and a multi-grid (1, 2, 4). DeepLabV3Plus of
     segmentation_models_pytorch on a ResNet of torchvision has form="smp", rates=(12, 24, 36), align_corners=True and
-    backbone_arguments={"full_rate": True}; its results are the same for images of 16 n pixels. The authors' release on
+    backbone_arguments={"full_rate": True}; results are the same for images of 16 n pixels. The authors' release on
     TensorFlow is `deeplabv3plus_xception65`.
 
     Args:
         separable: whether the decoder's 3x3 convolutions are separable.
         separable_aspp: whether those of ASPP are; as the decoder's, if None.
-        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        in_channels: channels of the image; RGB filters are adapted to them, see `channels.adapt`.
         align_corners: of both interpolations; True in the authors' release.
-        backbone_arguments: what `encoder` takes besides.
+        backbone_arguments: further arguments of `encoder`.
         rates: of ASPP, instead of those of the output stride.
         form: of the decoder, "paper" or "smp"; see `DeepLabV3PlusHead`.
         width: channels of ASPP's branches and of the decoder.
@@ -161,14 +161,14 @@ def deeplabv3plus_resnet50(
     | bilinear, concatenated with low, two separable 3x3 | 1/4 | 304 -> 256 |
     | 1x1, bilinear to the input's size | 1 | num_classes |
 
-    Release: none; it is the paper's head on torchvision's ResNet. See `deeplabv3plus` for others' on a ResNet, and
-    `deeplabv3plus_xception65` for the authors'.
+    Release: none; this is the paper's head on torchvision's ResNet. See `deeplabv3plus` for other implementations on a
+    ResNet, and `deeplabv3plus_xception65` for the authors' release.
 
     Args:
         num_classes: K.
         output_stride: 8 or 16.
         backbone_weights: state dict of torchvision's classifier to start from.
-        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        in_channels: channels of the image; RGB filters are adapted to them, see `channels.adapt`.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
@@ -199,7 +199,7 @@ def deeplabv3plus_mobilenet_v3_large(
 ) -> SegmentationModel:
     """DeepLab v3+ on MobileNetV3-Large: low-level features of 24 channels from block 3, 960 from block 16.
 
-    Release: none; it is the paper's head on torchvision's MobileNetV3.
+    Release: none; this is the paper's head on torchvision's MobileNetV3.
 
     Stages of the backbone as `deeplabv3_mobilenet_v3_large`, decoder, arguments and result as `deeplabv3plus_resnet50`.
     """
@@ -218,12 +218,12 @@ def deeplabv3plus_xception65(
 ) -> SegmentationModel:
     """DeepLab v3+ on aligned Xception-65: low-level features of 256 channels, 2048 at the end; see `Xception65`.
 
-    Decoder, arguments and result as `deeplabv3plus_resnet50`; width is the channels of the first layer, a multiple of
-    4, to which the backbone's others are in proportion; backbone_weights is a state dict of timm's xception65.
+    Decoder, arguments and result as `deeplabv3plus_resnet50`; width is the number of channels of the first layer, a
+    multiple of 4; the backbone's other layers scale with it; backbone_weights is a state dict of timm's xception65.
 
     Release: TensorFlow's deeplab with xception_65. With align_corners=True the layers are the same; the release trains
     on images of 16 n + 1 pixels. Its low-level features are those of `Xception65`. Image pooling comes first in its
-    ASPP and last here, so `load_published` reorders the filters of the convolution behind it.
+    ASPP and last here, so `load_published` reorders the filters of the following convolution.
     """
     trunk = Xception65(output_stride, width, in_channels)
     return _v3plus(trunk, num_classes, output_stride, backbone_weights, separable, separable_aspp, align_corners)
@@ -232,7 +232,7 @@ def deeplabv3plus_xception65(
 def deeplabv3plus_efficientnet_lite2(
     num_classes: int = 2, output_stride: int = 16, in_channels: int = 3
 ) -> SegmentationModel:
-    """A compact DeepLab v3+ of 4.7 M parameters: EfficientNet-Lite2 and 128 channels behind it.
+    """A compact DeepLab v3+ of 4.7 M parameters: EfficientNet-Lite2 and a head of 128 channels.
 
     | part | output at output_stride 16 (8) | channels |
     |---|---|---|
@@ -244,19 +244,19 @@ def deeplabv3plus_efficientnet_lite2(
     | bilinear, concatenated with low, two separable 3x3 | 1/4 | 160 -> 128 |
     | 1x1, bilinear to the input's size | 1 | num_classes |
 
-    Release: this package's. `load("deeplabv3plus_efficientnet_lite2_voc_person")` gives it with weights that were
-    trained on the people of Pascal VOC.
+    Release: this package's. `load("deeplabv3plus_efficientnet_lite2_voc_person")` gives it with weights trained on
+    Pascal VOC's class person.
 
     Args:
         num_classes: K.
         output_stride: 8, 16 or 32.
-        in_channels: of the image.
+        in_channels: channels of the image.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
 
     Raises:
-        ArgumentError: output_stride is another.
+        ArgumentError: output_stride is none of these.
 
     Source: Chen et al. (2018); https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
     """

@@ -1,4 +1,4 @@
-"""The front end of Yu and Koltun: VGG-16 that keeps 1/8 of the resolution, and the context module behind it."""
+"""The front end of Yu and Koltun: VGG-16 at 1/8 of the resolution, optionally followed by the context module."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from atrousops.models.crf import with_crf
 from atrousops.models.vgg import fully_convolutional, load_vgg16, pool_2x2, vgg16
 from atrousops.nn import AtrousConv2d, ContextModule
 
-# What the convolutions without padding take away on each side: 2, 2 x 2, 3 x 4, 3 x 8, 3 x 16 and 12 x 8 pixels.
+# Pixels lost on each side by unpadded convolutions: 2, 2 x 2, 3 x 4, 3 x 8, 3 x 16 and 12 x 8.
 _MARGIN = 186
 
 
 class DilatedVGG16(nn.Module):
-    """The front end, with a context module or without; see `dilated_vgg16`."""
+    """The front end, with or without a context module; see `dilated_vgg16`."""
 
     def __init__(
         self,
@@ -55,10 +55,10 @@ class DilatedVGG16(nn.Module):
         """Scores of every pixel: (N, in_channels, H, W), any size -> {"out": (N, num_classes, H, W)}."""
         check_images(type(self).__name__, input, self.backbone.in_channels)
         height, width = input.shape[-2:]
-        # Rounded up to whole positions of the last map.
+        # Rounded up to a whole number of positions of the last map.
         rows, columns = whole(height, 8), whole(width, 8)
         if self.corner:
-            # And one more, as the last pixels lie between two positions.
+            # And one more, because the last pixels lie between two positions.
             rows, columns = rows + 8, columns + 8
         padded = reflect(input, self.margin, (self.margin + rows - height, self.margin + columns - width))
         x = self.context(self.score(self.fc(self.backbone(padded)["out"])))
@@ -89,30 +89,30 @@ def dilated_vgg16(
     | dense CRF, or CRF-RNN | num_classes | 1 |
 
     Release: the authors', which has the same layers. It interpolates class probabilities instead of scores, with
-    placement "corner"; on Cityscapes with "centre", by a deconvolution. Its context modules are "large" with border
+    placement "corner"; for Cityscapes with "centre", by a deconvolution. Its context modules are "large" with border
     "input" on VOC, and "basic" on the other data sets, see `ContextModule`. `load_published` reads its weights.
 
-    The context module starts as the identity for positive values, so that it can be put behind a trained front end.
+    The context module is initialised to the identity for positive values, so it can be added to a trained front end.
 
     Args:
         num_classes: C.
         context: None, "basic" or "large".
         crf: None, "dense" (not in training) or "rnn"; see `WithCRF`.
         padding: "reflect": no layer pads and the image is mirrored 186 pixels deep, as in the paper. "zeros": every
-            layer keeps the size; on a 224x224 image a fifth of the work, and the same weights serve.
+            layer keeps the size; this needs a fifth of the work on a 224x224 image, with the same weights.
         width: channels of the first stage; all others are in proportion.
         backbone_weights: state dict of torchvision's vgg16 to start from; the classifier becomes fc6 and fc7.
-        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
-        placement: of position i of the map: "centre": the middle of pixels 8 i to 8 i + 7, on which its receptive field
-            is centred; "corner": pixel 8 i, whose label the release trains it with.
+        in_channels: channels of the image; RGB filters are adapted to them, see `channels.adapt`.
+        placement: location of position i of the map in the image: "centre": the centre of pixels 8 i to 8 i + 7, as its
+            receptive field; "corner": pixel 8 i, whose label the release uses in training.
         context_arguments: keyword arguments of `ContextModule`, dilations, border and noise.
 
     Returns:
-        (N, in_channels, H, W) -> {"out": (N, C, H, W)}; log-probabilities where there is a CRF.
+        (N, in_channels, H, W) -> {"out": (N, C, H, W)}; log-probabilities if there is a CRF.
 
     Raises:
-        ArgumentError: context, crf, padding or placement is none of these, context_arguments without a context or with
-            bad values, width is below 1, or a weight is missing.
+        ArgumentError: an unknown context, crf, padding or placement, context_arguments without a context or with bad
+            values, width is below 1, or a weight is missing.
 
     Source: Yu and Koltun, Multi-scale context aggregation by dilated convolutions (2016), sections 3 to 5, tables 1
     and 3.

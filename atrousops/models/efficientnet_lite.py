@@ -1,4 +1,4 @@
-"""EfficientNet-Lite, a small classifier without squeeze-and-excitation, as an encoder of atrous convolutions."""
+"""EfficientNet-Lite, a small classifier without squeeze-and-excitation, as an encoder with atrous convolutions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atrousops.nn import AtrousConv2d
 
 
 class Version(NamedTuple):
-    """Factors on the channels and on the blocks of a stage."""
+    """Factors of the channels and of the number of blocks per stage."""
 
     width: float
     depth: float
@@ -29,7 +29,7 @@ VERSIONS = {
 
 
 class Stage(NamedTuple):
-    """Channels, kernel size, stride of the first block, blocks, expansion of the channels inside a block."""
+    """Channels, kernel size, stride of the first block, number of blocks, channel expansion inside a block."""
 
     channels: int
     kernel: int
@@ -85,7 +85,7 @@ class _Separable(nn.Module):
 
 
 class _Inverted(nn.Module):
-    """1x1 into more channels, depthwise, 1x1 into few; the sum with the input where shapes agree."""
+    """1x1 expansion, depthwise, 1x1 projection; added to the input if shapes agree."""
 
     def __init__(self, in_channels: int, out_channels: int, stage: Stage, stride: int, rate: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _Inverted(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite without its classifier; entries are called as in timm's `tf_efficientnet_lite0` to `4`.
+    """EfficientNet-Lite without its classifier; parameter names are those of timm's `tf_efficientnet_lite0` to `4`.
 
     | feature | part | channels of lite0 | stride at output_stride 32 | 16 | 8 |
     |---|---|---|---|---|---|
@@ -117,13 +117,13 @@ class EfficientNetLite(nn.Module):
     | aux | blocks.4 | 112 | 16 | 16 | 8, rate 2 |
     | out | blocks.6 | 320 | 32 | 16, rate 2 | 8, rate 4 |
 
-    Layers are padded alike on both sides. The release pads as TensorFlow does, which is the same for sides of
-    32 n + 1 pixels; at others its strided layers read one pixel further to the right and below.
+    Layers have the same padding on both sides. The release uses TensorFlow's padding, which is equal for sides of 32
+    n + 1 pixels; for other sizes its strided layers are shifted by one pixel to the right and down.
 
     Args:
         name: "efficientnet_lite0" to "efficientnet_lite4".
         output_stride: 8, 16 or 32.
-        in_channels: C, of the image.
+        in_channels: C, channels of the image.
 
     Raises:
         ArgumentError: no such version, or in_channels is below 1.
@@ -147,7 +147,7 @@ class EfficientNetLite(nn.Module):
         self.channels = {}
         width, stride, rate = STEM, 2, 1
         for number, stage in enumerate(STAGES):
-            # The first and the last stage keep their number of blocks.
+            # The number of blocks of the first and last stage is not scaled.
             ends = number in (0, len(STAGES) - 1)
             blocks = stage.blocks if ends else math.ceil(stage.blocks * version.depth)
             out = _channels(stage.channels, version.width)

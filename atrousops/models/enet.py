@@ -1,4 +1,4 @@
-"""ENet: a network of dilated and asymmetric bottlenecks whose decoder unpools where its encoder pooled."""
+"""ENet: a network of dilated and asymmetric bottlenecks; the decoder unpools with the encoder's pooling indices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from atrousops.models.base import check_images, crop, whole
 from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d, MaxPool2d, MaxUnpool2d
 
-# Stages 2 and 3 share this middle: kind of the bottleneck, and its dilation.
+# The blocks common to stages 2 and 3: kind of the bottleneck, and its dilation.
 _MIDDLE = (
     ("dilated", 2),
     ("asymmetric", 1),
@@ -28,7 +28,7 @@ def _norm(channels: int, port: bool) -> nn.BatchNorm2d:
 
 
 class _Initial(nn.Module):
-    """A strided convolution beside a max-pooling, concatenated: C -> 16 channels, half the size."""
+    """A strided convolution and a max-pooling, concatenated: C -> 16 channels, half the size."""
 
     def __init__(self, port: bool, in_channels: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class _Bottleneck(nn.Module):
     """Projection, a convolution of some kind, expansion, spatial dropout; subclasses add the main branch.
 
     Args:
-        relu: ReLU in the place of PReLU and no dropout.
+        relu: ReLU instead of PReLU, and no dropout.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class _Bottleneck(nn.Module):
         super().__init__()
 
         def norm_act(channels: int) -> list[nn.Module]:
-            # The port's branches share one slope.
+            # In the port, branches share one slope.
             act = nn.ReLU() if relu else nn.PReLU(1 if port else channels)
             return [_norm(channels, port), act]
 
         def with_norms(layers: list[nn.Module]) -> list[nn.Module]:
-            # Of two thin convolutions, only the port has something in between.
+            # Only the port has layers between the two asymmetric convolutions.
             if port:
                 return [part for layer in layers for part in (layer, *norm_act(inner))]
             return [*layers, *norm_act(inner)]
@@ -184,8 +184,8 @@ class ENet(nn.Module):
         """Scores for every pixel.
 
         Args:
-            input: in 0..1, (N, in_channels, H, W). Sizes that are no multiple of 8 are padded with zeros, and the
-                scores cut.
+            input: in 0..1, (N, in_channels, H, W). Sizes that are not multiples of 8 are padded with zeros, and the
+                scores cropped.
 
         Returns:
             {"out": (N, num_classes, H, W)}.
@@ -209,22 +209,23 @@ def enet(num_classes: int = 12, in_channels: int = 3, decoder_prelu: bool = Fals
 
     | stage | blocks | channels | stride |
     |---|---|---|---|
-    | initial | 3x3 stride 2 beside 2x2 max-pooling | 16 | 2 |
+    | initial | 3x3 stride 2, concatenated with 2x2 max-pooling | 16 | 2 |
     | 1 | down, 4 regular | 64 | 4 |
     | 2 | down, regular, dilated 2, asymmetric 5, dilated 4, regular, dilated 8, asymmetric 5, dilated 16 | 128 | 8 |
     | 3 | as stage 2 without the down | 128 | 8 |
-    | 4 | up (max-unpooling beside a transposed convolution), 2 regular | 64 | 4 |
+    | 4 | up (max-unpooling + transposed convolution), 2 regular | 64 | 4 |
     | 5 | up, regular | 16 | 2 |
     | full | transposed convolution 2x2 | num_classes | 1 |
 
-    A block is a 1x1 projection (2x2 with stride 2 going down) to a quarter of its output's channels, its convolution,
-    and a 1x1 expansion, each with normalisation (eps 1e-3); behind the first two and behind the sum PReLUs with a slope
-    a channel, in stages 4 and 5 ReLUs, or PReLUs there too with decoder_prelu. Spatial dropout of 0.01 in stage 1, 0.1
-    in stages 2 and 3. The initial block has 16 - in_channels filters; ArgumentError if that is none.
+    A block is a 1x1 projection (2x2 with stride 2 for down) to a quarter of its output channels, its convolution, and a
+    1x1 expansion, each with normalisation (eps 1e-3). PReLUs with a slope per channel follow the first two and the sum;
+    stages 4 and 5 have ReLUs, unless decoder_prelu is set. Spatial dropout is 0.01 in stage 1 and 0.1 in stages 2 and
+    3. The initial block has 16 - in_channels filters; ArgumentError if that is 0 or less.
 
-    Release: the authors', e-lab's ENet-training, with the same layers. It takes sizes that are multiples of 8; here
-    others are padded with zeros. The authors' model for Cityscapes has decoder_prelu, unlike the release's decoder.lua;
-    `load_published` reads it as bermanmaxim's Enet-PyTorch converts it. The port by davidtvs is `enet_davidtvs`.
+    Release: e-lab's ENet-training, by the authors, with the same layers. It accepts only sizes that are multiples of 8;
+    here others are padded with zeros. The authors' model for Cityscapes has decoder_prelu, unlike the release's
+    decoder.lua; `load_published` reads the version converted by bermanmaxim's Enet-PyTorch. The port by davidtvs is
+    `enet_davidtvs`.
 
     Source: Paszke et al., ENet: a deep neural network architecture for real-time semantic segmentation (2016), table 1;
     the authors' release, e-lab's ENet-training.
@@ -233,13 +234,13 @@ def enet(num_classes: int = 12, in_channels: int = 3, decoder_prelu: bool = Fals
 
 
 def enet_davidtvs(num_classes: int = 12, in_channels: int = 3) -> ENet:
-    """ENet as davidtvs' PyTorch-ENet has it; its weights for CamVid have 12 classes, the last one void.
+    """ENet as in davidtvs' PyTorch-ENet; its weights for CamVid have 12 classes, the last one void.
 
-    Stages as `enet`. It differs in these points: poolings are 3x3 with padding; a block is a quarter of its input's
-    channels wide where they change; PReLUs, in the decoder too, share one slope inside a block, and are also behind the
-    expansion and between the two asymmetric convolutions, of which the vertical one comes first; the eps is 1e-5; only
-    normalisations have biases; the decoder has dropout; the last transposed convolution is 3x3.
+    Stages as `enet`, with these differences. Poolings are 3x3 with padding. A block that changes the number of channels
+    is a quarter of its input channels wide. PReLUs, also in the decoder, share one slope inside a block; they also
+    follow the expansion and the first asymmetric convolution, which is the vertical one. The eps is 1e-5. Only
+    normalisations have biases. The decoder has dropout. The last transposed convolution is 3x3.
 
-    Release: https://github.com/davidtvs/PyTorch-ENet, in the version that its weights for CamVid are of.
+    Release: https://github.com/davidtvs/PyTorch-ENet, in the version of its CamVid weights.
     """
     return ENet(num_classes, True, in_channels)

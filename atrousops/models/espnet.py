@@ -1,4 +1,4 @@
-"""ESPNet: convolutions split into a projection and parallel dilated ones, whose outputs are summed step by step."""
+"""ESPNet: convolutions factorised into a projection and parallel dilated ones with cumulatively summed outputs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class _ConvNormAct(_NormAct):
 class _Pyramid(nn.Module):
     """Reduce, split, transform, merge: concat(d1, d2, d2 + d4, d2 + d4 + d8, ...), d_r the projection at rate r.
 
-    The running sums take away the grid that large rates leave ("hierarchical feature fusion").
+    The cumulative sums remove the gridding artefacts of large rates ("hierarchical feature fusion").
     """
 
     def __init__(self, in_channels: int, out_channels: int, side: int, stride: int) -> None:
@@ -74,7 +74,7 @@ class _Pyramid(nn.Module):
 
 
 class _Down(_Pyramid):
-    """Half the size."""
+    """A block that halves the size."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, 2)
@@ -86,7 +86,7 @@ class _Down(_Pyramid):
 
 
 class _Block(_Pyramid):
-    """The same size, with a residual where the channels stay."""
+    """A block that keeps the size, with a residual if the number of channels is the same."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 1, 1)
@@ -122,7 +122,7 @@ class _Encoder(nn.Module):
 
 
 class ESPNet(nn.Module):
-    """ESPNet; see `espnet`. Module names are those of the authors' release, whose weights load."""
+    """ESPNet; see `espnet`. Module names are those of the authors' release, so its weights load."""
 
     def __init__(self, num_classes: int, p: int, q: int, width: int, in_channels: int = 3) -> None:
         super().__init__()
@@ -141,8 +141,8 @@ class ESPNet(nn.Module):
         """Scores for every pixel.
 
         Args:
-            input: images (N, in_channels, H, W). Sizes that are no multiple of 8 are padded with zeros, and the scores
-                cut.
+            input: images (N, in_channels, H, W). Sizes that are not multiples of 8 are padded with zeros, and the
+                scores cropped.
 
         Returns:
             {"out": (N, num_classes, H, W)}.
@@ -176,28 +176,27 @@ def espnet(num_classes: int = 12, p: int = 2, q: int = 8, width: int | None = No
 
     | stage | blocks | channels | stride |
     |---|---|---|---|
-    | 1 | 3x3 stride 2, beside the image at half its size | 16 + 3 | 2 |
-    | 2 | down, p pyramids of rates 1 2 4 8 16, beside the image at a quarter | 64 + 64 + 3 | 4 |
+    | 1 | 3x3 stride 2, concatenated with the image at half its size | 16 + 3 | 2 |
+    | 2 | down, p pyramids of rates 1 2 4 8 16, concatenated with the image at a quarter | 64 + 64 + 3 | 4 |
     | 3 | down, q pyramids | 128 + 128 | 8 |
     | 4 | scores of 3, transposed 2x2, with scores of 2; pyramid | width | 4 |
     | 5 | transposed 2x2, with stage 1; 3x3 | width | 2 |
     | 6 | transposed 2x2 | num_classes | 1 |
 
-    Release: the authors', https://github.com/sacmehta/ESPNet, with the same names of layers. `load_state_dict` takes
-    its weights as they are, for BGR images and with a class for void. `load_published` changes them to RGB, and leaves
-    out that class.
+    Release: https://github.com/sacmehta/ESPNet, by the authors, with the same layer names. `load_state_dict` accepts
+    its weights, for BGR images and with a class for void. `load_published` converts them to RGB and removes that class.
 
     Args:
         num_classes: K.
         p, q: pyramids of stages 2 and 3.
-        width: channels of the decoder, at least 5; K in the paper, and 5 for fewer classes, if None.
-        in_channels: of the image.
+        width: channels of the decoder, at least 5. If None, K as in the paper, but at least 5.
+        in_channels: channels of the image.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
 
     Raises:
-        ArgumentError: a width below 5, which the five rates before the scores divide.
+        ArgumentError: a width below 5, the number of rates before the scores.
 
     Source: Mehta et al., ESPNet: efficient spatial pyramid of dilated convolutions for semantic segmentation (2018),
     sections 3 and 4, figure 4.

@@ -1,4 +1,4 @@
-"""FCN-32s, FCN-16s and FCN-8s: VGG-16 as one convolution, and bilinear deconvolutions that learn."""
+"""FCN-32s, FCN-16s and FCN-8s: a fully convolutional VGG-16, and learnable deconvolutions, initially bilinear."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from atrousops.models.base import bilinear_deconvolution, check_images, crop
 from atrousops.models.vgg import fully_convolutional, load_vgg16, vgg16
 from atrousops.nn import AtrousConv2d, MaxPool2d
 
-# By the factor of the last deconvolution: the skips, each with the crop of its scores, and the crop of the result, in
-# the geometry of padding 100.
+# By the factor of the last deconvolution: the skips, each with the crop of its scores, and the crop of the result, for
+# padding 100.
 _SKIPS: dict[int, tuple[dict[str, int], int]] = {
     32: ({}, 19),
     16: ({"pool4": 5}, 27),
@@ -32,7 +32,7 @@ class FCN(nn.Module):
             bad_value(f"fcn{stride}s", "padding", "be 100, as in the paper, or 0", padding)
         self.padding = padding
         self.crops, self.final_crop = _SKIPS[stride]
-        # Rounded up, no pixel at the border is lost.
+        # Rounded up, so that no border pixel is lost.
         self.backbone = vgg16(
             width, lambda _: MaxPool2d(2, 2, ceil_mode=True), keep=tuple(self.crops), in_channels=in_channels
         )
@@ -73,7 +73,7 @@ class FCN(nn.Module):
 
 
 def _zero(in_channels: int, num_classes: int) -> AtrousConv2d:
-    """A scoring layer that starts at zero, so that training starts from the coarser scores alone."""
+    """A scoring layer initialised to zero, so that training starts from the coarser scores."""
     layer = AtrousConv2d(in_channels, num_classes, 1)
     nn.init.zeros_(layer.weight)
     assert layer.bias is not None
@@ -120,7 +120,7 @@ def fcn16s(
     in_channels: int = 3,
     frozen_up: bool = False,
 ) -> FCN:
-    """FCN-16s: FCN-32s' scores doubled (k 4, s 2), those of pool4 added, and a deconvolution of kernel 32, stride 16.
+    """FCN-16s: FCN-32s' scores upsampled by 2, plus those of pool4, and a deconvolution of kernel 32 and stride 16.
 
     Release: as `fcn8s`.
 
@@ -137,7 +137,7 @@ def fcn8s(
     in_channels: int = 3,
     frozen_up: bool = False,
 ) -> FCN:
-    """FCN-8s: VGG-16 made convolutional, its scores joined by those of pool4 and pool3.
+    """FCN-8s: a fully convolutional VGG-16 with added scores of pool4 and pool3.
 
     | part | channels | stride |
     |---|---|---|
@@ -147,20 +147,21 @@ def fcn8s(
     | deconvolution k4 s2, + score of pool3 | num_classes | 8 |
     | deconvolution k16 s8, cropped to the input's size | num_classes | 1 |
 
-    All deconvolutions start bilinear, and learn unless frozen_up; the scores start at zero.
+    Deconvolutions are initialised to bilinear and are learned unless frozen_up is set; score layers are initialised to
+    zero.
 
-    Release: the authors', fcn.berkeleyvision.org, with padding 100. Its images are BGR in 0..255; `load_published`
+    Release: fcn.berkeleyvision.org, by the authors, with padding 100. Its images are BGR in 0..255; `load_published`
     changes the first filters so that the network takes RGB images, normalised as its `info` says.
 
     Args:
         num_classes: K.
         width: channels of the first stage; all others are in proportion.
-        padding: 100: conv1_1 pads by 100, fc6 by nothing, and crops of 5, 9 and 31 (FCN-16s: 5, 27; FCN-32s: 19) put
-            scores where they belong, as in the paper's release. 0: every layer keeps the size (fc6 pads by 3); less
-            than half the work on a 224x224 image, and the same weights serve.
+        padding: 100: conv1_1 pads by 100, fc6 does not pad, and crops of 5, 9 and 31 (FCN-16s: 5, 27; FCN-32s: 19)
+            align the scores, as in the authors' release. 0: every layer keeps the size (fc6 pads by 3); this needs less
+            than half the work on a 224x224 image, with the same weights.
         backbone_weights: state dict of torchvision's vgg16 to start from; the classifier becomes fc6 and fc7.
-        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
-        frozen_up: the deconvolutions stay bilinear, as the authors' release trains them (a learning rate of 0).
+        in_channels: channels of the image; RGB filters are adapted to them, see `channels.adapt`.
+        frozen_up: keep the deconvolutions bilinear, as in the authors' release (a learning rate of 0).
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}.

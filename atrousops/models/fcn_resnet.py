@@ -27,7 +27,7 @@ def fcn_resnet50(
     backbone_weights: Mapping[str, Tensor] | None = None,
     in_channels: int = 3,
 ) -> SegmentationModel:
-    """FCN on ResNet-50, with torchvision's names of layers.
+    """FCN on ResNet-50, with torchvision's layer names.
 
     | part | output at output_stride 8 (16, 32) | channels |
     |---|---|---|
@@ -43,7 +43,7 @@ def fcn_resnet50(
         output_stride: 8, as in torchvision, 16 or 32.
         aux: an auxiliary classifier on layer3, whose scores are "aux".
         backbone_weights: state dict of torchvision's classifier to start from.
-        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        in_channels: channels of the image; RGB filters are adapted to them, see `channels.adapt`.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}, and "aux".

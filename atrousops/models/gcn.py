@@ -1,4 +1,4 @@
-"""GCN: large kernels made of two thin ones, and residual blocks that sharpen boundaries."""
+"""GCN: large separable kernels, and residual blocks that refine boundaries."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _LEVELS = ("low", "mid", "aux", "out")
 
 
 class GlobalConv2d(nn.Module):
-    """A dense k x k window seen through two pairs of thin filters: (N, C, H, W) -> (N, K, H, W).
+    """A k x k receptive field by two pairs of 1-D filters: (N, C, H, W) -> (N, K, H, W).
 
-    y = (1 x k)((k x 1)(x)) + (k x 1)((1 x k)(x)), without anything between.
+    y = (1 x k)((k x 1)(x)) + (k x 1)((1 x k)(x)), without activations.
 
     Source: Peng et al. (2017), section 3.1, figure 2 B.
     """
@@ -39,9 +39,9 @@ class GlobalConv2d(nn.Module):
 
 
 class StackedConv2d(nn.Sequential):
-    """A k x k window seen through (k - 1) / 2 layers 3x3 with nothing between: (N, C, H, W) -> (N, K, H, W).
+    """A k x k receptive field by (k - 1) / 2 layers 3x3 without activations: (N, C, H, W) -> (N, K, H, W).
 
-    Source: Peng et al. (2017), section 4.1, figure 4 D, table 3: what the global convolution is compared with.
+    Source: Peng et al. (2017), section 4.1, figure 4 D, table 3: the alternative to the global convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
@@ -52,7 +52,7 @@ class StackedConv2d(nn.Sequential):
 
 
 class BoundaryRefinement(nn.Module):
-    """y = x + conv3x3(relu(conv3x3(x))), in as many channels as there are classes.
+    """y = x + conv3x3(relu(conv3x3(x))), with one channel per class.
 
     Source: Peng et al. (2017), section 3.1, figure 2 C.
     """
@@ -112,7 +112,7 @@ def gcn(
     in_channels: int = 3,
     stack: bool = False,
 ) -> GCN:
-    """GCN: scores of each stage by kernels nearly as large as the map, added from coarse to fine.
+    """GCN: scores of each stage from kernels nearly as large as the map, added from coarse to fine.
 
     | part | channels | stride |
     |---|---|---|
@@ -121,16 +121,16 @@ def gcn(
     | deconvolution k4 s2, + the finer stage's scores, boundary refinement; three times | num_classes | 16 8 4 |
     | deconvolution k4 s2, boundary refinement; twice | num_classes | 2 1 |
 
-    Release: none of the authors' is known; the paper's figures are followed.
+    Release: none by the authors is known; the network follows the paper's figures.
 
     Args:
         num_classes: K.
         backbone: a name for `encoder`.
         kernel_size: k, odd, 3 to 15 in the paper.
-        boundary_refinement: whether those blocks are there.
+        boundary_refinement: whether to have these blocks.
         backbone_weights: state dict of torchvision's classifier to start from.
-        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
-        stack: `StackedConv2d` in the place of the global convolutions, the paper's comparison; k is 3 or more.
+        in_channels: channels of the image; RGB filters are adapted to them, see `channels.adapt`.
+        stack: use `StackedConv2d` instead of the global convolutions, as the paper does for comparison; k is 3 or more.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}.

@@ -1,4 +1,4 @@
-"""Hypercolumns: a classifier on all that a network has to say above a pixel, from edges to objects."""
+"""Hypercolumns: a classifier on the features of several layers of a network at each pixel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atrousops.models.base import check_images, resize
 from atrousops.models.vgg import fully_convolutional, load_vgg16, vgg16
 from atrousops.nn import AtrousConv2d, MaxPool2d
 
-# What is above a pixel, and the side of the filter that scores it.
+# The layers, and the side of the filter that scores each.
 LAYERS = {"pool2": 1, "conv4": 1, "fc7": 1}
 
 
@@ -50,12 +50,12 @@ class Hypercolumns(nn.Module):
         features = self.backbone(input)
         if "fc7" in self.scores:
             features["fc7"] = self.fc(features["out"])
-        # Scoring and interpolating are linear, so that the small maps may be scored before they are enlarged.
+        # Scoring and interpolation are linear, so the small maps are scored before they are enlarged.
         x: Any = sum(resize(score(features[name]), input.shape[-2:]) for name, score in self.scores.items())
         return {"out": x if self.grid == 1 else self._blend(x)}
 
     def _blend(self, input: Tensor) -> Tensor:
-        """Every pixel weighs the classifiers of the grid by how near their cells' centres are, bilinearly."""
+        """Blends the classifiers of the grid at every pixel, with bilinear weights between their cells' centres."""
         height, width = input.shape[-2:]
         cells = torch.eye(self.grid**2, dtype=input.dtype, device=input.device).view(1, -1, self.grid, self.grid)
         share = F.interpolate(cells, size=(height, width), mode="bilinear", align_corners=False)
@@ -70,7 +70,7 @@ def hypercolumns(
     in_channels: int = 3,
     layers: Mapping[str, int] | None = None,
 ) -> Hypercolumns:
-    """Hypercolumns: VGG-16's pool2, conv4 and fc7 above each pixel, interpolated bilinearly, and a linear classifier.
+    """Hypercolumns: VGG-16's pool2, conv4 and fc7, interpolated bilinearly to each pixel, and a linear classifier.
 
     | part | channels | stride |
     |---|---|---|
@@ -80,25 +80,25 @@ def hypercolumns(
     | bilinear to the input's size, sum | grid^2 num_classes | 1 |
     | bilinear blend of the grid's classifiers | num_classes | 1 |
 
-    The paper classifies pixels of a detected box, on a grid of 5x5 or 10x10 classifiers; a whole image has one. The
-    authors' release for VGG-16 has layers {"pool3": 3, "pool4": 1, "fc7": 1} and a grid of 5 for 20 classes, pool3 and
-    pool4 times 0.0027 and 0.063, which belong into the weights here, and fc6 on a box pooled to 7x7, where a whole
-    image is seen here. `load_published` does not read its weights.
+    The paper classifies the pixels of a detected box, with a grid of 5x5 or 10x10 classifiers; for a whole image there
+    is one. The authors' release for VGG-16 has layers {"pool3": 3, "pool4": 1, "fc7": 1} and a grid of 5 for 20
+    classes. It scales pool3 and pool4 by 0.0027 and 0.063, factors that would be part of the weights here, and applies
+    fc6 to a box pooled to 7x7 instead of a whole image. `load_published` does not read its weights.
 
     Args:
         num_classes: K.
-        grid: classifiers along each axis of the image, each for its part of it.
+        grid: number of classifiers along each axis, each for one part of the image.
         width: channels of the first stage; all others are in proportion.
         backbone_weights: state dict of torchvision's vgg16 to start from; the classifier becomes fc6 and fc7.
-        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
-        layers: conv1, pool1 ... conv4, pool4 and fc7, as many as one likes, each with the side of its scores'
-            filter; those above, 1x1, if None.
+        in_channels: channels of the image; RGB filters are adapted to them, see `channels.adapt`.
+        layers: any of conv1, pool1 ... conv4, pool4 and fc7, each with the side of the filter for its scores; by
+            default those above with 1x1.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}.
 
     Raises:
-        ArgumentError: grid or width is below 1, another layer or an even side, or a weight is missing.
+        ArgumentError: grid or width is below 1, an unknown layer, an even side, or a weight is missing.
 
     Source: Hariharan et al., Hypercolumns for object segmentation and fine-grained localization (2015), section 3.
     """

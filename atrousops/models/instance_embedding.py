@@ -1,4 +1,4 @@
-"""Instances by metric learning: pixels of one object have embeddings close together, and seeds say where to begin."""
+"""Instances by metric learning: pixels of an object have similar embeddings; seed scores choose starting pixels."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class MetricLearning(nn.Module):
             input: normalised images (N, in_channels, H, W), any size.
 
         Returns:
-            {"out": (N, K, H, W), log-probabilities at the threshold that favours each class most;
+            {"out": (N, K, H, W), log-probabilities, for each class at the threshold where it is largest;
             "embedding": (N, D, H, W); "seeds": (N, T, K, H, W), logits for each of `THRESHOLDS`}.
         """
         check_images(type(self).__name__, input, self.in_channels)
@@ -71,7 +71,7 @@ class MetricLearning(nn.Module):
         return {"out": out, "embedding": resize(self.embedding(features), size), "seeds": seeds}
 
     def _features(self, input: Tensor) -> Tensor:
-        """The backbone's maps of the image at every scale, side by side, at the size of that of the scale next to 1."""
+        """The backbone's maps at every scale, concatenated at the size of the map of the scale nearest to 1."""
         maps = []
         for scale in self.scales:
             sides = [max(1, scaled(side, scale)) for side in input.shape[-2:]]
@@ -82,11 +82,11 @@ class MetricLearning(nn.Module):
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """`similarity_loss` at ten pixels of each object plus seed_weight times `seed_loss` there and at ten others.
 
-        Averaged over images. Background is no object: its pixels have no part in the similarities.
+        Averaged over images. Background is not an object: its pixels are not used in the similarities.
 
         Args:
             images: (N, in_channels, H, W), normalised.
-            labels: (N, 2, H, W), class and number of the object; class 255 does not count.
+            labels: (N, 2, H, W), class and number of the object; class 255 is ignored.
 
         Raises:
             ArgumentError: other shapes.
@@ -131,11 +131,10 @@ def metric_learning(
     | embedding 1x1, bilinear to the input's size | dimensions | 8, 1 |
     | seeds 1x1, bilinear to the input's size | 4 thresholds x num_classes | 8, 1 |
 
-    `loss` trains it and `group` finds objects. The paper runs its backbone, DeepLab v2's ResNet-101 trained on COCO, on
-    the image at scales (0.25, 0.5, 1, 2) and feeds the concatenated maps to both layers; here the image is seen at its
-    own size unless `scales` says more. There is no release. The paper does not say at which size the maps are
-    concatenated (here that of the scale next to 1), nor how pixels of the background are chosen for the seeds (here ten
-    an image, as of an object).
+    Train with `loss`; `group` finds objects. The paper runs its backbone, DeepLab v2's ResNet-101 trained on COCO, on
+    the image at scales (0.25, 0.5, 1, 2) and passes the concatenated maps to both layers; here the default is scale 1.
+    There is no release. The paper does not specify the size of the concatenated maps (here that of the scale nearest to
+    1), nor the choice of background pixels for the seeds (here ten per image, as for an object).
 
     Args:
         num_classes: K, background (class 0) included.
@@ -143,10 +142,10 @@ def metric_learning(
         output_stride: 8, 16 or 32.
         dimensions: D, of the embedding.
         backbone_weights: state dict of torchvision's classifier to start from.
-        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        in_channels: channels of the image; RGB filters are adapted to them, see `channels.adapt`.
         scales: of the image.
-        seed_weight: lambda, how much the seeds count in the loss; in the paper 0 at first, and 0.2 when embeddings have
-            settled.
+        seed_weight: lambda, the weight of the seed loss; in the paper 0 at first, and 0.2 when embeddings have
+            converged.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W), "embedding": (N, D, H, W), "seeds": (N, 4, K, H, W)}.
@@ -179,8 +178,8 @@ def sample(
     """Up to `count` pixels of each instance of (H, W): positions in the flattened image (S,).
 
     Args:
-        instances: 0 for what is no object, numbers from 1 for objects, negative for what does not count.
-        background: as many pixels of what is no object, too.
+        instances: 0 for background, numbers from 1 for objects, negative for ignored pixels.
+        background: also sample as many background pixels.
     """
     flat = instances.flatten()
     picked = []
@@ -193,11 +192,11 @@ def sample(
 
 
 def similarity_loss(embedding: Tensor, instances: Tensor, pixels: Tensor) -> Tensor:
-    """How wrong the pairs of some pixels are about being of one object.
+    """The loss of the similarities of pairs of pixels.
 
     L = -sum over pairs p, q of w_pq (1{y_p = y_q} log sigma_pq + 1{y_p != y_q} log(1 - sigma_pq)),
 
-    where w_pq is inverse to the sizes of both instances in pixels of the image, and the weights sum to 1.
+    where w_pq is inversely proportional to the sizes of both instances in pixels, and the weights sum to 1.
 
     Args:
         embedding: (D, H, W) of one image.
@@ -205,7 +204,7 @@ def similarity_loss(embedding: Tensor, instances: Tensor, pixels: Tensor) -> Ten
         pixels: (S,) positions, such as from `sample`.
 
     Returns:
-        A number; 0 without pixels.
+        A scalar; 0 without pixels.
 
     Source: Fathi et al. (2017), section 3.2, equations 1 and 2.
     """
@@ -225,10 +224,10 @@ def similarity_loss(embedding: Tensor, instances: Tensor, pixels: Tensor) -> Ten
 
 
 def seed_loss(seeds: Tensor, embedding: Tensor, instances: Tensor, labels: Tensor, pixels: Tensor) -> Tensor:
-    """How wrong some pixels are about the objects they would be good seeds of.
+    """The loss of the seed scores of some pixels.
 
-    The mask of seed p at threshold t is {q: sigma_pq >= t}. p is asked for the class of its own instance where the two
-    overlap with an IoU above 1/2, and for background elsewhere: a cross entropy, averaged over pixels and thresholds.
+    The mask of seed p at threshold t is {q: sigma_pq >= t}. The target of p is the class of its instance if mask and
+    instance have an IoU above 1/2, else background. The loss is the cross entropy, averaged over pixels and thresholds.
 
     Args:
         seeds: (T, K, H, W) of one image; embedding: (D, H, W).
@@ -264,25 +263,26 @@ def group(
 ) -> list[Instance]:
     """Objects of one image, seed by seed.
 
-    The next seed is the pixel with the largest  log S_p + alpha log D_p,  where S_p is its best probability of a class
-    but background, and D_p = 1 - max over seeds so far of sigma_pq. Its object is all pixels that are free yet and as
-    similar to it as the threshold asks for that gave S_p. It ends where no S_p of a free pixel reaches `least`.
+    The next seed is the pixel with the largest  log S_p + alpha log D_p,  where S_p is its largest probability of a
+    class other than background, and D_p = 1 - max over previous seeds of sigma_pq. Its object is all free pixels whose
+    similarity to it reaches the threshold that gave S_p. The search ends when no free pixel has an S_p of at least
+    `least`.
 
     Args:
         embedding: (D, H, W).
         seeds: (T, K, H, W), logits.
-        alpha: how much seeds keep away from each other.
-        least: probability of the last seed worth having.
-        count: of seeds at most.
+        alpha: weight of the distance to previous seeds.
+        least: minimum probability of a seed.
+        count: maximum number of seeds.
         thresholds: T similarities.
 
     Returns:
-        The objects in the order they were found, none overlapping another.
+        The objects in the order in which they were found, without overlaps.
 
     Raises:
-        ArgumentError: shapes that do not belong together.
+        ArgumentError: shapes that do not match.
 
-    Source: Fathi et al. (2017), section 3.4, equations 4 to 6: alpha 0.3, 100 seeds. There masks may overlap.
+    Source: Fathi et al. (2017), section 3.4, equations 4 to 6: alpha 0.3, 100 seeds. In the paper masks may overlap.
     """
     size = embedding.shape[-2:]
     if seeds.dim() != 4 or seeds.shape[0] != len(thresholds) or seeds.shape[-2:] != size:

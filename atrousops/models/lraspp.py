@@ -1,4 +1,4 @@
-"""LR-ASPP: a light head on MobileNetV3, whose large map is weighted by a vector of the whole image."""
+"""LR-ASPP: a light head on MobileNetV3 that weights the channels of its map by a vector from global pooling."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LRASPPHead(nn.Module):
 def lraspp_mobilenet_v3_large(
     num_classes: int = 21, backbone_weights: Mapping[str, Tensor] | None = None, in_channels: int = 3
 ) -> SegmentationModel:
-    """LR-ASPP on MobileNetV3-Large, 3.2 M parameters, with torchvision's names of layers.
+    """LR-ASPP on MobileNetV3-Large, 3.2 M parameters, with torchvision's layer names.
 
     | part | channels | stride |
     |---|---|---|
@@ -55,7 +55,7 @@ def lraspp_mobilenet_v3_large(
     Args:
         num_classes: K.
         backbone_weights: state dict of torchvision's classifier to start from.
-        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        in_channels: channels of the image; RGB filters are adapted to them, see `channels.adapt`.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}.

@@ -38,11 +38,11 @@ class DilatedC5(nn.Module):
 
 
 class MaskRCNN(detection.MaskRCNN):
-    """torchvision's MaskRCNN with what export, training and evaluation ask of a network that finds objects."""
+    """torchvision's MaskRCNN with the methods that export, training and evaluation need from a network of objects."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # As `convert` does: the same modules, other methods.
+        # As in `convert`: the same modules with other methods.
         for module, ours in ((self.rpn, Proposals), (self.roi_heads, Heads), (self.transform, Transform)):
             module.__class__ = ours
 
@@ -51,7 +51,7 @@ class MaskRCNN(detection.MaskRCNN):
 
         Args:
             images: (N, in_channels, H, W), in 0..1.
-            labels: (N, 2, H, W), class and number of the object; pixels of class 255 are of none.
+            labels: (N, 2, H, W), class and number of the object; pixels of class 255 belong to no object.
 
         Raises:
             ArgumentError: other shapes.
@@ -64,7 +64,7 @@ class MaskRCNN(detection.MaskRCNN):
             masks = numbers == found[found > 0][:, None, None]
             first = masks.flatten(1).long().argmax(1) if len(masks) else numbers.new_zeros(0)
             boxes = masks_to_boxes(masks) if len(masks) else images.new_zeros(0, 4)
-            # The far edge of the last pixel, so that no box is empty.
+            # The outer edge of the last pixel, so that no box is empty.
             boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + 1], 1)
             targets.append({"boxes": boxes, "labels": classes.flatten()[first], "masks": masks.byte()})
         return torch.stack(list(self(list(images), targets).values())).sum()
@@ -86,42 +86,42 @@ def mask_rcnn(
     version: int = 1,
     **settings: Any,
 ) -> MaskRCNN:
-    """Mask R-CNN on a ResNet with a feature pyramid, or on its last stage dilated.
+    """Mask R-CNN on a ResNet with a feature pyramid, or on its dilated last stage.
 
     | part | "fpn" | "dilated_c5" |
     |---|---|---|
     | features | 256 channels at strides 4 8 16 32 64 | 2048 (18 and 34: 512) at stride 16, layer4 at rate 2 |
-    | anchors, of 3 ratios | one size a level, 32 to 512 | 32 64 128 256 512 |
+    | anchors, of 3 ratios | one size per level, 32 to 512 | 32 64 128 256 512 |
     | boxes | RoIAlign 7x7, two layers of 1024 | the same |
     | masks | RoIAlign 14x14, four 3x3 of 256, deconvolution k2 s2, 1x1 | the same |
 
     detectron2's dilated C5 has layer4 at rate 2 from its first block on: backbone_arguments {"full_rate": True}, and
     "stride_in_1x1" with the weights of He et al.
 
-    Release: torchvision's. Its checkpoint of `maskrcnn_resnet50_fpn` loads by `load_state_dict` where frozen_norm is
-    set, that of `maskrcnn_resnet50_fpn_v2` with version=2; or both by `load_published`.
+    Release: torchvision's. `load_state_dict` accepts the checkpoint of `maskrcnn_resnet50_fpn` if frozen_norm is set,
+    and that of `maskrcnn_resnet50_fpn_v2` with version=2. `load_published` reads both.
 
     Args:
         num_classes: K, background (class 0) included.
-        backbone: "resnet" with its depth, from 18 to 152.
+        backbone: "resnet18" to "resnet152".
         features: "fpn" or "dilated_c5".
-        frozen_norm: normalisations that do not learn, which suit pretrained weights and small batches.
+        frozen_norm: use frozen batch normalisation, for pretrained weights and small batches.
         backbone_weights: state dict of torchvision's classifier to start from.
-        backbone_arguments: of "dilated_c5", what `encoder` takes besides.
-        in_channels: C, of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
-        version: 2: torchvision's second one of "fpn": normalisation in the pyramid and the heads, two layers in the
-            proposals' head, and four 3x3 convolutions before one layer of 1024 for boxes.
+        backbone_arguments: for "dilated_c5", further arguments of `encoder`.
+        in_channels: C, channels of the image; RGB filters are adapted to them, see `channels.adapt`.
+        version: 2 is torchvision's second version of "fpn": normalisation in the pyramid and the heads, two layers in
+            the proposals' head, and four 3x3 convolutions before one layer of 1024 for boxes.
         settings: keyword arguments of torchvision's MaskRCNN, such as min_size, max_size, image_mean, image_std or
             box_score_thresh.
 
     Returns:
         In evaluation: a list of N images (C, H, W) in 0..1 -> a list of N dicts with "boxes" (M, 4), "labels" (M,),
         "scores" (M,) and "masks" (M, 1, H, W). In training: images and targets -> a dict of losses.
-        torch.export takes it in evaluation, whole: the images keep their sizes, the number of objects stays open.
+        In evaluation torch.export accepts the whole network: image sizes are static, the number of objects is dynamic.
 
     Raises:
-        ArgumentError: backbone, features or version is none of these, version 2 of another network than "fpn",
-            backbone_arguments with "fpn", in_channels is below 1, or a weight is missing.
+        ArgumentError: an unknown backbone, features or version, version 2 without "fpn", backbone_arguments with "fpn",
+            in_channels is below 1, or a weight is missing.
 
     Source: He et al., Mask R-CNN (2017), section 3, figure 4; Lin et al., Feature pyramid networks (2017); Dai et al.,
     Deformable convolutional networks (2017), section 4.1 (dilated conv5).
@@ -151,7 +151,7 @@ def mask_rcnn(
         if frozen_norm:
             _freeze(trunk)
         sizes = ((32, 64, 128, 256, 512),)
-        # Those given by the caller win.
+        # Those given by the caller take precedence.
         settings = {
             "rpn_anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),)),
             "box_roi_pool": MultiScaleRoIAlign(["0"], 7, 2),
@@ -165,7 +165,7 @@ def mask_rcnn(
 
 
 def _second(trunk: Any) -> dict[str, nn.Module]:
-    """Gives a pyramid its normalisations, and the heads of torchvision's second version.
+    """Adds the normalisations of the pyramid and the heads of torchvision's second version.
 
     Source: Li et al., Benchmarking detection transfer learning with vision transformers (2021), as in torchvision.
     """
@@ -181,7 +181,7 @@ def _second(trunk: Any) -> dict[str, nn.Module]:
 
 
 def _freeze(module: nn.Module) -> None:
-    """Puts normalisations with the same numbers, which do not learn, in the place of those that do."""
+    """Replaces batch normalisations by frozen ones with the same values."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             frozen = FrozenBatchNorm2d(child.num_features, child.eps)

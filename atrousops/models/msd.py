@@ -1,4 +1,4 @@
-"""MS-D: a hundred thin dilated layers, each of which reads all that came before it."""
+"""MS-D: a hundred thin dilated layers, each of which reads all previous maps."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from atrousops.ops import grad_bias, grad_input, grad_weight
 class _Grow(torch.autograd.Function):
     """Maps (N, C, H, W) -> (N, C + layers, H + 2 margin, W + 2 margin), mirrored at the border.
 
-    Channel C + i is relu(w_i * maps before it + b_i). All live in one tensor that is written in place: where
-    concatenation would keep or copy sum_i (C + i) maps, there are C + layers, and as many gradients.
+    Channel C + i is relu(w_i * previous maps + b_i). All are in one tensor that is written in place. So only C + layers
+    maps are stored, and as many gradients; concatenation would store or copy sum_i (C + i) maps.
     """
 
     @staticmethod
@@ -39,7 +39,7 @@ class _Grow(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         maps, *weights = ctx.saved_tensors
         size, margin = ctx.shape[-2:], max(ctx.dilations)
-        # A view of the stack that one image fills is contiguous; one of several is not.
+        # A view of the first maps is contiguous for one image, but not for several.
         grads = grad.clone(memory_format=torch.contiguous_format)
         found: list[Tensor | None] = [None] * (2 * len(weights))
         for i in reversed(range(len(weights))):
@@ -61,12 +61,12 @@ class _Grow(torch.autograd.Function):
 
 
 def grow(input: Tensor, dilations: Sequence[int], width: int, parameters: Sequence[Tensor]) -> Tensor:
-    """What `_Grow` gives, without gradients. `parameters` are weight and bias of each layer in turn."""
+    """The result of `_Grow` without gradients. `parameters` alternates weight and bias of each layer."""
     margin, size = max(dilations), input.shape[-2:]
     n, channels = input.shape[:2]
     maps = input.new_empty((n, channels + len(dilations), size[0] + 2 * margin, size[1] + 2 * margin))
     maps[:, :channels] = reflect(input, margin, (margin, margin))
-    # One image at a time: its first maps are contiguous, and nothing is copied. A graph serves any batch.
+    # One image at a time: its first maps are contiguous, so nothing is copied. A graph must allow any batch size.
     images = [slice(None)] if is_recorded() else [slice(k, k + 1) for k in range(n)]
     for i, dilation in enumerate(dilations):
         read = _inputs(channels, i, width)
@@ -79,12 +79,12 @@ def grow(input: Tensor, dilations: Sequence[int], width: int, parameters: Sequen
 
 
 def _inputs(channels: int, index: int, width: int) -> int:
-    """How many maps the index-th one is made of: those of all layers before its own."""
+    """The number of input maps of map `index`: the maps of all previous layers."""
     return channels + index // width * width
 
 
 def _fold(grad: Tensor, margin: int, size: Sequence[int]) -> Tensor:
-    """The transpose of `reflect`: the gradient of a mirrored map, as that of the map."""
+    """The transpose of `reflect`: maps the gradient of the mirrored map to that of the map."""
     for axis in (2, 3):
         rows = torch.arange(size[axis - 2], device=grad.device).view(1, 1, 1, -1)
         mirrored = reflect(rows, margin, (margin, margin))[0, 0, margin]
@@ -141,7 +141,7 @@ def msd(
     dilations: Sequence[int] = tuple(range(1, 11)),
     in_channels: int = 3,
 ) -> MSD:
-    """MS-D: `depth` layers of `width` channels, each from all channels before it, at cycling dilations.
+    """MS-D: `depth` layers of `width` channels, each computed from all previous channels, with cycling dilations.
 
     z_i = relu(sum over all channels j of earlier layers of w_ij *_(s_i) z_j + b_i),  s_i = dilations[i mod 10]
 
@@ -150,19 +150,19 @@ def msd(
     | 100 layers 3x3, dilations 1 2 ... 10 1 2 ..., mirrored at the border | 1 each | 1 |
     | scores 1x1 of the image and all layers | num_classes | 1 |
 
-    The maps of all layers live in one tensor, in training too: memory grows with the depth, not with its square.
-    Gradients are of first order.
+    The maps of all layers are in one tensor, also in training: memory grows linearly with the depth, not quadratically.
+    Only first-order gradients are available.
 
-    Release: the authors' msdnet; its files of weights are not read. Weights start as there. Those of the layers are
-    drawn from a normal distribution of standard deviation sqrt(2 / n), where n = 9 (3 + w (d - 1)) + K. Those of the
-    scores, and all biases, are zero.
+    Release: the authors' msdnet; its weight files are not supported. The initialisation is the same: weights of the
+    layers are drawn from a normal distribution of standard deviation sqrt(2 / n), where n = 9 (3 + w (d - 1)) + K.
+    Weights of the scores, and all biases, are zero.
 
     Args:
         num_classes: K.
         depth: d, layers.
-        width: w, channels a layer; each channel has its own dilation, dilations[(i w + j) mod 10].
+        width: w, channels per layer; each channel has its own dilation, dilations[(i w + j) mod 10].
         dilations: to cycle through.
-        in_channels: of the image.
+        in_channels: channels of the image.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}.

@@ -1,4 +1,4 @@
-"""PSPNet: averages of the map over regions of four sizes beside the map itself."""
+"""PSPNet: the map, concatenated with its averages over regions of four sizes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PyramidPooling(nn.Module):
         align_corners: of up.
 
     Raises:
-        ArgumentError: a size below 1, C is no such multiple, or one image in training with a size of 1.
+        ArgumentError: a size below 1, C is not such a multiple, or one image in training with a size of 1.
 
     Source: Zhao et al. (2017), section 3.2, figure 3.
     """
@@ -61,13 +61,13 @@ class PyramidPooling(nn.Module):
         bins: Any = branch[0].output_size
         if not torch.compiler.is_exporting() or bins == 1:
             return branch(input)
-        # PyTorch's own way to export it holds for the traced size alone.
+        # PyTorch's own export of this layer is valid only for the traced size.
         rows, columns = (averaging(side, bins, input) for side in input.shape[-2:])
         return branch[1:](rows @ input @ columns.T)
 
 
 def averaging(side: int, bins: int, like: Tensor) -> Tensor:
-    """The matrix (bins, side) by which adaptive average pooling maps an axis; `side` may be symbolic.
+    """The matrix (bins, side) of adaptive average pooling along an axis; `side` may be symbolic.
 
     Row i is 1 / (b - a) from a = floor(i side / bins) to b = ceil((i + 1) side / bins), and 0 elsewhere.
     """
@@ -108,29 +108,29 @@ def pspnet(
     | part | channels (ResNet-50 and deeper) | stride |
     |---|---|---|
     | encoder, see `encoder` | 2048 | 8, rates 2 and 4 |
-    | pyramid pooling to 1x1, 2x2, 3x3, 6x6, 1x1 convolutions, bilinear, beside the map | 4 x 512 + 2048 | 8 |
+    | pyramid pooling to 1x1, 2x2, 3x3, 6x6, 1x1 convolutions, bilinear, concat with the map | 4 x 512 + 2048 | 8 |
     | 3x3, dropout, scores 1x1 | 512 num_classes | 8 |
     | bilinear to the input's size | num_classes | 1 |
     | "aux": 3x3, dropout, 1x1 on the stage before the last | 256 num_classes | 1 |
 
-    The encoder is torchvision's unless one asks for the authors': their release aligns corners, and has three 3x3
-    convolutions in the stem and the first block of a stage at the stage's rate, which is align_corners=True with
-    backbone_arguments {"deep_stem": (64, 64, 128), "full_rate": True}, for images of 8 n + 1 pixels.
+    The encoder is torchvision's by default. The authors' release aligns corners, has three 3x3 convolutions in the
+    stem, and uses a stage's rate in its first block too: align_corners=True with backbone_arguments {"deep_stem": (64,
+    64, 128), "full_rate": True}, for images of 8 n + 1 pixels.
 
     Releases: hszhao's semseg, by the authors, and MMSegmentation, which does not align corners and whose stem is
     (32, 32, 64) wide; `load_published` reads the weights of both. The authors' prototxts have semseg's layers, but pool
-    a map of one size, 60 or 90, in windows without overlap, where any size is pooled adaptively here.
+    a map of fixed size, 60 or 90, in windows without overlap; here any size is pooled adaptively.
 
     Args:
         num_classes: K.
         backbone: a name for `encoder`.
         output_stride: 8 in the paper, 16 or 32.
         sizes: bins of the pyramid.
-        aux: whether the second head is there; its loss counts 0.4 in the paper.
+        aux: whether to have the second head; the weight of its loss is 0.4 in the paper.
         backbone_weights: state dict of torchvision's classifier to start from.
-        align_corners: of every interpolation.
-        backbone_arguments: what `encoder` takes besides.
-        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        align_corners: for every interpolation.
+        backbone_arguments: further arguments of `encoder`.
+        in_channels: channels of the image; RGB filters are adapted to them, see `channels.adapt`.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}, and "aux".

@@ -1,4 +1,4 @@
-"""Networks by name, and weights that are read without running code from the file."""
+"""Networks by name, and weights, which are read without running code from the file."""
 
 from __future__ import annotations
 
@@ -103,24 +103,24 @@ SHIPPED: dict[str, Shipped] = {
 
 _FOLDER = Path(__file__).resolve().parents[1] / "weights"
 _KEY = "atrousops"
-_UNFINISHED = "Of a checkpoint `train RECIPE --resume --set schedule.stop=1` makes weights, where the run stopped."
-_WRITTEN = "`atrousops train` writes one; a checkpoint that others published needs its name too (--model)."
+_UNFINISHED = "To convert a checkpoint to weights, run `train RECIPE --resume --set schedule.stop=1`."
+_WRITTEN = "`atrousops train` writes one; a checkpoint published by others also needs its name (--model)."
 
 
 class WeightsError(ArgumentError):
-    """A file of weights that is damaged, is something else, or does not fit the network."""
+    """A file of weights that is damaged, has another format, or does not fit the network."""
 
 
 @dataclass(frozen=True)
 class Info:
-    """What one must know to use a trained network; stored in the header of its file.
+    """The information needed to use a trained network; stored in the header of its file.
 
     network, arguments: the factory's name and keyword arguments.
     classes: names, in the order of the scores.
     mean, std: of the image in 0..1, a number for each channel; the input is (image - mean) / std.
-    size: the longest side of the images it was trained on, in pixels.
-    crf: keyword arguments of DenseCRF that suit its scores, where they were tuned.
-    scale: the stored number of a picture's file that counts as 1, or None; see `atrousops.data.bands.read_picture`.
+    size: the longest side of the training images, in pixels.
+    crf: keyword arguments of DenseCRF tuned for its scores, if any.
+    scale: the stored number in an image file that counts as 1, or None; see `atrousops.data.bands.read_picture`.
     """
 
     network: str
@@ -138,7 +138,7 @@ class Info:
 
 
 def list(kind: str = "weights") -> tuple[str, ...]:
-    """Names: of the weights that come with the package, for `load`, or of the "networks", for `build`.
+    """The names of the weights that come with the package, for `load`, or of the "networks", for `build`.
 
     Raises:
         ArgumentError: kind is something else.
@@ -149,10 +149,10 @@ def list(kind: str = "weights") -> tuple[str, ...]:
 
 
 def factory(name: str) -> Callable[..., nn.Module]:
-    """The factory of a network: one of ours, else one that an installed package adds by an entry point.
+    """The factory of a network: one of ours, or one that an installed package adds by an entry point.
 
     Raises:
-        ArgumentError: there is none of that name, or the package cannot be imported.
+        ArgumentError: there is no such factory, or the package cannot be imported.
     """
     if name in NETWORKS:
         return NETWORKS[name]
@@ -168,7 +168,7 @@ def build(name: str, **arguments: Any) -> nn.Module:
     """A network by the name of its factory, with fresh weights.
 
     Raises:
-        ArgumentError, ArgumentTypeError: there is no such network, it takes no such argument, or refuses it.
+        ArgumentError, ArgumentTypeError: there is no such network, or it does not accept an argument.
     """
     make = factory(name)
     try:
@@ -182,11 +182,11 @@ def build(name: str, **arguments: Any) -> nn.Module:
 
 
 def load(name: str | os.PathLike[str], **arguments: Any) -> nn.Module:
-    """A trained network, in evaluation mode; its `info` says what it expects and what its classes are.
+    """A trained network, in evaluation mode; its `info` describes its input and its classes.
 
     Args:
         name: one of `list()`, or the path of a file that `save` or `atrousops train` wrote.
-        arguments: keyword arguments of the factory that replace those it was trained with, such as output_stride=8.
+        arguments: keyword arguments of the factory that replace those of training, such as output_stride=8.
 
     Raises:
         FileNotFoundError: no such file.
@@ -205,11 +205,11 @@ def load(name: str | os.PathLike[str], **arguments: Any) -> nn.Module:
 
 
 def locate(name: str | os.PathLike[str]) -> Path:
-    """The file of weights that come with the package, by name, or that of a path.
+    """The file of weights that come with the package, by name, or a file given by its path.
 
     Raises:
         FileNotFoundError: no such file.
-        WeightsError: the package's file is another one.
+        WeightsError: the package's file has another sha256.
     """
     shipped = SHIPPED.get(str(name))
     path = _FOLDER / f"{name}.safetensors" if shipped is not None else Path(name)
@@ -223,7 +223,7 @@ def locate(name: str | os.PathLike[str]) -> Path:
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
-    """Loads a safetensors file into a network, whatever dtype the file has; returns the network.
+    """Loads a safetensors file of any dtype into a network; returns the network.
 
     Raises:
         FileNotFoundError: no such file.
@@ -242,11 +242,11 @@ def save(model: nn.Module, path: str | os.PathLike[str], info: Info) -> str:
         if value.is_floating_point():
             value = value.half() if value.dim() > 1 else value.float()
         state[name] = value.contiguous()
-    # One entry only: safetensors writes several in any order, and the same weights would have many hashes.
-    # Without a scale the header is that of versions that knew none.
+    # Only one entry: safetensors writes several in arbitrary order, and the hash would not be reproducible.
+    # Without a scale the header is the same as in versions without this field.
     values = {key: value for key, value in dataclasses.asdict(info).items() if key != "scale" or value is not None}
     header = {_KEY: json.dumps(values)}
-    # Not by save_file, whose error on a full disk is no OSError.
+    # Not by save_file, whose error on a full disk is not an OSError.
     write_atomically(path, lambda temporary: Path(temporary).write_bytes(safetensors_bytes(state, metadata=header)))
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
@@ -258,7 +258,7 @@ def _check_hash(path: Path, wanted: str) -> None:
 
 
 def header_of(path: Path) -> Info | None:
-    """What the header of a safetensors file says of its network; None of any other file."""
+    """The network's info in the header of a safetensors file; None for any other file."""
     return _read(path)[1] if path.suffix == ".safetensors" else None
 
 
@@ -268,7 +268,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Info | None]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             header = (file.metadata() or {}).get(_KEY)
     except (SafetensorError, OSError) as error:
-        # PyTorch's files are archives.
+        # PyTorch's files are zip archives.
         got = f"one of PyTorch's. {_UNFINISHED}" if zipfile.is_zipfile(path) else f"{error}."
         raise WeightsError(f"load: {path} must be a whole safetensors file; got {got} {_WRITTEN}") from error
     if header is None:
@@ -283,7 +283,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Info | None]:
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path, remedy: str = "") -> None:
-    """Loads a state dict; raises WeightsError, which says what does not fit and names the file it came from."""
+    """Loads a state dict; raises WeightsError, which says what does not fit and names the file."""
     wanted = model.state_dict()
     missing = [name for name in wanted if name not in state]
     unknown = [name for name in state if name not in wanted]

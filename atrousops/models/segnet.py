@@ -1,4 +1,4 @@
-"""SegNet: VGG-16 and its mirror, which unpools each map where it was pooled."""
+"""SegNet: VGG-16 and a mirrored decoder, which unpools each map with the encoder's pooling positions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SegNet(nn.Module):
         super().__init__()
         self.backbone = coding_vgg16(width, in_channels)
         self.decoder = UnpoolingDecoder(width, AtrousConv2d)
-        # The last layer of the mirror gives scores.
+        # The last layer of the decoder gives scores.
         last = self.decoder.stages[-1]
         assert isinstance(last, nn.Sequential)
         self.decoder.stages[-1] = last[:3]
@@ -48,15 +48,14 @@ def segnet(
     The layers are those of the authors' release. Poolings round up and each unpooling gives the size that was pooled:
     360x480, the authors' CamVid, becomes 45x60, 23x30 and 12x15 and the same on the way back.
 
-    Release: SegNet-Tutorial's segnet_inference.prototxt, but for its input, which is BGR in 0..255. Weights: the
-    release's fit layer by layer; its normalisations hold a scale and a shift alone, which are a mean of 0 and a
-    variance of 1 - eps here.
+    Release: SegNet-Tutorial's segnet_inference.prototxt, except for its input, which is BGR in 0..255. Its weights fit
+    layer by layer; its normalisations have only a scale and a shift, so mean and variance are 0 and 1 - eps here.
 
     Args:
         num_classes: K.
         width: channels of the first stage; all others are in proportion.
         backbone_weights: state dict of torchvision's vgg16_bn to start from.
-        in_channels: of the image; filters for RGB are summed (1) or cycled to it, see `channels.adapt`.
+        in_channels: channels of the image; RGB filters are adapted to them, see `channels.adapt`.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}.

@@ -1,4 +1,4 @@
-"""SegNet-Basic: four wide-kerneled stages and their mirror."""
+"""SegNet-Basic: four stages with large kernels and a mirrored decoder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SegNetBasic(nn.Module):
         self.encoder = nn.ModuleList(block(in_channels if stage == 0 else width) for stage in range(_STAGES))
         self.pool = MaxPool2d(2, 2, ceil_mode=True, return_indices="codes")  # type: ignore[arg-type]
         self.unpool = MaxUnpool2d(2, 2)
-        # From the deepest.
+        # The deepest first.
         self.decoder = nn.ModuleList(block(width) for _ in range(_STAGES))
         init_relu(self)
         self.score = AtrousConv2d(width, num_classes, 1)
@@ -63,9 +63,9 @@ def segnet_basic(
     Args:
         num_classes: K.
         width: channels of every layer.
-        local_response: normalise the image over channels first, x / (1 + 2e-5 sum of squares)^0.75, as the release does
-            with its images in 0..255.
-        in_channels: of the image.
+        local_response: first normalise the image over channels, x / (1 + 2e-5 sum of squares)^0.75, as the release does
+            for images in 0..255.
+        in_channels: channels of the image.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}.

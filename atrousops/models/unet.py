@@ -15,7 +15,7 @@ from atrousops.models.channels import check_channels
 from atrousops.models.unet_encoder import UNetOnEncoder
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d, MaxPool2d
 
-# What the convolutions without padding take away on each side.
+# Pixels lost on each side by unpadded convolutions.
 _MARGIN = 92
 
 
@@ -42,7 +42,7 @@ class UNet(nn.Module):
             return nn.Sequential(*layers)
 
         self.down = nn.ModuleList(double(i, o) for i, o in zip([in_channels, *widths], widths, strict=False))
-        # At the end of the contracting path.
+        # Only at the end of the contracting path.
         self.dropout = nn.Dropout(0.5)
         self.pool = MaxPool2d(2, 2)
         self.up = nn.ModuleList(AtrousConvTranspose2d(2 * w, w, 2, stride=2) for w in reversed(widths[:-1]))
@@ -51,10 +51,10 @@ class UNet(nn.Module):
         self._init()
 
     def _init(self) -> None:
-        """Normal weights of deviation sqrt(2 / N), N being the numbers that one of a layer's outputs is made of."""
+        """Normal weights with standard deviation sqrt(2 / N), where N is the number of inputs of one output value."""
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-                # The windows of the up-convolutions do not overlap, so that each pixel comes from one.
+                # The windows of the up-convolutions do not overlap, so each pixel is in one window.
                 inputs = layer.in_channels if isinstance(layer, nn.ConvTranspose2d) else layer.weight[0].numel()
                 nn.init.normal_(layer.weight, std=math.sqrt(2 / inputs))
                 if layer.bias is not None:
@@ -73,15 +73,15 @@ class UNet(nn.Module):
             skips.append(x)
         for up, join, skip in zip(self.up, self.join, reversed(skips[:-1]), strict=True):
             x = up(x)
-            # The middle of the skip: what its own convolutions have left more of.
+            # Crop the skip to its centre, because it is larger.
             x = join(torch.cat([crop(skip, (skip.shape[-1] - x.shape[-1]) // 2, x.shape[-2:]), x], dim=1))
         return {"out": crop(self.score(x), 0, size)}
 
 
 def _padded(input: Tensor, valid: bool) -> Tensor:
-    """To a size that all four poolings halve evenly: 16 n + 188 without padding, 16 n with."""
+    """Pads to a size that all four poolings halve evenly: 16 n + 188 for unpadded layers, 16 n for padded ones."""
     margin = _MARGIN if valid else 0
-    # 16 n + 4 pixels come back of 16 n + 188, and no fewer than 20 have a middle at every level.
+    # 16 n + 188 pixels give 16 n + 4, and at least 20 are needed for a crop at every level.
     rest = 4 if valid else 0
     after = [margin + max(-(side - rest) % 16, 16 + rest - side) for side in input.shape[-2:]]
     return reflect(input, margin, after)
@@ -96,7 +96,7 @@ def unet(
     backbone: str | None = None,
     backbone_weights: Mapping[str, Tensor] | None = None,
 ) -> UNet | UNetOnEncoder:
-    """U-Net: four poolings, four up-convolutions, and at each resolution the encoder's maps beside the decoder's.
+    """U-Net: four poolings, four up-convolutions, and concatenation of the encoder's maps at each resolution.
 
     | part | channels | stride | side of a 388x388 image, mirrored to 572 |
     |---|---|---|---|
@@ -105,26 +105,26 @@ def unet(
     | two 3x3; pooling | 256 | 4 | 136 |
     | two 3x3, dropout; pooling | 512 | 8 | 64 |
     | two 3x3, dropout | 1024 | 16 | 28 |
-    | four times: up-convolution 2x2, the middle of the encoder's map, two 3x3 | 512 256 128 64 | 8 4 2 1 | 388 |
+    | four times: up-convolution 2x2, concat with the encoder's cropped map, two 3x3 | 512 256 128 64 | 8 4 2 1 | 388 |
     | scores 1x1 | num_classes | 1 | 388 |
 
-    With a `backbone` the contracting path is a classifier of torchvision or timm at output stride 32, and the expanding
-    one five times an up-convolution 2x2 and two 3x3 with normalisation, of 4 w, 2 w, w, w / 2 and w / 4 channels, the
-    first three of them beside the encoder's maps at strides 16, 8 and 4.
+    With a `backbone` the contracting path is a classifier of torchvision or timm at output stride 32. The expanding
+    path is five times an up-convolution 2x2 and two 3x3 with normalisation, of 4 w, 2 w, w, w / 2 and w / 4 channels;
+    the first three are concatenated with the encoder's maps at strides 16, 8 and 4.
 
-    Weights start as in the paper, from a normal distribution of standard deviation sqrt(2 / n), where n is the number
-    of inputs of a neuron; biases are zero.
+    Weights are initialised as in the paper, from a normal distribution of standard deviation sqrt(2 / n), where n is
+    the number of inputs of a neuron; biases are zero.
 
-    Release: the layers are those of the paper; they were not compared with the authors' release.
+    Release: the layers follow the paper; they were not compared with the authors' release.
 
     Args:
         num_classes: K.
-        width: w, channels of the first level; they double from each to the next.
+        width: w, channels of the first level; they double from level to level.
         padding: "reflect": no layer pads and the image is mirrored 92 pixels deep, as in the paper. "zeros": every
-            layer keeps the size; the same weights serve.
-        batch_norm: normalisation after each 3x3 convolution, which the paper does not have.
-        in_channels: of the image.
-        backbone: a name for `encoder`, with which padding is by zeros and normalisation there, whatever is asked.
+            layer keeps the size, with the same weights.
+        batch_norm: add normalisation after each 3x3 convolution; not in the paper.
+        in_channels: channels of the image.
+        backbone: a name for `encoder`; padding is then always "zeros", with normalisation.
         backbone_weights: state dict of that classifier to start from; its filters for RGB are adapted to in_channels.
 
     Returns:

@@ -18,7 +18,7 @@ class UNetOnEncoder(nn.Module):
     def __init__(self, backbone: Encoder, num_classes: int, width: int) -> None:
         super().__init__()
         self.backbone = backbone
-        # At strides 16, 8, 4, 2 and 1, of which the last two have nothing beside them.
+        # At strides 16, 8, 4, 2 and 1; the last two have no skip.
         widths = [4 * width, 2 * width, width, max(1, width // 2), max(1, width // 4)]
         skips = [backbone.channels[name] for name in _LEVELS[1:]] + [0, 0]
         inner = [backbone.channels["out"], *widths[:-1]]

@@ -1,4 +1,4 @@
-"""VGG-16 there and back: poolings that remember where maxima were, and a mirrored decoder that puts them there."""
+"""VGG-16 with pooling codes, and a mirrored decoder that unpools with them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from atrousops.models.vgg import vgg16
 from atrousops.nn import AtrousConv2d, AtrousConvTranspose2d, MaxPool2d, MaxUnpool2d
 from atrousops.nn.sequence import run_layers
 
-# Widths behind each convolution of a stage, from the deepest, in units of the encoder's first stage.
+# Output widths of each convolution of a stage, the deepest stage first, in units of the encoder's first stage.
 STAGES = ((8, 8, 8), (8, 8, 4), (4, 4, 2), (2, 1), (1, 1))
 
 
 def coding_vgg16(width: int, in_channels: int = 3) -> Backbone:
-    """VGG-16 with normalisation whose poolings return one-byte codes beside their maxima; run it by `encode`.
+    """VGG-16 with normalisation whose poolings also return one-byte codes of the positions; run it by `encode`.
 
-    Sizes are rounded up, as Caffe does: nothing at the border is lost, and any image has five poolings.
+    Sizes are rounded up, as in Caffe: no border pixels are lost, and images of any size can be pooled five times.
     """
 
     def pool(stage: int) -> MaxPool2d:
@@ -29,7 +29,7 @@ def coding_vgg16(width: int, in_channels: int = 3) -> Backbone:
 
 
 def encode(backbone: Backbone, input: Tensor) -> tuple[Tensor, list[tuple[Tensor, Sequence[int]]]]:
-    """The last map of `coding_vgg16`, and for each pooling its codes and the size of what it pooled."""
+    """The last map of `coding_vgg16`, and for each pooling its codes and the size of its input."""
     pooled: list[tuple[Tensor, Sequence[int]]] = []
     x, waiting = input, list[nn.Module]()
     for layer in backbone.values():

@@ -18,7 +18,7 @@ _STAGES = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
 
 
 def pool_2x2(number: int) -> nn.Module:
-    """The pooling of VGG-16, after whichever stage."""
+    """The pooling of VGG-16 after a stage."""
     return MaxPool2d(2, 2)
 
 
@@ -41,16 +41,16 @@ def vgg16(
     | conv4, pool4 | conv4 (3), pool4 | 512 | 16 |
     | out | conv5 (3), pool5 | 512 | 32 |
 
-    Layers bear the numbers they have in torchvision's vgg16 (vgg16_bn), also where a pooling is missing.
+    Layers have the same numbers as in torchvision's vgg16 (vgg16_bn), even if a pooling is missing.
 
     Args:
         width: channels of the first stage.
-        pool: number of the stage, from 1 -> its pooling, or None for none.
+        pool: number of a stage, from 1 -> its pooling, or None.
         dilations: of the convolutions of each stage.
-        valid: no padding anywhere.
+        valid: no padding in any layer.
         batch_norm: normalisation after each convolution.
-        keep: features to keep beside "out".
-        in_channels: of the image.
+        keep: features to return in addition to "out".
+        in_channels: channels of the image.
 
     Raises:
         ArgumentError: width or in_channels below 1.
@@ -100,7 +100,7 @@ def fully_convolutional(
 
 
 def load_vgg16(backbone: Backbone, head: nn.Sequential | None, weights: Mapping[str, Tensor] | None) -> None:
-    """Loads torchvision's state dict of vgg16 into the trunk and, where there is a head, into fc6 and fc7.
+    """Loads torchvision's state dict of vgg16 into the trunk and, if there is a head, into fc6 and fc7.
 
     Raises:
         ArgumentError: a weight of the trunk is missing.
@@ -113,8 +113,8 @@ def load_vgg16(backbone: Backbone, head: nn.Sequential | None, weights: Mapping[
 def load_fully_connected(head: nn.Sequential, weights: Mapping[str, Tensor] | None) -> None:
     """Loads torchvision's classifier of vgg16 into fc6 and fc7, the first two convolutions of `head`.
 
-    A smaller fc6 or fc7 takes every n-th output and input channel and evenly spaced taps of the 7x7 filter, the
-    decimation of Chen et al., DeepLab (2015), section 4. A state dict without the classifier leaves them as they are.
+    A smaller fc6 or fc7 gets every n-th output and input channel and evenly spaced taps of the 7x7 filter, the
+    subsampling of Chen et al., DeepLab (2015), section 4. A state dict without the classifier leaves them unchanged.
 
     Raises:
         ArgumentError: fc6 or fc7 is larger than the classifier's.

@@ -1,4 +1,4 @@
-"""Aligned Xception-65, the backbone of DeepLab v3+, in atrous separable convolutions."""
+"""Aligned Xception-65, the backbone of DeepLab v3+, with atrous separable convolutions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 
 class _Separable(nn.Module):
-    """Depthwise 3x3 and pointwise convolution, each normalised, and each with a ReLU where `relu` is set."""
+    """Depthwise 3x3 and pointwise convolution, each normalised, and each with a ReLU if `relu` is set."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dilation: int, relu: bool) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class _Plain(nn.Module):
 
 
 class _Block(nn.Module):
-    """Three separable convolutions, the last one strided, beside a shortcut, which the last block lacks."""
+    """Three separable convolutions, the last one strided, plus a shortcut, except in the last block."""
 
     def __init__(
         self, in_channels: int, widths: tuple[int, int, int], stride: int, dilation: int, last: bool = False
@@ -85,17 +85,16 @@ class Xception65(nn.Module):
     |  | exit: block of three | 728 1024 1024 | 32 | 16 | 8, rate 2 |
     | out | exit: three more, with ReLUs, without shortcut | 1536 1536 2048 | 32 | 16, rate 2 | 8, rate 4 |
 
-    Pooling is done by strided separable convolutions, and depthwise and pointwise ones have normalisations of their
-    own; ReLUs are where the authors' release has them, in front of separable convolutions, and after both parts at the
-    end.
+    Strided separable convolutions replace pooling; depthwise and pointwise ones have separate normalisations. As in the
+    authors' release, ReLUs are before separable convolutions, and after both parts in the last block.
 
     Args:
         output_stride: 8, 16 or 32.
         width: channels of the first layer, a multiple of 4; all others are in proportion.
-        in_channels: of the image.
+        in_channels: channels of the image.
 
     Raises:
-        ArgumentError: output_stride is none of these, width no multiple of 4, or in_channels below 1.
+        ArgumentError: output_stride is none of these, width is not a multiple of 4, or in_channels is below 1.
 
     Source: Chen et al., DeepLab v3+ (2018), section 3.2 and figure 4; Chollet, Xception (2017).
     """

@@ -16,7 +16,7 @@ from atrousops.nn.sequence import activation_of, does_nothing, flat, hooks_on_al
 
 
 class _ImagePooling(nn.Sequential):
-    """The image-level feature: global average, 1x1 convolution, and every pixel gets it."""
+    """The image-level feature: global average, 1x1 convolution, repeated for every pixel."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: Callable[[int], nn.Module], name: str) -> None:
         super().__init__(nn.AdaptiveAvgPool2d(1), *conv_norm_relu(in_channels, out_channels, norm=norm))
@@ -28,8 +28,8 @@ class _ImagePooling(nn.Sequential):
 
 
 def spread(pooled: Tensor, like: Tensor) -> Tensor:
-    """A map of one pixel repeated to the size and memory format of another, as bilinear upsampling of it would do."""
-    # The format is passed on: a 1x1 map has none, and concat would then return NCHW whatever the others are.
+    """A map of one pixel repeated to the size and memory format of another; equal to bilinear upsampling."""
+    # The memory format is given explicitly: a 1x1 map has none, and concat would return NCHW.
     nhwc = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
     repeated = pooled.expand(-1, -1, *like.shape[-2:])
     return repeated.contiguous(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
@@ -45,12 +45,12 @@ class ASPP(nn.Module):
 
     Args:
         in_channels: C.
-        rates: the dilations r_i, each at least 1; DeepLab v3 has (6, 12, 18) at output stride 16, and twice that at 8.
+        rates: the dilations r_i, each at least 1; in DeepLab v3 (6, 12, 18) at output stride 16, and twice that at 8.
         out_channels: K, of every branch and of the result.
         separable: atrous separable convolutions in the branches (DeepLab v3+).
-        between: of those, see `conv_norm_relu`.
-        image_pooling: whether the image-level branch is there.
-        norm: makes the normalisation of so many channels.
+        between: for separable convolutions, see `conv_norm_relu`.
+        image_pooling: whether to have the image-level branch.
+        norm: makes a normalisation from the number of channels.
         dropout: probability at the end.
 
     Shapes:
@@ -93,15 +93,14 @@ class ASPP(nn.Module):
 
 
 def run_aspp(aspp: Any, input: Tensor) -> Tensor | None:
-    """What an ASPP returns, in fewer steps, once `optimize` has prepared its layers; None where it has not.
+    """The result of an ASPP whose layers `optimize` has prepared, in fewer steps; None if they are not prepared.
 
     The branches are one layer (`run_branches`). The image-level branch is not repeated for every pixel:
-    conv_1x1(concat(a, repeat(p)); w) = conv_1x1(a; w_a) + conv_1x1(p; w_p), the last one on a single pixel; but with
-    16-bit weights, where one more rounding would show, it is.
+    conv_1x1(concat(a, repeat(p)); w) = conv_1x1(a; w_a) + conv_1x1(p; w_p), the last term on a single pixel. With
+    16-bit weights it is repeated, because this would add one rounding.
 
     Args:
-        aspp: this module's class or torchvision's, with `convs` and `project`, in which the last branch may be the
-            image-level one.
+        aspp: of this module's class or torchvision's, with `convs` and `project`; the last branch may be image-level.
     """
     project = next(flat([aspp.project]), None)
     if type(project) is not FusedConv2d or not isinstance(input, Tensor) or input.dim() != 4:
@@ -116,7 +115,7 @@ def run_aspp(aspp: Any, input: Tensor) -> Tensor | None:
     if not alike and pooling is None:
         return None
     pooled = None if pooling is None else run_layers(pooling.children(), input)
-    # A joined launch wants one map of all features in 16 bits.
+    # The joint launch takes one map of all features in 16 bits.
     apart = project.weight.itemsize >= 4 and _is_pointwise(project)
     others = [] if pooled is None or apart else [spread(pooled, input)]
     if alike:

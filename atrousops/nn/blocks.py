@@ -1,4 +1,4 @@
-"""conv_norm_relu: the block that DeepLab's heads are made of."""
+"""conv_norm_relu: the building block of DeepLab's heads."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from atrousops.nn.conv import AtrousConv2d
 
 
 def check_pooled(name: str, layers: nn.Module, input: Tensor) -> None:
-    """For layers behind a global pooling: the batch of one that a batch normalisation cannot learn from.
+    """For layers after a global pooling: refuses a batch of one, from which batch normalisation cannot train.
 
     Args:
         name: of the layers in their network.
-        layers: that see (N, C, 1, 1).
-        input: of the pooling, (N, C, H, W).
+        layers: those with input (N, C, 1, 1).
+        input: the input of the pooling, (N, C, H, W).
 
     Raises:
         ArgumentError: N is 1, and a batch normalisation among them is in training.
@@ -25,7 +25,7 @@ def check_pooled(name: str, layers: nn.Module, input: Tensor) -> None:
     if not layers.training or len(input) != 1:
         return
     for path, layer in layers.named_modules():
-        # SyncBatchNorm has the images of other processes.
+        # SyncBatchNorm also uses the images of other processes.
         if isinstance(layer, _BatchNorm) and not isinstance(layer, nn.SyncBatchNorm) and layer.training:
             bad_value(
                 f"{name}.{path}",
@@ -48,15 +48,15 @@ def conv_norm_relu(
 ) -> nn.Sequential:
     """Convolution that keeps the size, normalisation, ReLU: relu(norm(conv(x))).
 
-    Separable, the convolution is a depthwise one with its own normalisation and ReLU, then a pointwise one; a 1x1
-    convolution has nothing to separate and stays dense.
+    If separable, the convolution is a depthwise one with its own normalisation and ReLU, then a pointwise one; a 1x1
+    convolution stays dense.
 
     Args:
         in_channels, out_channels: C and K.
         kernel_size: odd.
         dilation: the rate.
         separable: atrous separable convolution, Chen et al., DeepLab v3+ (2018), section 3.1.
-        norm: makes the normalisation of so many channels.
+        norm: makes a normalisation from the number of channels.
         between: whether a separable convolution has the normalisation and the ReLU between its parts.
 
     Returns:

@@ -1,4 +1,4 @@
-"""FusedBranches: convolutions of one map side by side."""
+"""FusedBranches: parallel convolutions of one map."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from atrousops.ops.conv_branches import why_apart
 
 @leaf
 class FusedBranches(nn.Module):
-    """concat(branch_1(input), ..., branch_n(input), others...), as `run_branches` does it.
+    """concat(branch_1(input), ..., branch_n(input), others...), computed by `run_branches`.
 
     Args:
-        branches: stride 1 and zeros for padding, as many on either side; all of them with a bias, or none.
+        branches: of stride 1, with equal zero padding on both sides; either all or none have a bias.
         activation: "relu" or None.
 
     Shapes:
@@ -37,7 +37,7 @@ class FusedBranches(nn.Module):
 
 
 def run_branches(layers: list[Any], activation: str | None, input: Tensor, others: Sequence[Tensor]) -> Tensor:
-    """concat(activation(layer_1(input)), ..., others...): one `functional.conv_branches` where that is one launch."""
+    """concat(activation(layer_1(input)), ..., others...), by `functional.conv_branches` if that is one launch."""
     if input.dim() == 4 and (joined := _joined(layers, activation, input, others)) is not None:
         return joined
     return torch.cat([*[layer(input, None, activation) for layer in layers], *others], 1)
@@ -47,7 +47,7 @@ def _joined(layers: list[Any], activation: str | None, input: Tensor, others: Se
     first = layers[0]
     alike = all([fits(layer) and (layer.bias is None) == (first.bias is None) for layer in layers])
     hooks = any([layer._forward_hooks or layer._forward_pre_hooks for layer in layers])
-    # A concatenation finds one dtype for all.
+    # Concatenation promotes all to one dtype.
     if not alike or hooks or activation not in (None, "relu") or any([t.dtype != input.dtype for t in others]):
         return None
     if first.channels_last:
@@ -61,7 +61,7 @@ def _joined(layers: list[Any], activation: str | None, input: Tensor, others: Se
 
 
 def fits(layer: Any) -> bool:
-    """Whether a layer can be one of several that are one launch."""
+    """Whether a layer can be part of a joint launch."""
     return (
         type(layer) is FusedConv2d
         and layer.stride == (1, 1)
@@ -72,7 +72,7 @@ def fits(layer: Any) -> bool:
 
 
 def padding_of(layer: FusedConv2d) -> tuple[int, int] | None:
-    """Zeros on either side along both axes; None where a side has others than the other."""
+    """The zero padding along both axes; None if the two sides differ."""
     if isinstance(layer.padding, str):
         total = [d * (k - 1) if layer.padding == "same" else 0 for d, k in zip(layer.dilation, layer.kernel_size)]
         return None if any(t % 2 for t in total) else (total[0] // 2, total[1] // 2)

@@ -1,4 +1,4 @@
-"""ContextModule: wider and wider context at full resolution."""
+"""ContextModule: increasing context at full resolution."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atrousops.nn.conv import AtrousConv2d
 from atrousops.nn.in_place import leaf
 from atrousops.ops.context_module import runs_as_one
 
-# Table 1 of the paper; a last 1x1 layer follows.
+# Table 1 of the paper; a 1x1 layer follows.
 _DILATIONS = (1, 1, 2, 4, 8, 16, 1)
 
 
@@ -27,15 +27,15 @@ def _widths(kind: str, count: int) -> list[int]:
 
 @leaf
 class ContextModule(nn.Module):
-    """Aggregates context with dilated convolutions, without losing resolution.
+    """Aggregates context by dilated convolutions without loss of resolution.
 
     3x3 convolutions, with dilation 1, 1, 2, 4, 8, 16, 1 in the paper, each followed by max(., 0), then a 1x1
     convolution. Maps keep their size; the receptive field is 67 x 67.
 
     The weights start as the identity: k^b(t, a) = C / c_out where t = 0 and floor(a C / c_in) = floor(b C / c_out),
-    for input map a and output map b (eq. (5)); in the basic module, where all widths are C, that is eq. (4).
-    Elsewhere they are 0 (basic), or normal noise that breaks ties (large). So the module starts by returning a
-    non-negative input as it is, borders included (but for the noise).
+    for input map a and output map b (eq. (5)); in the basic module, where all widths are C, this is eq. (4). The other
+    weights are 0 (basic), or normal noise that breaks ties (large). So the initial module returns a non-negative input
+    unchanged, also at borders (except for the noise).
 
     Args:
         channels: C, of input and output.
@@ -44,8 +44,8 @@ class ContextModule(nn.Module):
         dilations: of the 3x3 layers. The authors' releases have, with the 1x1 layer, eight layers for VOC and CamVid,
             seven for KITTI, (1, 1, 2, 4, 8, 1), and ten for Cityscapes, (1, 1, 2, 4, 8, 16, 32, 64, 1).
         border: "layers": each layer pads with zeros by its dilation (CamVid, KITTI, Cityscapes); "input": the input is
-            padded with zeros by all of them, 33, and no layer pads, so that what stands behind the border goes through
-            the biases and the ReLUs too (VOC).
+            padded with zeros by all of them, 33, and no layer pads, so that positions outside the border pass through
+            biases and ReLUs too (VOC).
 
     Shapes:
         input: (N, C, H, W) or (C, H, W), any floating dtype; output: the same.
@@ -117,7 +117,7 @@ class ContextModule(nn.Module):
         return last(input)
 
     def _as_one(self, input: Tensor) -> Tensor | None:
-        """All layers by one operator, where that is what runs them and they are as they were made."""
+        """All layers by one operator, if that operator runs them and the layers are unchanged."""
         plain = [x for x in self.layers if not (x._forward_hooks or x._forward_pre_hooks)]
         layers = [layer for layer in plain if type(layer) is AtrousConv2d]
         biases = [layer.bias for layer in layers if layer.bias is not None]

@@ -17,7 +17,7 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class _AtrousConv(_ConvNd):
-    """What the three ranks share. No class here adds state, so that a layer of torch.nn can become one of them."""
+    """Base of the three ranks. No class here adds state, so that a layer of torch.nn can be converted to it."""
 
     _function: ClassVar[Callable[..., Tensor]]
 
@@ -28,7 +28,7 @@ class _AtrousConv(_ConvNd):
         return self._function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def _padded(self, input: Tensor) -> Tensor:
-        # What has no sizes to check, PyTorch knows: no tensor, a nested one, a proxy of torch.fx.
+        # Objects without checkable sizes go to PyTorch: non-tensors, nested tensors, proxies of torch.fx.
         if isinstance(input, Tensor) and not input.is_nested:
             self._check_padding(input)
         return torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -36,7 +36,7 @@ class _AtrousConv(_ConvNd):
     def _check_padding(self, input: Tensor) -> None:
         rank = len(self.kernel_size)
         _check_rank(self, input)
-        # Reflection repeats all but the edge itself; going round may repeat the whole axis.
+        # Reflection repeats everything except the edge itself; circular padding may repeat the whole axis.
         room = {"reflect": -1, "circular": 0}.get(self.padding_mode)
         if room is not None:
             widest = [max(self._reversed_padding_repeated_twice[2 * i : 2 * i + 2]) for i in reversed(range(rank))]
@@ -53,11 +53,11 @@ class _AtrousConv(_ConvNd):
 
 
 class _FusedConv(_AtrousConv):
-    """What the three ranks share: what `optimize` makes of a convolution."""
+    """Base of the three ranks of the layers that `optimize` makes from convolutions."""
 
-    # Whether the input is brought into channels_last, where it has four or five axes.
+    # Whether an input of four or five axes is converted to channels_last.
     channels_last: bool = False
-    # Whether the result is contiguous whatever the input is: later code reads its strides.
+    # Whether the result is always contiguous, because later code reads its strides.
     contiguous_output: bool = False
 
     def forward(self, input: Tensor, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
@@ -76,7 +76,7 @@ class _FusedConv(_AtrousConv):
 
 
 class _AtrousConvTranspose(_ConvTransposeNd):
-    """What the three ranks share."""
+    """Base of the three ranks."""
 
     _function: ClassVar[Callable[..., Tensor]]
 
@@ -84,7 +84,7 @@ class _AtrousConvTranspose(_ConvTransposeNd):
         output_padding: Any = self.output_padding
         if output_size is not None:
             _check_rank(self, input)
-            # torch annotates tuples as lists here.
+            # torch's annotation here is a list.
             resolve: Any = self._output_padding
             rank = len(self.kernel_size)
             output_padding = resolve(
@@ -129,7 +129,7 @@ class AtrousConv2d(_AtrousConv, nn.Conv2d):
             (size + 2 padding - dilation (kernel_size - 1) - 1) // stride + 1.
 
     Raises:
-        ArgumentError, ArgumentTypeError: shapes or dtypes that do not fit, with what would.
+        ArgumentError, ArgumentTypeError: shapes or dtypes that do not fit; the message has a remedy.
 
     Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), eq. (2);
     Chen et al., DeepLab (2018), section 3.1.
@@ -147,7 +147,7 @@ class AtrousConv3d(_AtrousConv, nn.Conv3d):
 
 @in_place_of(nn.ConvTranspose1d)
 class AtrousConvTranspose1d(_AtrousConvTranspose, nn.ConvTranspose1d):
-    """torch.nn.ConvTranspose1d on functional.conv_transpose1d, of (N, C, L); see AtrousConvTranspose2d."""
+    """torch.nn.ConvTranspose1d on functional.conv_transpose1d, for (N, C, L); see AtrousConvTranspose2d."""
 
     _function = staticmethod(ops.conv_transpose1d)
 
@@ -167,7 +167,7 @@ class AtrousConvTranspose2d(_AtrousConvTranspose, nn.ConvTranspose2d):
             forward's `output_size` picks one of the `stride` sizes that fit.
 
     Raises:
-        ArgumentError, ArgumentTypeError: shapes or dtypes that do not fit, with what would.
+        ArgumentError, ArgumentTypeError: shapes or dtypes that do not fit; the message has a remedy.
 
     Source: Zeiler et al., Adaptive deconvolutional networks (2011); Long et al., FCN (2015), section 3.3.
     """
@@ -177,7 +177,7 @@ class AtrousConvTranspose2d(_AtrousConvTranspose, nn.ConvTranspose2d):
 
 @in_place_of(nn.ConvTranspose3d)
 class AtrousConvTranspose3d(_AtrousConvTranspose, nn.ConvTranspose3d):
-    """torch.nn.ConvTranspose3d on functional.conv_transpose3d, of (N, C, D, H, W); see AtrousConvTranspose2d."""
+    """torch.nn.ConvTranspose3d on functional.conv_transpose3d, for (N, C, D, H, W); see AtrousConvTranspose2d."""
 
     _function = staticmethod(ops.conv_transpose3d)
 
@@ -189,11 +189,11 @@ class FusedConv1d(_FusedConv, AtrousConv1d):
 
 @leaf
 class FusedConv2d(_FusedConv, AtrousConv2d):
-    """activation(AtrousConv2d(input) + residual) in one call: what `atrousops.optimize` makes of a convolution.
+    """activation(AtrousConv2d(input) + residual) in one call; `atrousops.optimize` makes such layers.
 
-    `forward(input, residual=None, activation=None)`; activation is None, "relu", "relu6", "hardswish" or "silu". The
-    input is brought into channels_last first where the attribute of that name is set; where `contiguous_output` is set,
-    the result is contiguous whatever the input is.
+    `forward(input, residual=None, activation=None)`; activation is None, "relu", "relu6", "hardswish" or "silu". If the
+    attribute `channels_last` is set, the input is converted to that first; if `contiguous_output` is set, the result is
+    always contiguous.
 
     Shapes:
         input: (N, C, H, W) or (C, H, W); residual: the output's shape, or one that broadcasts with it, or None.

@@ -1,4 +1,4 @@
-"""Fully connected conditional random fields: DenseCRF, which is given, and CRFasRNN, which learns."""
+"""Fully connected conditional random fields: DenseCRF, with fixed weights, and CRFasRNN, with trained ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from atrousops.ops.permutohedral import NORMALIZATIONS, Lattice
 
 
 class _GaussianCRF(nn.Module):
-    """What both have in common: kernels, and mean-field inference over them."""
+    """Base of both: kernels, and mean-field inference over them."""
 
     def __init__(
         self, iterations: int, kernels: Mapping[str, CRFKernel], normalization: str, spacing: Numbers = 1.0
@@ -62,7 +62,7 @@ class _GaussianCRF(nn.Module):
         return self._setting("bilateral_", "srgb")
 
     def _setting(self, prefix: str, name: str) -> tuple[float, ...]:
-        """Of the usual two kernels; one number of sxy is that of x and y."""
+        """A setting of the two default kernels; a single sxy is that of x and y."""
         kernel = next((kernel for kernel in self.kernels if kernel.prefix == prefix), None)
         if kernel is None:
             raise AttributeError(f"{self._name} has `kernels`, and no {prefix}{name}")
@@ -70,7 +70,7 @@ class _GaussianCRF(nn.Module):
         return value * 2 if name == "sxy" and len(value) == 1 else value
 
     def _names(self, what: str) -> list[str]:
-        """Of a tensor that each kernel has: gaussian_WHAT and bilateral_WHAT, or WHAT0, WHAT1 and on."""
+        """The name of each kernel's tensor: gaussian_WHAT and bilateral_WHAT, or WHAT0, WHAT1, ..."""
         usual = not self.kernels[0].prefix.startswith("kernels[")
         return [f"{kernel.prefix}{what}" if usual else f"{what}{n}" for n, kernel in enumerate(self.kernels)]
 
@@ -78,7 +78,7 @@ class _GaussianCRF(nn.Module):
         raise NotImplementedError
 
     def lattices(self, image: Tensor) -> list[Lattice]:
-        """The lattice of each kernel in turn; one of positions alone serves all images.
+        """The lattice of each kernel in turn; a kernel of positions only has one lattice for all images.
 
         Args:
             image: (N, C, *spatial), float32 or float64.
@@ -92,7 +92,7 @@ class _GaussianCRF(nn.Module):
         device = scores.device.type
         dtype = torch.float32 if is_autocast(device) and scores.dtype != torch.float64 else scores.dtype
         compute = torch.float64 if dtype == torch.float64 else torch.float32
-        # PyTorch has no autocast on meta.
+        # PyTorch has no autocast for meta.
         with torch.autocast("cpu" if device == "meta" else device, enabled=False):
             lattices = self.lattices(image.detach().to(compute))
             mus = self._compatibilities(scores.shape[1])
@@ -145,40 +145,43 @@ class DenseCRF(_GaussianCRF):
         bilateral: exp(-|p_i - p_j|^2 / (2 sxy^2) - |I_i - I_j|^2 / (2 srgb^2))
 
     on the permutohedral lattice, or with any other `kernels`. Equal to pydensecrf with its default DIAG_KERNEL, whose
-    parameters stay at one: to DenseCRF2D of images, and of volumes to DenseCRF with the features that its
-    create_pairwise_gaussian and create_pairwise_bilateral make of (D, H, W) and sdims (sz, sy, sx). Of images those
-    have y before x, where DenseCRF2D and this have x before y, and the lattice's own error depends on the order.
+    parameters stay at one: for images to DenseCRF2D, and for volumes to DenseCRF with the features that its
+    create_pairwise_gaussian and create_pairwise_bilateral make from (D, H, W) and sdims (sz, sy, sx). For images these
+    functions put y before x, while DenseCRF2D and this layer put x before y; the lattice's approximation error depends
+    on the order.
 
     Args:
         iterations: of mean field.
-        gaussian_sxy, bilateral_sxy: standard deviations in pixels, one, or one an axis: (sx, sy) or (sx, sy, sz), of
-            which x is the last axis of the tensors.
+        gaussian_sxy, bilateral_sxy: standard deviations in pixels, one for all axes or one for each: (sx, sy) or (sx,
+            sy, sz), where x is the last axis of the tensors.
         bilateral_srgb: standard deviation in image units, one for all channels or one for each.
         gaussian_compat, bilateral_compat: a number w, the Potts model, which rewards neighbours of one label with w; or
-            L numbers mu_l or an (L, L) matrix of penalties (so that Potts is -w on the diagonal), of which, as in
-            pydensecrf, the symmetric part counts.
+            L numbers mu_l or an (L, L) matrix of penalties (Potts is -w on the diagonal). As in pydensecrf, only the
+            symmetric part of a matrix is used.
         normalization: "symmetric", "before", "after" or "none"; see `functional.permutohedral_filter`.
-        kernels: in the place of those two, one or more `CRFKernel`, or dictionaries of their arguments.
-        spacing: of pixels or voxels, one or one an axis, (x, y, z); all sxy are then in its unit, mm say.
+        kernels: one or more `CRFKernel`, or dictionaries of their arguments, instead of those two.
+        spacing: size of pixels or voxels, one number or (x, y, z); all sxy are in the same unit, such as mm.
 
     Shape:
-        scores (N, L, *spatial), L >= 2, log-probabilities or logits, left as they are; image (N, C, *spatial), uint8 or
+        scores (N, L, *spatial), L >= 2, log-probabilities or logits; image (N, C, *spatial), uint8 or
         floating; *spatial is (W), (H, W) or (D, H, W); output Q (N, L, *spatial), probabilities of the dtype of scores.
-        A kernel has at most 7 features, of which each axis is one: C is 1 to 5 of images, to 4 of volumes, to 6 of
-        signals, or of a kernel's `channels`. Computed in float64 for float64 scores, else in float32, also under
-        autocast, which then returns float32. Differentiable in scores.
+        A kernel has at most 7 features, including one for each axis: C, or the number of a kernel's `channels`, is at
+        most 5 for images, 4 for volumes, 6 for signals. Computed in float64 for float64 scores, else in float32, also
+        under autocast, which then returns float32. Differentiable in scores.
 
-    The image has any range, bilateral_srgb being in its unit: 13 is meant for 0..255, to which an image in 0..1 is a
-    single flat colour. On the CPU there is a warning of floating images that have values below -0.5, or none above 1,
-    and spread over less than two srgb, unless one is below 1; on a GPU there is none, since it would wait.
+    The image may have any range; bilateral_srgb is in its unit. 13 is meant for 0..255; with it an image in 0..1 looks
+    like a single colour. On the CPU a warning is given for a floating image with values below -0.5, or none above 1,
+    whose range is less than two srgb, unless an srgb is below 1. On a GPU there is no warning, because the check would
+    synchronise.
 
     Scores that are not finite: -inf makes a label impossible at a pixel. A pixel with NaN or +inf, or with -inf alone,
-    is NaN in Q and takes no part in the others' Q; see `functional.mean_field`. An image that is not finite is an
-    error.
+    is NaN in Q and does not affect the Q of other pixels; see `functional.mean_field`. An image that is not finite is
+    an error.
 
     Raises:
         ArgumentError: an argument is out of range, shapes or devices disagree, there are fewer than two labels, the
-            image is not finite or has too many channels, or there are kernels and settings of the usual two.
+            image is not finite or has too many channels, or both `kernels` and settings of the default kernels are
+            given.
         ArgumentTypeError: an argument is of the wrong type or dtype.
     """
 
@@ -201,7 +204,7 @@ class DenseCRF(_GaussianCRF):
         default = {"gaussian_": CRFKernel(3.0, 3.0), "bilateral_": CRFKernel(10.0, 80.0, 13.0)}
         used = given_kernels(type(self).__name__, usual, default, kernels)
         super().__init__(iterations, used, normalization, spacing)
-        # Settings, not state: two CRFs may differ in shape here, and none is trained.
+        # Not saved in the state dict: these are settings, and shapes may differ between CRFs.
         for argument, (prefix, kernel) in zip(self._names("compat"), used.items(), strict=True):
             self.register_buffer(argument, self._compatibility(f"{prefix}compat", kernel.compat), persistent=False)
 
@@ -213,7 +216,7 @@ class DenseCRF(_GaussianCRF):
         if mu.dim() > 2 or (mu.dim() == 2 and mu.shape[0] != mu.shape[1]):
             bad_value(self._name, argument, "be a number, L numbers or an (L, L) matrix", f"shape {tuple(mu.shape)}")
         if mu.is_meta:
-            # Lost there for good: no state dict brings it back.
+            # The values would be lost: no state dict restores them.
             rule = "be built where it has values"
             bad_value(self._name, argument, rule, "meta", "Build the layer elsewhere; .to('meta') moves it there.")
         if not mu.isfinite().all():
@@ -256,10 +259,10 @@ class CRFasRNN(_GaussianCRF):
     Args:
         labels: L.
         iterations, gaussian_sxy, bilateral_sxy, bilateral_srgb, normalization: as in DenseCRF; defaults as in the
-            authors' release (3; 160 and 3), whose filter is divided by that of ones: "after".
-        gaussian_weight, bilateral_weight: what the kernel weights start with.
-        kernels, spacing: as in DenseCRF; the compat of each kernel is a number, which its weights, weight0, weight1 and
-            on, start with.
+            authors' release (3; 160 and 3), which normalises "after".
+        gaussian_weight, bilateral_weight: initial kernel weights.
+        kernels, spacing: as in DenseCRF; the compat of each kernel is a number, the initial value of its weights
+            weight0, weight1, ...
 
     Shape:
         As DenseCRF. Differentiable in scores and all parameters; not in the image.

@@ -1,4 +1,4 @@
-"""The Gaussian kernels of a CRF: over where pixels are, over what an image shows there, or over both."""
+"""The Gaussian kernels of a CRF: over positions, over image values, or over both."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class CRFKernel:
     """One kernel of a CRF: exp(-|p_i - p_j|^2 / (2 sxy^2) - sum over channels c of (I_ic - I_jc)^2 / (2 srgb_c^2)).
 
     Attributes:
-        compat: how much it counts. In DenseCRF as gaussian_compat there: w of the Potts model, L numbers or an (L, L)
-            matrix. In CRFasRNN the number that its kernel weights have on their diagonal at first.
-        sxy: standard deviation of positions, one or one an axis, (sx, sy, sz) with x the last axis of the tensors, in
-            the unit of the CRF's spacing. None: positions have no part.
-        srgb: standard deviation of the image in its units, one or one a channel. None: the image has no part.
-        channels: which of the image's channels have a part; all if None.
+        compat: the weight. In DenseCRF as gaussian_compat: w of the Potts model, L numbers or an (L, L) matrix. In
+            CRFasRNN the initial diagonal of its kernel weights.
+        sxy: standard deviation of positions, one number or (sx, sy, sz), where x is the last axis of the tensors, in
+            the unit of the CRF's spacing. None: positions are not used.
+        srgb: standard deviation of the image in its units, one number or one per channel. None: the image is not used.
+        channels: the image channels to use; all if None.
     """
 
     compat: Compatibility
@@ -39,9 +39,9 @@ class CRFKernel:
 
 
 class Checked(NamedTuple):
-    """A kernel whose numbers are known to be right; `prefix` begins its arguments' names in messages.
+    """A kernel with checked numbers; `prefix` is put before its arguments' names in messages.
 
-    One number of sxy serves all axes, and one of srgb all channels.
+    A single sxy is for all axes, and a single srgb for all channels.
     """
 
     prefix: str
@@ -69,8 +69,8 @@ def check_kernel(op: str, prefix: str, kernel: CRFKernel) -> Checked:
     """The kernel's numbers as tuples.
 
     Raises:
-        ArgumentError, ArgumentTypeError: a number is not positive, there are too many, or neither positions nor the
-            image have a part.
+        ArgumentError, ArgumentTypeError: a number is not positive, there are too many, or neither sxy nor srgb is
+            given.
     """
     sxy = None if kernel.sxy is None else deviations(op, f"{prefix}sxy", kernel.sxy, MAX_AXES)
     room = MAX_FEATURES - (0 if sxy is None else len(sxy))
@@ -91,14 +91,14 @@ def given_kernels(
     kernels: Sequence[CRFKernel | Mapping[str, Any]] | None,
     compat: str = "compat",
 ) -> Mapping[str, CRFKernel]:
-    """The usual two, or other kernels, or keyword arguments of those, by the prefix of their names in messages.
+    """The two default kernels, or the given ones, by the prefix of their argument names in messages.
 
     Args:
-        compat: what that of the usual two is called.
+        compat: the name of the compat argument of the default kernels.
 
     Raises:
-        ArgumentError, ArgumentTypeError: there is none, one is something else, or of the usual two a setting is not as
-            in `default`, which would be left out.
+        ArgumentError, ArgumentTypeError: the sequence is empty or holds something else, or a setting of the default
+            kernels, which would be ignored, differs from `default`.
     """
     if kernels is None:
         return usual
@@ -127,7 +127,7 @@ def _kernel(op: str, argument: str, given: CRFKernel | Mapping[str, Any]) -> CRF
 
 
 def check_image(op: str, kernels: Sequence[Checked], spacing: tuple[float, ...], image: Tensor) -> None:
-    """Raises ArgumentError unless an image (N, C, *spatial) has the axes and channels that the kernels are of."""
+    """Raises ArgumentError unless an image (N, C, *spatial) has the axes and channels that the kernels use."""
     axes, count = image.dim() - 2, image.shape[1]
     for argument, value in (("spacing", spacing), *((f"{k.prefix}sxy", k.sxy) for k in kernels)):
         if value is not None and len(value) not in (1, axes):
@@ -150,16 +150,16 @@ def check_image(op: str, kernels: Sequence[Checked], spacing: tuple[float, ...],
         wanted = f"1 to {most} channels" if given == 1 else f"{given} channels, as {kernel.prefix}srgb"
         remedy = "A grey image has one channel; repeated three times, its distances grow by the root of 3."
         if read > most:
-            remedy = f"The lattice has at most {MAX_FEATURES} features, of which the position is {axes}; give a "
+            remedy = f"The lattice has at most {MAX_FEATURES} features, and the position takes {axes}; give a "
             remedy += "CRFKernel the channels that matter, or the image's principal components."
         bad_value(op, "image", f"have {wanted}", tuple(image.shape), remedy)
 
 
 def lattice(op: str, kernel: Checked, spacing: tuple[float, ...], image: Tensor) -> Lattice:
-    """The lattice of a kernel: of each image, or one for all where the image has no part."""
+    """The lattice of a kernel: one per image, or one for all if the kernel does not use the image."""
     colours = None
     if kernel.srgb is not None:
-        # By numbers, and not by a tensor of them, which a GPU would have to wait for.
+        # Divided by Python numbers: a tensor would make a GPU wait for a copy.
         channels, by = image.unbind(1), kernel.srgb
         if kernel.channels is not None:
             channels = tuple(channels[c] for c in kernel.channels)
@@ -176,7 +176,7 @@ def lattice(op: str, kernel: Checked, spacing: tuple[float, ...], image: Tensor)
 
 
 def _positions(sxy: tuple[float, ...], spacing: tuple[float, ...], image: Tensor) -> Tensor:
-    """(1, axes, *spatial), in standard deviations; in pydensecrf's order: x before y, but z, y, x of a volume."""
+    """(1, axes, *spatial), in standard deviations, in pydensecrf's order: x, y for images; z, y, x for volumes."""
     size = image.shape[2:]
     axes = len(size)
     sxy, spacing = (value * axes if len(value) == 1 else value for value in (sxy, spacing))
@@ -188,7 +188,7 @@ def _positions(sxy: tuple[float, ...], spacing: tuple[float, ...], image: Tensor
 
 
 def check_range(op: str, kernels: Sequence[Checked], image: Tensor) -> None:
-    """Warns of an image whose colours make no difference. Not of a GPU's, since that would wait for it."""
+    """Warns of an image whose colours have no effect; not on a GPU, because the check would synchronise."""
     read = [kernel for kernel in kernels if kernel.srgb is not None]
     if not image.is_floating_point() or not read or any(kernel.channels for kernel in read):
         return
@@ -196,7 +196,7 @@ def check_range(op: str, kernels: Sequence[Checked], image: Tensor) -> None:
     if least < 1 or image.numel() == 0 or not is_known(image):
         return
     low, high = (float(v) for v in image.detach().aminmax())
-    # A little below 0 lies what was normalised and brought back; other units than 0..255 spread over deviations.
+    # Denormalised images may lie slightly below 0; images in other units span several deviations.
     if high - low <= 2 * least and (low < -0.5 or 0 < high <= 1):
         warnings.warn(
             f"{op}: image is in {low:g}..{high:g}, where 0..255 is expected: to deviations of "

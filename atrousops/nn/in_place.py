@@ -1,4 +1,4 @@
-"""How our layers look to tools that know those of torch.nn: torch.fx asks for a name, quantisation for a class."""
+"""Makes our layers recognisable to tools that know torch.nn's: torch.fx checks a name, quantisation a class."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from atrousops.common.checks import bad_type
 
 T = TypeVar("T", bound=type[nn.Module])
 
-# Our classes by PyTorch's.
+# PyTorch's class -> ours.
 OURS: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 class _Name(str):
-    """The `__module__` of a class: the truth to who asks the class, `theirs` to who asks one of its instances."""
+    """A descriptor for `__module__`: the real module on the class, `theirs` on its instances."""
 
     theirs: str
 
     def __get__(self, instance: object, owner: type | None = None) -> str:
         return str(self) if instance is None else self.theirs
 
-    # From protocol 4 on, pickle saves the name itself.
+    # From protocol 4 on, pickle saves the qualified name itself.
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         return str, (str(self),)
 
 
 class _QConfig:
-    """The attribute with which PyTorch's quantisation marks what it will replace; see `become_stock`."""
+    """The attribute with which PyTorch's quantisation marks layers that it will replace; see `become_stock`."""
 
     def __get__(self, layer: nn.Module | None, owner: type | None = None) -> Any:
         if layer is None:
@@ -50,10 +50,10 @@ class _QConfig:
 
 
 def leaf(ours: T, theirs: type[nn.Module] = nn.Module) -> T:
-    """Makes torch.fx take instances of a class for layers of torch.nn: one call in a graph, and no look into `forward`.
+    """Makes torch.fx treat instances of a class as layers of torch.nn: leaf modules whose `forward` is not traced.
 
-    `torch.fx.Tracer.is_leaf_module` asks an instance for its `__module__`, and gets that of `theirs`. Pickle, repr and
-    documentation ask the class. A subclass has a `__module__` of its own, and is traced like any other.
+    `torch.fx.Tracer.is_leaf_module` reads `__module__` from an instance, and gets that of `theirs`. Pickle, repr and
+    documentation read it from the class. A subclass has its own `__module__` and is traced like any other.
     """
     name = _Name(ours.__module__)
     name.theirs = theirs.__module__
@@ -74,7 +74,7 @@ def _refuse_script(layer: nn.Module) -> NoReturn:
 
 
 def in_place_of(theirs: type[nn.Module]) -> Callable[[T], T]:
-    """Declares the layer that one of class `theirs` is converted into, with the same state."""
+    """Registers a class as the replacement of class `theirs`, with the same state."""
 
     def declare(ours: T) -> T:
         OURS[theirs] = ours
@@ -89,10 +89,10 @@ def in_place_of(theirs: type[nn.Module]) -> Callable[[T], T]:
 
 
 def become_stock(layer: nn.Module) -> bool:
-    """Turns a layer of ours into PyTorch's, in place; False if it is none that PyTorch has.
+    """Turns a layer of ours into PyTorch's, in place; False if PyTorch has no such layer.
 
-    The tables and checks of `torch.ao.quantization` hold for the very classes of torch.nn. So a layer becomes PyTorch's
-    when it is given a qconfig, or is fused: what runs it next is a quantised kernel in any case.
+    The tables and checks of `torch.ao.quantization` need the exact classes of torch.nn. So a layer becomes PyTorch's
+    when it gets a qconfig or is fused; a quantised kernel will run it in any case.
     """
     kind = class_of(layer)
     theirs = next((theirs for theirs, ours in OURS.items() if ours is kind), None)
@@ -102,21 +102,21 @@ def become_stock(layer: nn.Module) -> bool:
 
 
 def class_of(layer: nn.Module) -> type[nn.Module]:
-    """A layer's class, without what a parametrization made of it."""
+    """A layer's class without the subclass that a parametrization adds."""
     return parametrize.type_before_parametrizations(layer)
 
 
 def set_class(layer: nn.Module, new: type[nn.Module]) -> None:
-    """Gives a layer another class of the same state; parametrizations stay."""
+    """Gives a layer another class with the same state; parametrizations are kept."""
     if parametrize.is_parametrized(layer):
-        # The class that parametrize made may be shared with a deep copy of this layer: it gets a new one.
+        # The class made by parametrize may be shared with a deep copy of this layer, so a new one is made.
         members = {key: value for key, value in vars(type(layer)).items() if key not in ("__dict__", "__weakref__")}
         new = type(f"Parametrized{new.__name__}", (new,), members)
     layer.__class__ = new
 
 
 def _add_fusers(theirs: type[nn.Module], ours: type[nn.Module]) -> None:
-    """`torch.ao.quantization.fuse_modules` looks up what to do by the classes of the modules."""
+    """`torch.ao.quantization.fuse_modules` selects the fusion by the classes of the modules."""
     known = getattr(fuser_method_mappings, "_DEFAULT_OP_LIST_TO_FUSER_METHOD", {})
     for kinds, fuse in list(known.items()):
         if kinds[0] is theirs:

@@ -1,4 +1,4 @@
-"""MultiScaleRoIAlign: RoIAlign on the level of a feature pyramid that suits the size of the box."""
+"""MultiScaleRoIAlign: RoIAlign on the level of a feature pyramid that matches the size of the box."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from atrousops.nn.in_place import leaf
 
 @leaf
 class MultiScaleRoIAlign(nn.Module):
-    """RoIAlign on a feature pyramid, in place of torchvision.ops.MultiScaleRoIAlign.
+    """RoIAlign on a feature pyramid; replaces torchvision.ops.MultiScaleRoIAlign.
 
-    A box of area A reads level  k = floor(canonical_level + log2(sqrt(A) / canonical_scale)),  kept within the levels
-    there are; a level's spatial scale is the power of two nearest to its height over the image's.
+    A box of area A reads level  k = floor(canonical_level + log2(sqrt(A) / canonical_scale)),  clamped to the existing
+    levels; a level's spatial scale is the power of two nearest to its height over the image's.
 
     Args:
-        featmap_names: which of the feature maps are the levels, finest first.
+        featmap_names: the names of the feature maps that are the levels, finest first.
         output_size: bins of the output, (height, width) or one number for both.
-        sampling_ratio: samples of a bin along each axis; not positive: as many as the bin has pixels, rounded up.
+        sampling_ratio: samples per bin along each axis; if not positive, the size of the bin in pixels, rounded up.
         canonical_scale, canonical_level: a box of canonical_scale x canonical_scale reads canonical_level.
 
     Source: Lin et al., Feature pyramid networks for object detection (2017), eq. (1).
@@ -75,7 +75,7 @@ class MultiScaleRoIAlign(nn.Module):
 
     def _level_of(self, rois: Tensor, finest: int, coarsest: int) -> Tensor:
         side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
-        # A box of exactly a power of two belongs to the coarser level, rounding errors or not.
+        # A box of exactly a power of two belongs to the coarser level in spite of rounding errors.
         level = torch.floor(self.canonical_level + torch.log2(side / self.canonical_scale) + 1e-6)
         return level.clamp(finest, coarsest).long() - finest
 

@@ -20,10 +20,11 @@ class PermutohedralFilter(nn.Module):
         normalize: None, "none", "symmetric", "before" or "after".
 
     Shape:
-        values (N, C, *), features (N, D, *) in units of standard deviations, or their Lattice; output (N, C, *).
+        values (N, C, *), features (N, D, *) in units of standard deviations, or a Lattice built from them; output (N,
+        C, *).
 
     Raises:
-        ArgumentError: normalize is none of these; `forward` raises as permutohedral_filter.
+        ArgumentError: normalize is none of these; `forward` raises the errors of permutohedral_filter.
     """
 
     def __init__(self, normalize: str | None = None) -> None:

@@ -12,7 +12,7 @@ from atrousops.nn.in_place import in_place_of
 
 
 class _MaxPool(nn.modules.pooling._MaxPoolNd):
-    """What the three ranks share. No class here adds state, so that a layer of torch.nn can become one of them."""
+    """Base of the three ranks. No class here adds state, so that a layer of torch.nn can be converted to it."""
 
     _function: ClassVar[Callable[..., Any]]
 
@@ -33,8 +33,8 @@ class MaxPool1d(_MaxPool, nn.MaxPool1d):
 class MaxPool2d(_MaxPool, nn.MaxPool2d):
     """torch.nn.MaxPool2d on functional.max_pool2d: (N, C, H, W) -> (N, C, H_out, W_out).
 
-    With `return_indices="codes"` it returns one-byte codes beside the values, an eighth of PyTorch's indices, which
-    MaxUnpool2d of the same kernel_size, stride and padding takes in their place.
+    With `return_indices="codes"` the second result is one-byte codes, an eighth of the size of PyTorch's indices.
+    MaxUnpool2d with the same kernel_size, stride and padding accepts them instead of indices.
     """
 
     _function = staticmethod(ops.max_pool2d)
@@ -48,7 +48,7 @@ class MaxPool3d(_MaxPool, nn.MaxPool3d):
 
 
 class _MaxUnpool(nn.modules.pooling._MaxUnpoolNd):
-    """What the three ranks share."""
+    """Base of the three ranks."""
 
     _function: ClassVar[Callable[..., Tensor]]
 

@@ -11,12 +11,12 @@ from atrousops.nn.in_place import leaf
 
 @leaf
 class RoIAlign(nn.Module):
-    """`functional.roi_align` as a layer, in place of torchvision.ops.RoIAlign.
+    """`functional.roi_align` as a layer; replaces torchvision.ops.RoIAlign.
 
     Args:
         output_size: bins of the output, (height, width) or one number for both.
         spatial_scale: features' size over the image's size.
-        sampling_ratio: samples of a bin along each axis; not positive: as many as the bin has pixels, rounded up.
+        sampling_ratio: samples per bin along each axis; if not positive, the size of the bin in pixels, rounded up.
         aligned: shift by half a pixel, so that pixel centres are at integers.
     """
 
@@ -42,7 +42,7 @@ class RoIAlign(nn.Module):
 
 @leaf
 class RoIPool(nn.Module):
-    """`functional.roi_pool` as a layer, in place of torchvision.ops.RoIPool.
+    """`functional.roi_pool` as a layer; replaces torchvision.ops.RoIPool.
 
     Args:
         output_size: bins of the output, (height, width) or one number for both.

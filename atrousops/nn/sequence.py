@@ -1,4 +1,4 @@
-"""run_layers: layers one after the other, with what follows a convolution in its call where `optimize` allowed it."""
+"""run_layers: runs layers in order, and fuses the operations after a convolution if `optimize` prepared it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ ACTIVATIONS: dict[type, str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Hardswish
 
 
 class Variant:
-    """Base of the classes that `variant` mixes into a user's class: the same results, computed in another way."""
+    """Base of the mixins that `variant` adds to a user's class: same results, computed in another way."""
 
     base: type
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Classes made at run time are not found by name.
+        # Pickle cannot find classes made at run time by name.
         own = next(kind for kind in type(self).__mro__ if kind.__dict__.get("_is_variant"))
         return _new, (own.__bases__[1], own.__bases__[0]), self.__getstate__()  # type: ignore[attr-defined]
 
 
 class Folded(Variant):
-    """A normalisation that the convolution before it does: it returns its input.
+    """A normalisation that was folded into the convolution before it: returns its input.
 
-    Its extra state keeps folded and other weights apart: each is refused where the other belongs.
+    Its extra state distinguishes folded from unfolded weights, so that loading one into the other raises an error.
     """
 
     def forward(self, input: Any) -> Any:
@@ -58,7 +58,7 @@ _made: dict[Any, Any] = {}
 
 
 def variant(base: Any, mixin: Any) -> Any:
-    """The subclass of `base` with `mixin` before it, under the name of `base`; made once."""
+    """The subclass of `mixin` and `base`, with the name of `base`; cached."""
     if (base, mixin) not in _made:
         _made[base, mixin] = _new_class(base, mixin)
     return _made[base, mixin]
@@ -91,7 +91,7 @@ def hooks_on_all() -> bool:
 
 
 def runs_in_order(layer: nn.Module) -> bool:
-    """Whether calling the layer is calling its children one after the other, each with what the one before returned."""
+    """Whether calling the layer is the same as calling its children in order, each on the previous result."""
     kind: Any = type(layer)
     plain = issubclass(kind, nn.Sequential) and kind.__iter__ is nn.Sequential.__iter__ and _is_called_plainly(kind)
     return plain and (kind.forward is nn.Sequential.forward or kind.forward is InOrder.forward)
@@ -102,7 +102,7 @@ def _is_called_plainly(kind: Any) -> bool:
 
 
 def flat(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """The layers, and instead of containers that run in order what is in them."""
+    """The layers, with sequential containers replaced by their contents."""
     for layer in layers:
         if runs_in_order(layer) and not watched(layer):
             yield from flat(layer.children())
@@ -113,10 +113,10 @@ def flat(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
 def run_layers(
     layers: Iterable[nn.Module], input: Any, residual: Tensor | None = None, last: nn.Module | None = None
 ) -> Any:
-    """last(layers(input) + residual); a layer gets what the one before it returned.
+    """last(layers(input) + residual), the layers applied in order.
 
-    What stands behind a convolution that `optimize` has prepared (`FusedConv2d` ...), and `residual` and `last` if
-    it stands at the end, is done in its call. Layers with hooks are called one by one.
+    Operations after a convolution that `optimize` has prepared (`FusedConv2d` ...) are done in its call; so are
+    `residual` and `last` if that convolution is the last layer. Layers with hooks are called one by one.
     """
     every = hooks_on_all()
     layers = list(layers) if every else list(flat(layers))
@@ -150,12 +150,12 @@ def does_nothing(layer: nn.Module) -> bool:
 
 
 def activation_of(layer: nn.Module | None) -> str | None:
-    """The name that `FusedConv2d` has for the layer, if it is an activation without hooks."""
+    """`FusedConv2d`'s name for the layer, if it is an activation without hooks."""
     return None if layer is None or watched(layer) else ACTIVATIONS.get(type(layer))
 
 
 def single(layer: nn.Module) -> tuple[Any, str | None] | None:
-    """The convolution and the activation that a container is made of, if it holds nothing else and no hooks."""
+    """The convolution and the activation in a container, if it holds nothing else and has no hooks."""
     if not runs_in_order(layer):
         return None
     parts = [part for part in flat([layer]) if not does_nothing(part)]

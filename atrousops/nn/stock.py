@@ -1,4 +1,4 @@
-"""PyTorch's layers that ours stand for."""
+"""The PyTorch layers that ours replace."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LAYERS: tuple[type[nn.Module], ...] = (
     *(pool.MaxUnpool1d, pool.MaxUnpool2d, pool.MaxUnpool3d),
 )
 
-# Type of ours -> PyTorch's. For tools that look a layer's exact type up in a table of theirs, such as counters of
-# operations, with `table` thop.profile's register_hooks or ptflops.pytorch_ops.MODULES_MAPPING:
-#     table.update({ours: table[stock] for ours, stock in atrousops.nn.STOCK.items() if stock in table})
+# Our type -> PyTorch's. For tools that look up a layer's exact type in a table, such as FLOP counters; `table` is
+# thop.profile's register_hooks or ptflops.pytorch_ops.MODULES_MAPPING: table.update({ours: table[stock] for ours, stock
+# in atrousops.nn.STOCK.items() if stock in table})
 STOCK: dict[type[nn.Module], type[nn.Module]] = {
     layer: next(base for base in layer.__mro__ if base.__module__.startswith("torch.nn.")) for layer in _LAYERS
 }

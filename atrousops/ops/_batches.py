@@ -1,4 +1,4 @@
-"""vmap's rules: a further batch dimension becomes a part of one that the operators have."""
+"""Rules for vmap: the additional batch dimension is merged into a dimension that the operators have."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Rule = Callable[..., tuple[Any, Any]]
 
 
 def fold(t: Tensor, dim: int | None, batches: int) -> Tensor:
-    """(batches * N, ...) of a tensor whose batch dimension is `dim`, or that has none and is the same for all."""
+    """(batches * N, ...) from a tensor with batch dimension `dim`, or None if it is the same for all batches."""
     t = t.expand(batches, *t.shape) if dim is None else t.movedim(dim, 0)
     return t.flatten(0, 1)
 
 
 def entries(t: Tensor, dim: int | None) -> int:
-    """Of the first dimension, behind the batch dimension `dim`; of no batches as well."""
+    """The size of the first dimension that is not the batch dimension `dim`."""
     return t.shape[1 if dim == 0 else 0]
 
 
 def over_leading(call: Callable[..., Any], count: int) -> Rule:
-    """The rule of an operator that does the same to each entry along the first dimension of all of its tensors."""
+    """The rule for an operator that treats entries along the first dimension of all its tensors independently."""
 
     def rule(info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
         tensors = [fold(t, dim, info.batch_size) for t, dim in zip(args[:count], in_dims)]
@@ -38,7 +38,7 @@ def over_leading(call: Callable[..., Any], count: int) -> Rule:
 
 
 def fold_boxes(boxes: Tensor, dim: int | None, batches: int, images: int) -> Tensor:
-    """(batches * K, 5) boxes, those of batch b on images b * images and up."""
+    """(batches * K, 5) boxes; those of batch b have image indices from b * images on."""
     first = torch.arange(batches, dtype=boxes.dtype, device=boxes.device) * images
     rows = fold(boxes, dim, batches)
     image = rows[:, :1] + first.repeat_interleave(entries(boxes, dim))[:, None]
@@ -46,14 +46,14 @@ def fold_boxes(boxes: Tensor, dim: int | None, batches: int, images: int) -> Ten
 
 
 def outside_its_layer(values: tuple) -> bool:
-    """Whether a tensor is batched by a vmap that is not at work now: forward-mode derivatives of a function come so."""
+    """Whether a tensor is batched by a vmap that is not active, as in forward-mode derivatives of a function."""
     if torch._C._are_functorch_transforms_active():
         return False
     return any([isinstance(t, Tensor) and _functorch.is_batchedtensor(t) for t in values])
 
 
 def inside_its_layer(call: Callable[..., Any], args: tuple) -> Any:
-    """The call, made by vmap over the innermost of such batch dimensions."""
+    """Makes the call by vmap over the innermost of such batch dimensions."""
     levels = [
         _functorch.maybe_get_level(t) if isinstance(t, Tensor) and _functorch.is_batchedtensor(t) else 0 for t in args
     ]

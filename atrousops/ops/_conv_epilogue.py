@@ -1,4 +1,4 @@
-"""What may follow a convolution before its result is stored: activation(y + residual)."""
+"""The epilogue of a convolution: activation(y + residual), before the result is stored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from atrousops.ops._routes import Call, Route, route_of, run
 
 
 class Activation(NamedTuple):
-    """PyTorch's function, and what oneDNN calls it."""
+    """PyTorch's function, and oneDNN's name for it."""
 
     function: Callable[..., Tensor]
     onednn: str
@@ -39,7 +39,7 @@ ACTIVATIONS = {
 def run_with_epilogue(
     call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple, residual: Any, activation: Any
 ) -> Tensor:
-    """activation(convolution + residual): in the pass of oneDNN or the launch of Triton, else in place behind it."""
+    """activation(convolution + residual), fused by oneDNN or Triton, else in place after the convolution."""
     if activation is not None and activation not in ACTIVATIONS:
         bad_value(call.kind.name, "activation", f"be one of {', '.join(ACTIVATIONS)} or None", repr(activation))
     if residual is not None and not isinstance(residual, Tensor):
@@ -90,7 +90,7 @@ def _onednn_dtypes() -> frozenset[torch.dtype]:
 
 
 def _fits(route: Route, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> bool:
-    """Whether nothing is left to be broadcast, cast or refused."""
+    """Whether the residual needs no broadcast, no cast and no error."""
     a = route.arguments
     return (
         input.dim() == len(a.stride) + 2
@@ -120,12 +120,12 @@ def _onednn_fuses(route: Route, input: Tensor, residual: Tensor | None, activati
 
 
 def _onednn_adds(residual: Tensor) -> bool:
-    # PyTorch 2.10 fails ("could not create a memory") where a sum in channels_last is contiguous as well.
+    # PyTorch 2.10 fails ("could not create a memory") if a residual in channels_last is also contiguous.
     return residual.shape[1] > 1 and residual.shape[2:].numel() > 1
 
 
 def _onednn_adds_and_clips(input: Tensor) -> bool:
-    # In other formats than channels_last PyTorch falls back to an addition with ReLU that knows fp32 only (2.13, 2.14).
+    # Except in channels_last, PyTorch falls back to an addition with ReLU that supports only fp32 (2.13, 2.14).
     return input.dtype == torch.float32 or prefers_channels_last(input)
 
 

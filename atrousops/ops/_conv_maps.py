@@ -1,4 +1,4 @@
-"""The convolution's three maps as steps of derivatives, and what is registered of them."""
+"""The three linear maps of a convolution (forward, input gradient, weight gradient) and their registration."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from atrousops.ops.conv import first_of_gradient, ours, rest_of
 _BY_RANK = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-# The three maps below are linear in each of their two tensors, and each one's derivatives are the other two: that is
-# all there is to any order of differentiation.
+# The three maps below are linear in each of their two tensors, and the derivatives of each are the other two. This
+# gives derivatives of any order.
 
 
 def convolve(input: Tensor, weight: Tensor, size: Sequence[int], a: Arguments) -> Tensor:
-    """The convolution as a step of a derivative: its first `size` outputs on each axis."""
+    """The convolution within a derivative: its first `size` outputs on each axis."""
     rank = len(a.stride)
     first = first_of_gradient("forward", input.shape, weight.shape, a, input)
     if first is not None:
@@ -45,7 +45,7 @@ def grad_input(grad: Tensor, weight: Tensor, size: Sequence[int], a: Arguments) 
     if first is not None:
         return CALLS["conv_grad_input"](grad, weight, size, *rest_of(a, grad, first))
     extent = _extent(size, weight.shape[2:], grad.shape, a)
-    # Only its size counts.
+    # Only its size is used.
     input, padding = _as_read(grad.new_empty(1).expand(size), extent, a)
     out = _aten_backward(grad, input, weight, padding, a, (True, False, False))[0]
     if extent is None:
@@ -71,10 +71,10 @@ def grad_weight(grad: Tensor, input: Tensor, kernel_size: Sequence[int], a: Argu
 def _extent(
     input_size: Sequence[int], kernel_size: Sequence[int], output_size: Sequence[int], a: Arguments
 ) -> tuple[int, ...] | None:
-    """What the windows span of the padded input, where PyTorch's convolution has no words for the padding, else None.
+    """The extent of the padded input that windows cover, if PyTorch's convolution cannot express it, else None.
 
-    It pads both sides alike, and has all the outputs that fit; a transposed convolution with output_padding >= stride
-    has fewer inputs.
+    PyTorch pads both sides equally and computes all outputs that fit; a transposed convolution with output_padding >=
+    stride has fewer inputs.
     """
     rank = len(a.stride)
     low, high = a.padding[:rank], a.padding[-rank:]
@@ -89,7 +89,7 @@ def _extent(
 
 
 def _as_read(input: Tensor, extent: tuple[int, ...] | None, a: Arguments) -> tuple[Tensor, tuple[int, ...]]:
-    """The input that PyTorch's convolution is given, and its padding: none if the zeros are in the input."""
+    """The input for PyTorch's convolution, and the padding, which is zero if the input already contains the zeros."""
     rank = len(a.stride)
     if extent is None:
         return input, a.padding[:rank]
@@ -103,7 +103,7 @@ def _as_read(input: Tensor, extent: tuple[int, ...] | None, a: Arguments) -> tup
 
 
 def _dense(t: Tensor, like: Tensor) -> Tensor:
-    """`t` without gaps, in channels_last if `like` is."""
+    """`t` as a dense tensor, in channels_last if `like` is."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d} if prefers_channels_last(like) else {}
     return t.contiguous(memory_format=last.get(t.dim(), torch.contiguous_format))
 
@@ -128,16 +128,17 @@ def _fake(input, weight, bias, stride, padding, dilation, groups, allow_tf32=Fal
 
 
 def keep_pair(ctx: Any, first: Tensor, second: Tensor, arguments: Arguments) -> None:
-    """Of a map that is linear in two tensors, what `derivatives` need: each gradient the other tensor alone."""
+    """The tensors to save for the gradients of a map linear in two tensors: each gradient needs only the other one."""
     needs = ctx.needs_input_grad
     ctx.save_for_backward(first if needs[1] else None, second if needs[0] else None)
     ctx.sizes, ctx.arguments = (tuple(first.shape), tuple(second.shape)), arguments
 
 
 def derivatives(of_first: Callable[..., Tensor], of_second: Callable[..., Tensor]) -> Callable[..., Any]:
-    """The backward pass of such a map; a bias is added to it where the third argument is one.
+    """The backward pass of such a map, with the gradient of the bias if the third argument is a bias.
 
-    of_first, of_second: the two gradients, of the output's one, the other tensor, their own size, and the arguments.
+    of_first, of_second: functions for the two gradients, called with the output's gradient, the other tensor, the size
+    of the gradient, and the arguments.
     """
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

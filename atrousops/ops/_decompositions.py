@@ -1,7 +1,9 @@
-"""Our operators in PyTorch's own, for what knows only those: torch.onnx.export(dynamo=True) takes them from PyTorch's
-table of decompositions, `decompose` brings an exported program into them, and torch.jit.trace records them.
+"""Our operators expressed in PyTorch's.
 
-They are not used where our kernels run. Shapes may be symbolic.
+torch.onnx.export(dynamo=True) takes them from PyTorch's table of decompositions, `decompose` applies them to an
+exported program, and torch.jit.trace records them.
+
+They are not used when our kernels run. Shapes may be symbolic.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def _max_pool_codes(input, kernel_size, stride, padding, dilation, ceil_mode) ->
     rest, codes, step = indices, torch.zeros_like(indices), 1
     for axis in reversed(range(axes)):
         size = input.shape[axis - axes]
-        # Exporters know no remainder by a symbolic size.
+        # Exporters do not support the remainder by a symbolic size.
         above = rest // size
         position, rest = rest - above * size, above
         codes = codes + (position - starts[axis]) // dilation[axis] * step
@@ -82,7 +84,7 @@ def _max_pool_codes(input, kernel_size, stride, padding, dilation, ceil_mode) ->
 def _starts(
     windows: Sequence[int], stride: Sequence[int], padding: Sequence[int], device: torch.device
 ) -> list[Tensor]:
-    """Where the windows begin, for each axis shaped to broadcast along the others."""
+    """The first position of each window, for each axis, shaped to broadcast along the others."""
     axes = len(windows)
     return [
         (torch.arange(n, device=device) * s - p).reshape(-1, *[1] * (axes - 1 - axis))
@@ -91,9 +93,9 @@ def _starts(
 
 
 def _torchvision() -> Any:
-    # Its import asks its library for a number, which torch.jit.trace cannot record.
+    # torchvision's import calls an operator that torch.jit.trace cannot record.
     recording = torch._C._get_tracing_state()
-    # Not set where nothing records: PyTorch forbids it inside its own dispatcher.
+    # Not set unless a trace records: PyTorch forbids it inside its own dispatcher.
     if recording is not None:
         torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
@@ -114,7 +116,7 @@ def _roi_pool(input, boxes, spatial_scale, pooled_height, pooled_width) -> tuple
     return torch.ops.torchvision.roi_pool(input, boxes, spatial_scale, pooled_height, pooled_width)
 
 
-# The dense CRF has none: its lattice is a hash table, of a size that the image decides.
+# The dense CRF has none: the size of its lattice's hash table depends on the image.
 DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
     "conv": _conv,
     "conv_transpose": _conv_transpose,
@@ -130,7 +132,7 @@ DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
 
 
 def register() -> None:
-    """Adds them to PyTorch's table of decompositions, and to what a trace of torch.jit records."""
+    """Adds the decompositions to PyTorch's table, and makes torch.jit.trace record them."""
     IN_PYTORCH.update(DECOMPOSITIONS)
     if libraries.has_schemas:
         for name, function in DECOMPOSITIONS.items():
@@ -138,14 +140,16 @@ def register() -> None:
 
 
 def _where_traced(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The decomposition, for who records it; of symbolic sizes fake tensors ask the table, too, for what a kernel says.
+    """The decomposition, for recorders; fake tensors with symbolic sizes, which also use the table, get the fake
+    kernel.
 
-    Its strides are not the kernels', and Inductor asserts them; nor need torchvision be there to know a size.
+    The strides of a decomposition differ from the kernels', which Inductor asserts; and sizes must not need
+    torchvision.
     """
 
     @functools.wraps(function)
     def decomposition(*args: Any, **kwargs: Any) -> Any:
-        # Imported here because it takes a tenth of a second, and only traces come here.
+        # Imported here because it takes a tenth of a second, and only traces need it.
         from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
         known = isinstance(args[0], FakeTensor) and get_proxy_mode() is None
@@ -155,6 +159,6 @@ def _where_traced(name: str, function: Callable[..., Any]) -> Callable[..., Any]
 
 
 def decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program in PyTorch's operators alone, so that it loads and runs where this package is not installed."""
+    """The program in PyTorch's operators only, so that it loads and runs without this package."""
     ours = {getattr(torch.ops.atrousops, name).default: f for name, f in DECOMPOSITIONS.items()}
     return program.run_decompositions(ours) if libraries.has_schemas else program

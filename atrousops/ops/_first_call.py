@@ -1,4 +1,4 @@
-"""What only we compute runs on every GPU; where `atrousops selfcheck` has not been, the first call looks at it."""
+"""Operators that PyTorch does not have run on every GPU; without a verdict, their first call checks a small case."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from atrousops.ops._routes import is_plain
 
 _PIXELS, _LABELS, _ITERATIONS = 96, 3, 2
 
-# By backend, operator and device: what is wrong, or nothing.
+# The problem, or "", by backend, operator and device.
 _problems: dict[tuple[str, str, str], str] = {}
-# A new verdict counts for more than what was seen before.
+# A new verdict replaces earlier results.
 choice.on_forget.append(_problems.clear)
 
 
 def own(op: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a kernel of ours runs "permutohedral" or "mean_field".
+    """Whether one of our kernels runs "permutohedral" or "mean_field".
 
     Raises:
-        DeviceError: it has been seen to compute wrong values on this GPU.
+        DeviceError: it computed wrong values on this GPU.
     """
     name = backends.choose(op, device, dtype)
     if name not in backends.COMPILED:
@@ -39,7 +39,7 @@ def own(op: str, device: torch.device, dtype: torch.dtype) -> bool:
 
 @constant_in_graphs
 def insist(backend: str, op: str, device: str) -> bool:
-    """Raises DeviceError if an operator is wrong on a GPU; True. The first question takes milliseconds."""
+    """Raises DeviceError if an operator is wrong on a GPU, else returns True. The first call takes milliseconds."""
     if _problems.get((backend, op, device)) == "" or not verdicts.there_is(device):
         return True
     key = (backend, op, verdicts.numbered(device))
@@ -68,15 +68,15 @@ def _on_file(backend: str, op: str, device: str) -> str | None:
 
 
 def _may_look(device: torch.device) -> bool:
-    # Not where kernels are recorded rather than run, nor where PyTorch shows calls to a tracer or mode.
+    # Not while kernels are recorded instead of run, nor under a tracer or mode.
     return is_plain(()) and not is_captured(device)
 
 
 def look(op: str, device: str) -> str:
-    """What is wrong with a small call on a device, or nothing: held to the reference in fp64 on the CPU."""
+    """The error of a small call on a device compared with the reference in fp64 on the CPU, or ""."""
     kind = torch.device(device).type
     with torch._C.DisableTorchFunction(), torch.no_grad(), torch.autocast(kind, enabled=False):
-        # No random numbers: the caller's are not to change.
+        # No random numbers, to leave the caller's generator unchanged.
         features, scores = _waves(3, 2.0), _waves(_LABELS, 4.0)
         run, expected = (_filter, _reference_filter) if op == "permutohedral" else (_field, _reference_field)
         ours = run(features.to(device), scores.to(device)).to("cpu")

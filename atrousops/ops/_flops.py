@@ -31,7 +31,7 @@ def _side_by_side(x: Shape, weights: Sequence[Shape], *args: Any, out_shape: Any
 
 
 def _onednn(x: Shape, *args: Any, out_shape: Any, **kwargs: Any) -> int:
-    # With something to add that comes before the weight; else a bias comes behind it.
+    # With a residual the arguments are (residual, weight, bias), else (weight, bias); the bias is 1-D or None.
     w = args[1] if args[1] is not None and len(args[1]) > 1 else args[0]
     return conv_flop_count(list(x), list(w), list(out_shape))
 
@@ -49,7 +49,7 @@ _FORMULAS = {
 
 
 def register_formulas() -> None:
-    """Tells PyTorch's counter, of the operators that there are."""
+    """Registers the existing operators with PyTorch's counter."""
     for name, formula in _FORMULAS.items():
         namespace, operator = name.split("::")
         target = getattr(getattr(torch.ops, namespace), operator, None)

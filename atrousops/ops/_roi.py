@@ -1,4 +1,4 @@
-"""What roi_align and roi_pool share: boxes, their checks, and where a call goes."""
+"""Common code of roi_align and roi_pool: boxes, their checks, and the choice of a backend."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Kind(NamedTuple):
 
 
 def find(kind: Kind, input: Tensor, rois: Tensor, _: None, output_size: Any, scale: float, *rest: int) -> Route:
-    """Where a call goes whose boxes are (K, 5)."""
+    """The route of a call with (K, 5) boxes."""
     op = kind.op
     if stands_in(input, rois):
         record = functools.partial(handle_torch_function, kind.function, (input, rois))
@@ -62,7 +62,7 @@ def _in_torchvision(input: Tensor, rois: Tensor, kind: Kind, *rest: Any) -> Tens
     check_boxes(kind.op, rois, input.shape[0])
     import torchvision
 
-    # torchvision wants one dtype for both, and has none of 16 bits that is right for boxes.
+    # torchvision needs one dtype for both, and 16 bits are too few for boxes.
     dtype = torch.promote_types(torch.promote_types(input.dtype, torch.float32), rois.dtype)
     return getattr(torchvision.ops, kind.op)(input.to(dtype), rois.to(dtype), *rest).to(input.dtype)
 
@@ -97,7 +97,7 @@ def pair(op: str, output_size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def number(op: str, argument: str, value: Any) -> float:
-    """A float of any real number: also NumPy's, and tensors of one element; not bool."""
+    """Converts any real number to float, including NumPy's and one-element tensors, but not bool."""
     if type(value) is float:
         return value
     if isinstance(value, Tensor):
@@ -110,7 +110,7 @@ def number(op: str, argument: str, value: Any) -> float:
 
 
 def rows(op: str, input: Tensor, boxes: Tensor | BoxList) -> Tensor:
-    """(K, 5) boxes from those of each image; a tensor is left as it is, and what stands for one."""
+    """(K, 5) boxes from a list for each image; a tensor, or an object that acts as one, is returned unchanged."""
     if isinstance(boxes, Tensor):
         return boxes
     if stands_in(input, boxes):
@@ -126,7 +126,7 @@ def rows(op: str, input: Tensor, boxes: Tensor | BoxList) -> Tensor:
             bad_value(op, f"boxes[{i}]", "have shape (L, 4)", tuple(one.shape), "Its columns are (x1, y1, x2, y2).")
     if len(boxes) == 0:
         return torch.empty((0, 5), dtype=torch.float32, device=input.device)
-    # Widened before an image index is put beside the corners: bfloat16 holds no integer above 256 for sure.
+    # Widened before the image index is added: bfloat16 does not represent all integers above 256.
     wide = [_at_least_float(one) for one in boxes]
     return torch.cat([torch.nn.functional.pad(one, (1, 0), value=float(i)) for i, one in enumerate(wide)])
 
@@ -144,7 +144,7 @@ def _at_least_float(boxes: Tensor) -> Tensor:
 
 
 def check_boxes(op: str, rois: Tensor, batch: int) -> None:
-    """The CPU operator's checks of the boxes' values, for what has none."""
+    """The CPU operator's checks of the boxes' values, for backends without checks."""
     rois = values_of(rois).flatten(0, -2)
     if not has_values(rois) or rois.shape[0] == 0:
         return

@@ -1,4 +1,4 @@
-"""Where a call goes: looked up by everything that it depends on, so that its checks and its plan are paid for once."""
+"""Routes of calls, cached by everything that they depend on, so that checks and plans are made only once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NO_ARGUMENTS = Arguments((), (), (), 1, ())
 
 @dataclass(slots=True)
 class Route:
-    """What runs a call: `run`, given the call's tensors and `rest`; of a convolution also by whom and with what."""
+    """What runs a call: `run`, called with the tensors and `rest`; `backend` and `arguments` are a convolution's."""
 
     run: Callable[..., Any]
     rest: tuple[Any, ...]
@@ -30,9 +30,10 @@ class Route:
 
 
 class Call:
-    """A public function of up to three tensors. Both functions say where a call goes; their checks may raise.
+    """A public function of up to three tensors. Both callbacks return the route of a call; their checks may raise.
 
-    find(kind, *tensors, *args) is for plain tensors, and has its answer kept; unusual, the same of any other, has not.
+    find(kind, *tensors, *args) is for plain tensors, and its result is cached; unusual(...) is for all others, not
+    cached.
     """
 
     def __init__(self, find: Callable[..., Route], unusual: Callable[..., Route], kind: Any) -> None:
@@ -46,26 +47,26 @@ PLAIN_TYPES = frozenset(PLAIN)
 _TUPLES = (tuple, torch.Size)
 _MOST_ROUTES = 4096
 
-# By names of this module: behind a large convolution the dictionaries of other modules are not in the cache.
+# Bound in this module: after a large convolution the dictionaries of other modules are not in the CPU's cache.
 _forced = backends._forced
 _grad_enabled, _autocast_enabled = torch.is_grad_enabled, torch._C._is_any_autocast_enabled
 _threads, _is_traced = torch.get_num_threads, torch._C._is_tracing
-# Of torch.compile alone: what else traces brings tensors that are not plain, or a mode.
+# For torch.compile only: other tracers bring tensors that are not plain, or a mode.
 _is_compiled, _transforms = torch.compiler.is_dynamo_compiling, torch._C._are_functorch_transforms_active
 _STRIDED = torch.strided
 autocasts = torch._C._is_any_autocast_enabled
 
-# How the messages of csrc/core on the sizes of a convolution begin.
+# The beginnings of csrc/core's messages about the sizes of a convolution.
 _PROBLEMS = ("convolution: ", "transposed convolution: ")
 
-# Every registered operator by its name, as `register` returned it.
+# Every registered operator (the result of `register`) by its name.
 CALLS: dict[str, Callable[..., Any]] = {}
-# What runs them on plain tensors, by whether derivatives are wanted.
+# What runs them on plain tensors, by whether derivatives are needed.
 PLAIN_CALLS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
 
 
 def call_of(name: str, find: Callable[..., Route], kind: Any = None) -> Call:
-    """A call of a registered operator of two tensors; `find` is for all, and names what `register` returned."""
+    """A call of a registered operator with two tensors; `find` is for all tensors, and its route runs CALLS[name]."""
 
     def find_plain(kind: Any, first: Tensor, second: Tensor, third: None, *args: Any) -> Route:
         route = find(kind, first, second, third, *args)
@@ -83,14 +84,14 @@ def run(call: Call, first: Tensor, second: Tensor, third: Tensor | None, args: t
 def route_of(
     call: Call, first: Tensor, second: Tensor, third: Tensor | None, args: tuple[Any, ...], exact: tuple[Any, ...] = ()
 ) -> Route:
-    """Where a call goes; the checks are made, and raise, the first time that it comes.
+    """The route of a call; the checks are made, and may raise, at its first occurrence.
 
-    exact: further arguments, of which each has always the same type.
+    exact: further arguments, each always of the same type.
     """
-    # To look through these tuples takes less than a hash.
+    # Comparing these tuples takes less time than hashing.
     plain = type(first) in PLAIN and type(second) in PLAIN and (third is None or type(third) in PLAIN)
     for value in args:
-        # Values of these types equal one another only if they mean the same; True and 1.0 equal 1.
+        # Equal values of these types are interchangeable; True and 1.0, which equal 1, are not.
         if type(value) is int or value is None:
             continue
         if type(value) in _TUPLES:
@@ -126,7 +127,7 @@ def route_of(
         postponed = choice.postponed
         route = call.find(call.kind, first, second, third, *args, *exact)
         if choice.postponed != postponed:
-            # A later call of this shape is to be measured.
+            # A later call of this shape must be measured.
             return route
         if len(call.routes) >= _MOST_ROUTES:
             call.routes.clear()
@@ -135,7 +136,7 @@ def route_of(
 
 
 def kernel_of(name: str, *tensors: Tensor | None) -> Callable[..., Any]:
-    """What runs an operator on tensors like these: its kernel, or what records it, where no more is to be done."""
+    """What runs an operator on tensors like these: its kernel or, with gradients, the function that records it."""
     if torch.compiler.is_compiling() or name not in PLAIN_CALLS:
         return CALLS[name]
     given = tuple([t for t in tensors if t is not None])
@@ -144,7 +145,7 @@ def kernel_of(name: str, *tensors: Tensor | None) -> Callable[..., Any]:
 
 def on_plain(operator: Any) -> Callable[..., Any]:
     """The operator's kernel, for plain tensors."""
-    # What a call of the operator is, without its frame.
+    # Equivalent to calling the operator, without one Python frame.
     kernel = operator._op
 
     def run_kernel(*args: Any) -> Any:
@@ -160,9 +161,9 @@ def on_plain(operator: Any) -> Callable[..., Any]:
 
 
 def is_kernels(operator: Any, error: RuntimeError) -> bool:
-    """Whether an error is the kernel's own, which begins with the operator's name or the problem's kind.
+    """Whether an error was raised by the kernel: its message begins with the operator's name or the problem's kind.
 
-    It is an ArgumentError from the start where torch and `_C` know of each other's exceptions.
+    It is already an ArgumentError if torch and `_C` recognise each other's exceptions.
     """
     return type(error) is RuntimeError and str(error).startswith((f"{operator._opname}: ", *_PROBLEMS))
 
@@ -172,7 +173,7 @@ def wants_grad(tensors: tuple[Tensor, ...]) -> bool:
 
 
 def is_plain(tensors: tuple[Tensor, ...]) -> bool:
-    """Whether nothing wraps, transforms, traces or watches them."""
+    """Whether no wrapper, transform, tracer or mode is active for them."""
     for t in tensors:
         if type(t) not in PLAIN_TYPES or t.layout is not torch.strided:
             return False
@@ -184,7 +185,7 @@ def is_watched() -> bool:
 
 
 def _of_gpu() -> tuple[bool, bool]:
-    # What else of the process a choice on a GPU depends on; a first call under cudnn.benchmark measures.
+    # Process state that a choice on a GPU depends on; a first call under cudnn.benchmark measures.
     return tf32_allowed(), torch._C._get_cudnn_benchmark()
 
 

@@ -1,4 +1,4 @@
-"""Small calls: PyTorch's own operators straight away, which take less time than it takes to reach one of ours."""
+"""Small calls: PyTorch's operators are called directly, because the overhead of reaching ours takes longer."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from atrousops.dispatch import backends
 from atrousops.ops._register import transformed
 from atrousops.ops._routes import PLAIN
 
-# Elements of input up to which a call is all overhead, and PyTorch's.
+# Up to this many input elements a call is dominated by overhead and goes to PyTorch.
 SMALL = 1 << 14
-# 16-bit sums of gradients are taken in fp32 by our kernels only.
+# Only our kernels sum 16-bit gradients in fp32.
 _DTYPES = frozenset({torch.float32, torch.float64})
 
 
 def is_small(input: Any, last: int = 0) -> bool:
-    """Whether a call with this input is small: PyTorch's operator, with the same results, takes less time.
+    """Whether a call with this input is small: PyTorch's operator gives the same results in less time.
 
-    Maps in channels_last, in float32 and without gradients, are small up to `last` elements.
+    For maps in channels_last, in float32 and without gradients, the limit is `last` elements.
     """
     if torch.compiler.is_compiling() or backends._forced[0] is not None or type(input) not in PLAIN or input.is_nested:
         return False

@@ -1,4 +1,4 @@
-"""What pooling and unpooling share: arguments per axis, memory formats, and the names of PyTorch's functions."""
+"""Common code of pooling and unpooling: arguments per axis, memory formats, and the names of PyTorch's functions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def per_axis(op: str, argument: str, value: Any, axes: int) -> tuple[int, ...]:
 
 
 def integer(op: str, argument: str, value: Any, rule: str) -> int:
-    """An int of what PyTorch takes for one: also NumPy's integers and integer tensors of one element, not bool."""
+    """Converts to int what PyTorch accepts as one, including NumPy's integers and one-element tensors, but not bool."""
     if type(value) is int or isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]
     whole = (
@@ -37,7 +37,7 @@ def integer(op: str, argument: str, value: Any, rule: str) -> int:
     )
     if not whole:
         bad_type(op, argument, rule, repr(value))
-    # A size that torch.jit.trace records is a tensor; as an int it would be a constant of the graph.
+    # torch.jit.trace records a size as a tensor; converted to int it would become a constant of the graph.
     return value if torch._C._is_tracing() and isinstance(value, Tensor) else operator.index(value)  # type: ignore[return-value]
 
 
@@ -48,9 +48,9 @@ def check_tensor(op: str, name: str, value: Any) -> None:
 
 
 def check_map(op: str, axes: int, input: Tensor, theirs: str = "", or_channels: bool = False) -> None:
-    """Raises ArgumentError unless it is a map of so many axes, with or without a batch, and holds something.
+    """Raises ArgumentError unless it is a non-empty map with this number of axes, with or without a batch.
 
-    or_channels: without a batch there may be no channels in its place.
+    or_channels: without a batch the number of channels may be 0.
     """
     shape = input.shape
     filled = shape if len(shape) == axes + 1 and not or_channels else shape[1:]
@@ -68,7 +68,7 @@ def check_bool(op: str, name: str, value: Any) -> None:
 
 
 def in_float32(input: Tensor) -> Tensor:
-    """Cast as PyTorch's autocast on a CPU does for operators that it computes in float32."""
+    """Casts as PyTorch's autocast does on a CPU for operators that it computes in float32."""
     if input.is_cpu and input.dtype in (torch.bfloat16, torch.float16) and torch.is_autocast_enabled("cpu"):
         return input.float()
     return input

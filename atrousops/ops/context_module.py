@@ -1,4 +1,4 @@
-"""context_module: a stack of small convolutions at one resolution, in one launch where a GPU can."""
+"""context_module: a stack of small convolutions at one resolution, in one launch if the GPU supports it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from atrousops.ops.conv import conv2d
 def context_module(
     input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, dilation: Sequence[int]
 ) -> Tensor:
-    """Convolutions of C to C channels that keep the size of the map, each but the last followed by max(., 0).
+    """Size-preserving convolutions from C to C channels, each except the last followed by max(., 0).
 
     x_0 = input, x_i+1 = max(0, conv2d(x_i, weights[i], biases[i], padding="same", dilation=dilation[i])), without the
     max for the last.
 
-    On a GPU of compute capability 9.0 a 16-bit stack of up to 8 layers and 32 channels is one launch where no gradient
-    is wanted and the maps fit into the shared memory of a cluster; everywhere else it is `conv2d` layer by layer.
-    Every layer's result is rounded to the dtype, and weights have to be finite.
+    On a GPU of compute capability 9.0 a 16-bit stack of up to 8 layers and 32 channels is one launch if no gradient is
+    needed and the maps fit into the shared memory of a cluster; otherwise it is `conv2d` layer by layer. Every layer's
+    result is rounded to the dtype, and weights must be finite.
 
     Args:
         input: (N, C, H, W) or (C, H, W).
@@ -56,7 +56,7 @@ def context_module(
 def runs_as_one(
     input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, dilation: Sequence[int]
 ) -> bool:
-    """Whether the operator runs; else the layers do, each as it is planned."""
+    """Whether the operator runs; otherwise each layer runs as planned."""
     forced = backends.forced()
     if input.device.type != "cuda" and forced not in backends.COMPILED:
         return False
@@ -71,7 +71,7 @@ def runs_as_one(
     if backends.choose("context_module", input.device, input.dtype) != "cuda" or input.dim() not in (3, 4):
         return False
     if torch.compiler.is_compiling():
-        # Sizes that a graph leaves open cannot be planned for.
+        # Dynamic sizes of a graph cannot be planned for.
         return False
     size = tuple(input.shape) if input.dim() == 4 else (1, *input.shape)
     kernels = tuple([w.shape[-1] for w in weights])

@@ -61,8 +61,9 @@ def conv2d(
     y[n, k, o] = bias[k] + sum over c, r of weight[k, c, r] * x[n, c, stride * o + dilation * r - padding]
     result = activation(y + residual)
 
-    on both axes, x being zero outside; a tap that reads only there never reaches the result, whatever its weight.
-    16-bit dtypes are summed in float32 and rounded once. Complex and integer tensors are left to PyTorch.
+    on both axes, with x = 0 outside. A tap that falls only into the padding never affects the result, even if its
+    weight is NaN or infinite. 16-bit dtypes are summed in float32 and rounded once. PyTorch handles complex and integer
+    tensors.
 
     Args:
         input: (N, C, H, W) or (C, H, W); N may be 0.
@@ -72,9 +73,9 @@ def conv2d(
         padding: zeros on each side, in pixels; "valid" for none, "same" for an output of the input's size.
         dilation: distance between taps, in pixels.
         groups: number of groups that channels are divided into.
-        residual: of the result's shape, added to it.
-        activation: "relu", "relu6", "hardswish" or "silu", applied last. Both cost no pass over memory of their own
-            where PyTorch's oneDNN kernel runs and no gradient is wanted.
+        residual: added to the result, of the same shape.
+        activation: "relu", "relu6", "hardswish" or "silu", applied last. Residual and activation need no extra pass
+            over memory if PyTorch's oneDNN kernel runs and no gradient is needed.
 
     Returns:
         (N, K, H_out, W_out) or (K, H_out, W_out) in input's dtype and memory format, with
@@ -87,7 +88,7 @@ def conv2d(
     Source: Yu & Koltun, Multi-scale context aggregation by dilated convolutions (2016), eq. (2).
     """
     if residual is None and activation is None:
-        # `run` by hand: the most frequent call of all, without a frame.
+        # `run` inlined: this is the most frequent call, and it saves a Python frame.
         route = route_of(_CONV2D, input, weight, bias, (stride, padding, dilation, groups))
         return route.run(input, weight, bias, *route.rest) if route.rest else route.run(input, weight, bias)
     args = (stride, padding, dilation, groups)
@@ -115,9 +116,9 @@ def conv3d(
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
-    """One of the six functions: its name, the operator's, its number of spatial axes, its checks and three bodies.
+    """One of the six functions: its name, the operator's name, the number of spatial axes, its checks and three bodies.
 
-    defaults: of the arguments behind the tensors.
+    defaults: of the arguments after the tensors.
     """
 
     name: str
@@ -131,20 +132,20 @@ class Convolution:
 
 
 def find_unusual(conv: Convolution, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Route:
-    """`find` of tensors that are traced, transformed or not plain."""
+    """`find` for tensors that are traced, transformed or not plain."""
     in_pytorch = Route(conv.aten, args, "aten")
-    # Subclasses bring their own operators, which see PyTorch's function once, and nothing before it.
+    # Subclasses override PyTorch's function; they must see that call once, and no other before it.
     if (jit_traces() or foreign(input, weight, bias)) and backends.forced() != "reference":
         return in_pytorch
     if stands_in(input, weight, bias):
         return in_pytorch
     route = find(conv, input, weight, bias, *args)
-    # Function transforms and forward-mode derivatives are PyTorch's own there.
+    # PyTorch handles function transforms and forward-mode derivatives there.
     return in_pytorch if route.backend in backends.COMPILED and transformed() else route
 
 
 def find(conv: Convolution, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Route:
-    """Where a convolution runs: PyTorch's operator, ours, or the reference, as the planner predicts."""
+    """The route of a convolution: PyTorch's operator, ours, or the reference, as the planner predicts."""
     a = conv.check(conv.name, conv.rank, input, weight, bias, *args)
     backend, first = _chosen(conv, input, weight, a)
     if backend == "aten":
@@ -156,7 +157,7 @@ def find(conv: Convolution, input: Tensor, weight: Tensor, bias: Tensor | None, 
 
 
 def _shortest(args: tuple[Any, ...], defaults: tuple[int, ...]) -> tuple[Any, ...]:
-    """The same for PyTorch, which takes 0.2 us to read each argument that is given, and more where it is a tuple."""
+    """The same for PyTorch, which needs 0.2 us to parse each given argument, and more for a tuple."""
     short = [v[0] if type(v) is tuple and all([n == v[0] for n in v]) else v for v in args]
     while short and short[-1] == defaults[len(short) - 1]:
         short.pop()
@@ -164,7 +165,7 @@ def _shortest(args: tuple[Any, ...], defaults: tuple[int, ...]) -> tuple[Any, ..
 
 
 def _of_one(input: Tensor, weight: Tensor, bias: Tensor | None, body: Callable[..., Tensor], *rest: Any) -> Tensor:
-    """Of an image without a batch."""
+    """The result for an image without a batch."""
     return body(input.unsqueeze(0), weight, bias, *rest).squeeze(0)
 
 
@@ -174,7 +175,7 @@ def _chosen(conv: Convolution, input: Tensor, weight: Tensor, arguments: Argumen
     if _forced[0] is not None:
         forced = backends.choose(conv.op, device, input.dtype)
         if forced in backends.COMPILED and forced != "meta" and 0 in weight.shape:
-            remedy = "Leave the choice to atrousops with backend(None): PyTorch takes it."
+            remedy = "Leave the choice to atrousops with backend(None): PyTorch accepts this call."
             bad_value(conv.name, "weight", f"hold channels where {forced!r} is forced", tuple(weight.shape), remedy)
         return forced, 0
     dtype = torch.get_autocast_dtype(device.type) if _autocasts(input) else input.dtype
@@ -195,7 +196,7 @@ def _is_empty(input: Tensor) -> bool:
         return input.numel() == 0
     from torch.fx.experimental.symbolic_shapes import guard_or_false
 
-    # A size that the data decides counts as more than none; the operators take none, too.
+    # A data-dependent size counts as positive; the operators also accept zero.
     return guard_or_false(input.numel() == 0)
 
 
@@ -228,7 +229,7 @@ def _first(
 
 
 def first_of_gradient(kind: str, size: Any, weight_size: Any, arguments: Arguments, grad: Tensor) -> int | None:
-    """What choice.Chosen has as `first`, for a gradient ("input_grad" or "weight_grad") of a convolution of ours."""
+    """`first` of choice.Chosen, for a gradient ("input_grad" or "weight_grad") of a convolution by our kernels."""
     if transformed() or foreign(grad):
         return None
     rank, forced = len(arguments.stride), backends.forced()
@@ -237,7 +238,7 @@ def first_of_gradient(kind: str, size: Any, weight_size: Any, arguments: Argumen
     asked = (kind, tuple(size), weight_size, arguments, grad.dtype, not grad.is_contiguous(), grad.device)
     if arguments.padding[:rank] == arguments.padding[-rank:]:
         return _first(*asked)
-    # PyTorch would have to pad first, which no plan knows of: ours, if it may run.
+    # PyTorch would have to pad first, which plans do not include: ours runs, if it may.
     return 0 if grad.is_cpu else _first(*asked, alone=True)
 
 
@@ -249,7 +250,7 @@ def ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, first
 
 
 def rest_of(a: Arguments, t: Tensor, first: int) -> tuple[Any, ...]:
-    """What follows the tensors and sizes of each of our three operators."""
+    """The arguments after the tensors and sizes of each of our three operators."""
     return a.stride, a.padding, a.dilation, a.groups, allow_tf32(t), first
 
 

@@ -1,4 +1,4 @@
-"""conv_branches: convolutions of one map whose results lie side by side, in one launch where a GPU can."""
+"""conv_branches: parallel convolutions of one map with concatenated results, in one launch if the GPU supports it."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ def conv_branches(
     activation: str | None = None,
     others: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Several convolutions of one map, their results side by side along the channels, as in ASPP.
+    """Several convolutions of one map, concatenated along the channels, as in ASPP.
 
     y = concat over i of activation(conv2d(input, weights[i], biases[i], padding=padding[i], dilation=dilation[i])),
         then of the others
 
-    On a GPU of compute capability 9.0, in 16 bits or TF32, two to six convolutions to equally many channels are one
-    launch that writes into y, where that is predicted to be faster; everywhere else it is `conv2d` branch by branch.
-    The gradients are those of the convolutions, that of the input summed in the order of the branches.
+    On a GPU of compute capability 9.0, in 16 bits or TF32, two to six convolutions with the same number of output
+    channels are one launch that writes into y, if this is predicted to be faster; otherwise it is `conv2d` branch by
+    branch. The gradients are those of the convolutions; that of the input is summed in the order of the branches.
 
     Args:
         input: (N, C, H, W) or (C, H, W).
         weights: (K_i, C, kernel_h, kernel_w) each, of input's dtype.
         biases: (K_i,) each, or None.
-        padding, dilation: of each branch, in pixels, a number or one for each axis; all maps must get one size.
+        padding, dilation: of each branch, in pixels, one number or one per axis; all results must have the same size.
         activation: "relu" or None, of all branches.
-        others: (N, any K, H_out, W_out) maps that follow as they are, such as ASPP's image-level features.
+        others: (N, any K, H_out, W_out) maps that are appended unchanged, such as ASPP's image-level features.
 
     Returns:
         (N, K_1 + K_2 + ..., H_out, W_out), or without N, in input's dtype and memory format.
@@ -76,7 +76,7 @@ def why_apart(
     others: Sequence[Tensor] = (),
     biases: Sequence[Tensor] = (),
 ) -> str:
-    """Why branches run one by one, each as it is planned; empty where the operator runs."""
+    """Why branches run one by one, each as planned; empty if the operator runs."""
     forced, kind = backends.forced(), input.device.type
     if kind != "cuda" and forced not in backends.COMPILED:
         return f"forced by backend({forced!r})" if forced else "one launch is a GPU's"
@@ -91,7 +91,7 @@ def why_apart(
     if backends.choose("conv_branches", input.device, input.dtype) != "cuda":
         return backends.unproved("conv_branches", input.device, input.dtype) or "there is no CUDA library"
     if compiling:
-        # Sizes that a graph leaves open cannot be planned for.
+        # Dynamic sizes of a graph cannot be planned for.
         return "compiled graphs have them one by one"
     size = tuple(input.shape) if input.dim() == 4 else (1, *input.shape)
     shapes = tuple([tuple(w.shape) for w in weights])
@@ -187,7 +187,7 @@ def _backward(ctx, grad: Tensor):
     dw: list[Tensor | None] = []
     db: list[Tensor | None] = []
     for i, part in enumerate(grad.split(widths, 1)):
-        # Dense again, in the order it came in: a kernel is chosen by that.
+        # Dense, in its original memory format, because the choice of the kernel depends on it.
         dy = part.movedim(1, -1).contiguous().movedim(-1, 1) if nhwc else part.contiguous()
         w, a = weights[i], ctx.arguments[i]
         if wants_input:

@@ -43,11 +43,11 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: Size = 1,
 ) -> Tensor:
-    """Transposed convolution of images: the map that is the gradient of `conv2d` with respect to its input.
+    """Transposed convolution of images: the same map as the gradient of `conv2d` with respect to its input.
 
     y[n, c, stride * i + dilation * r - padding] += weight[k, c, r] * x[n, k, i], on both axes, plus bias[c]
 
-    Strided ones are computed by the residue of the written position, without multiplying the zeros in between.
+    With a stride, output positions are computed by their residue, without multiplications by the inserted zeros.
 
     Args:
         input: (N, K, H, W) or (K, H, W); N may be 0.
@@ -69,7 +69,7 @@ def conv_transpose2d(
 
     Source: Zeiler et al., Adaptive deconvolutional networks (2011); Long et al., FCN (2015), section 3.3.
     """
-    # `run` by hand, as in conv2d.
+    # `run` inlined, as in conv2d.
     route = route_of(_CONV_TRANSPOSE2D, input, weight, bias, (stride, padding, output_padding, groups, dilation))
     return route.run(input, weight, bias, *route.rest) if route.rest else route.run(input, weight, bias)
 
@@ -125,6 +125,6 @@ def _setup(ctx, inputs, output) -> None:
     keep_pair(ctx, input, weight, Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ()))
 
 
-# The convolution that this one is the input gradient of: its roles of input and output are swapped.
+# The convolution whose input gradient this is: input and output are swapped.
 _backward = derivatives(convolve, lambda grad, input, size, a: grad_weight(input, grad, size[2:], a))
 register("conv_transpose", fake=_fake, backward=_backward, setup_context=_setup, autocast="lower")

@@ -1,4 +1,4 @@
-"""max_pool1d, max_pool2d, max_pool3d: the maximum of each window, and where it lies."""
+"""max_pool1d, max_pool2d, max_pool3d: the maximum of each window, and its position."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ ReturnIndices = bool | Literal["codes"]
 
 _NAMES = ("", "max_pool1d", "max_pool2d", "max_pool3d")
 _ATEN: tuple[Any, ...] = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
-# The same without and with indices, and without a pass through Python.
+# PyTorch's operators without and with indices, without its Python wrapper.
 _SMALL: tuple[Any, ...] = (
     (),
     (torch.max_pool1d, torch.max_pool1d_with_indices),
     (torch.max_pool2d, torch._C._nn.max_pool2d_with_indices),
     (torch.max_pool3d, torch._C._nn.max_pool3d_with_indices),
 )
-# Elements in channels_last up to which PyTorch's pooling by two with indices costs less than ours and reaching it.
+# Up to this many elements in channels_last, PyTorch's 2x2 pooling with indices takes less time than ours with overhead.
 _SMALL_LAST = 1 << 20
-# What PyTorch says of an input that is no map.
+# PyTorch's message for an input that is not a map.
 _EXPECTED = [
     f"(PyTorch: Expected {axes + 1}D or {axes + 2}D (batch mode) tensor with optional 0 dim batch size for input"
     + ("; Expected input's non-batch dimensions to have positive length)" if axes == 3 else ")")
@@ -66,10 +66,10 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: ReturnIndices = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Maximum over windows, as torch.nn.functional.max_pool2d, to the last index.
+    """Maximum over windows, equal to torch.nn.functional.max_pool2d including indices.
 
-    y[n, c, i, j] = max over (u, v) of x[n, c, i s - p + u d, j s - p + v d], with -inf outside the map. Of equal values
-    the first in the order of the map is taken; NaN is larger than everything.
+    y[n, c, i, j] = max over (u, v) of x[n, c, i s - p + u d, j s - p + v d], with -inf outside the map. Among equal
+    values the first in the order of the map is taken; NaN is larger than any number.
 
     Args:
         input: (N, C, H, W) or (C, H, W), contiguous or channels_last, float64, float32, bfloat16 or float16.
@@ -77,15 +77,16 @@ def max_pool2d(
         stride: step between windows; kernel_size if None.
         padding: at each side, at most half of kernel_size.
         dilation: step between the taps of a window.
-        ceil_mode: also a last window that hangs over the edge, if it starts inside the map or its left padding.
-        return_indices: True for int64 positions h W + w of each maximum in its (H, W) plane, as PyTorch's. "codes" for
-            uint8 numbers u K_w + v of the tap in its window, an eighth of the bytes; max_unpool2d takes either.
+        ceil_mode: also compute a last window that extends beyond the edge, if it starts inside the map or its left
+            padding.
+        return_indices: True for int64 positions h W + w of each maximum in its (H, W) plane, as in PyTorch. "codes" for
+            the uint8 number u K_w + v of the tap in its window, an eighth of the bytes; max_unpool2d accepts both.
 
     Returns:
         (N, C, H_out, W_out), H_out = floor((H + 2 p - d (K - 1) - 1) / s) + 1; with return_indices, also the indices.
 
     Raises:
-        ArgumentError: an argument that makes no sense, with what would.
+        ArgumentError: an invalid argument; the message has a remedy.
         ArgumentTypeError: a size that is no integer.
     """
     return _max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
@@ -132,12 +133,12 @@ def _max_pool(
     if not codes and foreign(input) and backends.forced() != "reference":
         return _ATEN[axes](input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     kernel = per_axis(op, "kernel_size", kernel_size, axes)
-    # PyTorch takes an empty list for None.
+    # PyTorch treats an empty list as None.
     given = stride is not None and not (isinstance(stride, (tuple, list)) and len(stride) == 0)
     steps = per_axis(op, "stride", stride, axes) if given else kernel
     pads = per_axis(op, "padding", padding, axes)
     rates = per_axis(op, "dilation", dilation, axes)
-    # PyTorch holds padding against the dilated extent only here.
+    # Only here PyTorch limits padding by the dilated extent.
     half_extent = axes == 1 and not return_indices
     check_bool(op, "ceil_mode", ceil_mode)
     _check(op, axes, input, kernel, steps, pads, rates, ceil_mode, half_extent)
@@ -155,7 +156,7 @@ def _max_pool(
             return pool(input, kernel, steps, pads, rates, ceil_mode)[:2]
         if not (torch.is_grad_enabled() and input.requires_grad) and not transformed():
             return _pool_values(input, kernel, steps, pads, rates, ceil_mode)
-        # The backward pass needs to know where the maxima were: one byte a window holds it, if windows are small.
+        # The backward pass needs the positions of the maxima: one byte per window is enough for small windows.
         marked = pool_codes if _taps(kernel) <= _MOST_TAPS else pool
         return marked(input, kernel, steps, pads, rates, ceil_mode)[0]
     if backend == "aten" and not codes:
@@ -167,10 +168,10 @@ def _max_pool(
 def _goes_to_pytorch(
     axes: int, input: Any, kernel: int, stride: Any, padding: Any, dilation: Any, ceil_mode: Any, indices: bool
 ) -> bool:
-    """Whether PyTorch's pooling is asked straight away: a small call without anything that it could refuse.
+    """Whether PyTorch's pooling is called directly: a small call with nothing that it could refuse.
 
-    Behind a dilated window with nothing in it PyTorch's gradient would write outside its memory. Of a negative view its
-    max_pool1d without indices takes the maxima before the sign.
+    Two bugs of PyTorch are avoided: after a dilated window that contains no input, its gradient would write outside its
+    memory; and for a negative view its max_pool1d without indices takes the maxima before negation.
     """
     if not (type(stride) is type(padding) is type(dilation) is int and dilation == 1):
         return False
@@ -280,7 +281,7 @@ def _backward(ctx, grad, _, anchor=None):
     marks, *anchors = ctx.saved_tensors
     out = pool_backward(grad, marks, ctx.shape[-len(ctx.window[0]) :], *ctx.window)
     if torch.is_grad_enabled():
-        # A graph of this gradient leads to the input: with a derivative of zero, which PyTorch has too.
+        # The graph of this gradient includes the input, with a derivative of zero, as in PyTorch.
         out = connected(out, *anchors)
     return out, None, None, None, None, None
 

@@ -1,4 +1,4 @@
-"""max_unpool1d, max_unpool2d, max_unpool3d: values back to where their maxima were."""
+"""max_unpool1d, max_unpool2d, max_unpool3d: write values back to the positions of the maxima."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from atrousops.ops.max_pool import Size, pool_backward
 
 _NAMES = ("", "max_unpool1d", "max_unpool2d", "max_unpool3d")
 _ATEN: tuple[Any, ...] = (None, F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
-# An OpenMP that gives fewer threads than it was asked for cuts a call in other pieces.
+# If OpenMP gives fewer threads than requested, a call is divided differently.
 _FEWER_THREADS = bool({"OMP_DYNAMIC", "OMP_THREAD_LIMIT"} & os.environ.keys())
 
 
@@ -50,19 +50,20 @@ def max_unpool2d(
     padding: Size = 0,
     output_size: Sequence[int] | None = None,
 ) -> Tensor:
-    """Writes each value where its maximum was and zero elsewhere, as torch.nn.functional.max_unpool2d.
+    """Writes each value to the position of its maximum and zero elsewhere, as torch.nn.functional.max_unpool2d.
 
-    y[n, c, indices[n, c, i, j]] = x[n, c, i, j], positions being h W_out + w; where several windows name one position,
-    the last in the order of the map stays (PyTorch leaves that open, and refuses under deterministic algorithms).
+    y[n, c, indices[n, c, i, j]] = x[n, c, i, j], where positions are h W_out + w. If several windows have the same
+    position, the last in the order of the map is kept (PyTorch leaves this undefined, and refuses under deterministic
+    algorithms).
 
     Args:
         input: (N, C, H, W) or (C, H, W), contiguous or channels_last, float64, float32, bfloat16 or float16.
-        indices: the same shape: int64 positions, or uint8 codes of max_pool2d(..., return_indices="codes"). A code
-            whose tap lies outside the output is dropped.
+        indices: of the same shape: int64 positions, or uint8 codes from max_pool2d(..., return_indices="codes"). A code
+            whose tap lies outside the output is ignored.
         kernel_size: size of the window that was pooled.
         stride: step between windows; kernel_size if None.
-        padding: that was added at each side.
-        output_size: (H_out, W_out), or a full shape whose last two count; each within a stride of the default.
+        padding: as in the pooling, on each side.
+        output_size: (H_out, W_out), or a full shape whose last two are used; each within a stride of the default.
 
     Returns:
         (N, C, H_out, W_out), by default H_out = (H - 1) stride - 2 padding + kernel_size.
@@ -122,7 +123,7 @@ def _find(
         return Route(_in_pytorch, (_SMALL[axes], theirs, ours, size, kernel, steps, pads))
     backend = backends.choose("max_unpool", input.device, input.dtype)
     if backend in backends.COMPILED and not apart:
-        # PyTorch's max_unpool3d answers contiguous.
+        # PyTorch's max_unpool3d returns a contiguous tensor.
         ordered = axes == 2 and input.dim() == 4 and not input.is_contiguous()
         return Route(_unpool_in_order if ordered else _unpool, (size, kernel, steps, pads))
     if backend == "aten" and indices.dtype == torch.int64:
@@ -138,8 +139,8 @@ def _unpool_in_order(input: Tensor, indices: Tensor, *rest: Any) -> Tensor:
 def _pytorch_keeps_order(axes: int, input: Tensor, indices: Tensor, size: tuple[int, ...]) -> bool:
     """Whether the call is small and PyTorch's operator, which takes less time, gives our result bit for bit.
 
-    It cuts the elements of all planes into one run a thread, and writes a run in its order: of equal positions the last
-    stays where no two threads share a plane. Maps of one pixel it may answer in another memory format.
+    PyTorch divides the elements of all planes among threads, each of which writes in order. So for equal positions the
+    last value is kept if no two threads share a plane. For maps of one pixel it may return another memory format.
     """
     if not is_small(input) or indices.dtype != torch.int64:
         return False
@@ -151,12 +152,12 @@ def _pytorch_keeps_order(axes: int, input: Tensor, indices: Tensor, size: tuple[
 
 
 def _in_pytorch(input: Tensor, indices: Tensor, aten: Any, theirs: tuple[Any, ...], ours: Any, *rest: Any) -> Tensor:
-    # Deterministic algorithms are to be ours: PyTorch refuses there, as it knows of no order.
+    # Under deterministic algorithms ours must run: PyTorch refuses, because its order is undefined.
     if not torch._C._get_deterministic_algorithms():
         try:
             return aten(input, indices, *theirs)
         except RuntimeError:
-            # An index outside is our operator's to refuse, in its own words; what else goes wrong will there, too.
+            # Our operator reports an index outside with its own message; other errors occur there as well.
             pass
     result: Tensor = ours(input, indices, *rest)
     return result
@@ -166,7 +167,7 @@ def _unpool_line(input: Tensor, indices: Tensor, size: tuple[int]) -> Tensor:
     return torch._C._nn.max_unpool2d(input.unsqueeze(-1), indices.unsqueeze(-1), (*size, 1)).squeeze(-1)
 
 
-# PyTorch's operators without its checks in Python, which ours have made.
+# PyTorch's operators without its Python checks, which we have already made.
 _SMALL: tuple[Any, ...] = (None, _unpool_line, torch._C._nn.max_unpool2d, torch._C._nn.max_unpool3d)
 
 

@@ -26,18 +26,19 @@ def mean_field(
 ) -> Tensor:
     """Mean-field inference in a fully connected CRF (Kraehenbuehl and Koltun, NIPS 2011, algorithm 1).
 
-    Q = softmax(scores) at first, then `iterations` times Q = softmax(scores - sum_k mu_k K_k Q), over labels, with K_k
-    the filter of lattice k, normalised. All lattices are built before and serve every iteration and the backward pass.
+    Starts with Q = softmax(scores), then repeats Q = softmax(scores - sum_k mu_k K_k Q) `iterations` times, with the
+    softmax over labels and K_k the normalised filter of lattice k. Lattices are built once, for all iterations and the
+    backward pass.
 
     A score of -inf means that its label is impossible there: Q is 0. A pixel with a NaN or +inf among its scores, or
-    with -inf alone, has no softmax: its Q is NaN, and it takes no part in the others', as if its Q were zero; what
-    filters are normalised by stays. That is so on every device, without waiting for one. No gradient reaches its
-    scores.
+    with only -inf, has no softmax: its Q is NaN, and the Q of other pixels is computed as if its Q were zero; the
+    normalisation of the filters does not change. This holds on every device, without synchronisation. Its scores get no
+    gradient.
 
     Args:
         scores: (N, L, *), L >= 2, minus the unary energies: logits or log-probabilities. float64 is computed in
             float64, all else in float32.
-        lattices: one for each kernel, of N images or of one that serves all.
+        lattices: one for each kernel, of N images or of one image for all.
         compatibilities: mu_k, (L) for a diagonal or (L, L) for a full matrix (output label, input label). Positive
             entries are penalties: Potts with weight w is -w for every label.
         iterations: 0 or more.
@@ -70,23 +71,23 @@ def _kernel(splat: Tensor, slices: Tensor, lattice: Lattice, lost: Tensor | None
 
 
 def _without_softmax(scores: Tensor) -> Tensor | None:
-    """Pixels (N, 1, P) whose largest score is no number; None where it is known that there is none."""
+    """A mask (N, 1, P) of pixels whose largest score is not finite; None if it is known that there are none."""
     lost = ~scores.detach().amax(1, keepdim=True).isfinite()
     return None if is_known(scores) and not bool(lost.any()) else lost
 
 
 def _fused(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequence[Tensor]) -> bool:
-    """One operator for all iterations where no gradient is wanted; else one per filter, and autograd's own record."""
+    """One operator for all iterations if no gradient is needed, else one per filter, recorded by autograd."""
     if torch.is_grad_enabled() and any(t.requires_grad for t in (scores, *compatibilities)):
         return False
-    # What a frozen trace holds as a constant list of tensors, PyTorch empties as it hands it to a library's operator.
+    # PyTorch empties a constant list of tensors of a frozen trace when it passes it to a library's operator.
     if jit_traces():
         return False
     if transformed() or foreign(scores, *compatibilities, *[t for lattice in lattices for t in lattice]):
         return False
     if not _first_call.own("mean_field", scores.device, scores.dtype):
         return False
-    # Lattices of the reference are cut otherwise.
+    # Lattices of the reference have other chunks.
     chunks = [(lattice.row_bounds.shape[0] - 1) // max(lattice.counts.shape[0], 1) for lattice in lattices]
     return all([count == chunks[0] for count in chunks])
 
@@ -118,17 +119,17 @@ def _check(scores: Tensor, lattices: Sequence[Lattice], compatibilities: Sequenc
         for part in lattice:
             check_device(op, "scores", scores, lattices=part)
     for mu in compatibilities:
-        # torch.compile of torch 2.11 finds no torch.Size among tuples.
+        # torch.compile of torch 2.11 does not find a torch.Size among tuples.
         if tuple(mu.shape) not in ((labels,), (labels, labels)):
             bad_value(op, "compatibilities", f"be ({labels}) or ({labels}, {labels})", tuple(mu.shape))
         check_device(op, "scores", scores, compatibilities=mu)
 
 
 def check_labels(op: str, scores: Tensor) -> None:
-    """Raises ArgumentError unless there are two labels: over one, every softmax is 1."""
+    """Raises ArgumentError unless there are at least two labels: over one label, every softmax is 1."""
     if scores.shape[1] < 2:
         remedy = (
-            "Of a binary network, whose probability is sigmoid(s), give torch.cat([torch.zeros_like(s), s], 1): the "
+            "For a binary network, whose probability is sigmoid(s), give torch.cat([torch.zeros_like(s), s], 1): the "
             "softmax of [0, s] is [1 - sigmoid(s), sigmoid(s)]."
         )
         bad_value(op, "scores", "have a channel for each of 2 or more labels", tuple(scores.shape), remedy)

@@ -1,4 +1,4 @@
-"""permutohedral_filter: high-dimensional Gaussian filtering over a lattice that is built once."""
+"""permutohedral_filter: high-dimensional Gaussian filtering over a reusable lattice."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ NORMALIZATIONS = ("none", "symmetric", "before", "after")
 def permutohedral_lattice(features: Tensor) -> Lattice:
     """Builds the permutohedral lattice of a set of features, for any number of filters over it.
 
-    Each pixel's feature vector f is elevated to the hyperplane of the lattice A*_D, scaled so that the filter is
-    k(f, g) = exp(-|f - g|^2 / 2), and lies in a simplex of D + 1 vertices with barycentric weights (Adams, Baek, Davis:
-    Fast high-dimensional filtering using the permutohedral lattice, Eurographics 2010, section 3).
+    Each pixel's feature vector f is embedded in the hyperplane of the lattice A*_D, scaled so that the filter is k(f,
+    g) = exp(-|f - g|^2 / 2); there it lies in a simplex of D + 1 vertices and has barycentric weights (Adams, Baek,
+    Davis: Fast high-dimensional filtering using the permutohedral lattice, Eurographics 2010, section 3).
 
     Args:
         features: (N, D, *), 1 <= D <= 7, in units of the filter's standard deviation. float64 is computed in float64,
-            all else in float32. Detached: no gradient reaches features.
+            all else in float32. Detached: features get no gradient.
 
     Returns:
         A Lattice with P = product of *. Under torch.compile and torch.jit.trace its M and R are upper bounds,
-        N * P * (D + 1); counts and row_bounds tell what is in use.
+        N * P * (D + 1); counts and row_bounds give the used part.
 
     Raises:
-        ArgumentError: the rank, D or number of pixels is out of range, or features are not finite, or span more than
-            64-bit keys hold (for D = 5: 12 000 lattice units, about 1 000 standard deviations). Under torch.compile and
-            torch.jit.trace on a GPU pixels with such features share the vertices around the origin instead.
+        ArgumentError: the rank, D or number of pixels is out of range, features are not finite, or their range does not
+            fit 64-bit keys (for D = 5: 12 000 lattice units, about 1 000 standard deviations). Under torch.compile and
+            torch.jit.trace on a GPU there is no error: such pixels share the vertices around the origin.
         ArgumentTypeError: features are not floating.
     """
     _check_features("permutohedral_lattice", features)
@@ -50,7 +50,7 @@ def permutohedral_lattice(features: Tensor) -> Lattice:
 
 
 class Blame(NamedTuple):
-    """Whose argument, and what it is called, that features come from: for the message if they will not do."""
+    """The operator and argument that features come from, for error messages."""
 
     op: str
     argument: str
@@ -58,7 +58,7 @@ class Blame(NamedTuple):
 
 
 def lattice_of(features: Tensor, blame: Blame) -> Lattice:
-    """As `permutohedral_lattice`, of features whose type and shape are right."""
+    """As `permutohedral_lattice`, for features whose type and shape are already checked."""
     features = features.detach().flatten(2)
     if features.dtype != torch.float64:
         features = features.float()
@@ -79,20 +79,20 @@ def permutohedral_filter(values: Tensor, features: Tensor | Lattice, normalize: 
     """Filters values with a Gaussian in feature space.
 
     y_i = sum_j exp(-|f_i - f_j|^2 / 2) x_j, approximated on the permutohedral lattice: splat, blur along D + 1 axes,
-    slice (Adams, Baek, Davis 2010). With K this filter and n = K 1, `normalize` is that of pydensecrf:
+    slice (Adams, Baek, Davis 2010). With K this filter and n = K 1, `normalize` is as in pydensecrf:
 
     - None or "none": y = K x, with pydensecrf's gain 1 / (1 + 2^-D), which is about half of the true sum;
     - "symmetric": y = n^-1/2 K n^-1/2 x (NORMALIZE_SYMMETRIC);
     - "before": y = K n^-1 x (NORMALIZE_BEFORE);
     - "after": y = n^-1 K x (NORMALIZE_AFTER), a weighted mean.
 
-    A value that is not finite stays where it is: y is NaN there, and at all other pixels as if x were 0 there; n stays.
-    That is so on every device, without waiting for one. No gradient reaches such a value.
+    If x is not finite at a pixel, y is NaN there, and is computed at all other pixels as if x were 0 there; n does not
+    change. This holds on every device, without synchronisation. Such a value gets no gradient.
 
     Args:
         values: (N, C, *), any C; float64 is computed in float64, all else in float32.
-        features: (N, D, *) in units of standard deviations, or the Lattice of such features. One image of features
-            serves every image of values.
+        features: (N, D, *) in units of standard deviations, or the Lattice of such features. One image of features can
+            be used for all images of values.
         normalize: see above.
 
     Returns:
@@ -113,23 +113,23 @@ def permutohedral_filter(values: Tensor, features: Tensor | Lattice, normalize: 
 
 
 def fill(values: Tensor, where: Tensor | None, value: float) -> Tensor:
-    """`values` with `value` where that is true, in their memory format; masked_fill would lose it."""
+    """`values` with `value` where the mask is true, in their memory format, which masked_fill would lose."""
     return values if where is None else torch.where(where, value, values)
 
 
 def is_known(values: Tensor) -> bool:
-    """Whether one may ask for numbers: on a GPU that waits, and where it is traced or transformed there are none."""
+    """Whether values can be read: a GPU would synchronise, and traced or transformed tensors have none."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling() and is_plain((values,))
 
 
 def _not_finite(values: Tensor) -> Tensor | None:
-    """Where values are not finite; None where it is known that all are. Their sum is cheaper, and errs to one side."""
+    """A mask of values that are not finite; None if all are known to be finite, as a finite sum proves."""
     values = values.detach()
     return None if is_known(values) and bool(values.sum().isfinite()) else ~values.isfinite()
 
 
 def lattice_weights(lattice: Lattice, normalize: str | None, dtype: torch.dtype, op: str) -> tuple[Tensor, Tensor]:
-    """The weights to splat and to slice with: barycentric, times what `normalize` asks for on that side."""
+    """The weights for splatting and slicing: barycentric weights times the factors of `normalize`."""
     normalize = "none" if normalize is None else normalize
     if normalize not in NORMALIZATIONS:
         bad_value(op, "normalize", f"be None or one of {', '.join(NORMALIZATIONS)}", repr(normalize))
@@ -137,16 +137,16 @@ def lattice_weights(lattice: Lattice, normalize: str | None, dtype: torch.dtype,
     weights, norm = lattice.weights.to(compute), lattice.norm.to(compute)
     if normalize == "none":
         return weights, weights
-    # pydensecrf's guard against an empty neighbourhood.
+    # pydensecrf's guard against division by zero.
     scale = (norm + 1e-20).pow(-0.5 if normalize == "symmetric" else -1.0).transpose(1, 2)
     scaled = weights * scale
     return (weights if normalize == "after" else scaled), (weights if normalize == "before" else scaled)
 
 
 def memory_format_of(values: Tensor) -> torch.memory_format:
-    """channels_last where values are that and not contiguous, for 4 or 5 dimensions."""
+    """channels_last if values of 4 or 5 dimensions are in it and not contiguous."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(values.dim(), torch.contiguous_format)
-    # Under vmap a tensor cannot be asked for its values.
+    # Under vmap the memory format cannot be queried.
     if values.is_contiguous() or torch._C._are_functorch_transforms_active():
         return torch.contiguous_format
     if values.is_contiguous(memory_format=last):
@@ -155,10 +155,10 @@ def memory_format_of(values: Tensor) -> torch.memory_format:
 
 
 def apply_lattice(values: Tensor, splat: Tensor, slices: Tensor, lattice: Lattice) -> Tensor:
-    """Filters values (N, C, P) with weights from `lattice_weights`; the lattice is of N images or of one for all."""
+    """Filters values (N, C, P) with weights from `lattice_weights`; the lattice is of N images or one image for all."""
     n, c, p = values.shape
     if lattice.offsets.shape[0] != n:
-        # One lattice for all images: they are channels of one.
+        # One lattice for all images: they become channels of one image.
         return apply_lattice(values.reshape(1, n * c, p), splat, slices, lattice).view(n, c, p)
     own = _first_call.own("permutohedral", values.device, values.dtype)
     run = _apply if own and not foreign(values, splat, slices, *lattice) else reference.permutohedral_apply
@@ -169,12 +169,12 @@ def _build(features: Tensor, blame: Blame) -> tuple[Tensor, ...]:
     try:
         offsets, weights, neighbours, starts, rows, bounds, counts = _make_lattice(features)
     except ArgumentError:
-        # The kernel names features, which a caller may have made from an image.
+        # The kernel's message names features; the caller may have made them from an image.
         _refuse_span(blame)
     # The operator's outputs have a static upper bound as their size, so that it compiles without data-dependent shapes;
-    # only what is in use was ever touched. Copies let the bound go. This is the one place that waits for a GPU, whose
-    # kernels say by a negative bound that they could not place the features. Fake features have no values to wait
-    # for, and a trace would cut the lattice of every other image as it cuts this one's.
+    # unused parts are never written. They are copied here to the used size. This is the only place that waits for a
+    # GPU; its kernels report features out of range by a negative bound. Fake features have no values, and a trace would
+    # fix the sizes of this image for all others; there the outputs are not cut.
     if isinstance(features, FakeTensor) or features.is_meta or jit_traces():
         return offsets, weights, neighbours, starts, rows, bounds, counts
     m, r = torch.stack([values_of(counts).sum(), values_of(bounds)[-1]]).tolist()
@@ -199,7 +199,7 @@ def _check_finite(blame: Blame) -> None:
     if lost.any():
         first = tuple(lost.nonzero()[0].tolist())
         got = f"{value[first].item()} at {first}, and {int(lost.sum())} such values in all"
-        bad_value(op, argument, "be finite", got, "Replace them, by torch.nan_to_num say.")
+        bad_value(op, argument, "be finite", got, "Replace them, for example by torch.nan_to_num.")
 
 
 def _check_features(op: str, features: Tensor) -> None:
@@ -212,7 +212,7 @@ def _check_features(op: str, features: Tensor) -> None:
 
 
 def check_count(op: str, argument: str, value: Tensor, features: int, images: int) -> None:
-    """Raises ArgumentError unless the vertices of so many images (N, C, *) with D features have indices of 32 bits."""
+    """Raises ArgumentError unless 32-bit indices suffice for the vertices of images (N, C, *) with D features."""
     if images * math.prod(value.shape[2:]) * (features + 1) >= 2**31 - 1:
         rule = f"have N * P * (D + 1) < 2^31, where D is {features}"
         bad_value(op, argument, rule, tuple(value.shape), "Filter fewer images, or parts of them, at a time.")
@@ -240,7 +240,7 @@ def _check_values(op: str, values: Tensor, features: Tensor | Lattice) -> None:
 def _fake_lattice(features: Tensor) -> tuple[Tensor, ...]:
     n, d, p = features.shape
     most = n * p * (d + 1)
-    # As the C++ side cuts an image.
+    # The same chunks as on the C++ side.
     chunks = torch.sym_min(torch.sym_max(p // 4096, 1), torch.sym_min(4 * (p // 65536 + 1), 64))
 
     def ints(*size: int) -> Tensor:
@@ -264,7 +264,7 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _lattice_of_batches(info, in_dims, features: Tensor) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    """vmap's rule: images of all batches have one lattice, whose vertices are numbered together."""
+    """Rule for vmap: images of all batches share one lattice, whose vertices are numbered together."""
     n = features.shape[0 if in_dims[0] else 1]
     images = features.movedim(in_dims[0], 0).flatten(0, 1)
     offsets, weights, neighbours, starts, rows, bounds, counts = _make_lattice(images)
@@ -273,14 +273,14 @@ def _lattice_of_batches(info, in_dims, features: Tensor) -> tuple[tuple[Tensor, 
 
 
 def _vmap_apply(info, in_dims, values, splat, slices, offsets, *rest) -> tuple[Tensor, int]:
-    """vmap's rule: batches are channels over one lattice, or images of the lattice that was built for all of them."""
+    """Rule for vmap: batches become channels over one lattice, or images of the lattice built for all of them."""
     b, lattice = info.batch_size, in_dims[1:9]
     if all([dim is None for dim in lattice]):
         values = values.movedim(in_dims[0], 1)
         out = _apply(values.flatten(1, 2), splat, slices, offsets, *rest)
         return out.unflatten(1, (b, values.shape[2])), 1
     if in_dims[3] is None:
-        # Other weights on one lattice.
+        # Different weights on one lattice.
         return torch.vmap(reference.permutohedral_apply, in_dims)(values, splat, slices, offsets, *rest), 0
     *tables, counts, reverse = rest
     images = [fold(t, dim, b) for t, dim in zip((values, splat, slices, offsets), in_dims)]

@@ -35,20 +35,20 @@ def roi_align(
             `spatial_scale` maps to the features. They are used in float32 or float64 whatever the features' dtype.
         output_size: bins of the output, (height, width) or one number for both.
         spatial_scale: features' size over the image's size.
-        sampling_ratio: samples of a bin along each axis; not positive: as many as the bin has pixels, rounded up.
-        aligned: shift by half a pixel, so that pixel centres are at integers (Detectron2).
+        sampling_ratio: samples per bin along each axis; if not positive, the size of the bin in pixels, rounded up.
+        aligned: shift by half a pixel, so that pixel centres are at integers, as in Detectron2.
 
     Returns:
-        (K, C, *output_size) in the features' dtype and memory format. The gradient reaches the features, not the boxes.
+        (K, C, *output_size) in the features' dtype and memory format. Features get a gradient; boxes do not.
 
     Raises:
-        ArgumentError: a wrong shape, or a box with corners that are not finite or are inverted, or without an image. On
-            a GPU, where a look at the boxes would make the host wait, such a box is not refused: its output is NaN, and
-            it sends no gradient.
+        ArgumentError: a wrong shape, or a box whose corners are not finite or are inverted, or whose image does not
+            exist. On a GPU values are not checked, because that would synchronise: such a box gives NaN and no
+            gradient.
         ArgumentTypeError: a dtype that is not floating, or an argument of the wrong type.
 
     Source:
-        He et al., Mask R-CNN, arXiv:1703.06870, section 3; the borders are torchvision.ops.roi_align's.
+        He et al., Mask R-CNN, arXiv:1703.06870, section 3; borders as in torchvision.ops.roi_align.
     """
     sampling_ratio = integer("roi_align", "sampling_ratio", sampling_ratio, "be an integer")
     check_bool("roi_align", "aligned", aligned)
@@ -90,7 +90,7 @@ def _setup_backward(ctx, inputs, output):
 
 
 def _double_backward(ctx, grad):
-    # The gradient is linear in what comes from above, and its transpose is the operator itself.
+    # The gradient is linear in the incoming gradient, and its transpose is the operator itself.
     (boxes,) = ctx.saved_tensors
     return _run(grad, boxes, *ctx.geometry), *[None] * 9
 
@@ -122,7 +122,7 @@ def _vmap_backward(info, in_dims, grad, boxes, scale, batch_size, *geometry):
     return out.unflatten(0, (info.batch_size, batch_size)), 0
 
 
-# No autocast: 16-bit features are pooled in fp32 and rounded once anyway, which is what a cast there and back gives.
+# No autocast: 16-bit features are pooled in fp32 and rounded once, which is equal to casting to fp32 and back.
 _run = register("roi_align", fake=_fake, otherwise=_otherwise, backward=_backward, setup_context=_setup, vmap=_vmap)
 _run_backward = register(
     "roi_align_backward",

@@ -20,7 +20,7 @@ def roi_pool(
 
     y[k, c, p, q] = max x[n_k, c, i, j] over the rows floor(p h / P) <= i - y1 < ceil((p + 1) h / P) and the columns
     likewise, where (x1, y1, x2, y2) is box k times `spatial_scale`, rounded, and h = y2 - y1 + 1. A bin outside the map
-    gives 0; NaN is never the largest; a bin with no number above -inf gives -inf, and no gradient.
+    gives 0; NaN is ignored; a bin with no number above -inf gives -inf and has no gradient.
 
     Args:
         input: features (N, C, H, W), float64, float32, bfloat16 or float16.
@@ -30,16 +30,16 @@ def roi_pool(
         spatial_scale: features' size over the image's size.
 
     Returns:
-        (K, C, *output_size) in the features' dtype and memory format. The gradient goes to the first of the largest.
+        (K, C, *output_size) in the features' dtype and memory format. The gradient goes to the first maximum.
 
     Raises:
-        ArgumentError: a wrong shape, or a box with corners that are not finite or are inverted, or without an image. On
-            a GPU, where a look at the boxes would make the host wait, such a box is not refused: its output is NaN, and
-            it sends no gradient.
+        ArgumentError: a wrong shape, or a box whose corners are not finite or are inverted, or whose image does not
+            exist. On a GPU values are not checked, because that would synchronise: such a box gives NaN and no
+            gradient.
         ArgumentTypeError: a dtype that is not floating, or an argument of the wrong type.
 
     Source:
-        Girshick, Fast R-CNN, arXiv:1504.08083, section 2.1; the rounding is torchvision.ops.roi_pool's.
+        Girshick, Fast R-CNN, arXiv:1504.08083, section 2.1; rounding as in torchvision.ops.roi_pool.
     """
     spatial_scale = number("roi_pool", "spatial_scale", spatial_scale)
     rois = rows("roi_pool", input, boxes)
@@ -94,7 +94,7 @@ def _setup_backward(ctx, inputs, output):
 
 
 def _double_backward(ctx, grad):
-    # Linear in what comes from above, and its transpose takes from where that was sent.
+    # Linear in the incoming gradient; the transpose gathers from the positions to which this scatters.
     return reference.gather_maxima(grad, *ctx.saved_tensors)[0], *[None] * 8
 
 
@@ -114,7 +114,7 @@ def _vmap_backward(info, in_dims, grad, boxes, argmax, scale, batch_size, *geome
     return out.unflatten(0, (info.batch_size, batch_size)), 0
 
 
-# No autocast: the largest of 16-bit features is the same number in fp32, and boxes are fp32 in any case.
+# No autocast: the maximum of 16-bit features is the same in fp32, and boxes are in fp32 anyway.
 _run = register(
     "roi_pool", fake=_fake, otherwise=_otherwise, backward=_backward, setup_context=_setup, jvp=_jvp, vmap=_vmap
 )

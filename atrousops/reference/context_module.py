@@ -13,7 +13,7 @@ from atrousops.reference.conv import conv
 def context_module(
     input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], dilation: Sequence[int]
 ) -> Tensor:
-    """Convolutions that keep the size of the map, one after the other, max(., 0) between; biases may be empty."""
+    """Size-preserving convolutions in sequence, with max(., 0) in between; biases may be empty."""
     for i, (weight, d) in enumerate(zip(weights, dilation)):
         reach = d * (weight.shape[-1] // 2)
         if i:

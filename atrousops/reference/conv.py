@@ -35,7 +35,8 @@ def conv(
 ) -> Tensor:
     """y[n, k, o] = bias[k] + sum over taps r, channels c of weight[k, c, r] * x[n, c, stride o + dilation r - padding].
 
-    Only taps that read inside; 16-bit dtypes are summed in float32. `padding` may hold low sides, then high sides.
+    Only taps inside the input are computed; 16-bit dtypes are summed in float32. `padding` may hold low sides, then
+    high sides.
     """
     rank = len(stride)
     sizes = zip(input.shape[2:], weight.shape[2:], stride, dilation, padding[:rank], padding[-rank:])

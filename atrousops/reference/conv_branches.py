@@ -1,4 +1,4 @@
-"""Convolutions of one map side by side, in plain PyTorch."""
+"""Parallel convolutions of one map, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def conv_branches(
     dilation: Sequence[Sequence[int]],
     relu: bool,
 ) -> Tensor:
-    """Each convolution with padding and dilation of each axis, then max(., 0); then others. biases may be empty."""
+    """The concatenation of each convolution, with max(., 0), and of others; biases may be empty."""
     parts = []
     for i, (weight, p, d) in enumerate(zip(weights, padding, dilation)):
         y = conv(input, weight, biases[i] if biases else None, (1,) * len(p), p, d, 1)

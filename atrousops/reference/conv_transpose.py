@@ -21,7 +21,7 @@ def conv_transpose(
 ) -> Tensor:
     """y[n, c, stride i + dilation r - padding] += weight[k, c, r] * x[n, k, i], plus bias[c].
 
-    The convolution's tap list with its sides exchanged: what it would read is written, what it would write is read.
+    Uses the convolution's tap list with input and output exchanged.
     """
     sizes = zip(input.shape[2:], weight.shape[2:], stride, dilation, padding, output_padding)
     axes = [Axis((i - 1) * s - 2 * p + d * (k - 1) + e + 1, i, k, s, d, p, p) for i, k, s, d, p, e in sizes]

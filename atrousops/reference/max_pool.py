@@ -47,7 +47,7 @@ def max_pool(
         return flat.expand(windows)
 
     best = input.new_full((*input.shape[:-axes], *windows), lowest)
-    # Nothing but -inf in a window: its first tap that does not lie before the map.
+    # A window of only -inf: its first tap that is not before the start of the map.
     marks = mark([(-start).clamp(min=0).add(d - 1).div(d, rounding_mode="floor") for start, d in zip(starts, dilation)])
     marks = marks.expand(best.shape)
     for taps in itertools.product(*map(range, kernel_size)):

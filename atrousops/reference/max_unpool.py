@@ -18,7 +18,7 @@ def max_unpool(
     stride: Sequence[int],
     padding: Sequence[int],
 ) -> Tensor:
-    """y[indices[i]] = x[i] in each plane, zero elsewhere; of several values for one position the last stays."""
+    """y[indices[i]] = x[i] in each plane, zero elsewhere; if indices repeat, the last value is kept."""
     axes = len(kernel_size)
     leading = input.shape[:-axes]
     plane = math.prod(output_size)
@@ -41,11 +41,11 @@ def placed(
     stride: Sequence[int],
     padding: Sequence[int],
 ) -> Tensor:
-    """The same without a look at the values of indices; sizes may be symbolic."""
+    """The same without checking the values of indices; sizes may be symbolic."""
     leading = input.shape[: -len(kernel_size)]
     values, flat, inside = _flat(input, indices, output_size, kernel_size, stride, padding)
 
-    # Who writes last at each position: windows count from 1, and 0 is none.
+    # The last window that writes to each position, counted from 1; 0 is none.
     order = torch.arange(1, values.shape[-1] + 1, device=input.device).expand(flat.shape) * inside
     writer = torch.zeros(*leading, math.prod(output_size), dtype=torch.int64, device=input.device)
     writer = writer.scatter_reduce(-1, flat * inside, order, "amax")
@@ -61,7 +61,7 @@ def max_unpool_backward(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """x[i] = y[indices[i]] in each plane, and zero where that lies outside."""
+    """x[i] = y[indices[i]] in each plane, and zero if the index is outside."""
     size = grad.shape[-len(kernel_size) :]
     if math.prod(size) == 0:
         return connected(grad.new_zeros(indices.shape), grad)
@@ -79,7 +79,7 @@ def max_pool_backward(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """y[indices[i]] += x[i] in each plane; what lies outside is left out."""
+    """y[indices[i]] += x[i] in each plane; indices outside are ignored."""
     values, flat, inside = _flat(grad, indices, input_size, kernel_size, stride, padding)
     zeros = connected(values.new_zeros((*values.shape[:-1], math.prod(input_size))), values, flat)
     sums = zeros.scatter_add(-1, flat * inside, torch.where(inside, values, torch.zeros_like(values)))
@@ -120,7 +120,7 @@ def _flat(
 
 
 def _positions(codes, windows, output_size, kernel_size, stride, padding) -> tuple[Tensor, Tensor]:
-    """Flat positions of the taps that codes number, and whether they lie inside the output."""
+    """Flat positions of the taps given by codes, and whether they lie inside the output."""
     flat, inside = torch.zeros_like(codes), torch.ones_like(codes, dtype=torch.bool)
     axes = len(kernel_size)
     for axis in range(axes):

@@ -14,11 +14,11 @@ from atrousops.common.values import values_of
 class Lattice(NamedTuple):
     """Which lattice vertices enclose each pixel, and how vertices are linked; a pytree of tensors.
 
-    Vertices of all N images are numbered together, M in all. Each image's pixels are cut into chunks, and every chunk
-    has rows of its own for the vertices that it touches, so that chunks can be splatted in parallel without atomics;
-    the R rows of all chunks are numbered together. The CPU has one row for each vertex of a chunk; a GPU has one for
-    each pixel and corner, which makes `rows` the list of pixels that a vertex gathers from. A lattice therefore serves
-    only the kind of device that it was built on.
+    Vertices of all N images are numbered together, M in all. Each image's pixels are cut into chunks. Every chunk has
+    its own rows for the vertices that it touches, so that chunks can be splatted in parallel without atomics; the R
+    rows of all chunks are numbered together. The CPU has one row for each vertex of a chunk. A GPU has one for each
+    pixel and corner, so that `rows` lists the pixels that a vertex gathers from. A lattice can therefore be used only
+    on the type of device that it was built on.
 
     Attributes:
         offsets: (N, P, D + 1) int32, the rows of the vertices around a pixel.
@@ -42,7 +42,7 @@ class Lattice(NamedTuple):
 
 
 def permutohedral_lattice(features: Tensor) -> tuple[Tensor, ...]:
-    """All of a Lattice but its norm, for features (N, D, P); one chunk an image, vertices in order of their keys."""
+    """A Lattice without its norm, for features (N, D, P); one chunk per image, vertices in order of their keys."""
     n, d, p = features.shape
     rounded, rank, weights = enclosing_simplex(elevate(features.detach().transpose(1, 2).reshape(n * p, d)))
     # Vertex r of the simplex: the coordinates of the r largest ranks wrap around.
@@ -77,10 +77,10 @@ def enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     d = elevated.shape[1] - 1
     steps = (elevated / (d + 1)).round()
     difference = elevated - steps * (d + 1)
-    # The largest difference has rank 0; of equal ones the first, as in densecrf.
+    # The largest difference has rank 0; among equal ones the first, as in densecrf.
     order = difference.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(d + 1, device=order.device).expand_as(order))
-    # Off the plane: the coordinates of extreme rank step back.
+    # Outside the plane: the coordinates of extreme rank are wrapped around.
     rank = rank + steps.sum(1, keepdim=True).long()
     back = (rank < 0).long() - (rank > d).long()
     rank = rank + back * (d + 1)
@@ -145,7 +145,7 @@ def permutohedral_apply(
     """y = alpha S_slice B_D ... B_0 S_splat^T x for values (N, C, P); B in the opposite order if reverse."""
     n, c, p = values.shape
     corners = offsets.shape[2]
-    # Of all batches, where a transform has put some around.
+    # For all batch dimensions that a transform has added.
     m = int(values_of(counts).sum())
     compute = torch.float64 if values.dtype == torch.float64 else torch.float32
     row_vertex = torch.empty_like(rows).scatter(

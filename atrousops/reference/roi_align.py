@@ -28,7 +28,7 @@ def roi_align(
             # (K, C, P, G_h, Q, G_w): every sample of every bin.
             values = x[image[:, None, None, None, None], :, y[:, :, :, None, None], x_[:, None, None]]
             weights = y_weight[:, :, :, None, None] * x_weight[:, None, None]
-            # A sample that does not count must not bring in a NaN.
+            # A sample without weight must not contribute a NaN.
             values = torch.where(weights.isnan()[..., None], 0, values)
             total = total + (values * weights.nan_to_num(0.0)[..., None]).sum((2, 4)).movedim(-1, 1)
     count = (rows.samples * columns.samples).clamp(min=1).to(total.dtype)
@@ -36,7 +36,7 @@ def roi_align(
 
 
 class _Axis:
-    """Along one axis: the two neighbours (K, bins, G) of every sample and their weights; NaN where none counts."""
+    """Along one axis: the two neighbours (K, bins, G) of every sample and their weights; NaN if none has weight."""
 
     def __init__(self, start: Tensor, end: Tensor, size: int, bins: int, sampling_ratio: int, aligned: bool) -> None:
         length = end - start if aligned else (end - start).clamp(min=1)
@@ -66,7 +66,7 @@ def roi_align_backward(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """The transposed of the map above, from its output's shape to features of `size`."""
+    """The transpose of the map above, from its output's shape to features of `size`."""
     bins = (grad.shape[2], grad.shape[3])
     features = grad.new_zeros(size)
     transposed = torch.func.vjp(lambda x: roi_align(x, boxes, bins, spatial_scale, sampling_ratio, aligned), features)[

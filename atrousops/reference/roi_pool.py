@@ -39,7 +39,7 @@ def gather_maxima(input: Tensor, boxes: Tensor, argmax: Tensor, filled: Tensor |
 
 
 def roi_pool_backward(grad: Tensor, boxes: Tensor, argmax: Tensor, size: tuple[int, int, int, int]) -> Tensor:
-    """Each bin's gradient, added where its largest feature was."""
+    """Each bin's gradient, added at its largest feature."""
     n, c, h, w = size
     position = _positions(boxes, argmax, c, h * w).view(-1)
     sent = torch.where(argmax >= 0, grad, torch.zeros_like(grad)).reshape(-1)
@@ -47,7 +47,7 @@ def roi_pool_backward(grad: Tensor, boxes: Tensor, argmax: Tensor, size: tuple[i
 
 
 def _positions(boxes: Tensor, argmax: Tensor, channels: int, plane: int) -> Tensor:
-    """Of each maximum among all features."""
+    """The index of each maximum among all features."""
     image = boxes.detach()[:, 0].long()[:, None, None, None]
     channel = torch.arange(channels, device=argmax.device)[None, :, None, None]
     return (image * channels + channel) * plane + argmax.long().clamp(min=0)
@@ -71,7 +71,7 @@ def _first_of_largest(features: Tensor, rows: Tensor, columns: Tensor) -> Tensor
     """(C, P, Q) positions in features (C, H, W) of the first of the largest of each bin, -1 where all are -inf."""
     found = []
     for column in columns.unbind(0):
-        # In each row the first column; then the first of the rows.
+        # The first column in each row, then the first row.
         largest, x = torch.where(column, features, -torch.inf).max(2)
         here = []
         for row in rows.unbind(0):

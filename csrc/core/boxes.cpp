@@ -20,9 +20,9 @@ constexpr int64_t kMostStride = 8;                    // of a tensor map
 constexpr int64_t kMostExtent = 256;                  // of its boxes, strides included
 constexpr double kSumLaunch = 3e-6, kSumCopy = 3e12;  // seconds of the launch that adds parts; its bytes/s
 
-// What a tile takes beside its steps, in steps. Counted in the machine code: a warp of 128 rows issues about 180
-// instructions and 1.3 for each column, two warps share an issue slot, and about 300 cycles pass until the last
-// products are there; a step takes 4 cycles for each column.
+// The time of a tile outside its steps, in steps. Counted in the machine code: a warp of 128 rows issues about 180
+// instructions plus 1.3 per column, two warps share an issue slot, and the last products take about 300 cycles to
+// arrive; a step takes 4 cycles per column.
 double tile_steps(int64_t columns) { return (2 * 180 + 300) / (4.0 * static_cast<double>(columns)) + 2 * 1.3 / 4; }
 
 // The taps that are live somewhere in [begin, end).
@@ -36,9 +36,9 @@ AxisSegment piece_of(const AxisPhase& p, int64_t begin, int64_t end) {
   return piece;
 }
 
-// The cheapest pieces from a position on: by their taps, then by their number. It is enough to end a piece where the
-// taps change, or where it is full: ending it later costs nothing until then. Full ones in a stretch of constant taps
-// come as one run.
+// The cheapest pieces from a position on: by their taps, then by their number. A piece only needs to end where the taps
+// change or where it is full, because extending it up to there is free. Full pieces in a stretch of constant taps form
+// one run.
 class Cutter {
  public:
   Cutter(const AxisPhase& phase, int64_t size) : phase_(phase), size_(size) {}
@@ -55,7 +55,7 @@ class Cutter {
     AxisSegment first;
     Cost cost;
   };
-  // Positions are settled from the back, as far as they can be reached.
+  // Computed backwards over reachable positions.
   const Choice& best(int64_t at) {
     if (const auto known = known_.find(at); known != known_.end()) return known->second;
     std::vector<int64_t> starts = {at};
@@ -165,8 +165,8 @@ AxisSums sums_of(const std::vector<AxisPhase>& phases, int64_t size) {
   return sums;
 }
 
-// Sizes that cut the axis, or a stretch of constant taps, into equal parts: others have a smaller one that does as
-// well.
+// Only sizes that divide the axis, or a stretch of constant taps, into equal parts: for any other size a smaller one is
+// as good.
 std::vector<int64_t> sizes_of(const std::vector<AxisPhase>& phases, int64_t most) {
   std::vector<int64_t> lengths, sizes = {1};
   for (const AxisPhase& p : phases) {
@@ -177,7 +177,7 @@ std::vector<int64_t> sizes_of(const std::vector<AxisPhase>& phases, int64_t most
     for (int64_t parts = ceil_div(length, most); parts <= length; ++parts) {
       const int64_t size = ceil_div(length, parts);
       sizes.push_back(size);
-      // Of all numbers of parts that give this size go to the last.
+      // Skip to the last number of parts that gives this size.
       if (size > 1) parts = (length - 1) / (size - 1);
     }
   std::sort(sizes.begin(), sizes.end());
@@ -256,7 +256,7 @@ class Planner {
           const Box box{{z, y, x}, std::min(n_, shape.rows / (x * y * z))};
           const auto copies = static_cast<double>(ceil_div(width_, shape.columns));
           const double beside = tile_steps(shape.columns), share = work(box, beside) * copies / multiprocessors();
-          // Where tiles are few, sums will be split.
+          // With few tiles, sums will be split.
           const double splits =
               std::clamp(std::floor(multiprocessors() / (count(box) * copies)), 1.0, double{kMostSplits});
           all.push_back({std::max(share, static_cast<double>(longest(box)) / splits + beside), share, box});
@@ -353,12 +353,12 @@ class Planner {
     const double sums = 4.0 * static_cast<double>(n_ * written_) * static_cast<double>(width_);
     return kSumLaunch + sums * static_cast<double>(q_.problems.size()) * static_cast<double>(2 * splits) / kSumCopy;
   }
-  // Every tap computed for flattened rows, in as many parts as are best.
+  // Every tap computed for flattened rows, with the best number of parts.
   double dense_seconds(const TileShape& s) const {
     double tiles = 0, taps = 0;
     for (const Problem& p : q_.problems) {
       tiles += static_cast<double>(ceil_div(n_ * written_, s.rows) * ceil_div(width_, s.columns));
-      // An input gradient's positions have a share of the taps each.
+      // Each position of an input gradient has a share of the taps.
       const double each = static_cast<double>(p.out_positions()) / static_cast<double>(written_);
       taps = std::max(taps, static_cast<double>(p.kernel_positions()) * (p.kind == Kind::input_grad ? each : 1.0));
     }

@@ -1,9 +1,8 @@
-// Tiles that are boxes of positions and images, as TMA copies them: where an axis is cut, and which box takes the least
-// time.
-//
-// A box costs its live taps, however many of its rows exist: those of which some position inside reads inside. What the
-// others of its taps' reads bring from outside the tensor is zero. The axes are cut independently: a tile is a product
-// of one piece of each axis and some images, and the sums over an axis multiply.
+// Tiles that are boxes of positions and images, as TMA copies them: the division of axes, and the choice of the fastest
+// box.
+// The cost of a box is its number of live taps, whether or not all its rows exist. A tap is live if some position of
+// the box reads inside the tensor; its reads outside give zero. The axes are divided independently: a tile is a product
+// of one piece of each axis and some images, so sums over axes multiply.
 #pragma once
 
 #include <string>
@@ -21,23 +20,23 @@ struct Box {
   bool operator==(const Box&) const = default;
 };
 
-// Pieces with so many taps.
+// Pieces with this number of taps.
 struct Pieces {
   int64_t taps, count;
 };
 
-// Pieces of at most `size` positions with the least sum of taps. A run is pieces of the same taps that follow each
-// other, all of them `size` long but the last.
+// Pieces of at most `size` positions with the least sum of taps. A run is consecutive pieces with the same taps, all
+// `size` long except the last.
 struct AxisCut {
   std::vector<AxisSegment> runs;
   std::vector<Pieces> pieces;  // by falling taps
 };
 AxisCut cut_axis(const AxisPhase& phase, int64_t size);
 
-// Taps that read nothing anywhere are left out of lists and segments.
+// Taps that never read inside are left out of lists and segments.
 AxisPhase without_dead_taps(AxisPhase phase);
 
-// A tile of the kernel: rows of a box, columns of channels, and the share of the tensor cores' speed it reaches.
+// A tile of the kernel: rows (positions of a box), columns (channels), and its share of the tensor cores' peak.
 struct TileShape {
   int64_t rows, columns;
   double rate;
@@ -45,7 +44,7 @@ struct TileShape {
 // Those that csrc/cuda/conv_wgmma.cu has.
 const std::vector<TileShape>& tile_shapes();
 
-// What boxes are chosen by. Several problems of one launch have the same map and channels.
+// The inputs of the choice of boxes. Several problems of one launch have the same map and channels.
 struct BoxRequest {
   std::vector<Problem> problems;
   int64_t itemsize = 2, multiprocessors = 132;
@@ -65,7 +64,7 @@ struct BoxPlan {
 };
 BoxPlan plan_boxes(const BoxRequest& request);
 
-// Why boxes are no way to run a problem, or null: what the kernel cannot do, and what others do faster.
+// Why a problem cannot or should not run in boxes, or null.
 const char* boxes_cannot(const Problem& problem, int64_t itemsize);
 
 }  // namespace atrousops::core

@@ -1,4 +1,4 @@
-// 64-bit arithmetic that refuses to wrap around.
+// 64-bit arithmetic with overflow checks.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,8 @@
 
 namespace atrousops::core {
 
-// A bad argument, worded "op: argument must RULE; got GOT. REMEDY"; becomes ArgumentError in Python. Where `_C` and
-// torch were made with different versions of pybind11, compiled graphs get what PyTorch raises: RuntimeError.
+// A bad argument, worded "op: argument must RULE; got GOT. REMEDY"; becomes ArgumentError in Python. If `_C` and torch
+// were built with different versions of pybind11, compiled graphs raise PyTorch's RuntimeError.
 struct ArgumentError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -19,7 +19,7 @@ struct ArgumentError : std::runtime_error {
                       (remedy.empty() ? "" : " " + remedy));
 }
 
-// Thrown by the two below, and reworded where the argument's name is known.
+// Thrown by the two functions below, and reworded by callers that know the argument's name.
 struct Overflow : std::overflow_error {
   Overflow() : std::overflow_error("64-bit overflow") {}
 };

@@ -7,9 +7,10 @@
 namespace atrousops::core {
 namespace {
 
-// Estimates for an H100, none of them measured. Cycles of a multiprocessor: mma.sync m16n8k16 from fragments in shared
-// memory; bytes a cycle from other blocks of a cluster; of a layer's barriers; of an image's way in and out, a pixel
-// and chunk. Then cycles a second, seconds of a launch, and the share of multiprocessors that clusters of eight find.
+// Estimates for an H100, not measured. Cycles of a multiprocessor for mma.sync m16n8k16 from fragments in shared
+// memory; bytes per cycle from other blocks of a cluster; cycles of a layer's barriers, and of loading and storing a
+// chunk of a pixel. Then cycles per second, seconds per launch, and the share of multiprocessors that clusters of eight
+// can use.
 constexpr double kMma = 2.0, kClusterBytes = 24, kLayer = 1500, kPixel = 2.0;
 constexpr double kClock = 1.6e9, kLaunch = 6e-6, kClustered = 0.97;
 

@@ -6,7 +6,7 @@
 namespace atrousops::core {
 namespace {
 
-// Too few channels a group for a GEMM's tile.
+// Too few channels per group for a GEMM's tile.
 bool few_channels(const Problem& p) { return (p.c / p.groups) * (p.k / p.groups) <= (p.groups > 1 ? 64 : 4); }
 
 bool looped(const Problem& p) { return few_channels(p) && (p.groups > 1 || p.kind != Kind::weight_grad); }
@@ -59,7 +59,7 @@ CudaKernel cuda_kernel(const Problem& p, int64_t itemsize, const CudaMath& math)
 bool can_run(CudaKernel kernel, const Problem& p, int64_t itemsize, const CudaMath& math) {
   switch (kernel) {
     case CudaKernel::depthwise: return no_depthwise(p) == nullptr;
-    // The weight gradient of one channel a group has the same kernel under both names.
+    // The weight gradient with one channel per group has the same kernel under both names.
     case CudaKernel::grouped: return looped(p) && (p.kind != Kind::weight_grad || no_depthwise(p) != nullptr);
     case CudaKernel::wgmma: return no_wgmma(p, itemsize, math) == nullptr;
     case CudaKernel::mma: return !looped(p) && math.has_mma() && mma_cannot(p, itemsize) == nullptr;

@@ -19,7 +19,7 @@ static void set_live_range(AxisTap& t, const AxisPhase& p) {
   t.end = std::clamp<int64_t>(ceil_div(p.bound - at_zero, p.q), t.begin, p.count);
 }
 
-// With deltas ascending, `begin` and `end` of the taps never ascend: live taps are a range that slides down the list.
+// Deltas ascend, so `begin` and `end` of the taps never increase: live taps are a range that slides along the list.
 static void set_segments(AxisPhase& p) {
   std::vector<int64_t> cuts = {0, p.count};
   for (const AxisTap& t : p.taps)
@@ -44,7 +44,7 @@ static void finish(AxisPhase& p) {
 int64_t phase_count(Kind kind, const Axis& a) { return kind == Kind::input_grad ? std::min(a.stride, a.in) : 1; }
 
 static std::vector<AxisPhase> residue_phases(const Axis& a) {
-  // dx[i] = sum over r of dy[(i + pad - dilation * r) / stride] w[r], where that is a whole number.
+  // dx[i] = sum over r of dy[(i + pad - dilation * r) / stride] w[r], where the index is an integer.
   std::vector<AxisPhase> all;
   for (int64_t residue = 0; residue < phase_count(Kind::input_grad, a); ++residue)
     all.push_back({residue, a.stride, 0, 1, ceil_div(a.in - residue, a.stride), a.out, {}, {}});

@@ -1,4 +1,4 @@
-// Phases, tap lists and live regions: a problem as plain sums over taps, with no multiplication by padding.
+// Phases, tap lists and live regions: a problem as sums over taps without multiplications by padding.
 //
 // Inside a phase, at lattice position o = (o0, o1, o2), the operator writes P(o) = p0 + p * o and its tap t reads
 // Q(o) + delta_t with Q(o) = q0 + q * o, on each axis independently. Everything is therefore kept per axis; a phase is
@@ -15,7 +15,7 @@ namespace atrousops::core {
 
 using Vec3 = std::array<int64_t, kAxes>;
 
-// One kernel coordinate. It reads inside the tensor exactly for begin <= o < end; elsewhere it reads padding.
+// One kernel coordinate. It reads inside the tensor exactly for begin <= o < end, otherwise padding.
 struct AxisTap {
   int64_t r;      // coordinate in the kernel
   int64_t delta;  // displacement of the read
@@ -45,11 +45,11 @@ struct AxisPhase {
 // stride; a residue that no tap falls on has no taps, and its result is zero.
 std::vector<AxisPhase> axis_phases(Kind kind, const Axis& axis);
 
-// How many those are, without making them: a stride of millions has as many.
+// The number of phases, without building them, because a large stride has as many.
 int64_t phase_count(Kind kind, const Axis& axis);
 
-// Positions and live (position, tap) pairs, but once for all phases that have the same taps at the same positions,
-// which are one block: they read one gathered row.
+// Positions and live (position, tap) pairs, counted once for phases with the same taps at the same positions, because
+// they share gathered rows.
 struct Gathered {
   int64_t blocks = 0, rows = 0, pairs = 0;
 };

@@ -12,7 +12,7 @@ namespace {
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr int64_t kSmall = 1 << 14;  // elements of input times weight up to which a call is all overhead
 
-// Depthwise calls are planned however small they are: PyTorch's have overheads of their own.
+// Depthwise calls of any size are planned, because PyTorch's have other overheads.
 bool small(const Problem& p) {
   if (one_channel(p)) return false;
   const int64_t read = p.kind == Kind::input_grad ? p.output_elements() : p.input_elements();
@@ -42,7 +42,7 @@ std::vector<Candidate> consider(const Request& q, const Device& d) {
   if (!q.needs_grad) return all;
   for (const Kind kind : {q.problem.kind == Kind::forward ? Kind::input_grad : Kind::forward, Kind::weight_grad}) {
     const std::vector<Candidate> gradients = consider({q.problem.with(kind), q.itemsize, false, q.workspace_limit}, d);
-    // Behind a forward pass of ours each gradient takes the fastest kernel; behind PyTorch's, PyTorch's.
+    // After a forward pass of ours each gradient uses the fastest kernel; after PyTorch's, PyTorch's.
     double best = kNever;
     for (const Candidate& g : gradients) best = std::min(best, g.seconds);
     for (size_t i = 0; i < all.size(); ++i) all[i].seconds += i == 0 ? gradients[0].seconds : best;
@@ -104,7 +104,7 @@ std::vector<Candidate> runnable(const Request& q, const Device& d) {
   for (size_t i = 1; i < known.size(); ++i) {
     const Entry& e = known[i];
     const bool planned = illegal(e, facts, d, q.workspace_limit) == nullptr;
-    // On a GPU the operators take the first that can, from one on that they are told.
+    // On a GPU the operators use the first kernel that can run, starting from a given one.
     const bool behind = d.kind == DeviceKind::cuda && !all.empty() &&
                         can_run(static_cast<CudaKernel>(i - 1), q.problem, q.itemsize, d.math);
     if (planned || behind) all.push_back({e.kernel, e.seconds(facts, d), ""});

@@ -1,8 +1,7 @@
-// Which kernel runs a problem, at what predicted cost, and why the others do not: the one place where that is decided,
-// for CPUs, for our CUDA kernels and for Triton's.
-//
-// seconds = overhead of a call + floating-point operations / rate + bytes moved / copy rate. The rates come with the
-// device. atrousops/dispatch/planner.py shows the answers.
+// The only place that chooses the kernel of a problem, for CPUs, our CUDA kernels and Triton's, with predicted costs
+// and the reasons against the others.
+// seconds = overhead of a call + floating-point operations / rate + bytes moved / copy rate, with the rates of the
+// device. atrousops/dispatch/planner.py is the Python side.
 #pragma once
 
 #include <functional>
@@ -18,7 +17,7 @@
 
 namespace atrousops::core {
 
-// triton: a GPU that Triton serves.
+// triton: a GPU that uses Triton.
 enum class DeviceKind { cpu, cuda, triton };
 
 struct Device {
@@ -39,8 +38,8 @@ struct Request {
 
 struct Candidate {
   std::string kernel;
-  double seconds = 0;  // infinite if it is not legal
-  std::string reason;  // why it does not run; empty for the one that does
+  double seconds = 0;  // infinite if it cannot run
+  std::string reason;  // why it is not chosen; empty for the chosen one
 };
 
 struct Plan {
@@ -50,23 +49,24 @@ struct Plan {
   double dense_flops = 0, bytes_floor = 0;
   int64_t workspace = 0;
   std::vector<Candidate> candidates;
-  // How wgmma's launch is cut; a weight gradient has another kernel.
+  // The tiling of wgmma's launch, not for a weight gradient.
   std::optional<BoxPlan> boxes;
 };
 
-// Ours must be predicted this much faster than PyTorch's, or one launch than several: predictions are not better.
+// The accuracy of predictions: ours must be predicted faster than PyTorch's, or one launch than several, by this
+// factor.
 inline constexpr double kMargin = 0.9;
 std::string fixed2(double value);
 
 Plan plan(const Request& request, const Device& device);
-// The kernels of ours that can run a problem, the one that is planned and those behind it in the list, with what each
-// is predicted to take, forward or one gradient alone.
+// Our kernels that can run a problem, the planned one and the later ones in the list, with the predicted time of each,
+// for the forward pass or one gradient.
 std::vector<Candidate> runnable(const Request& request, const Device& device);
-// The names of the kernels that are considered on a device, PyTorch's first.
+// The names of the candidate kernels on a device, PyTorch's first.
 std::vector<std::string> kernel_names(DeviceKind kind);
 
-// Convolutions of one map: as one launch ("conv_branches"), or one by one ("branches") with a launch for each ReLU and
-// the concatenation, to which `others` channels are added.
+// Convolutions of one map: as one launch ("conv_branches"), or separately ("branches") with a launch for each ReLU and
+// the concatenation, which includes `others` further channels.
 struct BranchesRequest {
   std::vector<Problem> problems;
   int64_t itemsize = 2;
@@ -75,8 +75,8 @@ struct BranchesRequest {
 };
 Plan plan_branches(const BranchesRequest& request, const Device& device);
 
-// A context module: as one launch, or layer by layer, which takes `by_layers` seconds; that is asked only where one
-// launch is possible.
+// A context module: as one launch, or layer by layer in `by_layers` seconds, which is called only if one launch is
+// possible.
 struct ContextDecision {
   ContextPlan one;
   double by_layers = 0;

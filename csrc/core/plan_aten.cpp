@@ -7,7 +7,7 @@ namespace {
 // oneDNN's blocked kernels take whole blocks of 8 channels; the rest goes to a plainer loop.
 bool odd_channels(const Problem& p) { return p.c / p.groups % 8 != 0 || p.k / p.groups % 8 != 0; }
 
-// The rate that counts where there is no exception.
+// The rate without exceptions.
 double Rates::* usual(const Problem& p) {
   const bool forward = p.kind == Kind::forward, odd = odd_channels(p);
   if (p.groups > 1 && odd) {
@@ -39,7 +39,7 @@ Speed speed(const Problem& p, int64_t itemsize, const Rates& r) {
   return s;
 }
 
-// Seconds in which PyTorch brings an operand into the order that its kernel wants, where that counts.
+// Seconds that PyTorch needs to reorder an operand for its kernel, if significant.
 double repacking(const Facts& f, const Device& d) {
   const Problem& p = f.problem;
   if (p.groups > 1) return p.groups == p.c && p.c % 8 != 0 ? f.bytes_floor / d.rates.tails : 0;

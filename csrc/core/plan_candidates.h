@@ -1,4 +1,4 @@
-// Inside of the planner: the candidates of each kind of device, with the rules and predictions that they share.
+// Private to the planner: the candidates of each kind of device, and their common rules and predictions.
 #pragma once
 
 #include <algorithm>
@@ -8,10 +8,10 @@
 
 namespace atrousops::core {
 
-// Phases of an axis up to which a problem is planned for: each takes microseconds, and no network has such a stride.
+// The most phases of an axis for which a problem is planned: each takes microseconds, and no network has such strides.
 inline constexpr int64_t kMostPhases = 1024;
 
-// What predictions need of a problem, computed once for all candidates.
+// Properties of a problem for predictions, computed once for all candidates.
 struct Facts {
   const Problem& problem;
   int64_t itemsize, regions = 1;
@@ -19,7 +19,7 @@ struct Facts {
   double pairs = 1;                // (position, tap) pairs that a GEMM gathers
   double rows = 1, blocks = 1;     // positions that it gathers, and boxes of them
   double bytes_floor;
-  bool crowded = false;  // an axis has too many phases: of it nothing is known
+  bool crowded = false;  // an axis has too many phases, so the rest is unknown
 
   Facts(const Problem& p, int64_t itemsize) : problem(p), itemsize(itemsize) {
     for (int i = 0; i < kAxes; ++i) {
@@ -52,12 +52,12 @@ inline bool strided(const Problem& p) {
 
 inline bool one_channel(const Problem& p) { return p.groups > 1 && p.groups == p.c; }
 
-// Channels that a result and a sum have: (width, depth), of all groups.
+// The channels of the result and of the sum, (width, depth), over all groups.
 inline std::pair<int64_t, int64_t> width_and_depth(const Problem& p) {
   return p.kind == Kind::input_grad ? std::pair{p.c, p.k} : std::pair{p.k, p.c};
 }
 
-// Operations that do not multiply padding.
+// Operations excluding multiplications by padding.
 inline double live_flops(const Facts& f) { return f.problem.dense_flops() * (f.live[0] * f.live[1] * f.live[2]); }
 
 struct Entry {
@@ -76,8 +76,8 @@ const char* no_rule(const Problem&, const Device&, int64_t);
 int64_t no_workspace(const Facts&, const Device&);
 inline constexpr Entry kAten = {"aten", no_rule, aten_seconds, no_workspace};
 
-// What kernels of several devices have in common: a loop over live taps; a GEMM in tiles, of which some are lost at the
-// edges of regions; weights in an order of their own.
+// Common to kernels of several devices: a loop over live taps; a GEMM in tiles, with losses at the edges of regions;
+// reordered weights.
 double loop_seconds(const Facts& f, const Device& d, double rate);
 struct Tile {
   int64_t rows, columns, splits;  // splits: blocks that may share a sum

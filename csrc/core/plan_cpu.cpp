@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t kLanes = 16;                // a GEMM computes output channels in blocks of this many
 constexpr int64_t kPanel = int64_t{5} << 20;  // bytes of scratch of one thread
 
-// Each rule answers why the kernel cannot run the problem, or null.
+// Each rule returns why the kernel cannot run the problem, or null.
 const char* depthwise_rule(const Problem& p, const Device&, int64_t) {
   return one_channel(p) ? nullptr : "not one channel a group";
 }
@@ -24,8 +24,8 @@ const char* regions_rule(const Problem& p, const Device&, int64_t) {
   return strided(p) ? "a stride makes it a case for phases" : nullptr;
 }
 
-// What the calls of the GEMMs cost beside their operations, of one thread's share. Counted as for 16 bits: fp32 is cut
-// into more, but a call of it costs next to nothing.
+// The overhead of the GEMM calls, for one thread's share. Counted as for 16 bits: fp32 has more calls, but with almost
+// no overhead.
 double calls_seconds(const Facts& f, const Device& d) {
   const Problem& p = f.problem;
   if (d.rates.our_gemm == 0 || p.kind == Kind::weight_grad || f.rows == 0) return 0;

@@ -1,4 +1,4 @@
-// The candidates on a GPU with our CUDA library: of ours, the one that cuda_kernels.h names.
+// The candidates on a GPU with our CUDA library: PyTorch's, and our kernel according to cuda_kernels.h.
 #include "core/plan_candidates.h"
 #include "core/weight_boxes.h"
 
@@ -12,7 +12,7 @@ const char* rule(const Problem& p, const Device& d, int64_t itemsize) {
   return why_not(kernel, p, itemsize, d.math);
 }
 
-// The tensor cores' kernels work in channels_last: maps in NCHW are copied before and behind them.
+// The tensor-core kernels work in channels_last: maps in NCHW are converted before and after them.
 double turning_seconds(const Facts& f, const Device& d) {
   const Problem& p = f.problem;
   return static_cast<double>(p.input_elements() + p.output_elements()) * f.itemsize / d.rates.turned;

@@ -1,10 +1,10 @@
-// The candidates on a GPU that Triton serves, as atrousops/triton/conv.py chooses among them.
+// The candidates on a GPU that uses Triton, as in atrousops/triton/conv.py.
 #include "core/plan_candidates.h"
 
 namespace atrousops::core {
 namespace {
 
-// As geometry.py's few_channels, by which the launchers go.
+// The same as few_channels in geometry.py, which the launchers use.
 constexpr int64_t kFew = 64;
 
 bool few_channels(const Problem& p) { return p.groups > 1 && (p.c / p.groups) * (p.k / p.groups) <= kFew; }

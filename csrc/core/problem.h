@@ -1,4 +1,4 @@
-// The geometry of a convolution: what forward, both gradients and the transposed operator have in common.
+// The geometry of a convolution, common to forward, both gradients and the transposed operator.
 #pragma once
 
 #include <array>
@@ -24,7 +24,7 @@ struct Axis {
   bool operator==(const Axis&) const = default;
 };
 
-// Always told from the convolution's side: `in`, `c` belong to its input, `out`, `k` to its output.
+// From the convolution's point of view: `in`, `c` belong to its input, `out`, `k` to its output.
 struct Problem {
   Kind kind = Kind::forward;
   int64_t n = 1, c = 1, k = 1, groups = 1;
@@ -36,7 +36,7 @@ struct Problem {
   int64_t input_elements() const { return n * c * in_positions(); }
   int64_t output_elements() const { return n * k * out_positions(); }
   int64_t weight_elements() const { return k * (c / groups) * kernel_positions(); }
-  // Two per multiply-add, dead taps counted as done: the same for all three kinds.
+  // Two per multiply-add, including dead taps; the same for all three kinds.
   double dense_flops() const;
   Problem with(Kind other) const;
   bool operator==(const Problem&) const = default;
@@ -46,8 +46,8 @@ struct Spatial {
   std::span<const int64_t> in, kernel, stride, dilation, pad_lo, pad_hi;  // 1 to 3 entries each, D first
 };
 
-// Checked: throws ArgumentError naming the argument, the rule, what came and what would do. `out` may be given where a
-// transposed convolution's output_padding leaves positions over that the convolution would use; it defaults to all.
+// Checked: throws ArgumentError with the argument, the rule, the value and a remedy. `out` is given if a transposed
+// convolution's output_padding leaves positions that the convolution would also compute; by default all.
 Problem make_problem(Kind kind, int64_t n, int64_t c, int64_t k, int64_t groups, const Spatial& spatial,
                      std::span<const int64_t> out = {});
 

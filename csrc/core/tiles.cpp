@@ -50,7 +50,7 @@ void add_dense(Costs& costs, const Problem& p, const Phase& phase, int64_t rows)
   costs.insert(costs.end(), ceil_div(positions, rows), all_taps(phase));
 }
 
-// A tap's whole kernel row (all its coordinates on the last axis) is left out where the tile reads above or below.
+// A kernel row (all taps along the last axis) is skipped if all its reads are above or below the tensor.
 void add_flat(Costs& costs, const Problem& p, const Phase& phase, int64_t rows) {
   const auto& [z, y, x] = phase;
   const int64_t positions = p.n * z->count * y->count * x->count;

@@ -1,7 +1,6 @@
-// What live regions save on a GPU: a model of GEMM tiles that skip a tap when none of their rows needs it.
-//
-// A tile is `rows` positions by `columns` output channels and costs one unit per tap it computes, however many of its
-// rows are used. Tiles go to multiprocessors longest first; equal tensor-core efficiency is assumed throughout.
+// Savings by live regions on a GPU: a model of GEMM tiles that skip a tap if none of their rows needs it.
+// A tile is `rows` positions by `columns` output channels. It costs one unit per computed tap, even if not all rows are
+// used. Tiles are assigned to multiprocessors longest first, with the same tensor-core efficiency for all.
 #pragma once
 
 #include <string>
@@ -18,14 +17,14 @@ struct TileModel {
 
 struct Tiling {
   std::string name;
-  Vec3 box = {0, 0, 0};  // positions of one tile along each axis; 0 where tiles have no one shape
+  Vec3 box = {0, 0, 0};  // positions of one tile along each axis; 0 if tiles differ in shape
   int64_t batch = 0;     // images of one tile
   int64_t tiles = 0;
   double work = 0;    // tap-tiles computed
   double finish = 0;  // of the busiest multiprocessor
 };
 
-// dense: flattened positions, every tap. flat: the same, leaving out kernel rows that are dead for the whole tile.
+// dense: flattened positions, every tap. flat: the same, without kernel rows that are dead for the whole tile.
 // rect: one box over positions and images for the whole map. regions: the best box for each live region.
 std::vector<Tiling> tilings(const Problem& problem, const TileModel& model);
 

@@ -9,15 +9,15 @@ namespace atrousops::core {
 namespace {
 
 constexpr int64_t kMostSplits = 64, kLeastColumns = 64, kMostReach = 256;
-// The share of the tensor cores' speed that tiles of so many columns are expected to reach; bytes a second of partial
-// sums. Neither is measured.
+// The expected share of the tensor cores' peak by number of columns, and bytes per second of partial sums. Neither is
+// measured.
 struct Columns {
   int64_t count;
   double share;
 };
 constexpr Columns kColumns[] = {{256, 1.0}, {128, 0.9}, {kLeastColumns, 0.7}};
 constexpr double kCopy = 3e12;
-// The part of a tile's channels that must exist for its speed to be worth having.
+// The minimum share of a tile's channels that must exist.
 constexpr double kFilled = 0.6;
 
 // Boxes along an axis, of all its taps together.
@@ -32,7 +32,7 @@ double filled(int64_t n, int64_t tile) {
   return static_cast<double>(n) / static_cast<double>(ceil_div(n, tile) * tile);
 }
 
-// Of all boxes of kWeightBox positions those of which the fewest do.
+// Chooses the shape of kWeightBox positions that needs the fewest boxes.
 void choose_box(const Problem& p, WeightBoxPlan& plan) {
   std::array<AxisPhase, kAxes> phases;
   for (size_t i = 0; i < kAxes; ++i) phases[i] = axis_phases(p.kind, p.axis[i])[0];

@@ -1,14 +1,14 @@
-// How the weight gradient is cut for TMA and wgmma: the reduction of a tap runs over boxes that cover the rectangle of
-// positions in which it reads inside, of all images.
+// Tiling of the weight gradient for TMA and wgmma: the reduction of a tap runs over boxes that cover the rectangle of
+// positions in which it reads inside, over all images.
 #pragma once
 
 #include "core/boxes.h"
 
 namespace atrousops::core {
 
-// Positions and images of a box: what a step of the reduction takes.
+// Positions and images of a box, which is one step of the reduction.
 inline constexpr int64_t kWeightBox = 64;
-// Channels of dy in a tile; of x, one of three numbers.
+// Channels of dy in a tile; the choices for channels of x.
 inline constexpr int64_t kWeightRows = 128;
 
 struct WeightBoxPlan {
@@ -20,7 +20,7 @@ struct WeightBoxPlan {
 // `rate`: FLOP/s of all multiprocessors.
 WeightBoxPlan plan_weight_boxes(const Problem& problem, int64_t multiprocessors, double rate);
 
-// Why boxes are no way to run a weight gradient, or null.
+// Why a weight gradient cannot run in boxes, or null.
 const char* weight_boxes_cannot(const Problem& problem, int64_t itemsize);
 
 }  // namespace atrousops::core

@@ -1,4 +1,4 @@
-// conv, conv_transpose and the two gradients: the problem to the path that suits it.
+// conv, conv_transpose and the two gradients: choice of the path for a problem.
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/conv_direct.h"
@@ -12,13 +12,12 @@ using Ints = std::vector<int64_t>;
 
 static int64_t pairs_of_a_group(const core::Problem& p) { return (p.c / p.groups) * (p.k / p.groups); }
 
-// Groups this small waste a GEMM; a single group is never too small for one. Larger ones would have longer sums in
-// fp32.
+// Groups this small are inefficient as GEMMs; a single group always uses a GEMM. Larger groups would have longer sums
+// in fp32.
 static bool is_direct(const core::Problem& p) { return p.groups > 1 && pairs_of_a_group(p) <= 16; }
 
-// Of a weight gradient each tap of a group is a GEMM of its own, which takes less time than the call to it; the direct
-// kernel's long sums are in fp64, so that larger groups may take it. The bounds are what was timed on AVX-512, and as
-// many sums of a group as the first-level cache holds.
+// In a weight gradient each tap of a group is a separate GEMM, dominated by call overhead. The direct kernel sums long
+// sums in fp64, so larger groups can use it. The bounds were timed on AVX-512, and keep a group's sums in the L1 cache.
 static bool is_direct_weight(const core::Problem& p, bool channels_last) {
   constexpr int64_t kPairs = 16 * 16, kPairsChannelsLast = 12 * 12, kSums = 1 << 13;
   const int64_t pairs = pairs_of_a_group(p);

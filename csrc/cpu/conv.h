@@ -1,5 +1,5 @@
-// What the convolution kernels are told. All counts are elements; a "source" is what the taps read, a "destination"
-// what the sum is written to: x and y of a convolution, dy and dx of its input gradient (the transposed convolution).
+// Arguments of the convolution kernels. Counts are in elements. The "source" is read by the taps, and sums are written
+// to the "destination": x and y of a convolution, dy and dx of its input gradient (the transposed convolution).
 #pragma once
 #include <cstdint>
 
@@ -15,7 +15,7 @@ struct ConvPackArgs {
   ScalarType src_dtype, dst_dtype;
   int64_t sizes[4], strides[4];
 };
-// Tiles of kConvPackTile along axes 1 and 2 each; [begin, end) counts them.
+// [begin, end) counts tiles of kConvPackTile along each of axes 1 and 2.
 inline constexpr int64_t kConvPackTile = 16;
 ATROUSOPS_DECLARE_KERNEL(conv_pack, const ConvPackArgs& args, int64_t begin, int64_t end)
 
@@ -73,14 +73,14 @@ struct ConvRun {
   const int64_t *r, *delta;
 };
 
-// Positions along the last axis that a packed row holds: packed[begin + i * step] = tensor[from + i * from_step].
-// Elsewhere it is zero, which stands for the padding.
+// Positions along the last axis in a packed row: packed[begin + i * step] = tensor[from + i * from_step]. The rest is
+// zero, for the padding.
 struct ConvPiece {
   int64_t begin, step, from, from_step, count;
 };
 
-// A tensor as it is packed, in the compute type: [channel of a group][axis 0][axis 1][pitch], and in channels_last
-// [kConvDirectBlock groups] behind that: a kernel's vectors lie along the last.
+// A packed tensor, in the compute type: [channel of a group][axis 0][axis 1][pitch], and in channels_last also
+// [kConvDirectBlock groups]. A kernel's vectors are along the last dimension.
 struct ConvPacked {
   const void* data;
   int64_t count;  // channels of a group
@@ -97,12 +97,12 @@ struct ConvLine {
   const int64_t *r, *at;
 };
 
-// Positions of axis 1 done at a time, and the source positions that they read.
+// Positions of axis 1 processed at a time, and the source positions that they read.
 struct ConvBand {
   int64_t begin, end, src_begin, src_end;
 };
 
-// Groups of few channels, without a GEMM: one multiply-add per live tap and channel, over packed bands that stay in the
+// Groups of few channels, without a GEMM: one multiply-add per live tap and channel, over packed bands that fit the
 // cache.
 struct ConvDirectShape {
   ScalarType dtype;
@@ -120,10 +120,10 @@ struct ConvDirectShape {
 inline constexpr int64_t kConvDirectBlock = 32;
 inline constexpr int64_t kConvDirectLanes = 16;  // no vector has more
 
-// What one worker needs for itself.
+// Scratch memory of one worker.
 struct ConvDirectScratch {
   int64_t* offset;                  // of each tap
-  void *src, *dst, *weight, *line;  // packed tensors (zero at first), a vector a tap, a line of vectors: compute type
+  void *src, *dst, *weight, *line;  // compute type: packed tensors (initially 0), a vector per tap, a line of vectors
   double* sum;                      // of the weight gradient
 };
 
@@ -136,8 +136,8 @@ struct ConvDirectArgs {
 // One band of one block of groups: item is (n, block, band).
 ATROUSOPS_DECLARE_KERNEL(conv_direct, const ConvDirectArgs& args, const ConvDirectScratch& scratch, int64_t item)
 
-// The weight gradient of the same: part[slice] = sum of grad * input over the slice's share, laid out as above with
-// j in 0..dst_count and i in 0..src.count.
+// Its weight gradient: part[slice] = sum of grad * input over the slice, laid out as above with j in 0..dst_count and i
+// in 0..src.count.
 struct ConvDirectWeightArgs {
   ConvDirectShape shape;
   ConvPacked grad;

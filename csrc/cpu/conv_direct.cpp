@@ -47,8 +47,8 @@ void set_runs(Plan& plan, int axis, const std::vector<core::AxisPhase>& phases) 
     }
 }
 
-// Whether all phases have the same taps but for one displacement: with each source repeated they run as one. Not with a
-// tap that reads padding alone, whose weight may be NaN.
+// Whether all phases have the same taps up to one displacement: with each source repeated they run as one. Not with a
+// tap that reads only padding, whose weight may be NaN.
 bool alike(const std::vector<core::AxisPhase>& phases) {
   const auto& first = phases[0].taps;
   if (phases.size() == 1 || static_cast<int64_t>(phases.size()) != phases[0].p || first.empty()) return false;
@@ -96,7 +96,7 @@ void set_lines(Plan& plan, const std::vector<core::AxisPhase>& phases, int64_t s
   const auto whole = [](int64_t n) { return core::ceil_div(n, kConvDirectLanes) * kConvDirectLanes; };
   // In planes a step is one element: positions of one residue lie side by side.
   const int64_t residues = channels_last ? 1 : q;
-  // A row that begins with a whole vector is stored without crossing cache lines.
+  // A row that starts at a vector boundary is stored without crossing cache lines.
   if (!channels_last && q == 1 && lo < 0) lo = -whole(-lo);
   const int64_t positions = (hi - lo) / residues + 1;
   const int64_t length = channels_last ? positions : whole(positions + kConvDirectLanes);
@@ -129,7 +129,7 @@ ConvBand band_of(const std::vector<ConvRun>& runs, int64_t begin, int64_t end) {
   return b;
 }
 
-// Bands whose packed source fits the cache, but with no more overlap than there is to do.
+// Bands whose packed source fits the cache, but with at most as much overlap as work.
 void set_bands(Plan& plan, int64_t row_bytes) {
   ConvDirectShape& s = plan.shape;
   const int64_t size = s.dst_size[1], rows = std::max<int64_t>(1, kBandBytes / std::max<int64_t>(1, row_bytes));
@@ -150,7 +150,7 @@ void set_bands(Plan& plan, int64_t row_bytes) {
   }
 }
 
-// Of problems that read p.axis.in and write p.axis.out, or the other way round.
+// For problems that read p.axis.in and write p.axis.out, or the reverse.
 void make_plan(Plan& plan, const core::Problem& p, const Tensor& src, bool channels_last) {
   const bool forward = p.kind != core::Kind::input_grad;
   ConvDirectShape& s = plan.shape;
@@ -209,7 +209,7 @@ struct Scratch {
     bytes = torch::stable::empty({workers, size}, ScalarType::Byte, std::nullopt, like.device());
   }
 
-  // By one thread for each worker: it clears the packed tensors when it first comes.
+  // Called by one thread per worker, which clears the packed tensors at its first item.
   ConvDirectScratch of(int64_t worker) {
     char* base = static_cast<char*>(bytes.mutable_data_ptr()) + worker * size;
     if (!cleared[worker]) std::memset(base + begin[1], 0, begin[3] - begin[1]);
@@ -254,7 +254,7 @@ Tensor conv_direct(const core::Problem& p, const Tensor& src, const Tensor& weig
   const ConvDirectShape& s = plan.shape;
   const ConvDirectArgs args{s, out.mutable_data_ptr(), w.const_data_ptr(), b ? b->const_data_ptr() : nullptr};
   const int64_t items = s.n * s.blocks * s.bands, taps = most_taps(plan);
-  // Of all vectors that differ in their weights.
+  // For all vectors with different weights.
   const int64_t lanes = channels_last ? kConvDirectBlock + kConvDirectLanes : kConvDirectLanes * plan.lines[0].period;
   const int64_t line = (s.dst_size[2] + kConvDirectLanes) * (channels_last ? kConvDirectLanes : 1);
   Scratch scratch(conv_workers(items), compute, taps,
@@ -268,7 +268,8 @@ Tensor conv_direct(const core::Problem& p, const Tensor& src, const Tensor& weig
   return out;
 }
 
-// Of the gradient's last axis what some tap meets: elsewhere windows lie on padding, and the gradient may be NaN.
+// The part of the gradient's last axis that some tap reads: other windows lie in padding, where the gradient may be
+// NaN.
 static std::vector<ConvPiece> positions_read(const core::Problem& p) {
   std::vector<ConvPiece> all;
   const std::vector<core::AxisPhase> phases = core::axis_phases(core::Kind::weight_grad, p.axis[2]);
@@ -300,7 +301,7 @@ Tensor conv_direct_weight(const core::Problem& p, const Tensor& grad, const Tens
                s.dst_size[2] + (channels_last ? 0 : kConvDirectLanes),
                read.data(),
                static_cast<int64_t>(read.size())};
-  // Slices make enough items for any pool; their number never depends on its size.
+  // Slices give enough items for any pool; their number does not depend on its size.
   args.slices = std::clamp<int64_t>(64 / s.blocks, 1, std::clamp<int64_t>(s.n * s.bands, 1, 16));
   const int64_t taps = product(s.kernel), channels = s.dst_count * s.src.count, each = channels * taps;
   const Tensor part = torch::stable::empty({args.slices, p.groups, each}, compute, std::nullopt, input.device());

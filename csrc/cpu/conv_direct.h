@@ -6,7 +6,7 @@
 
 namespace atrousops::cpu {
 
-// Groups of few channels (depthwise first of all), without a GEMM. Same contracts as conv_gemm and conv_gemm_weight.
+// Groups of few channels (mainly depthwise), without a GEMM. Same contracts as conv_gemm and conv_gemm_weight.
 Tensor conv_direct(const core::Problem& problem, const Tensor& src, const Tensor& weight,
                    const std::optional<Tensor>& bias, const std::vector<int64_t>& out_size, bool channels_last);
 Tensor conv_direct_weight(const core::Problem& problem, const Tensor& grad, const Tensor& input,

@@ -17,7 +17,8 @@ using core::kAxes;
 namespace {
 
 constexpr int64_t kRows = core::kGemmRows, kColumns = core::kGemmColumns;
-// Of one GEMM, at least a tap: shorter sums, added up in the same result, round less than one long one.
+// The length of a sum in one GEMM, at least a tap: shorter sums, accumulated in the same result, round less than a long
+// one.
 constexpr int64_t kDepth = 64;
 constexpr int64_t kScratch = int64_t{4} << 20;  // bytes of gathered rows a worker
 constexpr int64_t kTasks = 8;
@@ -155,7 +156,7 @@ void set_pieces(const Job& job, Block& b) {
   for (int64_t t = 1; t < taps; ++t)
     if (b.tap[t] != b.tap[t - 1] + 1) cuts.push_back(t);
   cuts.push_back(taps);
-  // Runs of neighbouring taps are read where they lie if there is one, or if each is long enough for a GEMM.
+  // Runs of neighbouring taps are read in place if there is one run, or if each is long enough for a GEMM.
   const bool in_place = b.phases() == 1 && (cuts.size() == 2 || (!job.one_piece && job.src_count >= kDepth));
   if (!in_place) {
     b.packed = pack_block(job, b);
@@ -202,7 +203,7 @@ int64_t piece_taps(const Block& b) {
   return most;
 }
 
-// At most `most` where that is more than kRows, and then in equal parts.
+// At most `most` rows if that is more than kRows, in equal parts.
 int64_t rows_at_once(const Job& job, const Block& b, int64_t most, int64_t columns) {
   const int64_t size = element_size(job.gemm_dtype), row = std::max<int64_t>(1, piece_taps(b) * job.src_count * size);
   const int64_t narrow = core::rows_of_16_bits(row + std::min(columns, b.phases() * job.dst_count) * size);
@@ -222,7 +223,7 @@ std::vector<Task> cut_tasks(const Job& job, const std::vector<Block>& blocks, in
   return all;
 }
 
-// The division never depends on the number of threads. Large tasks come first, so that the last ones even it out.
+// The division does not depend on the number of threads. Large tasks come first, for load balance.
 std::vector<Task> make_tasks(const Job& job, const std::vector<Block>& blocks) {
   int64_t rows = job.one_piece ? 16 * kRows : kRows, columns = kColumns;
   std::vector<Task> all = cut_tasks(job, blocks, rows, columns);
@@ -243,7 +244,7 @@ struct Scratch {
   char *rows, *result;
 };
 
-// Sums of 16-bit GEMMs start from the bias, so that it is added before the one rounding.
+// Sums of 16-bit GEMMs start from the bias, so that it is added before the single rounding.
 void start_from_bias(const Job& job, const Task& task, char* result) {
   const int64_t size = element_size(job.gemm_dtype), columns = task.column_end - task.column_begin;
   const int64_t rows = task.row_end - task.row_begin;

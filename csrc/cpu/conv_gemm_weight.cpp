@@ -1,4 +1,4 @@
-// The weight gradient as GEMMs: taps that read inside for the same positions share one product, dead ones get zero.
+// The weight gradient as GEMMs: taps that read inside for the same positions share one product; dead taps get zero.
 #include <algorithm>
 
 #include "core/phases.h"
@@ -101,7 +101,7 @@ struct Task {
   int64_t row_begin, row_end, tap_begin, tap_end, c_begin, c_end, k_begin, k_end;
 };
 
-// A slice is a share of the rows with a sum of its own; how many there are never depends on the number of threads.
+// A slice is a share of the rows with its own sum; the number of slices does not depend on the number of threads.
 int64_t slice_count(const Job& job) {
   const auto parts = [](int64_t n, int64_t step) { return (n + step - 1) / step; };
   int64_t tasks = 0, rows = 0;
@@ -159,7 +159,7 @@ void run_task(const Job& job, const Task& task, char* a, char* b, char* block, v
       gemm(job.gemm_dtype, left, right, result, false);
       continue;
     }
-    // Not by a product that adds to its result: it may go on with the sum, which then rounds more than PyTorch's.
+    // Not by an accumulating product: it may continue the sum internally, which then rounds more than PyTorch's.
     gemm(job.gemm_dtype, left, right, {block, k, taps * c, taps * c}, false);
     if (job.gemm_dtype == ScalarType::Double) {
       add(result, reinterpret_cast<const double*>(block));
@@ -179,7 +179,7 @@ Tensor conv_gemm_weight(const core::Problem& problem, const Tensor& grad, const 
   const std::vector<Task> tasks = make_tasks(job, slices);
   Tensor part =
       torch::stable::empty({slices, problem.k, job.taps, job.c}, job.gemm_dtype, std::nullopt, input.device());
-  // Dead taps, and slices in which a small rectangle has no rows.
+  // Dead taps, and slices without rows of a small rectangle.
   if (job.live < job.taps || slices > 1) torch::stable::zero_(part);
   const int64_t items = static_cast<int64_t>(tasks.size()), workers = conv_workers(items);
   const int64_t columns = conv_aligned(std::min(job.taps * job.c, kColumns));

@@ -1,4 +1,4 @@
-// What the convolution's GEMM and direct paths share: weights and images in the order and type a kernel reads.
+// Common code of the convolution's GEMM and direct paths: weights and images in the order and type that kernels read.
 #pragma once
 #include <array>
 #include <functional>
@@ -41,16 +41,16 @@ Tensor conv_weight_from(const Tensor& part, int64_t slices, std::array<int64_t, 
                         std::array<int64_t, 3> strides, const std::vector<int64_t>& tap,
                         const std::vector<int64_t>& out_size, ScalarType dtype);
 
-// The same memory order as channels_last, whatever came: (N, positions, C).
+// (N, positions, C), the memory order of channels_last, from any format.
 Tensor conv_channels_last(const Tensor& t);
 
-// Elements of one worker's scratch: as a library may take another way, and round otherwise, where an address is aligned
-// otherwise, every worker's share begins like the first one's.
+// Elements of one worker's scratch, rounded so that all workers have the same alignment: a library may choose another
+// code path, with other rounding, for another alignment.
 inline int64_t conv_aligned(int64_t elements) { return (elements + 63) / 64 * 64; }
 
-// One item at a time to whichever worker is free, as items differ in size: f(item, worker). It always counts as a
-// parallel region, so that a library called from f runs on this thread alone and its sums never depend on the pool.
-// An exception in f is kept, and thrown here.
+// Calls f(item, worker) for one item at a time on any free worker, because items differ in size. It is always a
+// parallel region, so that a library called from f uses one thread and its sums do not depend on the pool. An exception
+// in f is rethrown here.
 void conv_each(int64_t items, const std::function<void(int64_t, int64_t)>& f);
 int64_t conv_workers(int64_t items);
 

@@ -1,4 +1,4 @@
-// Matrix products through ATen, so that they run on whatever library and instructions it has for the dtype.
+// Matrix products through ATen, with its library and instructions for the dtype.
 #pragma once
 #include "stable/dispatch.h"
 
@@ -12,8 +12,8 @@ struct Matrix {
 
 inline Matrix transposed(const Matrix& m) { return {m.data, m.columns, m.rows, m.stride_column, m.stride_row}; }
 
-// result = a b, or result += a b. The result's rows are contiguous; all three are of `dtype`. Runs on the calling
-// thread's share of the pool: on one thread inside a parallel region.
+// result = a b, or result += a b. The result's rows are contiguous; all three are of `dtype`. Inside a parallel region
+// it runs on one thread.
 void gemm(ScalarType dtype, const Matrix& a, const Matrix& b, const Matrix& result, bool accumulate);
 
 // Whether this machine multiplies matrices of a 16-bit dtype in hardware, with sums in fp32.

@@ -1,5 +1,5 @@
-// Results so large that the allocator maps them afresh: most of an operator that only moves numbers is then the kernel
-// handing out pages of 4 KiB.
+// Huge pages for results so large that the allocator maps new memory: otherwise most of the time of a memory-bound
+// operator is page faults of 4 KiB pages.
 #pragma once
 
 #include <cstdint>
@@ -12,10 +12,10 @@
 
 namespace atrousops::cpu {
 
-// glibc maps allocations from here on by themselves, and unmaps them when they are freed.
+// glibc maps allocations of at least this size separately, and unmaps them when they are freed.
 constexpr int64_t kMappedBytes = int64_t{32} << 20;
 
-// Asks for huge pages under a tensor that has not been written yet; the system may decline.
+// Requests huge pages for a tensor that has not been written yet; the system may refuse.
 inline void expect_writes(const Tensor& t) {
 #if defined(MADV_HUGEPAGE)
   const int64_t bytes = t.numel() * static_cast<int64_t>(t.element_size());

@@ -1,11 +1,11 @@
-// Run-time choice among the instruction sets that csrc/cpu/kernels was compiled for.
+// Chooses at run time among the instruction sets that csrc/cpu/kernels was compiled for.
 #pragma once
 
 namespace atrousops::cpu {
 
 enum class Isa { plain, avx2, avx512 };
 
-// The best set this machine runs; ATROUSOPS_ISA=plain|avx2|avx512 lowers it, never raises it.
+// The best set that this machine supports; ATROUSOPS_ISA=plain|avx2|avx512 can only lower it.
 Isa isa();
 
 }  // namespace atrousops::cpu

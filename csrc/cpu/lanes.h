@@ -46,7 +46,7 @@ inline void store_lanes(T* p, const lanes_t<compute_t<T>>& v) {
   }
 }
 
-// Spelled out for 16 bits: of a row GCC writes halves of a vector, and reading the whole waits until both are stored.
+// Written out for 16 bits: GCC would store a vector in two halves, and a load of the whole would stall on them.
 #if defined(__AVX2__)
 typedef uint32_t Bits __attribute__((vector_size(kLaneBytes)));
 
@@ -57,7 +57,7 @@ inline Bits rounded(const lanes_t<float>& v) {
 }
 #endif
 #if defined(__AVX512F__)
-// Masked by ones, for GCC warns of what the plain forms leave undefined.
+// With a mask of ones, because GCC warns about undefined lanes of the unmasked forms.
 inline void load_lanes(const BFloat16* p, lanes_t<float>& v) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   v = reinterpret_cast<lanes_t<float>>(reinterpret_cast<Bits>(_mm512_maskz_cvtepu16_epi32(0xffff, bits)) << 16);
@@ -91,7 +91,7 @@ inline void store_lanes(Half* p, const lanes_t<float>& v) {
 }
 #endif
 
-// `n` elements in the compute type: where they lie, or converted into `copy`.
+// `n` elements in the compute type: the original ones, or converted into `copy`.
 template <class T>
 inline const compute_t<T>* computed(const T* src, compute_t<T>* copy, int64_t n) {
   if constexpr (std::is_same_v<T, compute_t<T>>) {
@@ -102,7 +102,7 @@ inline const compute_t<T>* computed(const T* src, compute_t<T>* copy, int64_t n)
   }
 }
 
-// Short rows, for which a call of memcpy or memset takes longer than they do: the last vector overlaps.
+// For short rows, for which a call of memcpy or memset is slower; the last vector overlaps.
 template <class T, class C = compute_t<T>>
 inline void load_short(const T* src, C* dst, int64_t n) {
   constexpr int64_t L = kLanes<C>;
@@ -112,7 +112,7 @@ inline void load_short(const T* src, C* dst, int64_t n) {
   }
   lanes_t<C> value[4];
   int64_t i = 0;
-  // Loads first: one that follows a store to the same place of another page waits for it.
+  // Loads come first: a load after a store to the same offset in another page would stall (4K aliasing).
   for (; i + 4 * L <= n; i += 4 * L) {
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) load_lanes(src + i + v * L, value[v]);

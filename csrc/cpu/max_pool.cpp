@@ -13,7 +13,7 @@
 
 namespace atrousops::cpu {
 
-// The gradient of max_pool places like max_unpool, and lives beside it.
+// The gradient of max_pool scatters like max_unpool, and is in the same file.
 Tensor max_pool_backward(const Tensor& grad, const Tensor& indices, std::vector<int64_t> input_size,
                          std::vector<int64_t> kernel_size, std::vector<int64_t> stride, std::vector<int64_t> padding,
                          std::vector<int64_t> dilation);

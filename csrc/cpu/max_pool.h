@@ -16,7 +16,7 @@ struct MaxPoolArgs {
   bool channels_last;
 };
 
-// Bytes a worker needs beside its registers.
+// Bytes of scratch per worker.
 inline int64_t max_pool_scratch(const PoolGeometry& g) { return 8 * (g.large[2] + g.stride[2] + 2 * g.small[2]) + 64; }
 
 // Windows of rows (n, c, od, oh), or windows (n, od, oh, ow) of all channels in channels_last.

@@ -1,5 +1,6 @@
-// max_unpool: writes each value where its mark says, zero elsewhere. Marks are flat positions (int64) or one-byte
-// numbers of taps. Also the gradients, which are the same two movements: windows to positions, positions to windows.
+// max_unpool: writes each value to the position of its mark, zero elsewhere. Marks are flat positions (int64) or
+// one-byte numbers of taps. Also the gradients, which are the same two operations: windows to positions, positions to
+// windows.
 #include "cpu/max_unpool.h"
 
 #include <torch/csrc/stable/library.h>
@@ -27,7 +28,7 @@ static int64_t counted(int64_t units, int64_t work, int64_t scratch_bytes, const
   return total.load();
 }
 
-// Returns whether all marks are known to name a place in the large map. Those that do not are left out.
+// Returns whether all marks are known to be inside the large map. Others are ignored.
 static bool fill_large(const MaxUnpoolArgs& a) {
   const PoolGeometry& g = a.g;
   const int64_t all = g.batch * g.channels * g.small_plane();
@@ -91,7 +92,7 @@ static Tensor pick_elements(const char* op, const Tensor& large, const Tensor& m
   return out;
 }
 
-// Raises for the first index that names no place; only called once that is known to exist.
+// Raises for the first index outside; only called if there is one.
 static void refuse(const Tensor& marks, const std::vector<int64_t>& output_size) {
   const Tensor m = dense(marks, false);
   const int64_t* p = data<int64_t>(m);
@@ -127,7 +128,7 @@ Tensor max_unpool(const Tensor& input, const Tensor& indices, std::vector<int64_
   const std::vector<int64_t> dilation(kernel_size.size(), 1);
   auto [out, complete] =
       place("max_unpool", input, indices, output_size, {kernel_size, stride, padding, dilation}, Meeting::last);
-  // As in PyTorch nothing is wrong with indices into an output of no elements.
+  // As in PyTorch, indices into an empty output are not an error.
   if (!complete && kind_of("max_unpool", indices) == Marks::codes)
     check_codes(indices, kernel_size);
   else if (!complete && out.numel() > 0)
@@ -140,7 +141,7 @@ Tensor max_unpool_backward(const Tensor& grad, const Tensor& indices, std::vecto
   return pick_elements("max_unpool_backward", grad, indices, {kernel_size, stride, padding, dilation});
 }
 
-// An index outside the input belongs to a window that held no element of it, and its gradient goes nowhere.
+// An index outside the input belongs to a window without elements; its gradient is dropped.
 Tensor max_pool_backward(const Tensor& grad, const Tensor& indices, std::vector<int64_t> input_size,
                          std::vector<int64_t> kernel_size, std::vector<int64_t> stride, std::vector<int64_t> padding,
                          std::vector<int64_t> dilation) {

@@ -5,7 +5,7 @@
 
 namespace atrousops::cpu {
 
-// Of one image. Unaries are rows as the lattices' are, with -inf beyond the last label.
+// For one image. Unaries have the row layout of the lattices, with -inf beyond the last label.
 struct MeanFieldArgs {
   const PermutohedralArgs* kernels;
   const int64_t* first;  // the image's first pixel in each kernel's lattice
@@ -16,9 +16,9 @@ struct MeanFieldArgs {
   PermutohedralImage q;
 };
 
-// Pixels [begin, end): Q = softmax(unary + what the kernels hold), splatted to the kernels, or stored if `store`; where
-// that is not a number, zero is splatted and NaN stored. At the `start` unaries are taken from the scores, and the
-// kernels hold nothing. The tile is scratch of kPixelTile rows.
+// Pixels [begin, end): Q = softmax(unary + kernel values), splatted to the kernels, or stored if `store`. If Q is NaN,
+// zero is splatted and NaN stored. With `start`, unaries are read from the scores, and there are no kernel values yet.
+// The tile is scratch of kPixelTile rows.
 ATROUSOPS_DECLARE_KERNEL(mean_field_pass, const MeanFieldArgs& args, int64_t begin, int64_t end, bool start, bool store,
                          void* tile)
 

@@ -38,14 +38,14 @@ class FlushSubnormals {
   uint64_t saved_;
 };
 
-// f(begin, end) over disjoint ranges; at least `grain` iterations a worker. f must not throw.
+// f(begin, end) over disjoint ranges, with at least `grain` iterations per worker. f must not throw.
 template <class F>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& f) {
   if (begin < end) torch::stable::parallel_for(begin, end, grain < 1 ? 1 : grain, f);
 }
 
-// The same with subnormals flushed to zero, for the lattice alone: what PyTorch computes too keeps them, as PyTorch
-// does, but probabilities of labels that are out of the question are full of them, and each costs a hundred cycles.
+// The same with subnormals flushed to zero, only for the lattice: probabilities of unlikely labels contain many of
+// them, and each costs a hundred cycles. Operators that PyTorch also has keep them, as PyTorch does.
 template <class F>
 void parallel_for_flushed(int64_t begin, int64_t end, int64_t grain, const F& f) {
   parallel_for(begin, end, grain, [&f](int64_t b, int64_t e) {

@@ -1,8 +1,7 @@
 // Filtering over a permutohedral lattice: splat to its vertices, blur along D + 1 axes, slice back.
-//
-// Pixels are cut into chunks whose number depends on their count alone. Each chunk has a row of its own for every
+// Pixels are divided into chunks, whose number depends only on the pixel count. Each chunk has its own row for every
 // vertex that it touches, so that chunks splat in parallel, in pixel order, without atomics; a vertex then adds its
-// rows in a fixed order. Channels lie innermost, padded to whole vectors.
+// rows in a fixed order. Channels are innermost, padded to whole vectors.
 #pragma once
 #include <cstdint>
 
@@ -13,10 +12,10 @@ namespace atrousops::cpu {
 
 // Channels of type float or double in one vector, under every instruction set.
 constexpr int64_t kVectorBytes = 32;
-// Pixels that pass through a tile of channels-innermost values.
+// Pixels per tile of channels-innermost values.
 constexpr int64_t kPixelTile = 64;
 
-// Chunks that a worker takes at least, so that small images stay on one thread.
+// The minimum number of chunks per worker, so that small images stay on one thread.
 inline int64_t chunk_grain(int64_t pixels, int64_t chunks) { return 1 + 4096 * chunks / (pixels + 1); }
 
 struct PermutohedralArgs {
@@ -33,9 +32,9 @@ struct PermutohedralArgs {
   void* splatted;          // rows as pixels filled them
   void* blurred;           // rows as pixels read them; the same memory unless one pass does both
   void* vertex_values[2];  // the vertex before the first exists and is zero
-  int64_t zero_vertex;     // its index, for which neighbours say -1
+  int64_t zero_vertex;     // its index, which is -1 in neighbours
   const void* gain;        // a row that multiplies blurred vertices, channel by channel
-  const void* mix;         // or null: (channels, row), a matrix that does so; its row c is what channel c adds
+  const void* mix;         // or null: (channels, row), a matrix instead; row c is the contribution of channel c
   int64_t channels;
 };
 

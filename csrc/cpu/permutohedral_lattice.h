@@ -1,4 +1,4 @@
-// The permutohedral lattice (Adams, Baek, Davis 2010): which vertices enclose each pixel, with which weight.
+// The permutohedral lattice (Adams, Baek, Davis 2010): the vertices that enclose each pixel, and their weights.
 #pragma once
 #include <cstdint>
 
@@ -18,7 +18,7 @@ struct KeyLayout {
   explicit KeyLayout(int features) : bits((64 - 3) / features < 31 ? (64 - 3) / features : 31) {}
   uint64_t unit(int i) const { return uint64_t{1} << (3 + i * bits); }
   uint64_t bias() const { return uint64_t{1} << (bits - 1); }
-  // One less than the field holds: room for a neighbour's step.
+  // One less than the maximum of the field, for a step to a neighbour.
   double limit() const { return static_cast<double>(bias() - 2); }
   int bits;
 };
@@ -31,7 +31,7 @@ struct PermutohedralGeometryArgs {
   int64_t pixels;
 };
 // Weights of pixels [begin, end), at most kLatticeTile of them, and the keys (end - begin, D + 1) of their vertices.
-// Clears *fits where a coordinate exceeds the key or is not finite.
+// Clears *fits if a coordinate exceeds the key or is not finite.
 ATROUSOPS_DECLARE_KERNEL(permutohedral_geometry, const PermutohedralGeometryArgs& args, int64_t begin, int64_t end,
                          uint64_t* keys, bool* fits)
 

@@ -1,4 +1,4 @@
-// A lattice as its tensors hold it, and the steps that every filter over it shares.
+// A lattice in its tensors, and the common steps of all filters.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 
 namespace atrousops::cpu {
 
-// Checks the tensors against each other; their contents are trusted, as those of any index structure.
+// Checks that the tensors match; their contents are trusted, because checking indices would cost too much.
 struct LatticeView {
   LatticeView(const Tensor& splat_weights, const Tensor& slice_weights, const Tensor& offsets, const Tensor& neighbours,
               const Tensor& row_starts, const Tensor& rows, const Tensor& row_bounds, const Tensor& counts);
@@ -26,20 +26,20 @@ struct LatticeView {
   std::vector<int64_t> first_vertex;        // of each image, and their number
 };
 
-// Rows and vertices to filter images [first, first + count), and what happens between splatting and slicing.
+// Rows and vertices for filtering images [first, first + count), and the steps between splatting and slicing.
 class LatticeWork {
  public:
-  // One pass may slice from one buffer of rows while it splats to another.
+  // A pass can slice from one buffer of rows and splat to another.
   enum class Rows { shared, separate };
 
   LatticeWork(const LatticeView& lattice, int64_t first, int64_t count, int64_t channels, ScalarType compute, Rows rows,
               const Tensor& like);
 
-  // What blurred vertices are multiplied by, beside the filter's own constant: one factor for all channels, one for
-  // each, or a matrix (output channel, input channel).
+  // Factors of blurred vertices, in addition to the filter's constant: one for all channels, one for each, or a matrix
+  // (output channel, input channel).
   void set_gain(double factor, const Tensor* each);
 
-  // Zeroes what the chunk will splat to.
+  // Zeroes the rows that the chunk will splat to.
   void clear_rows(int64_t chunk) const {
     const int64_t begin = lattice_.bounds[chunk], end = lattice_.bounds[chunk + 1];
     std::memset(static_cast<char*>(args.splatted) + begin * row_bytes_, 0, (end - begin) * row_bytes_);

@@ -9,10 +9,10 @@
 namespace atrousops::cpu {
 
 struct Boxes {
-  // float32 corners are exact in double; `is_double` says in which type a kernel's geometry has to be computed.
+  // float32 corners are exact in double; `is_double` gives the type for a kernel's geometry.
   std::vector<std::array<double, 4>> corners;
   bool is_double;
-  // RoIs of image n, in their order of arrival: by_image[first[n]] .. by_image[first[n + 1]].
+  // RoIs of image n, in their original order: by_image[first[n]] .. by_image[first[n + 1]].
   std::vector<int64_t> by_image;
   std::vector<int64_t> first;
 };

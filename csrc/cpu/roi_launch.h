@@ -1,4 +1,4 @@
-// What roi_align and roi_pool share in running their kernels.
+// Common code for running the kernels of roi_align and roi_pool.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -12,11 +12,11 @@
 
 namespace atrousops::cpu {
 
-// Beyond this a tile is no longer worth its memory, and RoIs read the feature map where it is.
+// Above this size no tile is made, and RoIs read the feature map directly.
 constexpr int64_t kMostTileBytes = int64_t{64} << 20;
-// Rows of a gradient tile fill about this much, so that a few stay in the cache while all RoIs add to them.
+// The approximate size of the rows of a gradient tile, which stay in the cache while all RoIs add to them.
 constexpr int64_t kBandBytes = int64_t{1} << 20;
-// Elements worth a worker of its own.
+// The minimum number of elements per worker.
 constexpr int64_t kGrain = int64_t{1} << 16;
 
 // A dense 4-D tensor in either order. Strides in elements.
@@ -65,15 +65,15 @@ inline void widen(Span& span, int64_t begin, int64_t end) {
 // Runs a RoI kernel over blocks of channels.
 class RoiLaunch {
  public:
-  // spans: one a row of every image; reads: pixels that all RoIs read, with repetitions; exact: subnormals are kept.
+  // spans: one per row of every image; reads: pixels read by all RoIs, with repetitions; exact: subnormals are kept.
   RoiLaunch(const Layout& map, const Layout& pooled, const Boxes& boxes, const std::vector<Span>& spans, int64_t reads,
             int64_t scratch_elements, bool exact);
 
   // kernel(block, rois, begin, end) reads the features and writes the pooled side.
   template <class F>
   void forward(const F& kernel);
-  // The same reads the pooled side and adds to the tile. A worker owns a band of rows of a block of channels and adds
-  // every RoI to it in order: no atomics, and the same bits for any number of workers and bands.
+  // The backward kernel reads the pooled side and adds to the tile. A worker has a band of rows of a block of channels
+  // and adds every RoI to it in order, without atomics, and with the same bits for any number of workers and bands.
   template <class F>
   void backward(const F& kernel);
 
@@ -94,7 +94,7 @@ class RoiLaunch {
   int64_t lanes(int64_t block) const { return std::min(kLanes, map_.channels - block * kLanes); }
   int64_t tile_bytes(int64_t rows) const { return rows * map_.width * kLanes * compute_bytes_; }
 
-  // f(worker, begin, end) over items of equal cost; each worker once.
+  // f(worker, begin, end) over items of equal cost; called once per worker.
   template <class F>
   void workers(int64_t items, const F& f) const {
     const int64_t grain = std::clamp<int64_t>(kGrain * items / std::max<int64_t>(cost_, 1), 1, items);
@@ -144,10 +144,11 @@ inline RoiLaunch::RoiLaunch(const Layout& map, const Layout& pooled, const Boxes
 
 template <class F>
 void RoiLaunch::forward(const F& kernel) {
-  // Copying pays once pixels are read more often than they are copied.
+  // Copying is faster if pixels are read more often than they are copied.
   common_.direct = reads_ < touched_ || tile_bytes(map_.height) > kMostTileBytes;
   if (common_.direct) common_.feature_row_stride = map_.width * map_.pixel_stride;
-  // A worker copies the block it reads, so that none waits for another; with few blocks, several share one's RoIs.
+  // Each worker copies the block it reads, so that none waits for another; with few blocks, several workers share the
+  // RoIs of one.
   const int64_t blocks = map_.blocks(), parts = (workers_ + map_.batch * blocks - 1) / (map_.batch * blocks);
   const int64_t bytes = common_.direct ? 0 : tile_bytes(map_.height);
   Scratch tiles(workers_ * bytes), scratch(workers_ * scratch_bytes_);

@@ -11,7 +11,7 @@ struct RoiPoolArgs {
   // Bin p of RoI k pools rows [begin, end) of rows[k * pooled_height + p], likewise columns.
   const Span* rows;
   const Span* columns;
-  // Beside the pooled values, in the same order but from channel 0 on: y * width + x, or -1.
+  // The positions of the pooled values, in the same order but from channel 0 on: y * width + x, or -1.
   int32_t* argmax;
 };
 

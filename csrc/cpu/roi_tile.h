@@ -1,5 +1,5 @@
-// Feature planes re-laid out for the RoI operators: kLanes channels side by side for each pixel, in the compute type.
-// One block of a 200 x 200 map is 2.5 MB and stays in the cache while all RoIs read it; the whole map would not.
+// Feature planes rearranged for the RoI operators: kLanes consecutive channels per pixel, in the compute type. One
+// block of a 200 x 200 map is 2.5 MB and stays in the cache while all RoIs read it; the whole map would not.
 #pragma once
 
 #include <cstdint>
@@ -28,14 +28,14 @@ struct RoiTileArgs {
   int64_t first_row;
 };
 
-// One block of channels of one image, as a RoI kernel sees both sides. Strides in elements.
+// One block of channels of one image, with both sides of a RoI kernel. Strides in elements.
 struct RoiBlock {
   ScalarType dtype;
   int64_t lanes;
   // The pooled side, (K, C, pooled height, pooled width), at the block's channel 0.
   void* pooled;
   int64_t roi_stride, channel_stride, bin_stride;
-  // The feature side: the tile of rows [row_begin, row_end), or with `direct` the features as they are.
+  // The feature side: the tile of rows [row_begin, row_end), or with `direct` the features themselves.
   void* feature;
   bool direct;
   int64_t feature_channel_stride, feature_row_stride, feature_pixel_stride;
@@ -43,7 +43,7 @@ struct RoiBlock {
   void* scratch;  // of one worker
 };
 
-// Copies the touched columns of rows [begin, end) into the tile; absent lanes become zero.
+// Copies the touched columns of rows [begin, end) into the tile; missing channels become zero.
 ATROUSOPS_DECLARE_KERNEL(roi_pack, const RoiTileArgs& args, int64_t begin, int64_t end)
 // Zeroes the touched columns of the tile's rows [begin, end).
 ATROUSOPS_DECLARE_KERNEL(roi_clear, const RoiTileArgs& args, int64_t begin, int64_t end)

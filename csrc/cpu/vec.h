@@ -1,5 +1,5 @@
-// Element types as the kernels see them: 16-bit types are stored as they are and computed in float. Plain loops over
-// these conversions vectorise under every instruction set; include only from csrc/cpu/kernels.
+// Element types in the kernels: 16-bit types are stored unchanged and computed in float. Plain loops over these
+// conversions vectorise with every instruction set; include only from csrc/cpu/kernels.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>

@@ -1,4 +1,4 @@
-// context_module: what its arguments must be, and its layers one after the other, where no kernel has them all.
+// context_module: checks of its arguments, and its layers in sequence, if no kernel runs all of them.
 #pragma once
 
 #include <optional>
@@ -8,7 +8,7 @@
 
 namespace atrousops {
 
-// Of each layer the dilation of its 3x3 kernel, 0 where it is 1x1.
+// For each layer the dilation of its 3x3 kernel, or 0 if it is 1x1.
 inline std::vector<int64_t> check_context_module(const Tensor& input, const std::vector<Tensor>& weights,
                                                  const std::vector<Tensor>& biases,
                                                  const std::vector<int64_t>& dilation) {

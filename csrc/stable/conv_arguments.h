@@ -1,5 +1,5 @@
-// The convolution operators' arguments as a problem, checked so that no kernel leaves its memory. The Python side has
-// said it all before in better words: a direct call must not crash either.
+// Converts the convolution operators' arguments to a problem, with checks that keep kernels inside their memory. The
+// Python side has better messages; these are for direct calls, which must not crash.
 #pragma once
 
 #include <optional>

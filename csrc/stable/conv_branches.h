@@ -1,4 +1,4 @@
-// conv_branches: what its arguments must be, and its convolutions one after the other, where no launch has them all.
+// conv_branches: checks of its arguments, and its convolutions in sequence, if no launch runs all of them.
 #pragma once
 
 #include <algorithm>
@@ -9,14 +9,14 @@
 
 namespace atrousops {
 
-// One of the convolutions: its problem, and where its channels begin in the result's.
+// One of the convolutions: its problem, and the index of its first channel in the result.
 struct ConvBranch {
   std::vector<int64_t> padding, dilation;
   std::optional<Tensor> bias;
   core::Problem problem;
   int64_t channels, first_channel;
 };
-// With `others`, maps that follow their results as they are.
+// `others` are maps that are appended unchanged.
 struct ConvBranches {
   std::vector<ConvBranch> each;
   std::vector<Tensor> others;
@@ -62,7 +62,7 @@ inline ConvBranches check_conv_branches(const Tensor& input, const std::vector<T
   return all;
 }
 
-// The others, into their channels of the result.
+// Copies the others into their channels of the result.
 inline void put_others(const ConvBranches& all, Tensor& out) {
   int64_t first = all.each.back().first_channel + all.each.back().channels;
   for (const Tensor& t : all.others) {

@@ -1,4 +1,4 @@
-// Run-time dtype to template parameter; no match is an error.
+// Converts a run-time dtype to a template parameter; an unknown dtype is an error.
 #pragma once
 
 #include <torch/headeronly/core/ScalarType.h>

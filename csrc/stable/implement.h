@@ -1,8 +1,6 @@
-// implement<"roi_pool", &roi_pool, "input", "boxes">(m): how an operator's function is registered, in
-// STABLE_TORCH_LIBRARY_IMPL.
-//
-// The dispatcher picks a kernel by one of the tensors and hands it all of them: one on another device is an exception
-// here, before its address is taken for one of this device. The names are those of the schema's tensors, in its order.
+// implement<"roi_pool", &roi_pool, "input", "boxes">(m) registers an operator's function, in STABLE_TORCH_LIBRARY_IMPL.
+// The dispatcher selects a kernel by one of the tensors. A tensor on another device raises an exception here, before
+// its address is used on this device. The names are those of the schema's tensors, in order.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -28,7 +26,7 @@ struct Text {
 
 namespace one_device {
 
-// As torch writes it.
+// In torch's notation.
 inline std::string name(const torch::stable::Device& device) {
   using torch::headeronly::DeviceType;
   std::string text;

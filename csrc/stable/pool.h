@@ -1,4 +1,4 @@
-// Geometry of max-pooling and of its inverse: a large map, and a small one with an element per window.
+// Geometry of max-pooling and of its inverse: a large map, and a small map with one element per window.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ struct PoolGeometry {
   }
 };
 
-// What says where in its window a maximum lies: the flat position in the large map, or the number of the tap.
+// How the position of a maximum is stored: as the flat position in the large map, or as the number of the tap.
 enum class Marks { none, indices, codes };
 
 }  // namespace atrousops

@@ -14,7 +14,7 @@
 
 namespace atrousops {
 
-// Taps that make a worker worth waking.
+// The minimum number of taps per worker.
 constexpr int64_t kPoolGrain = 1 << 15;
 
 struct PoolArguments {
@@ -24,7 +24,7 @@ struct PoolArguments {
 
 inline bool is_batched(const Tensor& t, const PoolArguments& args) { return t.dim() == args.axes() + 2; }
 
-// Everything but the sizes of the two maps; `map` is either of them.
+// Everything except the sizes of the two maps; `map` is either of them.
 inline PoolGeometry window_geometry(const char* op, const Tensor& map, const PoolArguments& args) {
   const int64_t axes = args.axes();
   STD_TORCH_CHECK(axes >= 1 && axes <= 3 && args.stride.size() == args.kernel_size.size() &&
@@ -49,13 +49,13 @@ inline PoolGeometry window_geometry(const char* op, const Tensor& map, const Poo
   return g;
 }
 
-// The spatial sizes of `map` into three axes.
+// Copies the spatial sizes of `map` to three axes.
 inline void spatial(const Tensor& map, const PoolArguments& args, int64_t (&size)[3]) {
   for (int64_t i = 0; i < args.axes(); ++i) size[3 - args.axes() + i] = map.size(map.dim() - args.axes() + i);
 }
 
-// Geometry of pooling `input`, with PyTorch's rule for the output size: with ceil_mode a last window may hang over the
-// edge, if it starts inside the map or its left padding.
+// Geometry of pooling `input`, with PyTorch's rule for the output size: with ceil_mode a last window may extend beyond
+// the edge, if it starts inside the map or its left padding.
 inline PoolGeometry pooled_geometry(const char* op, const Tensor& input, const PoolArguments& args, bool ceil_mode) {
   PoolGeometry g = window_geometry(op, input, args);
   spatial(input, args, g.large);
@@ -77,7 +77,7 @@ inline std::vector<int64_t> size_with(const Tensor& map, const PoolArguments& ar
   return size;
 }
 
-// Where maxima are to be found, or were: int64 indices or one-byte codes.
+// Positions of maxima: int64 indices or one-byte codes.
 inline Marks kind_of(const char* op, const Tensor& marks) {
   STD_TORCH_CHECK(marks.scalar_type() == ScalarType::Long || marks.scalar_type() == ScalarType::Byte, op,
                   ": indices must be int64, or uint8 codes; got ScalarType ", static_cast<int>(marks.scalar_type()));
@@ -105,7 +105,7 @@ inline PoolGeometry placed_geometry(const char* op, const Tensor& small, const T
   return g;
 }
 
-// What pooling reads and writes; marks are not made for Marks::none.
+// Inputs and outputs of pooling; without marks for Marks::none.
 struct Pooled {
   PoolGeometry g;
   bool nhwc;

@@ -1,4 +1,4 @@
-// What the operators need of a tensor beyond torch/csrc/stable: memory formats, and ATen operators without a wrapper.
+// Tensor functions missing in torch/csrc/stable: memory formats, and ATen operators without a wrapper.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -28,11 +28,11 @@ T* mutable_data(Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
-// For a structure that describes inputs and outputs alike. Asking for a mutable pointer would copy a copy-on-write
-// input; outputs are fresh, and no such tensors.
+// For structures that describe both inputs and outputs. A mutable pointer would copy a copy-on-write input; outputs are
+// new and never copy-on-write.
 inline char* memory_of(const Tensor& t) { return const_cast<char*>(static_cast<const char*>(t.const_data_ptr())); }
 
-// For values that only a kernel sees.
+// For values that are only used by a kernel.
 template <class... Text>
 [[noreturn]] void bad_value(const Text&... text) {
   std::ostringstream all;
@@ -42,8 +42,8 @@ template <class... Text>
 
 inline std::vector<int64_t> sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
 
-// Dense with channels innermost: (N, C, *) stored as (N, *, C). True of no tensor that is also plainly contiguous,
-// unless C or the whole of * is 1, where the two orders are the same memory.
+// Dense with channels innermost: (N, C, *) stored as (N, *, C). False for contiguous tensors, unless C or the product
+// of * is 1, where both orders are the same.
 inline bool is_channels_last(const Tensor& t) {
   if (t.dim() < 3) return false;
   int64_t expected = t.size(1);
@@ -55,10 +55,10 @@ inline bool is_channels_last(const Tensor& t) {
   return t.size(0) == 1 || t.stride(0) == expected;
 }
 
-// The format an operator computes and answers in: channels_last only where the input is that and not contiguous.
+// The format of an operator's computation and result: channels_last only if the input is in it and not contiguous.
 inline bool prefers_channels_last(const Tensor& t) { return !t.is_contiguous() && is_channels_last(t); }
 
-// The same for maps (N, C, *): sequences (N, C, L) are answered contiguous, as PyTorch answers them.
+// The same for maps (N, C, *): results for sequences (N, C, L) are contiguous, as in PyTorch.
 inline bool answers_channels_last(const Tensor& t) { return t.dim() > 3 && prefers_channels_last(t); }
 
 // Uninitialised, (N, C, *) of any rank, stored as (N, *, C) if asked.
@@ -73,7 +73,7 @@ inline Tensor empty(const std::vector<int64_t>& size, const Tensor& like, bool c
     step *= std::max<int64_t>(size[d], 1);
   }
   strides[0] = step;
-  // Not another tensor permuted: what an operator returns must be no view, or nothing behind it may work in place.
+  // Not a permuted tensor: an operator must not return a view, or in-place operations on its result would fail.
   const torch::headeronly::IntHeaderOnlyArrayRef sizes(size), steps(strides);
   std::array<StableIValue, 6> stack{torch::stable::detail::from(sizes),
                                     torch::stable::detail::from(steps),

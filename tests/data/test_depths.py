@@ -23,7 +23,7 @@ def numbers(channels, dtype, most):
 
 
 def deep_png(path, samples, *more):
-    """With 16 bits a colour."""
+    """With 16 bits per colour."""
     height, width, channels = samples.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
     path.write_bytes(own.png(width, height, 16, 2 if channels == 3 else 6, rows, *more))
@@ -120,7 +120,7 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_deep_colours_without_their_reader(tmp_path, monkeypatch):
     deep_png(tmp_path / "a.png", numbers(3, np.uint16, 65535))
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
-    with pytest.raises(PictureError, match=r"a\.png: PNG with 16 bits a colour, .*: pip install imagecodecs"):
+    with pytest.raises(PictureError, match=r"a\.png: PNG with 16 bits per colour, .*: pip install imagecodecs"):
         bands.read_picture(tmp_path / "a.png", Pixels(3, 65535.0))
 
 

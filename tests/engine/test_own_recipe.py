@@ -195,7 +195,7 @@ def test_what_cannot_be_used_is_told_at_once(tmp_path):
     Image.fromarray(np.zeros((4, 64), np.uint8)).save(tmp_path / "masks" / "a.png")
     (tmp_path / "images" / "b.png").write_bytes(b"nothing")
     with pytest.raises(
-        ArgumentError, match=r"a\.png: 4 x 64, its image 48 x 64; .*b\.png: not an image .*Mend or remove"
+        ArgumentError, match=r"a\.png: 4 x 64, its image 48 x 64; .*b\.png: not an image .*Repair or remove"
     ):
         own.recipe(tmp_path)
 

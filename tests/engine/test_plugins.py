@@ -97,7 +97,7 @@ def test_a_package_adds_networks_and_readers(tmp_path, installed):
 def test_a_broken_package_is_named_where_it_is_asked_for(tmp_path):
     own.write(tmp_path)
     why = r"'broken' is broken_module:\w+ of the package their-package, whose import fails: ModuleNotFoundError: .*"
-    with pytest.raises(ArgumentError, match=rf"atrousops\.networks: {why}Mend or uninstall their-package"):
+    with pytest.raises(ArgumentError, match=rf"atrousops\.networks: {why}Repair or uninstall their-package"):
         models.build("broken")
     with pytest.raises(ArgumentError, match=rf"atrousops\.readers: {why}"):
         outputs.open_set(config.load(recipe(tmp_path), ["data.name=broken"]), str(tmp_path), "train")

@@ -88,7 +88,7 @@ def test_a_trunk_for_rgb_reads_five_channels(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("resnet50", r"init\.trunk must be of deeplabv3plus, in most of its numbers; got .*trunk\.pth, of which 5\d%"),
+        ("resnet50", r"init\.trunk must fit most of deeplabv3plus; got .*trunk\.pth, of which 5\d%"),
         (
             "mobilenet_v2",
             r"of which 0% fit: the network's conv1\.weight is not in the file; the file has",
@@ -148,7 +148,7 @@ def test_weights_of_other_classes(tmp_path):
     for row, number in ((rows[0], 3), (rows[2], 1)):
         torch.testing.assert_close(row, given[head].select(axis, number), rtol=2**-11, atol=1e-6)
     assert torch.equal(rows[1], before[head].select(axis, 1))
-    assert account.adapted[head] == "2 of 3 classes by name, the others afresh"
+    assert account.adapted[head] == "2 of 3 classes by name, the others newly initialised"
     assert "3 channels -> 1" in account.adapted.values()
     assert not account.fresh
 
@@ -193,7 +193,7 @@ def test_weights_that_will_not_do(tmp_path):
     network = models.build("enet", num_classes=2)
     cases = {}
     torch.save({f"other.{name}": value for name, value in network.state_dict().items()}, tmp_path / "other.pth")
-    cases["other.pth"] = r"config: init\.weights must be of ENet, in most of its numbers; got .*of which 0% fit"
+    cases["other.pth"] = r"config: init\.weights must fit most of ENet; got .*of which 0% fit"
     torch.save(network.state_dict(), tmp_path / "cut.pth")
     whole = (tmp_path / "cut.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])

@@ -29,7 +29,7 @@ def test_each_mask_that_is_damaged_is_named(tmp_path):
         (masks / f"{name}.png").unlink()
         (masks / f"{name}.png").symlink_to(f"moved/{name}.png")
     told: list[str] = []
-    with pytest.raises(ArgumentError, match=r"masks/a\.png: cannot be read: .* and 2 more\. Mend or remove them\."):
+    with pytest.raises(ArgumentError, match=r"masks/a\.png: cannot be read: .* and 2 more\. Repair or remove them\."):
         recipe.main(str(tmp_path), "msd", say=told.append, progress=False)
     for name in "abc":
         assert any(f"masks/{name}.png: cannot be read: " in line for line in told)
@@ -68,7 +68,7 @@ def test_ids_that_have_no_name(tmp_path):
     beyond = (
         r"masks/c\.png: ids 7, where classes\.txt names 0-1; .*masks/e\.png: ids 2, 900, where classes\.txt names 0-1"
     )
-    with pytest.raises(ArgumentError, match=rf"{beyond}\. Mend or remove them\."):
+    with pytest.raises(ArgumentError, match=rf"{beyond}\. Repair or remove them\."):
         own.recipe(tmp_path)
     # Without names an id of one mask alone is a class, and the recipe says where to look.
     (tmp_path / "classes.txt").unlink()

@@ -206,7 +206,9 @@ def test_a_file_that_cannot_be_used_loses_no_step(tmp_path, capsys, spoil, said,
         train.main(recipe, output=folder, overrides=shared, progress=False)
     steps = 3 if held_back else 2
     assert torch.load(folder / train.CHECKPOINT)["step"] == steps
-    kept = f"{steps} steps are kept in {folder / train.CHECKPOINT}: mend what is named below, and --resume goes on"
+    kept = (
+        f"{steps} steps are kept in {folder / train.CHECKPOINT}: correct the error below, then continue with --resume"
+    )
     assert kept in capsys.readouterr().err
     mask.write_bytes(whole)
     gone_on = train.main(recipe, output=folder, overrides=shared, progress=False, resume=True)

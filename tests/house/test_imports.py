@@ -1,4 +1,4 @@
-"""Imports look downwards: the floors are those of CONTRIBUTING.md."""
+"""Imports look downwards: the levels are those in CONTRIBUTING.md."""
 
 import ast
 import re
@@ -11,9 +11,9 @@ PACKAGE = ROOT / "atrousops"
 FILES = sorted(p for p in PACKAGE.rglob("*.py"))
 
 
-def floors() -> dict[str, int]:
-    """The number of each floor by the names of its folders and files, from the top."""
-    text = (ROOT / "CONTRIBUTING.md").read_text().partition("| floor |")[2].partition("\n\n")[0]
+def levels() -> dict[str, int]:
+    """The number of each level by the names of its folders and files, from the top."""
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("| level |")[2].partition("\n\n")[0]
     rows = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in text.splitlines() if line.startswith("| `")]
     return {name: i for i, names in enumerate(rows) for name in names}
 
@@ -22,7 +22,7 @@ def module_of(path: Path) -> list[str]:
     return list(path.relative_to(ROOT).with_suffix("").parts)
 
 
-def room_of(module: list[str]) -> str:
+def folder_of(module: list[str]) -> str:
     """The folder, or the file for what lies in the root."""
     name = module[1] if len(module) > 1 else "__init__"
     return name if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists() else "__init__"
@@ -49,23 +49,23 @@ def imported(path: Path) -> set[tuple[str, ...]]:
     return {name for name in found if name[0] == "atrousops"}
 
 
-def test_every_room_has_a_floor():
-    rooms = {p.stem for p in PACKAGE.glob("*.py")} | {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
-    assert rooms == floors().keys()
+def test_every_folder_has_a_level():
+    folders = {p.stem for p in PACKAGE.glob("*.py")} | {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
+    assert folders == levels().keys()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_look_downwards(path):
-    floor = floors()
-    mine = room_of(module_of(path))
+    level = levels()
+    mine = folder_of(module_of(path))
     for name in imported(path):
-        other = room_of(list(name))
+        other = folder_of(list(name))
         assert (
             other == mine
-            or floor[other] > floor[mine]
+            or level[other] > level[mine]
             or {mine, other} == {"__main__", "cli"}
-            or (floor[other] == floor[mine] == floor["__init__"])
-        ), f"{path.relative_to(ROOT)} is on the floor of {mine} and imports {'.'.join(name)}"
+            or (level[other] == level[mine] == level["__init__"])
+        ), f"{path.relative_to(ROOT)} is on the level of {mine} and imports {'.'.join(name)}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

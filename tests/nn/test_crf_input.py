@@ -149,7 +149,7 @@ def test_an_image_that_is_not_finite_is_an_error(backend, value, named):
 def test_one_label_is_an_error_that_shows_two(backend):
     scores, image = noise(1, 1, 4, 6), noise(1, 3, 4, 6, seed=1) * 20 + 100
     lattice = A.permutohedral_lattice(image / 20)
-    shown = r"got \(1, 1, 4, 6\)\. Of a binary network.*torch\.cat\(\[torch\.zeros_like\(s\), s\], 1\)"
+    shown = r"got \(1, 1, 4, 6\)\. For a binary network.*torch\.cat\(\[torch\.zeros_like\(s\), s\], 1\)"
     for run in (
         lambda: ao.DenseCRF()(scores, image),
         lambda: A.mean_field(scores, [lattice], [torch.ones(1, dtype=torch.float64)], 1),

@@ -1,6 +1,6 @@
-"""Checkpoints that others published, as weights of ours: which network they are of, and what it expects and answers.
+"""Checkpoints published by others, converted to our networks, with their inputs and classes.
 
-A file each release: its names and shapes, as tables, and what its images were normalised with.
+One file per release, with tables of names and shapes, and the normalisation of images.
 """
 
 from atrousops.models.published.entry import Published

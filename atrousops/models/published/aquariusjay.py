@@ -1,4 +1,4 @@
-"""DeepLab v1 (DeepLab-LargeFOV) of its authors, exported from Caffe by the names of layers."""
+"""The authors' DeepLab v1 (DeepLab-LargeFOV), exported from Caffe by layer names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FCN-32s, -16s and -8s of Long et al., exported from Caffe by the names of layers (.npz or .safetensors)."""
+"""FCN-32s, -16s and -8s of Long et al., exported from Caffe by layer names (.npz or .safetensors)."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from atrousops.models.published.entry import Published, State
 
 
 def change(state: State) -> State:
-    """Without the twelfth class, which is void and never an answer."""
+    """Removes the twelfth class, void, which is never predicted."""
     name = "transposed_conv.weight"
     return {**state, name: state[name][:, : len(CAMVID)]} if name in state and state[name].dim() == 4 else state
 

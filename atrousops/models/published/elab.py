@@ -1,4 +1,4 @@
-"""The authors' ENet for Cityscapes, of Torch7, in the state dict that bermanmaxim's Enet-PyTorch makes of it.
+"""The authors' ENet for Cityscapes, converted from Torch7 to a state dict by bermanmaxim's Enet-PyTorch.
 
 Names are the positions of modules in Torch7's containers, from 0.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from atrousops.common.class_names import CITYSCAPES
 from atrousops.models.published.entry import Published, Rule, State, renamed
 
-# Of stages 2 and 3, behind the block that halves the map.
+# For stages 2 and 3, after the block that halves the map.
 _MIDDLE = ("regular", "dilated", "asymmetric", "dilated", "regular", "dilated", "asymmetric", "dilated")
 _DOWN = {"downsample1_0": 0.01, **{f"regular1_{i}": 0.01 for i in range(1, 5)}, "downsample2_0": 0.1}
 _CODING = {
@@ -42,9 +42,9 @@ _RULES = _rules()
 
 
 def change(state: State) -> State:
-    """Without the first class, which is unlabelled, and with what Torch7's dropout does.
+    """Removes the first class (unlabelled), and applies the scaling of Torch7's dropout.
 
-    It keeps a part 1 - p of the channels as they are, and answers with all of them times 1 - p.
+    Torch7 does not scale in training; in evaluation it multiplies all channels by 1 - p.
     """
     found = renamed(state, _RULES)
     for name, dropout in _CODING.items():

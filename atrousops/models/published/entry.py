@@ -1,4 +1,4 @@
-"""What is known of a published checkpoint, and the tools that translate its entries into ours."""
+"""The description of a published checkpoint, and helpers that convert its entries to ours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atrousops.models.channels import MEAN, STD
 from atrousops.models.registry import Info
 
 State = dict[str, Tensor]
-# A pattern, and what a name that it matches whole becomes.
+# A pattern, and the replacement for a name that it matches completely.
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 
@@ -26,12 +26,13 @@ def unchanged(state: State) -> State:
 class Published:
     """A checkpoint.
 
-    network, arguments: the factory, and what it is called with.
-    classes: of its scores.
+    network, arguments: the factory and its arguments.
+    classes: names, in the order of the scores.
     source: where the file comes from.
-    sha256: the file's, or how it begins; "" where the release does not say it, so that names and shapes decide.
-    mean, std, size: of Info.
-    change: what makes its state dict ours, given tensors with or without contents. What it does not know it leaves.
+    sha256: of the file, or its first digits; "" if the release does not give it: then only names and shapes are
+        checked.
+    mean, std, size: as in Info.
+    change: converts its state dict to ours, for real or meta tensors; keeps unknown entries.
     """
 
     network: str
@@ -47,7 +48,7 @@ class Published:
     def changed(self, arguments: Mapping[str, Any]) -> Published:
         """The same with other arguments of the factory.
 
-        Of another number of classes, the names are numbers; of other channels than three, mean and std are averages.
+        With another number of classes the names are numbers; with other than three channels, mean and std are averages.
         """
         count, channels = arguments.get("num_classes", len(self.classes)), arguments.get("in_channels", 3)
         classes = self.classes if count == len(self.classes) else tuple(map(str, range(count)))
@@ -60,12 +61,12 @@ class Published:
         return Info(self.network, self.arguments, self.classes, self.mean, self.std, self.size)
 
 
-# A ResNet's stem of three convolutions, as a Sequential numbers them, and what `encoder` calls them.
+# A ResNet's stem of three convolutions: the names in a Sequential, and those in `encoder`.
 DEEP_STEM = {0: "conv1", 1: "bn1", 3: "conv2", 4: "bn2", 6: "conv3", 7: "bn3"}
 
 
 def renamed(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> State:
-    """A state dict under other names: of each the first rule that matches it whole."""
+    """Renames the entries of a state dict by the first rule that matches the complete name."""
     found = {}
     for name, value in state.items():
         for pattern, replacement in rules:
@@ -77,10 +78,10 @@ def renamed(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> State:
 
 
 def from_bgr(state: State, name: str) -> State:
-    """The same with the filters `name` turned around, that read blue, green, red, and will read red, green, blue."""
+    """Reverses the input channels of filter `name` from BGR to RGB."""
     return {**state, name: state[name].flip(1)} if name in state and state[name].dim() == 4 else state
 
 
 def of_bytes(red: float, green: float, blue: float) -> dict[str, Any]:
-    """mean and std of a network that sees 0..255 less a mean: (rgb - mean / 255) / (1 / 255)."""
+    """mean and std for a network whose input is 0..255 minus a mean: (rgb - mean / 255) / (1 / 255)."""
     return {"mean": (red / 255, green / 255, blue / 255), "std": (1 / 255,) * 3}

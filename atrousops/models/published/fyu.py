@@ -1,7 +1,7 @@
-"""Yu and Koltun's networks for VOC, CamVid, KITTI and Cityscapes, exported from Caffe by the names of layers.
+"""Yu and Koltun's networks for VOC, CamVid, KITTI and Cityscapes, exported from Caffe by layer names.
 
-The release enlarges probabilities where ours enlarges scores; both are the same at every eighth pixel, and the class
-of the largest one differs between them only where two are close.
+The release interpolates probabilities, ours interpolates scores. Both are equal at every eighth pixel; in between, the
+class of the maximum differs only if two classes are close.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from atrousops.models.published.entry import Published, State, of_bytes
 _SEVEN = (1, 1, 2, 4, 8, 1)
 _EIGHT = (1, 1, 2, 4, 8, 16, 1)
 _TEN = (1, 1, 2, 4, 8, 16, 32, 64, 1)
-# The order of the colours in the release's datasets/camvid.json.
+# In the order of the release's datasets/camvid.json.
 _CAMVID = tuple(CAMVID[i] for i in (1, 5, 0, 8, 6, 3, 9, 7, 2, 4, 10))
 
 
@@ -28,7 +28,7 @@ def _rules(dilations: Sequence[int]) -> list[tuple[str, str]]:
 def _change(dilations: Sequence[int]) -> Callable[[State], State]:
     def change(state: State) -> State:
         found = caffe.vgg16(state, _rules(dilations))
-        # Bilinear and not learnt.
+        # Bilinear and not learned.
         found.pop("ctx_upsample.weight", None)
         return found
 

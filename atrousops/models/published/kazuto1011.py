@@ -11,7 +11,7 @@ _PARTS = {"reduce": "1", "conv3x3": "2", "increase": "3"}
 
 
 def _block(match: re.Match[str]) -> str:
-    """Of a residual block; the release counts the stem as the first layer, and blocks from one."""
+    """The name of a residual block; the release counts the stem as the first layer, and blocks from one."""
     stage, block, part, kind, rest = match.groups()
     where = f"network.backbone.layer{int(stage) - 1}.{int(block) - 1}"
     if part == "shortcut":

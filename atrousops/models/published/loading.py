@@ -1,4 +1,4 @@
-"""Reading a published checkpoint, and saying what does not fit."""
+"""Loads published checkpoints, and reports what does not fit."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ PUBLISHED: dict[str, Published] = {
     name: entry for file in _FILES.split() for name, entry in import_module(f"{__package__}.{file}").ENTRIES.items()
 }
 
-# Under which a training's checkpoint has the network.
+# Keys of the network in a training checkpoint.
 _INSIDE = ("state_dict", "model_state_dict", "model_state", "model")
 
 
 def load_published(name: str, path: str | os.PathLike[str], **arguments: Any) -> nn.Module:
-    """A network with a checkpoint that others published, in evaluation mode; its `info` is as that of `load`.
+    """A network with a checkpoint published by others, in evaluation mode; its `info` is as that of `load`.
 
-    The file is read without running code that it may hold (`weights_only=True`, or .safetensors, or .npz without
-    pickles). A checkpoint of a training gives its network alone, and DataParallel's prefix is taken away.
-    `save(network, path, network.info)` makes it one of ours.
+    No code in the file is run (`weights_only=True`, or .safetensors, or .npz without pickles). From a training
+    checkpoint only the network is loaded, and DataParallel's prefix is removed. `save(network, path, network.info)`
+    writes it in our format.
 
     Args:
         name: a key of PUBLISHED.
-        path: the file, as it was published; of a network of Caffe, an export by the names of layers, LAYER.weight and
-            LAYER.bias; of one of TensorFlow, its variables by their names.
-        arguments: keyword arguments of the factory that replace the entry's: output_stride=8, say, or those of a file
-            of one's own training by that release, such as num_classes, with which classes are called "0", "1" and on.
-            With in_channels the filters for RGB are summed (1) or cycled, see `channels.adapt`.
+        path: the file as published; for a network of Caffe an export by layer names, LAYER.weight and LAYER.bias; for
+            one of TensorFlow its variables by name.
+        arguments: keyword arguments of the factory that replace the entry's, such as output_stride=8, or num_classes
+            for your own training with that release's code; classes are then named "0", "1", ... With in_channels the
+            RGB filters are adapted, see `channels.adapt`.
 
     Raises:
         FileNotFoundError: no such file.
-        ArgumentError: no such checkpoint, or arguments that the factory does not take.
-        WeightsError: it is another file, by its sha256, or no state dict; or entries are missing, unknown or of another
-            shape: the message says which, and which checkpoints of PUBLISHED it would be.
+        ArgumentError: no such checkpoint, or arguments that the factory does not accept.
+        WeightsError: the sha256 differs, the file is not a state dict, or entries are missing, unknown or of another
+            shape. The message names them, and the checkpoints of PUBLISHED that would fit.
     """
     if name not in PUBLISHED:
         bad_choice("load_published", "name", PUBLISHED, name)
@@ -79,12 +79,12 @@ def load_published(name: str, path: str | os.PathLike[str], **arguments: Any) ->
 
 
 def adjusted(entry: Published, model: nn.Module, state: Mapping[str, Tensor]) -> State:
-    """A published state dict as one of the network's; what the entry does not know stays, for `load_state` to name."""
-    # Old files lack the counters of normalisations, which only training reads, and frozen ones have none.
+    """Converts a published state dict to the network's; unknown entries are kept, for the error of `load_state`."""
+    # Old files lack the counters of normalisations, which only training uses, and frozen ones have none.
     ours = model.state_dict()
     found = {name: ours[name] for name in ours if name.endswith("num_batches_tracked")}
     changed = entry.change(dict(state))
-    # Only what reads the image: elsewhere three channels are something else.
+    # Only the layer that reads the image: in other layers three channels are not RGB.
     reader = first_layer(model)
     name = next(f"{name}.weight" for name, layer in model.named_modules() if layer is reader)
     if reader.in_channels != 3 and name in changed:
@@ -93,11 +93,12 @@ def adjusted(entry: Published, model: nn.Module, state: Mapping[str, Tensor]) ->
 
 
 def fits(state: Mapping[str, Tensor]) -> list[str]:
-    """The published checkpoints whose names and shapes a state dict has."""
+    """The published checkpoints that have the names and shapes of a state dict."""
     found = []
     shapes = {name: torch.empty(value.shape, device="meta") for name, value in state.items()}
     for name, entry in PUBLISHED.items():
-        # To make a network takes a second; none has these classes unless some tensor has as many of something.
+        # Building a network takes a second. Entries are skipped if no tensor has a dimension equal to their number of
+        # classes.
         if not any(len(entry.classes) in value.shape for value in entry.change(dict(shapes)).values()):
             continue
         with torch.device("meta"):
@@ -112,7 +113,7 @@ def _same(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
 
 
 def read(path: Path, op: str = "load_published") -> State:
-    """The state dict of a file: PyTorch's, safetensors, or NumPy's .npz; `op` stands in messages.
+    """The state dict of a file: PyTorch's, safetensors, or NumPy's .npz; `op` is used in messages.
 
     Raises:
         WeightsError: it is damaged, or something else.
@@ -123,7 +124,7 @@ def read(path: Path, op: str = "load_published") -> State:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
-        # Scores of trainings, numbers of NumPy, are in some.
+        # Some contain scores of the training as NumPy numbers.
         with torch.serialization.safe_globals(_NUMBERS):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
@@ -136,7 +137,7 @@ def read(path: Path, op: str = "load_published") -> State:
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
-# What reading a file raises that is damaged or something else: of bytes that are no pickle, nearly anything.
+# Exceptions raised for a damaged or other file: for bytes that are not a pickle, nearly any type.
 UNREADABLE = (
     RuntimeError, pickle.UnpicklingError, EOFError, SafetensorError, ValueError, OSError, LookupError, AttributeError,
     TypeError, AssertionError, struct.error,
@@ -144,7 +145,7 @@ UNREADABLE = (
 
 
 def _numbers() -> list[Any]:
-    # What an array of one number is pickled as; its module has another name in NumPy 1.
+    # The pickled type of a NumPy scalar; its module has another name in NumPy 1.
     scalar: Any = np.float64(0).__reduce__()[0]
     kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
     return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]

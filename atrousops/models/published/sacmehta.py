@@ -12,15 +12,15 @@ from atrousops.models.published.entry import Published, State
 
 
 def espnet_from_bgr(state: Mapping[str, Tensor]) -> State:
-    """Weights of an ESPNet that reads BGR as those of one that reads RGB.
+    """Converts weights of an ESPNet for BGR to RGB.
 
-    The image enters the first layer, and again beside its output and that of the second stage: everything that
-    normalises or reads those three channels is turned around.
+    The image enters the first layer, and is concatenated with its output and that of the second stage. All weights for
+    those three channels are reversed.
     """
     found = dict(state)
 
     def turn(name: str, axis: int, first: int) -> None:
-        # Entries of another file are left; loading reports them.
+        # Unknown entries are kept; loading reports them.
         if name not in found or found[name].dim() <= axis or found[name].shape[axis] < first + 3:
             return
         order = torch.arange(found[name].shape[axis], device=found[name].device)
@@ -40,7 +40,7 @@ def espnet_from_bgr(state: Mapping[str, Tensor]) -> State:
 
 
 def _first(count: int, state: State) -> State:
-    """The scores of the first classes; the last of the release is void."""
+    """Removes the scores of the last class, void."""
     name = "classifier.weight"
     return {**state, name: state[name][:, :count]} if name in state and state[name].dim() == 4 else state
 
@@ -54,7 +54,7 @@ def cityscapes(state: State) -> State:
 
 
 def _cityscapes(q: int) -> Published:
-    # Of the release's test script, blue first there; it divides by 255 once more, as training did.
+    # From the release's test script, where blue comes first; it divides by 255 once more, as in training.
     return Published(
         "espnet",
         {"num_classes": 19, "p": 2, "q": q, "width": 20},
@@ -75,7 +75,7 @@ ENTRIES = {
         CAMVID,
         "https://github.com/sacmehta/ESPNet",
         "7d354a257170322086dcd4c1e89a482454cf2c9d30b085e70883878dd59301af",
-        # Of the training images, the deviation being the mean of theirs; the network divides by 255 once more.
+        # From the training images, with the mean of their standard deviations; the network divides by 255 once more.
         mean=(0.41158, 0.42485, 0.43215),
         std=(69.8342, 72.5525, 72.0228),
         size=480,

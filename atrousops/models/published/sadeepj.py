@@ -23,9 +23,9 @@ _CRF = [
 def change(state: State) -> State:
     found = renamed(caffe.vgg16(state, _RULES, prefix="network."), _CRF)
     if "crf.compatibility" in found:
-        # What is rewarded there is penalised here.
+        # The sign is opposite: the release rewards, ours penalises.
         found["crf.compatibility"] = -found["crf.compatibility"]
-    # The bias of one deconvolution meets the scores of pool4, which have one of their own.
+    # The bias of one deconvolution is added to the bias of pool4's scores.
     bias, other = found.pop("network.doublings.pool4.bias", None), "network.skips.pool4.bias"
     if bias is not None and other in found:
         found[other] = found[other] + bias

@@ -1,4 +1,4 @@
-"""DeepLab v3+ in segmentation_models_pytorch, on a ResNet of torchvision: for files of one's own training."""
+"""DeepLab v3+ in segmentation_models_pytorch, on a ResNet of torchvision: for your own trained files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ENTRIES = {
             "backbone_arguments": {"full_rate": True},
         },
         VOC,
-        "https://github.com/qubvel-org/segmentation_models.pytorch (DeepLabV3Plus of one's own training; encoder "
+        "https://github.com/qubvel-org/segmentation_models.pytorch (DeepLabV3Plus of your own training; encoder "
         "and classes by arguments, backbone and num_classes)",
         "",
         size=512,

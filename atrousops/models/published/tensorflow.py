@@ -1,7 +1,7 @@
-"""DeepLab v3+ on Xception-65 and Auto-DeepLab in TensorFlow's deeplab: the variables of a checkpoint, as .npz or so.
+"""DeepLab v3+ on Xception-65 and Auto-DeepLab in TensorFlow's deeplab: the variables of a checkpoint, as .npz.
 
-Without TensorFlow here; where it is, `numpy.savez("file.npz", **{name: reader.get_tensor(name) for name in
-reader.get_variable_to_shape_map()})` with `reader = tf.train.load_checkpoint(...)` writes the file.
+TensorFlow is needed only to write the file: `numpy.savez("file.npz", **{name: reader.get_tensor(name) for name in
+reader.get_variable_to_shape_map()})` with `reader = tf.train.load_checkpoint(...)`.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ _PARTS = {
     "weights": "weight",
     "depthwise_weights": "weight",
 }
-# What only training reads.
+# Used only in training.
 _SLOTS = re.compile(r"global_step|.*/(?:Momentum|Adam|Adam_1|ExponentialMovingAverage)")
 
 
 def _changed(state: State, rules: list[Rule]) -> State:
-    """Variables by the rules, which say where each layer is; the last part of a name says which of its tensors."""
+    """Renames variables: the rules give the layer, and the last part of a name gives the tensor."""
     found: State = {}
     for name, value in state.items():
         if _SLOTS.fullmatch(name):
             continue
-        # A separable layer may be one of the release, with two filters.
+        # A separable layer may be a single layer in the release, with two filters.
         layer, _, part = name.replace("/pointwise_weights", "/pointwise/weights").rpartition("/")
         (where,) = renamed({layer: value}, rules)
         if where == layer or part not in _PARTS:
             found[name] = value
             continue
         if value.dim() == 4:
-            # Filters (h, w, in, out), and depthwise ones (h, w, channels, 1).
+            # Filters are (h, w, in, out), depthwise ones (h, w, channels, 1).
             value = value.permute((2, 3, 0, 1) if part == "depthwise_weights" else (3, 2, 0, 1)).contiguous()
         found[f"{where}.{_PARTS[part]}"] = value
     return found
@@ -49,7 +49,7 @@ def _layer(theirs: str, conv: str, norm: str) -> list[Rule]:
 
 
 def _separable(theirs: str, ours: str) -> list[Rule]:
-    """One of the head's, which are a depthwise and a pointwise layer."""
+    """A layer of the head, which is a depthwise and a pointwise layer."""
     depthwise = _layer(f"{theirs}_depthwise", f"{ours}.0.0", f"{ours}.0.1")
     return [*depthwise, *_layer(f"{theirs}_pointwise", f"{ours}.0.3", f"{ours}.1")]
 
@@ -73,7 +73,7 @@ def _head(separable: bool) -> list[Rule]:
 
 
 def _pooling_last(state: State) -> State:
-    """The image's features come first in the release's concatenation, and last here."""
+    """Reorders filters: image features come first in the release's concatenation, and last here."""
     name = "classifier.aspp.project.0.weight"
     if name in state and state[name].dim() == 4:
         state[name] = state[name].roll(-(state[name].shape[1] // 5), 1)
@@ -97,7 +97,7 @@ def _xception() -> list[Rule]:
 
 
 def _edge(match: re.Match[str]) -> str:
-    """Of an edge of a cell: its number, and where in it a layer stands; a separable one is twice four modules."""
+    """The name of a layer, by its edge and its position in the edge; a separable edge has twice four modules."""
     cell, block, side, kind, which, pointwise = match.groups()
     inside = {"separable": 1, "bn_sep": 3, "atrous": 1, "bn_atr": 2}[kind]
     inside += 4 * (int(which or 1) - 1) + bool(pointwise)
@@ -137,13 +137,13 @@ def _zoo(file: str, classes: tuple[str, ...], size: int) -> Published:
 def _searched(width: int) -> Published:
     # The authors published code and no checkpoint.
     source = (
-        f"https://github.com/tensorflow/models, research/deeplab (nas_hnasnet of {width} filters, one's own training)"
+        f"https://github.com/tensorflow/models, research/deeplab (nas_hnasnet of {width} filters, your own training)"
     )
     arguments = {"num_classes": len(CITYSCAPES), "width": width}
     return Published("auto_deeplab", arguments, CITYSCAPES, source, "", size=2049, change=auto_deeplab, **_RANGE)
 
 
-# There, ADE20K's class 0 is what has no label.
+# In the release, ADE20K's class 0 is unlabelled.
 _ADE20K = ("unlabelled", *ADE20K)
 ENTRIES = {
     "deeplabv3plus_xception65_voc_trainaug": _zoo("deeplabv3_pascal_train_aug_2018_01_04", VOC, 513),

@@ -1,4 +1,4 @@
-"""torchvision's own files, whose names and shapes are those of the networks here."""
+"""torchvision's files, whose names and shapes are those of our networks."""
 
 from __future__ import annotations
 

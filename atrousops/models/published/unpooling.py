@@ -1,6 +1,6 @@
-"""SegNet and SegNet-Basic for CamVid and DeconvNet for VOC, exported from Caffe by the names of layers.
+"""SegNet and SegNet-Basic for CamVid and DeconvNet for VOC, exported from Caffe by layer names.
 
-Their files are those for inference, whose normalisations are a scale and a shift alone.
+The files are for inference; their normalisations have only a scale and a shift.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from atrousops.common.class_names import CAMVID, VOC
 from atrousops.models.published import caffe
 from atrousops.models.published.entry import Published, Rule, State, from_bgr, of_bytes, renamed
 
-# Of torchvision's vgg16_bn; each normalisation is the next.
+# Layer numbers in torchvision's vgg16_bn; the normalisation has the next number.
 _NUMBERS = (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40)
 _DECODER = [(stage, i) for stage, count in zip((5, 4, 3, 2, 1), (3, 3, 3, 2, 2), strict=True) for i in range(count)]
 
 
-# With the eps of the networks here it is one.
+# Plus the eps of our networks this is one.
 _VARIANCE = 1 - 1e-5
 
 
@@ -28,7 +28,7 @@ def _pair(conv: str, norm: str, ours: str, number: int) -> Iterator[Rule]:
 
 
 def _with_statistics(state: State) -> State:
-    """Normalisations by a scale and a shift as ones of mean 0 and a variance that with its eps is 1."""
+    """Converts normalisations with only a scale and a shift to mean 0 and a variance that with eps is 1."""
     found = dict(state)
     for name, value in state.items():
         layer, _, part = name.rpartition(".")

@@ -1,4 +1,4 @@
-// Bands of a tensor in the order in which the direct convolution reads them; include only from csrc/cpu/kernels.
+// Packs bands of a tensor in the order of the direct convolution's reads; include only from csrc/cpu/kernels.
 #pragma once
 
 #include "cpu/conv.h"
@@ -6,15 +6,14 @@
 
 namespace atrousops::cpu::ATROUSOPS_ISA {
 
-// The groups of one item: `vectors` vectors of them, the last shifted back where the groups are no multiple of a
-// vector.
+// The groups of one item: `vectors` vectors, the last one shifted back if groups are not a multiple of a vector.
 template <class C>
 struct ConvGroups {
   int64_t first, count, vectors;
 
   ConvGroups(const ConvDirectShape& s, int64_t block) : first(block), count(1), vectors(1) {
     if (!s.channels_last) return;
-    // The last block takes from the one before what it lacks to a whole vector.
+    // The last block is completed to a whole vector with groups of the previous block.
     const int64_t rest = s.groups - (s.blocks - 1) * kConvDirectBlock;
     const int64_t moved = s.blocks > 1 && rest < kConvDirectLanes ? kConvDirectLanes : 0;
     const int64_t last = s.groups - rest - moved;
@@ -32,7 +31,7 @@ struct ConvGroups {
   int64_t lanes() const { return whole() ? kLanes<C> : count; }
 };
 
-// The first lattice position of a run that is written at `at` or behind it.
+// The first lattice position of a run that is written at `at` or later.
 static inline int64_t first_of(const ConvRun& r, int64_t at) {
   const int64_t j = at <= r.p0 ? 0 : (at - r.p0 + r.p - 1) / r.p;
   return j < r.begin ? r.begin : j < r.end ? j : r.end;
@@ -76,8 +75,8 @@ static void pack_channels_row(const ConvPacked& p, const ConvGroups<C>& g, const
   }
 }
 
-// Positions [begin, end) of axis 1, of one image and the groups g. What stands for the padding is the same in every
-// band, and is zero from the start.
+// Positions [begin, end) of axis 1, for one image and the groups g. Padding elements are the same in every band and are
+// initialised to zero.
 template <class T, class C>
 static void pack_band(const ConvDirectShape& s, const ConvPacked& p, const ConvGroups<C>& g, int64_t n, int64_t begin,
                       int64_t end, C* dst) {

@@ -1,4 +1,4 @@
-// Runs of marks compared with what they should be, for the kernels of unpooling.
+// Compares runs of marks with expected values, for the kernels of unpooling.
 #pragma once
 
 #include <cstring>
@@ -23,14 +23,14 @@ struct LaneOf<2> {
   using type = int16_t;
 };
 
-// Compares a run of marks with what they should be, a vector at a time: one tap for all, or positions `step` apart.
-// Spelled in vectors because GCC does not vectorise 64-bit comparisons that choose among narrower elements.
+// Compares a run of marks with expected values, one vector at a time: one tap for all, or positions `step` apart.
+// Written with vector types because GCC does not vectorise 64-bit comparisons that select narrower elements.
 template <class T, class M>
 class Matcher {
  public:
   static constexpr int kWide = sizeof(T) == 8 ? 8 : 4;
   static constexpr int kLanes = 32 / kWide;
-  // Elements of T as bits, to be kept or cleared.
+  // Elements of T as bits, for masking.
   using Bits __attribute__((vector_size(kLanes * sizeof(T)))) = typename LaneOf<sizeof(T)>::type;
   using Mask __attribute__((vector_size(32))) = typename LaneOf<kWide>::type;
 
@@ -40,8 +40,8 @@ class Matcher {
         wanted_high_(wanted_ + 4 * step),
         ahead_(Wide{} + kLanes * step) {}
 
-  // All bits of the elements whose mark is the wanted one; counts them in `hits`, lane by lane. By reference: by value
-  // vectors are an ABI matter without AVX.
+  // A mask of the elements with the expected mark; counts them in `hits` per lane. By reference, because passing
+  // vectors by value depends on the ABI without AVX.
   void next(const M* m, Bits& bits, Mask& hits) {
     Mask here;
     if constexpr (sizeof(M) == 1) {
@@ -53,7 +53,7 @@ class Matcher {
       Wide low, high;
       compare(m, wanted_, low);
       compare(m + 4, wanted_high_, high);
-      // The lower half of each 64-bit answer.
+      // The lower half of each 64-bit result.
 #if defined(__clang__)
       here = __builtin_shufflevector((Mask)low, (Mask)high, 0, 2, 4, 6, 8, 10, 12, 14);
 #else
@@ -64,7 +64,7 @@ class Matcher {
     bits = __builtin_convertvector(here, Bits);
   }
 
-  // Elements of two vectors in turn.
+  // Alternating elements of two vectors.
   static void interleave(const Bits& l, const Bits& r, Bits* out) {
 #if defined(__clang__)
     if constexpr (kLanes == 4) {
@@ -91,7 +91,7 @@ class Matcher {
 
   static void widen(const M* m, Mask& out) {
 #if defined(__AVX2__)
-    // GCC takes the bytes one by one.
+    // GCC would process the bytes one by one.
     if constexpr (kWide == 4) {
       out = (Mask)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(m)));
     } else {

@@ -59,8 +59,8 @@ inline void store_tile(const PermutohedralImage& m, int64_t begin, int64_t count
   }
 }
 
-// Adds B vectors a pixel, `stride` vectors apart in the tile, to vectors [k, k + B) of the rows of its corners. `pixel`
-// counts over the whole batch.
+// Adds B vectors per pixel, `stride` vectors apart in the tile, to vectors [k, k + B) of the rows of its corners.
+// `pixel` is an index over the whole batch.
 template <class T, int B>
 inline void splat_tile(const PermutohedralArgs& a, int64_t pixel, int64_t count, int64_t k, const Vector<T>* tile,
                        int64_t stride) {
@@ -79,7 +79,7 @@ inline void splat_tile(const PermutohedralArgs& a, int64_t pixel, int64_t count,
   }
 }
 
-// Adds to the tile what the lattice holds at each pixel.
+// Adds the lattice's value at each pixel to the tile.
 template <class T, int B>
 inline void slice_tile(const PermutohedralArgs& a, int64_t pixel, int64_t count, int64_t k, Vector<T>* tile,
                        int64_t stride) {
