@@ -113,6 +113,18 @@ def test_yardstick():
     assert not compare(ours, {"theirs": returns(THEIRS)}, lambda: EXACT, repeats=1).wrong
 
 
+def test_rounded_to_the_dtype_under_test():
+    """Theirs are off by 1e-5: four times that and one rounding of 4 are 4.05e-5, however wide the result's dtype."""
+    off = torch.tensor([0.0, 0.0, 1e-5], dtype=torch.float64)
+    results = {"theirs": THEIRS, "near": EXACT + 3.9e-5, "far": EXACT + 4.3e-5, "near too": (EXACT + 4 * off).float()}
+    theirs = {name: returns(result) for name, result in results.items()}
+    rounded = dict.fromkeys(("near", "far", "near too"), 4.0)
+    result = compare({"ours": returns(THEIRS)}, theirs, lambda: EXACT, rounded=rounded, repeats=1)
+    assert list(result.wrong) == ["far"]
+    assert "output 0: error 4.3" in result.wrong["far"]
+    assert list(result.timings) == ["ours", "theirs", "near", "near too"]
+
+
 def test_differs():
     assert differs(THEIRS, EXACT) is None
     assert "another result" in differs(THEIRS * 1.01, EXACT)

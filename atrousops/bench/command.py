@@ -120,6 +120,7 @@ def _measure(rows: list, args: argparse.Namespace) -> int:
         repeats=args.repeats or Options.repeats,
         budget=args.budget if args.budget is not None else (1.0 if args.quick else Options.budget),
         compile=args.compile,
+        files=not args.quick,
         autotune=args.autotune,
     )
     seconds = run.QUICK_SECONDS if args.quick else float("inf")

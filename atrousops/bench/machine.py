@@ -168,7 +168,7 @@ def _peers() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
-    for name in ("torchvision", "numpy", "pydensecrf", "pydensecrf2", "monai"):
+    for name in ("torchvision", "numpy", "pydensecrf", "pydensecrf2", "monai", "onnxruntime", "openvino"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

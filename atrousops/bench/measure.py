@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,12 +26,14 @@ MOST_GEMM_BYTES = 4 << 30
 class Options:
     """repeats, at most, and budget (seconds) of each row; compile: also time what torch.compile makes of PyTorch's way.
 
+    files: also time programs that read the network from a file, which takes seconds to write.
     autotune: measure the convolutions of ours first, so that `dispatched` is what they say, and later processes know.
     """
 
     repeats: int = 200
     budget: float = 3.0
     compile: bool = False
+    files: bool = True
     autotune: bool = False
 
 
@@ -52,6 +54,8 @@ def measure(row: Row, device: torch.device, best: Ceilings, options: Options) ->
 
 def _measure(result: Result, row: Row, device: torch.device, best: Ceilings, options: Options) -> None:
     prepared = row.prepared(device)
+    if not options.files:
+        prepared = _without_files(prepared)
     if options.autotune:
         ao.autotune(lambda: prepared.ours()(), budget=options.budget)
     result.floor, result.missing = prepared.floor, prepared.missing
@@ -64,6 +68,7 @@ def _measure(result: Result, row: Row, device: torch.device, best: Ceilings, opt
         theirs,
         prepared.exact,
         yardstick=prepared.yardstick,
+        rounded=prepared.from_file,
         anchors=_anchors(prepared.gemm, row.dtype, device, best) | prepared.beside,
         repeats=options.repeats,
         budget=options.budget,
@@ -77,9 +82,16 @@ def _measure(result: Result, row: Row, device: torch.device, best: Ceilings, opt
         timed = (name for name in ours if name in comparison.timings)
         result.ratios = {name: theirs_in_turn.over(comparison.timings[name]) for name in timed}
     result.wrong, result.failed = comparison.wrong, comparison.failed
-    for name in (DISPATCHED, result.incumbent, *result.beside):
+    incumbent = next((name for name in result.incumbents if name not in prepared.from_file), None)
+    for name in (DISPATCHED, incumbent, *result.beside):
         if name is not None and name in per_call and prepared.calls == 1:
             result.memory[name] = peak_memory((ours | theirs | prepared.beside)[name](), device)
+
+
+def _without_files(prepared: Prepared) -> Prepared:
+    theirs = {name: ready for name, ready in prepared.theirs.items() if name not in prepared.from_file}
+    missing = prepared.missing | dict.fromkeys(prepared.from_file, "no part of --quick, for its file takes seconds")
+    return replace(prepared, theirs=theirs, missing=missing, from_file={})
 
 
 def _contenders(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import atrousops as ao
+from atrousops.bench import runtimes
 from atrousops.bench.floors import PROBLEMS, Floor
 from atrousops.bench.operators import incumbents, under
 from atrousops.bench.registry import DTYPES, LAYOUTS, Prepared, Setting
 from atrousops.common.testing import Outputs, Run
+from atrousops.engine.export import OUTPUT
 from atrousops.surgery.explain import Explanation
 
 _Made = Callable[[nn.Module], nn.Module]
@@ -35,6 +37,8 @@ def module(
     made_ready: _Made = _as_it_is,
     beside: Mapping[str, Callable[[], nn.Module]] | None = None,
     missing: Mapping[str, str] | None = None,
+    in_file: Callable[[nn.Module], nn.Module] | None = None,
+    outputs: Sequence[str] = (OUTPUT,),
 ) -> Callable[[Setting], Prepared]:
     """How to prepare a module, in evaluation mode for "forward" and in training mode for "training".
 
@@ -45,6 +49,9 @@ def module(
         made_ready: what is done to ours before it runs, as `optimize`.
         output: from what the module returns to the tensor that is compared; timed too.
         beside, missing: as in Prepared; they make modules of another design.
+        in_file: where given, programs that read ONNX files are incumbents on a CPU: from ours, not made ready, to the
+            module that the file holds. It returns tensors, of which the first is compared.
+        outputs: names of those tensors.
     """
 
     def prepare(at: Setting) -> Prepared:
@@ -71,17 +78,22 @@ def module(
         def ready_other(make: Callable[[], nn.Module]) -> Run:
             return ready(make().train(training), at)
 
+        others, absent = {}, dict(missing or {})
+        if in_file is not None and at.device.type == "cpu" and not training:
+            others = runtimes.incumbents(in_file(placed(mine, at)), x, outputs, at)
+            absent |= runtimes.missing(at)
         elements = sum(p.numel() for p in mine.parameters()) + x.numel() + probe.shape.numel()
         scale = len(PROBLEMS[at.direction])
         live = explanation.live_flops / explanation.flops if explanation.flops else 1.0
         return Prepared(
             ours=partial(ready, mine, at, made_ready),
-            theirs=incumbents("torchvision" if stock is not None else "", ready_stock, at),
+            theirs=incumbents("torchvision" if stock is not None else "", ready_stock, at) | others,
+            from_file=dict.fromkeys(others, runtimes.TIMES),
             exact=lambda: ready_stock(at.exact())(),
             floor=Floor(scale * float(elements * at.element_bytes), scale * explanation.flops, live),
             kernel=lambda: (_kernels(_explained(probe, x, training)), "calls of the module by kernel"),
             compiled=lambda compiler: partial(ready, compiler(theirs), at),
-            missing=dict(missing or {}),
+            missing=absent,
             beside={name: partial(ready_other, make) for name, make in (beside or {}).items()},
         )
 

@@ -63,6 +63,8 @@ class Prepared:
     yardstick: where no incumbent runs at the row's dtype with PyTorch's own error.
     compiled: given a compiler, PyTorch's way through it.
     missing: incumbents that are not here, and why.
+    from_file: those of theirs that read the network from a file, which takes seconds to write; and how many times
+        PyTorch's own error they may make. Their memory is not PyTorch's and cannot be counted.
     beside: others that do the same in their own way, so that results cannot be compared; they are timed, without ratio.
     calls: how many calls one repetition makes, for calls too short to be timed alone; the time is then the host's.
     """
@@ -76,6 +78,7 @@ class Prepared:
     yardstick: Run | None = None
     compiled: Callable[[Callable[..., Any]], Ready] | None = None
     missing: dict[str, str] = field(default_factory=dict)
+    from_file: dict[str, float] = field(default_factory=dict)
     beside: dict[str, Ready] = field(default_factory=dict)
     calls: int = 1
 

@@ -18,8 +18,8 @@ Ready = Callable[[], Run]
 Clock = Callable[[Callable[[], object]], float]
 
 
-def disagreement(ours: Tensor, exact: Tensor, theirs: Tensor) -> str | None:
-    """Why `ours` is wrong, or None if |ours - exact| <= 2 max|theirs - exact| + one rounding of the largest value.
+def disagreement(ours: Tensor, exact: Tensor, theirs: Tensor, times: float = 2) -> str | None:
+    """Why `ours` is wrong, or None if |ours - exact| <= times max|theirs - exact| + one rounding of the largest value.
 
     Integer tensors must be equal to `exact`. NaN must be at the same positions.
 
@@ -27,6 +27,7 @@ def disagreement(ours: Tensor, exact: Tensor, theirs: Tensor) -> str | None:
         ours: our result at the dtype under test.
         exact: the oracle's result in fp64.
         theirs: PyTorch's result at the dtype under test.
+        times: multiple of PyTorch's error that is allowed.
     """
     if ours.shape != exact.shape:
         return f"shape {tuple(ours.shape)}, expected {tuple(exact.shape)}"
@@ -41,7 +42,7 @@ def disagreement(ours: Tensor, exact: Tensor, theirs: Tensor) -> str | None:
         return None
     error, theirs_error = _largest_error(ours, exact), _largest_error(theirs, exact)
     largest = exact.abs().nan_to_num_(nan=0.0, posinf=0.0).max()
-    bound = 2 * theirs_error + torch.finfo(ours.dtype).eps * largest
+    bound = times * theirs_error + torch.finfo(ours.dtype).eps * largest
     if bool(error <= bound):
         return None
     return f"error {error:.3e}, bound {bound:.3e}, PyTorch's own error {theirs_error:.3e}"
@@ -256,6 +257,7 @@ def compare(
     exact: Run,
     *,
     yardstick: Run | None = None,
+    rounded: Mapping[str, float] | None = None,
     anchors: Mapping[str, Ready] | None = None,
     repeats: int = 15,
     budget: float = float("inf"),
@@ -272,11 +274,14 @@ def compare(
         exact: the oracle's result in fp64.
         yardstick: PyTorch's result at the dtype under test, whose error sets the bound for ours. By default the first
             of theirs, or the exact result rounded to that dtype if the first cannot run.
+        rounded: those of theirs that compute at the dtype under test and may return a wider one, with the multiple of
+            PyTorch's error that is allowed; their results are rounded to the dtype and go through `disagreement`.
         anchors: timed too, but compute something else.
         repeats, budget, clock: as in `interleaved`.
     """
     result = Comparison()
-    runs = _right_ones(result, ours, theirs, exact, yardstick)
+    times = dict.fromkeys(ours, 2.0) | dict(rounded or {})
+    runs = _right_ones(result, ours, theirs, exact, yardstick, times)
     if not any(name in ours for name in result.wrong):
         for name, ready in (anchors or {}).items():
             runs[name] = ready()
@@ -287,7 +292,12 @@ def compare(
 
 
 def _right_ones(
-    result: Comparison, ours: Mapping[str, Ready], theirs: Mapping[str, Ready], exact: Run, yardstick: Run | None
+    result: Comparison,
+    ours: Mapping[str, Ready],
+    theirs: Mapping[str, Ready],
+    exact: Run,
+    yardstick: Run | None,
+    times: Mapping[str, float],
 ) -> dict[str, Run]:
     """The functions to time, ours first; the others are recorded in `result`."""
     true = _tensors(exact())
@@ -302,7 +312,7 @@ def _right_ones(
             continue
         if position == 0 and known is None and theirs:
             known = outputs
-        verdict = _verdict(outputs, true, known, strict=name in ours)
+        verdict = _verdict(outputs, true, known, times.get(name), rounded=name in theirs)
         if verdict is None:
             runs[name] = run
         else:
@@ -311,13 +321,20 @@ def _right_ones(
 
 
 def _verdict(
-    outputs: Sequence[Tensor], exact: Sequence[Tensor], known: Sequence[Tensor] | None, strict: bool
+    outputs: Sequence[Tensor],
+    exact: Sequence[Tensor],
+    known: Sequence[Tensor] | None,
+    times: float | None,
+    rounded: bool,
 ) -> str | None:
     if len(outputs) != len(exact):
         return f"{len(outputs)} outputs, expected {len(exact)}"
     for index, (output, true) in enumerate(zip(outputs, exact)):
         other = known[index] if known is not None else true.to(output.dtype)
-        wrong = disagreement(output, true, other) if strict else differs(output, true)
+        if times is None:
+            wrong = differs(output, true)
+        else:
+            wrong = disagreement(output.to(other.dtype) if rounded else output, true, other, times)
         if wrong is not None:
             return f"output {index}: {wrong}"
     return None

@@ -85,7 +85,7 @@ def export(
         program = torch.export.export(Scores(network), (image,), dynamic_shapes=(shapes,), strict=False)
         text = json.dumps(None if info is None else dataclasses.asdict(info))
         if path.suffix == ".onnx":
-            _write_onnx(program, image, path, text)
+            write_onnx(program, image, path, info=text)
         else:
             archive = io.BytesIO()
             torch.export.save(decompose(program), archive, extra_files={"info.json": text})
@@ -107,15 +107,26 @@ def _check_kind(network: nn.Module) -> None:
         )
 
 
-def _write_onnx(program: torch.export.ExportedProgram, image: Tensor, path: Path, text: str) -> None:
+def write_onnx(
+    program: torch.export.ExportedProgram,
+    image: Tensor,
+    path: Path,
+    outputs: Sequence[str] = (OUTPUT,),
+    info: str = "null",
+) -> None:
+    """Writes an exported program of one image as an ONNX file, which is replaced once it is whole.
+
+    Raises:
+        ImportError: onnxscript is missing.
+    """
     try:
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise ImportError("export: ONNX files need the package onnxscript: pip install 'atrousops[export]'") from error
     made: Any = torch.onnx.export(
-        program, (image,), dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT]
+        program, (image,), dynamo=True, verbose=False, input_names=[INPUT], output_names=list(outputs)
     )
-    made.model.metadata_props["atrousops"] = text
+    made.model.metadata_props["atrousops"] = info
     write_atomically(path, lambda file: made.save(file, external_data=False))
 
 

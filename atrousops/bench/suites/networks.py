@@ -28,6 +28,8 @@ CASES = (
     ("deeplabv3plus_resnet50", 513, 513, False, "separable ASPP and decoder"),
     ("deeplabv3plus_efficientnet_lite2", 500, 375, False, "the weights that come with the package"),
     ("enet", 360, 480, False, "max-unpooling, transposed, dilated and asymmetric filters; overhead counts"),
+    ("fcn_resnet50", 513, 513, True, "dense 3x3 filters in the head where the others have atrous ones"),
+    ("unet", 360, 480, False, "3x3 filters on large maps without padding, and transposed 2x2"),
 )
 # The networks of docs/networks as their papers have them, on a CamVid image; metric learning without the grouping, for
 # fresh weights leave nothing to group. name: arguments.
@@ -100,7 +102,7 @@ def rows() -> Iterator[Row]:
         size = f"{height}x{width}"
         yield from expand("networks", f"{name}, {size}", reason, make(), WAYS, QUICK.get(name, ()))
         fast = f"{name} optimised"
-        prepare = make(made_ready=ao.optimize)
+        prepare = make(made_ready=ao.optimize, in_file=_Labelled, outputs=("scores", "labels"))
         yield from expand("networks", f"{fast}, {size}", f"optimize: {reason}", prepare, WAYS, QUICK.get(fast, ()))
     for name, arguments in PAGES.items():
         arguments = {"num_classes": 11, **arguments}
@@ -155,6 +157,18 @@ class _Smp(nn.Module):
         h, w = x.shape[-2:]
         scores = self.network(F.pad(x, (0, -w % 32, 0, -h % 32)))
         return {"out": scores[..., :h, :w]}
+
+
+class _Labelled(nn.Module):
+    """What `_to_labels` computes, as the outputs of a file."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.network(image)["out"]
+        return scores, scores.argmax(1)
 
 
 def _to_labels(outputs: dict[str, Any]) -> Tensor:
