@@ -235,3 +235,16 @@ def test_a_stride_beyond_every_map_takes_one_output(forced):
     expected = F.conv2d(x, w)[:, :, :1, :1]
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(got, torch.autograd.grad(expected.sum(), x)[0])
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+def test_an_input_on_meta_passes_through_weights_with_values(name):
+    """A network's shapes are asked so; weights on meta have no values for an input that has some."""
+    x, w, b = torch.ones(1, 2, 9, 9, device="meta"), torch.ones(2, 2, 3, 3), torch.ones(2)
+    expected, got = (getattr(module, name)(x, w, b) for module in (F, A))
+    assert got.is_meta
+    assert got.shape == expected.shape
+    layers = ao.nn.AtrousConv2d(2, 2, 3), torch.nn.Conv2d(2, 2, 3)
+    assert layers[0](x).shape == layers[1](x).shape
+    with pytest.raises(ArgumentError, match="weight must be on cpu, as input; got meta"):
+        getattr(A, name)(torch.ones(1, 2, 9, 9), w.to("meta"), b)

@@ -136,6 +136,13 @@ def test_depthwise_maps_and_volumes_are_answered_as_pytorch_does(rank, dtype):
                 assert significant(got) == significant(expected), f"gradient of {message}"
 
 
+def test_a_sequence_of_channels_turned_into_a_row_is_contiguous_as_in_pytorch():
+    """Dense with channels innermost, but not by all of its strides."""
+    x, w = torch.randn(9, 4, 1, 1).transpose(0, -1), torch.randn(4, 1, 3, 3)
+    ours, theirs = (module.conv_transpose2d(x, w, stride=2, groups=4) for module in (A, F))
+    assert ours.stride() == theirs.stride()
+
+
 @pytest.mark.usefixtures("nondeterministic")
 @pytest.mark.parametrize("order", VOLUMES)
 def test_unpooled_volumes_are_contiguous_as_in_pytorch(order):

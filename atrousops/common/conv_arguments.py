@@ -149,7 +149,8 @@ def _check_tensors(op: str, input: Any, weight: Any, bias: Any) -> None:
         if not isinstance(value, Tensor) and not (name == "bias" and value is None):
             bad_type(op, name, "be a Tensor", type(value).__name__)
     for name, value in [("weight", weight)] if bias is None else [("weight", weight), ("bias", bias)]:
-        if value.device != input.device:
+        # Of an input on meta PyTorch tells the shape that weights anywhere make of it.
+        if value.device != input.device and not input.is_meta:
             remedy = f"{_types(input, name, value)}: use {name}.to(input.device)."
             check_device(op, "input", input, remedy, **{name: value})
         if value.dtype != input.dtype and not is_autocast(input.device.type):

@@ -28,9 +28,10 @@ def in_format(
 
     Its other kernels of volumes on a CPU than oneDNN's answer contiguous.
     """
-    if input.dim() not in CHANNELS_LAST or not (rises_from_channels(input) or rises_from_channels(weight)):
+    if input.dim() not in CHANNELS_LAST:
         return run(input, weight, bias, *rest)
-    if input.dim() == 5 and input.is_cpu and not _is_onednn_s(input, weight, a):
+    rises = rises_from_channels(input) or rises_from_channels(weight)
+    if not rises or (input.dim() == 5 and input.is_cpu and not _is_onednn_s(input, weight, a)):
         return run(input.contiguous(), weight, bias, *rest)
     result = run(input.contiguous(memory_format=CHANNELS_LAST[input.dim()]), weight, bias, *rest)
     return in_channels_last(result)
