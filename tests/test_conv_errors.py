@@ -205,3 +205,46 @@ def test_layers_say_the_same():
 def test_a_gpus_words_for_tensors_on_two_devices():
     got = outcome(A.conv2d, X, W.to("meta"))
     assert "Input type (torch.FloatTensor) and weight type (torch.meta.FloatTensor) should be the same" in str(got)
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "value"),
+    [
+        ("conv2d", "padding", 1 << 31),
+        ("conv2d", "padding", 1 << 62),
+        ("conv2d", "padding", (1, 1 << 62)),
+        ("conv_transpose2d", "stride", 1 << 32),
+        ("conv_transpose2d", "stride", (1 << 62, 1)),
+        ("conv_transpose2d", "dilation", 1 << 31),
+        ("conv_transpose2d", "dilation", (1, 1 << 62)),
+    ],
+)
+def test_what_leaves_64_bits_is_named(op, name, value):
+    x, w = torch.ones(1, 2, 9, 9), torch.ones(2, 2, 3, 3)
+    for device in ("cpu", "meta"):
+        with pytest.raises(RuntimeError, match=rf"^{op}: {name} must keep the output below 2\^63 elements"):
+            getattr(A, op)(x.to(device), w.to(device), **{name: value})
+
+
+@pytest.mark.parametrize("forced", [None, "cpu"])
+def test_a_stride_beyond_every_map_takes_one_output(forced):
+    x, w = torch.randn(1, 2, 9, 9).requires_grad_(), torch.randn(2, 2, 3, 3)
+    with ao.backend(forced):
+        y = A.conv2d(x, w, stride=((1 << 63) - 1, 1 << 40))
+        (got,) = torch.autograd.grad(y.sum(), x)
+    expected = F.conv2d(x, w)[:, :, :1, :1]
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(got, torch.autograd.grad(expected.sum(), x)[0])
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+def test_an_input_on_meta_passes_through_weights_with_values(name):
+    """A network's shapes are asked so; weights on meta have no values for an input that has some."""
+    x, w, b = torch.ones(1, 2, 9, 9, device="meta"), torch.ones(2, 2, 3, 3), torch.ones(2)
+    expected, got = (getattr(module, name)(x, w, b) for module in (F, A))
+    assert got.is_meta
+    assert got.shape == expected.shape
+    layers = ao.nn.AtrousConv2d(2, 2, 3), torch.nn.Conv2d(2, 2, 3)
+    assert layers[0](x).shape == layers[1](x).shape
+    with pytest.raises(ArgumentError, match="weight must be on cpu, as input; got meta"):
+        getattr(A, name)(torch.ones(1, 2, 9, 9), w.to("meta"), b)

@@ -1,5 +1,7 @@
 """The memory order of results: sequences (N, C, L) are contiguous, as PyTorch's are, and fake kernels know it."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import atrousops as ao
 import atrousops.functional as A
+from atrousops.common.formats import in_channels_last
 
 LAYOUTS = {
     "contiguous": torch.Tensor.contiguous,
@@ -97,6 +100,82 @@ def test_what_pytorch_answers_in_channels_last(part):
         for got, theirs in zip(ours[name], expected, strict=True):
             torch.testing.assert_close(got, theirs)
             assert got.stride() == theirs.stride(), name
+
+
+VOLUMES = {
+    "contiguous": torch.Tensor.contiguous,
+    "channels_last": in_channels_last,
+    "a slice of channels_last": lambda t: channels_last(torch.cat([t, t], 1))[:, : t.shape[1]],
+}
+
+
+def significant(t):
+    return [step for step, size in zip(t.stride(), t.shape) if size > 1]
+
+
+# Of fp64 maps with groups PyTorch joins pieces, and answers in what their order comes to.
+@pytest.mark.parametrize(
+    ("rank", "dtype"), [(2, torch.float32), (2, torch.bfloat16), (3, torch.float32), (3, torch.float64)]
+)
+def test_depthwise_maps_and_volumes_are_answered_as_pytorch_does(rank, dtype):
+    """Of one channel, one position and one image, by inputs and weights: what oneDNN takes of a volume, and not."""
+    generator = torch.Generator().manual_seed(0)
+    torch.set_num_threads(1)
+    sizes = [(n, c, *s) for n in (1, 2) for c in (1, 4) for s in ((5, 6, 7)[:rank], (1,) * rank, (5, 6, 1)[-rank:])]
+    for size, kernel, x_order, w_order, stride in itertools.product(sizes, (1, 3), VOLUMES, VOLUMES, (1, 2)):
+        x = VOLUMES[x_order](torch.randn(size, generator=generator).to(dtype)).requires_grad_()
+        w = VOLUMES[w_order](torch.randn(size[1], 1, *[kernel] * rank, generator=generator).to(dtype))
+        for name, padding in ((f"conv{rank}d", kernel // 2), (f"conv_transpose{rank}d", 0)):
+            options = {"stride": stride, "padding": padding, "groups": size[1]}
+            ours, theirs = (getattr(module, name)(x, w, **options) for module in (A, F))
+            message = f"{name} {size} {kernel} {x_order} {w_order} {stride}"
+            if w.shape[2:].numel() > 1 or w_order != "a slice of channels_last":
+                assert significant(ours) == significant(theirs), message
+            got, expected = (torch.autograd.grad(y, x, torch.ones_like(y))[0] for y in (ours, theirs))
+            if ours.stride() == theirs.stride():
+                assert significant(got) == significant(expected), f"gradient of {message}"
+
+
+def test_a_sequence_of_channels_turned_into_a_row_is_contiguous_as_in_pytorch():
+    """Dense with channels innermost, but not by all of its strides."""
+    x, w = torch.randn(9, 4, 1, 1).transpose(0, -1), torch.randn(4, 1, 3, 3)
+    ours, theirs = (module.conv_transpose2d(x, w, stride=2, groups=4) for module in (A, F))
+    assert ours.stride() == theirs.stride()
+
+
+@pytest.mark.usefixtures("nondeterministic")
+@pytest.mark.parametrize("order", VOLUMES)
+def test_unpooled_volumes_are_contiguous_as_in_pytorch(order):
+    values, indices = F.max_pool3d(torch.randn(2, 4, 4, 6, 8), 2, return_indices=True)
+    for module in (A, F):
+        x = VOLUMES[order](values).requires_grad_()
+        y = module.max_unpool3d(x, VOLUMES[order](indices), 2)
+        assert y.is_contiguous()
+        assert torch.autograd.grad(y, x, torch.ones_like(y))[0].is_contiguous()
+
+
+def parts_of_maps():
+    generator = torch.Generator().manual_seed(0)
+    w, small = torch.randn(4, 1, 3, 3, generator=generator), torch.randn(2, 4, 8, 10, generator=generator)
+    v, volume = torch.randn(4, 1, 3, 3, 3, generator=generator), torch.randn(2, 4, 4, 6, 8, generator=generator)
+    last = w.to(memory_format=torch.channels_last)
+    yield "conv2d", small, lambda m, t: m.conv2d(t, w, padding=1, groups=4)
+    yield "weights in channels_last", small, lambda m, t: m.conv2d(t, last, padding=1, groups=4)
+    yield "conv_transpose2d", small, lambda m, t: m.conv_transpose2d(t, w, stride=2, groups=4)
+    yield "conv3d", volume, lambda m, t: m.conv3d(t, v, padding=1, groups=4)
+    yield "max_pool2d", small, lambda m, t: m.max_pool2d(t, 3, 2)
+    yield "max_unpool2d", small, lambda m, t: m.max_unpool2d(*F.max_pool2d(t, 2, return_indices=True), 2)
+
+
+@pytest.mark.usefixtures("nondeterministic")
+@pytest.mark.parametrize("part", ["channels", "columns"])
+def test_compiled_calls_answer_as_eager_ones(part):
+    for name, t, call in parts_of_maps():
+        torch._dynamo.reset()
+        x = PARTS[part](t)
+        with ao.backend("cpu"):
+            compiled = torch.compile(lambda t, call=call: call(A, t), backend="aot_eager", fullgraph=True)(x)
+        assert compiled.stride() == call(F, x).stride(), name
 
 
 def operators(rank):

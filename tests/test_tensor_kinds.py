@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import atrousops.functional as A
 from atrousops import nn
+from atrousops.models.crf import WithCRF
 
 NAMES = list(samples.FUNCTIONS)
 IN_TORCH = [name for name in NAMES if hasattr(F, name)]
@@ -195,10 +196,36 @@ def test_layers_on_meta():
     crf = nn.DenseCRF(iterations=2).to("meta")
     assert crf(scores, image).is_meta
     assert "gaussian_compat=<meta>" in repr(crf)
-    with torch.device("meta"), pytest.raises(ValueError, match="gaussian_compat must be built where it has values"):
-        nn.DenseCRF()
+    with pytest.raises(ValueError, match="gaussian_compat must have values; got a tensor on meta"):
+        nn.DenseCRF(gaussian_compat=torch.ones(3, device="meta"))
     with pytest.raises(TypeError, match=r"weight must have input's dtype, torch\.float64"):
         A.conv2d(scores.double(), torch.empty(2, 3, 3, 3, device="meta"))
+
+
+def dense_crf():
+    return nn.DenseCRF(2, gaussian_compat=2.0, bilateral_compat=[1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("build", [dense_crf, lambda: WithCRF(torch.nn.Identity(), dense_crf())])
+@pytest.mark.parametrize("way", ["to_empty", "assign", "from meta", "emptied"])
+def test_settings_are_not_lost_where_a_module_has_no_values(build, way):
+    """No state dict holds them: what is built on meta or emptied has them without one."""
+    right = build()
+    if way == "emptied":
+        layer = build().to_empty(device="cpu")
+    elif way == "from meta":
+        layer = build().to("meta").to_empty(device="cpu")
+    else:
+        with torch.device("meta"):
+            layer = build()
+        layer = layer.to_empty(device="cpu") if way == "to_empty" else layer
+        layer.load_state_dict(right.state_dict(), assign=way == "assign")
+    settings = dict(right.named_buffers())
+    assert settings.keys() == dict(layer.named_buffers()).keys()
+    for name, got in layer.named_buffers():
+        assert torch.equal(got, settings[name]), name
+    halves = layer.half()
+    assert all(torch.equal(t, settings[name].half()) for name, t in halves.named_buffers())
 
 
 def test_negative_views():

@@ -13,6 +13,7 @@ from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.values import is_autocast
 
 _INT64 = 1 << 63
+_HUGE = 1 << 31
 _C_TYPES = {
     torch.float64: "double",
     torch.float32: "float",
@@ -75,6 +76,11 @@ def check_conv(
         )
         rule = f"be at least as large as the dilated kernel, {_by(extent)}, once padded"
         bad_value(op, "input", rule, _by(padded), phrase)
+    size = [(p - e) // s + 1 for p, e, s in zip(padded, extent, stride)]
+    _check_count(op, "padding", tuple(low), (*input.shape[:-rank], weight.shape[0], *size), padded)
+    # A step beyond the map takes nobody anywhere; times a size it would leave 64 bits.
+    if max(stride) > _HUGE:
+        stride = tuple([min(s, max(p, 1)) for s, p in zip(stride, padded)])
     return Arguments(stride, low if low == high else low + high, dilation, groups, ())
 
 
@@ -120,7 +126,22 @@ def check_conv_transpose(
             f"({_by(sizes)}). Output size is too small: lower padding."
         )
         bad_value(op, "padding", rule, f"an output of {_by(sizes)}", phrase)
+    name, steps = ("stride", stride) if max(stride) > max(dilation) else ("dilation", dilation)
+    _check_count(op, name, steps, (*input.shape[:-rank], weight.shape[1] * groups, *sizes), sizes)
     return Arguments(stride, padding, dilation, groups, extra)
+
+
+def _check_count(op: str, name: str, values: tuple[int, ...], size: Sequence[int], lengths: Sequence[int]) -> None:
+    """Raises ArgumentError, about the argument that did it, where a result or a padded map leaves 64 bits."""
+    count = 1
+    for n in (*size, *lengths):
+        if type(n) is not int:
+            return
+    for n in size:
+        count *= max(n, 1)
+    if count >= _INT64 or max(lengths) >= _INT64:
+        rule = "keep the output below 2^63 elements and the padded input below 2^63 positions"
+        bad_value(op, name, rule, values, f"Use a smaller {name}.")
 
 
 def _check_tensors(op: str, input: Any, weight: Any, bias: Any) -> None:
@@ -128,7 +149,8 @@ def _check_tensors(op: str, input: Any, weight: Any, bias: Any) -> None:
         if not isinstance(value, Tensor) and not (name == "bias" and value is None):
             bad_type(op, name, "be a Tensor", type(value).__name__)
     for name, value in [("weight", weight)] if bias is None else [("weight", weight), ("bias", bias)]:
-        if value.device != input.device:
+        # Of an input on meta PyTorch tells the shape that weights anywhere make of it.
+        if value.device != input.device and not input.is_meta:
             remedy = f"{_types(input, name, value)}: use {name}.to(input.device)."
             check_device(op, "input", input, remedy, **{name: value})
         if value.dtype != input.dtype and not is_autocast(input.device.type):

@@ -8,8 +8,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
-_PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+# By the number of axes.
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 # Boxes of each image, (L, 4).
 BoxList: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 
@@ -50,31 +50,43 @@ def empty_map(like: Tensor, spatial: Sequence[int], channels_last: bool, dtype: 
     return empty_in_format(like, (*like.shape[: like.dim() - len(spatial)], *spatial), channels_last, dtype)
 
 
-def as_answered(input: Tensor, *others: Tensor) -> Tensor:
+def as_answered(input: Tensor) -> Tensor:
     """A map (N, C, *) in channels_last where PyTorch answers so, else as it is; the kernels ask for density as well.
 
-    PyTorch goes by the order of the strides, so that part of a map in channels_last counts as such, and so does a
-    convolution with weights in it. Callers copy what is not dense in any case.
+    PyTorch goes by the order of the strides, so that part of a map in channels_last counts as such. Callers copy what
+    is not dense in any case.
     """
-    last = _FORMATS.get(input.dim())
-    if last is None or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or not rises_from_channels(input):
         return input
-    if type(input) in _PLAIN and any([_rises_from_channels(t) for t in (input, *others)]):
-        return input.contiguous(memory_format=last)
-    return input
+    return input.contiguous(memory_format=CHANNELS_LAST[input.dim()])
 
 
-def _rises_from_channels(t: Tensor) -> bool:
-    """c10's is_channels_last_strides, but that contiguous is contiguous."""
-    if t.is_contiguous() or t.stride(1) == 0 or 0 in t.shape:
+def rises_from_channels(t: Tensor) -> bool:
+    """c10's is_channels_last_strides, of maps and volumes with a batch.
+
+    Where there is one channel or one position, memory is in both formats, and strides that count for nothing decide.
+    """
+    if t.dim() not in CHANNELS_LAST or t.stride(1) == 0:
         return False
     least = 0
     for axis in (1, *range(t.dim() - 1, 1, -1), 0):
-        step = t.stride(axis)
+        step, size = t.stride(axis), t.shape[axis]
         if step < least or (axis == 0 and least == t.stride(1)):
             return False
-        least = step * t.shape[axis]
+        # An empty batch goes to PyTorch, and a size that the data decides may be asked nothing.
+        if axis != 0 and size == 0:
+            return False
+        least = step * size if axis != 0 and size > 1 else step
     return True
+
+
+def in_channels_last(t: Tensor) -> Tensor:
+    """The same values in channels_last, by its strides also where the memory is in both formats."""
+    last = CHANNELS_LAST[t.dim()]
+    if not (t.is_contiguous() and t.is_contiguous(memory_format=last)):
+        return t.contiguous(memory_format=last)
+    n, c, *spatial = t.shape
+    return t.reshape(n, *spatial, c).permute(0, t.dim() - 1, *range(1, t.dim() - 1))
 
 
 def is_channels_last(t: Tensor) -> bool:

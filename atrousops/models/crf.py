@@ -11,9 +11,10 @@ from atrousops.common.checks import bad_value
 from atrousops.models.channels import MEAN, STD, normalisation
 from atrousops.models.fcn import fcn8s
 from atrousops.nn import CRFasRNN, DenseCRF
+from atrousops.nn.settings import Settings
 
 
-class WithCRF(nn.Module):
+class WithCRF(Settings):
     """A network followed by a CRF, which refines its scores along the edges of the image.
 
     out = log Q, so that softmax(out) = Q, and cross entropy trains the network through the CRF. A DenseCRF has no
@@ -45,8 +46,9 @@ class WithCRF(nn.Module):
         self.in_channels = len(mean)
         self.crf = crf
         self.iterations = {True: training_iterations, False: crf.iterations}
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        device = "cpu" if torch.get_default_device().type == "meta" else None
+        self._set("mean", torch.tensor(mean, device=device).view(-1, 1, 1))
+        self._set("std", torch.tensor(std, device=device).view(-1, 1, 1))
         self.train(self.training)
 
     def train(self, mode: bool = True) -> WithCRF:

@@ -26,11 +26,12 @@ from atrousops.nn.crf_kernels import (
     lattice,
 )
 from atrousops.nn.in_place import leaf
+from atrousops.nn.settings import Settings
 from atrousops.ops.mean_field import check_labels
 from atrousops.ops.permutohedral import NORMALIZATIONS, Lattice
 
 
-class _GaussianCRF(nn.Module):
+class _GaussianCRF(Settings):
     """Base of both: kernels, and mean-field inference over them."""
 
     def __init__(
@@ -206,19 +207,19 @@ class DenseCRF(_GaussianCRF):
         super().__init__(iterations, used, normalization, spacing)
         # Not saved in the state dict: these are settings, and shapes may differ between CRFs.
         for argument, (prefix, kernel) in zip(self._names("compat"), used.items(), strict=True):
-            self.register_buffer(argument, self._compatibility(f"{prefix}compat", kernel.compat), persistent=False)
+            self._set(argument, self._compatibility(f"{prefix}compat", kernel.compat))
 
     def _compatibility(self, argument: str, value: Compatibility) -> Tensor:
         try:
-            mu = torch.as_tensor(value, dtype=torch.float64).detach().clone()
+            # On meta, a default device that only shapes are built on, a number would lose its value.
+            device = "cpu" if torch.get_default_device().type == "meta" and not isinstance(value, Tensor) else None
+            mu = torch.as_tensor(value, dtype=torch.float64, device=device).detach().clone()
         except (TypeError, ValueError, RuntimeError):
             bad_type(self._name, argument, "be a number, L numbers or an (L, L) matrix", type(value).__name__)
         if mu.dim() > 2 or (mu.dim() == 2 and mu.shape[0] != mu.shape[1]):
             bad_value(self._name, argument, "be a number, L numbers or an (L, L) matrix", f"shape {tuple(mu.shape)}")
         if mu.is_meta:
-            # The values would be lost: no state dict restores them.
-            rule = "be built where it has values"
-            bad_value(self._name, argument, rule, "meta", "Build the layer elsewhere; .to('meta') moves it there.")
+            bad_value(self._name, argument, "have values", "a tensor on meta", "Give numbers, or a tensor elsewhere.")
         if not mu.isfinite().all():
             bad_value(self._name, argument, "be finite", value)
         return (mu + mu.T) / 2 if mu.dim() == 2 else mu

@@ -13,11 +13,11 @@ from torch import Tensor
 from atrousops import reference
 from atrousops.common.checks import bad_value
 from atrousops.common.conv_arguments import Arguments, check_conv
-from atrousops.common.formats import as_answered
 from atrousops.dispatch import backends, choice, libraries
 from atrousops.dispatch.devices import allow_tf32
 from atrousops.dispatch.planner import CallArguments
 from atrousops.ops._conv_epilogue import run_with_epilogue
+from atrousops.ops._conv_format import in_format, may_be_channels_last
 from atrousops.ops._register import foreign, jit_traces, stands_in, transformed
 from atrousops.ops._routes import Call, Route, kernel_of, route_of, run
 
@@ -244,9 +244,11 @@ def first_of_gradient(kind: str, size: Any, weight_size: Any, arguments: Argumen
 
 def ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, first: int = 0) -> Tensor:
     """Our operator."""
-    if not (input.is_contiguous() and weight.is_contiguous()):
-        input = as_answered(input, weight)
-    return kernel_of("conv", input, weight, bias)(input, weight, bias, *rest_of(a, input, first))
+    kernel, rest = kernel_of("conv", input, weight, bias), rest_of(a, input, first)
+    if may_be_channels_last(input, weight):
+        return in_format(kernel, input, weight, bias, a, *rest)
+    result: Tensor = kernel(input, weight, bias, *rest)
+    return result
 
 
 def rest_of(a: Arguments, t: Tensor, first: int) -> tuple[Any, ...]:

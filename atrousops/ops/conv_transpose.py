@@ -9,8 +9,9 @@ from torch import Tensor
 
 from atrousops import reference
 from atrousops.common.conv_arguments import Arguments, check_conv_transpose
-from atrousops.common.formats import as_answered, empty_as_kernel
+from atrousops.common.formats import empty_as_kernel
 from atrousops.dispatch.devices import allow_tf32
+from atrousops.ops._conv_format import in_format, may_be_channels_last
 from atrousops.ops._conv_maps import convolve, derivatives, grad_weight, keep_pair
 from atrousops.ops._register import register
 from atrousops.ops._routes import Call, kernel_of, route_of, run
@@ -90,9 +91,11 @@ def conv_transpose3d(
 
 def _ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, first: int = 0) -> Tensor:
     rest = (a.stride, a.padding, a.output_padding, a.dilation, a.groups, allow_tf32(input), first)
-    if not (input.is_contiguous() and weight.is_contiguous()):
-        input = as_answered(input, weight)
-    return kernel_of("conv_transpose", input, weight, bias)(input, weight, bias, *rest)
+    kernel = kernel_of("conv_transpose", input, weight, bias)
+    if may_be_channels_last(input, weight):
+        return in_format(kernel, input, weight, bias, a, *rest)
+    result: Tensor = kernel(input, weight, bias, *rest)
+    return result
 
 
 def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments) -> Tensor:

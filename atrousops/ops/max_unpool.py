@@ -123,8 +123,7 @@ def _find(
         return Route(_in_pytorch, (_SMALL[axes], theirs, ours, size, kernel, steps, pads))
     backend = backends.choose("max_unpool", input.device, input.dtype)
     if backend in backends.COMPILED and not apart:
-        # PyTorch's max_unpool3d returns a contiguous tensor.
-        ordered = axes == 2 and input.dim() == 4 and not input.is_contiguous()
+        ordered = axes > 1 and input.dim() == axes + 2 and not input.is_contiguous()
         return Route(_unpool_in_order if ordered else _unpool, (size, kernel, steps, pads))
     if backend == "aten" and indices.dtype == torch.int64:
         return Route(_ATEN[axes], (kernel, steps, pads, size))
@@ -132,7 +131,9 @@ def _find(
 
 
 def _unpool_in_order(input: Tensor, indices: Tensor, *rest: Any) -> Tensor:
-    result: Tensor = kernel_of("max_unpool", input, indices)(as_answered(input), indices, *rest)
+    # PyTorch's max_unpool3d answers contiguous, and so does its gradient.
+    input, indices = (input.contiguous(), indices.contiguous()) if input.dim() == 5 else (as_answered(input), indices)
+    result: Tensor = kernel_of("max_unpool", input, indices)(input, indices, *rest)
     return result
 
 

@@ -1,0 +1,64 @@
+"""In which memory format PyTorch answers a convolution: ours are to answer in the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atrousops.common.conv_arguments import Arguments
+from atrousops.common.formats import CHANNELS_LAST, in_channels_last, rises_from_channels
+from atrousops.dispatch.devices import constant_in_graphs
+
+# Elements of (N, C, D, H) above which one image of a volume is oneDNN's.
+_LARGE_VOLUME = 20480
+
+
+def may_be_channels_last(input: Tensor, weight: Tensor) -> bool:
+    """False where neither rises from its channels: a question that costs next to nothing."""
+    return not (input.is_contiguous() and weight.is_contiguous() and input.stride(1) != 1 and weight.stride(1) != 1)
+
+
+def in_format(
+    run: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, *rest: Any
+) -> Tensor:
+    """`run` of such tensors, in channels_last where either rises from its channels, as PyTorch has it.
+
+    Its other kernels of volumes on a CPU than oneDNN's answer contiguous.
+    """
+    if input.dim() not in CHANNELS_LAST:
+        return run(input, weight, bias, *rest)
+    rises = rises_from_channels(input) or rises_from_channels(weight)
+    if not rises or (input.dim() == 5 and input.is_cpu and not _is_onednn_s(input, weight, a)):
+        return run(input.contiguous(), weight, bias, *rest)
+    result = run(input.contiguous(memory_format=CHANNELS_LAST[input.dim()]), weight, bias, *rest)
+    return in_channels_last(result)
+
+
+def _is_onednn_s(input: Tensor, weight: Tensor, a: Arguments) -> bool:
+    """Whether PyTorch gives a volume to oneDNN: ConvParams::use_mkldnn in ATen's Convolution.cpp."""
+    if any([extra >= step for extra, step in zip(a.output_padding, a.stride)]) or not torch.backends.mkldnn.enabled:
+        return False
+    if input.dtype != torch.float32:
+        return _has_onednn(input.dtype)
+    height, width = weight.shape[-2:]
+    n, c, depth, rows, _ = input.shape
+    if max(*a.stride, *a.dilation, height, width, _threads()) == 1 and n < 16:
+        return False
+    return a.groups > 1 or min(height, width) > 3 or n > 1 or n * c * depth * rows > _LARGE_VOLUME
+
+
+@constant_in_graphs
+def _has_onednn(dtype: torch.dtype) -> bool:
+    of_16_bits: dict[torch.dtype, Any] = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype in of_16_bits and bool(of_16_bits[dtype]())
+
+
+@constant_in_graphs
+def _threads() -> int:
+    return torch.get_num_threads()
