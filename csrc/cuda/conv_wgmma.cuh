@@ -126,7 +126,7 @@ __device__ __forceinline__ void load_wgmma_tiles(const ConvTable& t, const ConvW
     tiles.release(tile);
     const TensorMap* weights = &maps.weights[cursor.work.branch];
     for (int32_t step = 0; step < steps; ++step) {
-      arch::Mbarrier* const full = ring.fill(turn, static_cast<unsigned>(args.box_bytes + B::kBytes));
+      arch::Mbarrier* const full = ring.fill(turn, static_cast<unsigned>(args.box_bytes + B::kBytes), args.pair != 0);
       char* const stage = shared.stages + turn.stage() * Tile::kStageBytes;
       const int32_t channel = cursor.work.block * Tile::kDepth;
       const int box[5] = {channel, cursor.at[2], cursor.at[1], cursor.at[0], cursor.work.image};
