@@ -313,7 +313,7 @@ template <class T, arch::Major kB>
 void conv_wgmma_start(const ConvWgmmaLaunch& l, Stream stream) {
   const auto start = [&]<class Tile>(Tile*) {
     Launch where{l.blocks, Tile::kThreads, ConvWgmma<Tile>::shared_bytes()};
-    if (l.args.column_blocks.value() % 2 == 0 && l.blocks > 1) {
+    if (l.args.pair) {
       const Launch pairs{l.blocks / 2 * 2, where.block, where.shared_bytes, 2};
       if (can_place<conv_wgmma_kernel<Tile>>(pairs)) where = pairs;
     }
