@@ -15,9 +15,9 @@ LAST = r"STG\.E\.128 .*\+0x380\]"
 # Of a warp: 16 rows of 256 columns are 128 sums a lane. A bias is 128 additions, a residual as many and 128 that take
 # pairs apart. 20 are of blocks in pairs, which release a stage in both.
 BUDGETS = {
-    "plain": (f"{SCALE}|{SUMMAND}|{RESIDUAL}", 380),
-    "bias and ReLU": (f"{SCALE}|{RESIDUAL}", 540),
-    "bias, residual and ReLU": (SCALE, 925),
+    "plain": (f"{SCALE}|{SUMMAND}|{RESIDUAL}", 355),
+    "bias and ReLU": (f"{SCALE}|{RESIDUAL}", 515),
+    "bias, residual and ReLU": (SCALE, 905),
 }
 
 
