@@ -137,10 +137,8 @@ def parts_of(problem: Problem, device: Device, kernel: str, seconds: float, item
     boxes = planner.boxes([problem], device, itemsize)
     each = boxes.step / device.multiprocessors
     products, ends = boxes.steps * each, boxes.tiles * boxes.beside * each
-    # Two blocks of neighbouring columns bring the rows of src for each other (conv_wgmma.cuh).
-    written = problem.c if problem.kind == "input_grad" else problem.k
-    pairs = ceil(written / boxes.columns) % 2 == 0
-    read = boxes.steps * 128 * (boxes.rows / (2 if pairs else 1) + boxes.columns)
+    rows = boxes.rows / 2 if planner.in_pairs(problem, boxes.columns) else boxes.rows
+    read = boxes.steps * 128 * (rows + boxes.columns)
     slowest = "L2" if read / L2 > products else "tensor cores"
     sums = work - boxes.finish * boxes.step
     waves = boxes.finish * boxes.step - products - ends

@@ -237,6 +237,8 @@ static void bind_boxes(py::module_& m) {
     const char* why = p.kind == Kind::weight_grad ? weight_boxes_cannot(p, itemsize) : boxes_cannot(p, itemsize);
     return std::string(why ? why : "");
   });
+  m.def("in_pairs", [](const std::string& kind, int64_t n, int64_t c, int64_t k, int64_t groups, const AxesFields& axes,
+                       int64_t columns) { return in_pairs(problem_of(kind, n, c, k, groups, axes), columns); });
   m.def("plan_weight_boxes",
         [](int64_t n, int64_t c, int64_t k, const AxesFields& axes, int64_t multiprocessors, double rate) {
           const WeightBoxPlan p = plan_weight_boxes(problem_of("weight_grad", n, c, k, 1, axes), multiprocessors, rate);

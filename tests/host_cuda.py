@@ -40,6 +40,7 @@ def load() -> ctypes.CDLL:
     library = ctypes.CDLL(str(library_path()))
     library.atrousops_host_cuda_coverage.restype = ctypes.c_char_p
     library.atrousops_host_cuda_set_order_seed.argtypes = [ctypes.c_uint64]
+    library.atrousops_host_cuda_set_warps_ahead.argtypes = [ctypes.c_bool]
     library.atrousops_host_cuda_set_device.argtypes = [ctypes.c_int, ctypes.c_int, *[ctypes.c_int64] * 3]
     return library
 
@@ -93,13 +94,15 @@ def largest_cluster(blocks: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def order(seed: int) -> Iterator[None]:
-    """Inside, threads and blocks run in a random order; 0 is ascending."""
+def order(seed: int, ahead: bool = False) -> Iterator[None]:
+    """Inside, threads and blocks run in a random order; 0 is ascending. ahead: a warp goes on for as long as it can."""
     load().atrousops_host_cuda_set_order_seed(seed)
+    load().atrousops_host_cuda_set_warps_ahead(ahead)
     try:
         yield
     finally:
         load().atrousops_host_cuda_set_order_seed(default_seed())
+        load().atrousops_host_cuda_set_warps_ahead(False)
 
 
 def default_seed() -> int:

@@ -217,6 +217,13 @@ def boxes(problems: Sequence[Problem], device: Device, itemsize: int) -> Boxes:
     return found
 
 
+def in_pairs(problem: Problem, columns: int) -> bool:
+    """Whether wgmma's tiles of so many columns come in pairs, whose blocks share what they read of the map."""
+    assert libraries.planner is not None
+    found: bool = libraries.planner.in_pairs(*_fields(problem), columns)
+    return found
+
+
 def call_problem(call: CallArguments) -> Problem:
     """The checked Problem of a call."""
     kind, input_size, weight_size, stride, padding, dilation, groups, output_padding = call

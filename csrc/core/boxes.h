@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/checked.h"
 #include "core/phases.h"
 
 namespace atrousops::core {
@@ -43,6 +44,11 @@ struct TileShape {
 };
 // Those that csrc/cuda/conv_wgmma.cu has.
 const std::vector<TileShape>& tile_shapes();
+
+// Whether tiles of so many columns come in pairs of blocks, neighbours in a box that share what they read of the map.
+inline bool in_pairs(const Problem& p, int64_t columns) {
+  return ceil_div(p.kind == Kind::input_grad ? p.c : p.k, columns) % 2 == 0;
+}
 
 // The inputs of the choice of boxes. Several problems of one launch have the same map and channels.
 struct BoxRequest {

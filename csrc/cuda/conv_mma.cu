@@ -36,13 +36,6 @@ double average_taps(const core::Problem& p, const core::Phases& phases) {
          static_cast<double>(std::max<int64_t>(positions, 1));
 }
 
-// 0 where the device has no room for a block.
-double rate_on(const Tile& tile, const DeviceProperties& device) {
-  const int64_t bytes = conv_mma_shared_bytes(tile.rows, tile.columns, tile.stages);
-  if (bytes > device.shared_per_block) return 0;
-  return 2 * (bytes + kReservedShared) <= device.shared_per_multiprocessor ? tile.rate : kAlone * tile.rate;
-}
-
 struct Choice {
   int tile = -1, splits = 1;
 };
@@ -62,7 +55,9 @@ Choice choose(const core::Problem& p, const ConvPlan (&plans)[2], ScalarType dty
     if (tile.wide != wide || (tile.is_largest() && sums_twice)) continue;
     const int64_t tiles = plans[tile.rows == 64].table.tiles;
     const int64_t blocks = tiles * ceil_div(t.dst_channels, tile.columns) * t.groups;
-    const double work = 2.0 * tile.rows * tile.columns * mma_depth(dtype) * steps / (rate * rate_on(tile, device));
+    const double here =
+        rate * tile.rate * conv_mma_room(conv_mma_shared_bytes(tile.rows, tile.columns, tile.stages), device);
+    const double work = 2.0 * tile.rows * tile.columns * mma_depth(dtype) * steps / here;
     const double bytes = 4.0 * tiles * tile.rows * t.dst_channels * t.groups;
     for (int splits = 1; splits <= kMostSplits && (splits == 1 || steps >= 8 * splits); splits *= 2) {
       const double waves = static_cast<double>(ceil_div(blocks * splits, device.multiprocessors));
@@ -158,6 +153,11 @@ ConvEpilogue conv_epilogue(const Tensor* bias, const ConvFuse& fuse, const Tenso
     e.vector_residual = conv_mma_aligned(*fuse.residual, fuse.residual->size(1));
   }
   return e;
+}
+
+double conv_mma_room(int64_t shared_bytes, const DeviceProperties& device) {
+  if (shared_bytes > device.shared_per_block) return 0;
+  return 2 * (shared_bytes + kReservedShared) <= device.shared_per_multiprocessor ? 1 : kAlone;
 }
 
 bool conv_mma_aligned(const Tensor& t, int64_t channels) {

@@ -117,7 +117,7 @@ struct MmaOut {
   __device__ __forceinline__ void finish(const ConvEpilogue& e, const WarpSums<Math, Tile>& sums,
                                          bool whole_runs) const {
     if (whole_runs) return in_vectors<T>(e, sums);
-    each_row_of_sums<Math, Tile>(sums, shared, [&](int row, int at, auto& values) {
+    each_row_of_sums<typename Math::Element>(sums, shared, [&](int row, int at, auto& values) {
       if (dst[row] < 0 || at >= left) return;
       constexpr int kCount = sizeof(values) / sizeof(float);
       conv_finish<T>(e, values, dst[row], channel + at, static_cast<int>(left - at < kCount ? left - at : kCount));
@@ -140,7 +140,7 @@ struct MmaOut {
 
   template <class T>
   __device__ __forceinline__ void in_vectors(const ConvEpilogue& e, const WarpSums<Math, Tile>& sums) const {
-    using Runs = LaneRuns<Math, Tile>;
+    using Runs = LaneRuns<typename Math::Element, Tile>;
     constexpr int kSize = static_cast<int>(sizeof(T));
     find_rows(e.dst_pitch * kSize, e.residual_pitch * kSize);
     const Runs runs(shared);

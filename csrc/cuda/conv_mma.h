@@ -28,6 +28,16 @@ inline int64_t conv_mma_shared_bytes(int rows, int columns, int stages) {
   size.take<int64_t>(rows);
   return size.bytes();
 }
+// Of the weight gradient: of two steps, where each line of both operands begins.
+inline int64_t conv_mma_weight_shared_bytes(int rows, int columns, int stages, int64_t depth) {
+  SharedSize size;
+  size.take<char, 128>(stages * conv_mma_stage_bytes(rows, columns));
+  size.take<int64_t>(4 * depth);
+  return size.bytes();
+}
+// The share of a tile's speed that it has on a device where its blocks ask for so much: 0 where there is no room for
+// one.
+double conv_mma_room(int64_t shared_bytes, const DeviceProperties& device);
 
 // Operations per second of mma.sync that predictions go by, those of an H100; only ratios among tiles matter.
 inline double mma_rate(ScalarType dtype, MmaPrecision precision) {

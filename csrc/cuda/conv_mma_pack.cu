@@ -34,10 +34,20 @@ __global__ void __launch_bounds__(kThreads)
     const int count = static_cast<int>(channels - channel < kRun ? channels - channel : kRun);
     const float* from = args.part + position * channels + channel;
     float sum[kRun] = {};
-    for (int p = 0; p < args.splits; ++p, from += args.part_size)
+    if (args.whole_runs) {
+#pragma unroll 2  // more under way at once would cost blocks
+      for (int p = 0; p < args.splits; ++p, from += args.part_size) {
+        const Packs<float, kRun> part = load_packs<float, kRun>(from);
 #pragma unroll
-      for (int i = 0; i < kRun; ++i)
-        if (i < count) sum[i] += from[i];
+        for (int i = 0; i < kRun; ++i) sum[i] += part[i];
+      }
+    } else {
+#pragma unroll 1
+      for (int p = 0; p < args.splits; ++p, from += args.part_size)
+#pragma unroll
+        for (int i = 0; i < kRun; ++i)
+          if (i < count) sum[i] += from[i];
+    }
     conv_finish<T>(args.epilogue, sum, position, channel, count);
   }
 }
@@ -82,7 +92,9 @@ ConvMmaWeights conv_mma_weights(const core::Problem& p, const Tensor& weight) {
   return w;
 }
 
-void conv_mma_sum(const ConvMmaArgs& args, int64_t positions, int64_t channels, ScalarType dtype, Stream stream) {
+void conv_mma_sum(const ConvMmaArgs& parts, int64_t positions, int64_t channels, ScalarType dtype, Stream stream) {
+  ConvMmaArgs args = parts;
+  args.whole_runs = channels % conv_vector(dtype) == 0;
   dispatch_floating(dtype, "conv", [&]<class T>() {
     const int64_t run = 16 / sizeof(T), items = positions * ((channels + run - 1) / run);
     if constexpr (sizeof(T) <= 4)

@@ -8,13 +8,16 @@
 namespace atrousops::cuda {
 namespace {
 
+// `rate`: as those of conv_mma.cu have it, and so is the last.
 struct Tile {
-  int size;
+  int size, stages;
   bool wide;
   double rate;
+
+  bool is_largest() const { return size == 128; }
 };
-constexpr Tile kTiles[] = {{128, true, 1.0}, {64, true, 0.7}, {64, false, 0.3}};
-constexpr int kTileCount = sizeof(kTiles) / sizeof(Tile), kLargest = 0, kMostSplits = 64;
+constexpr Tile kTiles[] = {{128, 4, true, 1.0}, {64, 4, true, 0.7}, {64, 4, false, 0.3}, {128, 3, true, 0.98}};
+constexpr int kTileCount = sizeof(kTiles) / sizeof(Tile), kMostSplits = 64;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -30,7 +33,8 @@ int64_t shortest(const core::Axis& a) {
 struct Choice {
   int tile = -1, splits = 1;
 };
-Choice choose(const core::Problem& p, ScalarType dtype, MmaPrecision precision, bool wide, int64_t multiprocessors) {
+Choice choose(const core::Problem& p, ScalarType dtype, MmaPrecision precision, bool wide,
+              const DeviceProperties& device) {
   const int64_t k = p.k / p.groups, c = p.c / p.groups, taps = p.kernel_positions();
   const double rate = mma_rate(dtype, precision) / 132;
   const double positions = static_cast<double>(p.n * p.out_positions()) * core::phases(p).live_share(p);
@@ -39,12 +43,14 @@ Choice choose(const core::Problem& p, ScalarType dtype, MmaPrecision precision, 
   double least = INFINITY;
   for (int i = 0; i < kTileCount; ++i) {
     const Tile& tile = kTiles[i];
-    if (tile.wide != wide || (i == kLargest && dtype == ScalarType::Float && precision == MmaPrecision::split))
-      continue;
+    const bool sums_twice = dtype == ScalarType::Float && precision == MmaPrecision::split;
+    if (tile.wide != wide || (tile.is_largest() && sums_twice)) continue;
+    const int64_t shared_bytes = conv_mma_weight_shared_bytes(tile.size, tile.size, tile.stages, mma_depth(dtype));
+    const double here = rate * tile.rate * conv_mma_room(shared_bytes, device);
     const int64_t blocks = ceil_div(k, tile.size) * ceil_div(c, tile.size) * taps * p.groups;
-    const double work = 2.0 * tile.size * tile.size * mma_depth(dtype) * steps / (rate * tile.rate);
+    const double work = 2.0 * tile.size * tile.size * mma_depth(dtype) * steps / here;
     for (int splits = 1; splits <= kMostSplits && (splits == 1 || steps >= 8 * splits); splits *= 2) {
-      const double waves = static_cast<double>(ceil_div(blocks * splits, multiprocessors));
+      const double waves = static_cast<double>(ceil_div(blocks * splits, device.multiprocessors));
       const double seconds = waves * work / splits + 8.0 * splits * static_cast<double>(p.weight_elements()) / 3e12;
       if (seconds < least) {
         least = seconds;
@@ -85,7 +91,7 @@ void conv_mma_weight(const ConvWeightCall& call, const ConvMmaForced& forced) {
   const MmaPrecision precision = call.allow_tf32 ? MmaPrecision::tf32 : MmaPrecision::split;
   const int64_t k = p.k / p.groups, c = p.c / p.groups, taps = p.kernel_positions();
   const bool wide = conv_mma_aligned(grad, k) && conv_mma_aligned(input, c);
-  Choice choice = choose(p, dtype, precision, wide, conv_multiprocessors(input));
+  Choice choice = choose(p, dtype, precision, wide, properties(input));
   if (forced.tile >= 0) choice = {forced.tile, forced.splits};
   const Tile& tile = kTiles[choice.tile];
   STD_TORCH_CHECK(!tile.wide || wide, "conv_grad_weight: this tensor-core tile needs rows aligned to 16 bytes");

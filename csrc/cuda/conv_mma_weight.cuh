@@ -50,24 +50,61 @@ struct ConvMmaWeight {
   static constexpr int kDepth = 64 / static_cast<int>(sizeof(T));
   using A = SharedOperand<T, Tile::kRows, kDepth, false>;
   using B = SharedOperand<T, Tile::kColumns, kDepth, false>;
-  static constexpr int kStageBytes = A::kBytes + B::kBytes;
-  static_assert(Tile::kStages * kStageBytes >= kStagingBytes<Tile>);
+  static constexpr int kStageBytes = A::kBytes + B::kBytes, kFirst = Tile::kStages - 1;
 
   struct Layout {
     char* stages;
-    int64_t *grad, *input;  // of each line of each stage, -1 where there is no position
+    int64_t* lines;  // of two steps
 
     __device__ __forceinline__ explicit Layout(SharedArena& arena)
-        : stages(arena.take<char, 128>(Tile::kStages * kStageBytes)),
-          grad(arena.take<int64_t>(Tile::kStages * kDepth)),
-          input(arena.take<int64_t>(Tile::kStages * kDepth)) {}
+        : stages(arena.take<char, 128>(Tile::kStages * kStageBytes)), lines(arena.take<int64_t>(4 * kDepth)) {}
+    // Where the lines of a step begin, those of dy and then those of x; -1 where there is no position. Those of the
+    // first steps, which are found together, lie in the stage that is filled behind them: beside the stages they would
+    // leave no room for two blocks in 100 KB (sm_86, sm_89, sm_120).
+    __device__ __forceinline__ int64_t* first_lines(int step) const {
+      return reinterpret_cast<int64_t*>(stages + kFirst * kStageBytes) + step * (2 * kDepth);
+    }
+    __device__ __forceinline__ int64_t* lines_of(int step) const { return lines + step % 2 * (2 * kDepth); }
   };
-  static int64_t shared_bytes() {
-    SharedSize size;
-    size.take<char, 128>(Tile::kStages * kStageBytes);
-    size.take<int64_t>(Tile::kStages * kDepth);
-    size.take<int64_t>(Tile::kStages * kDepth);
-    return size.bytes();
+  static_assert(kStageBytes == conv_mma_stage_bytes(Tile::kRows, Tile::kColumns));
+  static_assert(kStageBytes >= kFirst * 2 * kDepth * static_cast<int>(sizeof(int64_t)));
+  static_assert(Tile::kStages * kStageBytes >= kStagingBytes<Tile>);
+};
+
+// Rows of a tile, `pitch` elements apart, of which so many rows and columns exist.
+struct MmaPart {
+  float* to;
+  int64_t pitch, rows, columns;
+
+  template <class Math, class Tile>
+  __device__ __forceinline__ void store(const WarpSums<Math, Tile>& sums, char* shared) const {
+    each_row_of_sums<float>(sums, shared, [&](int row, int column, const auto& values) {
+      if (row >= rows) return;
+#pragma unroll
+      for (int i = 0; i < static_cast<int>(sizeof(values) / sizeof(float)); ++i)
+        if (column + i < columns) to[row * pitch + column + i] = values[i];
+    });
+  }
+  // Of 16 bytes all exist or none do.
+  template <class Math, class Tile>
+  __device__ __forceinline__ void store_in_vectors(const WarpSums<Math, Tile>& sums, char* shared) const {
+    using Runs = LaneRuns<float, Tile>;
+    const Runs runs(shared);
+    const int row = Tile::warp_row() + runs.row, column = Tile::warp_column() + runs.column;
+    const int left = column < columns ? static_cast<int>(rows < Tile::kRows ? rows : Tile::kRows) - row : 0;
+    const uint64_t step = static_cast<uint64_t>(Runs::kRowsApart * pitch) * sizeof(float);
+    // A number: of a pointer the compiler would make each address anew.
+    uint64_t at = reinterpret_cast<uint64_t>(to + row * pitch + column);
+#pragma unroll
+    for (int i = 0; i < Tile::kFragments; ++i) {
+      runs.put(sums.c[i]);
+#pragma unroll
+      for (int turn = 0; turn < Runs::kTurns; ++turn, at += step) {
+        Pack<float, Runs::kRun> values;
+        runs.get(values.at, turn);
+        if (kMmaRows * i + turn * Runs::kRowsApart < left) store_pack(reinterpret_cast<float*>(at), values);
+      }
+    }
   }
 };
 
@@ -93,62 +130,56 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   const int64_t all = (box.rows + kDepth - 1) / kDepth;
   const int64_t first = all * part / args.splits;
   const int steps = static_cast<int>(all * (part + 1) / args.splits - first);
-  const auto find_lines = [&](int step) {
+  const auto find_lines = [&](int step, int64_t* lines) {
     const int line = static_cast<int>(threadIdx.x);
     if (line >= kDepth || step >= steps) return;
     const int64_t position = (first + step) * kDepth + line;
     const bool exists = position < box.rows;
     const ConvRow r = box.row(t, exists ? position : 0);
-    const int at = step % Tile::kStages * kDepth + line;
-    shared.grad[at] = exists ? r.dst + group * t.dst_channels + first_row : -1;
-    shared.input[at] = exists ? r.src + group * t.src_channels + column : -1;
+    lines[line] = exists ? r.dst + group * t.dst_channels + first_row : -1;
+    lines[kDepth + line] = exists ? r.src + group * t.src_channels + column : -1;
   };
   const T* grad = static_cast<const T*>(args.grad);
   const T* input = static_cast<const T*>(args.input);
   CopyOperand<T, typename Mma::A, Tile::kThreads, kWide> copy_a;
   CopyOperand<T, typename Mma::B, Tile::kThreads, kWide> copy_b;
-  const auto copy = [&](int step) {
+  const auto copy = [&](int step, const int64_t* lines) {
     if (step < steps) {
-      const int at = step % Tile::kStages;
-      char* stage = shared.stages + at * Mma::kStageBytes;
-      const auto line_of = [&](const int64_t* lines, int line) {
-        const int64_t offset = lines[at * kDepth + line];
-        return CopyLine{offset, offset >= 0};
-      };
-      copy_a.set_lines([&](int line) { return line_of(shared.grad, line); });
+      char* stage = shared.stages + step % Tile::kStages * Mma::kStageBytes;
+      copy_a.set_lines([&](int line) { return CopyLine{lines[line], lines[line] >= 0}; });
       copy_a.copy(stage, grad, 0, t.dst_channels - first_row);
-      copy_b.set_lines([&](int line) { return line_of(shared.input, line); });
+      copy_b.set_lines([&](int line) { return CopyLine{lines[kDepth + line], lines[kDepth + line] >= 0}; });
       copy_b.copy(stage + Mma::A::kBytes, input, 0, t.src_channels - column);
     }
     arch::cp_async_commit();
   };
 
-  for (int step = 0; step < Tile::kStages; ++step) find_lines(step);
+  for (int step = 0; step < Mma::kFirst; ++step) find_lines(step, shared.first_lines(step));
+  find_lines(Mma::kFirst, shared.lines_of(Mma::kFirst));
   __syncthreads();
   WarpSums<Math, Tile> sums;
-  for (int step = 0; step < Tile::kStages - 1; ++step) copy(step);
+  for (int step = 0; step < Mma::kFirst; ++step) copy(step, shared.first_lines(step));
   for (int step = 0; step < steps; ++step) {
     arch::cp_async_wait<Tile::kStages - 2>();
-    // Behind it all have finished the step before, whose stage and lines are filled next.
+    // Behind it all have finished the step before, whose stage is filled next, and read the lines that are found next.
     __syncthreads();
-    copy(step + Tile::kStages - 1);
-    find_lines(step + Tile::kStages);
+    copy(step + Mma::kFirst, shared.lines_of(step + Mma::kFirst));
+    find_lines(step + Tile::kStages, shared.lines_of(step + Tile::kStages));
     const char* stage = shared.stages + step % Tile::kStages * Mma::kStageBytes;
     sums.template add<typename Mma::A, typename Mma::B>(stage, stage + Mma::A::kBytes);
   }
   arch::cp_async_wait<0>();
   __syncthreads();
 
-  ConvEpilogue partial{args.part + part * args.part_size + tap * t.src_channels};
-  partial.dst_pitch = args.taps * t.src_channels;
-  partial.vector_dst = t.src_channels % 4 == 0;
-  each_row_of_sums<Math, Tile>(sums, shared.stages, [&](int row, int at, auto& values) {
-    constexpr int kCount = sizeof(values) / sizeof(float);
-    const int64_t k = first_row + row, left = t.src_channels - column - at;
-    if (k >= t.dst_channels || left <= 0) return;
-    conv_finish<float>(partial, values, group * t.dst_channels + k, column + at,
-                       static_cast<int>(left < kCount ? left : kCount));
-  });
+  const int64_t pitch = args.taps * t.src_channels;
+  const MmaPart part_of{
+      args.part + part * args.part_size + (group * t.dst_channels + first_row) * pitch + tap * t.src_channels + column,
+      pitch, t.dst_channels - first_row, t.src_channels - column};
+  if (kWide || t.src_channels % kChunkOf<float> == 0) {
+    part_of.store_in_vectors(sums, shared.stages);
+  } else {
+    part_of.store(sums, shared.stages);
+  }
 }
 
 }  // namespace atrousops::cuda

@@ -171,6 +171,7 @@ void conv_wgmma(const std::vector<ConvWgmmaCall>& calls, const Tensor& src, Tens
   STD_TORCH_CHECK(tiles <= INT32_MAX / 2, "conv: one launch takes up to 2^30 tiles; got ", tiles);
   const int64_t blocks = std::min(tiles, forced.blocks > 0 ? forced.blocks : conv_multiprocessors(src));
   const Stream stream = current_stream(src);
+  args.pair = blocks > 1 && core::in_pairs(calls[0].problem, shape.columns);
   start({t, maps, args, c.boxes.shape, weights[0].along, static_cast<unsigned>(blocks)}, dtype, stream);
   for (size_t i = 0; part && i < calls.size(); ++i) {
     ConvMmaArgs sum{};

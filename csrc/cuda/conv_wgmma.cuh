@@ -126,7 +126,7 @@ __device__ __forceinline__ void load_wgmma_tiles(const ConvTable& t, const ConvW
     tiles.release(tile);
     const TensorMap* weights = &maps.weights[cursor.work.branch];
     for (int32_t step = 0; step < steps; ++step) {
-      arch::Mbarrier* const full = ring.fill(turn, static_cast<unsigned>(args.box_bytes + B::kBytes));
+      arch::Mbarrier* const full = ring.fill(turn, static_cast<unsigned>(args.box_bytes + B::kBytes), args.pair != 0);
       char* const stage = shared.stages + turn.stage() * Tile::kStageBytes;
       const int32_t channel = cursor.work.block * Tile::kDepth;
       const int box[5] = {channel, cursor.at[2], cursor.at[1], cursor.at[0], cursor.work.image};
@@ -213,6 +213,9 @@ __device__ __forceinline__ void finish_wgmma_tile(const ConvTable& t, const Conv
   using T = typename Tile::T;
   const ConvWgmmaSum& sum = found.sum;
   const ConvEpilogue& e = args.branch[sum.branch].epilogue;
+  const bool vectors = e.vector_dst && t.dst_channels % kPack<T> == 0 &&
+                       (!e.residual || (e.vector_residual && e.residual_pitch == e.dst_pitch));
+  if (!args.part && vectors) return finish_rows<T>(sums, WgmmaPiece<T>(pieces, warp), e, found, rows, t.dst_channels);
   float* const part = args.part ? args.part + (sum.branch * args.splits.value() + sum.part) * args.part_size : nullptr;
   if (part && t.dst_channels % 4 == 0) {
     const WgmmaPiece<float> piece(pieces, warp);
@@ -220,9 +223,6 @@ __device__ __forceinline__ void finish_wgmma_tile(const ConvTable& t, const Conv
                                   4 * (t.dst_channels - sum.column));
     return store_rows<float>(sums, piece, lines, false, [](int) {});
   }
-  const bool vectors = e.vector_dst && t.dst_channels % kPack<T> == 0 &&
-                       (!e.residual || (e.vector_residual && e.residual_pitch == e.dst_pitch));
-  if (!part && vectors) return finish_rows<T>(sums, WgmmaPiece<T>(pieces, warp), e, found, rows, t.dst_channels);
   each_run_of_sums(sums, pieces, warp, [&](int row, int at, float (&values)[8]) {
     const int64_t to = rows[row].position(sum), channel = sum.column + at, left = t.dst_channels - channel;
     if (to < 0 || left <= 0) return;
@@ -313,7 +313,7 @@ template <class T, arch::Major kB>
 void conv_wgmma_start(const ConvWgmmaLaunch& l, Stream stream) {
   const auto start = [&]<class Tile>(Tile*) {
     Launch where{l.blocks, Tile::kThreads, ConvWgmma<Tile>::shared_bytes()};
-    if (l.args.column_blocks.value() % 2 == 0 && l.blocks > 1) {
+    if (l.args.pair) {
       const Launch pairs{l.blocks / 2 * 2, where.block, where.shared_bytes, 2};
       if (can_place<conv_wgmma_kernel<Tile>>(pairs)) where = pairs;
     }

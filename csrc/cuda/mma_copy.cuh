@@ -112,11 +112,11 @@ template <class Tile>
 inline constexpr int kStagingBytes =
     Tile::kThreads / 32 * kMmaRows * kStagingPitch<Tile> * static_cast<int>(sizeof(float));
 
-// Which runs of values that make 16 bytes of the result are a lane's: one in each of kTurns rows of sixteen, always of
-// the same columns.
-template <class Math, class Tile>
+// Which runs of values that make 16 bytes as T are a lane's: one in each of kTurns rows of sixteen, always of the same
+// columns.
+template <class T, class Tile>
 struct LaneRuns {
-  static constexpr int kRun = kChunkOf<typename Math::Element>, kAcross = Tile::kWarpColumns / kRun;
+  static constexpr int kRun = kChunkOf<T>, kAcross = Tile::kWarpColumns / kRun;
   static constexpr int kRowsApart = 32 / kAcross, kTurns = kMmaRows / kRowsApart;
   static constexpr int kPitch = kStagingPitch<Tile>;
 
@@ -146,9 +146,9 @@ struct LaneRuns {
 };
 
 // Calls f(row, column, values) for every run of this lane. `shared` is free.
-template <class Math, class Tile, class F>
+template <class T, class Math, class Tile, class F>
 __device__ __forceinline__ void each_row_of_sums(const WarpSums<Math, Tile>& sums, char* shared, const F& f) {
-  using Runs = LaneRuns<Math, Tile>;
+  using Runs = LaneRuns<T, Tile>;
   const Runs runs(shared);
 #pragma unroll
   for (int i = 0; i < Tile::kFragments; ++i) {

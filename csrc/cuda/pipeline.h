@@ -43,17 +43,19 @@ class Pipeline {
     }
     arch::mbarrier_fence_init();
   }
-  // One thread waits until the stage is empty, and then announces so many bytes; the barrier is for its loads.
-  __device__ __forceinline__ arch::Mbarrier* fill(Turn<kStages> t, unsigned bytes) const {
-    // Readers may be of the other block.
-    arch::mbarrier_wait_cluster(empty_ + t.stage(), t.parity() ^ 1);
+  // One thread waits until the stage is empty, and then announces so many bytes; the barrier is for its loads. of_two:
+  // the other block of the cluster reads the stage too.
+  __device__ __forceinline__ arch::Mbarrier* fill(Turn<kStages> t, unsigned bytes, bool of_two = false) const {
+    wait_empty(t, of_two);
     arch::mbarrier_arrive_expect(full_ + t.stage(), bytes);
     return full_ + t.stage();
   }
   // The same in two, for a stage that threads write: one of them tells, when all have.
-  __device__ __forceinline__ void wait_empty(Turn<kStages> t) const {
+  __device__ __forceinline__ void wait_empty(Turn<kStages> t, bool of_two = false) const {
     // On a fresh barrier the phase before the first counts as ended.
-    arch::mbarrier_wait(empty_ + t.stage(), t.parity() ^ 1);
+    const unsigned before = t.parity() ^ 1;
+    // The scope of a cluster costs the multiprocessor what its L1 cache holds, at each wait.
+    of_two ? arch::mbarrier_wait_cluster(empty_ + t.stage(), before) : arch::mbarrier_wait(empty_ + t.stage(), before);
   }
   __device__ __forceinline__ void tell_full(Turn<kStages> t) const { arch::mbarrier_arrive(full_ + t.stage()); }
   __device__ __forceinline__ void wait_full(Turn<kStages> t) const {

@@ -44,6 +44,9 @@ ATROUSOPS_EXPORT const char* atrousops_host_cuda_coverage() {
 // 0: ascending order.
 ATROUSOPS_EXPORT void atrousops_host_cuda_set_order_seed(uint64_t seed) { atrousops::host_cuda::set_order_seed(seed); }
 
+// A warp goes on for as long as it can.
+ATROUSOPS_EXPORT void atrousops_host_cuda_set_warps_ahead(bool ahead) { atrousops::host_cuda::set_warps_ahead(ahead); }
+
 ATROUSOPS_EXPORT void atrousops_host_cuda_set_device(int multiprocessors, int capability, int64_t shared_per_block,
                                                      int64_t shared_per_multiprocessor, int64_t l2_bytes) {
   atrousops::host_cuda::set_properties(

@@ -57,7 +57,7 @@ def dynamic_shared(name: str) -> int:
         return 0
     rows, columns, stages = (int(match[i]) for i in (3, 4, 5))
     depth = 32 if match[2].startswith("Mma16") else 16
-    offsets = 2 * stages * depth if match[1] else rows
+    offsets = 4 * depth if match[1] else rows
     return stages * 64 * (rows + columns) + 8 * offsets
 
 

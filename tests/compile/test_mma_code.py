@@ -21,6 +21,8 @@ BUDGETS = {
     "128, 64, 64, 32, .*": ((265, 525), (245, 590)),
     "64, 64, 32, 32, .*": ((185, 330), (170, 350)),
 }
+# Of the weight gradient, whose sums leave in fp32 without an epilogue.
+WEIGHT_BUDGETS = {"128, 128, 64, 64": 320, "64, 64, 32, 32": 150}
 
 
 def kernels(math: str, tile: str, arch: str) -> dict[str, paths.Code]:
@@ -65,9 +67,31 @@ def test_an_epilogue(tile, arch):
         assert_ways(name, code, STORED, whole, 4)
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("tile", WEIGHT_BUDGETS)
+def test_a_weight_gradient(tile, arch):
+    """Sums leave as they are, in every precision."""
+    found = paths.code(rf"conv_mma_weight_kernel<.*, MmaTile<{tile}, \d, \d>, true>", arch)
+    assert found
+    for name, code in found.items():
+        way = way_out(code, STORED, f"{SUMMAND}|{READ}|{ROUNDED}")
+        assert len(way) <= WEIGHT_BUDGETS[tile], name
+        assert_stores(way, name, 4)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_sum_of_parts(arch):
+    """A part is read by 16 bytes, with nothing decided in between."""
+    found = paths.code(r"conv_mma_sum_kernel<.*>", arch)
+    assert len(found) == 3
+    for name, code in found.items():
+        loads = [text for block in code.blocks.values() for text in block if re.search(r"\bLDG\.E\S*\.128 ", text)]
+        assert len(loads) >= (1 if "float" in name.split("<", 1)[1][:6] else 2), name
+
+
 def test_blocks_beside_each_other():
     """Two, on a multiprocessor of an A100, and of GPUs with 100 KB: there the largest tile has three stages."""
-    tile = re.compile(r"conv_mma_kernel<.*, MmaTile<(\d+), (\d+), (\d+), (\d+), (\d), (\d)>, .*>")
+    tile = re.compile(r"conv_mma(?:_weight)?_kernel<.*, MmaTile<(\d+), (\d+), (\d+), (\d+), (\d), (\d)>, .*>")
     found = {name: m.groups() for name in resources.resources() if (m := tile.fullmatch(name))}
     assert found
     for name, (rows, columns, rows_of_warp, columns_of_warp, stages, resident) in found.items():

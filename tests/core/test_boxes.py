@@ -147,6 +147,15 @@ def test_branches_share_one_launch():
     assert together.finish >= together.steps / together.splits / 132 / together.splits
 
 
+# Channels written, K forwards and C backwards, in tiles of 256: two, one, two of which the last is not full, three.
+@pytest.mark.parametrize(("written", "paired"), [(512, True), (256, False), (300, True), (768, False)])
+def test_neighbouring_columns_make_pairs(written, paired):
+    one, none = (1, 1), (0, 0)
+    for kind, c, k in (("forward", 64, written), ("input_grad", written, 64)):
+        p = geometry.convolution(1, c, k, (9, 9), one, one, one, none, none, kind=kind)
+        assert planner.in_pairs(p, 256) == paired
+
+
 @pytest.mark.parametrize("k", [256, 128, 64])
 def test_what_a_tile_takes_beside_its_steps_is_less_for_wide_ones(k):
     # 64 x 64 positions by one convolution of 1x1: all tiles are alike.

@@ -251,30 +251,73 @@ def test_infinity_and_nan_in_full_precision():
     assert torch.equal(out.isinf(), exact.isinf())
 
 
+def weight_gradient(case: Case, x, dy, tile: int, splits: int, allow_tf32: bool) -> torch.Tensor:
+    """Held to fp64."""
+    dtype = x.dtype
+    w = torch.zeros((case.k, case.c // case.groups, *(case.kernel,) * len(case.size)), dtype=dtype)
+
+    def right(d):
+        v = w.to(d).requires_grad_()
+        return torch.autograd.grad(stock(case, False, x.to(d), v, None), v, dy.to(d))[0]
+
+    out = torch.full(w.shape, torch.nan, dtype=dtype)
+    ops().test_conv_mma_weight(channels_last(dy), channels_last(x), out, *case.rest, tile, splits, allow_tf32)
+    exact = right(torch.float64)
+    if allow_tf32:
+        assert (out - exact).abs().max() <= 2.0**-9 * (1 + exact.abs().max())
+    else:
+        assert_close(out, exact, right(dtype))
+    return out
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", [*WIDE, *NARROW], ids=str)
 def test_weight_gradient(case, dtype):
     x = random((case.n, case.c, *case.size), dtype)
     w = torch.zeros((case.k, case.c // case.groups, *(case.kernel,) * len(case.size)), dtype=dtype)
     dy = torch.randn_like(stock(case, False, x, w, None))
-
-    def right(d):
-        v = w.to(d).requires_grad_()
-        return torch.autograd.grad(stock(case, False, x.to(d), v, None), v, dy.to(d))[0]
-
-    exact, theirs = right(torch.float64), right(dtype)
     aligned = case in WIDE
-    for tile, splits in ((0, 1), (1, 1), (1, 3)) if aligned else ((2, 1), (2, 3)):
+    for tile, splits in ((0, 1), (1, 1), (1, 3), (3, 1), (3, 2)) if aligned else ((2, 1), (2, 3)):
         for allow_tf32 in (False, True) if dtype == torch.float32 else (False,):
             short = dy.numel() // case.k < 128
-            if dtype == torch.float32 and not allow_tf32 and (tile == 0 or short):
+            if dtype == torch.float32 and not allow_tf32 and (tile in (0, 3) or short):
                 continue
-            out = torch.full(w.shape, torch.nan, dtype=dtype)
-            ops().test_conv_mma_weight(channels_last(dy), channels_last(x), out, *case.rest, tile, splits, allow_tf32)
-            if allow_tf32:
-                assert (out - exact).abs().max() <= 2.0**-9 * (1 + exact.abs().max())
-            else:
-                assert_close(out, exact, theirs)
+            weight_gradient(case, x, dy, tile, splits, allow_tf32)
+
+
+# On slices of devices that small problems fill: five taps of 128 x 128 weights in two groups.
+@pytest.mark.parametrize(
+    ("chip", "tile"),
+    [
+        (host_cuda.A100, "128, 128, 64, 64, 4"),
+        (host_cuda.RTX_4090, "128, 128, 64, 64, 3"),
+        (host_cuda.RTX_5090, "128, 128, 64, 64, 3"),
+        # Less than any such device has: what a block has no room for is not started.
+        ((128, 89, 48 << 10, 48 << 10, 1 << 20), "64, 64, 32, 32, 4"),
+    ],
+    ids=["A100", "RTX-4090", "RTX-5090", "48-KB"],
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_weight_gradient_s_tile_that_a_device_has_room_for(chip, tile, dtype):
+    case = Case("", 1, 256, 256, (30,), kernel=5, padding=2, groups=2)
+    x, dy = (random((1, 256, 30), dtype) for _ in range(2))
+    before = host_cuda.runs(f"MmaTile<{tile}")
+    with host_cuda.device(16, *chip[1:]):
+        weight_gradient(case, x, dy, -1, 1, allow_tf32=dtype == torch.float32)
+    assert host_cuda.runs(f"MmaTile<{tile}") == before + 1
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_order_of_threads_gives_the_same_weight_gradient(dtype, seed):
+    """Lines are found by some warps for all; more steps than stages, of every tile."""
+    case = Case("", 2, 72, 40, (9, 11), padding=2, dilation=2)
+    x, dy = (random((2, channels, 9, 11), dtype) for channels in (72, 40))
+    for tile, splits in ((0, 1), (1, 2), (3, 1)):
+        allow_tf32 = dtype == torch.float32 and tile != 1
+        first = weight_gradient(case, x, dy, tile, splits, allow_tf32)
+        with host_cuda.order(seed, ahead=seed == 2):
+            assert torch.equal(first, weight_gradient(case, x, dy, tile, splits, allow_tf32))
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -89,31 +89,40 @@ import atrousops as ao, atrousops.functional as A
 results = []
 with ao.backend("cuda"), torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
     for x, w, dy in torch.load(sys.argv[1]):
-        x = x.cuda().requires_grad_()
-        y = A.conv2d(x, w.cuda(), None, groups=2)
-        results.append((y.detach().cpu(), torch.autograd.grad(y, x, dy.cuda())[0].cpu()))
+        leaves = x.cuda().requires_grad_(), w.cuda().requires_grad_()
+        y = A.conv2d(*leaves, None, 1, (0, w.shape[3] // 2), groups=2)
+        of = leaves[w.shape[3] > 1]
+        results.append((y.detach().cpu(), torch.autograd.grad(y, of, dy.cuda())[0].cpu()))
 torch.save(results, sys.argv[1])
 print(json.dumps([name for name, count in kernels.launches(emulation.start()).items() if count]))
 """
 
 
 def forward_and_backwards(x, w, dy):
-    y = torch.conv2d(x.requires_grad_(), w, groups=2)
-    return y.detach(), torch.autograd.grad(y, x, dy)[0]
+    """The gradient of the weights where they are more than one position."""
+    y = torch.conv2d(x.requires_grad_(), w.requires_grad_(), None, 1, (0, w.shape[3] // 2), groups=2)
+    return y.detach(), torch.autograd.grad(y, w if w.shape[3] > 1 else x, dy)[0]
 
 
 def test_the_largest_tile_where_shared_memory_is_short(tmp_path):
-    """Of three stages in place of four, forward and backwards. 600 positions are 5 tiles of each group."""
+    """Of three stages in place of four, forward and backwards, and of weights. 600 positions are 5 tiles of each group,
+    and the weights of 5 positions as many.
+    """
     file, dtypes = tmp_path / "tensors.pt", (torch.bfloat16, torch.float16, torch.float32)
-    sizes = (1, 256, 20, 30), (256, 128, 1, 1), (1, 256, 20, 30)
-    calls = [[torch.randn(s).to(d).contiguous(memory_format=torch.channels_last) for s in sizes] for d in dtypes]
+    maps, weights = ((1, 256, 20, 30), (1, 256, 6, 5)), ((256, 128, 1, 1), (256, 128, 1, 5))
+    calls = [
+        [torch.randn(s).to(d).contiguous(memory_format=torch.channels_last) for s in (size, weight, size)]
+        for size, weight in zip(maps, weights, strict=True)
+        for d in dtypes
+    ]
     torch.save(calls, file)
     environment = os.environ | {"ATROUSOPS_EMULATED_GPU": "RTX3050Laptop"}
     done = subprocess.run([sys.executable, "-c", SEVERAL, str(file)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = [name for name in json.loads(done.stdout.splitlines()[-1]) if "conv_mma_kernel" in name]
-    assert len(found) == 5
+    found = [name for name in json.loads(done.stdout.splitlines()[-1]) if "MmaTileILi128ELi128E" in name]
     assert all("MmaTileILi128ELi128ELi64ELi64ELi3ELi2E" in name for name in found), found
+    assert sum("conv_mma_kernel" in name for name in found) == 5
+    assert sum("conv_mma_weight_kernel" in name for name in found) == 3
     for arguments, ours in zip(calls, torch.load(file), strict=True):
         exact = forward_and_backwards(*(t.double() for t in arguments))
         # PyTorch has no TF32 on the CPU: the error of rounding the operands stands for its own.

@@ -37,7 +37,8 @@ __device__ __forceinline__ uint32_t pair_of(float low, float high) {
 #endif
 }
 
-// The same of max(x, 0): NaN stays NaN.
+// The same of max(x, 0): NaN stays NaN. -0 may become +0, as of max; PyTorch keeps it on a CPU, and on a GPU its
+// versions differ.
 template <class T>
 __device__ __forceinline__ uint32_t pair_of_relu(float low, float high) {
   static_assert(sizeof(T) == 2);
