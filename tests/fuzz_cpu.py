@@ -35,18 +35,20 @@ def calls_of(seed: int) -> Iterator[Any]:
     from fuzz.convolutions import draw_branches, draw_conv
     from fuzz.lattices import draw_lattice
     from fuzz.pooling import draw_pool, draw_roi
+    from fuzz.resizing import draw_resize
 
     r = random.Random(seed)
     while True:
-        yield r.choices((draw_conv, draw_pool, draw_roi, draw_lattice, draw_branches), (60, 20, 12, 6, 2))[0](r)
+        draws = (draw_conv, draw_pool, draw_roi, draw_lattice, draw_branches, draw_resize)
+        yield r.choices(draws, (58, 19, 11, 6, 2, 4))[0](r)
 
 
 def parsed(text: str) -> Any:
     """The call that a line of a journal, or of the command line, describes."""
-    from fuzz import convolutions, lattices, pooling
+    from fuzz import convolutions, lattices, pooling, resizing
 
     names = {c.__name__: c for c in (convolutions.Conv, convolutions.Branches, pooling.Pool, pooling.Roi)}
-    return eval(text, {"__builtins__": {}}, names | {"Lattice": lattices.Lattice})
+    return eval(text, {"__builtins__": {}}, names | {"Lattice": lattices.Lattice, "Resize": resizing.Resize})
 
 
 def work(isa: str, calls: Iterator[Any], seconds: float, journal: Path) -> int:

@@ -23,6 +23,8 @@ TRITON_SCHEMAS = (
     "conv_epilogue(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, str activation, int[] stride, int[] padding, int[] dilation, int groups, bool allow_tf32=False) -> Tensor",  # noqa: E501
 )
 # fmt: on
+# Defined by the CPU's library alone; elsewhere, and with gradients, PyTorch resizes.
+CPU_OPERATORS = ("resize_bilinear",)
 OPERATORS = tuple(schema.partition("(")[0] for schema in SCHEMAS)
 TRITON_OPERATORS = tuple(schema.partition("(")[0] for schema in TRITON_SCHEMAS)
 
@@ -49,7 +51,8 @@ def _load_operators(name: str, filename: str) -> Part:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
         return Part(name, str(path), f"did not load: {error}")
-    missing = [op for op in OPERATORS if not hasattr(torch.ops.atrousops, op)]
+    wanted = OPERATORS + CPU_OPERATORS if name == "cpu" else OPERATORS
+    missing = [op for op in wanted if not hasattr(torch.ops.atrousops, op)]
     if missing:
         return Part(name, str(path), f"older than the Python files, without {', '.join(missing)}: build it again")
     return Part(name, str(path), None)

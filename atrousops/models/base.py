@@ -7,10 +7,10 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from atrousops.common.checks import bad_value
 from atrousops.nn import AtrousConvTranspose2d
+from atrousops.ops import resize_bilinear
 
 Features = dict[str, Tensor]
 
@@ -106,7 +106,7 @@ def resize(input: Tensor, size: Sequence[int], align_corners: bool = False) -> T
     # Sizes that are equal for one image may differ for another.
     if not is_recorded() and tuple(input.shape[-2:]) == tuple(size):
         return input
-    return F.interpolate(input, size=tuple(size), mode="bilinear", align_corners=align_corners)
+    return resize_bilinear(input, tuple(size), align_corners=align_corners)
 
 
 def check_images(network: str, input: Tensor, channels: int = 3) -> None:

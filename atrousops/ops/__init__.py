@@ -5,6 +5,7 @@ from atrousops.ops._conv_maps import grad_bias as grad_bias
 from atrousops.ops._conv_maps import grad_input as grad_input
 from atrousops.ops._conv_maps import grad_weight as grad_weight
 from atrousops.ops._decompositions import decompose as decompose
+from atrousops.ops._resize_bilinear import resize_bilinear as resize_bilinear
 from atrousops.ops.context_module import context_module
 from atrousops.ops.conv import conv1d, conv2d, conv3d
 from atrousops.ops.conv_branches import conv_branches

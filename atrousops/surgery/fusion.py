@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from atrousops.nn import conv as layers
 from atrousops.nn.sequence import ACTIVATIONS, FUSED, Folded, InOrder, Variant, flat, runs_in_order, variant, watched
 from atrousops.surgery.convert import Left
-from atrousops.surgery.known_blocks import outputs_of, variant_of
+from atrousops.surgery.known_blocks import gain_of, outputs_of, variant_of
 from atrousops.surgery.report import Fused, Optimization
 from atrousops.surgery.source import calls_of
 from atrousops.surgery.watch import IN_ORDER, Watch, tensors_of
@@ -210,9 +210,7 @@ class Fusion:
             if known is None and runs_in_order(layer) and _has_fusible(layer):
                 known = InOrder
             if known is not None and not issubclass(type(layer), Variant) and "forward" not in vars(layer):
-                report.fused.append(
-                    Fused(name, f"{type(layer).__name__}: what follows a convolution is done in its call")
-                )
+                report.fused.append(Fused(name, f"{type(layer).__name__}: {gain_of(known)}"))
                 layer.__class__ = variant(type(layer), known)
 
 

@@ -1,4 +1,4 @@
-"""Blocks of torchvision and of this package whose code is known: what `optimize` makes of them."""
+"""Blocks of PyTorch, torchvision and this package whose code is known: what `optimize` makes of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from atrousops.nn.aspp import run_aspp
 from atrousops.nn.sequence import Variant, run_layers
+from atrousops.ops import resize_bilinear
 
 
 class _BasicBlock(Variant):
@@ -62,7 +63,44 @@ class _ASPP(Variant):
         return super().forward(x) if joined is None else joined  # type: ignore[misc]
 
 
-# By name: a model cannot hold a class whose module is not imported.
+class _Resizing(Variant):
+    """Of what resizes bilinearly."""
+
+
+class _Segmentation(_Resizing):
+    def forward(self: Any, x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return super().forward(x)  # type: ignore[misc]
+        features, out = self.backbone(x), OrderedDict()
+        out["out"] = resize_bilinear(self.classifier(features["out"]), x.shape[-2:], align_corners=False)
+        if self.aux_classifier is not None:
+            out["aux"] = resize_bilinear(self.aux_classifier(features["aux"]), x.shape[-2:], align_corners=False)
+        return out
+
+
+class _LRASPP(_Resizing):
+    def forward(self: Any, input: Any) -> Any:
+        if not isinstance(input, Tensor):
+            return super().forward(input)  # type: ignore[misc]
+        scores = self.classifier(self.backbone(input))
+        return OrderedDict(out=resize_bilinear(scores, input.shape[-2:], align_corners=False))
+
+
+class _LRASPPHead(_Resizing):
+    def forward(self: Any, input: Any) -> Any:
+        low, high = input["low"], input["high"]
+        x = resize_bilinear(self.cbr(high) * self.scale(high), low.shape[-2:], align_corners=False)
+        return self.low_classifier(low) + self.high_classifier(x)
+
+
+class _Upsample(_Resizing):
+    def forward(self: Any, input: Any) -> Any:
+        if self.mode != "bilinear" or not isinstance(input, Tensor):
+            return super().forward(input)  # type: ignore[misc]
+        return resize_bilinear(input, self.size, self.scale_factor, self.align_corners, self.recompute_scale_factor)
+
+
+# By the class that has the `forward`, and its name: a model cannot hold a class whose module is not imported.
 _VARIANTS = {
     ("torchvision.models.resnet", "BasicBlock"): _BasicBlock,
     ("torchvision.models.resnet", "Bottleneck"): _Bottleneck,
@@ -70,6 +108,16 @@ _VARIANTS = {
     ("torchvision.models.mobilenetv3", "InvertedResidual"): _InvertedV3,
     ("torchvision.models._utils", "IntermediateLayerGetter"): _Getter,
     ("torchvision.models.segmentation.deeplabv3", "ASPP"): _ASPP,
+    ("torchvision.models.segmentation._utils", "_SimpleSegmentationModel"): _Segmentation,
+    ("torchvision.models.segmentation.lraspp", "LRASPP"): _LRASPP,
+    ("torchvision.models.segmentation.lraspp", "LRASPPHead"): _LRASPPHead,
+    ("torch.nn.modules.upsampling", "Upsample"): _Upsample,
+}
+# Those that have no `forward` of their own.
+_HEIRS = {
+    ("torchvision.models.segmentation.deeplabv3", "DeepLabV3"),
+    ("torchvision.models.segmentation.fcn", "FCN"),
+    ("torch.nn.modules.upsampling", "UpsamplingBilinear2d"),
 }
 # Containers that run their children in order in a `forward` of their own: the attribute that names those children
 # whose outputs other layers get too.
@@ -87,20 +135,34 @@ _ORDERED = {
 
 def variant_of(layer: nn.Module) -> type | None:
     """What can be mixed into the class of a block, if it is one of those known here."""
-    return _VARIANTS.get(_key(layer))
+    kind = type(layer)
+    if _place(kind) in _HEIRS:
+        kind = kind.__bases__[0]
+    known = _VARIANTS.get(_key(kind))
+    return None if known is _Upsample and layer.mode != "bilinear" else known
+
+
+def gain_of(known: type) -> str:
+    """What is better in a layer that has it mixed in."""
+    resizes = issubclass(known, _Resizing)
+    return "resized by our kernel on the CPU" if resizes else "what follows a convolution is done in its call"
 
 
 def outputs_of(layer: nn.Module) -> set[str] | None:
     """Of a container that runs its children in order, those whose outputs it also returns; None for other modules."""
-    attribute = _ORDERED.get(_key(layer))
+    attribute = _ORDERED.get(_key(type(layer)))
     return None if attribute is None else set(getattr(layer, attribute)) if attribute else set()
 
 
-def _key(layer: nn.Module) -> tuple[str, str]:
+def _key(kind: Any) -> tuple[str, str]:
     """Where a class and its `forward` stand, if it is the very class of that place and neither was replaced."""
-    kind: Any = type(layer)
-    key = (kind.__module__, kind.__qualname__)
-    own = getattr(sys.modules.get(key[0]), key[1], None) is kind
+    key = _place(kind)
     code = getattr(kind.__dict__.get("forward"), "__code__", None)
     named = getattr(code, "co_filename", None) == getattr(sys.modules.get(key[0]), "__file__", "")
-    return key if own and named else ("", "")
+    return key if named else ("", "")
+
+
+def _place(kind: type) -> tuple[str, str]:
+    """Where a class stands, if it is the very class of that place."""
+    key = (kind.__module__, kind.__qualname__)
+    return key if getattr(sys.modules.get(key[0]), key[1], None) is kind else ("", "")

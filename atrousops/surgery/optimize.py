@@ -29,6 +29,7 @@ def optimize(
     - in nn.Sequential and in known blocks (torchvision's residual ones, ASPP), residual and ReLU (ReLU6, Hardswish,
       SiLU) become a part of the convolution's call (`FusedConv2d`), and ASPP's branches one layer;
     - layers become this package's (`convert`), and convolutions work in channels_last;
+    - bilinear resizing by nn.Upsample and by torchvision's segmentation networks is this package's on a CPU;
     - parameters in float32 or bfloat16 below the smallest normal number become zero: a CPU multiplies them a hundred
       times slower.
 

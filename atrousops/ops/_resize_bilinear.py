@@ -1,0 +1,85 @@
+"""resize_bilinear: F.interpolate(mode="bilinear"), for inference on the CPU by our kernel and else by PyTorch's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atrousops.dispatch import backends, libraries
+from atrousops.ops._routes import autocasts, is_plain, on_plain, wants_grad
+
+# No operator of `register`: what has derivatives, traces or transforms is PyTorch's.
+_kernel = on_plain(torch.ops.atrousops.resize_bilinear.default) if libraries.has_operators else None
+_function_modes = torch._C._is_torch_function_mode_enabled
+
+
+def resize_bilinear(
+    input: Tensor,
+    size: int | Sequence[int] | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+) -> Tensor:
+    """Bilinear interpolation of maps (N, C, H, W), in their memory format, as F.interpolate gives it.
+
+    y[i, j] = (1 - u) ((1 - v) x[a, b] + v x[a, b + 1]) + u ((1 - v) x[a + 1, b] + v x[a + 1, b + 1]), where a + u and
+    b + v are the places of i and j in the input, found as PyTorch finds them; weights and sums are in float, or double.
+
+    Args:
+        input, size, scale_factor, align_corners, recompute_scale_factor: as those of F.interpolate, which also raises
+            what is to be raised.
+    """
+    # In this order: a compiler sees no more than the first.
+    if not torch.compiler.is_compiling() and _kernel is not None and _serves(input):
+        target = _target(input, size, scale_factor, recompute_scale_factor)
+        if target is not None and not _outgrows_caches(input, target[0]):
+            return _kernel(input, target[0], bool(align_corners), *target[1])
+    return F.interpolate(
+        input,
+        size=size,  # type: ignore[arg-type]
+        scale_factor=scale_factor,  # type: ignore[arg-type]
+        mode="bilinear",
+        align_corners=align_corners,
+        recompute_scale_factor=recompute_scale_factor,
+    )
+
+
+def _serves(input: Any) -> bool:
+    """Whether a call is inference on the CPU, and nothing watches it that knows PyTorch's operators alone."""
+    return (
+        is_plain((input,))
+        and input.is_cpu
+        and input.dtype in backends.FLOATING
+        and input.dim() == 4
+        and min(input.shape[1:]) > 0
+        and not wants_grad((input,))
+        and not autocasts()
+        and not _function_modes()
+        and backends.forced() in (None, "cpu")
+    )
+
+
+def _outgrows_caches(input: Tensor, size: list[int]) -> bool:
+    """Whether time goes into writing wide pixels of 32 bits or more, where PyTorch's order of writes was the faster."""
+    wide = input.shape[1] >= 64 and input.itemsize >= 4 and not input.is_contiguous()
+    return wide and input.shape[:2].numel() * size[0] * size[1] * input.itemsize > 8 << 20
+
+
+def _target(input: Tensor, size: Any, scale: Any, recompute: bool | None) -> tuple[list[int], tuple[Any, Any]] | None:
+    """(H, W) of the result and the factors that PyTorch computes places with; None for what it has to look at."""
+    if (size is None) == (scale is None):
+        return None
+    given = size if scale is None else scale
+    kind = int if scale is None else float
+    pair = list(given) if isinstance(given, (tuple, list)) else [given, given]
+    if len(pair) != 2 or not all([type(value) is kind and 0 < value < math.inf for value in pair]):
+        return None
+    sides = pair if scale is None else [int(side * factor) for side, factor in zip(input.shape[2:], pair)]
+    # A factor computed again is that of the sizes.
+    factors = (None, None) if scale is None or recompute else (pair[0], pair[1])
+    return (sides, factors) if min(sides) > 0 else None
