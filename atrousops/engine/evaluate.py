@@ -16,7 +16,7 @@ from atrousops import models
 from atrousops.common.checks import bad_value
 from atrousops.data import VOID, Pixels, SegmentationSet, transforms
 from atrousops.engine import config as configs
-from atrousops.engine import outputs
+from atrousops.engine import narrow, outputs
 from atrousops.engine.distributed import LONGEST_WAIT, Processes, join, pick_device
 from atrousops.engine.instances import find
 from atrousops.engine.multiscale import MultiScale
@@ -130,6 +130,8 @@ def main(
     progress: bool = True,
     ray: str | None = None,
     workers: int | None = None,
+    dtype: str | None = None,
+    calibration: int = 32,
 ) -> Scores:
     """Scores trained weights on the validation images of a recipe; under torchrun each process takes a share of them.
 
@@ -148,6 +150,7 @@ def main(
         ap, widths: of `Scores`.
         progress: draw a progress bar.
         ray, workers: "local" or the address of a Ray cluster that shares the images, and its number of processes.
+        dtype, calibration: evaluate the network in "int8" or "float8_e4m3fn", calibrated on this many training images.
 
     Returns:
         The scores over all processes, returned in each; `report` formats them.
@@ -158,7 +161,7 @@ def main(
     """
     load = partial(
         opened, config_path, weights, split=split, data_root=data_root, overrides=overrides, published=published,
-        scales=scales, flip=flip,
+        scales=scales, flip=flip, dtype=dtype, calibration=calibration,
     )  # fmt: skip
     model, data, info, norm = load()
     refine = (info.dense_crf() if crf else None) if isinstance(crf, bool) else crf
@@ -194,6 +197,8 @@ def opened(
     published: str | None,
     scales: Sequence[float] | None = None,
     flip: bool = False,
+    dtype: str | None = None,
+    calibration: int = 32,
 ) -> Opened:
     """Loads recipe and weights; the arguments are those of `main`."""
     recipe = configs.load(config_path, overrides)
@@ -214,7 +219,10 @@ def opened(
     outputs.check_weights("evaluate", info.network, arguments, data.classes, recipe.data.name)
     if info.classes != data.classes:
         bad_value("evaluate", "weights", f"be of the classes {', '.join(data.classes)}", ", ".join(info.classes))
-    model = scaled(model.to(pick_device(recipe.device)), recipe.scales if scales is None else scales, flip)
+    model = model.to(pick_device(recipe.device))
+    if dtype is not None:
+        model = narrow.narrowed(model, recipe, root, info, dtype, calibration)
+    model = scaled(model, recipe.scales if scales is None else scales, flip)
     return Opened(model, data, info, norm)
 
 

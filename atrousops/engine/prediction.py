@@ -345,8 +345,18 @@ def add_evaluate(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--tune-crf", type=count(1), metavar="N",
         help="first search the CRF's settings on N images that are not scored, and score with those",
     )  # fmt: skip
+    _add_dtype(parser)
     _add_ray(parser)
     parser.set_defaults(run=_evaluate)
+
+
+def _add_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype", choices=("int8", "float8_e4m3fn"), help="score the network with convolutions of these numbers"
+    )
+    parser.add_argument(
+        "--calibration", type=count(1), default=32, metavar="N", help="training images for their scales (default: 32)"
+    )
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -365,6 +375,8 @@ def _evaluate(args: argparse.Namespace) -> int:
             crf = DenseCRF(**tuned.settings)
         if args.ray is not None:
             common |= {"ray": args.ray, "workers": args.workers}
+        if args.dtype is not None:
+            common |= {"dtype": args.dtype, "calibration": args.calibration}
         options = {"scales": args.scales, "flip": args.flip, "split": args.split, "crf": crf, "ap": args.ap}
         scores = evaluate.main(args.config, args.weights, widths=tuple(args.trimap), **options, **common)
         if processes.first:

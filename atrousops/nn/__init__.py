@@ -20,6 +20,7 @@ from atrousops.nn.crf_kernels import CRFKernel
 from atrousops.nn.multi_scale_roi_align import MultiScaleRoIAlign
 from atrousops.nn.permutohedral import PermutohedralFilter
 from atrousops.nn.pool import MaxPool1d, MaxPool2d, MaxPool3d, MaxUnpool1d, MaxUnpool2d, MaxUnpool3d
+from atrousops.nn.quantized import QuantizedConv2d
 from atrousops.nn.roi import RoIAlign, RoIPool
 from atrousops.nn.stock import STOCK as STOCK
 
@@ -47,6 +48,7 @@ __all__ = [
     "MaxUnpool3d",
     "MultiScaleRoIAlign",
     "PermutohedralFilter",
+    "QuantizedConv2d",
     "RoIAlign",
     "RoIPool",
     "conv_norm_relu",

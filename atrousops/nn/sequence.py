@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
 from atrousops.nn.conv import FusedConv1d, FusedConv2d, FusedConv3d
+from atrousops.nn.quantized import QuantizedConv2d
 
-FUSED = (FusedConv1d, FusedConv2d, FusedConv3d)
+FUSED = (FusedConv1d, FusedConv2d, FusedConv3d, QuantizedConv2d)
 ACTIVATIONS: dict[type, str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Hardswish: "hardswish", nn.SiLU: "silu"}
 
 

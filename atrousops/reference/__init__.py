@@ -3,6 +3,7 @@
 from atrousops.reference.context_module import context_module
 from atrousops.reference.conv import conv
 from atrousops.reference.conv_branches import conv_branches
+from atrousops.reference.conv_quantized import conv_quantized
 from atrousops.reference.conv_transpose import conv_transpose
 from atrousops.reference.max_pool import max_pool
 from atrousops.reference.max_unpool import max_pool_backward, max_unpool, max_unpool_backward
@@ -15,6 +16,7 @@ __all__ = [
     "context_module",
     "conv",
     "conv_branches",
+    "conv_quantized",
     "conv_transpose",
     "gather_maxima",
     "max_pool",

@@ -50,9 +50,8 @@ _STOCK_OPERATORS = {"torchvision::roi_align": "roi_align", "torchvision::roi_poo
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 
-
-# What layers call in the place of a public function.
-_INSTEAD = {"lattice_of": "permutohedral_lattice"}
+# What layers call in the place of a public function, and which functions are looked for.
+_INSTEAD, _PUBLIC = {"lattice_of": "permutohedral_lattice"}, {*ops.__all__, "conv_quantized"}
 
 
 @dataclass
@@ -185,7 +184,7 @@ class _Recorder(TorchFunctionMode):
                 self._frame = public
                 self.rows.append(_row(self._module(here), _name(public), public.f_locals))
             # An operator bears one name on every floor; what else a function calls are its helpers.
-            fused = getattr(func, "__name__", "").startswith("_convolution_pointwise")
+            fused = getattr(func, "__name__", "").startswith(("_convolution_pointwise", "qconv_pointwise"))
             main = stock or fused or ours.split("_")[0] == re.sub(r"[123]d$", "", _name(public)).split("_")[0]
             stack = _name(public) == "context_module"
             if (main or (stack and ours)) and not inside_reference:
@@ -233,7 +232,7 @@ def _public_call(frame: FrameType | None) -> tuple[FrameType | None, bool]:
     found, inside_reference = None, False
     while frame is not None and frame.f_code is not explain.__code__:
         where = frame.f_globals.get("__name__", "")
-        if where.startswith("atrousops.ops") and _name(frame) in ops.__all__:
+        if where.startswith("atrousops.ops") and _name(frame) in _PUBLIC:
             found = frame
         inside_reference |= where.startswith("atrousops.reference")
         frame = frame.f_back
@@ -242,11 +241,12 @@ def _public_call(frame: FrameType | None) -> tuple[FrameType | None, bool]:
 
 def _row(module: str, operator: str, arguments: dict[str, Any]) -> Row:
     input = next(value for value in arguments.values() if isinstance(value, Tensor))
+    multiplied = arguments["weight"] if operator == "conv_quantized" else input
     row = Row(
         module,
         operator,
         tuple(input.shape),
-        _computed_dtype(input) if operator.startswith("conv") else input.dtype,
+        _computed_dtype(multiplied) if operator.startswith("conv") else input.dtype,
         _is_channels_last(input),
         backend="reference",
         kernel="reference",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from atrousops.common.checks import bad_type, bad_value
 from atrousops.nn.sequence import hooks_on_all
 from atrousops.surgery.convert import convert
 from atrousops.surgery.fusion import Fusion
-from atrousops.surgery.report import Optimization, attach
-from atrousops.surgery.standard import Standard, made_inputs
+from atrousops.surgery.quantize import checked_calibration, quantize
+from atrousops.surgery.report import Optimization, attach, optimization_report
+from atrousops.surgery.standard import Inputs, Standard, made_inputs
 from atrousops.surgery.watch import Watch, run_seeded
 
 
@@ -22,6 +24,8 @@ def optimize(
     *example: Any,
     memory_format: torch.memory_format | None = torch.channels_last,
     check: bool = True,
+    dtype: torch.dtype | None = None,
+    calibration: Iterable[Any] | None = None,
 ) -> nn.Module:
     """A copy of a trained model that does the same in fewer and faster steps, for inference.
 
@@ -45,27 +49,52 @@ def optimize(
     itself is neither changed nor run (copies of it are). Save the copy whole, or optimise again after loading the
     model's own weights: a state dict of the copy is refused by a model whose normalisations are not folded likewise.
 
+    With a `dtype`, int8 or float8_e4m3fn, dense convolutions of images then become `QuantizedConv2d`. Weights have a
+    scale for each output channel, inputs one scale, from the largest magnitude that the calibration images bring
+    there; zero is zero. Convolutions in groups (depthwise ones), those that see the image and those whose results the
+    model returns stay as they are. Such a copy is not held to the model: the report says what each layer and the
+    whole changed for the first calibration image. Its state dict can be saved, and loaded into a copy made in this way.
+
     Args:
         model: any module in evaluation mode. Parts in training mode, such as Monte-Carlo dropout, stay in it.
         example: inputs to hold the copy to the model with. Without them, and where the model takes no images, only
             what needs no run is done.
         memory_format: of convolutions with two or three spatial axes; None leaves it as it comes.
-        check: False leaves out all runs, and with them memory formats.
+        check: False leaves out all runs but those on calibration images, and with them memory formats.
+        dtype: of the numbers that convolutions multiply; None leaves them.
+        calibration: images such as the model will see, a tensor (N, C, H, W), or inputs of calls, each a tensor or a
+            tuple; some tens of them, and none that the copy is judged by.
 
     Returns:
         The copy. `optimization_report(copy)` lists what was fused, what was left, and why.
 
     Raises:
         ArgumentTypeError: `model` is not a torch.nn.Module.
-        ArgumentError: it is in training mode, or raises on the example.
+        ArgumentError: it is in training mode, or raises on the example; no such dtype; no calibration images with it,
+            or not finite ones.
     """
     if not isinstance(model, nn.Module):
         bad_type("optimize", "model", "be a torch.nn.Module", type(model).__name__)
     if model.training:
         bad_value("optimize", "model", "be in evaluation mode", "one in training mode", "Call model.eval().")
+    calls = checked_calibration(dtype, calibration)
+    result = _fused(model, [example] if example else [], calls[:1], memory_format, check)
+    if dtype is not None:
+        quantize(result, calls, dtype, optimization_report(result))
+    return result
+
+
+def _fused(
+    model: nn.Module,
+    example: list[Inputs],
+    otherwise: list[Inputs],
+    memory_format: torch.memory_format | None,
+    check: bool,
+) -> nn.Module:
+    """The copy without narrow numbers; `otherwise`: inputs where no example is given and none can be made."""
     if not check:
         return _made(model, None, None, ["not held to the model, as asked for"])
-    inputs = [example] if example else made_inputs(model)
+    inputs = example or made_inputs(model) or otherwise
     if not inputs:
         note = "it takes no image that could be made here: give an example of its inputs to have layers fused"
         return _made(model, None, memory_format, [note], fuse=False)

@@ -66,7 +66,7 @@ class Standard:
         self.error = 0.0
         self.flips = 0.0
         for other in [self.expected, moved, rounded, summed]:
-            for got, true in zip(_tensors(other), _tensors(self.exact), strict=False):
+            for got, true in zip(tensors_in(other), tensors_in(self.exact), strict=False):
                 if got.shape == true.shape:
                     self.error = max(self.error, _relative(got, true))
                     self.flips = max(self.flips, _differing(got, true))
@@ -86,7 +86,7 @@ class Standard:
         # Code that makes float32 tensors of its own fails in fp64 in as many ways as there are.
         except Exception:
             return None
-        same = [t.shape for t in _tensors(found)] == [t.shape for t in _tensors(self.expected)]
+        same = [t.shape for t in tensors_in(found)] == [t.shape for t in tensors_in(self.expected)]
         return found if same else None
 
     @staticmethod
@@ -132,7 +132,8 @@ def with_weights_moved(model: nn.Module) -> nn.Module:
     return moved
 
 
-def _tensors(outputs: Any) -> list[Tensor]:
+def tensors_in(outputs: Any) -> list[Tensor]:
+    """The tensors of an output, in lists, dicts and objects."""
     return [leaf for leaf in _leaves(outputs) if isinstance(leaf, Tensor)]
 
 

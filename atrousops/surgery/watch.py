@@ -102,6 +102,21 @@ class Watch(TorchFunctionMode):
                     sensitive |= {*inputs}
         return {layer for layer in layers if self._results_of[layer] & sensitive}
 
+    def ends(self, layers: set[str]) -> tuple[set[str], set[str]]:
+        """Those of the layers behind none of the others, and those whose results reach an output past no other."""
+        behind, first, last, wanted = set[int](), set[str](), set[str](), set(self._returned)
+        for _, inputs, results, layer in self._events:
+            if layer in layers and not behind & {*inputs}:
+                first.add(layer)
+            if layer in layers or behind & {*inputs}:
+                behind |= {*results}
+        for _, inputs, results, layer in reversed(self._events):
+            if wanted & {*results} and layer in layers:
+                last.add(layer)
+            elif wanted & {*results}:
+                wanted |= {*inputs}
+        return first, last
+
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         name = self.names.get(module)
         self._stack.append(name)

@@ -1,0 +1,195 @@
+"""conv_quantized: a convolution of int8 or float8_e4m3fn numbers, with what follows it, for inference."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from atrousops import reference
+from atrousops.common.checks import bad_choice, bad_type, bad_value, check_device, check_floating
+from atrousops.common.conv_arguments import Arguments, check_conv
+from atrousops.dispatch import backends
+from atrousops.ops._conv_epilogue import ACTIVATIONS
+from atrousops.ops._register import foreign, jit_traces, transformed
+from atrousops.ops.conv import conv2d
+from atrousops.reference.conv_quantized import LARGEST, quantize
+
+_NAME = "conv_quantized"
+_INPUTS = (torch.float32, torch.bfloat16, torch.float16)
+# oneDNN takes activations as uint8, around this value for zero.
+_ZERO = 128
+
+
+def conv_quantized(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    input_scale: Tensor,
+    weight_scale: Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    """activation(convolution of quantised numbers + bias + residual), without gradients.
+
+    y[n, k, o] = bias[k] + input_scale weight_scale[k] sum over r, c of weight[k, c, r] q[n, c, stride o + dilation r -
+    padding], where q is the input divided by its scale, rounded half to even and clamped to what weight's dtype holds.
+    A CPU with VNNI sums int8 in 32-bit integers (oneDNN); all else in fp32, as do float8's sums everywhere: their
+    products are exact there, and no kernel of ours works on the narrow numbers yet.
+
+    Shapes:
+        input: (N, C, H, W) or (C, H, W), float32, bfloat16 or float16; a NaN has no place in int8.
+        weight: (K, C / groups, R, S), int8 or float8_e4m3fn.
+        input_scale: one positive number, float32; weight_scale: (K,), float32.
+        residual: what broadcasts with the output, or None. activation: None or a name that `conv2d` takes.
+        output: as conv2d's, in the input's dtype, rounded once; channels_last where oneDNN computes it.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: shapes or dtypes that do not fit.
+
+    Source: torchao's conventions: a static scale for the tensor of activations (PerTensor), one for each row of
+    weights (PerRow), both symmetric.
+    """
+    _check(input, weight, bias, input_scale, weight_scale, activation)
+    scales, around = (input_scale, weight_scale), (stride, padding, dilation, groups)
+    body = _body(input, weight)
+    if body is not _dequantized and input.dim() == 3:
+        y = body(input.unsqueeze(0), weight, bias, scales, around, None if residual is not None else activation)
+        y = y.squeeze(0)
+    else:
+        y = body(input, weight, bias, scales, around, None if residual is not None else activation)
+    if residual is not None:
+        y = y + residual
+        y = y if activation is None else ACTIVATIONS[activation].function(y)
+    return y.to(input.dtype)
+
+
+def _check(
+    input: Tensor, weight: Tensor, bias: Tensor | None, input_scale: Tensor, weight_scale: Tensor, activation: Any
+) -> None:
+    check_floating(_NAME, "input", input, _INPUTS)
+    check_floating(_NAME, "weight", weight, LARGEST)
+    for name, scale, shape in (("input_scale", input_scale, ()), ("weight_scale", weight_scale, weight.shape[:1])):
+        if not isinstance(scale, Tensor) or scale.dtype != torch.float32:
+            got = scale.dtype if isinstance(scale, Tensor) else type(scale).__name__
+            bad_type(_NAME, name, "be a tensor of float32", got)
+        if scale.shape != shape:
+            bad_value(_NAME, name, f"have shape {tuple(shape)}", tuple(scale.shape))
+    check_device(_NAME, "input", input, weight=weight, bias=bias, input_scale=input_scale, weight_scale=weight_scale)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        bad_value(_NAME, "bias", f"have shape {tuple(weight.shape[:1])}", tuple(bias.shape))
+    if activation is not None and activation not in ACTIVATIONS:
+        bad_choice(_NAME, "activation", ACTIVATIONS, activation)
+    if torch.is_grad_enabled() and input.requires_grad:
+        remedy = "Call it in torch.no_grad(), or detach the input."
+        bad_value(_NAME, "input", "want no gradient, as rounding has none", "one that requires it", remedy)
+
+
+def _body(input: Tensor, weight: Tensor) -> Any:
+    """Who computes it."""
+    if backends.choose(_NAME, input.device, input.dtype) == "reference":
+        return _reference
+    if torch.compiler.is_compiling() or jit_traces() or transformed() or foreign(input, weight):
+        return _dequantized
+    real = type(input) is not FakeTensor and input.numel() * weight.numel() > 0
+    integers = real and weight.dtype == torch.int8 and input.is_cpu and torch.backends.mkldnn.enabled and _has_vnni()
+    return _by_onednn if integers else _dequantized
+
+
+@cache
+def _has_vnni() -> bool:
+    """Whether oneDNN sums products of 8 bits in 32: older instructions saturate pairs of them in 16.
+
+    After 2.14 PyTorch's own branch has these operators no more, but for XPU.
+    """
+    if not all(map(_runs_on_cpu, ("onednn::qconv_pointwise", "onednn::qconv_prepack"))):
+        return False
+    return bool(torch.cpu._is_vnni_supported()) and _sums_exactly()
+
+
+def _runs_on_cpu(name: str) -> bool:
+    return torch._C._dispatch_has_kernel(name) and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
+
+
+def _sums_exactly() -> bool:
+    """Whether it does with the largest numbers: ONEDNN_MAX_CPU_ISA may have it use the older ones."""
+    x, scales = torch.full((1, 64, 4, 4), 127.0, device="cpu"), torch.ones(16, device="cpu")
+    w = torch.full((16, 64, 1, 1), 127, dtype=torch.int8, device="cpu")
+    y = _by_onednn(x, w, None, (scales[0], scales), (1, 0, 1, 1), None)
+    return bool(y.eq(64 * 127**2).all())
+
+
+def _reference(input: Tensor, weight: Tensor, bias: Any, scales: Any, around: Any, activation: str | None) -> Tensor:
+    a = _arguments(quantize(input, scales[0], weight.dtype), weight, around)
+    geometry = (a.stride, a.padding, a.dilation, a.groups)
+    y = reference.conv_quantized(input, weight, bias, scales[0], scales[1], *geometry)
+    return y if activation is None else ACTIVATIONS[activation].function(y)
+
+
+def _arguments(q: Tensor, weight: Tensor, around: tuple[Any, ...]) -> Arguments:
+    return check_conv(_NAME, 2, q, weight, None, *around)
+
+
+def _dequantized(input: Tensor, weight: Tensor, bias: Any, scales: Any, around: Any, activation: str | None) -> Tensor:
+    """The sums by a convolution in fp32 of the narrow numbers, in which their products are exact."""
+    q = quantize(input, scales[0], weight.dtype)
+    if torch.is_autocast_enabled(input.device.type):
+        with torch.autocast(input.device.type, enabled=False):
+            y = conv2d(q.float(), weight.float(), None, *around)
+    else:
+        y = conv2d(q.float(), weight.float(), None, *around)
+    y = y * (scales[0] * scales[1]).view(-1, 1, 1)
+    y = y if bias is None else y + bias.float().view(-1, 1, 1)
+    return y if activation is None else ACTIVATIONS[activation].function(y)
+
+
+class _Packed(NamedTuple):
+    """Weights as oneDNN wants them, and what they were made of; they are made again where that has changed."""
+
+    made_of: tuple[Any, ...]
+    weight: Tensor
+    scale: float
+    zeros: Tensor
+
+
+_packed = WeakTensorKeyDictionary()
+
+
+def _by_onednn(input: Tensor, weight: Tensor, bias: Any, scales: Any, around: Any, activation: str | None) -> Tensor:
+    signed = input.float().mul(scales[0].reciprocal()).round_().clamp_(-128, 127).to(torch.int8)
+    q = signed.view(torch.uint8).add_(_ZERO)
+    a = _arguments(q.view(torch.int8), weight, around)
+    if a.padding[:2] != a.padding[-2:]:
+        top, left, bottom, right = a.padding
+        q, a = F.pad(q, (left, right, top, bottom), value=_ZERO), a._replace(padding=(0, 0))
+    geometry = (a.stride, a.padding[:2], a.dilation, a.groups)
+    packed = _packed_of(weight, scales, geometry)
+    name, numbers = ("none", ()) if activation is None else ACTIVATIONS[activation][1:]
+    bias = None if bias is None else bias.float()
+    qconv = torch.ops.onednn.qconv_pointwise
+    of_input, of_weight = (q, packed.scale, _ZERO), (packed.weight, scales[1], packed.zeros)
+    y: Tensor = qconv(*of_input, *of_weight, bias, *geometry, 1.0, 0, torch.float32, name, list(numbers), "")
+    return y
+
+
+def _packed_of(weight: Tensor, scales: tuple[Tensor, Tensor], geometry: tuple[Any, ...]) -> _Packed:
+    tensors = (weight, *scales)
+    versions = tuple([(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors])
+    made_of = (versions, geometry)
+    packed: _Packed | None = _packed.get(weight)
+    if packed is None or packed.made_of != made_of:
+        scale = float(scales[0])
+        inner = torch.ops.onednn.qconv_prepack(weight.detach(), scales[1], scale, _ZERO, *geometry)
+        packed = _Packed(made_of, inner, scale, torch.zeros(len(weight), dtype=torch.int64))
+        _packed[weight] = packed
+    return packed
