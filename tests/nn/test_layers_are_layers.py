@@ -63,6 +63,7 @@ def test_a_layer_is_a_leaf_and_its_class_tells_the_truth(theirs, ours):
         ao.PermutohedralFilter(),
         ao.ContextModule(2),
         ao.nn.FusedConv2d(3, 3, 3),
+        ao.nn.QuantizedConv2d(3, 3, 3),
     ],
     ids=lambda layer: type(layer).__name__,
 )
