@@ -16,13 +16,13 @@ DTYPES = {"int8": torch.int8, "float8_e4m3fn": torch.float8_e4m3fn}
 
 
 def narrowed(model: nn.Module, recipe: Config, root: str | None, info: Any, dtype: str, count: int) -> nn.Module:
-    """`atrousops.optimize` of a network with a dtype, by training images of a recipe, which stand evenly in their set.
+    """`atrousops.optimize` with a dtype, calibrated on training images of a recipe at even distances in their set.
 
     Args:
         root: the folder of the data.
-        info: `models.Info` of the weights: the images are normalised as theirs were.
+        info: `models.Info` of the weights, for the normalisation of the images.
         dtype: a key of DTYPES.
-        count: how many images; all, if there are fewer.
+        count: number of images; all images if there are fewer.
     """
     data = outputs.open_set(recipe, root, recipe.data.train, transforms.evaluation(info.mean, info.std))
     data.pixels = Pixels(len(info.mean), info.scale)

@@ -136,9 +136,10 @@ def metric_learning(
     There is no release. The paper does not specify the size of the concatenated maps (here that of the scale nearest to
     1), nor the choice of background pixels for the seeds (here ten per image, as for an object).
 
-    After 400 training steps on nuclei it finds no object (`docs/training.md`, "Metric learning on a pretrained trunk"). The
-    mask around the middle pixel of a nucleus has a mean IoU of 0.24 with the nucleus, and 6 % of the masks exceed 0.5, the
-    limit for a seed. A likely cause: pixels of background have no part in the similarity loss, so that masks spill over.
+    After 400 training steps on nuclei it finds no object (docs/training.md, "Metric learning on a pretrained trunk").
+    The mask around the middle pixel of a nucleus has a mean IoU of 0.24 with the nucleus, and 6 % of the masks exceed
+    0.5, the limit for a seed. A likely cause: pixels of background have no part in the similarity loss, so that masks
+    spill over.
 
     Args:
         num_classes: K, background (class 0) included.

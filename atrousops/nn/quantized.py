@@ -1,4 +1,4 @@
-"""QuantizedConv2d: a convolution whose weights and inputs are narrow numbers."""
+"""QuantizedConv2d: a convolution whose weights and inputs are int8 or float8."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from atrousops.nn.conv import FusedConv2d
 from atrousops.nn.in_place import leaf
 from atrousops.ops.conv_quantized import LARGEST, conv_quantized, quantize
 
-# What has as many bits and is no floating number: casts of a module leave it alone.
+# Integer dtypes with as many bits, because casts of a module leave integers alone.
 _BITS = {1: torch.int8, 4: torch.int32}
 _NARROW = ("weight", "weight_scale", "input_scale")
 
 
 def scale_of(largest: Tensor, dtype: torch.dtype) -> Tensor:
-    """The scales that map these magnitudes to the largest number; of what is zero, the smallest normal number."""
+    """The scales that map these magnitudes to the largest number of dtype; for zero, the smallest normal number."""
     return (largest.double() / LARGEST[dtype]).float().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 @leaf
 class QuantizedConv2d(FusedConv2d):
-    """FusedConv2d of int8 or float8_e4m3fn numbers: what `atrousops.optimize(..., dtype=...)` makes of a convolution.
+    """FusedConv2d with int8 or float8_e4m3fn numbers; `atrousops.optimize(..., dtype=...)` makes it from a convolution.
 
     `forward(input, residual=None, activation=None)`, as FusedConv2d's, without gradients: see `conv_quantized`. It has
     a state of its own, `weight` in the narrow dtype, `weight_scale` (K,) and `input_scale` (), and neither layer loads
@@ -69,7 +69,7 @@ class QuantizedConv2d(FusedConv2d):
         return conv_quantized(input, weight, bias, self.input_scale, self.weight_scale, *around, **after)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Moves all, casts the bias only."""
+        """Moves all tensors; casts only the bias."""
         narrow = {id(getattr(self, name)) for name in _NARROW}
 
         def applied(t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Settings that are tensors: buffers that no state dict holds, and that nothing but new numbers may change."""
+"""Settings that are tensors: buffers that are not in the state dict, because the constructor gives them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 class Settings(nn.Module):
-    """A module whose settings keep their values through `to_empty`, and have them where it is built on meta.
+    """A module whose settings keep their values through `to_empty`, and through construction on the meta device.
 
-    A state dict brings back what a module loses there; settings it does not hold.
+    Parameters lose their values there and get them back from a state dict; settings are not in it.
     """
 
     def _set(self, name: str, values: Tensor) -> None:
-        """Registers a setting; `values` have values."""
+        """Registers a setting; `values` is not on the meta device."""
         self._kept = {**self._numbers(), name: values}
         self.register_buffer(name, values.clone(), persistent=False)
 

@@ -1,4 +1,4 @@
-"""In which memory format PyTorch answers a convolution: ours are to answer in the same."""
+"""The memory format that PyTorch gives to the result of a convolution, for our results."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _LARGE_VOLUME = 20480
 
 
 def may_be_channels_last(input: Tensor, weight: Tensor) -> bool:
-    """False where neither rises from its channels: a question that costs next to nothing."""
+    """False if neither tensor can be in channels_last: a cheap first test."""
     return not (input.is_contiguous() and weight.is_contiguous() and input.stride(1) != 1 and weight.stride(1) != 1)
 
 
 def in_format(
     run: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, *rest: Any
 ) -> Tensor:
-    """`run` of such tensors, in channels_last where either rises from its channels, as PyTorch has it.
+    """`run` with a result in channels_last if the strides of either tensor say so, as in PyTorch.
 
-    Its other kernels of volumes on a CPU than oneDNN's answer contiguous.
+    On a CPU, PyTorch's kernels for volumes other than oneDNN's return contiguous results.
     """
     if input.dim() not in CHANNELS_LAST:
         return run(input, weight, bias, *rest)
@@ -38,7 +38,7 @@ def in_format(
 
 
 def _is_onednn_s(input: Tensor, weight: Tensor, a: Arguments) -> bool:
-    """Whether PyTorch gives a volume to oneDNN: ConvParams::use_mkldnn in ATen's Convolution.cpp."""
+    """Whether PyTorch computes a volume with oneDNN: ConvParams::use_mkldnn in ATen's Convolution.cpp."""
     if any([extra >= step for extra, step in zip(a.output_padding, a.stride)]) or not torch.backends.mkldnn.enabled:
         return False
     if input.dtype != torch.float32:

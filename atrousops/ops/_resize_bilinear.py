@@ -1,4 +1,4 @@
-"""resize_bilinear: F.interpolate(mode="bilinear"), for inference on the CPU by our kernel and else by PyTorch's."""
+"""resize_bilinear: F.interpolate(mode="bilinear"), by our kernel for inference on the CPU, otherwise by PyTorch's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from atrousops.dispatch import backends, libraries
 from atrousops.ops._routes import autocasts, is_plain, on_plain, wants_grad
 
-# No operator of `register`: what has derivatives, traces or transforms is PyTorch's.
+# Not made by `register`: with derivatives, traces or transforms PyTorch's operator runs.
 _kernel = on_plain(torch.ops.atrousops.resize_bilinear.default) if libraries.has_operators else None
 _function_modes = torch._C._is_torch_function_mode_enabled
 
@@ -25,16 +25,16 @@ def resize_bilinear(
     align_corners: bool | None = None,
     recompute_scale_factor: bool | None = None,
 ) -> Tensor:
-    """Bilinear interpolation of maps (N, C, H, W), in their memory format, as F.interpolate gives it.
+    """Bilinear interpolation of maps (N, C, H, W) in their memory format, as by F.interpolate.
 
     y[i, j] = (1 - u) ((1 - v) x[a, b] + v x[a, b + 1]) + u ((1 - v) x[a + 1, b] + v x[a + 1, b + 1]), where a + u and
-    b + v are the places of i and j in the input, found as PyTorch finds them; weights and sums are in float, or double.
+    b + v are the positions of i and j in the input, computed as in PyTorch; weights and sums are in float, or double.
 
     Args:
-        input, size, scale_factor, align_corners, recompute_scale_factor: as those of F.interpolate, which also raises
-            what is to be raised.
+        input, size, scale_factor, align_corners, recompute_scale_factor: as in F.interpolate, which also raises the
+            errors.
     """
-    # In this order: a compiler sees no more than the first.
+    # The compiler must only see the first condition.
     if not torch.compiler.is_compiling() and _kernel is not None and _serves(input):
         target = _target(input, size, scale_factor, recompute_scale_factor)
         if target is not None and not _outgrows_caches(input, target[0]):
@@ -50,7 +50,7 @@ def resize_bilinear(
 
 
 def _serves(input: Any) -> bool:
-    """Whether a call is inference on the CPU, and nothing watches it that knows PyTorch's operators alone."""
+    """Whether a call is inference on the CPU, without modes that only know PyTorch's operators."""
     return (
         is_plain((input,))
         and input.is_cpu
@@ -65,13 +65,13 @@ def _serves(input: Any) -> bool:
 
 
 def _outgrows_caches(input: Tensor, size: list[int]) -> bool:
-    """Whether time goes into writing wide pixels of 32 bits or more, where PyTorch's order of writes was the faster."""
+    """Whether writes of wide pixels of 32 bits or more dominate, for which PyTorch's order was faster."""
     wide = input.shape[1] >= 64 and input.itemsize >= 4 and not input.is_contiguous()
     return wide and input.shape[:2].numel() * size[0] * size[1] * input.itemsize > 8 << 20
 
 
 def _target(input: Tensor, size: Any, scale: Any, recompute: bool | None) -> tuple[list[int], tuple[Any, Any]] | None:
-    """(H, W) of the result and the factors that PyTorch computes places with; None for what it has to look at."""
+    """(H, W) of the result and the factors for its positions; None for arguments that PyTorch must check."""
     if (size is None) == (scale is None):
         return None
     given = size if scale is None else scale

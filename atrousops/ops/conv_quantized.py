@@ -1,4 +1,4 @@
-"""conv_quantized: a convolution of int8 or float8_e4m3fn numbers, with what follows it, for inference."""
+"""conv_quantized: a convolution of int8 or float8_e4m3fn numbers, with residual and activation, for inference."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from atrousops.reference.conv_quantized import LARGEST, quantize
 
 _NAME = "conv_quantized"
 _INPUTS = (torch.float32, torch.bfloat16, torch.float16)
-# oneDNN takes activations as uint8, around this value for zero.
+# oneDNN reads activations as uint8, in which this value means zero.
 _ZERO = 128
 
 
@@ -44,14 +44,14 @@ def conv_quantized(
 
     y[n, k, o] = bias[k] + input_scale weight_scale[k] sum over r, c of weight[k, c, r] q[n, c, stride o + dilation r -
     padding], where q is the input divided by its scale, rounded half to even and clamped to what weight's dtype holds.
-    A CPU with VNNI sums int8 in 32-bit integers (oneDNN); all else in fp32, as do float8's sums everywhere: their
-    products are exact there, and no kernel of ours works on the narrow numbers yet.
+    On a CPU with VNNI, int8 products are summed in 32-bit integers (oneDNN). Otherwise they are summed in fp32, in
+    which the products of both dtypes are exact. No kernel of ours computes with these dtypes.
 
     Shapes:
-        input: (N, C, H, W) or (C, H, W), float32, bfloat16 or float16; a NaN has no place in int8.
+        input: (N, C, H, W) or (C, H, W), float32, bfloat16 or float16; int8 cannot represent NaN.
         weight: (K, C / groups, R, S), int8 or float8_e4m3fn.
         input_scale: one positive number, float32; weight_scale: (K,), float32.
-        residual: what broadcasts with the output, or None. activation: None or a name that `conv2d` takes.
+        residual: broadcasts with the output, or None. activation: None or a name that `conv2d` takes.
         output: as conv2d's, in the input's dtype, rounded once; channels_last where oneDNN computes it.
 
     Raises:
@@ -96,7 +96,7 @@ def _check(
 
 
 def _body(input: Tensor, weight: Tensor) -> Any:
-    """Who computes it."""
+    """The implementation for these tensors."""
     if backends.choose(_NAME, input.device, input.dtype) == "reference":
         return _reference
     if torch.compiler.is_compiling() or jit_traces() or transformed() or foreign(input, weight):
@@ -110,7 +110,7 @@ def _body(input: Tensor, weight: Tensor) -> Any:
 def _has_vnni() -> bool:
     """Whether oneDNN sums products of 8 bits in 32: older instructions saturate pairs of them in 16.
 
-    After 2.14 PyTorch's own branch has these operators no more, but for XPU.
+    PyTorch's main branch after 2.14 has these operators for XPU only.
     """
     if not all(map(_runs_on_cpu, ("onednn::qconv_pointwise", "onednn::qconv_prepack"))):
         return False
@@ -122,7 +122,7 @@ def _runs_on_cpu(name: str) -> bool:
 
 
 def _sums_exactly() -> bool:
-    """Whether it does with the largest numbers: ONEDNN_MAX_CPU_ISA may have it use the older ones."""
+    """Whether sums of the largest numbers are exact: ONEDNN_MAX_CPU_ISA can select the older instructions."""
     x, scales = torch.full((1, 64, 4, 4), 127.0, device="cpu"), torch.ones(16, device="cpu")
     w = torch.full((16, 64, 1, 1), 127, dtype=torch.int8, device="cpu")
     y = _by_onednn(x, w, None, (scales[0], scales), (1, 0, 1, 1), None)
@@ -154,7 +154,7 @@ def _dequantized(input: Tensor, weight: Tensor, bias: Any, scales: Any, around: 
 
 
 class _Packed(NamedTuple):
-    """Weights as oneDNN wants them, and what they were made of; they are made again where that has changed."""
+    """Weights in oneDNN's format, and a key of the tensors they were made from; another key means making them again."""
 
     made_of: tuple[Any, ...]
     weight: Tensor

@@ -1,4 +1,4 @@
-"""Blocks of PyTorch, torchvision and this package whose code is known: what `optimize` makes of them."""
+"""Known blocks of PyTorch, torchvision and this package, and their variants in `optimize`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class _ASPP(Variant):
 
 
 class _Resizing(Variant):
-    """Of what resizes bilinearly."""
+    """Base of variants that resize bilinearly."""
 
 
 class _Segmentation(_Resizing):
@@ -100,7 +100,7 @@ class _Upsample(_Resizing):
         return resize_bilinear(input, self.size, self.scale_factor, self.align_corners, self.recompute_scale_factor)
 
 
-# By the class that has the `forward`, and its name: a model cannot hold a class whose module is not imported.
+# Keyed by module and name of the class that defines `forward`; a model's classes are always imported.
 _VARIANTS = {
     ("torchvision.models.resnet", "BasicBlock"): _BasicBlock,
     ("torchvision.models.resnet", "Bottleneck"): _Bottleneck,
@@ -113,7 +113,7 @@ _VARIANTS = {
     ("torchvision.models.segmentation.lraspp", "LRASPPHead"): _LRASPPHead,
     ("torch.nn.modules.upsampling", "Upsample"): _Upsample,
 }
-# Those that have no `forward` of their own.
+# Subclasses without a `forward` of their own.
 _HEIRS = {
     ("torchvision.models.segmentation.deeplabv3", "DeepLabV3"),
     ("torchvision.models.segmentation.fcn", "FCN"),
@@ -143,7 +143,7 @@ def variant_of(layer: nn.Module) -> type | None:
 
 
 def gain_of(known: type) -> str:
-    """What is better in a layer that has it mixed in."""
+    """The gain of this variant, for the report."""
     resizes = issubclass(known, _Resizing)
     return "resized by our kernel on the CPU" if resizes else "what follows a convolution is done in its call"
 

@@ -1,4 +1,4 @@
-"""What `optimize(..., dtype=...)` does: convolutions in int8 or float8, with scales from example images."""
+"""Quantisation by `optimize(..., dtype=...)`: convolutions in int8 or float8, with scales from example images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def checked_calibration(dtype: Any, calibration: Any) -> list[Inputs]:
     """The model's inputs, call by call.
 
     Raises:
-        ArgumentError, ArgumentTypeError: no such dtype, no images, or some that are none or hold NaN or infinity.
+        ArgumentError, ArgumentTypeError: no such dtype, no images, or images that are no tensors or not finite.
     """
     if dtype is None:
         if calibration is not None:
@@ -51,13 +51,13 @@ def checked_calibration(dtype: Any, calibration: Any) -> list[Inputs]:
 
 
 def quantize(model: nn.Module, calls: list[Inputs], dtype: torch.dtype, report: Optimization) -> None:
-    """Makes convolutions of a fused model QuantizedConv2d, in place.
+    """Turns convolutions of a fused model into QuantizedConv2d, in place.
 
     Args:
-        model: what `optimize` made; copies of it run.
+        model: made by `optimize`; only copies of it run.
         calls: of `checked_calibration`.
         dtype: a key of LARGEST.
-        report: gets what became of each convolution.
+        report: receives an entry for each convolution.
     """
     seen = _Seen(copy.deepcopy(model))
     seen.run(calls)
@@ -82,7 +82,7 @@ def quantize(model: nn.Module, calls: list[Inputs], dtype: torch.dtype, report: 
 
 
 def rms_error(got: Tensor, expected: Tensor) -> float:
-    """Root mean square of the difference, over that of what is expected; 0 of integers."""
+    """Root mean square of the difference over that of `expected`; 0 for integers."""
     if not expected.is_floating_point() or expected.numel() == 0:
         return 0.0
     exact = expected.double()
@@ -90,7 +90,7 @@ def rms_error(got: Tensor, expected: Tensor) -> float:
 
 
 class _Seen:
-    """A copy of a model that is run on calibration images, and what its convolutions saw.
+    """A copy of a model that runs on calibration images, and statistics of its convolutions' inputs.
 
     Attributes:
         largest: convolution -> the largest magnitude of its inputs.
@@ -130,7 +130,7 @@ class _Seen:
         return look
 
     def why_left(self, name: str, layer: Any) -> str:
-        """Why a convolution cannot be quantised, or is not by default; empty if it is."""
+        """Why a convolution is not quantised; empty if it is."""
         first, last = self._ends
         if type(layer) is not FusedConv2d:
             return "no two-dimensional convolution that could be prepared"
@@ -149,7 +149,7 @@ class _Seen:
         return "its result is what the model returns" if name in last else ""
 
     def error(self, name: str, layer: QuantizedConv2d) -> float:
-        """What quantisation changes of a layer's result for the first image, rms over rms."""
+        """The change of a layer's result by quantisation for the first image, rms over rms."""
         args, expected = self._first.pop(name)
         with torch.no_grad():
             return rms_error(layer(*args), expected)
