@@ -26,10 +26,10 @@ def max_unpool(
         return connected(input.new_zeros((*leading, *output_size)), input)
     _check(indices, plane, kernel_size)
     out = placed(input, indices, output_size, kernel_size, stride, padding)
-    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(axes + 2)
     batched = torch._C._are_functorch_transforms_active()
-    if channels_last and len(leading) == 2 and not batched and input.is_contiguous(memory_format=channels_last):
-        return out.contiguous(memory_format=channels_last)
+    # PyTorch's max_unpool3d returns a contiguous tensor.
+    if axes == 2 and len(leading) == 2 and not batched and input.is_contiguous(memory_format=torch.channels_last):
+        return out.contiguous(memory_format=torch.channels_last)
     return out
 
 
