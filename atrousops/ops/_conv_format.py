@@ -16,11 +16,6 @@ from atrousops.dispatch.devices import constant_in_graphs
 _LARGE_VOLUME = 20480
 
 
-def may_be_channels_last(input: Tensor, weight: Tensor) -> bool:
-    """False if neither tensor can be in channels_last: a cheap first test."""
-    return not (input.is_contiguous() and weight.is_contiguous() and input.stride(1) != 1 and weight.stride(1) != 1)
-
-
 def in_format(
     run: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, *rest: Any
 ) -> Tensor:

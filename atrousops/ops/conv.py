@@ -17,7 +17,7 @@ from atrousops.dispatch import backends, choice, libraries
 from atrousops.dispatch.devices import allow_tf32
 from atrousops.dispatch.planner import CallArguments
 from atrousops.ops._conv_epilogue import run_with_epilogue
-from atrousops.ops._conv_format import in_format, may_be_channels_last
+from atrousops.ops._conv_format import in_format
 from atrousops.ops._register import foreign, jit_traces, stands_in, transformed
 from atrousops.ops._routes import Call, Route, kernel_of, route_of, run
 
@@ -240,6 +240,11 @@ def first_of_gradient(kind: str, size: Any, weight_size: Any, arguments: Argumen
         return _first(*asked)
     # PyTorch would have to pad first, which plans do not include: ours runs, if it may.
     return 0 if grad.is_cpu else _first(*asked, alone=True)
+
+
+def may_be_channels_last(input: Tensor, weight: Tensor) -> bool:
+    """False if neither tensor can be in channels_last: a cheap first test."""
+    return not (input.is_contiguous() and weight.is_contiguous() and input.stride(1) != 1 and weight.stride(1) != 1)
 
 
 def ours(input: Tensor, weight: Tensor, bias: Tensor | None, a: Arguments, first: int = 0) -> Tensor:

@@ -11,11 +11,11 @@ from atrousops import reference
 from atrousops.common.conv_arguments import Arguments, check_conv_transpose
 from atrousops.common.formats import empty_as_kernel
 from atrousops.dispatch.devices import allow_tf32
-from atrousops.ops._conv_format import in_format, may_be_channels_last
+from atrousops.ops._conv_format import in_format
 from atrousops.ops._conv_maps import convolve, derivatives, grad_weight, keep_pair
 from atrousops.ops._register import register
 from atrousops.ops._routes import Call, kernel_of, route_of, run
-from atrousops.ops.conv import Convolution, find, find_unusual
+from atrousops.ops.conv import Convolution, find, find_unusual, may_be_channels_last
 
 Size = int | Sequence[int]
 
