@@ -37,7 +37,7 @@ def resize_bilinear(
     # The compiler must only see the first condition.
     if not torch.compiler.is_compiling() and _kernel is not None and _serves(input):
         target = _target(input, size, scale_factor, recompute_scale_factor)
-        if target is not None and not _outgrows_caches(input, target[0]):
+        if target is not None:
             return _kernel(input, target[0], bool(align_corners), *target[1])
     return F.interpolate(
         input,
@@ -62,12 +62,6 @@ def _serves(input: Any) -> bool:
         and not _function_modes()
         and backends.forced() in (None, "cpu")
     )
-
-
-def _outgrows_caches(input: Tensor, size: list[int]) -> bool:
-    """Whether writes of wide pixels of 32 bits or more dominate, for which PyTorch's order was faster."""
-    wide = input.shape[1] >= 64 and input.itemsize >= 4 and not input.is_contiguous()
-    return wide and input.shape[:2].numel() * size[0] * size[1] * input.itemsize > 8 << 20
 
 
 def _target(input: Tensor, size: Any, scale: Any, recompute: bool | None) -> tuple[list[int], tuple[Any, Any]] | None:
