@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atrousops.common.files import OutputError
-from atrousops.engine.evaluate import Opened, Refine, Scores, add_images
+from atrousops.engine.scores import Opened, Refine, Scores, add_images
 
 if TYPE_CHECKING:
     from atrousops.engine.segment import Failed, Job, Segmented, Segmenter

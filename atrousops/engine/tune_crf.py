@@ -16,6 +16,7 @@ from atrousops.common.checks import bad_value
 from atrousops.data import SegmentationSet, transforms
 from atrousops.engine import config as configs
 from atrousops.engine import evaluate
+from atrousops.engine.scores import scores_of
 from atrousops.metrics import ConfusionMatrix
 from atrousops.nn import DenseCRF
 
@@ -129,7 +130,7 @@ def _cases(
     for index in chosen:
         image, labels = data[index]
         colours = transforms.denormalise(image, *norm)[None]
-        cases.append((evaluate.scores_of(model, image, data.classes).float().cpu().contiguous(), colours, labels))
+        cases.append((scores_of(model, image, data.classes).float().cpu().contiguous(), colours, labels))
     model.train(was_training)
     return cases
 

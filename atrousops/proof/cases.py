@@ -49,19 +49,6 @@ class Family(NamedTuple):
     timed: tuple[Case, ...] = ()
 
 
-def families(backend: str, device: str) -> dict[str, Family]:
-    """Every family that a backend has on a device, by the name that `verdicts` know it by.
-
-    Args:
-        backend: "cuda", "triton" or "cpu".
-        device: as str(torch.device): which kernel runs a convolution is what the planner says of it.
-    """
-    from atrousops.proof import conv_cases, other_cases
-
-    found = conv_cases.families(backend, device)
-    return found | other_cases.families(backend)
-
-
 def name_of(dtype: torch.dtype, tf32: bool = False) -> str:
     """As in a verdict: "tf32", "bfloat16"."""
     return "tf32" if tf32 else str(dtype).removeprefix("torch.")

@@ -34,7 +34,7 @@ def check(
     An emulated GPU takes minutes for a call of many blocks, and has no speed: it computes the small calls alone.
 
     Args:
-        family: from `cases.families`.
+        family: from `registry.families`.
         backend: whose kernels run, "cuda", "triton" or "cpu".
         device: as str(torch.device).
         say: is told each case before it runs.

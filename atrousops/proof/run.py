@@ -173,7 +173,7 @@ def _backends(device: str) -> Iterator[tuple[str, str | None]]:
 
 
 def _run(result: Selfcheck, worker: Worker, seconds: float, say: Callable[[str], object]) -> None:
-    from atrousops.proof import cases
+    from atrousops.proof import registry
 
     end = time.monotonic() + seconds
     try:
@@ -183,7 +183,7 @@ def _run(result: Selfcheck, worker: Worker, seconds: float, say: Callable[[str],
                 result.problems[backend] = problem
                 continue
             found: dict[str, Finding] = {}
-            names = list(cases.families(backend, result.device))
+            names = list(registry.families(backend, result.device))
             # Where PTX is compiled for a newer GPU a family takes longer: more time is more for each.
             most = max(_TRITON_SECONDS if backend == "triton" else _FAMILY_SECONDS, seconds / 4)
             # On an emulated GPU a family that takes long does not hang.

@@ -148,7 +148,7 @@ def answer(device: str, question: dict[str, Any], say: Callable[[str], object]) 
 
     from atrousops.dispatch import backends
     from atrousops.dispatch.verdicts import Finding
-    from atrousops.proof import cases, check
+    from atrousops.proof import check, registry
 
     backend, family = question["backend"], question["family"]
     if not family:
@@ -162,7 +162,7 @@ def answer(device: str, question: dict[str, Any], say: Callable[[str], object]) 
 
     try:
         found = check.check(
-            cases.families(backend, device)[family], backend, device, told, lambda: end - time.monotonic()
+            registry.families(backend, device)[family], backend, device, told, lambda: end - time.monotonic()
         )
     except Exception as error:  # of a kernel, the compiler or the driver: a verdict; what the device is now is unknown
         first = (str(error).strip().splitlines() or [""])[0]

@@ -21,6 +21,7 @@ from atrousops.common.checks import bad_type
 from atrousops.common.values import is_autocast
 from atrousops.dispatch import backends, choice, planner
 from atrousops.dispatch.planner import CallArguments
+from atrousops.surgery.explain_row import Row
 from atrousops.surgery.explain_stacks import settle_branches, settle_context
 
 # PyTorch's own form of operators that this package has, and what they are called here.
@@ -52,47 +53,6 @@ _CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_paddi
 
 # What layers call in the place of a public function, and which functions are looked for.
 _INSTEAD, _PUBLIC = {"lattice_of": "permutohedral_lattice"}, {*ops.__all__, "conv_quantized"}
-
-
-@dataclass
-class Row:
-    """One operator call.
-
-    Attributes:
-        module: name of the layer in the model; empty for a function.
-        operator: the public function, such as "conv2d".
-        shape, dtype, channels_last: of the input.
-        backend: which of `atrousops.dispatch.backends.NAMES` ran it.
-        kernel: for a convolution one of the planner's.
-        reason: why that one.
-        bytes: every tensor touched once.
-        plan: the planner's whole answer, for convolutions.
-        device: for which plans were made, "cpu" or "cuda".
-        own: the backend of ours that could run it there, or "".
-    """
-
-    module: str
-    operator: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    channels_last: bool
-    backend: str
-    kernel: str
-    reason: str
-    bytes: float = 0.0
-    plan: planner.Plan | None = None
-    device: str = "cpu"
-    own: str = ""
-
-    @property
-    def flops(self) -> float:
-        """Dense floating-point operations, dead taps counted as done; 0 where there are no taps."""
-        return self.plan.dense_flops if self.plan else 0.0
-
-    @property
-    def live_share(self) -> float:
-        """The part of the taps that does not read padding."""
-        return self.plan.live_share if self.plan else 1.0
 
 
 @dataclass

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from atrousops.dispatch import backends
 from atrousops.dispatch.choice import plan_branches, plan_context
 from atrousops.ops.conv_branches import why_apart
-
-if TYPE_CHECKING:
-    from atrousops.surgery.explain import Row
+from atrousops.surgery.explain_row import Row
 
 
 def settle_context(row: Row, ours: str, arguments: dict[str, Any]) -> None:

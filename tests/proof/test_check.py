@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from atrousops.dispatch import libraries, verdicts
-from atrousops.proof import cases, check, conv_cases, worker
+from atrousops.proof import check, conv_cases, registry, worker
 from atrousops.proof.cases import Case, Family
 
 LEFT = lambda: 100.0  # noqa: E731
@@ -102,7 +102,7 @@ def raising(*args):
 
 def test_an_error_is_a_verdict_and_leaves_the_device_in_doubt(monkeypatch):
     families = {"good": Family((case(pooled),)), "bad": Family((case(pooled), case(raising)))}
-    monkeypatch.setattr(cases, "families", lambda backend, device: families)
+    monkeypatch.setattr(registry, "families", lambda backend, device: families)
     question = {"backend": "cpu", "seconds": 60.0}
     said = worker.answer("cpu", question | {"family": "bad"}, lambda case: None)
     assert (said["ok"], said["over"]) == (False, True)
@@ -125,7 +125,7 @@ def test_every_kernel_of_the_planner_has_a_family_in_every_direction(backend):
 
     kinds = ("forward", "input_grad", "weight_grad", "transposed")
     wanted = {f"{kind} {kernel}" for kind in kinds for kernel in planner.kernels(backend) if kernel != "aten"}
-    found = cases.families(backend, "cuda")
+    found = registry.families(backend, "cuda")
     assert wanted <= found.keys()
     assert {name for name in wanted if not found[name].timed} == set()
     # A kernel runs only with the verdicts of those that take its place.
@@ -136,7 +136,7 @@ def test_every_kernel_of_the_planner_has_a_family_in_every_direction(backend):
 @pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing")
 def test_copies_that_step_over_elements_are_a_family_apart():
     """From coordinates below 0, in each dtype of wgmma; those that do not are judged without them."""
-    found = cases.families("cuda", "cuda")
+    found = registry.families("cuda", "cuda")
     for kind, dtypes in (("forward", 3), ("weight_grad", 2)):
         strided = [c.call.arguments for c in found[f"{kind} wgmma_strided"].cases]
         assert {max(a.stride) for a in strided} == {2, 3, 8}
@@ -153,7 +153,7 @@ def test_copies_that_step_over_elements_are_a_family_apart():
 def test_every_operator_has_a_family():
     from atrousops.info import operator_names
 
-    found = cases.families("triton", "cuda").keys()
+    found = registry.families("triton", "cuda").keys()
     assert {name for name in operator_names() if not name.startswith("conv")} <= found
     assert {"conv_branches", "conv_epilogue"} <= found
 
@@ -183,7 +183,7 @@ KERNELS = {
 def test_the_cuda_kernels_pass_and_each_family_runs_its_own(name):
     """As on an H100, with the CUDA source executed on the CPU; the others take longer, and hold as well."""
     before = {c.name: c.runs for c in host_cuda.coverage()}
-    family = cases.families("cuda", "cuda")[name]
+    family = registry.families("cuda", "cuda")[name]
     with host_cuda.host_cuda(), host_cuda.device(*host_cuda.H100):
         found = check.check(family, "cpu", "cpu", lambda case: None, LEFT)
     assert found.reason == ""

@@ -12,7 +12,7 @@ from atrousops import cli
 from atrousops.bench import run as bench
 from atrousops.common.checks import ArgumentError, ArgumentTypeError
 from atrousops.dispatch import backends, choice, libraries, verdicts
-from atrousops.proof import cases, run
+from atrousops.proof import registry, run
 from atrousops.proof.worker import Ended, Worker, _environment
 from atrousops.surgery import autotune
 
@@ -72,7 +72,7 @@ class Pretended:
         return type("Properties", (), {"name": self.name, "major": 9, "minor": 0})
 
     def families(self, *names):
-        self.monkeypatch.setattr(cases, "families", lambda backend, device: dict.fromkeys(names))
+        self.monkeypatch.setattr(registry, "families", lambda backend, device: dict.fromkeys(names))
 
     def answers(self, begin="pass", runs=True):
         code = textwrap.dedent(ANSWERS).format(starts=str(self.file), begin=begin, runs=runs)
@@ -269,8 +269,10 @@ def test_autotune_does_not_measure_what_has_not_passed(monkeypatch):
 
 
 def test_the_true_process_checks_the_cpu(monkeypatch, capsys):
-    every = cases.families
-    monkeypatch.setattr(cases, "families", lambda *of: {name: every(*of)[name] for name in ("max_pool", "mean_field")})
+    every = registry.families
+    monkeypatch.setattr(
+        registry, "families", lambda *of: {name: every(*of)[name] for name in ("max_pool", "mean_field")}
+    )
     assert cli.main(["selfcheck", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "cpu max_pool             passed   8 cases\n" in out
