@@ -1,7 +1,7 @@
 // Streams, devices and their properties.
 #pragma once
 
-#include "cuda/device_properties.h"
+#include "core/device_properties.h"
 #include "cuda/platform.h"
 #include "stable/tensor.h"
 
@@ -13,6 +13,8 @@
 #endif
 
 namespace atrousops::cuda {
+
+using core::DeviceProperties;
 
 #if defined(ATROUSOPS_HOST_CUDA)
 

@@ -15,9 +15,9 @@ Counter*& counters() {
 Counter::Counter(Kind kind, std::string_view name) : kind(kind), name(name), next(counters()) { counters() = this; }
 
 // An H100's.
-static cuda::DeviceProperties device{132, 90, 227 << 10, 228 << 10, 50 << 20};
-const cuda::DeviceProperties& properties(int) { return device; }
-void set_properties(const cuda::DeviceProperties& p) { device = p; }
+static core::DeviceProperties device{132, 90, 227 << 10, 228 << 10, 50 << 20};
+const core::DeviceProperties& properties(int) { return device; }
+void set_properties(const core::DeviceProperties& p) { device = p; }
 unsigned& largest_cluster() {
   static unsigned blocks = 8;
   return blocks;

@@ -1,12 +1,12 @@
 // The device that kernels believe to run on.
 #pragma once
 
-#include "cuda/device_properties.h"
+#include "core/device_properties.h"
 
 namespace atrousops::host_cuda {
 
-const cuda::DeviceProperties& properties(int device);
-void set_properties(const cuda::DeviceProperties& p);
+const core::DeviceProperties& properties(int device);
+void set_properties(const core::DeviceProperties& p);
 // Blocks of a cluster that there is room for.
 unsigned& largest_cluster();
 

@@ -2,9 +2,9 @@
 
 #include <cstdint>
 
-namespace atrousops::cuda {
+namespace atrousops::core {
 
-// What kernels are chosen by. Bytes of shared memory are what a launch may ask for.
+// Properties of a GPU that kernels are chosen by. Bytes of shared memory: what a launch may ask for.
 struct DeviceProperties {
   int multiprocessors;
   int capability;  // 90 for 9.0
@@ -12,4 +12,4 @@ struct DeviceProperties {
   int64_t l2_bytes;
 };
 
-}  // namespace atrousops::cuda
+}  // namespace atrousops::core
