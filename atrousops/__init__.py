@@ -4,9 +4,8 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
-
 from atrousops import functional, nn
+from atrousops.common.version import __version__
 from atrousops.dispatch.backends import backend
 from atrousops.info import info
 from atrousops.nn import *  # noqa: F403

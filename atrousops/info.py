@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from atrousops import ops
+from atrousops.common.version import __version__
 from atrousops.dispatch import backends, libraries
 from atrousops.dispatch.devices import is_emulated
 
@@ -63,8 +64,6 @@ def cpu_isa() -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    from atrousops import __version__
-
     return {
         "atrousops": __version__,
         "torch": torch.__version__,
