@@ -29,45 +29,31 @@ static void resize_plane_row(const ResizeAxis& x, const T* row, compute_t<T>* ou
   }
 }
 
-// Columns begin .. end of a row of pixels.
-template <class T>
-static void resize_pixel_row(const ResizeAxis& x, int64_t channels, const T* row, int64_t begin, int64_t end,
-                             compute_t<T>* out) {
-  using C = compute_t<T>;
-  constexpr int64_t L = kLanes<C>;
-  for (int64_t i = begin; i < end; ++i, out += channels) {
-    const T *near = row + x.near[i] * channels, *far = row + x.far[i] * channels;
-    const C u = weights<C>(x.near_weight)[i], v = weights<C>(x.far_weight)[i];
-    if (channels < L) {
-      for (int64_t c = 0; c < channels; ++c) out[c] = u * load(near[c]) + v * load(far[c]);
-      continue;
-    }
-    for (int64_t c = 0; c < channels; c += L) {
-      const int64_t at = c + L <= channels ? c : channels - L;
-      lanes_t<C> a, b;
-      load_lanes(near + at, a);
-      load_lanes(far + at, b);
-      store_lanes(out + at, u * a + v * b);
-    }
-  }
-}
-
-template <class T>
-static void blend(const compute_t<T>* upper, const compute_t<T>* lower, compute_t<T> u, compute_t<T> v, T* out,
-                  int64_t n) {
-  using C = compute_t<T>;
+// u near + v far, n of them.
+template <class In, class C, class Out>
+static void blend(const In* near, const In* far, C u, C v, Out* out, int64_t n) {
   constexpr int64_t L = kLanes<C>;
   if (n < L) {
-    for (int64_t i = 0; i < n; ++i) store(out + i, u * upper[i] + v * lower[i]);
+    for (int64_t i = 0; i < n; ++i) store(out + i, u * load(near[i]) + v * load(far[i]));
     return;
   }
   for (int64_t i = 0; i < n; i += L) {
     const int64_t at = i + L <= n ? i : n - L;
     lanes_t<C> a, b;
-    load_lanes(upper + at, a);
-    load_lanes(lower + at, b);
+    load_lanes(near + at, a);
+    load_lanes(far + at, b);
     store_lanes(out + at, u * a + v * b);
   }
+}
+
+// Columns begin .. end of a row of pixels.
+template <class T>
+static void resize_pixel_row(const ResizeAxis& x, int64_t channels, const T* row, int64_t begin, int64_t end,
+                             compute_t<T>* out) {
+  using C = compute_t<T>;
+  for (int64_t i = begin; i < end; ++i, out += channels)
+    blend(row + x.near[i] * channels, row + x.far[i] * channels, weights<C>(x.near_weight)[i],
+          weights<C>(x.far_weight)[i], out, channels);
 }
 
 // Columns begin .. end of output rows first .. last of one plane.
