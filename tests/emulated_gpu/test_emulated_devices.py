@@ -17,7 +17,7 @@ from oracle import assert_close, tf32
 import atrousops as ao
 import atrousops.functional as A
 from atrousops.dispatch import backends, choice, devices, probe, verdicts
-from atrousops.proof import cases, run
+from atrousops.proof import registry, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif("ATROUSOPS_EMULATED" not in os.environ, reason="of the emulation")]
 
@@ -212,7 +212,7 @@ def test_a_family_that_hangs_is_left_to_pytorch(monkeypatch, own_plans):
     verdicts.forget()
     with monkeypatch.context() as patched:
         patched.setattr(run, "command", lambda device: [sys.executable, "-I", "-c", HANGING_FAMILY])
-        patched.setattr(cases, "families", lambda backend, device: {"max_pool": None})
+        patched.setattr(registry, "families", lambda backend, device: {"max_pool": None})
         # Of an emulated device time says nothing; its family would have all there is.
         patched.setattr(devices, "names_emulated", lambda gpu: False)
         # A quarter of the time is one family's.
