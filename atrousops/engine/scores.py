@@ -151,4 +151,4 @@ def add_images(
         found = scores_of(model, image, data.classes)
         if crf is not None:
             found = crf(found.float().cpu().contiguous(), transforms.denormalise(image, *norm)[None])
-        scores.update(found.argmax(1)[0].cpu(), labels)
+        scores.update(found.max(1).indices[0].cpu(), labels)

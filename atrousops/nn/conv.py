@@ -12,7 +12,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from atrousops import ops
 from atrousops.common.checks import bad_value
 from atrousops.nn.in_place import in_place_of, leaf
+from atrousops.ops.conv import frozen
 
+_FROZEN = {rank: frozen(rank) for rank in (1, 2, 3)}
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -59,6 +61,8 @@ class _FusedConv(_AtrousConv):
     channels_last: bool = False
     # Whether the result is always contiguous, because later code reads its strides.
     contiguous_output: bool = False
+    # Whether its own weight is kept in the format that oneDNN multiplies it in, besides: `optimize(..., freeze=True)`.
+    frozen: bool = False
 
     def forward(self, input: Tensor, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
         return self.convolve(input, self.weight, residual, activation)
@@ -71,7 +75,10 @@ class _FusedConv(_AtrousConv):
         if self.padding_mode != "zeros":
             input, padding = self._padded(input), 0
         around = (self.stride, padding, self.dilation, self.groups)
-        y = self._function(input, weight, self.bias, *around, residual=residual, activation=activation)
+        if self.frozen and weight is self.weight:
+            y = _FROZEN[len(self.kernel_size)](input, weight, self.bias, around, residual, activation)
+        else:
+            y = self._function(input, weight, self.bias, *around, residual=residual, activation=activation)
         return y.contiguous() if self.contiguous_output else y
 
 

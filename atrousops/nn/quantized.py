@@ -54,6 +54,7 @@ class QuantizedConv2d(FusedConv2d):
             dtype: a key of LARGEST.
         """
         layer.__class__ = cls
+        layer.frozen = False  # narrow weights are kept in oneDNN's format in any case
         made = cast("QuantizedConv2d", layer)
         made._quantize(input_scale, dtype)
         return made

@@ -16,6 +16,7 @@ from atrousops.common.conv_arguments import Arguments, output_size
 from atrousops.common.formats import empty_as_kernel, prefers_channels_last
 from atrousops.dispatch import backends, libraries
 from atrousops.dispatch.devices import allow_tf32
+from atrousops.ops._prepacked import prepacked
 from atrousops.ops._register import foreign, jit_traces, register, transformed
 from atrousops.ops._routes import Call, Route, route_of, run
 
@@ -37,9 +38,19 @@ ACTIVATIONS = {
 
 
 def run_with_epilogue(
-    call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, args: tuple, residual: Any, activation: Any
+    call: Call,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    args: tuple,
+    residual: Any,
+    activation: Any,
+    frozen: bool = False,
 ) -> Tensor:
-    """activation(convolution + residual), fused by oneDNN or Triton, else in place after the convolution."""
+    """activation(convolution + residual), fused by oneDNN or Triton, else in place after the convolution.
+
+    frozen: weight is not changed where `prepacked` would not see it, and oneDNN's format of it is kept.
+    """
     if activation is not None and activation not in ACTIVATIONS:
         bad_value(call.kind.name, "activation", f"be one of {', '.join(ACTIVATIONS)} or None", repr(activation))
     if residual is not None and not isinstance(residual, Tensor):
@@ -51,9 +62,15 @@ def run_with_epilogue(
         return _add_and_activate(call, y, residual, activation, in_place=False)
     route = route_of(call, input, weight, bias, args)
     if _fits(route, input, weight, bias, residual):
-        if _onednn_fuses(route, input, residual, activation):
+        after = residual is not None or activation is not None
+        if (after or frozen) and _onednn_fuses(route, input, residual, activation):
+            weight = _packed(route, input, weight) if frozen else weight
             return _onednn(route, input, weight, bias, residual, activation)
-        if route.backend == "triton" and backends.choose("conv_epilogue", input.device, input.dtype) == "triton":
+        if (
+            after
+            and route.backend == "triton"
+            and backends.choose("conv_epilogue", input.device, input.dtype) == "triton"
+        ):
             return _triton(route, input, weight, bias, residual, activation)
     y = route.run(input, weight, bias, *route.rest)
     return _add_and_activate(call, y, residual, activation, in_place=True)
@@ -145,6 +162,14 @@ def _onednn(
     if residual is None:
         return fused.default(input, weight, bias, *geometry, name or "none", scalars, None)
     return fused.binary(input, residual, weight, bias, *geometry, "add", 1.0, name, (), None)
+
+
+def _packed(route: Route, input: Tensor, weight: Tensor) -> Tensor:
+    """The weight in the format that oneDNN multiplies it in; for another size the old format could cost far more."""
+    a = route.arguments
+    geometry = (a.padding[: len(a.stride)], a.stride, a.dilation, a.groups, tuple(input.shape))
+    pack = torch.ops.mkldnn._reorder_convolution_weight
+    return prepacked(weight, (), geometry, lambda: pack(weight.detach(), *geometry))
 
 
 def _triton(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -272,3 +273,11 @@ def _call(rank: int, aten: Callable[..., Tensor]) -> Call:
 
 
 _CONV1D, _CONV2D, _CONV3D = _call(1, F.conv1d), _call(2, F.conv2d), _call(3, F.conv3d)
+
+
+def frozen(rank: int) -> Callable[..., Tensor]:
+    """conv1d, conv2d or conv3d whose weights are kept in oneDNN's format too; see `prepacked` for what it does not see.
+
+    Called as (input, weight, bias, (stride, padding, dilation, groups), residual, activation).
+    """
+    return partial(run_with_epilogue, {1: _CONV1D, 2: _CONV2D, 3: _CONV3D}[rank], frozen=True)

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from atrousops import reference
 from atrousops.common.checks import bad_choice, bad_type, bad_value, check_device, check_floating
 from atrousops.common.conv_arguments import Arguments, check_conv
 from atrousops.dispatch import backends
 from atrousops.ops._conv_epilogue import ACTIVATIONS
+from atrousops.ops._prepacked import prepacked
 from atrousops.ops._register import foreign, jit_traces, transformed
 from atrousops.ops.conv import conv2d
 from atrousops.reference.conv_quantized import LARGEST, quantize
@@ -154,15 +154,11 @@ def _dequantized(input: Tensor, weight: Tensor, bias: Any, scales: Any, around: 
 
 
 class _Packed(NamedTuple):
-    """Weights in oneDNN's format, and a key of the tensors they were made from; another key means making them again."""
+    """Weights in oneDNN's format, the scale of inputs as a number, and the weights' zero points."""
 
-    made_of: tuple[Any, ...]
     weight: Tensor
     scale: float
     zeros: Tensor
-
-
-_packed = WeakTensorKeyDictionary()
 
 
 def _by_onednn(input: Tensor, weight: Tensor, bias: Any, scales: Any, around: Any, activation: str | None) -> Tensor:
@@ -183,13 +179,9 @@ def _by_onednn(input: Tensor, weight: Tensor, bias: Any, scales: Any, around: An
 
 
 def _packed_of(weight: Tensor, scales: tuple[Tensor, Tensor], geometry: tuple[Any, ...]) -> _Packed:
-    tensors = (weight, *scales)
-    versions = tuple([(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors])
-    made_of = (versions, geometry)
-    packed: _Packed | None = _packed.get(weight)
-    if packed is None or packed.made_of != made_of:
+    def make() -> _Packed:
         scale = float(scales[0])
         inner = torch.ops.onednn.qconv_prepack(weight.detach(), scales[1], scale, _ZERO, *geometry)
-        packed = _Packed(made_of, inner, scale, torch.zeros(len(weight), dtype=torch.int64))
-        _packed[weight] = packed
-    return packed
+        return _Packed(inner, scale, torch.zeros(len(weight), dtype=torch.int64))
+
+    return prepacked(weight, scales, geometry, make)

@@ -178,7 +178,9 @@ class Fusion:
                 reason = reasons.get(layer) or "no code shows that it gets all that one convolution returns"
                 report.left.append(Left(name, type(layer).__name__, reason))
 
-    def prepare_convs(self, report: Optimization, memory_format: torch.memory_format | None) -> None:
+    def prepare_convs(
+        self, report: Optimization, memory_format: torch.memory_format | None, freeze: bool = False
+    ) -> None:
         """Makes convolutions FusedConv, which work in a memory format of their own and do what follows them."""
         ready: dict[str, Any] = {}
         for layer, name in self.names.items():
@@ -189,6 +191,8 @@ class Fusion:
                 else:
                     ready[name] = layer
                     layer.__class__ = _CONVS[type(layer)]
+                    if freeze:
+                        layer.frozen = True
         if memory_format is torch.channels_last and self.watch is not None:
             formats = {2: torch.channels_last, 3: torch.channels_last_3d}
             kept = self.watch.keeps_format(set(ready)) & self.watch.in_nchw

@@ -6,6 +6,7 @@ import sys
 from collections import OrderedDict
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from atrousops.nn.aspp import run_aspp
@@ -66,6 +67,8 @@ class _ASPP(Variant):
 class _Resizing(Variant):
     """Base of variants that resize bilinearly."""
 
+    gain = "resized by our kernel on the CPU"
+
 
 class _Segmentation(_Resizing):
     def forward(self: Any, x: Any) -> Any:
@@ -100,6 +103,18 @@ class _Upsample(_Resizing):
         return resize_bilinear(input, self.size, self.scale_factor, self.align_corners, self.recompute_scale_factor)
 
 
+class _MeanOfImage(Variant):
+    """AdaptiveAvgPool2d to one pixel, for which PyTorch copies 16 bits into float; its pooling to any size does not."""
+
+    gain = "16 bits are averaged without a copy in float"
+
+    def forward(self: Any, input: Any) -> Any:
+        plain = type(input) is Tensor and input.dim() == 4 and input.is_cpu and input.itemsize == 2
+        if not plain or input.numel() == 0 or (torch.is_grad_enabled() and input.requires_grad):
+            return super().forward(input)  # type: ignore[misc]
+        return torch.ops.aten._adaptive_avg_pool2d(input, (1, 1))
+
+
 # Keyed by module and name of the class that defines `forward`; a model's classes are always imported.
 _VARIANTS = {
     ("torchvision.models.resnet", "BasicBlock"): _BasicBlock,
@@ -111,6 +126,7 @@ _VARIANTS = {
     ("torchvision.models.segmentation._utils", "_SimpleSegmentationModel"): _Segmentation,
     ("torchvision.models.segmentation.lraspp", "LRASPP"): _LRASPP,
     ("torchvision.models.segmentation.lraspp", "LRASPPHead"): _LRASPPHead,
+    ("torch.nn.modules.pooling", "AdaptiveAvgPool2d"): _MeanOfImage,
     ("torch.nn.modules.upsampling", "Upsample"): _Upsample,
 }
 # Subclasses without a `forward` of their own.
@@ -139,13 +155,14 @@ def variant_of(layer: nn.Module) -> type | None:
     if _place(kind) in _HEIRS:
         kind = kind.__bases__[0]
     known = _VARIANTS.get(_key(kind))
+    if known is _MeanOfImage:
+        return known if layer.output_size in (1, (1, 1), [1, 1]) else None
     return None if known is _Upsample and layer.mode != "bilinear" else known
 
 
 def gain_of(known: type) -> str:
     """The gain of this variant, for the report."""
-    resizes = issubclass(known, _Resizing)
-    return "resized by our kernel on the CPU" if resizes else "what follows a convolution is done in its call"
+    return getattr(known, "gain", "what follows a convolution is done in its call")
 
 
 def outputs_of(layer: nn.Module) -> set[str] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ def optimize(
     check: bool = True,
     dtype: torch.dtype | None = None,
     calibration: Iterable[Any] | None = None,
+    freeze: bool = False,
 ) -> nn.Module:
     """A copy of a trained model that does the same in fewer and faster steps, for inference.
 
@@ -64,6 +65,10 @@ def optimize(
         dtype: of the numbers that convolutions multiply; None leaves them.
         calibration: images such as the model will see, a tensor (N, C, H, W), or inputs of calls, each a tensor or a
             tuple; some tens of them, and none that the copy is judged by.
+        freeze: keeps the weights of the convolutions above in the formats that oneDNN multiplies them in, too, from
+            their first call on a CPU, instead of making these in every call. It takes as much memory again as the
+            weights. Changes by `load_state_dict` and other in-place operations are seen; those through `weight.data`,
+            numpy or another process are not.
 
     Returns:
         The copy. `optimization_report(copy)` lists what was fused, what was left, and why.
@@ -78,33 +83,42 @@ def optimize(
     if model.training:
         bad_value("optimize", "model", "be in evaluation mode", "one in training mode", "Call model.eval().")
     calls = checked_calibration(dtype, calibration)
-    result = _fused(model, [example] if example else [], calls[:1], memory_format, check)
-    if dtype is not None:
-        quantize(result, calls, dtype, optimization_report(result))
+    # Weights made in inference mode would not tell of their changes.
+    with torch.inference_mode(False):
+        result = _fused(model, [example] if example else [], calls[:1], _How(memory_format, check, freeze))
+        if dtype is not None:
+            quantize(result, calls, dtype, optimization_report(result))
     return result
+
+
+class _How(NamedTuple):
+    """Arguments of `optimize`."""
+
+    memory_format: torch.memory_format | None
+    check: bool
+    freeze: bool
 
 
 def _fused(
     model: nn.Module,
     example: list[Inputs],
     otherwise: list[Inputs],
-    memory_format: torch.memory_format | None,
-    check: bool,
+    how: _How,
 ) -> nn.Module:
     """The copy without narrow numbers; `otherwise`: inputs where no example is given and none can be made."""
-    if not check:
-        return _made(model, None, None, ["not held to the model, as asked for"])
+    if not how.check:
+        return _made(model, None, how._replace(memory_format=None), ["not held to the model, as asked for"])
     inputs = example or made_inputs(model) or otherwise
     if not inputs:
         note = "it takes no image that could be made here: give an example of its inputs to have layers fused"
-        return _made(model, None, memory_format, [note], fuse=False)
+        return _made(model, None, how, [note], fuse=False)
     standard, watched = Standard(model, inputs), copy.deepcopy(model)
     watch = Watch(watched)
     for given in inputs:
         run_seeded(watched, given, watch)
     notes: list[str] = []
-    for format in dict.fromkeys((memory_format, None)):
-        result = _made(model, watch, format, notes)
+    for format in dict.fromkeys((how.memory_format, None)):
+        result = _made(model, watch, how._replace(memory_format=format), notes)
         reason = standard.disagreement(result)
         if not reason:
             return result
@@ -117,7 +131,7 @@ def _fused(
 def _made(
     model: nn.Module,
     watch: Watch | None,
-    memory_format: torch.memory_format | None,
+    how: _How,
     notes: list[str],
     fuse: bool = True,
 ) -> nn.Module:
@@ -129,7 +143,7 @@ def _made(
     if fuse:
         fusion = Fusion(result, watch)
         fusion.fold_norms(report)
-        fusion.prepare_convs(report, memory_format)
+        fusion.prepare_convs(report, how.memory_format, how.freeze)
         fusion.mix_in(report)
     result.requires_grad_(False)
     _clear_subnormals(result, report)
