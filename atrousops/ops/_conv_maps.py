@@ -12,6 +12,7 @@ from torch import Tensor
 
 from atrousops.common.conv_arguments import Arguments, output_size
 from atrousops.common.formats import empty_as_kernel, prefers_channels_last
+from atrousops.ops._conv_format import arranged, is_last
 from atrousops.ops._register import register, transformed
 from atrousops.ops._routes import CALLS
 from atrousops.ops.conv import first_of_gradient, ours, rest_of
@@ -46,8 +47,9 @@ def grad_input(grad: Tensor, weight: Tensor, size: Sequence[int], a: Arguments) 
     if first is not None:
         return CALLS["conv_grad_input"](grad, weight, size, *rest_of(a, grad, first))
     extent = _extent(size, weight.shape[2:], grad.shape, a)
-    # Only its size is used.
+    # Only its size is used, so that the weight has to say in which format.
     input, padding = _as_read(grad.new_empty(1).expand(size), extent, a)
+    weight = weight if transformed() else _dense(weight, grad)
     out = _aten_backward(grad, input, weight, padding, a, (True, False, False))[0]
     if extent is None:
         return out
@@ -141,6 +143,8 @@ def keep_pair(ctx: Any, first: Tensor, second: Tensor, arguments: Arguments, for
         second if needs[0] else _edge(second) if needs[1] and edges else None,
     )
     ctx.sizes, ctx.arguments, ctx.is_forward = (tuple(first.shape), tuple(second.shape)), arguments, forward
+    # `in_format` arranged the input of a map or a volume; of sequences the weight alone decides.
+    ctx.last = is_last(second) if first.dim() == 3 else prefers_channels_last(first)
 
 
 def _edge(t: Tensor) -> Tensor:
@@ -165,7 +169,7 @@ class _Led(torch.autograd.Function):
 
 def _led_to_both(grads: tuple[Tensor | None, ...], *saved: Tensor | None) -> tuple[Tensor | None, ...]:
     """As PyTorch's convolution_backward: each gradient requires one if the input or the weight does."""
-    if not torch.is_grad_enabled() or transformed() or torch.compiler.is_compiling():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return grads
     ends = [t for t in saved if t is not None and t.requires_grad]
     return tuple([g if g is None or g.requires_grad or not ends else _Led.apply(g, *ends) for g in grads])
@@ -181,12 +185,17 @@ def derivatives(of_first: Callable[..., Tensor], of_second: Callable[..., Tensor
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (first, second), (first_size, second_size) = ctx.saved_tensors, ctx.sizes
         needs, a = ctx.needs_input_grad, ctx.arguments
+        in_order = ctx.is_forward and not transformed()
+        if in_order:
+            grad = arranged(grad, ctx.last)
         grads: tuple[Tensor | None, ...] = (
             of_first(grad, second, first_size, a) if needs[0] else None,
             of_second(grad, first, second_size, a) if needs[1] else None,
             grad_bias(grad) if needs[2] else None,
         )
-        grads = _led_to_both(grads, first, second) if ctx.is_forward else grads
+        if in_order:
+            grads = (*[g if g is None else arranged(g, ctx.last) for g in grads[:2]], grads[2])
+            grads = _led_to_both(grads, first, second)
         return (*grads, *(None,) * (len(needs) - 3))
 
     return backward
