@@ -1,5 +1,7 @@
 """What conv and conv_transpose accept and refuse: PyTorch's own samples, and random arguments."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -127,8 +129,28 @@ def agree(name, *args):
 @given(drawn=arguments())
 def test_random_arguments(transposed, drawn):
     rank, (n, *size), groups, c, k, kernel, stride, padding, dilation, extra = drawn
-    # PyTorch leaves the arguments of an empty batch unchecked in a transposed convolution; we do not.
-    x = exact_in_fp64(torch.randn(max(n, int(transposed)), *size, dtype=torch.float64))
+    x = exact_in_fp64(torch.randn(n, *size, dtype=torch.float64))
     ends, rest = ((groups * c, k), (extra, groups, dilation)) if transposed else ((groups * k, c), (dilation, groups))
     w = exact_in_fp64(torch.randn(*ends, *kernel, dtype=torch.float64))
     agree(f"conv{'_transpose' * transposed}{rank}d", x, w, None, stride, padding, *rest)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_transposed_convolutions_without_outputs(dtype, rank):
+    """PyTorch answers any of an empty batch and, where oneDNN runs, other results without pixels."""
+    answered = 0
+    for n, groups, kernel, padding, extra in itertools.product((0, 2), (1, 2), (1, 2, 3), (0, 1, 2), (0, 1)):
+        sizes = (n, 2, *(1,) * rank), (2, 1, *(kernel,) * rank), (groups,)
+        found = []
+        for module in (F, A):
+            leaves = [torch.ones(size, dtype=dtype, requires_grad=True) for size in sizes]
+            try:
+                y = getattr(module, f"conv_transpose{rank}d")(*leaves, 1, padding, extra, groups)
+            except RuntimeError:
+                found.append(None)
+                continue
+            found.append([(t.shape, t.stride(), t.tolist()) for t in (y, *torch.autograd.grad(y.sum(), leaves))])
+        assert found[1] == found[0], (n, groups, kernel, padding, extra)
+        answered += found[0] is not None and 0 in found[0][0][0]
+    assert answered

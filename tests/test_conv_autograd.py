@@ -140,3 +140,35 @@ def test_our_kernels_compute_with_subnormals(groups):
     for ours, theirs in ((y, exact), (dx, right)):
         assert 0 < theirs.abs().max() < torch.finfo(torch.float32).tiny
         assert (ours.double() - theirs).abs().max() <= 72 * 1.5e-45
+
+
+def reached(function, wanted, higher):
+    """Of each gradient of a convolution, whether it requires one, and whether each leaf then has one."""
+    x, w, b = (torch.randn(s, dtype=torch.float64) for s in ((2, 3, 7, 6), (3, 3, 3, 3), (3,)))
+    leaves = [t.requires_grad_() for name, t in {"input": x, "weight": w, "bias": b}.items() if name in wanted]
+    y = function(x, w, b, padding=2)
+    dy = torch.ones_like(y).requires_grad_(higher)
+    said = []
+    for grad in torch.autograd.grad(y, leaves, dy, create_graph=True):
+        ends = [*leaves, dy] if higher else leaves
+        options = {"retain_graph": True, "allow_unused": True}
+        found = torch.autograd.grad(grad.sum(), ends, **options) if grad.requires_grad else ()
+        said.append((grad.requires_grad, [t is not None for t in found]))
+    return said
+
+
+@pytest.mark.parametrize("higher", [False, True], ids=["constant dy", "dy with a graph"])
+@pytest.mark.parametrize("wanted", ["input", "weight", "bias", "input, bias", "weight, bias", "input, weight, bias"])
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+def test_the_graph_of_a_gradient_leads_to_both_tensors(name, wanted, higher):
+    """Also where its values depend on neither, as in PyTorch: a loss that is a sum of gradients can be derived."""
+    right = reached(getattr(F, name), wanted, higher)
+    with ao.backend("cpu"):
+        assert reached(getattr(A, name), wanted, higher) == right
+
+
+def test_a_graph_to_the_input_keeps_none_of_its_memory():
+    x, w = torch.randn(2, 3, 7, 6, requires_grad=True), torch.randn(3, 3, 3, 3)
+    with ao.backend("cpu"):
+        kept = A.conv2d(x, w).grad_fn.saved_tensors
+    assert [t.untyped_storage().nbytes() for t in kept] == [0, w.untyped_storage().nbytes()]

@@ -48,10 +48,9 @@ def test_sequences_are_contiguous_as_in_pytorch(layout, backend):
     ours, theirs = sequences(A, layout), sequences(F, layout)
     for name, y in ours.items():
         # On CUDA, as with a gradient, its max_pool1d is max_pool2d, which keeps (N, L, C).
-        stock = theirs[name].contiguous() if name == "max_pool1d" and y.is_cuda else theirs[name]
-        assert stock.is_contiguous(), f"{name}: PyTorch's is not"
-        assert y.stride() == stock.stride(), name
-        y.detach().view(-1)
+        if name != "max_pool1d" or not y.is_cuda:
+            assert theirs[name].is_contiguous(), f"{name}: PyTorch's is not"
+        assert y.stride() == theirs[name].stride(), name
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -111,6 +110,63 @@ VOLUMES = {
 
 def significant(t):
     return [step for step, size in zip(t.stride(), t.shape) if size > 1]
+
+
+def trained(module, name, rank, orders):
+    """Results and gradients of a function of inputs, weights or indices, and gradients of results in some orders."""
+    generator = torch.Generator().manual_seed(0)
+    # Small integers, whose sums are exact in any order.
+    some = lambda *size: torch.randint(-9, 10, size, generator=generator).float()  # noqa: E731
+    of_x, of_other, of_dy = (VOLUMES[order] if rank > 1 else LAYOUTS[order] for order in orders)
+    size, function = (5, 6, 7)[:rank], getattr(module, f"{name.split()[0]}{rank}d")
+    x = of_x(some(2, 4, *size)).requires_grad_()
+    leaves = [x]
+    if name == "max_unpool":
+        wide = some(2, 4, *(2 * n for n in size))
+        results = [function(x, of_other(getattr(F, f"max_pool{rank}d")(wide, 2, return_indices=True)[1]), 2)]
+    elif "pool" in name:
+        results = function(x, 3, 2, return_indices="indices" in name)
+        results = results if isinstance(results, tuple) else [results]
+    else:
+        groups = 4 if "depthwise" in name else 1
+        w = some(4, 4 // groups, *[3] * rank)
+        leaves += [of_other(w).requires_grad_(), torch.zeros(4, requires_grad=True)]
+        results = [function(*leaves, 2, 1, groups=groups)]
+    dy = of_dy(some(*results[0].shape))
+    return [*results, *torch.autograd.grad(results[0], leaves, dy)]
+
+
+@pytest.mark.usefixtures("nondeterministic")
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize(
+    "name", ["conv", "conv depthwise", "conv_transpose", "max_pool", "max_pool indices", "max_unpool"]
+)
+def test_gradients_are_in_pytorchs_format(name, rank):
+    """Whatever the result's gradient is in: after an input or a weight in channels_last, or contiguous."""
+    torch.set_num_threads(1)
+    of_x = list(VOLUMES if rank > 1 else LAYOUTS)
+    of_other = of_x[:1] if name.startswith("max_pool") else [of_x[0], of_x[1], of_x[-1]]
+    for orders in itertools.product(of_x, of_other, of_x[:2]):
+        with ao.backend("cpu"):
+            ours = trained(A, name, rank, orders)
+        for got, theirs in zip(ours, trained(F, name, rank, orders), strict=True):
+            torch.testing.assert_close(got, theirs, rtol=0, atol=0)
+            assert significant(got) == significant(theirs), orders
+
+
+@pytest.mark.usefixtures("nondeterministic")
+@pytest.mark.parametrize("size", [(2, 18, 1, 1), (2, 1, 5, 6), (1, 18, 1, 1), (2, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_maps_in_both_formats_are_pooled_as_their_strides_say(size, last):
+    found = []
+    for module in (A, F):
+        x = (in_channels_last if last else torch.Tensor.contiguous)(torch.randn(size)).requires_grad_()
+        with ao.backend("cpu"):
+            y, marks = module.max_pool2d(x, 2, 1, 1, return_indices=True)
+            wide = module.max_unpool2d(x, torch.zeros(size, dtype=torch.int64), 2)
+            (dx,) = torch.autograd.grad(y, x, in_channels_last(torch.ones_like(y)))
+        found.append([t.stride() for t in (y, marks, wide, dx)])
+    assert found[0] == found[1]
 
 
 # Of fp64 maps with groups PyTorch joins pieces, and answers in what their order comes to.

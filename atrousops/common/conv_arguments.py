@@ -40,6 +40,17 @@ def output_size(input_size: Sequence[int], weight_size: Sequence[int], a: Argume
     return (input_size[0], weight_size[0], *sizes)
 
 
+def transposed_size(input_size: Sequence[int], kernel_size: Sequence[int], a: Arguments) -> tuple[int, ...]:
+    """The spatial sizes of the result of a transposed convolution of (N, K, *)."""
+    axes = zip(input_size[2:], a.stride, a.padding, a.dilation, kernel_size, a.output_padding)
+    return tuple([(i - 1) * s - 2 * p + d * (k - 1) + e + 1 for i, s, p, d, k, e in axes])
+
+
+def in_pytorch_alone(sizes: Sequence[int], a: Arguments) -> bool:
+    """Whether it is a transposed convolution without outputs, which passed its check and which kernels refuse."""
+    return min(sizes) < 1 or any([e >= max(s, d) for e, s, d in zip(a.output_padding, a.stride, a.dilation)])
+
+
 def check_conv(
     op: str, rank: int, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> Arguments:
@@ -111,15 +122,13 @@ def check_conv_transpose(
         remedy = f"Give weight {input.shape[-rank - 1]} at dimension 0."
         _bad_channels(op, rank, input, weight, "transposed=1", weight.shape[0], "weight.shape[0]", remedy)
     _check_bias(op, weight, bias, weight.shape[1] * groups, "transposed=1, ")
-    for e, s, d in zip(extra, stride, dilation):
-        if e >= max(s, d):
-            phrase = "output padding must be smaller than either stride or dilation."
-            bad_value(op, "output_padding", "be smaller than stride or dilation on every axis", extra, phrase)
-    sizes = tuple(
-        (i - 1) * s - 2 * p + d * (k - 1) + e + 1
-        for i, s, p, d, k, e in zip(input.shape[-rank:], stride, padding, dilation, weight.shape[2:], extra)
-    )
-    if min(sizes) < 1:
+    a = Arguments(stride, padding, dilation, groups, extra)
+    batched = input if input.dim() == rank + 2 else input.unsqueeze(0)
+    if any([e >= max(s, d) for e, s, d in zip(extra, stride, dilation)]) and batched.shape[0] > 0:
+        phrase = "output padding must be smaller than either stride or dilation."
+        bad_value(op, "output_padding", "be smaller than stride or dilation on every axis", extra, phrase)
+    sizes = transposed_size(batched.shape, weight.shape[2:], a)
+    if min(sizes) < 1 and not (min(sizes) == 0 and _may_be_without_outputs(batched, weight, a)):
         rule = "leave an output of at least 1 on every axis"
         phrase = (
             f"Given input size per channel: ({_by(input.shape[-rank:])}). Calculated output size per channel: "
@@ -128,7 +137,18 @@ def check_conv_transpose(
         bad_value(op, "padding", rule, f"an output of {_by(sizes)}", phrase)
     name, steps = ("stride", stride) if max(stride) > max(dilation) else ("dilation", dilation)
     _check_count(op, name, steps, (*input.shape[:-rank], weight.shape[1] * groups, *sizes), sizes)
-    return Arguments(stride, padding, dilation, groups, extra)
+    return a
+
+
+def _may_be_without_outputs(input: Tensor, weight: Tensor, a: Arguments) -> bool:
+    """Whether PyTorch answers a transposed convolution without outputs: of an empty batch, and where oneDNN runs."""
+    if input.shape[0] == 0:
+        return True
+    if torch.compiler.is_compiling() or input.numel() == 0 or not (input.is_cpu and weight.is_cpu):
+        return False
+    parts = a.stride, a.padding, a.dilation, True, a.output_padding, a.groups
+    chosen: Any = torch._C._select_conv_backend(input, weight, None, *parts, None)
+    return not chosen.name.startswith("Slow")
 
 
 def _check_count(op: str, name: str, values: tuple[int, ...], size: Sequence[int], lengths: Sequence[int]) -> None:

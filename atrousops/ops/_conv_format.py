@@ -23,13 +23,25 @@ def in_format(
 
     On a CPU, PyTorch's kernels for volumes other than oneDNN's return contiguous results.
     """
-    if input.dim() not in CHANNELS_LAST:
-        return run(input, weight, bias, *rest)
+    if input.dim() == 3:
+        return arranged(run(input, weight, bias, *rest), is_last(weight))
     rises = rises_from_channels(input) or rises_from_channels(weight)
     if not rises or (input.dim() == 5 and input.is_cpu and not _is_onednn_s(input, weight, a)):
         return run(input.contiguous(), weight, bias, *rest)
     result = run(input.contiguous(memory_format=CHANNELS_LAST[input.dim()]), weight, bias, *rest)
     return in_channels_last(result)
+
+
+def is_last(t: Tensor) -> bool:
+    """Whether a sequence's strides say channels_last, as those of a map of one row."""
+    return rises_from_channels(t.unsqueeze(2))
+
+
+def arranged(t: Tensor, last: bool) -> Tensor:
+    """The same values, dense, in channels_last or contiguous."""
+    if t.dim() == 3 and last:
+        return in_channels_last(t.unsqueeze(2)).squeeze(2)
+    return t.contiguous(memory_format=CHANNELS_LAST[t.dim()] if last else torch.contiguous_format)
 
 
 def _is_onednn_s(input: Tensor, weight: Tensor, a: Arguments) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from atrousops.common.conv_arguments import Arguments, output_size
 from atrousops.common.formats import empty_as_kernel, prefers_channels_last
-from atrousops.ops._register import register
+from atrousops.ops._conv_format import arranged, is_last
+from atrousops.ops._register import register, transformed
 from atrousops.ops._routes import CALLS
 from atrousops.ops.conv import first_of_gradient, ours, rest_of
 
@@ -45,8 +47,9 @@ def grad_input(grad: Tensor, weight: Tensor, size: Sequence[int], a: Arguments) 
     if first is not None:
         return CALLS["conv_grad_input"](grad, weight, size, *rest_of(a, grad, first))
     extent = _extent(size, weight.shape[2:], grad.shape, a)
-    # Only its size is used.
+    # Only its size is used, so that the weight has to say in which format.
     input, padding = _as_read(grad.new_empty(1).expand(size), extent, a)
+    weight = weight if transformed() else _dense(weight, grad)
     out = _aten_backward(grad, input, weight, padding, a, (True, False, False))[0]
     if extent is None:
         return out
@@ -127,11 +130,49 @@ def _fake(input, weight, bias, stride, padding, dilation, groups, allow_tf32=Fal
     return empty_as_kernel(size, input)
 
 
-def keep_pair(ctx: Any, first: Tensor, second: Tensor, arguments: Arguments) -> None:
-    """The tensors to save for the gradients of a map linear in two tensors: each gradient needs only the other one."""
+def keep_pair(ctx: Any, first: Tensor, second: Tensor, arguments: Arguments, forward: bool = True) -> None:
+    """The tensors to save for the gradients of a map linear in two tensors: each gradient needs only the other one.
+
+    forward: whether the map is a convolution, not a derivative of one. As in PyTorch, the graphs of all its gradients
+    then lead to both tensors, so that of one whose values nobody needs the edge is saved.
+    """
     needs = ctx.needs_input_grad
-    ctx.save_for_backward(first if needs[1] else None, second if needs[0] else None)
-    ctx.sizes, ctx.arguments = (tuple(first.shape), tuple(second.shape)), arguments
+    edges = forward and not torch.compiler.is_compiling()
+    ctx.save_for_backward(
+        first if needs[1] else _edge(first) if needs[0] and edges else None,
+        second if needs[0] else _edge(second) if needs[1] and edges else None,
+    )
+    ctx.sizes, ctx.arguments, ctx.is_forward = (tuple(first.shape), tuple(second.shape)), arguments, forward
+    # `in_format` arranged the input of a map or a volume; of sequences the weight alone decides.
+    ctx.last = is_last(second) if first.dim() == 3 else prefers_channels_last(first)
+
+
+def _edge(t: Tensor) -> Tensor:
+    """A tensor with the same place in the graph, without the memory."""
+    with torch.enable_grad():
+        return t.narrow(0, 0, 0).clone()
+
+
+class _Led(torch.autograd.Function):
+    """The first tensor unchanged, with a graph that leads to the others too, where it ends without a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, *others: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.mark_dirty(t)
+        return t
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        return (grad, *(None,) * (len(ctx.needs_input_grad) - 1))
+
+
+def _led_to_both(grads: tuple[Tensor | None, ...], *saved: Tensor | None) -> tuple[Tensor | None, ...]:
+    """As PyTorch's convolution_backward: each gradient requires one if the input or the weight does."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return grads
+    ends = [t for t in saved if t is not None and t.requires_grad]
+    return tuple([g if g is None or g.requires_grad or not ends else _Led.apply(g, *ends) for g in grads])
 
 
 def derivatives(of_first: Callable[..., Tensor], of_second: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -144,19 +185,28 @@ def derivatives(of_first: Callable[..., Tensor], of_second: Callable[..., Tensor
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (first, second), (first_size, second_size) = ctx.saved_tensors, ctx.sizes
         needs, a = ctx.needs_input_grad, ctx.arguments
-        return (
+        in_order = ctx.is_forward and not transformed()
+        if in_order:
+            grad = arranged(grad, ctx.last)
+        grads: tuple[Tensor | None, ...] = (
             of_first(grad, second, first_size, a) if needs[0] else None,
             of_second(grad, first, second_size, a) if needs[1] else None,
             grad_bias(grad) if needs[2] else None,
-            *(None,) * (len(needs) - 3),
         )
+        if in_order:
+            grads = (*[g if g is None else arranged(g, ctx.last) for g in grads[:2]], grads[2])
+            grads = _led_to_both(grads, first, second)
+        return (*grads, *(None,) * (len(needs) - 3))
 
     return backward
 
 
-def _setup(ctx, inputs, output) -> None:
+def _setup(ctx, inputs, output, forward: bool = True) -> None:
     first, second, _, stride, padding, dilation, groups, *_ = inputs
-    keep_pair(ctx, first, second, Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ()))
+    keep_pair(ctx, first, second, Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ()), forward)
+
+
+_setup_derivative = functools.partial(_setup, forward=False)
 
 
 def _grad_input_fake(
@@ -178,5 +228,5 @@ _grad_weight_backward = derivatives(
     lambda grad2, grad, size, a: grad_input(grad, grad2, size, a),
 )
 register("conv", fake=_fake, backward=_backward, setup_context=_setup, autocast="lower")
-register("conv_grad_input", fake=_grad_input_fake, backward=_grad_input_backward, setup_context=_setup)
-register("conv_grad_weight", fake=_grad_weight_fake, backward=_grad_weight_backward, setup_context=_setup)
+register("conv_grad_input", fake=_grad_input_fake, backward=_grad_input_backward, setup_context=_setup_derivative)
+register("conv_grad_weight", fake=_grad_weight_fake, backward=_grad_weight_backward, setup_context=_setup_derivative)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from atrousops import reference
 from atrousops.common.checks import bad_value
-from atrousops.common.conv_arguments import Arguments, check_conv
+from atrousops.common.conv_arguments import Arguments, check_conv, in_pytorch_alone, transposed_size
 from atrousops.dispatch import backends, choice, libraries
 from atrousops.dispatch.devices import allow_tf32
 from atrousops.dispatch.planner import CallArguments
@@ -173,6 +173,9 @@ def _of_one(input: Tensor, weight: Tensor, bias: Tensor | None, body: Callable[.
 def _chosen(conv: Convolution, input: Tensor, weight: Tensor, arguments: Arguments) -> tuple[str, int]:
     """The backend, and `first` as in choice.Chosen."""
     device = input.device
+    size = tuple(input.shape) if input.dim() == conv.rank + 2 else (1, *input.shape)
+    if conv.op == "conv_transpose" and in_pytorch_alone(transposed_size(size, weight.shape[2:], arguments), arguments):
+        return "aten", 0
     if _forced[0] is not None:
         forced = backends.choose(conv.op, device, input.dtype)
         if forced in backends.COMPILED and forced != "meta" and 0 in weight.shape:
@@ -183,7 +186,6 @@ def _chosen(conv: Convolution, input: Tensor, weight: Tensor, arguments: Argumen
     known = device.type in backends.PLANNED and dtype in backends.FLOATING
     if not known or weight.numel() == 0 or _is_empty(input):
         return "aten", 0
-    size = tuple(input.shape) if input.dim() == conv.rank + 2 else (1, *input.shape)
     needs_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
     kind = "forward" if conv.op == "conv" else "transposed"
     first = _first(kind, size, weight.shape, arguments, dtype, not input.is_contiguous(), device, needs_grad)

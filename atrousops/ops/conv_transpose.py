@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atrousops import reference
-from atrousops.common.conv_arguments import Arguments, check_conv_transpose
+from atrousops.common.conv_arguments import Arguments, check_conv_transpose, transposed_size
 from atrousops.common.formats import empty_as_kernel
 from atrousops.dispatch.devices import allow_tf32
 from atrousops.ops._conv_format import in_format
@@ -116,10 +116,8 @@ _CONV_TRANSPOSE3D = _call(3, F.conv_transpose3d)
 def _fake(
     input, weight, bias, stride, padding, output_padding, dilation, groups, allow_tf32=False, first_kernel=0
 ) -> Tensor:
-    sizes = [
-        (i - 1) * s - 2 * p + d * (k - 1) + e + 1
-        for i, s, p, d, k, e in zip(input.shape[2:], stride, padding, dilation, weight.shape[2:], output_padding)
-    ]
+    a = Arguments(stride, padding, dilation, groups, output_padding)
+    sizes = transposed_size(input.shape, weight.shape[2:], a)
     return empty_as_kernel((input.shape[0], weight.shape[1] * groups, *sizes), input)
 
 

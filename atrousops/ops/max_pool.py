@@ -12,7 +12,15 @@ from torch.overrides import handle_torch_function
 
 from atrousops import reference
 from atrousops.common.checks import bad_value
-from atrousops.common.formats import as_answered, empty_map, pooled_size, prefers_channels_last
+from atrousops.common.formats import (
+    CHANNELS_LAST,
+    as_answered,
+    empty_map,
+    in_channels_last,
+    pooled_size,
+    prefers_channels_last,
+    rises_from_channels,
+)
 from atrousops.common.values import connected
 from atrousops.dispatch import backends
 from atrousops.ops import _routes
@@ -148,21 +156,55 @@ def _max_pool(
         input = in_float32(input)
     backend = backends.choose("max_pool", input.device, input.dtype)
     if backend in backends.COMPILED and not foreign(input):
-        if input.dim() == axes + 2 and not input.is_contiguous():
-            input = as_answered(input)
-        if codes:
-            return pool_codes(input, kernel, steps, pads, rates, ceil_mode)[:2]
-        if return_indices:
-            return pool(input, kernel, steps, pads, rates, ceil_mode)[:2]
-        if not (torch.is_grad_enabled() and input.requires_grad) and not transformed():
-            return _pool_values(input, kernel, steps, pads, rates, ceil_mode)
-        # The backward pass needs the positions of the maxima: one byte per window is enough for small windows.
-        marked = pool_codes if _taps(kernel) <= _MOST_TAPS else pool
-        return marked(input, kernel, steps, pads, rates, ceil_mode)[0]
+        if axes == 1 and input.dim() == 3 and not input.is_contiguous() and _is_map(input, return_indices):
+            sizes = ((1, *kernel), (1, *steps), (0, *pads), (1, *rates))
+            results = _in_format(input.unsqueeze(-2), *sizes, ceil_mode, return_indices)
+            if isinstance(results, Tensor):
+                return results.squeeze(-2)
+            return results[0].squeeze(-2), results[1].squeeze(-2)
+        if input.dim() == axes + 2 and (not input.is_contiguous() or input.stride(1) == 1):
+            return _in_format(input, kernel, steps, pads, rates, ceil_mode, return_indices)
+        return _run(input, kernel, steps, pads, rates, ceil_mode, return_indices)
     if backend == "aten" and not codes:
         return _ATEN[axes](input, kernel, steps, pads, rates, ceil_mode, return_indices)
     values, marks = reference.max_pool(input, kernel, steps, pads, rates, ceil_mode, codes=codes)
     return (values, marks) if return_indices else values
+
+
+def _run(
+    input: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    ceil_mode: bool,
+    return_indices: ReturnIndices,
+) -> Tensor | tuple[Tensor, Tensor]:
+    args = (kernel, stride, padding, dilation, ceil_mode)
+    if return_indices:
+        values, marks = (pool_codes if isinstance(return_indices, str) else pool)(input, *args)[:2]
+        return values, marks
+    if not (torch.is_grad_enabled() and input.requires_grad) and not transformed():
+        result: Tensor = _pool_values(input, *args)
+        return result
+    # The backward pass needs the positions of the maxima: one byte per window is enough for small windows.
+    result = (pool_codes if _taps(kernel) <= _MOST_TAPS else pool)(input, *args)[0]
+    return result
+
+
+def _in_format(input: Tensor, *args: Any) -> Tensor | tuple[Tensor, Tensor]:
+    """Of maps with a batch, in the format that PyTorch answers in."""
+    results = _run(as_answered(input), *args)
+    if transformed() or not rises_from_channels(input):
+        return results
+    if isinstance(results, Tensor):
+        return in_channels_last(results)
+    return in_channels_last(results[0]), in_channels_last(results[1])
+
+
+def _is_map(input: Tensor, return_indices: ReturnIndices) -> bool:
+    """Whether PyTorch pools sequences as maps of one row, which keep (N, L, C)."""
+    return bool(return_indices) or not input.is_cpu or (torch.is_grad_enabled() and input.requires_grad)
 
 
 def _goes_to_pytorch(
@@ -273,13 +315,18 @@ def _setup(ctx, inputs, output) -> None:
     ctx.set_materialize_grads(False)
     ctx.window = (kernel, stride, padding, dilation)
     ctx.shape = input.shape
+    ctx.last = input.dim() == len(kernel) + 2 and rises_from_channels(input)
 
 
 def _backward(ctx, grad, _, anchor=None):
     if grad is None:
         return None if anchor is None else anchor.new_zeros(ctx.shape), None, None, None, None, None
     marks, *anchors = ctx.saved_tensors
+    if not transformed():
+        # In PyTorch the input's format is the gradient's.
+        grad = grad.contiguous(memory_format=CHANNELS_LAST[grad.dim()] if ctx.last else torch.contiguous_format)
     out = pool_backward(grad, marks, ctx.shape[-len(ctx.window[0]) :], *ctx.window)
+    out = in_channels_last(out) if ctx.last and not transformed() else out
     if torch.is_grad_enabled():
         # The graph of this gradient includes the input, with a derivative of zero, as in PyTorch.
         out = connected(out, *anchors)

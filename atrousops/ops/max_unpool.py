@@ -15,9 +15,15 @@ from torch.overrides import handle_torch_function
 
 from atrousops import reference
 from atrousops.common.checks import bad_type, bad_value, check_device
-from atrousops.common.formats import as_answered, empty_map, prefers_channels_last
+from atrousops.common.formats import (
+    as_answered,
+    empty_map,
+    in_channels_last,
+    prefers_channels_last,
+    rises_from_channels,
+)
 from atrousops.dispatch import backends
-from atrousops.ops._register import foreign, keep, register, stands_in
+from atrousops.ops._register import foreign, keep, register, stands_in, transformed
 from atrousops.ops._routes import Route, autocasts, call_of, is_plain, kernel_of, route_of
 from atrousops.ops._small import is_small
 from atrousops.ops._windows import check_map, check_tensor, in_float32, integer, per_axis
@@ -123,7 +129,9 @@ def _find(
         return Route(_in_pytorch, (_SMALL[axes], theirs, ours, size, kernel, steps, pads))
     backend = backends.choose("max_unpool", input.device, input.dtype)
     if backend in backends.COMPILED and not apart:
-        ordered = axes > 1 and input.dim() == axes + 2 and not input.is_contiguous()
+        # Maps of one channel or one pixel are in both formats, and their strides are not asked here.
+        either = input.dim() == axes + 2 and (input.shape[1] == 1 or math.prod(input.shape[2:]) == 1)
+        ordered = axes > 1 and input.dim() == axes + 2 and (either or not input.is_contiguous())
         return Route(_unpool_in_order if ordered else _unpool, (size, kernel, steps, pads))
     if backend == "aten" and indices.dtype == torch.int64:
         return Route(_ATEN[axes], (kernel, steps, pads, size))
@@ -131,10 +139,11 @@ def _find(
 
 
 def _unpool_in_order(input: Tensor, indices: Tensor, *rest: Any) -> Tensor:
+    last = input.dim() == 4 and rises_from_channels(input) and not transformed()
     # PyTorch's max_unpool3d answers contiguous, and so does its gradient.
     input, indices = (input.contiguous(), indices.contiguous()) if input.dim() == 5 else (as_answered(input), indices)
     result: Tensor = kernel_of("max_unpool", input, indices)(input, indices, *rest)
-    return result
+    return in_channels_last(result) if last else result
 
 
 def _pytorch_keeps_order(axes: int, input: Tensor, indices: Tensor, size: tuple[int, ...]) -> bool:
@@ -270,7 +279,8 @@ def _setup(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad):
     (indices,) = ctx.saved_tensors
-    return _unpool_backward(grad, indices, *ctx.window), None, None, None, None, None
+    # Contiguous, as PyTorch's, which gathers.
+    return _unpool_backward(grad, indices, *ctx.window).contiguous(), None, None, None, None, None
 
 
 def _backward_fake(grad, indices, kernel_size, stride, padding, dilation):
