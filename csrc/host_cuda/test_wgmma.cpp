@@ -50,7 +50,7 @@ __device__ void read_registers(uint32_t (&r)[4], const unsigned char* bytes, int
 // Sums begin at `start` (no sum at all if it is 0) and go out as they lie in registers. Two groups of products, of
 // which the second is the last step.
 template <class T, int kN, Major kA, Major kB, bool kRegisters>
-__global__ void wgmma_kernel(Side a, Side b, int steps, float start, Fault fault, arch::wgmma_sum_t<T>* out) {
+__global__ void wgmma_kernel(Side a, Side b, int steps, float start, Fault fault, void* words) {
   SharedArena arena;
   auto* const shared_a = arena.take<unsigned char, 1024>(kRegisters ? 16 : a.count);
   auto* const shared_b = arena.take<unsigned char, 1024>(b.count);
@@ -94,6 +94,7 @@ __global__ void wgmma_kernel(Side a, Side b, int steps, float start, Fault fault
   if (fault != Fault::no_wait && fault != Fault::waits_for_too_few && fault != Fault::never_waits)
     arch::wgmma_wait<0>();
   arch::wgmma_keep(d);
+  auto* const out = static_cast<Sum*>(words);
   for (int i = 0; i < kN / 2; ++i) out[static_cast<int>(threadIdx.x) * (kN / 2) + i] = d[i];
   if (fault == Fault::no_wait || fault == Fault::waits_for_too_few) arch::wgmma_wait<0>();
 }
@@ -128,7 +129,7 @@ bool run_if(const Run& r) {
   launch<wgmma_kernel<T, kN, kA, kB, kRegisters>>(
       {1, 128, (kRegisters ? 1024 : r.a.numel() + 1023) / 1024 * 1024 + r.b.numel()}, current_stream(r.a), r.of_a,
       r.of_b, static_cast<int>(r.steps), static_cast<float>(r.start), static_cast<Fault>(r.fault),
-      mutable_data<arch::wgmma_sum_t<T>>(r.out));
+      r.out.mutable_data_ptr());
   return true;
 }
 
