@@ -219,7 +219,7 @@ class Planner {
     best.seconds = std::numeric_limits<double>::infinity();
     const auto& shapes = tile_shapes();
     for (size_t i = 0; i < shapes.size(); ++i) {
-      if (shapes[i].rate <= 0 || wider_than_needed(i)) continue;
+      if (shapes[i].rate <= 0 || shapes[i].columns > q_.most_columns || wider_than_needed(i)) continue;
       for (const Box& box : finalists(shapes[i]))
         for (const int64_t splits : kSplits) {
           if (splits > 1 && longest(box) < kLeastSteps * splits) break;
@@ -386,7 +386,7 @@ const char* boxes_cannot(const Problem& p, int64_t itemsize) {
   if (p.groups > 1) return "more than one group";
   const bool swapped = p.kind == Kind::input_grad;
   const int64_t depth = swapped ? p.k : p.c, width = swapped ? p.c : p.k;
-  if (depth * itemsize % 16 != 0) return "TMA takes rows of whole 16 bytes: channels in multiples of 8 (4 of fp32)";
+  if (depth * itemsize % 16 != 0) return "TMA takes rows of whole 16 bytes: channels by 8 (4 of fp32, 16 of bytes)";
   if (depth * itemsize < kSpan / 2 || width < 32) return "too few channels to fill a tile";
   if (p.n * (swapped ? p.in_positions() : p.out_positions()) < kLeastPositions)
     return "too few positions to fill a tile";

@@ -54,7 +54,8 @@ inline bool in_pairs(const Problem& p, int64_t columns) {
 struct BoxRequest {
   std::vector<Problem> problems;
   int64_t itemsize = 2, multiprocessors = 132;
-  double rate = 500e12;  // FLOP/s of all multiprocessors
+  double rate = 500e12;        // FLOP/s of all multiprocessors
+  int64_t most_columns = 256;  // of a tile
 };
 
 struct BoxPlan {

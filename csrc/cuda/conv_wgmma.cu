@@ -14,8 +14,10 @@ using core::ceil_div;
 
 constexpr int64_t kSpan = 128;  // bytes of a box's rows
 
+bool is_byte(ScalarType dtype) { return dtype == ScalarType::Char || dtype == ScalarType::Float8_e4m3fn; }
+
 // Of tensor cores that predictions go by, those of an H100; only ratios among tiles matter.
-double rate(ScalarType dtype) { return dtype == ScalarType::Float ? 250e12 : 500e12; }
+double rate(ScalarType dtype) { return is_byte(dtype) ? 1000e12 : dtype == ScalarType::Float ? 250e12 : 500e12; }
 
 // Choosing boxes takes longer than some kernels: the last answers are kept.
 core::BoxPlan planned(const core::BoxRequest& request) {
@@ -28,7 +30,7 @@ core::BoxPlan planned(const core::BoxRequest& request) {
   constexpr size_t kMost = 256;
   const auto same = [&](const Answer& a) {
     return a.request.problems == request.problems && a.request.itemsize == request.itemsize &&
-           a.request.multiprocessors == request.multiprocessors;
+           a.request.multiprocessors == request.multiprocessors && a.request.most_columns == request.most_columns;
   };
   {
     const std::lock_guard lock(mutex);
@@ -43,9 +45,10 @@ core::BoxPlan planned(const core::BoxRequest& request) {
 }
 
 TensorMapType map_type(ScalarType dtype) {
-  return dtype == ScalarType::BFloat16 ? TensorMapType::bf16
-         : dtype == ScalarType::Half   ? TensorMapType::f16
-                                       : TensorMapType::tf32;
+  return is_byte(dtype)                  ? TensorMapType::u8
+         : dtype == ScalarType::BFloat16 ? TensorMapType::bf16
+         : dtype == ScalarType::Half     ? TensorMapType::f16
+                                         : TensorMapType::tf32;
 }
 
 TensorMap source_map(const ConvTable& t, const core::Problem& p, const Tensor& src, const core::Box& box) {
@@ -68,6 +71,18 @@ TensorMap source_map(const ConvTable& t, const core::Problem& p, const Tensor& s
   a.strides[4] = stride;
   a.box[4] = static_cast<int>(box.images);
   return make_tensor_map(a);
+}
+
+// Bytes are read where they lie, as long as rows are whole 16 of them.
+ConvMmaWeights weights_of(const core::Problem& p, const Tensor& weight) {
+  if (!is_byte(weight.scalar_type())) return conv_mma_weights(p, weight);
+  ConvMmaWeights w{dense(weight, true), {}, weight.size(1), true};
+  if (reinterpret_cast<uintptr_t>(w.tensor.const_data_ptr()) % 16 != 0) {
+    Tensor copy = empty(sizes_of(weight), weight, true);
+    torch::stable::copy_(copy, weight);
+    w.tensor = copy;
+  }
+  return w;
 }
 
 // Lines and what they hold as ConvMmaWeights has them.
@@ -95,8 +110,23 @@ void start(const ConvWgmmaLaunch& l, ScalarType dtype, Stream stream) {
   switch (dtype) {
     case ScalarType::BFloat16: return conv_wgmma_bf16(l, stream);
     case ScalarType::Half: return conv_wgmma_f16(l, stream);
+    case ScalarType::Char: return conv_wgmma_s8(l, stream);
+    case ScalarType::Float8_e4m3fn: return conv_wgmma_e4m3(l, stream);
     default: return conv_wgmma_tf32(l, stream);
   }
+}
+
+// What multiplying bytes asks for beside rows that TMA takes, or null if the call has it.
+const char* bytes_cannot(const ConvCall& call) {
+  const core::Problem& p = call.problem;
+  const ScalarType dtype = call.src.scalar_type(), out = call.dst.scalar_type();
+  if (call.weight.scalar_type() != dtype) return "weights of bytes are of the input's type";
+  if (out != ScalarType::Half && out != ScalarType::BFloat16) return "products of bytes are summed to 16 bits only";
+  if (p.kind != core::Kind::forward) return "wgmma reads bytes along the reduction only, and weights lie across it";
+  // (-128)^2 = 2^14.
+  if (dtype == ScalarType::Char && p.c / p.groups * p.kernel_positions() >= 1 << 17)
+    return "a sum of so many products may leave int32";
+  return nullptr;
 }
 
 // How a launch is cut, and its table.
@@ -111,6 +141,7 @@ Cut cut(const std::vector<ConvWgmmaCall>& calls, const Tensor& src, const ConvWg
   request.itemsize = bytes_of(map_type(dtype));
   request.multiprocessors = conv_multiprocessors(src);
   request.rate = rate(dtype);
+  if (dtype == ScalarType::Float8_e4m3fn) request.most_columns = 128;
   Cut c;
   if (forced.tile < 0) {
     c.boxes = planned(request);
@@ -146,7 +177,7 @@ void conv_wgmma(const std::vector<ConvWgmmaCall>& calls, const Tensor& src, Tens
   std::vector<ConvMmaWeights> weights;
   for (size_t i = 0; i < calls.size(); ++i) {
     const ConvWgmmaCall& call = calls[i];
-    weights.push_back(conv_mma_weights(call.problem, call.weight));
+    weights.push_back(weights_of(call.problem, call.weight));
     maps.weights[i] = weight_map(t, call.problem, weights[i], dtype, shape.columns);
     const auto& axis = call.problem.axis;
     args.branch[i] = {conv_epilogue(call.bias, call.fuse, dst),
@@ -172,14 +203,15 @@ void conv_wgmma(const std::vector<ConvWgmmaCall>& calls, const Tensor& src, Tens
   const int64_t blocks = std::min(tiles, forced.blocks > 0 ? forced.blocks : conv_multiprocessors(src));
   const Stream stream = current_stream(src);
   args.pair = blocks > 1 && core::in_pairs(calls[0].problem, shape.columns);
-  start({t, maps, args, c.boxes.shape, weights[0].along, static_cast<unsigned>(blocks)}, dtype, stream);
+  start({t, maps, args, c.boxes.shape, weights[0].along, static_cast<unsigned>(blocks), dst.scalar_type()}, dtype,
+        stream);
   for (size_t i = 0; part && i < calls.size(); ++i) {
     ConvMmaArgs sum{};
     sum.part = args.part + static_cast<int64_t>(i) * c.boxes.splits * args.part_size;
     sum.part_size = args.part_size;
     sum.splits = static_cast<int>(c.boxes.splits);
     sum.epilogue = args.branch[i].epilogue;
-    conv_mma_sum(sum, positions, t.dst_channels, dtype, stream);
+    conv_mma_sum(sum, positions, t.dst_channels, dst.scalar_type(), stream);
   }
 }
 
@@ -192,12 +224,16 @@ const char* conv_wgmma_rule(const ConvCall& call) {
   if (dtype == ScalarType::Double || (dtype == ScalarType::Float && !call.allow_tf32))
     return "wgmma multiplies no fp64, and fp32 as tf32 only";
   if (reinterpret_cast<uintptr_t>(call.src.const_data_ptr()) % 16 != 0) return "rows are not aligned to 16 bytes";
+  if (is_byte(dtype))
+    if (const char* why = bytes_cannot(call)) return why;
   return core::boxes_cannot(call.problem, bytes_of(map_type(dtype)));
 }
 
-void conv_wgmma(const ConvCall& call) {
+void conv_wgmma(const ConvCall& call) { conv_wgmma(call, {}); }
+
+void conv_wgmma(const ConvCall& call, const ConvFuse& fuse) {
   const Tensor src = dense(call.src, true);
-  const std::vector<ConvWgmmaCall> calls = {{call.problem, call.weight, call.bias ? &*call.bias : nullptr, {}}};
+  const std::vector<ConvWgmmaCall> calls = {{call.problem, call.weight, call.bias ? &*call.bias : nullptr, fuse}};
   if (is_channels_last(call.dst)) return conv_wgmma(calls, src, call.dst);
   Tensor dst = empty(sizes_of(call.dst), call.dst, true);
   conv_wgmma(calls, src, dst);

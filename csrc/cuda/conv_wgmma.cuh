@@ -165,22 +165,22 @@ __device__ __forceinline__ void finish_rows(WgmmaSums<Tile>& sums, const WgmmaPi
   const WgmmaLines<T> lines(piece, row_of<T>(e.dst, rows[piece.known_row()], found.sum, e.dst_pitch),
                             (channels - found.sum.column) * static_cast<int64_t>(sizeof(T)));
   const int64_t residual = static_cast<const char*>(e.residual) - static_cast<const char*>(e.dst);
-  const auto each = [&](int p, const float* columns, const auto& f) {
+  const auto each = [&](int p, const float* columns, float* all, const auto& f) {
 #pragma unroll
-    for (int i = p * kSums; i < (p + 1) * kSums; i += 4) {
-      const float2 two = *reinterpret_cast<const float2*>(columns + piece.column() + 2 * i);
-      float* const v = sums.d[0] + i;
+    for (int i = 0; i < kSums; i += 4) {
+      const float2 two = *reinterpret_cast<const float2*>(columns + piece.column() + 2 * (p * kSums + i));
+      float* const v = all + i;
       v[0] = f(v[0], two.x), v[1] = f(v[1], two.y), v[2] = f(v[2], two.x), v[3] = f(v[3], two.y);
     }
   };
-  const auto add_residual = [&](int p) {
+  const auto add_residual = [&](int p, float* all) {
     lines.each_of(p, [&](int i) { arch::cp_async<16>(&piece.line(i), lines.to[i] + residual + p * kSpan, 16); });
     arch::cp_async_commit();
     arch::cp_async_wait<0>();
     __syncwarp();
 #pragma unroll
     for (int quarter = 0; quarter < Piece::kQuarters; ++quarter) {
-      float* const v = sums.d[0] + (Piece::kQuarters * p + quarter) * Piece::kSums;
+      float* const v = all + quarter * Piece::kSums;
       uint32_t words[Piece::kWords];
       piece.get(quarter, words);
 #pragma unroll
@@ -195,14 +195,13 @@ __device__ __forceinline__ void finish_rows(WgmmaSums<Tile>& sums, const WgmmaPi
     }
     __syncwarp();
   };
-  store_rows<T>(sums, piece, lines, e.relu, [&](int p) {
-    if (e.scale) each(p, found.scale, [](float a, float b) { return __fmul_rn(a, b); });
-    if (e.bias) each(p, found.bias, [](float a, float b) { return __fadd_rn(a, b); });
-    if (e.residual) add_residual(p);
+  store_rows<T>(sums, piece, lines, e.relu, [&](int p, float* v) {
+    if (e.scale) each(p, found.scale, v, [](float a, float b) { return __fmul_rn(a, b); });
+    if (e.bias) each(p, found.bias, v, [](float a, float b) { return __fadd_rn(a, b); });
+    if (e.residual) add_residual(p, v);
     if (!Piece::kPairs && e.relu)
 #pragma unroll
-      for (int i = p * kSums; i < (p + 1) * kSums; ++i)
-        sums.d[0][i] = sums.d[0][i] < 0 ? 0.0f : sums.d[0][i];  // not NaN
+      for (int i = 0; i < kSums; ++i) v[i] = v[i] < 0 ? 0.0f : v[i];  // not NaN
   });
 }
 
@@ -210,7 +209,7 @@ template <class Tile>
 __device__ __forceinline__ void finish_wgmma_tile(const ConvTable& t, const ConvWgmmaArgs& args,
                                                   const ConvWgmmaFound<Tile::kColumns>& found, WgmmaSums<Tile>& sums,
                                                   char* pieces, int warp, const ConvWgmmaRow* rows) {
-  using T = typename Tile::T;
+  using T = typename Tile::Out;
   const ConvWgmmaSum& sum = found.sum;
   const ConvEpilogue& e = args.branch[sum.branch].epilogue;
   const bool vectors = e.vector_dst && t.dst_channels % kPack<T> == 0 &&
@@ -221,7 +220,7 @@ __device__ __forceinline__ void finish_wgmma_tile(const ConvTable& t, const Conv
     const WgmmaPiece<float> piece(pieces, warp);
     const WgmmaLines<float> lines(piece, row_of<float>(part, rows[piece.known_row()], sum, t.dst_channels),
                                   4 * (t.dst_channels - sum.column));
-    return store_rows<float>(sums, piece, lines, false, [](int) {});
+    return store_rows<float>(sums, piece, lines, false, [](int, float*) {});
   }
   each_run_of_sums(sums, pieces, warp, [&](int row, int at, float (&values)[8]) {
     const int64_t to = rows[row].position(sum), channel = sum.column + at, left = t.dst_channels - channel;
@@ -267,7 +266,11 @@ __device__ __forceinline__ void multiply_wgmma_tiles(const ConvTable& t, const C
     tiles.wait_full(tile);
     const ConvWgmmaFound<Tile::kColumns>& found = shared.found[tile.stage()];
     if (found.sum.steps < 0) return;
-    sums.multiply_all(ring, turn, shared.stages, consumer, found.sum.steps, release);
+    if constexpr (std::is_same_v<typename Tile::T, Float8_e4m3fn>) {
+      sums.multiply_apart(ring, turn, shared.stages, consumer, found.sum.steps, release);
+    } else {
+      sums.multiply_all(ring, turn, shared.stages, consumer, found.sum.steps, release);
+    }
     finish_wgmma_tile<Tile>(t, args, found, sums, shared.pieces, warp - 4, rows);
     __syncwarp();  // all have read what was found
     if (lane == 0) tiles.release(tile);
@@ -300,7 +303,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   if (warp < 4) {
     arch::give_registers<56>();
     if (warp == 0 && arch::elect_one()) load_wgmma_tiles<Tile>(t, maps, args, shared, ring, tiles);
-    if (warp == 1) find_wgmma_tiles<typename Tile::T>(t, args, tiles, shared.found);
+    if (warp == 1) find_wgmma_tiles<typename Tile::Out>(t, args, tiles, shared.found);
   } else {
     arch::take_registers<224>();
     multiply_wgmma_tiles<Tile>(t, args, shared, ring, tiles, warp);
@@ -309,9 +312,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   if (args.pair) sync_pair();
 }
 
-template <class T, arch::Major kB>
+template <class T, arch::Major kB, class Out = T>
 void conv_wgmma_start(const ConvWgmmaLaunch& l, Stream stream) {
-  const auto start = [&]<class Tile>(Tile*) {
+  const auto start = [&]<class Of>(Of*) {
+    using Tile = std::conditional_t<std::is_same_v<T, Out>, Of, WgmmaInto<Of, Out>>;
     Launch where{l.blocks, Tile::kThreads, ConvWgmma<Tile>::shared_bytes()};
     if (l.args.pair) {
       const Launch pairs{l.blocks / 2 * 2, where.block, where.shared_bytes, 2};
@@ -324,11 +328,25 @@ void conv_wgmma_start(const ConvWgmmaLaunch& l, Stream stream) {
   constexpr arch::Major kA = arch::Major::k;
   // In the order of core::tile_shapes; as many stages as shared memory holds.
   switch (l.tile) {
-    case 0: return start(static_cast<WgmmaTile<T, 128, 256, kA, kB, 4>*>(nullptr));
+    case 0:
+      // Two sets of sums of 256 columns are more than a thread has registers.
+      if constexpr (std::is_same_v<T, Float8_e4m3fn>) {
+        STD_TORCH_CHECK(false, "conv: no wgmma tile of 256 columns for e4m3");
+      } else {
+        return start(static_cast<WgmmaTile<T, 128, 256, kA, kB, 4>*>(nullptr));
+      }
     case 1: return start(static_cast<WgmmaTile<T, 128, 128, kA, kB, 6>*>(nullptr));
     case 2: return start(static_cast<WgmmaTile<T, 128, 64, kA, kB, 8>*>(nullptr));
     default: STD_TORCH_CHECK(false, "conv: no wgmma tile ", l.tile);
   }
+}
+
+// Of bytes, into 16 bits.
+template <class T>
+void conv_wgmma_start_bytes(const ConvWgmmaLaunch& l, Stream stream) {
+  if (l.out == ScalarType::Half) return conv_wgmma_start<T, arch::Major::k, Half>(l, stream);
+  STD_TORCH_CHECK(l.out == ScalarType::BFloat16, "conv: wgmma of bytes writes 16 bits");
+  conv_wgmma_start<T, arch::Major::k, BFloat16>(l, stream);
 }
 
 }  // namespace atrousops::cuda

@@ -48,11 +48,16 @@ struct ConvWgmmaLaunch {
   int64_t tile;
   bool along;
   unsigned blocks;
+  ScalarType out;  // what dst has
 };
 
 void conv_wgmma_bf16(const ConvWgmmaLaunch& launch, Stream stream);
 void conv_wgmma_f16(const ConvWgmmaLaunch& launch, Stream stream);
 void conv_wgmma_tf32(const ConvWgmmaLaunch& launch, Stream stream);
+// Of bytes, into 16 bits. int8: a sum is exact, and rounded to fp32 once, or each of its parts if it is split. e4m3:
+// tensor cores are reported to keep some 14 bits of a sum, so that each 128 products are added to the others in fp32.
+void conv_wgmma_s8(const ConvWgmmaLaunch& launch, Stream stream);
+void conv_wgmma_e4m3(const ConvWgmmaLaunch& launch, Stream stream);
 
 // For tests: a box, a tile and a number of splits instead of those predicted best, and so many blocks.
 struct ConvWgmmaForced {
@@ -69,5 +74,7 @@ struct ConvWgmmaCall {
 // dst is channels_last.
 void conv_wgmma(const std::vector<ConvWgmmaCall>& calls, const Tensor& src, Tensor& dst,
                 const ConvWgmmaForced& forced = {});
+// One that conv_wgmma_rule allows; of bytes, biases and scales are in fp32 or of dst's type.
+void conv_wgmma(const ConvCall& call, const ConvFuse& fuse);
 
 }  // namespace atrousops::cuda

@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const int64_t k = int64_t{work.row} * Tile::kRows + consumer * kBlockRows + warp % 4 * kWarpRows + piece.known_row();
   const float* const row = args.part + work.part * args.part_size + (k * args.taps.value() + work.tap) * t.src_channels;
   const WgmmaLines<float> lines(piece, k < t.dst_channels ? row + first : nullptr, 4 * (t.src_channels - first));
-  store_rows<float>(sums, piece, lines, false, [](int) {});
+  store_rows<float>(sums, piece, lines, false, [](int, float*) {});
 }
 
 template <class Tile>

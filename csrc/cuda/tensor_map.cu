@@ -41,7 +41,7 @@ void check(const TensorMapArguments& a) {
 
 #if defined(ATROUSOPS_HOST_CUDA)
 // CUtensorMapDataType of each TensorMapType.
-constexpr uint8_t kTypeCodes[] = {6, 9, 7, 11};
+constexpr uint8_t kTypeCodes[] = {6, 9, 7, 11, 0};
 #else
 PFN_cuTensorMapEncodeTiled_v12000 find_encoder() {
   void* found = nullptr;
@@ -66,6 +66,7 @@ CUtensorMapDataType code_of(TensorMapType t) {
     case TensorMapType::f16: return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
     case TensorMapType::bf16: return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
     case TensorMapType::tf32: return CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;
+    case TensorMapType::u8: return CU_TENSOR_MAP_DATA_TYPE_UINT8;
     default: return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
   }
 }
@@ -93,7 +94,8 @@ TensorMap make_tensor_map(const TensorMapArguments& a) {
 }
 TensorMapArguments TensorMap::arguments() const {
   TensorMapArguments a{};
-  a.type = static_cast<TensorMapType>(std::find(kTypeCodes, kTypeCodes + 4, encoded.type) - kTypeCodes);
+  a.type =
+      static_cast<TensorMapType>(std::find(std::begin(kTypeCodes), std::end(kTypeCodes), encoded.type) - kTypeCodes);
   a.rank = encoded.rank;
   a.address = reinterpret_cast<const void*>(encoded.address);
   for (int i = 0; i < a.rank; ++i) {

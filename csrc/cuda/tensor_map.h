@@ -27,9 +27,11 @@ __host__ __device__ constexpr uint32_t swizzled(uint32_t address, Swizzle s) {
 }
 
 // tf32: words of fp32 that the copy rounds. To the nearest, ties to even, as the manual says of its float types; not
-// verified on hardware.
-enum class TensorMapType { f16, bf16, f32, tf32 };
-constexpr int bytes_of(TensorMapType t) { return t == TensorMapType::f16 || t == TensorMapType::bf16 ? 2 : 4; }
+// verified on hardware. u8: bytes, whatever they stand for.
+enum class TensorMapType { f16, bf16, f32, tf32, u8 };
+constexpr int bytes_of(TensorMapType t) {
+  return t == TensorMapType::u8 ? 1 : t == TensorMapType::f16 || t == TensorMapType::bf16 ? 2 : 4;
+}
 
 struct TensorMapArguments {
   TensorMapType type;

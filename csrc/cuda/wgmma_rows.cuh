@@ -118,8 +118,8 @@ struct WgmmaLines {
   }
 };
 
-// Stores a warp's rows. Before a piece is rounded, finish(piece) may change its sums: kQuarters times kSums of a lane.
-// relu: what is stored of 16 bits is at least 0.
+// Stores a warp's rows. Before a piece is rounded, finish(piece, v) may change its sums, in fp32: kQuarters times kSums
+// of a lane. relu: what is stored of 16 bits is at least 0.
 template <class T, class Tile, class F>
 __device__ __forceinline__ void store_rows(WgmmaSums<Tile>& sums, const WgmmaPiece<T>& piece,
                                            const WgmmaLines<T>& lines, bool relu, const F& finish) {
@@ -127,12 +127,17 @@ __device__ __forceinline__ void store_rows(WgmmaSums<Tile>& sums, const WgmmaPie
   static_assert(Tile::kBlocks == 1);
 #pragma unroll
   for (int p = 0; p < Tile::kColumns / Piece::kColumns; ++p) {
+    // Whole numbers too, which are rounded here, piece by piece, for all at once would need other registers.
+    float all[Piece::kQuarters * Piece::kSums];
+#pragma unroll
+    for (int i = 0; i < Piece::kQuarters * Piece::kSums; ++i)
+      all[i] = static_cast<float>(sums.d[0][p * Piece::kQuarters * Piece::kSums + i]);
     __syncwarp();  // all have read what was here
-    finish(p);
+    finish(p, all);
     const auto put = [&](const auto& word) {
 #pragma unroll
       for (int quarter = 0; quarter < Piece::kQuarters; ++quarter) {
-        const float* const v = sums.d[0] + (Piece::kQuarters * p + quarter) * Piece::kSums;
+        const float* const v = all + quarter * Piece::kSums;
         uint32_t words[Piece::kWords];
 #pragma unroll
         for (int i = 0; i < Piece::kWords; ++i) words[i] = word(v, i);
@@ -173,7 +178,8 @@ __device__ __forceinline__ void each_run_of_sums(const WgmmaSums<Tile>& sums, ch
         uint32_t words[Piece::kWords];
 #pragma unroll
         for (int i = 0; i < Piece::kWords; ++i)
-          words[i] = __float_as_uint(sums.d[0][(Piece::kQuarters * p + quarter) * Piece::kSums + i]);
+          words[i] =
+              __float_as_uint(static_cast<float>(sums.d[0][(Piece::kQuarters * p + quarter) * Piece::kSums + i]));
         piece.put(quarter, words);
       }
     }

@@ -45,6 +45,8 @@ template <class T_, int kRowsOfTile, int kColumnsOfTile, arch::Major kMajorOfA, 
           int kStagesOfPipeline>
 struct WgmmaTile {
   using T = T_;
+  using Out = T;                     // what sums are rounded to
+  using Sum = arch::wgmma_sum_t<T>;  // what they are while products are added
   static constexpr arch::Major kA = kMajorOfA, kB = kMajorOfB;
   static constexpr int kRows = kRowsOfTile, kColumns = kColumnsOfTile, kStages = kStagesOfPipeline;
   static constexpr int kDepth = kSpan / static_cast<int>(sizeof(T)), kSteps = kSpan / 32;  // of a stage
@@ -56,13 +58,20 @@ struct WgmmaTile {
   static_assert(kBlocks * kBlockRows * kConsumers == kRows);
 };
 
+// The same with results of a type of their own.
+template <class Tile, class Out_>
+struct WgmmaInto : Tile {
+  using Out = Out_;
+};
+
 // The same in all lanes, and known to the compiler to be.
 __device__ __forceinline__ int warp_id() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0); }
 
 // The sums of one warpgroup, `consumer` 0 or 1: kBlocks times 64 rows from kBlocks * 64 * consumer on.
 template <class Tile>
 struct WgmmaSums {
-  float d[Tile::kBlocks][Tile::kColumns / 2];
+  using Sum = typename Tile::Sum;
+  Sum d[Tile::kBlocks][Tile::kColumns / 2];
 
   __device__ __forceinline__ void keep() {
 #pragma unroll
@@ -74,8 +83,8 @@ struct WgmmaSums {
 #pragma unroll
       for (int j = 0; j < Tile::kColumns / 2; ++j) d[i][j] = 0;
   }
-  // Starts the products of one stage, as one group.
-  __device__ __forceinline__ void multiply(const char* stage, int consumer) {
+  // Starts the products of one stage, as one group. anew: what the sums were is forgotten.
+  __device__ __forceinline__ void multiply(const char* stage, int consumer, bool anew = false) {
     keep();
     arch::wgmma_fence();
 #pragma unroll
@@ -84,7 +93,7 @@ struct WgmmaSums {
       for (int i = 0; i < Tile::kBlocks; ++i)
         arch::wgmma<typename Tile::T, Tile::kColumns, Tile::kA, Tile::kB>(
             d[i], Tile::A::at(stage, consumer * Tile::kBlocks + i, step), Tile::B::at(stage + Tile::A::kBytes, 0, step),
-            1);
+            !anew || step > 0);
     arch::wgmma_commit();
   }
   // The sums of `steps` stages from `turn` on, which goes on behind them; while products of one stage run, those of the
@@ -108,6 +117,26 @@ struct WgmmaSums {
     arch::wgmma_wait<0>();
     keep();
     if (steps > 0 && first_lane) release(before);
+  }
+  // The same where tensor cores keep fewer bits of a sum than fp32 has: each stage's sum is added to the others in
+  // fp32, with a second set of registers, and while the other warpgroup multiplies.
+  template <class F>
+  __device__ __forceinline__ void multiply_apart(const Pipeline<Tile::kStages>& ring, Turn<Tile::kStages>& turn,
+                                                 const char* stages, int consumer, int64_t steps, const F& release) {
+    WgmmaSums part;
+    clear();
+    for (int64_t step = 0; step < steps; ++step) {
+      ring.wait_full(turn);
+      part.multiply(stages + turn.stage() * Tile::kStageBytes, consumer, true);
+      arch::wgmma_wait<0>();
+      part.keep();
+      if (threadIdx.x % 32 == 0) release(turn);
+      turn.next();
+#pragma unroll
+      for (int i = 0; i < Tile::kBlocks; ++i)
+#pragma unroll
+        for (int j = 0; j < Tile::kColumns / 2; ++j) d[i][j] += part.d[i][j];
+    }
   }
 };
 

@@ -44,13 +44,32 @@ void test_conv_wgmma(const Tensor& input, const std::vector<Tensor>& weights, co
   conv_wgmma(calls, input, out, forced);
 }
 
+// As an operator calls it, or an error with the reason why not.
+void test_conv_wgmma_call(const Tensor& input, const Tensor& weight, const Maybe& bias, const Maybe& scale,
+                          const Maybe& residual, Tensor out, int64_t stride, int64_t padding, int64_t dilation,
+                          bool transposed, int64_t groups, bool relu) {
+  const size_t rank = static_cast<size_t>(input.dim()) - 2;
+  const auto all = [&](int64_t v) { return Ints(rank, v); };
+  const core::Problem problem =
+      (transposed ? conv_arguments::of_conv_transpose(input, weight, {}, all(stride), all(padding), all(0),
+                                                      all(dilation), groups)
+                  : conv_arguments::of_conv(input, weight, {}, all(stride), all(padding), all(dilation), groups))
+          .problem;
+  const ConvCall call{problem, input, weight, bias, out, true};
+  const char* const why = conv_wgmma_rule(call);
+  STD_TORCH_CHECK(!why, why ? why : "");
+  conv_wgmma(call, {scale ? &*scale : nullptr, residual ? &*residual : nullptr, relu});
+}
+
 }  // namespace atrousops::cuda
 
 STABLE_TORCH_LIBRARY_FRAGMENT(atrousops_host_cuda, m) {
   // clang-format off
   m.def("test_conv_wgmma(Tensor input, Tensor[] weights, Tensor? bias, Tensor? scale, Tensor? residual, Tensor(a!) out, int stride, int[] padding, int[] dilation, bool transposed, bool relu, int first_channel, int tile, int splits, int blocks, int[] box) -> ()");
+  m.def("test_conv_wgmma_call(Tensor input, Tensor weight, Tensor? bias, Tensor? scale, Tensor? residual, Tensor(a!) out, int stride, int padding, int dilation, bool transposed, int groups, bool relu) -> ()");
   // clang-format on
 }
 STABLE_TORCH_LIBRARY_IMPL(atrousops_host_cuda, CPU, m) {
   m.impl("test_conv_wgmma", TORCH_BOX(&atrousops::cuda::test_conv_wgmma));
+  m.impl("test_conv_wgmma_call", TORCH_BOX(&atrousops::cuda::test_conv_wgmma_call));
 }

@@ -50,7 +50,7 @@ __device__ void read_registers(uint32_t (&r)[4], const unsigned char* bytes, int
 // Sums begin at `start` (no sum at all if it is 0) and go out as they lie in registers. Two groups of products, of
 // which the second is the last step.
 template <class T, int kN, Major kA, Major kB, bool kRegisters>
-__global__ void wgmma_kernel(Side a, Side b, int steps, float start, Fault fault, float* out) {
+__global__ void wgmma_kernel(Side a, Side b, int steps, float start, Fault fault, void* words) {
   SharedArena arena;
   auto* const shared_a = arena.take<unsigned char, 1024>(kRegisters ? 16 : a.count);
   auto* const shared_b = arena.take<unsigned char, 1024>(b.count);
@@ -64,8 +64,9 @@ __global__ void wgmma_kernel(Side a, Side b, int steps, float start, Fault fault
   const uint64_t of_b = arch::wgmma_operand(shared_b + (fault == Fault::no_line_start ? 128 : 0), b.swizzle, b.leading,
                                             odd ? b.stride + 16 : b.stride);
   if (fault == Fault::three_warps && warp == 3) return;
-  float d[kN / 2];
-  for (float& v : d) v = start;
+  using Sum = arch::wgmma_sum_t<T>;
+  Sum d[kN / 2];
+  for (Sum& v : d) v = static_cast<Sum>(start);
   if (fault == Fault::fence_once) {
     arch::wgmma_fence();
     arch::wgmma_commit();
@@ -93,6 +94,7 @@ __global__ void wgmma_kernel(Side a, Side b, int steps, float start, Fault fault
   if (fault != Fault::no_wait && fault != Fault::waits_for_too_few && fault != Fault::never_waits)
     arch::wgmma_wait<0>();
   arch::wgmma_keep(d);
+  auto* const out = static_cast<Sum*>(words);
   for (int i = 0; i < kN / 2; ++i) out[static_cast<int>(threadIdx.x) * (kN / 2) + i] = d[i];
   if (fault == Fault::no_wait || fault == Fault::waits_for_too_few) arch::wgmma_wait<0>();
 }
@@ -127,7 +129,7 @@ bool run_if(const Run& r) {
   launch<wgmma_kernel<T, kN, kA, kB, kRegisters>>(
       {1, 128, (kRegisters ? 1024 : r.a.numel() + 1023) / 1024 * 1024 + r.b.numel()}, current_stream(r.a), r.of_a,
       r.of_b, static_cast<int>(r.steps), static_cast<float>(r.start), static_cast<Fault>(r.fault),
-      mutable_data<float>(r.out));
+      r.out.mutable_data_ptr());
   return true;
 }
 
@@ -147,13 +149,17 @@ bool run_f16(const Run& r) {
 bool run_tf32(const Run& r) {
   return run_if<float, 64, k, k>(r) || run_if<float, 256, k, k>(r) || run_if<float, 64, k, k, true>(r);
 }
+bool run_s8(const Run& r) {
+  return run_if<int8_t, 64, k, k>(r) || run_if<int8_t, 128, k, k>(r) || run_if<int8_t, 256, k, k>(r);
+}
+bool run_e4m3(const Run& r) { return run_if<Float8_e4m3fn, 64, k, k>(r) || run_if<Float8_e4m3fn, 128, k, k>(r); }
 
 void test_wgmma(const Tensor& a, const Ints& fields_a, const Tensor& b, const Ints& fields_b, int64_t type, int64_t n,
                 bool a_across, bool b_across, bool registers, int64_t steps, double start, int64_t fault, Tensor out) {
   const Run r{a,     b,  side_of(a, fields_a), side_of(b, fields_b), n, a_across, b_across, registers, steps, start,
               fault, out};
-  const bool ran = type == 0 ? run_bf16(r) : type == 1 ? run_f16(r) : run_tf32(r);
-  STD_TORCH_CHECK(ran, "this combination is not instantiated");
+  bool (*const types[])(const Run&) = {run_bf16, run_f16, run_tf32, run_s8, run_e4m3};
+  STD_TORCH_CHECK(types[type](r), "this combination is not instantiated");
 }
 
 // Of a tile that begins at shared address 1024.

@@ -4,11 +4,13 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Float8_e4m3fn.h>
 #include <torch/headeronly/util/Half.h>
 
 namespace atrousops {
 
 using torch::headeronly::BFloat16;
+using torch::headeronly::Float8_e4m3fn;
 using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 

@@ -48,13 +48,13 @@ template __global__ void tma_kernel<4>(const __grid_constant__ TensorMap);
 template __global__ void tma_kernel<5>(const __grid_constant__ TensorMap);
 
 template <class T, int kN, Major kA, Major kB>
-__global__ void __launch_bounds__(128) wgmma_kernel(float* out) {
+__global__ void __launch_bounds__(128) wgmma_kernel(wgmma_sum_t<T>* out) {
   SharedArena arena;
   char* const shared = arena.take<char, 1024>(65536);
   const uint64_t a =
       kA == Major::k ? wgmma_k_major(shared, Swizzle::bytes_128) : wgmma_mn_major(shared, Swizzle::bytes_128, 64);
   const uint64_t b = wgmma_k_major(shared + 8192, Swizzle::bytes_128);
-  float d[kN / 2];
+  wgmma_sum_t<T> d[kN / 2];
   for (int i = 0; i < kN / 2; ++i) d[i] = out[i];
   wgmma_keep(d);
   wgmma_fence();
@@ -63,12 +63,14 @@ __global__ void __launch_bounds__(128) wgmma_kernel(float* out) {
   wgmma_commit();
   wgmma_wait<0>();
   wgmma_keep(d);
-  const uint32_t words[4] = {threadIdx.x, blockIdx.x, 2, 3};
-  wgmma_fence();
-  wgmma_from_registers<T, kN, kB>(d, words, b, 1);
-  wgmma_commit();
-  wgmma_wait<0>();
-  wgmma_keep(d);
+  if constexpr (sizeof(T) > 1) {
+    const uint32_t words[4] = {threadIdx.x, blockIdx.x, 2, 3};
+    wgmma_fence();
+    wgmma_from_registers<T, kN, kB>(d, words, b, 1);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_keep(d);
+  }
   for (int i = 0; i < kN / 2; ++i) out[threadIdx.x * (kN / 2) + i] = d[i];
 }
 template __global__ void wgmma_kernel<BFloat16, 32, Major::k, Major::k>(float*);
@@ -77,6 +79,8 @@ template __global__ void wgmma_kernel<BFloat16, 96, Major::k, Major::mn>(float*)
 template __global__ void wgmma_kernel<Half, 128, Major::k, Major::k>(float*);
 template __global__ void wgmma_kernel<Half, 192, Major::mn, Major::k>(float*);
 template __global__ void wgmma_kernel<float, 256, Major::k, Major::k>(float*);
+template __global__ void wgmma_kernel<int8_t, 256, Major::k, Major::k>(int32_t*);
+template __global__ void wgmma_kernel<Float8_e4m3fn, 128, Major::k, Major::k>(float*);
 
 __global__ void __launch_bounds__(384, 1) roles_kernel(uint4* out) {
   ATROUSOPS_SHARED(uint4, shared, 384);

@@ -47,7 +47,7 @@ def dynamic_shared(name: str) -> int:
     if match := re.match(r"conv_wgmma_weight_kernel<WgmmaTile<\w+, (\d+), (\d+), .*, (\d+)>>", name):
         rows, columns, stages = map(int, match.groups())
         return stages * (128 * (rows + columns) + 16) + PIECES
-    if match := re.match(r"conv_wgmma_kernel<WgmmaTile<\S+, (\d+), (\d+), .*, (\d+)>>", name):
+    if match := re.match(r"conv_wgmma_kernel<(?:WgmmaInto<)?WgmmaTile<[\w: ]+, (\d+), (\d+), .*, (\d+)>", name):
         rows, columns, stages = map(int, match.groups())
         # What is known of four tiles ahead, with two barriers each; 16 bytes of each row.
         known = 4 * (96 + 8 * columns + 16)

@@ -25,6 +25,8 @@ EXPECTED = {
     "wgmma_kernel<half, 128": ["HGMMA.64x128x16.F32"],
     "wgmma_kernel<half, 192": ["HGMMA.64x192x16.F32"],
     "wgmma_kernel<float, 256": ["HGMMA.64x256x8.F32.TF32"],
+    "wgmma_kernel<signed char, 256": ["IGMMA.64x256x32.S8.S8"],
+    "wgmma_kernel<c10::Float8_e4m3fn, 128": ["QGMMA.64x128x32.F32.E4M3.E4M3"],
     "roles_kernel": [
         "USETMAXREG.DEALLOC",
         "USETMAXREG.TRY_ALLOC",
@@ -83,8 +85,10 @@ def test_instructions(instructions, kernel):
 def test_products_are_not_split(instructions):
     for name, counter in instructions.items():
         if name.startswith("wgmma_kernel"):
-            assert sum(n for i, n in counter.items() if i.startswith("HGMMA")) == 3, name
-            assert not [i for i in counter if i.startswith("HMMA")]
+            # Of bytes, none has A in registers.
+            of_bytes = "signed char" in name or "Float8" in name
+            assert sum(n for i, n in counter.items() if re.match("[HIQ]GMMA", i)) == 3 - of_bytes, name
+            assert not [i for i in counter if re.match("[HIQ]MMA", i)]
 
 
 def test_a_wait_looks_at_the_clock(sass):

@@ -21,6 +21,12 @@ BUDGETS = {
 }
 
 
+# Whole numbers are rounded to fp32 first, one instruction a sum.
+ROUNDED_SUMS = 128
+INT8 = r"WgmmaInto<WgmmaTile<signed char, 128, 256, .*"
+E4M3 = r"WgmmaInto<WgmmaTile<c10::Float8_e4m3fn, 128, 128, .*"
+
+
 def behind_products(code: paths.Code) -> int:
     """The block that waits for a tile's last products."""
     (block,) = code.where(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x0 *$")
@@ -36,10 +42,12 @@ def assert_vectors(way: list[str]) -> None:
 
 
 @pytest.mark.parametrize("what", BUDGETS)
-def test_an_epilogue_of_whole_rows(what):
+@pytest.mark.parametrize("tile", [WIDE, INT8])
+def test_an_epilogue_of_whole_rows(tile, what):
     without, most = BUDGETS[what]
-    kernels = paths.code(rf"conv_wgmma_kernel<{WIDE}>")
-    assert len(kernels) == 4
+    most += ROUNDED_SUMS * (tile == INT8)
+    kernels = paths.code(rf"conv_wgmma_kernel<{tile}>")
+    assert len(kernels) == (4 if tile == WIDE else 2)
     for name, code in kernels.items():
         way = code.longest(behind_products(code), ROUNDED, without)
         assert len(way) <= most, name
@@ -60,14 +68,28 @@ def test_sums_that_stay_as_they_are(kernel):
         assert sum("STG.E.128" in text for text in way) == 32, name
 
 
+def test_sums_of_e4m3_are_added_in_fp32_after_each_stage():
+    """64 of a lane, in a loop that has little else; the products themselves begin at zero."""
+    kernels = paths.code(rf"conv_wgmma_kernel<{E4M3}>")
+    assert len(kernels) == 2
+    for name, code in kernels.items():
+        (products,) = code.where("QGMMA")
+        behind = behind_products(code)
+        way = code.longest(behind, r"\bFADD\b", "STSM|STG|STS")
+        assert sum("FADD" in text for text in way) == 64, name
+        assert len(code.blocks[products]) + len(way) <= 150, name
+
+
 def test_consumers_read_of_their_tile_what_another_warp_found():
     kernels = paths.code(r"conv_wgmma_kernel<.*>")
-    assert len(kernels) == 15
+    assert len(kernels) == 25
     for name, code in kernels.items():
-        (products,) = code.where("HGMMA")
+        (products,) = code.where("[HIQ]GMMA")
         behind = behind_products(code)
-        # The tile's loop begins where the code behind the products jumps back to.
-        (head,) = {b for block, after in code.after.items() if block >= behind for b in after if b < products}
+        # The tile's loop begins where the code behind the products jumps back to; of e4m3, that of its steps is within.
+        heads = {b for block, after in code.after.items() if block >= behind for b in after if b < products}
+        assert len(heads) == (2 if "Float8" in name else 1), name
+        head = min(heads)
         way = [text for text in code.shortest(head, products) if not re.search(r"\bCS2R R\d+, SRZ", text)]
         assert len(way) < 40, name
         assert not any("MUFU" in text for text in way), name

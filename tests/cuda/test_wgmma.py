@@ -7,7 +7,8 @@ from test_tma import swizzle
 
 pytestmark = pytest.mark.skipif(host_cuda.problem() is not None, reason=str(host_cuda.problem()))
 
-TYPES = [torch.bfloat16, torch.float16, torch.float32]
+TYPES = [torch.bfloat16, torch.float16, torch.float32, torch.int8, torch.float8_e4m3fn]
+BYTES = TYPES[3:]
 FAULTS = ["none", "no_fence", "no_proxy_fence", "no_wait", "waits_for_too_few", "overwritten_early"]
 FAULTS += ["sum_written_early", "three_warps", "warps_differ", "never_waits", "fence_once", "no_line_start"]
 
@@ -60,14 +61,17 @@ def numbers(rows: int, depth: int, dtype: torch.dtype, most: int) -> torch.Tenso
 def product(dtype, n, depth=64, across=(False, False), modes=(3, 3), registers=False, start=0.0, fault="none"):
     """What the kernel makes of it, and A B^T + start."""
     host_cuda.load()
-    a, b = numbers(64, depth, dtype, 100), numbers(n, depth, dtype, 97)
+    # Whole numbers up to 16 are exact in e4m3, and sums of fewer than 14 bits.
+    most = 8 if dtype == torch.float8_e4m3fn else 100
+    a, b = numbers(64, depth, dtype, most), numbers(n, depth, dtype, most - 3)
     raw_a, fields_a = (fragment_words(a), [0] * 5 + [1]) if registers else image(a, across[0], modes[0])
     raw_b, fields_b = image(b, across[1], modes[1])
-    out = torch.full((128, n // 2), torch.nan)
+    sum_type = torch.int32 if dtype == torch.int8 else torch.float32
+    out = torch.full((128, n // 2), -1 if dtype == torch.int8 else torch.nan, dtype=sum_type)
     steps = depth * a.element_size() // 32
     args = (TYPES.index(dtype), n, *across, registers, steps, start, FAULTS.index(fault), out)
     torch.ops.atrousops_host_cuda.test_wgmma(raw_a, fields_a, raw_b, fields_b, *args)
-    return matrix(out, n), (a.double() @ b.double().T + start).float()
+    return matrix(out, n), (a.double() @ b.double().T + start).to(sum_type)
 
 
 # Type, width and what else of `product`.
@@ -81,6 +85,13 @@ PRODUCTS = {
     "A from registers in fp16": (torch.float16, 64, {"registers": True, "across": (False, True)}),
     "A from registers in tf32": (torch.float32, 64, {"registers": True}),
     **{f"{n} columns": (torch.bfloat16, n, {}) for n in (32, 64, 96, 128, 192, 256)},
+    **{
+        f"{n} columns of {dtype}, swizzle {m}": (dtype, n, {"depth": 128, "modes": (m, 3 - m)})
+        for dtype in BYTES
+        for n in (64, 128)
+        for m in range(4)
+    },
+    "256 columns of int8": (torch.int8, 256, {"depth": 128}),
     **{f"{n} columns in tf32, swizzle {m}": (torch.float32, n, {"modes": (m, m)}) for n in (64, 256) for m in range(4)},
 }
 
@@ -89,6 +100,38 @@ PRODUCTS = {
 def test_product(name):
     dtype, n, options = PRODUCTS[name]
     assert torch.equal(*product(dtype, n, **options))
+
+
+@pytest.mark.parametrize("dtype", BYTES)
+def test_products_of_bytes(dtype):
+    """Sums that go on from what is there, and one step of 32."""
+    assert torch.equal(*product(dtype, 64, depth=128, start=-5.0))
+    assert torch.equal(*product(dtype, 64, depth=32, modes=(1, 1)))
+
+
+def test_sums_of_int8_wrap_around():
+    ours, _ = product(torch.int8, 64, depth=128, start=2.0**31 - 128)
+    a, b = numbers(64, 128, torch.int8, 100), numbers(64, 128, torch.int8, 97)
+    sums = a.long() @ b.long().T + 2**31 - 128
+    assert (sums >= 2**31).any()
+    assert torch.equal(ours, ((sums + 2**31) % 2**32 - 2**31).int())
+
+
+def test_sums_of_e4m3_keep_14_bits():
+    """256 * 32 = 2^13: half is below the last bit, and cut off; so is it where that product was there before."""
+    ones = torch.zeros(64, 64)
+    ones[:, [0, 33]] = 0.5
+    for first in (0, 1):
+        a = ones.clone()
+        a[:, first] = 256
+        b = torch.ones(64, 64)
+        b[:, first] = 32
+        raw, fields = zip(*(image(t.to(torch.float8_e4m3fn), False, 2) for t in (a, b)))
+        out = torch.full((128, 32), torch.nan)
+        torch.ops.atrousops_host_cuda.test_wgmma(
+            raw[0], fields[0], raw[1], fields[1], 4, 64, False, False, False, 2, 0.0, 0, out
+        )
+        assert (out == 2**13).all()
 
 
 @pytest.mark.parametrize("across", [(False, False), (False, True), (True, False), (True, True)])

@@ -51,6 +51,22 @@ def convolution(dtype: torch.dtype, c: int, k: int, *, groups: int = 1, last: bo
     )
 
 
+def of_bytes(dtype: torch.dtype) -> None:
+    """With all that may follow a sum; int8's is exact."""
+    x, w = random(2, 80, 9, 11, last=True), random(72, 80, 3, 3, last=True)
+    x, w = ((20 * t).to(dtype) if dtype == torch.int8 else t.to(dtype) for t in (x, w))
+    scale, bias = random(72).abs() / (4000 if dtype == torch.int8 else 10), random(72)
+    residual = random(2, 72, 9, 11, dtype=HALF, last=True)
+    out = torch.full_like(residual, torch.nan)
+    torch.ops.atrousops_host_cuda.test_conv_wgmma_call(x, w, bias, scale, residual, out, 1, 2, 2, False, 1, True)
+
+    def right(d: torch.dtype, d_of_sums: torch.dtype) -> torch.Tensor:
+        sums = F.conv2d(x.to(d_of_sums), w.to(d_of_sums), None, 1, 2, 2).to(d)
+        return torch.relu(sums * scale.to(d).view(-1, 1, 1) + bias.to(d).view(-1, 1, 1) + residual.to(d))
+
+    assert_close(out, right(DOUBLE, DOUBLE), right(FLOAT, DOUBLE if dtype == torch.int8 else FLOAT).to(HALF))
+
+
 def transposed(dtype: torch.dtype) -> None:
     x, w = random(2, 32, 5, 6, dtype=dtype), random(32, 40, 4, 4, dtype=dtype)
     compare(
@@ -172,6 +188,8 @@ CHECKS: dict[str, tuple[tuple, Callable[[], None]]] = {
     "conv grouped": (AMPERE, lambda: convolution(FLOAT, 16, 32, groups=4, last=False)),
     "conv wgmma bf16": (HOPPER, lambda: convolution(BF16, 128, 128)),
     "conv wgmma fp16": (HOPPER, lambda: convolution(HALF, 128, 128)),
+    "conv wgmma int8": (HOPPER, lambda: of_bytes(torch.int8)),
+    "conv wgmma e4m3": (HOPPER, lambda: of_bytes(torch.float8_e4m3fn)),
     "max_pool3d": (AMPERE, lambda: pooling(FLOAT, True)),
     "max_pool3d with codes": (AMPERE, lambda: pooling(FLOAT, "codes")),
     "max_unpool3d": (AMPERE, lambda: unpooling(FLOAT)),

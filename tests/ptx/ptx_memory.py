@@ -245,20 +245,22 @@ def _wgmma_wait(t: Translation, f: list[str], o: list[str]) -> str:
 def _wgmma(t: Translation, f: list[str], o: list[str]) -> str:
     n, depth = (int(v) for v in f[4][len("m64n") :].split("k"))
     kind, d, in_registers = f[6], t.vector(o[0]), o[1].startswith("{")
-    transposes = 0 if kind == "tf32" else 1 if in_registers else 2
-    if f[5] != "f32" or f[7] != kind or len(d) != n // 2 or depth != (8 if kind == "tf32" else 16):
+    depths = {"tf32": 8, "f16": 16, "bf16": 16, "s8": 32, "e4m3": 32}
+    transposes = 0 if depths[kind] != 16 else 1 if in_registers else 2
+    if f[5] != ("s32" if kind == "s8" else "f32") or f[7] != kind or len(d) != n // 2 or depth != depths[kind]:
         raise Unknown("modifiers")
-    if len(o) != 6 + transposes:
+    if len(o) != (4 if kind == "s8" else 6 + transposes) or (in_registers and depth == 32):
         raise Unknown("operands")
+    signs = o[4:6] or ["1", "1"]
     major = [*(["0"] if in_registers else []), *o[6:], "0", "0"]
     a = "0" if in_registers else t.value(o[1], "uint64_t")
     registers = "nullptr"
-    start = f"float* const d[] = {{{', '.join('&' + t.register(v) for v in d)}}}; "
+    start = f"void* const d[] = {{{', '.join('&' + t.register(v) for v in d)}}}; "
     if in_registers:
         start += f"const uint32_t a[4] = {{{', '.join(t.value(v, 'uint32_t') for v in t.vector(o[1]))}}}; "
         registers = "a"
     call = (
-        f"{OPERANDS[kind]}, {n}, {t.value(o[3], 'bool')}, {int(o[4])}, {int(o[5])}, {t.value(major[0], 'bool')}, "
-        f"{t.value(major[1], 'bool')}, {a}, {t.value(o[2], 'uint64_t')}, {registers}"
+        f"{OPERANDS[kind]}, {n}, {t.value(o[3], 'bool')}, {int(signs[0])}, {int(signs[1])}, "
+        f"{t.value(major[0], 'bool')}, {t.value(major[1], 'bool')}, {a}, {t.value(o[2], 'uint64_t')}, {registers}"
     )
     return f"{start}ptx::wgmma({{{call}}}, d, {t.line});"

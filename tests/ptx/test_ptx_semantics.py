@@ -140,19 +140,20 @@ def test_tma_rounds_to_tf32():
     assert_equal(run)
 
 
-# type (0 bf16, 1 fp16, 2 tf32), columns, whether A and B lie across K, A from registers.
+# type (0 bf16, 1 fp16, 2 tf32, 3 int8, 4 e4m3), columns, whether A and B lie across K, A from registers.
 CALLS = [(0, n, False, False, False) for n in (32, 64, 96, 128, 192, 256)]
 CALLS += [(0, 64, False, True, False), (0, 256, False, True, False), (0, 64, True, False, False)]
 CALLS += [(0, 64, True, True, False), (0, 128, True, True, False), (0, 64, False, False, True)]
 CALLS += [(0, 64, False, True, True), (1, 64, False, False, False), (1, 128, True, True, False)]
 CALLS += [(2, 64, False, False, False), (2, 256, False, False, False), (2, 64, False, False, True)]
+CALLS += [(kind, n, False, False, False) for kind in (3, 4) for n in (64, 128)] + [(3, 256, False, False, False)]
 
 
 @pytest.mark.parametrize("mode", [0, 1, 2, 3])
 @pytest.mark.parametrize(("kind", "n", "a_across", "b_across", "registers"), CALLS)
 def test_wgmma_and_its_descriptors(kind, n, a_across, b_across, registers, mode):
     """Random leading and stride offsets over random memory: wherever a descriptor leads, both read the same."""
-    dtype = (BF16, HALF, FLOAT)[kind]
+    dtype = (BF16, HALF, FLOAT, torch.int8, torch.float8_e4m3fn)[kind]
     seed = 100 * n + 10 * kind + mode
     raw = [whole(64 << 10, seed=seed + i).to(dtype).view(torch.uint8)[: 64 << 10] for i in (0, 1)]
     if registers:
@@ -165,7 +166,7 @@ def test_wgmma_and_its_descriptors(kind, n, a_across, b_across, registers, mode)
         return [leading, stride, mode, 0, 1024, 1]
 
     def run():
-        out = torch.full((128, n // 2), torch.nan)
+        out = torch.full((128, n // 2), -1, dtype=torch.int32 if kind == 3 else FLOAT)
         a = [0] * 5 + [1] if registers else fields(0)
         args = (kind, n, a_across, b_across, registers, 2, 3.0, 0, out)
         ops().test_wgmma(raw[0], a, raw[1], fields(1), *args)

@@ -1,5 +1,6 @@
 // wgmma (sm_90a): D = A B or D += A B of a warpgroup (four warps, the first a multiple of four), asynchronously. A is
-// 64 x K and B is K x N, in shared memory; a call takes 32 bytes of K: 16 elements of 16 bits, or 8 of tf32.
+// 64 x K and B is K x N, in shared memory; a call takes 32 bytes of K: 16 elements of 16 bits, 8 of tf32, or 32 of 8
+// bits.
 //
 // Thread T of the warpgroup holds of D (64 x N), as element i of N / 2:
 //   row 16 (T / 32) + (T % 32) / 4 + 8 ((i / 2) % 2), column 8 (i / 4) + 2 (T % 4) + i % 2
@@ -9,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/platform.h"
 #include "cuda/shared.h"
@@ -80,62 +82,84 @@ __device__ __forceinline__ void wgmma_wait() {
 #endif
 }
 
+// What products of T are added in: int8 in whole numbers, which wrap around beyond 2^31, all else in fp32.
+template <class T>
+using wgmma_sum_t = std::conditional_t<std::is_same_v<T, int8_t>, int32_t, float>;
+
 // The compiler moves no access to these sums across it: to be put before the fence and behind the wait.
-template <int kCount>
-__device__ __forceinline__ void wgmma_keep(float (&d)[kCount]) {
+template <class Sum, int kCount>
+__device__ __forceinline__ void wgmma_keep(Sum (&d)[kCount]) {
 #ifndef ATROUSOPS_HOST_CUDA
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
+  for (int i = 0; i < kCount; ++i) {
+    if constexpr (std::is_same_v<Sum, float>) {
+      asm volatile("" : "+f"(d[i])::"memory");
+    } else {
+      asm volatile("" : "+r"(d[i])::"memory");
+    }
+  }
 #endif
 }
 
 #ifndef ATROUSOPS_HOST_CUDA
 
-#define ATROUSOPS_WGMMA(N, SUMS, DEPTH, TYPE, ARGUMENTS, PREDICATE, ...)                                         \
-  asm volatile("{.reg .pred p;\n setp.ne.b32 p, %" PREDICATE ", 0;\n wgmma.mma_async.sync.aligned.m64n" #N DEPTH \
-               ".f32." TYPE "." TYPE " {" ATROUSOPS_TEXT_##SUMS "}, " ARGUMENTS ";}"                             \
-               : ATROUSOPS_SUMS_##SUMS                                                                           \
+#define ATROUSOPS_WGMMA(N, SUMS, REGISTER, KIND, ARGUMENTS, PREDICATE, ...)                                     \
+  asm volatile("{.reg .pred p;\n setp.ne.b32 p, %" PREDICATE ", 0;\n wgmma.mma_async.sync.aligned.m64n" #N KIND \
+               " {" ATROUSOPS_TEXT_##SUMS "}, " ARGUMENTS ";}"                                                  \
+               : ATROUSOPS_SUMS_##SUMS(REGISTER)                                                                \
                : __VA_ARGS__)
 // Both operands in shared memory; %A ... are the numbers behind the sums.
-#define ATROUSOPS_WGMMA_SHARED(N, SUMS, A, B, P, TA, TB)                                                             \
-  if constexpr (kN == N) {                                                                                           \
-    if constexpr (std::is_same_v<T, BFloat16>) {                                                                     \
-      ATROUSOPS_WGMMA(N, SUMS, "k16", "bf16", "%" A ", %" B ", p, 1, 1, %" TA ", %" TB, P, "l"(a), "l"(b), "r"(add), \
-                      "n"(int(kA)), "n"(int(kB)));                                                                   \
-    } else if constexpr (std::is_same_v<T, Half>) {                                                                  \
-      ATROUSOPS_WGMMA(N, SUMS, "k16", "f16", "%" A ", %" B ", p, 1, 1, %" TA ", %" TB, P, "l"(a), "l"(b), "r"(add),  \
-                      "n"(int(kA)), "n"(int(kB)));                                                                   \
-    } else {                                                                                                         \
-      ATROUSOPS_WGMMA(N, SUMS, "k8", "tf32", "%" A ", %" B ", p, 1, 1", P, "l"(a), "l"(b), "r"(add));                \
-    }                                                                                                                \
+#define ATROUSOPS_WGMMA_SHARED(N, SUMS, A, B, P, TA, TB)                                                               \
+  if constexpr (kN == N) {                                                                                             \
+    if constexpr (std::is_same_v<T, BFloat16>) {                                                                       \
+      ATROUSOPS_WGMMA(N, SUMS, "+f", "k16.f32.bf16.bf16", "%" A ", %" B ", p, 1, 1, %" TA ", %" TB, P, "l"(a), "l"(b), \
+                      "r"(add), "n"(int(kA)), "n"(int(kB)));                                                           \
+    } else if constexpr (std::is_same_v<T, Half>) {                                                                    \
+      ATROUSOPS_WGMMA(N, SUMS, "+f", "k16.f32.f16.f16", "%" A ", %" B ", p, 1, 1, %" TA ", %" TB, P, "l"(a), "l"(b),   \
+                      "r"(add), "n"(int(kA)), "n"(int(kB)));                                                           \
+    } else if constexpr (std::is_same_v<T, int8_t>) {                                                                  \
+      ATROUSOPS_WGMMA(N, SUMS, "+r", "k32.s32.s8.s8", "%" A ", %" B ", p", P, "l"(a), "l"(b), "r"(add));               \
+    } else if constexpr (std::is_same_v<T, Float8_e4m3fn>) {                                                           \
+      ATROUSOPS_WGMMA(N, SUMS, "+f", "k32.f32.e4m3.e4m3", "%" A ", %" B ", p, 1, 1", P, "l"(a), "l"(b), "r"(add));     \
+    } else {                                                                                                           \
+      ATROUSOPS_WGMMA(N, SUMS, "+f", "k8.f32.tf32.tf32", "%" A ", %" B ", p, 1, 1", P, "l"(a), "l"(b), "r"(add));      \
+    }                                                                                                                  \
   }
-#define ATROUSOPS_WGMMA_REGISTERS(N, SUMS, A0, A1, A2, A3, B, P, TB)                                                \
-  if constexpr (kN == N) {                                                                                          \
-    if constexpr (std::is_same_v<T, BFloat16>) {                                                                    \
-      ATROUSOPS_WGMMA(N, SUMS, "k16", "bf16", "{%" A0 ", %" A1 ", %" A2 ", %" A3 "}, %" B ", p, 1, 1, %" TB, P,     \
-                      "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(int(kB)));                  \
-    } else if constexpr (std::is_same_v<T, Half>) {                                                                 \
-      ATROUSOPS_WGMMA(N, SUMS, "k16", "f16", "{%" A0 ", %" A1 ", %" A2 ", %" A3 "}, %" B ", p, 1, 1, %" TB, P,      \
-                      "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(int(kB)));                  \
-    } else {                                                                                                        \
-      ATROUSOPS_WGMMA(N, SUMS, "k8", "tf32", "{%" A0 ", %" A1 ", %" A2 ", %" A3 "}, %" B ", p, 1, 1", P, "r"(a[0]), \
-                      "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));                                           \
-    }                                                                                                               \
+#define ATROUSOPS_WGMMA_REGISTERS(N, SUMS, A0, A1, A2, A3, B, P, TB)                                                   \
+  if constexpr (kN == N) {                                                                                             \
+    if constexpr (std::is_same_v<T, BFloat16>) {                                                                       \
+      ATROUSOPS_WGMMA(N, SUMS, "+f", "k16.f32.bf16.bf16",                                                              \
+                      "{%" A0 ", %" A1 ", %" A2 ", %" A3 "}, %" B ", p, 1, 1, %" TB, P, "r"(a[0]), "r"(a[1]),          \
+                      "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(int(kB)));                                           \
+    } else if constexpr (std::is_same_v<T, Half>) {                                                                    \
+      ATROUSOPS_WGMMA(N, SUMS, "+f", "k16.f32.f16.f16", "{%" A0 ", %" A1 ", %" A2 ", %" A3 "}, %" B ", p, 1, 1, %" TB, \
+                      P, "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(int(kB)));                  \
+    } else {                                                                                                           \
+      ATROUSOPS_WGMMA(N, SUMS, "+f", "k8.f32.tf32.tf32", "{%" A0 ", %" A1 ", %" A2 ", %" A3 "}, %" B ", p, 1, 1", P,   \
+                      "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));                                   \
+    }                                                                                                                  \
   }
 #endif
 
-// What the wrappers are written for: T is BFloat16, Half, or float for tf32, which is K-major only and whose words lose
-// their low 13 bits.
+// What the wrappers are written for: T is BFloat16, Half, or one that is K-major only: float for tf32, whose words lose
+// their low 13 bits, int8_t, or Float8_e4m3fn, of whose sums the hardware is reported to keep some 14 bits
+// (wgmma_host.h).
 template <class T, int kN, Major kA, Major kB>
 constexpr bool kWgmmaExists = (kN == 32 || kN == 64 || kN == 96 || kN == 128 || kN == 192 || kN == 256) &&
                               (sizeof(T) == 2 || (kA == Major::k && kB == Major::k));
 
 // d = a b, or d += a b where `add`; the same operands in all threads of the warpgroup.
 template <class T, int kN, Major kA = Major::k, Major kB = Major::k>
-__device__ __forceinline__ void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, int add) {
+__device__ __forceinline__ void wgmma(wgmma_sum_t<T> (&d)[kN / 2], uint64_t a, uint64_t b, int add) {
   static_assert(kWgmmaExists<T, kN, kA, kB>);
 #ifdef ATROUSOPS_HOST_CUDA
-  host_cuda::executed<"wgmma", int(sizeof(T)), kN, int(kA), int(kB)>();
+  if constexpr (std::is_same_v<T, int8_t>) {
+    host_cuda::executed<"wgmma.s8", kN>();
+  } else if constexpr (sizeof(T) == 1) {
+    host_cuda::executed<"wgmma.e4m3", kN>();
+  } else {
+    host_cuda::executed<"wgmma", int(sizeof(T)), kN, int(kA), int(kB)>();
+  }
   host::multiply<T, kN>({d, nullptr, a, b, add != 0, kA == Major::k, kB == Major::k});
 #else
   ATROUSOPS_WGMMA_SHARED(32, 16, "16", "17", "18", "19", "20")
@@ -150,7 +174,7 @@ __device__ __forceinline__ void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b
 // A in registers, which stay as they are until the wait: each warp's 16 rows as in mma.h. Of words in tf32 likewise.
 template <class T, int kN, Major kB = Major::k>
 __device__ __forceinline__ void wgmma_from_registers(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, int add) {
-  static_assert(kWgmmaExists<T, kN, Major::k, kB>);
+  static_assert(kWgmmaExists<T, kN, Major::k, kB> && sizeof(T) > 1);
 #ifdef ATROUSOPS_HOST_CUDA
   host_cuda::executed<"wgmma.registers", int(sizeof(T)), kN, int(kB)>();
   host::multiply<T, kN>({d, a, 0, b, add != 0, true, kB == Major::k});

@@ -1,6 +1,8 @@
 // wgmma.h's second body: operands read through descriptors as the PTX manual's canonical layouts have it, sums that are
-// NaN until they were waited for.
+// NaN (whole numbers -1) until they were waited for.
 #pragma once
+
+#include <bit>
 
 #include "cuda/arch/mma.h"
 #include "cuda/tensor_map.h"
@@ -59,6 +61,11 @@ struct Reads {
 
 template <class T>
 double element(const unsigned char* bytes, int i) {
+  if constexpr (sizeof(T) == 1) {
+    T value;
+    std::memcpy(&value, bytes + i, 1);
+    return static_cast<float>(value);
+  }
   uint32_t words[4];
   std::memcpy(words, bytes, 16);
   return value_of<T>(words, i);
@@ -87,9 +94,9 @@ std::vector<double> read_operand(const Operand& o, bool k_major, int first, int 
   return values;
 }
 
-// A thread's part of a product.
+// A thread's part of a product; sums are words of 32 bits.
 struct Call {
-  float* sums;
+  void* sums;
   const uint32_t* a_registers;
   uint64_t a, b;
   bool add, a_k_major, b_k_major;
@@ -100,8 +107,8 @@ class WarpProducts {
  public:
   struct Product {
     Reads reads;
-    float* sums[32];
-    std::vector<float> results;  // of 32 lanes
+    void* sums[32];
+    std::vector<uint32_t> results;  // of 32 lanes
     size_t each() const { return results.size() / 32; }
   };
 
@@ -112,7 +119,7 @@ class WarpProducts {
       for (size_t i = 0; i < groups_.front().size(); ++i) finish(groups_.front()[i]);
   }
   // The results so far on the same sums, if they are under way.
-  const Product* under_way(const float* sums) const {
+  const Product* under_way(const void* sums) const {
     for (auto group = groups_.rbegin(); group != groups_.rend(); ++group)
       for (auto p = group->rbegin(); p != group->rend(); ++p)
         if (p->sums[0] == sums) return &*p;
@@ -121,7 +128,7 @@ class WarpProducts {
   void add(Product product) {
     if (!under_way(product.sums[0]) && !fenced_)
       host_cuda::fail("wgmma: no wgmma.fence since these sums were last waited for");
-    for (float* sums : product.sums) std::memset(sums, 0xff, 4 * product.each());
+    for (void* sums : product.sums) std::memset(sums, 0xff, 4 * product.each());
     groups_.back().push_back(std::move(product));
   }
   bool idle() const { return groups_.size() == 1 && groups_.back().empty(); }
@@ -131,7 +138,7 @@ class WarpProducts {
     p.reads.check();
     fenced_ = false;
     const std::vector<unsigned char> poison(4 * p.each(), 0xff);
-    for (const float* sums : p.sums)
+    for (const void* sums : p.sums)
       if (std::memcmp(sums, poison.data(), poison.size()) != 0)
         host_cuda::fail("wgmma.wait_group: a sum was written while its product was under way");
     if (under_way(p.sums[0]) != &p) return;
@@ -201,6 +208,24 @@ std::vector<double> rows_in_registers(Call* const (&lanes)[32]) {
   return values;
 }
 
+// The sum as a word: a whole number wraps around; fp32 is cut off. Of e4m3, Hopper is reported to keep some 14 bits of
+// what it adds (DeepSeek-V3 Technical Report, arXiv 2412.19437, section 3.3.2): here, of the largest summand's.
+template <class T>
+uint32_t word_of(double sum, double largest) {
+  if constexpr (std::is_same_v<T, int8_t>) return static_cast<uint32_t>(static_cast<int64_t>(sum));
+  if constexpr (std::is_same_v<T, Float8_e4m3fn>) {
+    const double last = largest > 0 && std::isfinite(largest) ? std::ldexp(1.0, std::ilogb(largest) - 13) : 0;
+    if (last > 0 && std::isfinite(sum)) sum = std::trunc(sum / last) * last;
+  }
+  return std::bit_cast<uint32_t>(cut(sum));
+}
+template <class T>
+double sum_of(const void* sums, size_t i) {
+  std::conditional_t<std::is_same_v<T, int8_t>, int32_t, float> value;
+  std::memcpy(&value, static_cast<const char*>(sums) + 4 * i, 4);
+  return value;
+}
+
 template <class T, int kN>
 void multiply(Call mine) {
   host_cuda::require_full_warp("wgmma");
@@ -223,10 +248,16 @@ void multiply(Call mine) {
       for (int i = 0; i < kN / 2; ++i) {
         const auto n = static_cast<size_t>(lane * kN / 2 + i);
         const int row = lane / 4 + 8 * (i / 2 % 2), column = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
-        double sum = !c.add ? 0 : before ? before->results[n] : p.sums[lane][i];
-        for (int k = 0; k < kDepth; ++k)
-          sum += a[static_cast<size_t>(row * kDepth + k)] * b[static_cast<size_t>(column * kDepth + k)];
-        p.results[n] = cut(sum);
+        double sum = !c.add   ? 0
+                     : before ? sum_of<T>(before->results.data(), n)
+                              : sum_of<T>(p.sums[lane], static_cast<size_t>(i));
+        double largest = std::fabs(sum);
+        for (int k = 0; k < kDepth; ++k) {
+          const double product = a[static_cast<size_t>(row * kDepth + k)] * b[static_cast<size_t>(column * kDepth + k)];
+          sum += product;
+          largest = std::max(largest, std::fabs(product));
+        }
+        p.results[n] = word_of<T>(sum, largest);
       }
     }
     products.add(std::move(p));

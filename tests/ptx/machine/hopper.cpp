@@ -176,6 +176,7 @@ bool mbarrier_try_wait(uint64_t address, uint32_t parity, int line) {
 namespace {
 int element_bytes(int type) {
   switch (type) {
+    case 0: return 1;
     case 6:
     case 9: return 2;
     case 7:

@@ -259,7 +259,7 @@ PTX_API void cp_async(uint64_t to, uint64_t from, int bytes, int source_bytes, i
 PTX_API void cp_async_commit();
 PTX_API void cp_async_wait(int pending);
 
-enum class Operand { f16, bf16, tf32 };
+enum class Operand { f16, bf16, tf32, s8, e4m3 };
 PTX_API void ldmatrix(uint32_t (&q)[4], uint64_t row, int count, bool transposed, int line);
 PTX_API void stmatrix(const uint32_t (&q)[4], uint64_t row, int line);
 PTX_API void mma(Operand type, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line);
@@ -291,6 +291,7 @@ struct Wgmma {
   uint64_t a, b;
   const uint32_t* a_registers;
 };
-PTX_API void wgmma(const Wgmma& call, float* const* d, int line);
+// d: words of 32 bits, int32 of s8 and else fp32.
+PTX_API void wgmma(const Wgmma& call, void* const* d, int line);
 
 }  // namespace ptx

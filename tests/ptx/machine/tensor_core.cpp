@@ -1,5 +1,8 @@
 // ldmatrix, stmatrix and mma.sync, from the tables of the PTX manual: where element i of a lane's fragment lies in its
 // matrix. Nothing here is shared with csrc/cuda/arch; a test holds the two against each other.
+#include <cmath>
+#include <limits>
+
 #include "machine.h"
 
 namespace ptx {
@@ -20,6 +23,14 @@ Place accumulator(int g, int t, int i) { return {g + 8 * (i >> 1), 2 * t + (i & 
 float operand_value(Operand type, uint32_t bits) {
   if (type == Operand::f16) return half_value(static_cast<uint16_t>(bits));
   if (type == Operand::bf16) return bf16_value(static_cast<uint16_t>(bits));
+  if (type == Operand::s8) return static_cast<float>(static_cast<int8_t>(bits));
+  if (type == Operand::e4m3) {
+    const int exponent = bits >> 3 & 15, fraction = bits & 7;
+    if (exponent == 15 && fraction == 7) return std::numeric_limits<float>::quiet_NaN();
+    const float size = exponent ? std::ldexp(8.0f + static_cast<float>(fraction), exponent - 10)
+                                : std::ldexp(static_cast<float>(fraction), -9);
+    return bits & 128 ? -size : size;
+  }
   return std::bit_cast<float>(bits & 0xffffe000u);
 }
 

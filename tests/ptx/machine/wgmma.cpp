@@ -10,8 +10,11 @@
 namespace ptx {
 
 // wgmma. Each warp computes its 16 rows; the result is in the registers once the warp has waited for its group, and
-// until then they hold NaN.
+// until then they hold NaN (whole numbers -1). Sums of e4m3 are those of fp32, though hardware is said to keep fewer bits.
 namespace {
+int element_size(Operand type) {
+  return type == Operand::tf32 ? 4 : type == Operand::s8 || type == Operand::e4m3 ? 1 : 2;
+}
 struct Descriptor {
   uint32_t start, leading, stride, span, mask;
   Descriptor(uint64_t bits, int line) {
@@ -45,7 +48,7 @@ struct Descriptor {
 // Elements (mn, k) of rows `first` to `first + rows` along mn as out[(mn - first) * depth + k]. Sixteen bytes lie
 // together whatever the layout: along k, or along mn.
 void read_rows(Operand type, const Descriptor& d, int first, int rows, int depth, bool mn_major, float* out, int line) {
-  const int es = type == Operand::tf32 ? 4 : 2, chunk = 16 / es;
+  const int es = element_size(type), chunk = 16 / es;
   for (int mn = 0; mn < rows; mn += mn_major ? chunk : 1)
     for (int k = 0; k < depth; k += mn_major ? 1 : chunk) {
       const char* p = async_read(d.address(first + mn, k, es, mn_major), 16, "wgmma", line);
@@ -61,14 +64,14 @@ void read_rows(Operand type, const Descriptor& d, int first, int rows, int depth
 struct Pending : hc::Attached {
   struct Operation {
     // Lane by lane, where the result goes and what it is.
-    std::vector<float*> to[32];
-    std::vector<float> result[32];
+    std::vector<void*> to[32];
+    std::vector<uint32_t> result[32];
     std::function<uint64_t()> operands;
     uint64_t seen;
     int line;
   };
   std::map<int, std::vector<std::vector<Operation>>> of_warp;
-  std::map<int, std::unordered_map<float*, float>> values;
+  std::map<int, std::unordered_map<void*, uint32_t>> values;
   // Descriptors by the number of the call, to compare the four warps of a warpgroup.
   std::map<std::pair<int, int64_t>, std::pair<uint64_t, uint64_t>> calls;
   std::map<int, int64_t> number;
@@ -79,7 +82,7 @@ int warp_number() { return hc::self->linear / 32; }
 
 struct Lane {
   const Wgmma* call;
-  float* const* d;
+  void* const* d;
 };
 
 void check_warpgroup(Pending& p, const Wgmma& call, int line) {
@@ -103,7 +106,7 @@ uint64_t hash_of(const std::vector<float>& a, const std::vector<float>& b) {
 void read_operands(const Wgmma& call, int warp, Lane* const* lanes, std::vector<float>& a, std::vector<float>& b,
                    int line) {
   const bool wide = call.type == Operand::tf32;
-  const int depth = wide ? 8 : 16;
+  const int depth = 32 / element_size(call.type);
   a.resize(static_cast<size_t>(16 * depth));
   b.resize(static_cast<size_t>(call.n * depth));
   if (call.a_registers) {
@@ -122,9 +125,21 @@ void read_operands(const Wgmma& call, int warp, Lane* const* lanes, std::vector<
   read_rows(call.type, Descriptor(call.b, line), 0, call.n, depth, call.mn_major_b, b.data(), line);
 }
 
+// What the word of a sum becomes by one row of A and one column of B.
+uint32_t sum_of(const Wgmma& call, uint32_t before, const float* a, const float* b, int depth) {
+  if (call.type == Operand::s8) {
+    for (int k = 0; k < depth; ++k) before += static_cast<uint32_t>(static_cast<int32_t>(a[k] * b[k]));
+    return before;
+  }
+  const float sign = static_cast<float>(call.sign_a * call.sign_b);
+  float sum = std::bit_cast<float>(before);
+  for (int k = 0; k < depth; ++k) sum += sign * a[k] * b[k];
+  return std::bit_cast<uint32_t>(sum);
+}
+
 void issue(Pending& p, int warp, Lane* const (&lanes)[32], int line) {
   const Wgmma call = *lanes[0]->call;
-  const int depth = call.type == Operand::tf32 ? 8 : 16;
+  const int depth = 32 / element_size(call.type);
   std::vector<float> a, b;
   read_operands(call, warp, lanes, a, b, line);
   Pending::Operation op;
@@ -136,20 +151,20 @@ void issue(Pending& p, int warp, Lane* const (&lanes)[32], int line) {
       read_operands(call, warp, nullptr, left, right, line);
       return hash_of(left, right);
     };
-  const float sign = static_cast<float>(call.sign_a * call.sign_b);
   auto& values = p.values[warp];
   for (int lane = 0; lane < 32; ++lane)
     for (int i = 0; i < call.n / 2; ++i) {
-      float* const d = lanes[lane]->d[i];
-      const auto before = values.find(d);
-      float sum = !call.accumulate ? 0.0f : before != values.end() ? before->second : *d;
+      void* const d = lanes[lane]->d[i];
+      const auto known = values.find(d);
+      uint32_t before = 0;
+      if (call.accumulate) std::memcpy(&before, known != values.end() ? &known->second : d, 4);
       const int row = (lane >> 2) + 8 * ((i >> 1) & 1), col = 8 * (i >> 2) + 2 * (lane & 3) + (i & 1);
-      for (int k = 0; k < depth; ++k)
-        sum += sign * a[static_cast<size_t>(row * depth + k)] * b[static_cast<size_t>(col * depth + k)];
+      const uint32_t sum = sum_of(call, before, &a[static_cast<size_t>(row * depth)], &b[static_cast<size_t>(col * depth)],
+                                  depth);
       op.to[lane].push_back(d);
       op.result[lane].push_back(sum);
       values[d] = sum;
-      *d = std::numeric_limits<float>::quiet_NaN();
+      std::memset(d, 0xff, 4);
     }
   auto& groups = p.of_warp[warp];
   if (groups.empty()) groups.emplace_back();
@@ -165,7 +180,7 @@ void wgmma_fence(int line) {
   int nothing = 0;
   whole_warp("wgmma.fence", nothing, [](int* const(&)[32]) { pending().fenced[warp_number()] = true; }, line);
 }
-void wgmma(const Wgmma& call, float* const* d, int line) {
+void wgmma(const Wgmma& call, void* const* d, int line) {
   Lane mine{&call, d};
   whole_warp(
       "wgmma.mma_async", mine,
@@ -198,7 +213,7 @@ void wgmma_wait(int left, int line) {
             if (op.operands && op.operands() != op.seen)
               fail("wgmma: its operands in shared memory changed before anybody waited for it", op.line);
             for (int lane = 0; lane < 32; ++lane)
-              for (size_t i = 0; i < op.to[lane].size(); ++i) *op.to[lane][i] = op.result[lane][i];
+              for (size_t i = 0; i < op.to[lane].size(); ++i) std::memcpy(op.to[lane][i], &op.result[lane][i], 4);
           }
           groups.erase(groups.begin());
         }
