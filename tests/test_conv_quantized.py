@@ -3,6 +3,7 @@
 import copy
 import io
 
+import host_cuda
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,9 +37,20 @@ VNNI = torch.cpu._is_vnni_supported() and module._runs_on_cpu("onednn::qconv_poi
 needs_vnni = pytest.mark.skipif(not VNNI, reason="this CPU, or this PyTorch, has no VNNI convolution")
 
 
-@pytest.fixture(params=["vnni", "dequantised", "reference"])
+def use_kernel(monkeypatch):
+    """The CUDA kernels, on the CPU."""
+    if host_cuda.problem():
+        pytest.skip(host_cuda.problem())
+    host_cuda.load()
+    monkeypatch.setattr(module, "_kernel", torch.ops.atrousops_host_cuda.conv_quantized.default)
+    monkeypatch.setattr(module, "_body", lambda *_: module._by_kernel)
+
+
+@pytest.fixture(params=["vnni", "kernel", "dequantised", "reference"])
 def route(request, monkeypatch):
-    """Who sums: oneDNN's integers, PyTorch's fp32, or the definition."""
+    """Who sums: oneDNN's integers, our CUDA kernels, PyTorch's fp32, or the definition."""
+    if request.param == "kernel":
+        use_kernel(monkeypatch)
     if request.param == "vnni":
         if not VNNI:
             pytest.skip("this CPU, or this PyTorch, has no VNNI convolution")
@@ -184,10 +196,35 @@ def test_wrong_arguments():
 
 def test_backends():
     x, w, bias, scales, _ = quantised()
+    why = {"cuda": "the tensors are on cpu|the CUDA library is missing"}
     for name in ("cpu", "cuda", "triton"):
-        with ao.backend(name), pytest.raises(ArgumentError, match="there is no kernel of ours for conv_quantized yet"):
+        match = why.get(name, "we have a kernel for conv_quantized on CUDA alone")
+        with ao.backend(name), pytest.raises(ArgumentError, match=match):
             conv_quantized(x, w, bias, *scales)
     assert ao.info()["operators"]["conv_quantized"]["cpu"]["runs"] == "aten"
+
+
+def test_which_weights_the_kernel_takes(monkeypatch):
+    """Those whose sums 32 bits hold, with up to 15 channels of zeros; float8 from compute capability 8.9 on."""
+    x = torch.ones(1, 1, 1, 1)
+    for channels, takes in ((131071 - 15, True), (131071 - 14, False)):
+        assert module._kernel_takes(x, torch.ones(1, channels, 1, 1, dtype=torch.int8)) == takes
+    assert not module._kernel_takes(x, torch.ones(1, 15000, 3, 3, dtype=torch.int8))
+    weight = torch.ones(1, 1, 1, 1).to(torch.float8_e4m3fn)
+    for capability, takes in (((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True), ((12, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert module._kernel_takes(x, weight) == takes
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_residual_that_broadcasts_is_added_afterwards(dtype, monkeypatch):
+    use_kernel(monkeypatch)
+    x, w, bias, scales, _ = quantised(dtype=dtype)
+    for residual in (torch.randn(21, 1, 1), torch.randn(2, 21, 14, 15).double()):
+        y = conv_quantized(x, w, bias, *scales, 1, 2, 2, residual=residual, activation="relu")
+        exact = reference.conv_quantized(x, w, bias, *scales, (1, 1), (2, 2), (2, 2), 1) + residual
+        torch.testing.assert_close(y.double(), exact.relu(), rtol=1e-5, atol=1e-5)
+        assert y.dtype == x.dtype
 
 
 def layer(dtype=torch.int8):

@@ -30,8 +30,8 @@ FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # Operators that PyTorch or torchvision also has.
 HAS_ATEN = frozenset({"conv", "conv_quantized", "conv_transpose", "max_pool", "max_unpool", "roi_align", "roi_pool"})
-# Operators that no library of ours has kernels for.
-_ATEN_ALONE = frozenset({"conv_quantized"})
+# Operators of which we have kernels for CUDA alone.
+_CUDA_ALONE = frozenset(libraries.CUDA_OPERATORS)
 # Operators whose verdicts are not looked up here. Plans look up the verdict of each kernel of a convolution
 # (dispatch/choice.py); operators without another implementation are checked at their first call (ops/_first_call.py).
 _HELD_ELSEWHERE = frozenset({"conv", "conv_transpose", "permutohedral", "mean_field"})
@@ -49,8 +49,8 @@ def can_run(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Ver
         if op in HAS_ATEN:
             return Verdict(True, "PyTorch's own operator")
         return Verdict(False, "PyTorch has no such operator")
-    if name in NAMES and op in _ATEN_ALONE:
-        return Verdict(False, f"there is no kernel of ours for {op} yet")
+    if name in ("cpu", "triton") and op in _CUDA_ALONE:
+        return Verdict(False, f"we have a kernel for {op} on CUDA alone")
     if name in ("cpu", "cuda"):
         part = libraries.cpu if name == "cpu" else libraries.cuda
         if part.problem is not None:
@@ -146,10 +146,8 @@ def choose(op: str, device: torch.device, dtype: torch.dtype) -> str:
                 "Leave the choice to atrousops with backend(None).",
             )
         return forced
-    if op in _ATEN_ALONE:
-        return "aten"
     # Written out for the common case, because this runs on every call.
-    if device.type == "cpu" and libraries.has_operators and dtype in FLOATING:
+    if device.type == "cpu" and libraries.has_operators and dtype in FLOATING and op not in _CUDA_ALONE:
         return "cpu"
     ours = own(op, device, dtype) if device.type in triton_library.KEYS else ""
     return ours or ("aten" if op in HAS_ATEN else "reference")

@@ -25,6 +25,8 @@ TRITON_SCHEMAS = (
 # fmt: on
 # Defined by the CPU's library alone; elsewhere, and with gradients, PyTorch resizes.
 CPU_OPERATORS = ("resize_bilinear",)
+# By the CUDA library alone, for inference; elsewhere PyTorch's operators and `conv` make it.
+CUDA_OPERATORS = ("conv_quantized",)
 OPERATORS = tuple(schema.partition("(")[0] for schema in SCHEMAS)
 TRITON_OPERATORS = tuple(schema.partition("(")[0] for schema in TRITON_SCHEMAS)
 
@@ -51,7 +53,7 @@ def _load_operators(name: str, filename: str) -> Part:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
         return Part(name, str(path), f"did not load: {error}")
-    wanted = OPERATORS + CPU_OPERATORS if name == "cpu" else OPERATORS
+    wanted = OPERATORS + (CPU_OPERATORS if name == "cpu" else CUDA_OPERATORS)
     missing = [op for op in wanted if not hasattr(torch.ops.atrousops, op)]
     if missing:
         return Part(name, str(path), f"older than the Python files, without {', '.join(missing)}: build it again")

@@ -12,16 +12,18 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from atrousops import reference
 from atrousops.common.checks import bad_choice, bad_type, bad_value, check_device, check_floating
-from atrousops.common.conv_arguments import Arguments, check_conv
-from atrousops.dispatch import backends
+from atrousops.common.conv_arguments import Arguments, check_conv, output_size
+from atrousops.dispatch import backends, libraries
 from atrousops.ops._conv_epilogue import ACTIVATIONS
 from atrousops.ops._prepacked import prepacked
-from atrousops.ops._register import foreign, jit_traces, transformed
+from atrousops.ops._register import foreign, jit_traces, register, transformed
 from atrousops.ops.conv import conv2d
 from atrousops.reference.conv_quantized import LARGEST, quantize
 
 _NAME = "conv_quantized"
 _INPUTS = (torch.float32, torch.bfloat16, torch.float16)
+# Products of int8 whose sum 32 bits surely hold; the kernel adds channels of zeros, so that a group's fill 16 bytes.
+_MOST_PRODUCTS, _MOST_ZEROS = (2**31 - 1) // 128**2, 15
 # oneDNN reads activations as uint8, in which this value means zero.
 _ZERO = 128
 
@@ -44,15 +46,17 @@ def conv_quantized(
 
     y[n, k, o] = bias[k] + input_scale weight_scale[k] sum over r, c of weight[k, c, r] q[n, c, stride o + dilation r -
     padding], where q is the input divided by its scale, rounded half to even and clamped to what weight's dtype holds.
-    On a CPU with VNNI, int8 products are summed in 32-bit integers (oneDNN). Otherwise they are summed in fp32, in
-    which the products of both dtypes are exact. No kernel of ours computes with these dtypes.
+    On a CPU with VNNI (oneDNN), and on GPUs from compute capability 8.0 on (our kernel), int8 products are summed in
+    32-bit integers. On GPUs from 8.9 on our kernel multiplies float8 and sums in fp32, or in what their tensor cores
+    have for that. No GPU has run these kernels yet. Otherwise, and in graphs, `conv2d` sums in fp32, in which the
+    products of both dtypes are exact; so do GPUs with kernels that `atrousops selfcheck` has not found right.
 
     Shapes:
         input: (N, C, H, W) or (C, H, W), float32, bfloat16 or float16; int8 cannot represent NaN.
         weight: (K, C / groups, R, S), int8 or float8_e4m3fn.
         input_scale: one positive number, float32; weight_scale: (K,), float32.
         residual: broadcasts with the output, or None. activation: None or a name that `conv2d` takes.
-        output: as conv2d's, in the input's dtype, rounded once; channels_last where oneDNN computes it.
+        output: as conv2d's, in the input's dtype, rounded once; channels_last where 8 bits are multiplied.
 
     Raises:
         ArgumentError, ArgumentTypeError: shapes or dtypes that do not fit.
@@ -63,15 +67,19 @@ def conv_quantized(
     _check(input, weight, bias, input_scale, weight_scale, activation)
     scales, around = (input_scale, weight_scale), (stride, padding, dilation, groups)
     body = _body(input, weight)
+    if body is _by_kernel:
+        return _by_kernel(input, weight, bias, scales, around, residual, activation)
     if body is not _dequantized and input.dim() == 3:
         y = body(input.unsqueeze(0), weight, bias, scales, around, None if residual is not None else activation)
         y = y.squeeze(0)
     else:
         y = body(input, weight, bias, scales, around, None if residual is not None else activation)
-    if residual is not None:
-        y = y + residual
-        y = y if activation is None else ACTIVATIONS[activation].function(y)
-    return y.to(input.dtype)
+    return (y if residual is None else _finished(y, residual, activation)).to(input.dtype)
+
+
+def _finished(y: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
+    y = y if residual is None else y + residual
+    return y if activation is None else ACTIVATIONS[activation].function(y)
 
 
 def _check(
@@ -97,13 +105,22 @@ def _check(
 
 def _body(input: Tensor, weight: Tensor) -> Any:
     """The implementation for these tensors."""
-    if backends.choose(_NAME, input.device, input.dtype) == "reference":
+    backend = backends.choose(_NAME, input.device, input.dtype)
+    if backend == "reference":
         return _reference
     if torch.compiler.is_compiling() or jit_traces() or transformed() or foreign(input, weight):
         return _dequantized
     real = type(input) is not FakeTensor and input.numel() * weight.numel() > 0
+    if real and backend == "cuda":
+        return _by_kernel if _kernel_takes(input, weight) else _dequantized
     integers = real and weight.dtype == torch.int8 and input.is_cpu and torch.backends.mkldnn.enabled and _has_vnni()
     return _by_onednn if integers else _dequantized
+
+
+def _kernel_takes(input: Tensor, weight: Tensor) -> bool:
+    if weight.dtype == torch.int8:
+        return (weight.shape[1] + _MOST_ZEROS) * weight[0, 0].numel() <= _MOST_PRODUCTS
+    return torch.cuda.get_device_capability(input.device) >= (8, 9)
 
 
 @cache
@@ -161,6 +178,26 @@ class _Packed(NamedTuple):
     zeros: Tensor
 
 
+def _by_kernel(
+    input: Tensor, weight: Tensor, bias: Any, scales: Any, around: Any, residual: Tensor | None, activation: str | None
+) -> Tensor:
+    """With residual and activation, where the kernel knows them; otherwise it leaves fp32 for those."""
+    # As wide as the input, in the weights' dtype: what is checked is its shape.
+    a = _arguments(weight.detach().as_strided(input.shape, (0,) * input.dim()), weight, around)
+    x = input if input.dim() == 4 else input.unsqueeze(0)
+    size = output_size(x.shape, weight.shape, a)
+    knows = activation in (None, "relu")
+    if residual is not None:
+        knows = knows and residual.dtype == x.dtype and residual.shape == size[4 - input.dim() :]
+    added = residual if knows else None
+    if added is not None and input.dim() == 3:
+        added = added.unsqueeze(0)
+    geometry = (a.stride, a.padding, a.dilation, a.groups)
+    y: Tensor = _kernel(x, weight, bias, *scales, added, *geometry, knows and activation == "relu", not knows)
+    y = y if input.dim() == 4 else y.squeeze(0)
+    return y if knows else _finished(y, residual, activation).to(input.dtype)
+
+
 def _by_onednn(input: Tensor, weight: Tensor, bias: Any, scales: Any, around: Any, activation: str | None) -> Tensor:
     signed = input.float().mul(scales[0].reciprocal()).round_().clamp_(-128, 127).to(torch.int8)
     q = signed.view(torch.uint8).add_(_ZERO)
@@ -185,3 +222,14 @@ def _packed_of(weight: Tensor, scales: tuple[Tensor, Tensor], geometry: tuple[An
         return _Packed(inner, scale, torch.zeros(len(weight), dtype=torch.int64))
 
     return prepacked(weight, scales, geometry, make)
+
+
+def _fake(
+    input, weight, bias, input_scale, weight_scale, residual, stride, padding, dilation, groups, relu, float32
+) -> Tensor:
+    size = output_size(input.shape, weight.shape, Arguments(tuple(stride), tuple(padding), tuple(dilation), groups, ()))
+    y = input.new_empty(size, dtype=torch.float32 if float32 else input.dtype)
+    return y.contiguous(memory_format=torch.channels_last) if y.dim() == 4 else y
+
+
+_kernel: Any = register(_NAME, fake=_fake) if libraries.cuda.problem is None else None

@@ -14,6 +14,7 @@ from atrousops import ops
 from atrousops.common.testing import Outputs
 from atrousops.dispatch import libraries
 from atrousops.dispatch.backends import backend as forced
+from atrousops.proof import quantized_cases
 from atrousops.proof.cases import Case, Family, Make, name_of
 
 FLOAT, BF16, HALF, DOUBLE = torch.float32, torch.bfloat16, torch.float16, torch.float64
@@ -22,7 +23,9 @@ _RATES = (1, 6, 12)
 
 
 def families(backend: str) -> dict[str, Family]:
-    """By operator; `conv_epilogue` is Triton's alone. Of the lattice and the CRF PyTorch has nothing to time."""
+    """By operator; `conv_epilogue` is Triton's alone, `conv_quantized` CUDA's. Of the lattice and the CRF PyTorch has
+    nothing to time.
+    """
     found = {
         "max_pool": _family(_pool, (2, 5, 13, 12), (2, 40, 129, 131), (4, 64, 256, 256)),
         "max_unpool": _family(_unpool, (2, 5, 12, 14), (2, 40, 130, 126), (4, 64, 256, 256)),
@@ -33,6 +36,8 @@ def families(backend: str) -> dict[str, Family]:
         "permutohedral": _family(_filter, (2, 5, 13, 11), (2, 21, 60, 80), None, (FLOAT, DOUBLE)),
         "mean_field": _family(_mean_field, (2, 5, 13, 11), (2, 21, 60, 80), None, (FLOAT, DOUBLE)),
     }
+    if backend == "cuda":
+        found["conv_quantized"] = quantized_cases.family()
     if backend == "triton":
         found["conv_epilogue"] = _family(_epilogue, (2, 24, 9, 8), (2, 24, 49, 51), None, (BF16, FLOAT))
     return found if libraries.has_schemas else {}

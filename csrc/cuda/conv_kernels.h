@@ -17,7 +17,8 @@ namespace atrousops::cuda {
 inline ScalarType compute_dtype(ScalarType t) { return t == ScalarType::Double ? t : ScalarType::Float; }
 
 // dst = the sum over taps of src and weight, plus bias: forward, input gradient, transposed. All of one dtype and
-// device, of any strides; dst is dense, contiguous or channels_last.
+// device, of any strides; dst is dense, contiguous or channels_last. Where src and weight are of 8 bits dst and bias
+// are not, and weight may lack the last channels of each group of src, which are zeros.
 struct ConvCall {
   const core::Problem& problem;
   const Tensor &src, &weight;
@@ -55,8 +56,12 @@ const char* conv_wgmma_rule(const ConvCall& call);
 const char* conv_mma_weight_rule(const ConvWeightCall& call);
 const char* conv_wgmma_weight_rule(const ConvWeightCall& call);
 
+// Whether products are of 8 bits, and the result of another dtype.
+inline bool conv_narrow(ScalarType t) { return t == ScalarType::Char || t == ScalarType::Float8_e4m3fn; }
 // Elements in 16 bytes; and whether a channels_last tensor can be read so many channels at a time.
-inline int64_t conv_vector(ScalarType t) { return t == ScalarType::Double ? 2 : t == ScalarType::Float ? 4 : 8; }
+inline int64_t conv_vector(ScalarType t) {
+  return t == ScalarType::Double ? 2 : t == ScalarType::Float ? 4 : conv_narrow(t) ? 16 : 8;
+}
 bool conv_fits_vectors(const Tensor& t, int64_t vector);
 
 int64_t conv_multiprocessors(const Tensor& t);

@@ -40,6 +40,14 @@ struct Choice {
   int tile = -1, splits = 1;
 };
 
+// As in conv_mma_launch.cuh.
+bool exists(int tile, ScalarType dtype, MmaPrecision precision) {
+  const bool sums_twice =
+      dtype == ScalarType::Float8_e4m3fn || (dtype == ScalarType::Float && precision == MmaPrecision::split);
+  if (sums_twice && kTiles[tile].is_largest()) return false;
+  return !conv_narrow(dtype) || (kTiles[tile].wide && tile != 0);
+}
+
 // The least predicted time: whole waves of blocks, and the trip of partial sums through memory.
 Choice choose(const core::Problem& p, const ConvPlan (&plans)[2], ScalarType dtype, MmaPrecision precision, bool wide,
               const DeviceProperties& device) {
@@ -51,15 +59,16 @@ Choice choose(const core::Problem& p, const ConvPlan (&plans)[2], ScalarType dty
   double least = INFINITY;
   for (int i = 0; i < kTileCount; ++i) {
     const Tile& tile = kTiles[i];
-    const bool sums_twice = dtype == ScalarType::Float && precision == MmaPrecision::split;
-    if (tile.wide != wide || (tile.is_largest() && sums_twice)) continue;
+    if (tile.wide != wide || !exists(i, dtype, precision)) continue;
     const int64_t tiles = plans[tile.rows == 64].table.tiles;
     const int64_t blocks = tiles * ceil_div(t.dst_channels, tile.columns) * t.groups;
     const double here =
         rate * tile.rate * conv_mma_room(conv_mma_shared_bytes(tile.rows, tile.columns, tile.stages), device);
     const double work = 2.0 * tile.rows * tile.columns * mma_depth(dtype) * steps / here;
     const double bytes = 4.0 * tiles * tile.rows * t.dst_channels * t.groups;
-    for (int splits = 1; splits <= kMostSplits && (splits == 1 || steps >= 8 * splits); splits *= 2) {
+    // Parts of sums are fp32, in which those of int8 are not exact.
+    const int most_splits = conv_narrow(dtype) ? 1 : kMostSplits;
+    for (int splits = 1; splits <= most_splits && (splits == 1 || steps >= 8 * splits); splits *= 2) {
       const double waves = static_cast<double>(ceil_div(blocks * splits, device.multiprocessors));
       const double seconds = waves * work / splits + (splits > 1 ? 3e-6 + bytes * (2 * splits) / 3e12 : 0);
       if (seconds < least) {
@@ -87,6 +96,8 @@ void start(const ConvMmaLaunch& l, ScalarType dtype, MmaPrecision precision, Str
   switch (dtype) {
     case ScalarType::BFloat16: return conv_mma_bf16(l, stream);
     case ScalarType::Half: return conv_mma_f16(l, stream);
+    case ScalarType::Char: return conv_mma_s8(l, stream);
+    case ScalarType::Float8_e4m3fn: return conv_mma_e4m3(l, stream);
     default: return precision == MmaPrecision::tf32 ? conv_mma_tf32(l, stream) : conv_mma_split(l, stream);
   }
 }
@@ -102,6 +113,7 @@ void run(const ConvCall& call, const ConvFuse& fuse, const ConvMmaForced& forced
   if (forced.tile >= 0) choice = {forced.tile, forced.splits};
   const Tile& tile = kTiles[choice.tile];
   STD_TORCH_CHECK(!tile.wide || wide, "conv: this tensor-core tile needs rows aligned to 16 bytes");
+  STD_TORCH_CHECK(!conv_narrow(dtype) || choice.splits == 1, "conv: sums of 8-bit products are not split");
 
   ConvPlan& plan = plans[tile.rows == 64];
   ConvTable& t = plan.table;
@@ -122,9 +134,11 @@ void run(const ConvCall& call, const ConvFuse& fuse, const ConvMmaForced& forced
                    static_cast<int32_t>(column_blocks),
                    choice.splits,
                    conv_epilogue(call.bias ? &*call.bias : nullptr, fuse, dst)};
-  if (t.groups > 1 && t.dst_channels % conv_vector(dtype) != 0)
-    args.epilogue.vector_dst = args.epilogue.vector_residual = false;
-  args.whole_runs = t.dst_channels % conv_vector(dtype) == 0 && (choice.splits > 1 || conv_aligned(args.epilogue));
+  args.stored = dst.scalar_type();
+  // Of channels that leave together.
+  const int64_t run = conv_narrow(dtype) ? conv_vector(ScalarType::Half) : conv_vector(dtype);
+  if (t.groups > 1 && t.dst_channels % run != 0) args.epilogue.vector_dst = args.epilogue.vector_residual = false;
+  args.whole_runs = t.dst_channels % run == 0 && (choice.splits > 1 || conv_aligned(args.epilogue));
   std::optional<Tensor> part;
   if (choice.splits > 1) {
     part = torch::stable::empty({choice.splits, args.part_size}, ScalarType::Float, std::nullopt, src.device());
@@ -170,6 +184,10 @@ const char* conv_mma_cannot(const core::Problem& p, const Tensor& src) {
   if (dtype == ScalarType::Double) return "tensor cores multiply no fp64 here";
   if (properties(src).capability < 80) return "needs compute capability 8.0";
   const int64_t src_channels = (p.kind == core::Kind::input_grad ? p.k : p.c) / p.groups;
+  if (dtype == ScalarType::Float8_e4m3fn && properties(src).capability < 89) return "needs compute capability 8.9";
+  if (conv_narrow(dtype) && p.kind != core::Kind::forward) return "8-bit products are for the forward pass";
+  if (dtype == ScalarType::Char && src_channels * p.kernel_positions() > kMostInt8Products)
+    return "sums of so many products of int8 may leave 32 bits";
   if (p.kernel_positions() > INT32_MAX / ceil_div(src_channels, 16)) return "2^31 steps or more";
   return nullptr;
 }

@@ -117,7 +117,7 @@ struct MmaOut {
   __device__ __forceinline__ void finish(const ConvEpilogue& e, const WarpSums<Math, Tile>& sums,
                                          bool whole_runs) const {
     if (whole_runs) return in_vectors<T>(e, sums);
-    each_row_of_sums<typename Math::Element>(sums, shared, [&](int row, int at, auto& values) {
+    each_row_of_sums<typename Math::Stored>(sums, shared, [&](int row, int at, auto& values) {
       if (dst[row] < 0 || at >= left) return;
       constexpr int kCount = sizeof(values) / sizeof(float);
       conv_finish<T>(e, values, dst[row], channel + at, static_cast<int>(left - at < kCount ? left - at : kCount));
@@ -140,7 +140,7 @@ struct MmaOut {
 
   template <class T>
   __device__ __forceinline__ void in_vectors(const ConvEpilogue& e, const WarpSums<Math, Tile>& sums) const {
-    using Runs = LaneRuns<typename Math::Element, Tile>;
+    using Runs = LaneRuns<typename Math::Stored, Tile>;
     constexpr int kSize = static_cast<int>(sizeof(T));
     find_rows(e.dst_pitch * kSize, e.residual_pitch * kSize);
     const Runs runs(shared);
@@ -226,14 +226,22 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   __syncthreads();
 
   const int64_t base = place.group * t.dst_channels, channels = t.groups * t.dst_channels;
-  ConvEpilogue partial{args.part ? args.part + place.part * args.part_size : nullptr};
-  partial.dst_pitch = channels;
-  partial.vector_dst = t.dst_channels % 4 == 0;
   const MmaOut<Math, Tile> out{shared.stages, shared.dst, shared.residual(), base + column, t.dst_channels - column};
-  if (args.part) {
-    out.template finish<float>(partial, sums, args.whole_runs);
+  if constexpr (kNarrow<Math>) {
+    switch (args.stored) {
+      case ScalarType::BFloat16: return out.template finish<BFloat16>(args.epilogue, sums, args.whole_runs);
+      case ScalarType::Half: return out.template finish<Half>(args.epilogue, sums, args.whole_runs);
+      default: return out.template finish<float>(args.epilogue, sums, args.whole_runs);
+    }
   } else {
-    out.template finish<T>(args.epilogue, sums, args.whole_runs);
+    ConvEpilogue partial{args.part ? args.part + place.part * args.part_size : nullptr};
+    partial.dst_pitch = channels;
+    partial.vector_dst = t.dst_channels % 4 == 0;
+    if (args.part) {
+      out.template finish<float>(partial, sums, args.whole_runs);
+    } else {
+      out.template finish<T>(args.epilogue, sums, args.whole_runs);
+    }
   }
 }
 

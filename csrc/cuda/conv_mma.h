@@ -17,8 +17,11 @@ enum class MmaPrecision { tf32, split };
 // twice as much.
 constexpr int64_t kShortSum = 128;
 
+// Products of int8 whose sum 32 bits surely hold.
+constexpr int64_t kMostInt8Products = INT32_MAX / (128 * 128);
+
 // Elements of the reduction in one stage of a pipeline: 64 bytes.
-inline int64_t mma_depth(ScalarType dtype) { return dtype == ScalarType::Float ? 16 : 32; }
+inline int64_t mma_depth(ScalarType dtype) { return 4 * conv_vector(dtype); }
 
 // Shared memory of a block: 64 bytes of each of its operands' lines a stage, and a position of each row.
 constexpr int conv_mma_stage_bytes(int rows, int columns) { return 64 * (rows + columns); }
@@ -41,6 +44,7 @@ double conv_mma_room(int64_t shared_bytes, const DeviceProperties& device);
 
 // Operations per second of mma.sync that predictions go by, those of an H100; only ratios among tiles matter.
 inline double mma_rate(ScalarType dtype, MmaPrecision precision) {
+  if (conv_narrow(dtype)) return 1200e12;
   if (dtype != ScalarType::Float) return 600e12;
   return precision == MmaPrecision::tf32 ? 300e12 : 100e12;
 }
@@ -75,7 +79,8 @@ struct ConvMmaArgs {
   int64_t weight_columns;  // of a line that is not along the reduction, padding included
   int32_t column_blocks, splits;
   ConvEpilogue epilogue;
-  bool whole_runs = false;  // what is stored and read for it comes in whole 16 bytes
+  bool whole_runs = false;                // what is stored and read for it comes in whole 16 bytes
+  ScalarType stored = ScalarType::Float;  // dst's, where it is not that of src
 };
 
 // The weights in lines, [group][dst][tap][src] with `along`, else [group][src][tap][dst]; lines and taps start at
@@ -115,6 +120,8 @@ struct ConvMmaWeightLaunch {
 // By type: each in a file of its own, to be compiled side by side.
 void conv_mma_bf16(const ConvMmaLaunch& launch, Stream stream);
 void conv_mma_f16(const ConvMmaLaunch& launch, Stream stream);
+void conv_mma_s8(const ConvMmaLaunch& launch, Stream stream);
+void conv_mma_e4m3(const ConvMmaLaunch& launch, Stream stream);
 void conv_mma_tf32(const ConvMmaLaunch& launch, Stream stream);
 void conv_mma_split(const ConvMmaLaunch& launch, Stream stream);
 

@@ -28,12 +28,15 @@ template <class Math, bool kAlong>
 void conv_mma_start(const ConvMmaLaunch& l, Stream stream) {
   switch (l.tile) {
     case 0:
-      if constexpr (!Math::kSumsStages) return conv_mma_start<Math, MmaLarge, kAlong, true>(l, stream);
+      if constexpr (!Math::kSumsStages && !kNarrow<Math>)
+        return conv_mma_start<Math, MmaLarge, kAlong, true>(l, stream);
       break;
     case 1:
       return conv_mma_start<Math, std::conditional_t<Math::kSumsStages, MmaTallSums, MmaTall>, kAlong, true>(l, stream);
     case 2: return conv_mma_start<Math, MmaSmall, kAlong, true>(l, stream);
-    case 3: return conv_mma_start<Math, MmaNarrow, kAlong, false>(l, stream);
+    case 3:
+      if constexpr (!kNarrow<Math>) return conv_mma_start<Math, MmaNarrow, kAlong, false>(l, stream);
+      break;
     case 4:
       if constexpr (!Math::kSumsStages) return conv_mma_start<Math, MmaLargeShort, kAlong, true>(l, stream);
       break;

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads)
 
 ConvMmaWeights conv_mma_weights(const core::Problem& p, const Tensor& weight) {
   const bool swapped = p.kind == core::Kind::input_grad, fp32 = weight.scalar_type() == ScalarType::Float;
-  const int64_t k = p.k / p.groups, c = p.c / p.groups, taps = p.kernel_positions();
+  const int64_t k = p.k / p.groups, c = weight.size(1), taps = p.kernel_positions();
   // Words of 32 bits cannot be transposed on their way out of shared memory.
   const bool along = !swapped || fp32;
   const int64_t lines = swapped && fp32 ? c : k, columns = swapped && fp32 ? k : c;
@@ -84,11 +84,14 @@ ConvMmaWeights conv_mma_weights(const core::Problem& p, const Tensor& weight) {
                       along ? from.src : from.dst};
   STD_TORCH_CHECK(lines <= INT32_MAX && taps <= INT32_MAX && pitch <= INT32_MAX, "conv: weights beyond 2^31 lines");
   w.tensor = torch::stable::empty({args.count}, in.scalar_type(), std::nullopt, in.device());
-  dispatch_floating(in.scalar_type(), "conv", [&]<class T>() {
+  const auto pack = [&]<class T>() {
     if constexpr (sizeof(T) <= 4)
       launch<conv_mma_pack_kernel<T>>(Launch{blocks_for(args.count, kThreads), kThreads}, current_stream(in),
                                       data<T>(in), mutable_data<T>(w.tensor), args);
-  });
+  };
+  // All kinds of 8 bits move alike, and have the same zero.
+  conv_narrow(in.scalar_type()) ? pack.template operator()<int8_t>()
+                                : dispatch_floating(in.scalar_type(), "conv", pack);
   return w;
 }
 

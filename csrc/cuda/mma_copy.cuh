@@ -126,14 +126,15 @@ struct LaneRuns {
   __device__ __forceinline__ explicit LaneRuns(char* shared)
       : mine(reinterpret_cast<float*>(shared) + threadIdx.x / 32 * kMmaRows * kPitch) {}
   // The sums of sixteen rows.
-  __device__ __forceinline__ void put(const float (&c)[2 * Tile::kPairs][4]) const {
+  template <class Sum>
+  __device__ __forceinline__ void put(const Sum (&c)[2 * Tile::kPairs][4]) const {
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < 2 * Tile::kPairs; ++j)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         *reinterpret_cast<float2*>(mine + (lane / 4 + 8 * half) * kPitch + kMmaColumns * j + lane % 4 * 2) =
-            make_float2(c[j][2 * half], c[j][2 * half + 1]);
+            make_float2(static_cast<float>(c[j][2 * half]), static_cast<float>(c[j][2 * half + 1]));
     __syncwarp();
   }
   __device__ __forceinline__ void get(float (&values)[kRun], int turn) const {

@@ -69,9 +69,12 @@ struct SharedOperand {
 };
 
 // How a warp multiplies kRows x 16 by kPairs x 16 fragments into c; sums of a stage go to `total` in between if asked.
+// Sums leave in runs of 16 bytes of Stored.
 template <class T>
 struct Mma16 {
   using Element = T;
+  using Sum = float;
+  using Stored = T;
   static constexpr bool kSumsStages = false;
   template <int kRows, int kPairs>
   static __device__ __forceinline__ void multiply(float (&c)[kRows][2 * kPairs][4], uint32_t (&a)[kRows][4],
@@ -94,6 +97,8 @@ __device__ __forceinline__ void multiply_tf32(float (&c)[kRows][2 * kPairs][4], 
 
 struct MmaTf32 {
   using Element = float;
+  using Sum = float;
+  using Stored = float;
   static constexpr bool kSumsStages = false;
   template <int kRows, int kPairs>
   static __device__ __forceinline__ void multiply(float (&c)[kRows][2 * kPairs][4], uint32_t (&a)[kRows][4],
@@ -120,6 +125,8 @@ __device__ __forceinline__ void split_word(uint32_t word, uint32_t& big, uint32_
 // sum of its own, since the tensor core cuts off what a long sum cannot hold.
 struct MmaSplit {
   using Element = float;
+  using Sum = float;
+  using Stored = float;
   static constexpr bool kSumsStages = true;
   template <int kRows, int kPairs>
   static __device__ __forceinline__ void multiply(float (&c)[kRows][2 * kPairs][4], uint32_t (&a)[kRows][4],
@@ -136,6 +143,42 @@ struct MmaSplit {
     for (int i = 0; i < kPairs * 4; ++i) b[i / 4][i % 4] = is_finite_word(b[i / 4][i % 4]) ? b[i / 4][i % 4] : 0;
     multiply_tf32<kRows, kPairs>(c, small_a, b);
     multiply_tf32<kRows, kPairs>(c, a, small_b);
+  }
+};
+
+// Elements of 8 bits, whose result has another type, which the call names.
+template <class Math>
+inline constexpr bool kNarrow = sizeof(typename Math::Element) == 1;
+
+// int8, in exact sums.
+struct MmaS8 {
+  using Element = int8_t;
+  using Sum = int32_t;
+  using Stored = Half;
+  static constexpr bool kSumsStages = false;
+  template <int kRows, int kPairs>
+  static __device__ __forceinline__ void multiply(int32_t (&c)[kRows][2 * kPairs][4], uint32_t (&a)[kRows][4],
+                                                  uint32_t (&b)[kPairs][4]) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < 2 * kPairs; ++j) arch::mma_s8(c[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+  }
+};
+
+// float8_e4m3fn. Some tensor cores are seen to hold sums of these in fewer bits than fp32 has: each stage has its own.
+struct MmaE4m3 {
+  using Element = uint8_t;
+  using Sum = float;
+  using Stored = Half;
+  static constexpr bool kSumsStages = true;
+  template <int kRows, int kPairs>
+  static __device__ __forceinline__ void multiply(float (&c)[kRows][2 * kPairs][4], uint32_t (&a)[kRows][4],
+                                                  uint32_t (&b)[kPairs][4]) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < 2 * kPairs; ++j) arch::mma_e4m3(c[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
   }
 };
 
@@ -159,13 +202,14 @@ struct MmaTile {
 // The sums of one warp.
 template <class Math, class Tile>
 struct WarpSums {
-  float c[Tile::kFragments][2 * Tile::kPairs][4] = {};
+  using Sum = typename Math::Sum;
+  Sum c[Tile::kFragments][2 * Tile::kPairs][4] = {};
 
   // Adds the products of one stage.
   template <class A, class B>
   __device__ __forceinline__ void add(const char* a, const char* b) {
     if constexpr (Math::kSumsStages) {
-      float sum[Tile::kFragments][2 * Tile::kPairs][4] = {};
+      Sum sum[Tile::kFragments][2 * Tile::kPairs][4] = {};
       multiply<A, B>(sum, a, b);
 #pragma unroll
       for (int i = 0; i < Tile::kFragments; ++i)
@@ -180,7 +224,7 @@ struct WarpSums {
 
  private:
   template <class A, class B>
-  static __device__ __forceinline__ void multiply(float (&c)[Tile::kFragments][2 * Tile::kPairs][4], const char* a,
+  static __device__ __forceinline__ void multiply(Sum (&c)[Tile::kFragments][2 * Tile::kPairs][4], const char* a,
                                                   const char* b) {
 #pragma unroll
     for (int step = 0; step < A::kSteps; ++step) {

@@ -15,7 +15,8 @@ namespace {
 // c (16 x 8) += a b through the fragments that SharedOperand loads; a is (16, k), b (k, 16), or their transposes in
 // memory where `kAlong` is false.
 template <class Math, bool kAlong>
-__global__ void product_kernel(const typename Math::Element* a, const typename Math::Element* b, float* c) {
+__global__ void product_kernel(const typename Math::Element* a, const typename Math::Element* b,
+                               typename Math::Sum* c) {
   using T = typename Math::Element;
   constexpr int kDepth = 64 / sizeof(T);
   using A = SharedOperand<T, 32, kDepth, kAlong>;
@@ -88,7 +89,7 @@ template <class Math, bool kAlong>
 void run_product(const Tensor& a, const Tensor& b, Tensor& c) {
   using T = typename Math::Element;
   launch<product_kernel<Math, kAlong>>(Launch{1, 32, 8192}, current_stream(a), data<T>(a), data<T>(b),
-                                       mutable_data<float>(c));
+                                       mutable_data<typename Math::Sum>(c));
 }
 template <class Math>
 void run_product(const Tensor& a, const Tensor& b, Tensor& c, bool along) {
@@ -97,10 +98,13 @@ void run_product(const Tensor& a, const Tensor& b, Tensor& c, bool along) {
 
 }  // namespace
 
+// c is int32 for int8; both 8-bit types lie along alone.
 void test_product(const Tensor& a, const Tensor& b, Tensor c, bool along, bool split) {
   switch (a.scalar_type()) {
     case ScalarType::BFloat16: return run_product<Mma16<BFloat16>>(a, b, c, along);
     case ScalarType::Half: return run_product<Mma16<Half>>(a, b, c, along);
+    case ScalarType::Char: return run_product<MmaS8, true>(a, b, c);
+    case ScalarType::Float8_e4m3fn: return run_product<MmaE4m3, true>(a, b, c);
     default: return split ? run_product<MmaSplit>(a, b, c, along) : run_product<MmaTf32>(a, b, c, along);
   }
 }

@@ -71,6 +71,18 @@ def test_product(ops, dtype, along, split):
     assert torch.equal(c.double(), a.double() @ b.double())
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_product_of_8_bits(ops, dtype):
+    """Of int8 all numbers, of float8 powers of two, with sums that fp32 holds."""
+    a, b = torch.randint(-128, 128, (32, 64)), torch.randint(-128, 128, (64, 32))
+    if dtype != torch.int8:
+        a, b = (t.sign() * 2.0 ** (t % 11 - 5) for t in (a, b))
+    a, b = a.to(dtype), b.to(dtype)
+    c = torch.full((32, 32), -1, dtype=torch.int32 if dtype == torch.int8 else torch.float32)
+    ops.test_product(a, b.T.contiguous(), c, True, False)
+    assert torch.equal(c.double(), a.double() @ b.double())
+
+
 def one_product(ops, x: float, y: float, split: bool) -> float:
     a, b, c = torch.zeros(32, 16), torch.zeros(32, 16), torch.empty(32, 32)
     a[5, 3], b[9, 3] = x, y

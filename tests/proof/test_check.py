@@ -192,6 +192,23 @@ def test_the_cuda_kernels_pass_and_each_family_runs_its_own(name):
 
 
 @pytest.mark.skipif(host_cuda.problem() is not None, reason=str(host_cuda.problem()))
+def test_the_kernels_of_8_bits_pass(monkeypatch):
+    """A few: all take a minute. What the family is called is what its verdict is looked up by."""
+    from atrousops.ops import conv_quantized as module
+
+    host_cuda.load()
+    monkeypatch.setattr(module, "_kernel", torch.ops.atrousops_host_cuda.conv_quantized.default)
+    monkeypatch.setattr(module, "_body", lambda *_: module._by_kernel)
+    family = registry.families("cuda", "cuda")["conv_quantized"]
+    before = [host_cuda.runs(f"conv_mma_kernel<{math}") for math in ("MmaS8", "MmaE4m3")]
+    few = Family(family.cases[1::5])
+    assert check.check(few, "cpu", "cpu", lambda case: None, LEFT).reason == ""
+    after = [host_cuda.runs(f"conv_mma_kernel<{math}") for math in ("MmaS8", "MmaE4m3")]
+    assert [b - a for a, b in zip(before, after)] == 2 * [2 * len(few.cases)]
+    assert "conv_quantized" not in registry.families("triton", "cuda").keys() | registry.families("cpu", "cpu").keys()
+
+
+@pytest.mark.skipif(host_cuda.problem() is not None, reason=str(host_cuda.problem()))
 @pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing")
 def test_planning_asks_for_the_dtype_it_says():
     shape, _ = conv_cases.SHAPES[0]

@@ -1,12 +1,17 @@
-// mma.sync (sm_80): C += A B of one warp, with the operands spread over its lanes' registers.
+// mma.sync (sm_80; e4m3 sm_89): C += A B of one warp, with the operands spread over its lanes' registers.
 //
-// With g = lane / 4, t = lane % 4, and element i of a lane (two 16-bit elements a register, the low half first):
+// With g = lane / 4, t = lane % 4, and element i of a lane (two 16-bit or four 8-bit elements a register, the lowest
+// first):
+//   8-bit, A 16 x 32:  row g + 8 ((i / 4) % 2), column 4 t + i % 4 + 16 (i / 8)
+//   8-bit, B 32 x 8:   row 4 t + i % 4 + 16 (i / 4), column g
 //   16-bit, A 16 x 16: row g + 8 ((i / 2) % 2), column 2 t + i % 2 + 8 (i / 4)
 //   16-bit, B 16 x 8:  row 2 t + i % 2 + 8 (i / 2), column g
 //   tf32, A 16 x 8:    row g + 8 (i % 2), column t + 4 (i / 2)
 //   tf32, B 8 x 8:     row t + 4 i, column g
-//   fp32, C 16 x 8:    row g + 8 (i / 2), column 2 t + i % 2
+//   C 16 x 8:          row g + 8 (i / 2), column 2 t + i % 2; of 32 bits, integers for products of int8
 #pragma once
+
+#include <torch/headeronly/util/Float8_e4m3fn.h>
 
 #include <cstdint>
 
@@ -21,15 +26,13 @@ namespace host {
 
 template <class T>
 double value_of(const uint32_t* registers, int i) {
+  constexpr int kEach = 4 / static_cast<int>(sizeof(T));  // of a register
+  const uint32_t word = registers[i / kEach] >> 32 / kEach * (i % kEach);
   if constexpr (sizeof(T) == 4) {
-    const uint32_t bits = registers[i] & 0xffffe000u;  // tf32 has no more
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
+    return __uint_as_float(word & 0xffffe000u);  // tf32 has no more
   } else {
-    const uint16_t bits = static_cast<uint16_t>(registers[i / 2] >> 16 * (i % 2));
     T value;
-    std::memcpy(&value, &bits, 2);
+    std::memcpy(&value, &word, sizeof(T));
     return static_cast<float>(value);
   }
 }
@@ -39,35 +42,40 @@ inline float cut(double v) {
   const float f = static_cast<float>(v);
   return std::isfinite(f) && std::fabs(static_cast<double>(f)) > std::fabs(v) ? std::nextafterf(f, 0.0f) : f;
 }
+inline void store_sum(float& c, double sum) { c = cut(sum); }
+// Without .satfinite it wraps around.
+inline void store_sum(int32_t& c, double sum) {
+  c = static_cast<int32_t>(static_cast<uint32_t>(static_cast<int64_t>(sum)));
+}
 
+template <class Sum>
 struct Mma {
-  float* c;
+  Sum* c;
   const uint32_t *a, *b;
 };
 
-template <class T>
-void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  constexpr bool kWide = sizeof(T) == 2;  // 16 deep, else 8
+// T: float stands for tf32.
+template <class T, class Sum>
+void mma(Sum (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  constexpr int kEach = 4 / static_cast<int>(sizeof(T)), kDepth = 8 * kEach;
   const uint32_t b[2] = {b0, b1};
   host_cuda::require_full_warp("mma");
-  Mma mine{c, a, b};
-  host_cuda::warp_together("mma", ~0u, mine, [](Mma* const(&lanes)[32]) {
-    double a[16][16], b[16][8];
+  Mma<Sum> mine{c, a, b};
+  host_cuda::warp_together("mma", ~0u, mine, [](Mma<Sum>* const(&lanes)[32]) {
+    double a[16][kDepth], b[kDepth][8];
     for (int lane = 0; lane < 32; ++lane) {
       const int g = lane / 4, t = lane % 4;
-      for (int i = 0; i < (kWide ? 8 : 4); ++i) {
-        const int row = g + 8 * (kWide ? i / 2 % 2 : i % 2),
-                  column = kWide ? 2 * t + i % 2 + 8 * (i / 4) : t + 4 * (i / 2);
-        a[row][column] = value_of<T>(lanes[lane]->a, i);
-      }
-      for (int i = 0; i < (kWide ? 4 : 2); ++i)
-        b[kWide ? 2 * t + i % 2 + 8 * (i / 2) : t + 4 * i][g] = value_of<T>(lanes[lane]->b, i);
+      for (int i = 0; i < 4 * kEach; ++i)
+        a[g + 8 * (i / kEach % 2)][kEach * t + i % kEach + kDepth / 2 * (i / (2 * kEach))] =
+            value_of<T>(lanes[lane]->a, i);
+      for (int i = 0; i < 2 * kEach; ++i)
+        b[kEach * t + i % kEach + kDepth / 2 * (i / kEach)][g] = value_of<T>(lanes[lane]->b, i);
     }
     for (int lane = 0; lane < 32; ++lane)
       for (int i = 0; i < 4; ++i) {
         double sum = lanes[lane]->c[i];
-        for (int k = 0; k < (kWide ? 16 : 8); ++k) sum += a[lane / 4 + 8 * (i / 2)][k] * b[k][2 * (lane % 4) + i % 2];
-        lanes[lane]->c[i] = cut(sum);
+        for (int k = 0; k < kDepth; ++k) sum += a[lane / 4 + 8 * (i / 2)][k] * b[k][2 * (lane % 4) + i % 2];
+        store_sum(lanes[lane]->c[i], sum);
       }
   });
 }
@@ -100,6 +108,34 @@ __device__ __forceinline__ void mma_16(float (&c)[4], const uint32_t (&a)[4], ui
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
+#endif
+}
+
+// 32 deep, exact: sums are int32, and wrap around.
+__device__ __forceinline__ void mma_s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#ifdef ATROUSOPS_HOST_CUDA
+  host_cuda::executed<"mma.m16n8k32.s8">();
+  host::mma<int8_t>(c, a, b0, b1);
+#else
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+// 32 deep (sm_89).
+__device__ __forceinline__ void mma_e4m3(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#ifdef ATROUSOPS_HOST_CUDA
+  host_cuda::executed<"mma.m16n8k32.e4m3">();
+  host::mma<torch::headeronly::Float8_e4m3fn>(c, a, b0, b1);
+#else
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #endif
 }
 
