@@ -2,7 +2,7 @@
 // bytes of each group's channels, a tensor-core kernel sums, and scales what it sums on its way out.
 #include <torch/headeronly/util/Float8_e4m3fn.h>
 
-#include "cuda/conv_mma.h"
+#include "cuda/conv_wgmma.h"
 #include "cuda/pack.h"
 #include "cuda/registration.h"
 #include "stable/conv_arguments.h"
@@ -133,6 +133,7 @@ struct Kernel {
   void (*run)(const ConvCall&, const ConvFuse&);
 };
 constexpr Kernel kKernels[] = {
+    {conv_wgmma_rule, [](const ConvCall& call, const ConvFuse& fuse) { conv_wgmma(call, fuse); }},
     {[](const ConvCall& call) { return conv_mma_cannot(call.problem, call.src); },
      [](const ConvCall& call, const ConvFuse& fuse) { conv_mma(call, fuse, {}); }},
 };

@@ -14,10 +14,8 @@ using core::ceil_div;
 
 constexpr int64_t kSpan = 128;  // bytes of a box's rows
 
-bool is_byte(ScalarType dtype) { return dtype == ScalarType::Char || dtype == ScalarType::Float8_e4m3fn; }
-
 // Of tensor cores that predictions go by, those of an H100; only ratios among tiles matter.
-double rate(ScalarType dtype) { return is_byte(dtype) ? 1000e12 : dtype == ScalarType::Float ? 250e12 : 500e12; }
+double rate(ScalarType dtype) { return conv_narrow(dtype) ? 1000e12 : dtype == ScalarType::Float ? 250e12 : 500e12; }
 
 // Choosing boxes takes longer than some kernels: the last answers are kept.
 core::BoxPlan planned(const core::BoxRequest& request) {
@@ -45,7 +43,7 @@ core::BoxPlan planned(const core::BoxRequest& request) {
 }
 
 TensorMapType map_type(ScalarType dtype) {
-  return is_byte(dtype)                  ? TensorMapType::u8
+  return conv_narrow(dtype)                  ? TensorMapType::u8
          : dtype == ScalarType::BFloat16 ? TensorMapType::bf16
          : dtype == ScalarType::Half     ? TensorMapType::f16
                                          : TensorMapType::tf32;
@@ -71,18 +69,6 @@ TensorMap source_map(const ConvTable& t, const core::Problem& p, const Tensor& s
   a.strides[4] = stride;
   a.box[4] = static_cast<int>(box.images);
   return make_tensor_map(a);
-}
-
-// Bytes are read where they lie, as long as rows are whole 16 of them.
-ConvMmaWeights weights_of(const core::Problem& p, const Tensor& weight) {
-  if (!is_byte(weight.scalar_type())) return conv_mma_weights(p, weight);
-  ConvMmaWeights w{dense(weight, true), {}, weight.size(1), true};
-  if (reinterpret_cast<uintptr_t>(w.tensor.const_data_ptr()) % 16 != 0) {
-    Tensor copy = empty(sizes_of(weight), weight, true);
-    torch::stable::copy_(copy, weight);
-    w.tensor = copy;
-  }
-  return w;
 }
 
 // Lines and what they hold as ConvMmaWeights has them.
@@ -123,9 +109,8 @@ const char* bytes_cannot(const ConvCall& call) {
   if (call.weight.scalar_type() != dtype) return "weights of bytes are of the input's type";
   if (out != ScalarType::Half && out != ScalarType::BFloat16) return "products of bytes are summed to 16 bits only";
   if (p.kind != core::Kind::forward) return "wgmma reads bytes along the reduction only, and weights lie across it";
-  // (-128)^2 = 2^14.
-  if (dtype == ScalarType::Char && p.c / p.groups * p.kernel_positions() >= 1 << 17)
-    return "a sum of so many products may leave int32";
+  if (dtype == ScalarType::Char && p.c / p.groups * p.kernel_positions() > kMostInt8Products)
+    return "sums of so many products of int8 may leave 32 bits";
   return nullptr;
 }
 
@@ -177,7 +162,7 @@ void conv_wgmma(const std::vector<ConvWgmmaCall>& calls, const Tensor& src, Tens
   std::vector<ConvMmaWeights> weights;
   for (size_t i = 0; i < calls.size(); ++i) {
     const ConvWgmmaCall& call = calls[i];
-    weights.push_back(weights_of(call.problem, call.weight));
+    weights.push_back(conv_mma_weights(call.problem, call.weight));
     maps.weights[i] = weight_map(t, call.problem, weights[i], dtype, shape.columns);
     const auto& axis = call.problem.axis;
     args.branch[i] = {conv_epilogue(call.bias, call.fuse, dst),
@@ -224,7 +209,7 @@ const char* conv_wgmma_rule(const ConvCall& call) {
   if (dtype == ScalarType::Double || (dtype == ScalarType::Float && !call.allow_tf32))
     return "wgmma multiplies no fp64, and fp32 as tf32 only";
   if (reinterpret_cast<uintptr_t>(call.src.const_data_ptr()) % 16 != 0) return "rows are not aligned to 16 bytes";
-  if (is_byte(dtype))
+  if (conv_narrow(dtype))
     if (const char* why = bytes_cannot(call)) return why;
   return core::boxes_cannot(call.problem, bytes_of(map_type(dtype)));
 }

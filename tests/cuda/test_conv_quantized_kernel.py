@@ -176,6 +176,26 @@ def test_any_order_of_threads_gives_the_same_bits(dtype, seed):
     assert first.shape == again.shape
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [128, 123])
+@pytest.mark.parametrize("chip", [host_cuda.H100, host_cuda.RTX_4090], ids=["wgmma", "mma"])
+def test_wgmma_where_there_is(chip, channels, dtype):
+    """With channels of zeros to fill 16 bytes too; sums are the same."""
+    x, w = narrow((2, channels, 9, 8), dtype), narrow((72, channels, 3, 3), dtype)
+    x = x.to(torch.bfloat16)
+    exact = F.conv2d(x.double(), w.double(), None, 1, 2, 2)
+    scale = torch.rand(72)
+    for wide in (torch.bfloat16, torch.float32):
+        before = {c.name: c.runs for c in host_cuda.coverage()}
+        with host_cuda.device(*chip):
+            y = quantized(x.to(wide), w, None, (ONE, scale), None, ((1, 1), (2, 2), (2, 2), 1))
+        ran = " ".join(c.name for c in host_cuda.coverage() if c.runs > before[c.name])
+        is_wgmma = chip is host_cuda.H100 and wide == torch.bfloat16
+        assert ("conv_wgmma_kernel" in ran, "conv_mma_kernel" in ran) == (is_wgmma, not is_wgmma)
+        finished = (exact.float() * scale.view(-1, 1, 1)).to(wide)
+        assert_close(y, exact * scale.double().view(-1, 1, 1), finished)
+
+
 def test_what_no_kernel_runs():
     x, w = torch.ones(1, 16, 3, 3), torch.ones(8, 16, 3, 3)
     with host_cuda.device(*host_cuda.A100):

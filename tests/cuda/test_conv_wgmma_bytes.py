@@ -185,7 +185,7 @@ REFUSED = {
     "transposed": (Case("", 1, 64, 64, (9, 8)), {"transposed": True}, "bytes along the reduction only"),
     "result": (Case("", 1, 64, 40, (9, 8)), {"out": torch.float32}, "summed to 16 bits only"),
     "groups": (Case("", 1, 128, 64, (9, 8), groups=2), {}, "more than one group"),
-    "products": (Case("", 1, 1 << 17, 32, (8, 8), 1, padding=0), {}, "so many products may leave int32"),
+    "products": (Case("", 1, 1 << 17, 32, (8, 8), 1, padding=0), {}, "so many products of int8 may leave 32 bits"),
 }
 
 
