@@ -190,3 +190,12 @@ def test_frozen_and_narrow():
         expected = same(x)
         for _ in range(2):
             assert (narrow(x) - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_mapped_over_images(freeze):
+    """vmap has no memory formats."""
+    fast, images = ao.optimize(network(), image(), freeze=freeze), torch.stack([image(), 2 * image()])
+    with torch.no_grad():
+        for y, x in zip(torch.func.vmap(fast)(images), images):
+            assert_close(y, network().double()(x.double()), fast(x))

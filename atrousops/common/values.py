@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
+
+_transforms = torch._C._are_functorch_transforms_active
 
 
 def values_of(t: Tensor) -> Tensor:
@@ -20,6 +23,11 @@ def values_of(t: Tensor) -> Tensor:
 def has_values(t: Tensor) -> bool:
     """Whether the tensor has values to check: not if it is compiled, fake or on meta."""
     return not (torch.compiler.is_compiling() or isinstance(t, FakeTensor) or t.is_meta)
+
+
+def transformed() -> bool:
+    """Whether a transform of functions is at work: those of torch.func, or forward-mode differentiation."""
+    return _transforms() or forward_ad._current_level >= 0
 
 
 def is_autocast(kind: str) -> bool:

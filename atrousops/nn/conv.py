@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from atrousops import ops
 from atrousops.common.checks import bad_value
+from atrousops.common.values import transformed
 from atrousops.nn.in_place import in_place_of, leaf
 from atrousops.ops.conv import frozen
 
@@ -69,7 +70,8 @@ class _FusedConv(_AtrousConv):
 
     def convolve(self, input: Tensor, weight: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
         """activation(convolution with another weight + residual)."""
-        if self.channels_last and input.dim() == len(self.kernel_size) + 2:
+        # vmap knows contiguous tensors only.
+        if self.channels_last and input.dim() == len(self.kernel_size) + 2 and not transformed():
             input = input.contiguous(memory_format=_CHANNELS_LAST.get(input.dim(), torch.contiguous_format))
         padding: Any = self.padding
         if self.padding_mode != "zeros":

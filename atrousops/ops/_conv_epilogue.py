@@ -14,10 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from atrousops.common.checks import bad_type, bad_value
 from atrousops.common.conv_arguments import Arguments, output_size
 from atrousops.common.formats import empty_as_kernel, prefers_channels_last
+from atrousops.common.values import transformed
 from atrousops.dispatch import backends, libraries
 from atrousops.dispatch.devices import allow_tf32
 from atrousops.ops._prepacked import prepacked
-from atrousops.ops._register import foreign, jit_traces, register, transformed
+from atrousops.ops._register import foreign, jit_traces, register
 from atrousops.ops._routes import Call, Route, route_of, run
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from atrousops.common.conv_arguments import Arguments, output_size
 from atrousops.common.formats import empty_as_kernel, prefers_channels_last
+from atrousops.common.values import transformed
 from atrousops.ops._conv_format import arranged, is_last
-from atrousops.ops._register import register, transformed
+from atrousops.ops._register import register
 from atrousops.ops._routes import CALLS
 from atrousops.ops.conv import first_of_gradient, ours, rest_of
 

@@ -11,10 +11,9 @@ from torch import Tensor
 from torch._C import _functorch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.autograd import forward_ad
 
 from atrousops.common.checks import ArgumentError, check_device
-from atrousops.common.values import is_autocast
+from atrousops.common.values import is_autocast, transformed
 from atrousops.dispatch import libraries, triton_library
 from atrousops.ops import _batches
 from atrousops.ops._routes import (
@@ -62,11 +61,6 @@ def stands_in(*values: Any) -> bool:
     if torch.compiler.is_compiling():
         return False
     return any([not isinstance(v, Tensor) and hasattr(type(v), "__torch_function__") for v in values])
-
-
-def transformed() -> bool:
-    """Whether a transform of functions is at work: those of torch.func, or forward-mode differentiation."""
-    return _transforms() or forward_ad._current_level >= 0
 
 
 def functionalized() -> tuple[bool, bool]:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atrousops.common.values import transformed
 from atrousops.dispatch import backends
-from atrousops.ops._register import transformed
 from atrousops.ops._routes import PLAIN
 
 # Up to this many input elements a call is dominated by overhead and goes to PyTorch.

@@ -10,10 +10,10 @@ from torch import Tensor
 from atrousops import reference
 from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.formats import empty_as_kernel
-from atrousops.common.values import is_autocast
+from atrousops.common.values import is_autocast, transformed
 from atrousops.dispatch import backends, choice
 from atrousops.dispatch.devices import tf32_allowed
-from atrousops.ops._register import foreign, jit_traces, register, transformed
+from atrousops.ops._register import foreign, jit_traces, register
 from atrousops.ops.conv import conv2d
 
 

@@ -14,12 +14,13 @@ from torch import Tensor
 from atrousops import reference
 from atrousops.common.checks import bad_value
 from atrousops.common.conv_arguments import Arguments, check_conv, in_pytorch_alone, transposed_size
+from atrousops.common.values import transformed
 from atrousops.dispatch import backends, choice, libraries
 from atrousops.dispatch.devices import allow_tf32
 from atrousops.dispatch.planner import CallArguments
 from atrousops.ops._conv_epilogue import run_with_epilogue
 from atrousops.ops._conv_format import in_format
-from atrousops.ops._register import foreign, jit_traces, stands_in, transformed
+from atrousops.ops._register import foreign, jit_traces, stands_in
 from atrousops.ops._routes import Call, Route, kernel_of, route_of, run
 
 Size = int | Sequence[int]

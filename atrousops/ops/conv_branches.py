@@ -11,11 +11,11 @@ from atrousops import reference
 from atrousops.common.checks import bad_type, bad_value, check_device
 from atrousops.common.conv_arguments import Arguments, check_conv
 from atrousops.common.formats import empty_as_kernel, prefers_channels_last
-from atrousops.common.values import is_autocast
+from atrousops.common.values import is_autocast, transformed
 from atrousops.dispatch import backends, choice
 from atrousops.dispatch.devices import allow_tf32
 from atrousops.ops._conv_maps import grad_bias, grad_input, grad_weight
-from atrousops.ops._register import foreign, jit_traces, register, transformed
+from atrousops.ops._register import foreign, jit_traces, register
 from atrousops.ops.conv import conv2d
 
 Sizes = Sequence[int | tuple[int, int]]

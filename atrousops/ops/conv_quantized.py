@@ -13,10 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from atrousops import reference
 from atrousops.common.checks import bad_choice, bad_type, bad_value, check_device, check_floating
 from atrousops.common.conv_arguments import Arguments, check_conv, output_size
+from atrousops.common.values import transformed
 from atrousops.dispatch import backends, libraries
 from atrousops.ops._conv_epilogue import ACTIVATIONS
 from atrousops.ops._prepacked import prepacked
-from atrousops.ops._register import foreign, jit_traces, register, transformed
+from atrousops.ops._register import foreign, jit_traces, register
 from atrousops.ops.conv import conv2d
 from atrousops.reference.conv_quantized import LARGEST, quantize
 

@@ -21,10 +21,10 @@ from atrousops.common.formats import (
     prefers_channels_last,
     rises_from_channels,
 )
-from atrousops.common.values import connected
+from atrousops.common.values import connected, transformed
 from atrousops.dispatch import backends
 from atrousops.ops import _routes
-from atrousops.ops._register import foreign, jit_traces, keep, register, stands_in, transformed
+from atrousops.ops._register import foreign, jit_traces, keep, register, stands_in
 from atrousops.ops._small import is_small
 from atrousops.ops._windows import check_bool, check_map, check_tensor, in_float32, per_axis
 

@@ -22,8 +22,9 @@ from atrousops.common.formats import (
     prefers_channels_last,
     rises_from_channels,
 )
+from atrousops.common.values import transformed
 from atrousops.dispatch import backends
-from atrousops.ops._register import foreign, keep, register, stands_in, transformed
+from atrousops.ops._register import foreign, keep, register, stands_in
 from atrousops.ops._routes import Route, autocasts, call_of, is_plain, kernel_of, route_of
 from atrousops.ops._small import is_small
 from atrousops.ops._windows import check_map, check_tensor, in_float32, integer, per_axis

@@ -11,9 +11,10 @@ from torch import Tensor
 from atrousops import reference
 from atrousops.common.checks import bad_type, bad_value, check_device, check_floating
 from atrousops.common.formats import empty_values
+from atrousops.common.values import transformed
 from atrousops.dispatch import backends
 from atrousops.ops import _first_call
-from atrousops.ops._register import foreign, jit_traces, register, transformed
+from atrousops.ops._register import foreign, jit_traces, register
 from atrousops.ops.permutohedral import Lattice, apply_lattice, fill, is_known, lattice_weights, memory_format_of
 
 
