@@ -19,6 +19,7 @@ from atrousops.data.bands import Pixels
 from atrousops.engine import outputs, tiles
 from atrousops.engine.instances import find
 from atrousops.engine.multiscale import MultiScale, resize
+from atrousops.surgery.optimize import optimize
 
 # The default weights, which come with the package: people in photographs.
 DEFAULT_MODEL = "deeplabv3plus_efficientnet_lite2_voc_person"
@@ -276,7 +277,12 @@ class Predictor:
 
 
 def load_predictor(
-    name: str | os.PathLike[str] = DEFAULT_MODEL, *, published: str | None = None, crf: bool = False, **options: Any
+    name: str | os.PathLike[str] = DEFAULT_MODEL,
+    *,
+    published: str | None = None,
+    crf: bool = False,
+    optimized: bool = False,
+    **options: Any,
 ) -> Predictor:
     """A Predictor for trained weights: shipped ones by name, or a file written by `atrousops train` or by the user.
 
@@ -284,6 +290,8 @@ def load_predictor(
         name: one of `atrousops.models.list()`, or a path.
         published: a key of `atrousops.models.PUBLISHED`, if the path is that file.
         crf: refine with the dense CRF tuned for the network.
+        optimized: use `atrousops.optimize` with freeze=True, which takes seconds at first and then less time for each
+            image; scores are the same to within rounding.
         options: `tile`, `overlap`, `size`, `scales`, `flip`, `device` and `page` of Predictor; `size` is by default
             that of training.
 
@@ -291,10 +299,12 @@ def load_predictor(
         FileNotFoundError, ArgumentError: as `atrousops.models.load`; or the number of outputs differs from the number
             of class names in the file.
     """
-    model = models.load(name) if published is None else models.load_published(published, name)
+    model: nn.Module = models.load(name) if published is None else models.load_published(published, name)
     info = cast(models.Info, model.info)
     outputs.check_weights("load_predictor", info.network, info.arguments, info.classes, str(name))
     refine = info.dense_crf() if crf else None
+    if optimized:
+        model = optimize(model.eval(), freeze=True)
     given = {"size": info.size, "crf": refine, "scale": info.scale, **options}
     return Predictor(model, info.classes, info.mean, info.std, **given)
 

@@ -68,6 +68,12 @@ def add_segment(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
     )
     parser.add_argument(
+        "--optimize",
+        action="store_true",
+        help="make a faster copy of the network first (atrousops.optimize): for many photos; scores are the same to "
+        "within rounding",
+    )
+    parser.add_argument(
         "--batch", type=count(1), default=1, metavar="N", help="number of photos of one size that are labelled together"
     )
     parser.add_argument(
@@ -262,6 +268,7 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     overlap = args.tile // 4 if args.overlap is None else None if args.overlap == "auto" else args.overlap
     options = {"size": args.size or None} if args.size is not None else {}
     options |= {"published": args.model} if args.model and args.weights else {}
+    options |= {"optimized": True} if args.optimize else {}
     name = args.weights or args.model or predict.DEFAULT_MODEL
     return predict.load_predictor(
         name,

@@ -67,6 +67,19 @@ def test_one_photo(photo, tmp_path, capsys):
     assert err == ""
 
 
+def test_optimized_on_request(photo, tmp_path, monkeypatch):
+    given = []
+
+    def stand_in(name, **options):
+        given.append(options.pop("optimized", False))
+        return bright.predictor()
+
+    monkeypatch.setattr(predict, "load_predictor", stand_in)
+    assert segment(photo, output=tmp_path / "plain") == 0
+    assert segment(photo, "--optimize", output=tmp_path / "fast") == 0
+    assert given == [False, True]
+
+
 def test_a_folder_with_a_bad_file(photo, tmp_path, capsys):
     Image.new("L", (1, 1), 255).save(tmp_path / "dot.gif")
     (tmp_path / "bad.jpg").write_text("no picture")

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from atrousops import optimization_report
 from atrousops.engine import tiles
-from atrousops.engine.predict import Predictor
+from atrousops.engine.predict import Predictor, load_predictor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 quick = settings(deadline=None, derandomize=True, max_examples=60)
@@ -212,6 +213,16 @@ def test_labels_are_the_networks():
     x = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
     x = (x - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
     np.testing.assert_array_equal(predictor(model)(image), model(x)["out"][0].argmax(0).numpy())
+
+
+def test_optimized():
+    """Scores within rounding; other weights, so that --resume does not mix the two."""
+    plain, fast = load_predictor(), load_predictor(optimized=True)
+    image = picture(70, 90)
+    scores = plain.scores(image)
+    assert np.abs(fast.scores(image) - scores).max() < 1e-3 * np.abs(scores).max()
+    assert fast.fingerprint() != plain.fingerprint()
+    assert optimization_report(fast.model).fused
 
 
 def test_crf_gets_scores_and_picture():
