@@ -22,6 +22,7 @@ MMA = ("conv_mma_f16.cu", "tests/cuda/test_conv_mma_epilogue.py", "alignment and
 # Without a residual, which would be read anywhere.
 MMA_ORDER = (*MMA[:2], "any_order and float16 and bias")
 MMA_WEIGHT = ("conv_mma_f16.cu", "tests/cuda/test_conv_mma.py", "same_weight_gradient and float16")
+QUANTISED = ("conv_quantized.cu", "tests/cuda/test_conv_quantized_kernel.py", "every_number")
 WEIGHT = ("conv_wgmma_weight_sm90a.cu", "tests/cuda/test_conv_wgmma_weight.py", "against_fp64 and rectangles")
 
 FAULTS = {
@@ -61,6 +62,7 @@ FAULTS = {
     "last box of a rectangle left out": Fault(
         WEIGHT[0], "found.begin + args.box[axis].value() - 1)", "found.begin)", *WEIGHT
     ),
+    "halves rounded up": Fault(QUANTISED[0], "rintf(x);", "floorf(x + 0.5f);", *QUANTISED),
     "barrier removed from a transposition": Fault(
         ROWS[0],
         "__syncthreads();\n#pragma unroll\n    for (int u = 0; u < row",

@@ -27,7 +27,7 @@ ATOMICS = {
     **{"add": "old + x", "max": "x > old ? x : old", "min": "x < old ? x : old"},
     **{"or": "old | x", "and": "old & x", "exch": "x"},
 }
-OPERANDS = {"f16": "ptx::Operand::f16", "bf16": "ptx::Operand::bf16", "tf32": "ptx::Operand::tf32"}
+OPERANDS = {kind: f"ptx::Operand::{kind}" for kind in ("f16", "bf16", "tf32", "s8", "e4m3")}
 # Ordered by one fiber that runs at a time.
 NOTHING = ("prefetch", "membar", "fence.acq_rel", "fence.sc")
 
