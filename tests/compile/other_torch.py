@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-CUDA = ("conv", "context_module", "mean_field", "max_unpool")
+CUDA = ("conv", "conv_quantized", "context_module", "mean_field", "max_unpool")
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 
 

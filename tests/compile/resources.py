@@ -101,7 +101,10 @@ def hopper_only() -> frozenset[str]:
 
 def architectures_of(kernel: str, architectures: list[str]) -> list[str]:
     """Those that a kernel has to be there for."""
-    return [a for a in architectures if a == "sm_90a"] if kernel.split("<")[0] in hopper_only() else architectures
+    if kernel.split("<")[0] in hopper_only():
+        return [a for a in architectures if a == "sm_90a"]
+    # Products of float8, which conv_mma_e4m3_sm89.cu asks for.
+    return [a for a in architectures if a != "sm_80"] if "<MmaE4m3," in kernel else architectures
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ def test_every_kernel_is_there_for_every_architecture(built):
 def test_kernels_of_hopper_alone_are_told_apart():
     assert resources.architectures_of("conv_wgmma_kernel<WgmmaTile<half>>", BUDGET.architectures) == ["sm_90a"]
     assert resources.architectures_of("conv_simt_kernel<half>", BUDGET.architectures) == BUDGET.architectures
+    later = [arch for arch in BUDGET.architectures if arch != "sm_80"]
+    assert resources.architectures_of("conv_mma_kernel<MmaE4m3, MmaTile<>>", BUDGET.architectures) == later
 
 
 def test_no_kernel_is_missing_or_new(built):

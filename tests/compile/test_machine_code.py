@@ -14,6 +14,8 @@ FRAGMENT, FRAGMENT_TURNED = r"LDSM\.16\.M88\.4", r"LDSM\.16\.MT88\.4"
 EXPECTED = {
     # Both operands along the reduction; B across it, where weights are laid out so.
     rf"conv_mma_kernel<({TENSOR}), \S.*, true, \w+>": [FRAGMENT, COPY_16, STORE_16],
+    r"conv_mma_kernel<(MmaS8|MmaE4m3), .*>": [FRAGMENT, COPY_16, STORE_16],
+    r"conv_quantize_kernel<.*>": [LOAD_16, STORE_16],
     rf"conv_mma_kernel<({TENSOR}), \S.*, false, \w+>": [FRAGMENT, FRAGMENT_TURNED, COPY_16, STORE_16],
     r"conv_mma_kernel<(MmaTf32|MmaSplit), .*, false>": [COPY_4],
     rf"conv_mma_weight_kernel<{HALF}, .*, true>": [FRAGMENT_TURNED, COPY_16, STORE_16],
@@ -54,6 +56,9 @@ MMA = {
     "Mma16<bfloat16>": r"HMMA\.16816\.F32\.BF16$",
     "MmaTf32": r"HMMA\.1688\.F32\.TF32$",
     "MmaSplit": r"HMMA\.1688\.F32\.TF32$",
+    "MmaS8": r"IMMA\.16832\.S8\.S8$",
+    # sm_90a and sm_100 have none of float8 for mma.sync: each becomes two of fp16.
+    "MmaE4m3": r"QMMA\.16832\.F32\.E4M3\.E4M3$|HMMA\.16816\.F32$",
 }
 
 
@@ -86,7 +91,8 @@ def test_a_stage_is_its_products_and_no_more():
         math, rows, columns = match[1], int(match[2]), int(match[3])
         # A stage holds 64 bytes of the reduction, an instruction takes 32 of them.
         products = rows // 16 * (columns // 8) * 2 * (3 if math == "MmaSplit" else 1)
-        found = {i: n for i, n in counter.items() if i.startswith("HMMA")}
+        found = {i: n for i, n in counter.items() if re.match("[HIQ]MMA", i)}
+        products *= 2 if math == "MmaE4m3" and "HMMA.16816.F32" in found else 1
         assert sum(found.values()) == products, f"{name} on {arch}: {found}"
         assert all(re.match(MMA[math], i) for i in found), f"{name} on {arch}: {found}"
         seen += 1

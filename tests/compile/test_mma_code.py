@@ -97,6 +97,8 @@ def test_blocks_beside_each_other():
     for name, (rows, columns, rows_of_warp, columns_of_warp, stages, resident) in found.items():
         warps = int(rows) // int(rows_of_warp) * (int(columns) // int(columns_of_warp))
         for arch, kilobytes in (("sm_80", 164), ("sm_80", 100), ("sm_120", 100)):
+            if arch not in resources.architectures_of(name, ["sm_80", "sm_120"]):
+                continue
             registers, shared = resources.resources()[name][arch].registers, 1024 + report.dynamic_shared(name)
             blocks = report.resident_blocks(32 * warps, registers, shared, kilobytes << 10)
             alone = resident == "1" or (kilobytes == 100 and (columns, stages) == ("128", "4"))

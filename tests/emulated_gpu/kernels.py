@@ -36,7 +36,7 @@ def install(library: ctypes.CDLL, folder: Path) -> None:
         sizes = (ctypes.c_uint * len(kernel.parameters))(*(p.bytes for p in kernel.parameters))
         static = Translation(kernel, file).shared_arrays()[0] - FIRST_SHARED_BYTE
         codes = [f"{arch.removeprefix('sm_')}:{registers}" for arch, registers in compiled[name].items()]
-        codes += [] if "_sm90a" in file else later
+        codes += [] if "_sm90a" in file else ["compute_89"] if "_sm89" in file else later
         library.fake_cuda_declare(
             name.encode(), sizes, len(sizes), static, kernel.max_threads or 0, ";".join(codes).encode()
         )

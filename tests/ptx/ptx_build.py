@@ -90,7 +90,8 @@ def ptx_of(source: Path) -> Path:
     if kept.exists() and kept.stat().st_mtime > newest_source():
         return kept
     made, record = BUILD / f"{source.stem}.ptx", BUILD / f"{source.stem}.json"
-    arch = "90a" if source.stem.endswith("_sm90a") or source.suffix == ".cpp" else "80"
+    named = re.search(r"_sm(\d+a?)$", source.stem)
+    arch = "90a" if source.suffix == ".cpp" else named[1] if named else "80"
     command = [str(NVCC), "-ptx", "-gencode", f"arch=compute_{arch},code=compute_{arch}", *FLAGS]
 
     def state(files: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from oracle import assert_close
 
 import atrousops as ao
 import atrousops.functional as A
+from atrousops.reference.conv_quantized import quantize
 
 HALF, BF16, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
@@ -65,6 +66,23 @@ def of_bytes(dtype: torch.dtype) -> None:
         return torch.relu(sums * scale.to(d).view(-1, 1, 1) + bias.to(d).view(-1, 1, 1) + residual.to(d))
 
     assert_close(out, right(DOUBLE, DOUBLE), right(FLOAT, DOUBLE if dtype == torch.int8 else FLOAT).to(HALF))
+
+
+def quantised(dtype: torch.dtype, wide: torch.dtype, c: int, k: int, groups: int = 1) -> None:
+    """Of whole numbers, whose sums are exact; the way out is held to fp32's, rounded once."""
+    x, scale = (8 * random(2, c, 9, 11)).round().clamp(-30, 30).to(wide), torch.rand(k)
+    w = (8 * random(k, c // groups, 3, 3)).round().clamp(-30, 30).to(dtype)
+    q = quantize(x, torch.tensor(2.0), dtype)
+    bias, residual = random(k), random(2, k, 9, 11, dtype=wide, last=True)
+    around = [1, 1], [2, 2], [2, 2], groups
+    scales = torch.tensor(2.0), scale
+    found = torch.ops.atrousops_host_cuda.conv_quantized(x, w, bias, *scales, residual, *around, True, False)
+
+    def theirs(d: torch.dtype) -> torch.Tensor:
+        sums = F.conv2d(q.double(), w.double(), None, *around).to(d) * (2 * scale.to(d)).view(-1, 1, 1)
+        return (sums + bias.to(d).view(-1, 1, 1) + residual.to(d)).relu()
+
+    assert_close(found, theirs(DOUBLE), theirs(FLOAT).to(wide))
 
 
 def transposed(dtype: torch.dtype) -> None:
@@ -183,6 +201,9 @@ CHECKS: dict[str, tuple[tuple, Callable[[], None]]] = {
     "conv mma fp16": (AMPERE, lambda: convolution(HALF, 64, 64)),
     "conv mma fp32 split": (AMPERE, lambda: convolution(FLOAT, 64, 64)),
     "conv mma bf16 stride": (AMPERE, lambda: convolution(BF16, 40, 72, stride=2, padding=1, dilation=1)),
+    "conv int8": (AMPERE, lambda: quantised(torch.int8, HALF, 80, 64)),
+    "conv int8, no whole runs": (AMPERE, lambda: quantised(torch.int8, FLOAT, 42, 22, groups=2)),
+    "conv float8": (HOPPER, lambda: quantised(torch.float8_e4m3fn, BF16, 80, 64)),
     "conv transposed": (AMPERE, lambda: transposed(FLOAT)),
     "conv depthwise": (AMPERE, lambda: convolution(FLOAT, 32, 32, groups=32)),
     "conv grouped": (AMPERE, lambda: convolution(FLOAT, 16, 32, groups=4, last=False)),

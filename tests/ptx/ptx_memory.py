@@ -146,14 +146,19 @@ def _store_matrix(t: Translation, f: list[str], o: list[str]) -> str:
     return f"const uint32_t q[4] = {{{words}}}; ptx::stmatrix(q, {t.address(o[0])[1]}, {t.line});"
 
 
+MMA_SHAPES = {"tf32": "m16n8k8", "f16": "m16n8k16", "bf16": "m16n8k16", "s8": "m16n8k32", "e4m3": "m16n8k32"}
+
+
 @instruction("mma")
 def _mma(t: Translation, f: list[str], o: list[str]) -> str:
-    shape, kind = f[3], f[7]
-    if f[4:6] != ["row", "col"] or shape != ("m16n8k8" if kind == "tf32" else "m16n8k16") or f[8] != kind:
+    kind, sums = f[7], f[6]
+    expected = [MMA_SHAPES.get(kind), "row", "col", "s32" if kind == "s8" else "f32", kind, kind, sums]
+    if f[3:] != expected:
         raise Unknown("modifiers")
     d, a, b, c = (t.vector(v) for v in o)
+    number = "int32_t" if kind == "s8" else "float"
     lists = [
-        ("float c[4]", c, "float"),
+        (f"{number} c[4]", c, number),
         ("const uint32_t a[4]", a, "uint32_t"),
         ("const uint32_t b[2]", b, "uint32_t"),
     ]

@@ -33,6 +33,8 @@ KERNELS = {
         *("barrier removed 1", "store one element off", "wait for one group less 4"),
     ),
     ("conv mma bf16", "conv_mma_weight_kernel"): ("operands exchanged", "matrix transposed", "barrier removed"),
+    ("conv int8", "conv_mma_kernel"): ("operands exchanged", "wait removed", "barrier removed"),
+    ("conv float8", "conv_mma_kernel"): ("operands exchanged",),
     ("conv wgmma bf16", "conv_wgmma_kernel"): (
         *("operands exchanged", "wait removed", "wait for one group less", "fence removed 6", "parity flipped"),
         *("descriptor bit changed", "bytes expected changed", "coordinates exchanged"),

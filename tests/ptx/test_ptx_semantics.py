@@ -91,6 +91,20 @@ def test_mma(dtype, split, along, seed):
     assert_equal(run)
 
 
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_mma_of_8_bits(dtype, seed):
+    """Of int8 all numbers, of float8 what has few bits: sums are exact."""
+    a, b = (whole(32, 64, seed=2 * seed + i, most=127 if dtype == torch.int8 else 16).to(dtype) for i in (0, 1))
+
+    def run():
+        c = torch.zeros(32, 32, dtype=torch.int32 if dtype == torch.int8 else torch.float32)
+        ops().test_product(a, b, c, True, False)
+        return c
+
+    assert_equal(run)
+
+
 @pytest.mark.parametrize("size", [4, 8, 16])
 @pytest.mark.parametrize("pending", [0, 1])
 def test_cp_async(size, pending):

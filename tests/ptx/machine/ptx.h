@@ -263,6 +263,7 @@ enum class Operand { f16, bf16, tf32, s8, e4m3 };
 PTX_API void ldmatrix(uint32_t (&q)[4], uint64_t row, int count, bool transposed, int line);
 PTX_API void stmatrix(const uint32_t (&q)[4], uint64_t row, int line);
 PTX_API void mma(Operand type, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line);
+PTX_API void mma(Operand type, int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line);
 
 PTX_API void cluster_arrive(int line);
 PTX_API void cluster_wait(int line);
