@@ -161,6 +161,7 @@ class Trainer:
         show = Progress(recipe.schedule.last, self.step, progress)
         with stop, contextlib.closing(show), contextlib.closing(record) if record else contextlib.nullcontext():
             unreadable: Exception | None = None
+            self._look(folder, judge, show, record, progress, only_missing=True)
             while self.step < recipe.schedule.last:
                 unreadable = None if stop.requested else self._unreadable()
                 if self.processes.any(stop.requested or unreadable is not None, self.device):
@@ -169,16 +170,7 @@ class Trainer:
                 show.step(loss, lr)
                 if record:
                     record.step(self.step, self.seconds, lr, loss)
-                if recipe.validate_every and self.step % recipe.validate_every == 0:
-                    with self._kept(folder):
-                        scores = score(judge, self.val_set, progress=progress, processes=self.processes)
-                    show.scored(scores.matrix.mean_iou)
-                    if record:
-                        record.scores(self.step, self.seconds, scores)
-                if first and recipe.pictures_every and self.step % recipe.pictures_every == 0:
-                    path = folder / "pictures" / f"{self.step:07}.png"
-                    with self._kept(folder):
-                        write_pictures(path, judge, self.val_set, recipe.data.mean, recipe.data.std)
+                self._look(folder, judge, show, record, progress)
                 if first and self.step % recipe.checkpoint_every == 0:
                     self.save(folder / CHECKPOINT)
         if unreadable is not None:
@@ -194,6 +186,31 @@ class Trainer:
         if weights:
             self.processes.wait()
         return weights or folder / CHECKPOINT
+
+    def _look(
+        self,
+        folder: Path,
+        judge: nn.Module,
+        show: Progress,
+        record: _Record | None,
+        progress: bool,
+        only_missing: bool = False,
+    ) -> None:
+        """Validation and pictures, if due; of a resumed run, those that an error kept it from."""
+        recipe, path = self.recipe, folder / "pictures" / f"{self.step:07}.png"
+        missing = not only_missing or (record is not None and record.val.last < self.step)
+        if self._due(recipe.validate_every) and self.processes.any(missing, self.device):
+            with self._kept(folder):
+                scores = score(judge, self.val_set, progress=progress, processes=self.processes)
+            show.scored(scores.matrix.mean_iou)
+            if record:
+                record.scores(self.step, self.seconds, scores)
+        if self.processes.first and self._due(recipe.pictures_every) and not (only_missing and path.exists()):
+            with self._kept(folder):
+                write_pictures(path, judge, self.val_set, recipe.data.mean, recipe.data.std)
+
+    def _due(self, every: int | None) -> bool:
+        return bool(every and self.step and self.step % every == 0)
 
     @contextlib.contextmanager
     def _kept(self, folder: Path) -> Iterator[None]:
