@@ -78,7 +78,7 @@ def main(
     try:
         with join(device) as processes:
             trainer = Trainer(recipe, root, initialise=not resume, device=device, processes=processes)
-            with _only(folder, processes):
+            with _only(folder, processes, recipe):
                 if resume:
                     trainer.load(checkpoint)
                     trainer.tell(f"resume: {trainer.step} of {recipe.schedule.steps} steps are done")
@@ -87,9 +87,18 @@ def main(
         torch.set_flush_denormal(flushed_before)
 
 
-def _only(folder: Path, processes: Processes) -> contextlib.AbstractContextManager[None]:
+def _only(folder: Path, processes: Processes, recipe: Config) -> contextlib.AbstractContextManager[None]:
     """Locks the output folder: two runs would mix their tables and overwrite each other's checkpoint."""
-    return alone(folder, "train", "into which another one trains") if processes.first else contextlib.nullcontext()
+    if not processes.first:
+        return contextlib.nullcontext()
+    names = (CHECKPOINT, WEIGHTS, "log.csv", "val.csv", *figures.NAMES)
+    every = recipe.pictures_every
+    drawn = [_picture(folder, step) for step in range(every, recipe.schedule.last + 1, every)] if every else []
+    return alone(folder, "train", "into which another one trains", [*(folder / name for name in names), *drawn])
+
+
+def _picture(folder: Path, step: int) -> Path:
+    return folder / "pictures" / f"{step:07}.png"
 
 
 class Trainer:
@@ -188,16 +197,10 @@ class Trainer:
         return weights or folder / CHECKPOINT
 
     def _look(
-        self,
-        folder: Path,
-        judge: nn.Module,
-        show: Progress,
-        record: _Record | None,
-        progress: bool,
-        only_missing: bool = False,
+        self, folder: Path, judge: nn.Module, show: Progress, record: _Record | None, progress: bool, only_missing=False
     ) -> None:
         """Validation and pictures, if due; of a resumed run, those that an error kept it from."""
-        recipe, path = self.recipe, folder / "pictures" / f"{self.step:07}.png"
+        recipe, path = self.recipe, _picture(folder, self.step)
         missing = not only_missing or (record is not None and record.val.last < self.step)
         if self._due(recipe.validate_every) and self.processes.any(missing, self.device):
             with self._kept(folder):
