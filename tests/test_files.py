@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import resource
+import signal
 import stat
 import types
 
@@ -11,6 +12,8 @@ from atrousops import models
 from atrousops.common.checks import ArgumentError
 from atrousops.common.files import OutputError, alone, write_atomically
 from atrousops.engine import log, train
+from atrousops.engine.distributed import Processes
+from atrousops.engine.segment import Job, results_of
 
 
 def write(data):
@@ -116,3 +119,46 @@ def test_a_folder_of_one_process_alone(tmp_path):
     (tmp_path / "plain").touch()
     with pytest.raises(OutputError, match="plain: File exists"), alone(tmp_path / "plain", "train", ""):
         pass
+
+
+def killed_while_writing(path):
+    def die(name):
+        write(b"half")(name)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=write_atomically, args=(path, die))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path):
+    """That of the results it may write itself; a user's file of such a name has other permissions."""
+    folder, pictures = tmp_path / "run", tmp_path / "run" / "pictures"
+    recipe = types.SimpleNamespace(pictures_every=2, schedule=types.SimpleNamespace(last=4))
+    kept = ["another.pt", ".checkpoint.pt.original", ".checkpoint.pt.privat"]
+    for name in ("checkpoint.pt", "weights.safetensors", "val.csv", "curves.png", "another.pt"):
+        killed_while_writing(folder / name)
+    killed_while_writing(pictures / "0000004.png")
+    (folder / kept[1]).touch()
+    (folder / kept[2]).touch(0o600)
+    (folder / ".checkpoint.pt.symlink_").symlink_to(folder / kept[2])
+    assert len(os.listdir(folder)) == 9
+    assert len(os.listdir(pictures)) == 1
+    with alone(folder, "train", ""), pytest.raises(ArgumentError), train._only(folder, Processes(), recipe):
+        pass
+    assert len(os.listdir(pictures)) == 1
+    with train._only(folder, Processes(), recipe):
+        pass
+    assert os.listdir(pictures) == []
+    left = sorted(name[:-8] if name.startswith(".another") else name for name in os.listdir(folder))
+    assert left == [".another.pt.", kept[1], kept[2], ".checkpoint.pt.symlink_", "pictures"]
+
+
+def test_results_of_segment_left_by_a_killed_process_are_removed(tmp_path):
+    job = Job(tmp_path / "photo.jpg", "a photo with a name of more than forty characters")
+    for name in ("classes.csv", f"{job.name}_mask.png", f"{job.name}_overlay.tif", "other_mask.png"):
+        killed_while_writing(tmp_path / name)
+    with alone(tmp_path, "segment", "", results_of([job], tmp_path)):
+        (left,) = os.listdir(tmp_path)
+    assert left.startswith(".other_mask.png.")

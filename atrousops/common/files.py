@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,7 +33,7 @@ def write_atomically(path: str | os.PathLike[str] | Remote, write: Callable[[str
     try:
         there.parent.mkdir(parents=True, exist_ok=True)
         folder = there.parent if isinstance(there, Path) else None
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{there.name[:40]}.")
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=_prefix(there.name))
         os.close(handle)
         write(temporary)
         if isinstance(there, Remote):
@@ -47,6 +49,31 @@ def write_atomically(path: str | os.PathLike[str] | Remote, write: Callable[[str
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def _prefix(name: str) -> str:
+    return f".{name[:40]}."
+
+
+def _remove_leftovers(results: Iterable[Path]) -> None:
+    """Removes temporary files for these results whose process was killed; the caller knows that no other one writes."""
+    prefixes: dict[Path, set[str]] = {}
+    for path in results:
+        prefixes.setdefault(path.parent, set()).add(_prefix(path.name))
+    for folder, own in prefixes.items():
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name[:-8] in own and _MADE_BY_MKSTEMP.fullmatch(entry.name[-8:]) and _is_private(entry):
+                    os.unlink(entry)
+
+
+# The characters of mkstemp, which also makes files that only their owner can read; others of such a name are not ours.
+_MADE_BY_MKSTEMP = re.compile("[a-z0-9_]{8}")
+
+
+def _is_private(entry: os.DirEntry[str]) -> bool:
+    about = entry.stat(follow_symlinks=False)
+    return stat.S_ISREG(about.st_mode) and stat.S_IMODE(about.st_mode) == 0o600 and about.st_uid == os.getuid()
 
 
 class _Kept:
@@ -98,7 +125,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def alone(folder: Path, op: str, doing: str) -> Iterator[None]:
+def alone(folder: Path, op: str, doing: str, results: Iterable[Path] = ()) -> Iterator[None]:
     """Locks a folder against other processes; the lock ends with the `with` block or with the process.
 
     On systems without such locks (Windows, some network file systems) nothing is locked.
@@ -106,6 +133,7 @@ def alone(folder: Path, op: str, doing: str) -> Iterator[None]:
     Args:
         folder: created if missing.
         op, doing: for the error message: the command, and what the other process does with the folder.
+        results: files that only holders of the lock write: what a killed one left of `write_atomically` is removed.
 
     Raises:
         ArgumentError: another process has locked the folder.
@@ -126,6 +154,7 @@ def alone(folder: Path, op: str, doing: str) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_leftovers(results)
         except BlockingIOError:
             remedy = "Wait for it to end, or give another folder by --output."
             bad_value(op, "output", "be a folder of this process alone", f"{folder}, {doing}", remedy)

@@ -18,6 +18,7 @@ __all__ = ["NoFigures", "draw", "keep_confusion"]
 
 CURVES, CONFUSION = "curves.png", "confusion.png"
 _TABLE = "confusion.csv"
+NAMES = (CURVES, CONFUSION, _TABLE)
 _WHAT, _EXTRA = "train: curves.png and confusion.png", "train"
 # Up to this many classes every cell of the matrix shows its number.
 _NUMBERED = 25

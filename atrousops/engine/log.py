@@ -32,6 +32,8 @@ class Log:
             with path.open(newline="") as file:
                 rows = [row for row in list(csv.reader(file))[1:] if len(row) == len(columns)]
             kept = [row for row in rows if row[0].isdigit() and int(row[0]) <= step]
+        # The last step that has a row, or 0.
+        self.last = max([int(row[0]) for row in kept], default=0)
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([columns, *kept])
         write_atomically(path, lambda name: Path(name).write_text(text.getvalue()))

@@ -126,7 +126,7 @@ def _segment(args: argparse.Namespace) -> int:
     from atrousops.common.places import place
     from atrousops.engine import pictures
     from atrousops.engine.distributed import LONGEST_WAIT, join
-    from atrousops.engine.segment import plan
+    from atrousops.engine.segment import plan, results_of
 
     args.output = place(args.output, "--output")
     try:
@@ -136,13 +136,15 @@ def _segment(args: argparse.Namespace) -> int:
     files, useless = pictures.picture_files(args.photos, skip=args.output)
     with join(torch.device("cpu"), LONGEST_WAIT) as processes, _terminable(), contextlib.ExitStack() as held:
         _check_options(args, processes)
+        jobs = plan(files, args.output)
         if processes.first:
             if isinstance(args.output, Path):
-                # classes.csv would be that of the run that ends last.
-                held.enter_context(alone(args.output, "segment", "into which another one writes"))
+                # classes.csv would be that of the run that ends last. Other processes of this one may write already.
+                results = results_of(jobs, args.output) if processes.world == 1 else ()
+                held.enter_context(alone(args.output, "segment", "into which another one writes", results))
             for problem in useless:
                 complain(str(problem))
-        done = _run(args, plan(files, args.output), processes) if files else 0
+        done = _run(args, jobs, processes) if files else 0
     failed = len(useless) + len(files) - done
     if failed and processes.first:
         complain(f"{done} segmented, {failed} failed")
@@ -151,10 +153,10 @@ def _segment(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, jobs: list[Job], processes: Processes) -> int:
     """Runs this process's share of the jobs; returns the numbers for all processes."""
-    from atrousops.engine.segment import ClassList
+    from atrousops.engine.segment import CLASSES, ClassList
 
     segmenter = _segmenter(args)
-    found = ClassList(args.output / "classes.csv", segmenter.predictor.classes, jobs)
+    found = ClassList(args.output / CLASSES, segmenter.predictor.classes, jobs)
     if args.resume:
         found.done |= {job.picture: item for job in jobs if (item := segmenter.done(job)) is not None}
     left = [job for job in jobs if job.picture not in found.done]

@@ -70,6 +70,7 @@ class Progress:
         left = (self._last - self._start) / max(self.at - self.begin, 1) * (self.total - self.at)
         self._told = self.at
         if self._lines:
-            loss = self._sum / max(self._count, 1)
-            text = f"step {self.at} of {self.total}, loss {loss:.3f}, lr {self._lr:.1e}{self._miou}"
+            # None since a run was resumed, if its first act is a validation.
+            loss = f", loss {self._sum / self._count:.3f}, lr {self._lr:.1e}" if self._count else ""
+            text = f"step {self.at} of {self.total}{loss}{self._miou}"
             print(f"train: {text}, {datetime.timedelta(seconds=round(left))} left", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from atrousops.engine import large, pictures
 from atrousops.engine.channels import to_rgb
 from atrousops.engine.predict import Predictor
 
+CLASSES = "classes.csv"
 COLUMNS = ("picture", "mask", "id", "class", "red", "green", "blue", "pixels", "share")
 # In pixels; Pillow's limit.
 STREAMED = 178_956_970
@@ -77,6 +78,19 @@ def plan(files: Sequence[Place], folder: Place) -> list[Job]:
     return [Job(file, name) for file, name in zip(files, pictures.result_names(files, folder))]
 
 
+def results_of(jobs: Sequence[Job], folder: Path) -> Iterator[Path]:
+    """Every file that the jobs may write."""
+    yield folder / CLASSES
+    for job in jobs:
+        for ending in ("png", "tif"):
+            yield from _results(folder, job, ending)
+
+
+def _results(folder: Place, job: Job, ending: str) -> tuple[Any, Any]:
+    """The mask and the overlay."""
+    return folder / f"{job.name}_mask.{ending}", folder / f"{job.name}_overlay.{ending}"
+
+
 class Segmenter:
     """Segments files into a folder: NAME_mask.png (class ids) and NAME_overlay.png, written atomically.
 
@@ -115,7 +129,7 @@ class Segmenter:
     def done(self, job: Job) -> Segmented | None:
         """The result of an earlier run with the same network and options, if newer than the image; or None."""
         for ending, read in (("png", pictures.read_note), ("tif", large.read_note)):
-            mask, overlay = self._results(job, ending)
+            mask, overlay = _results(self.folder, job, ending)
             try:
                 note = json.loads(read(mask) or "{}")
                 known = note.get("made") == self._made(job) and mask.stat().st_mtime >= job.picture.stat().st_mtime
@@ -198,7 +212,7 @@ class Segmenter:
             yield self._write(job, picture, labels, time.perf_counter() - seconds)
 
     def _write(self, job: Job, picture: np.ndarray | Rows, labels: np.ndarray | None, start: float) -> Segmented:
-        mask, overlay = self._results(job, "png" if isinstance(picture, np.ndarray) else "tif")
+        mask, overlay = _results(self.folder, job, "png" if isinstance(picture, np.ndarray) else "tif")
         parts = None if isinstance(picture, np.ndarray) else self._parts(job, picture)
         pages = decode.pages_in(job.picture) if self._by_page(job.picture) else 1
 
@@ -230,9 +244,6 @@ class Segmenter:
         # Otherwise the pages of a TIFF may be the bands of one image.
         pixels = self.predictor.pixels
         return (pixels.scale is None and pixels.channels in (1, 3)) or path.suffix.lower() not in (".tif", ".tiff")
-
-    def _results(self, job: Job, ending: str) -> tuple[Place, Place]:
-        return self.folder / f"{job.name}_mask.{ending}", self.folder / f"{job.name}_overlay.{ending}"
 
     def _made(self, job: Job) -> str:
         # surrogateescape: a file name that is not UTF-8.

@@ -78,7 +78,7 @@ def main(
     try:
         with join(device) as processes:
             trainer = Trainer(recipe, root, initialise=not resume, device=device, processes=processes)
-            with _only(folder, processes):
+            with _only(folder, processes, recipe):
                 if resume:
                     trainer.load(checkpoint)
                     trainer.tell(f"resume: {trainer.step} of {recipe.schedule.steps} steps are done")
@@ -87,9 +87,18 @@ def main(
         torch.set_flush_denormal(flushed_before)
 
 
-def _only(folder: Path, processes: Processes) -> contextlib.AbstractContextManager[None]:
+def _only(folder: Path, processes: Processes, recipe: Config) -> contextlib.AbstractContextManager[None]:
     """Locks the output folder: two runs would mix their tables and overwrite each other's checkpoint."""
-    return alone(folder, "train", "into which another one trains") if processes.first else contextlib.nullcontext()
+    if not processes.first:
+        return contextlib.nullcontext()
+    names = (CHECKPOINT, WEIGHTS, "log.csv", "val.csv", *figures.NAMES)
+    every = recipe.pictures_every
+    drawn = [_picture(folder, step) for step in range(every, recipe.schedule.last + 1, every)] if every else []
+    return alone(folder, "train", "into which another one trains", [*(folder / name for name in names), *drawn])
+
+
+def _picture(folder: Path, step: int) -> Path:
+    return folder / "pictures" / f"{step:07}.png"
 
 
 class Trainer:
@@ -161,6 +170,7 @@ class Trainer:
         show = Progress(recipe.schedule.last, self.step, progress)
         with stop, contextlib.closing(show), contextlib.closing(record) if record else contextlib.nullcontext():
             unreadable: Exception | None = None
+            self._look(folder, judge, show, record, progress, only_missing=True)
             while self.step < recipe.schedule.last:
                 unreadable = None if stop.requested else self._unreadable()
                 if self.processes.any(stop.requested or unreadable is not None, self.device):
@@ -169,16 +179,7 @@ class Trainer:
                 show.step(loss, lr)
                 if record:
                     record.step(self.step, self.seconds, lr, loss)
-                if recipe.validate_every and self.step % recipe.validate_every == 0:
-                    with self._kept(folder):
-                        scores = score(judge, self.val_set, progress=progress, processes=self.processes)
-                    show.scored(scores.matrix.mean_iou)
-                    if record:
-                        record.scores(self.step, self.seconds, scores)
-                if first and recipe.pictures_every and self.step % recipe.pictures_every == 0:
-                    path = folder / "pictures" / f"{self.step:07}.png"
-                    with self._kept(folder):
-                        write_pictures(path, judge, self.val_set, recipe.data.mean, recipe.data.std)
+                self._look(folder, judge, show, record, progress)
                 if first and self.step % recipe.checkpoint_every == 0:
                     self.save(folder / CHECKPOINT)
         if unreadable is not None:
@@ -194,6 +195,25 @@ class Trainer:
         if weights:
             self.processes.wait()
         return weights or folder / CHECKPOINT
+
+    def _look(
+        self, folder: Path, judge: nn.Module, show: Progress, record: _Record | None, progress: bool, only_missing=False
+    ) -> None:
+        """Validation and pictures, if due; of a resumed run, those that an error kept it from."""
+        recipe, path = self.recipe, _picture(folder, self.step)
+        missing = not only_missing or (record is not None and record.val.last < self.step)
+        if self._due(recipe.validate_every) and self.processes.any(missing, self.device):
+            with self._kept(folder):
+                scores = score(judge, self.val_set, progress=progress, processes=self.processes)
+            show.scored(scores.matrix.mean_iou)
+            if record:
+                record.scores(self.step, self.seconds, scores)
+        if self.processes.first and self._due(recipe.pictures_every) and not (only_missing and path.exists()):
+            with self._kept(folder):
+                write_pictures(path, judge, self.val_set, recipe.data.mean, recipe.data.std)
+
+    def _due(self, every: int | None) -> bool:
+        return bool(every and self.step and self.step % every == 0)
 
     @contextlib.contextmanager
     def _kept(self, folder: Path) -> Iterator[None]:

@@ -36,6 +36,9 @@ def test_lines_are_few(capsys):
         "train: step 95 of 100, loss 5.000, lr 1.0e-03, mIoU 25.0 %, 0:00:50 left",
         "train: step 96 of 100, loss 6.000, lr 1.0e-03, mIoU 25.0 %, 0:00:40 left",
     ]
+    # A resumed run may begin with the validation that an error kept it from.
+    Progress(5, 3, enabled=True, clock=clock).scored(0.25)
+    assert capsys.readouterr().err == "train: step 3 of 5, mIoU 25.0 %, 0:00:00 left\n"
     Progress(5, 0, enabled=False).step(1.0, 1.0)
     assert capsys.readouterr().err == ""
 

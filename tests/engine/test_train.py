@@ -216,6 +216,14 @@ def test_a_file_that_cannot_be_used_loses_no_step(tmp_path, capsys, spoil, said,
     once = train.main(recipe, output=tmp_path / "once", overrides=shared, progress=False)
     one, two = load_file(gone_on), load_file(once)
     assert all(torch.equal(one[name], two[name]) for name in two)
+    # A validation that failed is repeated.
+    assert _scores(folder) == _scores(tmp_path / "once")
+
+
+def _scores(folder):
+    """The rows of val.csv without their times."""
+    rows = [line.split(",") for line in (folder / "val.csv").read_text().splitlines()]
+    return [[step, *scores] for step, _, *scores in rows]
 
 
 def _step_of(name, layout, data_seed, seed):

@@ -203,7 +203,7 @@ CHECKS: dict[str, tuple[tuple, Callable[[], None]]] = {
     "conv mma bf16 stride": (AMPERE, lambda: convolution(BF16, 40, 72, stride=2, padding=1, dilation=1)),
     "conv int8": (AMPERE, lambda: quantised(torch.int8, HALF, 80, 64)),
     "conv int8, no whole runs": (AMPERE, lambda: quantised(torch.int8, FLOAT, 42, 22, groups=2)),
-    "conv float8": (HOPPER, lambda: quantised(torch.float8_e4m3fn, BF16, 80, 64)),
+    "conv float8": (HOPPER, lambda: quantised(torch.float8_e4m3fn, FLOAT, 80, 64)),
     "conv transposed": (AMPERE, lambda: transposed(FLOAT)),
     "conv depthwise": (AMPERE, lambda: convolution(FLOAT, 32, 32, groups=32)),
     "conv grouped": (AMPERE, lambda: convolution(FLOAT, 16, 32, groups=4, last=False)),

@@ -1,7 +1,6 @@
 // ldmatrix, stmatrix and mma.sync, from the tables of the PTX manual: where element i of a lane's fragment lies in its
 // matrix. Nothing here is shared with csrc/cuda/arch; a test holds the two against each other.
 #include <cmath>
-#include <limits>
 
 #include "machine.h"
 
