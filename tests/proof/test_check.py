@@ -200,11 +200,21 @@ def test_the_kernels_of_8_bits_pass(monkeypatch):
     monkeypatch.setattr(module, "_kernel", torch.ops.atrousops_host_cuda.conv_quantized.default)
     monkeypatch.setattr(module, "_body", lambda *_: module._by_kernel)
     family = registry.families("cuda", "cuda")["conv_quantized"]
-    before = [host_cuda.runs(f"conv_mma_kernel<{math}") for math in ("MmaS8", "MmaE4m3")]
+    # Of int8 and of float8, by mma.sync and by wgmma, which takes the case of whole tiles.
+    kernels = (
+        "conv_mma_kernel<MmaS8",
+        "conv_wgmma_kernel<WgmmaInto<WgmmaTile<signed char",
+        "conv_mma_kernel<MmaE4m3",
+        "conv_wgmma_kernel<WgmmaInto<WgmmaTile<c10::Float8_e4m3fn",
+    )
+    before = [host_cuda.runs(kernel) for kernel in kernels]
     few = Family(family.cases[1::5])
     assert check.check(few, "cpu", "cpu", lambda case: None, LEFT).reason == ""
-    after = [host_cuda.runs(f"conv_mma_kernel<{math}") for math in ("MmaS8", "MmaE4m3")]
-    assert [b - a for a, b in zip(before, after)] == 2 * [2 * len(few.cases)]
+    mma, wgmma, *of_float8 = [host_cuda.runs(kernel) - runs for kernel, runs in zip(kernels, before)]
+    assert mma + wgmma == 2 * len(few.cases)
+    assert of_float8 == [mma, wgmma]
+    assert wgmma > 0
+    assert mma > 0
     assert "conv_quantized" not in registry.families("triton", "cuda").keys() | registry.families("cpu", "cpu").keys()
 
 
