@@ -65,6 +65,32 @@ def test_a_kernel(name):
     assert_close(ours[0], finished(torch.float64), finished(torch.float32).to(wide))
 
 
+@pytest.mark.parametrize("wide", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("dtype", "k"), [(INT8, 64), (INT8, 128), (INT8, 256), (E4M3, 64), (E4M3, 128)])
+def test_wgmma(dtype, k, wide):
+    """Where it can run it comes first; with channels that no 16 bytes hold, to which zeros are added."""
+    x, w = whole(1, 123, 18, 20).to(wide), whole(k, 123, 3, 3)
+    scale, bias, residual = torch.rand(k) / 64, torch.randn(k).to(wide), torch.randn(1, k, 18, 20).to(wide)
+
+    def finished(kind: torch.dtype) -> torch.Tensor:
+        sums = F.conv2d(x.double(), w.double(), None, 1, 2, 2).to(kind) * scale.to(kind).view(-1, 1, 1)
+        return (sums + bias.to(kind).view(-1, 1, 1) + residual.to(kind)).relu()
+
+    ours: list[torch.Tensor] = []
+    tensors = [t.to(SLICE) for t in (x, w.to(dtype), bias, torch.ones(()), scale, residual)]
+
+    def call() -> None:
+        *operands, added = tensors
+        ours.append(conv_quantized(*operands, 1, 2, 2, residual=added, activation="relu").cpu())
+
+    with ao.backend("cuda"):
+        found = launched(call)
+    of = "signed char" if dtype == INT8 else "c10::Float8_e4m3fn"
+    pattern = rf"conv_wgmma_kernel<.*WgmmaInto<.*WgmmaTile<({of}|\w*), 128, {k},"
+    assert any(re.search(pattern, kernel) for kernel in found), found
+    assert_close(ours[0], finished(torch.float64), finished(torch.float32).to(wide))
+
+
 @pytest.mark.parametrize("dtype", [INT8, E4M3])
 def test_a_layer(dtype):
     """Without a bias and with one; `explain` names the operator, and a graph has the convolution of fp32."""
