@@ -113,6 +113,12 @@ def test_float8_of_every_size(seed):
     assert_close(quantized(x, w), exact, F.conv2d(x, w.float(), None, 1, 1))
 
 
+def test_int8_has_zero_for_nan():
+    x = torch.tensor([torch.nan, torch.inf, -torch.inf, 3.0]).view(1, 1, 2, 2)
+    y = quantized(x, torch.ones(1, 1, 1, 1, dtype=INT8), around=((1, 1), (0, 0), (1, 1), 1))
+    assert y.flatten().tolist() == [0, 127, -128, 3]
+
+
 def test_float8_keeps_nan():
     x = torch.zeros(1, 16, 5, 5)
     x[0, 3, 2, 2] = torch.nan
@@ -220,3 +226,13 @@ def test_wrong_arguments():
     ):
         with pytest.raises(RuntimeError, match=f"conv_quantized: .*{text}"):
             quantized(**{"x": x, "w": w, "scales": scales, **change})
+
+
+@pytest.mark.parametrize("dtype", [INT8, E4M3, torch.int16])
+def test_convolutions_without_scales_refuse_these_dtypes(dtype):
+    """Their tensor-core kernels would read them as fp32."""
+    x, w = torch.zeros(1, 64, 9, 9).to(dtype), torch.zeros(32, 64, 3, 3).to(dtype)
+    with pytest.raises(RuntimeError, match="conv: dtype must be float64"):
+        ops().conv(x, w, None, [1, 1], [1, 1], [1, 1], 1, False, 0)
+    with pytest.raises(RuntimeError, match="conv: dtype must be float64"):
+        ops().conv_grad_weight(torch.zeros(1, 32, 9, 9).to(dtype), x, [3, 3], [1, 1], [1, 1], [1, 1], 1, False, 0)
