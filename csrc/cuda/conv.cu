@@ -47,7 +47,11 @@ core::CudaMath math_of(const Tensor& t, bool allow_tf32) {
   switch (t.scalar_type()) {
     case ScalarType::Double: return {capability, core::Precision::f64};
     case ScalarType::Float: return {capability, allow_tf32 ? core::Precision::tf32 : core::Precision::f32};
-    default: return {capability, core::Precision::half};
+    case ScalarType::BFloat16:
+    case ScalarType::Half: return {capability, core::Precision::half};
+    default:
+      STD_TORCH_CHECK(false, "conv: dtype must be float64, float32, bfloat16 or float16; got ScalarType ",
+                      static_cast<int>(t.scalar_type()));
   }
 }
 

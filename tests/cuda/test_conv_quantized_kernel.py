@@ -24,6 +24,13 @@ def ops():
     return torch.ops.atrousops_host_cuda
 
 
+@pytest.fixture(params=[host_cuda.H100, host_cuda.RTX_4090], ids=["H100", "RTX-4090"])
+def chip(request):
+    """Whose kernels run: with wgmma where that can, and without."""
+    with host_cuda.device(*request.param):
+        yield
+
+
 def narrow(shape, dtype):
     """Whole numbers of either sign, which both dtypes hold; their sums here are exact in fp32."""
     numbers = torch.randint(-127, 128, shape)
@@ -66,7 +73,7 @@ def test_every_tile(case, dtype, tile):
 @pytest.mark.parametrize("wide", WIDE)
 @pytest.mark.parametrize("outputs", [64, 21, 4], ids=["runs", "no-runs", "half-a-run"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_scale_bias_residual_and_relu(dtype, outputs, wide):
+def test_scale_bias_residual_and_relu(dtype, outputs, wide, chip):
     """PyTorch's error is that of the exact sum finished in fp32 and rounded once."""
     x = torch.randn(2, 24, 7, 6).to(wide)
     scales = torch.tensor(2.5 / LARGEST[dtype]), torch.rand(outputs) / 50
@@ -91,7 +98,7 @@ def test_scale_bias_residual_and_relu(dtype, outputs, wide):
         assert_close(y, finished(torch.float64), finished(torch.float32).to(wide))
 
 
-def test_sums_of_int8_are_exact_beyond_what_fp32_holds():
+def test_sums_of_int8_are_exact_beyond_what_fp32_holds(chip):
     """The largest numbers of both signs: the sum is rounded when it becomes fp32, and never before."""
     x = torch.full((1, 4096, 2, 2), 127.0)
     x[0, 1::2] = 126.0
@@ -103,7 +110,7 @@ def test_sums_of_int8_are_exact_beyond_what_fp32_holds():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_float8_of_every_size(seed):
+def test_float8_of_every_size(seed, chip):
     """Random numbers of the whole range; products are exact, and the sum is held to twice fp32's error."""
     torch.manual_seed(seed)
     bits = torch.randint(0, 256, (2, 80, 6, 7), dtype=torch.uint8)
@@ -113,7 +120,13 @@ def test_float8_of_every_size(seed):
     assert_close(quantized(x, w), exact, F.conv2d(x, w.float(), None, 1, 1))
 
 
-def test_float8_keeps_nan():
+def test_int8_has_zero_for_nan():
+    x = torch.tensor([torch.nan, torch.inf, -torch.inf, 3.0]).view(1, 1, 2, 2)
+    y = quantized(x, torch.ones(1, 1, 1, 1, dtype=INT8), around=((1, 1), (0, 0), (1, 1), 1))
+    assert y.flatten().tolist() == [0, 127, -128, 3]
+
+
+def test_float8_keeps_nan(chip):
     x = torch.zeros(1, 16, 5, 5)
     x[0, 3, 2, 2] = torch.nan
     y = quantized(x, torch.ones(8, 16, 3, 3).to(E4M3))
@@ -163,17 +176,13 @@ def test_one_and_three_axes():
 
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_any_order_of_threads_gives_the_same_bits(dtype, seed):
+def test_any_order_of_threads_gives_the_same_bits(dtype, seed, chip):
     x, w = torch.randn(1, 72, 6, 7), torch.randn(40, 72, 3, 3)
     scale = torch.tensor(3 / LARGEST[dtype])
-    w = quantize(w, scale, dtype)
-    first = quantized(x, w, scales=(scale, torch.rand(40)))
+    w, scales = quantize(w, scale, dtype), (scale, torch.rand(40))
+    first = quantized(x, w, scales=scales)
     with host_cuda.order(seed, ahead=seed == 2):
-        torch.manual_seed(0)
-        again = quantized(x, w, scales=(scale, torch.rand(40)))
-    torch.manual_seed(0)
-    assert torch.equal(quantized(x, w, scales=(scale, torch.rand(40))), again)
-    assert first.shape == again.shape
+        assert torch.equal(quantized(x, w, scales=scales), first)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -220,3 +229,13 @@ def test_wrong_arguments():
     ):
         with pytest.raises(RuntimeError, match=f"conv_quantized: .*{text}"):
             quantized(**{"x": x, "w": w, "scales": scales, **change})
+
+
+@pytest.mark.parametrize("dtype", [INT8, E4M3, torch.int16])
+def test_convolutions_without_scales_refuse_these_dtypes(dtype):
+    """Their tensor-core kernels would read them as fp32."""
+    x, w = torch.zeros(1, 64, 9, 9).to(dtype), torch.zeros(32, 64, 3, 3).to(dtype)
+    with pytest.raises(RuntimeError, match="conv: dtype must be float64"):
+        ops().conv(x, w, None, [1, 1], [1, 1], [1, 1], 1, False, 0)
+    with pytest.raises(RuntimeError, match="conv: dtype must be float64"):
+        ops().conv_grad_weight(torch.zeros(1, 32, 9, 9).to(dtype), x, [3, 3], [1, 1], [1, 1], [1, 1], 1, False, 0)
