@@ -25,9 +25,12 @@ EXPECTED = {
     r"conv_mma_weight_kernel<(MmaTf32|MmaSplit), .*, false>": ["LDS$", COPY_4, STORE_16],
     # Loads of boxes and of weights, products of a warpgroup, registers moved from those who load to those who multiply.
     r"conv_wgmma_kernel<.*>": [
-        *(r"UTMALDG\.5D", r"UTMALDG\.3D", r"HGMMA\.64x", r"USETMAXREG\.DEALLOC", r"USETMAXREG\.TRY_ALLOC"),
+        *(r"UTMALDG\.5D", r"UTMALDG\.3D", r"USETMAXREG\.DEALLOC", r"USETMAXREG\.TRY_ALLOC"),
         *(r"SYNCS\.PHASECHK\S*TRYWAIT", r"SYNCS\.ARRIVE", STORE_16),
     ],
+    r"conv_wgmma_kernel<WgmmaTile<.*>": [r"HGMMA\.64x"],
+    r"conv_wgmma_kernel<WgmmaInto<WgmmaTile<signed char, .*>": [r"IGMMA\.64x\d+x32\.S8\.S8", r"I2FP\.F32\.S32"],
+    r"conv_wgmma_kernel<WgmmaInto<WgmmaTile<c10::Float8_e4m3fn, .*>": [r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3"],
     r"conv_mma_sum_kernel<.*>": [LOAD_16, STORE_16],
     r"conv_wgmma_weight_kernel<.*>": [r"HGMMA\.64x\d+x16\.F32", r"UTMALDG\.5D", r"SYNCS\.PHASECHK", STORE_16],
     # Pixels by fragments; rows and weights from other blocks' shared memory.
@@ -101,7 +104,8 @@ def test_a_stage_is_its_products_and_no_more():
 
 def test_a_step_of_wgmma_is_four_products():
     # 128 bytes of the reduction, 32 at a time, one block of 64 rows for each warpgroup; and one wait that leaves the
-    # youngest group running: what the compiler serialises, it waits for more often.
+    # youngest group running: what the compiler serialises, it waits for more often. Sums of e4m3 are read after each
+    # step.
     seen = 0
     for name, arch, counter in each_kernel():
         if not name.startswith("conv_wgmma_kernel"):
@@ -109,7 +113,7 @@ def test_a_step_of_wgmma_is_four_products():
         products = {i: n for i, n in counter.items() if "GMMA" in i}
         assert sum(products.values()) == 4, f"{name} on {arch}: {products}"
         assert counter["WARPGROUP.ARRIVE"] == 1, f"{name} on {arch}"
-        assert counter["WARPGROUP.DEPBAR.LE"] == 2, f"{name} on {arch}"
+        assert counter["WARPGROUP.DEPBAR.LE"] == (1 if "Float8" in name else 2), f"{name} on {arch}"
         seen += 1
     assert seen
 

@@ -10,6 +10,7 @@ WIDE = r"WgmmaTile<(bfloat16|half), 128, 256, .*"
 # An epilogue's parts, each told by an instruction that only it has.
 SCALE, SUMMAND, RESIDUAL = r"\bFMUL\b", r"\bFADD\b", "LDGSTS"
 ROUNDED = "STSM"
+PRODUCTS = "[HIQ]GMMA"
 # The last of a line's 1024 bytes.
 LAST = r"STG\.E\.128 .*\+0x380\]"
 # Of a warp: 16 rows of 256 columns are 128 sums a lane. A bias is 128 additions, a residual as many and 128 that take
@@ -31,6 +32,15 @@ def behind_products(code: paths.Code) -> int:
     """The block that waits for a tile's last products."""
     (block,) = code.where(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x0 *$")
     return block
+
+
+def loops(code: paths.Code) -> dict[int, int]:
+    """Where the code from the last products on jumps back to, and the block it comes from: a tile's loop, and of e4m3
+    one of its steps within.
+    """
+    behind = behind_products(code)
+    (products,) = code.where(PRODUCTS)
+    return {to: block for block, after in code.after.items() if block >= behind for to in after if to < products}
 
 
 def assert_vectors(way: list[str]) -> None:
@@ -73,24 +83,20 @@ def test_sums_of_e4m3_are_added_in_fp32_after_each_stage():
     kernels = paths.code(rf"conv_wgmma_kernel<{E4M3}>")
     assert len(kernels) == 2
     for name, code in kernels.items():
-        (products,) = code.where("QGMMA")
-        behind = behind_products(code)
-        way = code.longest(behind, r"\bFADD\b", "STSM|STG|STS")
+        _, step = sorted(loops(code))
+        end = loops(code)[step]
+        way = code.shortest(step, end) + code.blocks[end]
         assert sum("FADD" in text for text in way) == 64, name
-        assert len(code.blocks[products]) + len(way) <= 150, name
+        assert len(way) <= 150, name
 
 
 def test_consumers_read_of_their_tile_what_another_warp_found():
     kernels = paths.code(r"conv_wgmma_kernel<.*>")
     assert len(kernels) == 25
     for name, code in kernels.items():
-        (products,) = code.where("[HIQ]GMMA")
-        behind = behind_products(code)
-        # The tile's loop begins where the code behind the products jumps back to; of e4m3, that of its steps is within.
-        heads = {b for block, after in code.after.items() if block >= behind for b in after if b < products}
-        assert len(heads) == (2 if "Float8" in name else 1), name
-        head = min(heads)
-        way = [text for text in code.shortest(head, products) if not re.search(r"\bCS2R R\d+, SRZ", text)]
+        (products,) = code.where(PRODUCTS)
+        assert len(loops(code)) == (2 if "Float8" in name else 1), name
+        way = [text for text in code.shortest(min(loops(code)), products) if not re.search(r"\bCS2R R\d+, SRZ", text)]
         assert len(way) < 40, name
         assert not any("MUFU" in text for text in way), name
 
