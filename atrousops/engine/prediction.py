@@ -268,7 +268,7 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     from atrousops.engine.distributed import pick_device
 
     overlap = args.tile // 4 if args.overlap is None else None if args.overlap == "auto" else args.overlap
-    options = {"size": args.size or None} if args.size is not None else {}
+    options: dict[str, Any] = {"size": args.size or None} if args.size is not None else {}
     options |= {"published": args.model} if args.model and args.weights else {}
     options |= {"optimized": True} if args.optimize else {}
     name = args.weights or args.model or predict.DEFAULT_MODEL

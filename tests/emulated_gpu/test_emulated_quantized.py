@@ -69,11 +69,12 @@ def test_a_kernel(name):
 @pytest.mark.parametrize(("dtype", "k"), [(INT8, 64), (INT8, 128), (INT8, 256), (E4M3, 64), (E4M3, 128)])
 def test_wgmma(dtype, k, wide):
     """Where it can run it comes first; with channels that no 16 bytes hold, to which zeros are added."""
-    x, w = whole(1, 123, 18, 20).to(wide), whole(k, 123, 3, 3)
-    scale, bias, residual = torch.rand(k) / 64, torch.randn(k).to(wide), torch.randn(1, k, 18, 20).to(wide)
+    # So many tiles that the widest are best.
+    x, w = whole(1, 123, 40, 52).to(wide), whole(k, 123, 1, 1)
+    scale, bias, residual = torch.rand(k) / 64, torch.randn(k).to(wide), torch.randn(1, k, 40, 52).to(wide)
 
     def finished(kind: torch.dtype) -> torch.Tensor:
-        sums = F.conv2d(x.double(), w.double(), None, 1, 2, 2).to(kind) * scale.to(kind).view(-1, 1, 1)
+        sums = F.conv2d(x.double(), w.double()).to(kind) * scale.to(kind).view(-1, 1, 1)
         return (sums + bias.to(kind).view(-1, 1, 1) + residual.to(kind)).relu()
 
     ours: list[torch.Tensor] = []
@@ -81,7 +82,7 @@ def test_wgmma(dtype, k, wide):
 
     def call() -> None:
         *operands, added = tensors
-        ours.append(conv_quantized(*operands, 1, 2, 2, residual=added, activation="relu").cpu())
+        ours.append(conv_quantized(*operands, residual=added, activation="relu").cpu())
 
     with ao.backend("cuda"):
         found = launched(call)
