@@ -70,9 +70,9 @@ def test_one_budget():
         budgets: dict[object, set[object]] = {}
         compared = [p for p in RECIPES if p.parent.name == folder and p.stem != "deeplabv3plus_lite0_long"]
         for r in map(config.load, compared):
-            rest = r.schedule, r.batch, r.augmentation, r.optimiser.name, r.seed, r.threads, r.scales, r.autocast
+            rest = r.schedule, r.batch, r.augmentation, r.optimiser.name, r.seed, r.threads, r.scales
             held, fine = "backbone." in r.optimiser.frozen, r.model.name in ("dilated_vgg16", "deeplabv1")
-            start = r.init.trunk, r.init.trunk is not None and fine, bool(r.init.weights), held
+            start = r.init.trunk, r.init.trunk is not None and fine, bool(r.init.weights), held, r.autocast
             budgets.setdefault(start, set()).add(rest)
         assert all(len(budget) == 1 for budget in budgets.values())
 
