@@ -85,7 +85,8 @@ class Data(Layout):
 
 @dataclass(frozen=True)
 class Optimiser:
-    """name: "adamw" or "sgd", the latter with `momentum`. frozen: prefixes of parameters that are not trained.
+    """name: "adamw" or "sgd", the latter with `momentum`. frozen: prefixes of parameters that are not trained;
+    a module with no other parameters has no dropout.
 
     backbone_lr is for parameters in a module called backbone, lr for all others. rates: prefix -> an additional factor,
     such as {classifier: 10, crf: 0.1}; the first matching prefix is used. Prefixes refer to the network itself, without

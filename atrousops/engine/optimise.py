@@ -17,7 +17,7 @@ def local_name(name: str) -> str:
 
 
 def freeze(model: nn.Module, recipe: Optimiser) -> None:
-    """Excludes the frozen parameters from training.
+    """Excludes the frozen parameters from training, and turns off dropout inside modules that are frozen as a whole.
 
     Raises:
         ArgumentError: a prefix matches no parameter.
@@ -29,6 +29,13 @@ def freeze(model: nn.Module, recipe: Optimiser) -> None:
                 bad_value("config", f"optimiser.{key}", "begin the name of a parameter", repr(prefix))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not local_name(name).startswith(tuple(recipe.frozen)))
+    for module in model.modules():
+        own = list(module.parameters())
+        if own and not any(parameter.requires_grad for parameter in own):
+            # What is trained on frozen layers reads their outputs, as in a test.
+            for layer in module.modules():
+                if isinstance(layer, nn.modules.dropout._DropoutNd):
+                    layer.eval()
 
 
 def rate(name: str, recipe: Optimiser) -> float:

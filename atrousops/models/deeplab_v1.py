@@ -10,7 +10,7 @@ from atrousops.common.checks import bad_value
 from atrousops.models.backbones import Backbone
 from atrousops.models.base import Features, SegmentationModel, crop, resize
 from atrousops.models.crf import with_crf
-from atrousops.models.vgg import fully_convolutional, load_vgg16, pool_2x2, vgg16
+from atrousops.models.vgg import fully_convolutional, load_vgg16, other_trunk, pool_2x2, vgg16
 from atrousops.nn import AtrousConv2d, MaxPool2d
 
 # Kernel and rate of fc6 -> its channels at width 64.
@@ -24,8 +24,7 @@ def atrous_vgg16(width: int, pooling: int, in_channels: int = 3) -> Backbone:
         pooling: side of the three poolings with stride. 3: padded by 1 and rounded up, as in the authors' releases, so
             that position i of the last map is centred on pixel 8 i; 2: as in VGG-16.
     """
-    if pooling not in (2, 3):
-        bad_value("deeplab", "pooling", "be 3, as in the authors' release, or 2, as in VGG-16", pooling)
+    _check_pooling(pooling)
 
     def pool(stage: int) -> nn.Module:
         if stage > 3:
@@ -36,6 +35,11 @@ def atrous_vgg16(width: int, pooling: int, in_channels: int = 3) -> Backbone:
     # The map of a shorter side would be empty after three poolings of 2x2.
     backbone.least = 8 if pooling == 2 else 1
     return backbone
+
+
+def _check_pooling(pooling: int) -> None:
+    if pooling not in (2, 3):
+        bad_value("deeplab", "pooling", "be 3, as in the authors' release, or 2, as in VGG-16", pooling)
 
 
 class ZoomedModel(SegmentationModel):
@@ -84,6 +88,7 @@ def deeplabv1(
     backbone_weights: Mapping[str, Tensor] | None = None,
     pooling: int = 3,
     in_channels: int = 3,
+    backbone: str = "vgg16",
 ) -> nn.Module:
     """DeepLab v1 (DeepLab-LargeFOV): VGG-16 at output stride 8; a large rate gives fc6 a large field of view.
 
@@ -112,17 +117,20 @@ def deeplabv1(
         num_classes: K.
         kernel_size, rate: of fc6, one of the four rows above.
         crf: None, "dense" (not in training) or "rnn"; see `WithCRF`.
-        width: channels of the first stage; all others are in proportion.
+        width: channels of the first stage; all others are in proportion. With another backbone, of fc6 and fc7 alone.
         backbone_weights: state dict of torchvision's vgg16 to start from; its classifier is subsampled to fc6 and fc7.
+            With another backbone the `weights` of `encoder`.
         pooling: side of the poolings with stride, 3 as in the release or 2.
         in_channels: channels of the image; RGB filters are adapted to them, see `channels.adapt`.
+        backbone: a name for `encoder`, whose features at stride 8 take the place of conv5's. Its poolings are its own;
+            with pooling=3 its map is averaged, and scores are interpolated with aligned corners.
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, K, H, W)}; log-probabilities if there is a CRF.
 
     Raises:
-        ArgumentError: another kernel_size, rate or pooling, crf is none of these, width is below 1, or a weight is
-            missing.
+        ArgumentError: another kernel_size, rate or pooling, crf is none of these, width is below 1, a bad backbone, or
+            a weight is missing.
 
     Source: Chen et al., Semantic image segmentation with deep convolutional nets and fully connected CRFs (2015),
     section 3, table 2.
@@ -130,9 +138,15 @@ def deeplabv1(
     if (kernel_size, rate) not in VARIANTS:
         known = ", ".join(f"{size} at {r}" for size, r in VARIANTS)
         bad_value("deeplabv1", "kernel_size and rate", f"be one of {known}", f"{kernel_size} at {rate}")
-    backbone = atrous_vgg16(width, pooling, in_channels)
+    _check_pooling(pooling)
+    other = other_trunk(backbone, 8, in_channels, backbone_weights)
+    trunk = atrous_vgg16(width, pooling, in_channels) if other is None else other
     channels = VARIANTS[kernel_size, rate] * width // 64
-    head = LargeFOVHead(8 * width, channels, num_classes, kernel_size, rate, average=pooling == 3)
-    load_vgg16(backbone, head.fc, backbone_weights)
-    model = ZoomedModel if pooling == 3 else SegmentationModel
-    return with_crf(model(backbone, head), crf, num_classes, in_channels)
+    head = LargeFOVHead(trunk.channels["out"], channels, num_classes, kernel_size, rate, average=pooling == 3)
+    network: SegmentationModel
+    if other is None:
+        load_vgg16(trunk, head.fc, backbone_weights)
+        network = ZoomedModel(trunk, head) if pooling == 3 else SegmentationModel(trunk, head)
+    else:
+        network = SegmentationModel(trunk, head, align_corners=pooling == 3)
+    return with_crf(network, crf, num_classes, in_channels)

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from atrousops.common.checks import bad_value
+from atrousops.models.backbones import Encoder
 from atrousops.models.base import check_images, crop, reflect, resize, whole
 from atrousops.models.crf import with_crf
-from atrousops.models.vgg import fully_convolutional, load_vgg16, pool_2x2, vgg16
+from atrousops.models.vgg import fully_convolutional, load_vgg16, other_trunk, pool_2x2, vgg16
 from atrousops.nn import AtrousConv2d, ContextModule
 
 # Pixels lost on each side by unpadded convolutions: 2, 2 x 2, 3 x 4, 3 x 8, 3 x 16 and 12 x 8.
@@ -29,12 +30,15 @@ class DilatedVGG16(nn.Module):
         placement: str = "centre",
         context_arguments: Mapping[str, Any] | None = None,
         in_channels: int = 3,
+        trunk: Encoder | None = None,
     ) -> None:
         super().__init__()
         if padding not in ("reflect", "zeros"):
             bad_value("dilated_vgg16", "padding", 'be "reflect" or "zeros"', repr(padding))
         if placement not in ("centre", "corner"):
             bad_value("dilated_vgg16", "placement", 'be "centre" or "corner"', repr(placement))
+        if trunk is not None and padding != "zeros":
+            bad_value("dilated_vgg16", "padding", 'be "zeros" unless the backbone is vgg16', repr(padding))
         self.corner = placement == "corner"
         valid = padding == "reflect"
         self.margin = _MARGIN if valid else 0
@@ -42,8 +46,10 @@ class DilatedVGG16(nn.Module):
         def pool(stage: int) -> nn.Module | None:
             return pool_2x2(stage) if stage <= 3 else None
 
-        self.backbone = vgg16(width, pool, dilations=(1, 1, 1, 1, 2), valid=valid, in_channels=in_channels)
-        self.fc = fully_convolutional(8 * width, 64 * width, 7, dilation=4, padding=0 if valid else 12)
+        if trunk is None:
+            trunk = vgg16(width, pool, dilations=(1, 1, 1, 1, 2), valid=valid, in_channels=in_channels)
+        self.backbone = trunk
+        self.fc = fully_convolutional(trunk.channels["out"], 64 * width, 7, dilation=4, padding=0 if valid else 12)
         self.score = AtrousConv2d(64 * width, num_classes, 1)
         if context is None and context_arguments:
             bad_value("dilated_vgg16", "context_arguments", "be None without a context", context_arguments)
@@ -76,6 +82,7 @@ def dilated_vgg16(
     in_channels: int = 3,
     placement: str = "centre",
     context_arguments: Mapping[str, Any] | None = None,
+    backbone: str = "vgg16",
 ) -> nn.Module:
     """The front end of Yu and Koltun, alone or with their context module: VGG-16 without its last two poolings.
 
@@ -100,23 +107,28 @@ def dilated_vgg16(
         crf: None, "dense" (not in training) or "rnn"; see `WithCRF`.
         padding: "reflect": no layer pads and the image is mirrored 186 pixels deep, as in the paper. "zeros": every
             layer keeps the size; this needs a fifth of the work on a 224x224 image, with the same weights.
-        width: channels of the first stage; all others are in proportion.
-        backbone_weights: state dict of torchvision's vgg16 to start from; the classifier becomes fc6 and fc7.
+        width: channels of the first stage; all others are in proportion. With another backbone, of fc6 and fc7 alone.
+        backbone_weights: state dict of torchvision's vgg16 to start from; the classifier becomes fc6 and fc7. With
+            another backbone the `weights` of `encoder`.
         in_channels: channels of the image; RGB filters are adapted to them, see `channels.adapt`.
         placement: location of position i of the map in the image: "centre": the centre of pixels 8 i to 8 i + 7, as its
             receptive field; "corner": pixel 8 i, whose label the release uses in training.
         context_arguments: keyword arguments of `ContextModule`, dilations, border and noise.
+        backbone: a name for `encoder`, whose features at stride 8 take the place of conv5's; the padding is "zeros".
+            Encoders with padded 3x3 convolutions, such as EfficientNet-Lite, have the placement "corner".
 
     Returns:
         (N, in_channels, H, W) -> {"out": (N, C, H, W)}; log-probabilities if there is a CRF.
 
     Raises:
         ArgumentError: an unknown context, crf, padding or placement, context_arguments without a context or with bad
-            values, width is below 1, or a weight is missing.
+            values, width is below 1, a bad backbone, or a weight is missing.
 
     Source: Yu and Koltun, Multi-scale context aggregation by dilated convolutions (2016), sections 3 to 5, tables 1
     and 3.
     """
-    network = DilatedVGG16(num_classes, context, padding, width, placement, context_arguments, in_channels)
-    load_vgg16(network.backbone, network.fc, backbone_weights)
+    trunk = other_trunk(backbone, 8, in_channels, backbone_weights)
+    network = DilatedVGG16(num_classes, context, padding, width, placement, context_arguments, in_channels, trunk)
+    if trunk is None:
+        load_vgg16(network.backbone, network.fc, backbone_weights)
     return with_crf(network, crf, num_classes, in_channels)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from atrousops.common.checks import bad_value
-from atrousops.models.backbones import Backbone, load_backbone
+from atrousops.models.backbones import Backbone, Encoder, encoder, load_backbone
 from atrousops.models.base import init_relu
 from atrousops.models.channels import check_channels
 from atrousops.nn import AtrousConv2d, MaxPool2d
@@ -99,7 +99,14 @@ def fully_convolutional(
     return layers
 
 
-def load_vgg16(backbone: Backbone, head: nn.Sequential | None, weights: Mapping[str, Tensor] | None) -> None:
+def other_trunk(
+    name: str, output_stride: int, in_channels: int, weights: Mapping[str, Tensor] | None
+) -> Encoder | None:
+    """The encoder that a network has in place of VGG-16, or None if it has VGG-16."""
+    return None if name == "vgg16" else encoder(name, output_stride, weights, in_channels)
+
+
+def load_vgg16(backbone: nn.Module, head: nn.Sequential | None, weights: Mapping[str, Tensor] | None) -> None:
     """Loads torchvision's state dict of vgg16 into the trunk and, if there is a head, into fc6 and fc7.
 
     Raises:

@@ -42,6 +42,15 @@ def test_poly_and_step_schedules():
         config.Schedule(steps=4, kind="cosine")
 
 
+@pytest.mark.parametrize(("frozen", "random"), [((), True), (("fc.0.",), True), (("fc.",), False)])
+def test_no_dropout_inside_frozen_modules(frozen, random):
+    """Layers that are trained on frozen ones read the outputs of a test."""
+    model = models.dilated_vgg16(2, width=1, padding="zeros", context="basic").train()
+    optimise.freeze(model, config.Optimiser(frozen=frozen))
+    x = torch.rand(1, 8, 4, 5)
+    assert torch.equal(model.fc(x), model.fc(x)) is not random
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [

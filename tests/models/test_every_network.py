@@ -141,6 +141,7 @@ def test_output_stride_of_weights(name):
 # The name of a network, what it refuses, and a word of the message.
 REFUSED = [
     ("deconvnet", {"width": 0}, "width"),
+    ("deeplabv1", {"backbone": "efficientnet_lite0", "width": 1, "pooling": 4}, "pooling"),
     ("deeplabv1", {"kernel_size": 3, "rate": 4}, "rate"),
     ("deeplabv1", {"crf": "yes", "width": 1}, "crf"),
     ("deeplabv1", {"pooling": 4, "width": 1}, "pooling"),
@@ -156,10 +157,12 @@ REFUSED = [
     ("dilated_vgg16", {"width": 1, "context_arguments": {"border": "input"}}, "context_arguments"),
     ("dilated_vgg16", {"width": 1, "crf": "sparse"}, "crf"),
     ("dilated_vgg16", {"width": 1, "padding": "circular"}, "padding"),
+    ("dilated_vgg16", {"width": 1, "backbone": "resnet18"}, 'padding must be "zeros" unless the backbone is vgg16'),
     ("dilated_vgg16", {"width": 1, "placement": "middle"}, "placement"),
     ("dilated_vgg16", {"width": 0}, "width"),
     ("espnet", {"width": 4}, "width"),
     ("fcn8s", {"width": 1, "padding": 50}, "padding"),
+    ("fcn8s", {"width": 1, "backbone": "resnet18"}, "padding must be 0 unless the backbone is vgg16; got 100"),
     ("gcn", {"kernel_size": 4}, "kernel_size"),
     ("gcn", {"backbone": "resnet18", "kernel_size": 1, "stack": True}, "kernel_size must be at least 3 for a stack"),
     ("hypercolumns", {"width": 1, "grid": 0}, "grid"),

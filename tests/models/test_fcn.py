@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from networks import pass_pixels_on, vgg16_weights
 from torch.nn import functional as F
 
@@ -54,6 +55,31 @@ def test_vgg_weights():
     torch.testing.assert_close(network.fc[0](x).flatten(), wanted)
     wanted = F.linear(wanted, weights["classifier.3.weight"], weights["classifier.3.bias"])
     torch.testing.assert_close(network.fc[3](network.fc[0](x)).flatten(), wanted)
+
+
+# Strides of the features that each network reads.
+ON_ENCODER = {"fcn32s": {32}, "fcn16s": {32, 16}, "fcn8s": {32, 16, 8}, "dilated_vgg16": {8}, "deeplabv1": {8}}
+
+
+@pytest.mark.parametrize("name", ON_ENCODER)
+def test_on_an_encoder(name):
+    """It starts from the classifier's weights, and its scores depend on the features that the paper adds."""
+    weights = torchvision.models.resnet18().state_dict()
+    padding = {"dilated_vgg16": {"padding": "zeros"}, "deeplabv1": {}}.get(name, {"padding": 0})
+    arguments = {"num_classes": 2, "backbone": "resnet18", "width": 1, "backbone_weights": weights, **padding}
+    network = models.build(name, **arguments).eval()
+    assert torch.equal(network.backbone.state_dict()["layer4.1.conv2.weight"], weights["layer4.1.conv2.weight"])
+    plain, features = network.backbone.forward, {}
+
+    def watched(image):
+        features.update({key: value.detach().requires_grad_() for key, value in plain(image).items()})
+        return features
+
+    network.backbone.forward = watched
+    got = network(torch.rand(1, 3, 61, 64))["out"]
+    assert got.shape == (1, 2, 61, 64)
+    got.sum().backward()
+    assert {64 // value.shape[-1] for value in features.values() if value.grad is not None} == ON_ENCODER[name]
 
 
 def test_frozen():
