@@ -16,7 +16,7 @@ from atrousops.common.values import transformed
 from atrousops.ops._conv_format import arranged, is_last
 from atrousops.ops._register import register
 from atrousops.ops._routes import CALLS
-from atrousops.ops.conv import first_of_gradient, ours, rest_of
+from atrousops.ops.conv import first_of_gradient, ours, rest_of, weight_gradient_is_wrong_in_pytorch
 
 _BY_RANK = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -68,6 +68,8 @@ def grad_weight(grad: Tensor, input: Tensor, kernel_size: Sequence[int], a: Argu
     if first is not None:
         return CALLS["conv_grad_weight"](grad, input, kernel_size, *rest_of(a, grad, first))
     weight = grad.new_empty(1).expand(size)
+    if weight_gradient_is_wrong_in_pytorch(size, a, grad.dtype, grad, input):
+        grad, input = grad.contiguous(), input.contiguous()
     input, padding = _as_read(input, _extent(input.shape, kernel_size, grad.shape, a), a)
     return _aten_backward(grad, input, weight, padding, a, (False, True, False))[1]
 

@@ -191,7 +191,11 @@ def _chosen(conv: Convolution, input: Tensor, weight: Tensor, arguments: Argumen
     kind = "forward" if conv.op == "conv" else "transposed"
     first = _first(kind, size, weight.shape, arguments, dtype, not input.is_contiguous(), device, needs_grad)
     if first is None:
-        return "aten", 0
+        if not (needs_grad and weight.requires_grad and libraries.has_operators):
+            return "aten", 0
+        if not weight_gradient_is_wrong_in_pytorch(weight.shape, arguments, dtype, input, weight):
+            return "aten", 0
+        first = 0
     return "cpu" if device.type == "cpu" else backends.own(conv.op, device, dtype), first
 
 
@@ -244,6 +248,21 @@ def first_of_gradient(kind: str, size: Any, weight_size: Any, arguments: Argumen
         return _first(*asked)
     # PyTorch would have to pad first, which plans do not include: ours runs, if it may.
     return 0 if grad.is_cpu else _first(*asked, alone=True)
+
+
+def weight_gradient_is_wrong_in_pytorch(
+    weight_size: Sequence[int], a: Arguments, dtype: torch.dtype, *tensors: Tensor
+) -> bool:
+    """Whether PyTorch may answer NaN or 1e35: with oneDNN, in bfloat16 and channels_last, of dilated maps.
+
+    There it reads memory that nothing has written to, if the channels of a group fill no blocks of 16. Seen in PyTorch
+    2.14 on a CPU with AVX-512, at widths of 29 and more; other CPUs and releases are not trusted either.
+    """
+    if dtype != torch.bfloat16 or len(weight_size) != 4 or max(a.dilation) == 1 or not tensors[0].is_cpu:
+        return False
+    if weight_size[1] % 16 == 0 or (a.groups == 1 and weight_size[1] < 16):
+        return False
+    return not all([t.is_contiguous() for t in tensors])
 
 
 def may_be_channels_last(input: Tensor, weight: Tensor) -> bool:
