@@ -280,8 +280,8 @@ def _setup(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad):
     (indices,) = ctx.saved_tensors
-    # Contiguous, as PyTorch's, which gathers.
-    return _unpool_backward(grad, indices, *ctx.window).contiguous(), None, None, None, None, None
+    # In the map's format; PyTorch's is always contiguous, which here would take one more pass, and one back.
+    return _unpool_backward(grad, indices, *ctx.window), None, None, None, None, None
 
 
 def _backward_fake(grad, indices, kernel_size, stride, padding, dilation):
