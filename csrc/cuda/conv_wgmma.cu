@@ -43,7 +43,7 @@ core::BoxPlan planned(const core::BoxRequest& request) {
 }
 
 TensorMapType map_type(ScalarType dtype) {
-  return conv_narrow(dtype)                  ? TensorMapType::u8
+  return conv_narrow(dtype)              ? TensorMapType::u8
          : dtype == ScalarType::BFloat16 ? TensorMapType::bf16
          : dtype == ScalarType::Half     ? TensorMapType::f16
                                          : TensorMapType::tf32;
