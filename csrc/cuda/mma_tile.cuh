@@ -68,6 +68,17 @@ struct SharedOperand {
   }
 };
 
+// c += a b for each pair of fragments, by one instruction.
+template <auto kMma, class Sum, int kRows, int kColumns, int kPairs>
+__device__ __forceinline__ void multiply_fragments(Sum (&c)[kRows][kColumns][4], const uint32_t (&a)[kRows][4],
+                                                   const uint32_t (&b)[kPairs][4]) {
+  static_assert(kColumns == 2 * kPairs);
+#pragma unroll
+  for (int i = 0; i < kRows; ++i)
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) kMma(c[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+}
+
 // How a warp multiplies kRows x 16 by kPairs x 16 fragments into c; sums of a stage go to `total` in between if asked.
 // Sums leave in runs of 16 bytes of Stored.
 template <class T>
@@ -79,21 +90,9 @@ struct Mma16 {
   template <int kRows, int kPairs>
   static __device__ __forceinline__ void multiply(float (&c)[kRows][2 * kPairs][4], uint32_t (&a)[kRows][4],
                                                   uint32_t (&b)[kPairs][4]) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i)
-#pragma unroll
-      for (int j = 0; j < 2 * kPairs; ++j) arch::mma_16<T>(c[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+    multiply_fragments<arch::mma_16<T>>(c, a, b);
   }
 };
-
-template <int kRows, int kPairs>
-__device__ __forceinline__ void multiply_tf32(float (&c)[kRows][2 * kPairs][4], const uint32_t (&a)[kRows][4],
-                                              const uint32_t (&b)[kPairs][4]) {
-#pragma unroll
-  for (int i = 0; i < kRows; ++i)
-#pragma unroll
-    for (int j = 0; j < 2 * kPairs; ++j) arch::mma_tf32(c[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
-}
 
 struct MmaTf32 {
   using Element = float;
@@ -107,7 +106,7 @@ struct MmaTf32 {
     for (int i = 0; i < kRows * 4; ++i) a[i / 4][i % 4] = arch::to_tf32(a[i / 4][i % 4]);
 #pragma unroll
     for (int i = 0; i < kPairs * 4; ++i) b[i / 4][i % 4] = arch::to_tf32(b[i / 4][i % 4]);
-    multiply_tf32<kRows, kPairs>(c, a, b);
+    multiply_fragments<arch::mma_tf32>(c, a, b);
   }
 };
 
@@ -136,13 +135,13 @@ struct MmaSplit {
     for (int i = 0; i < kRows * 4; ++i) split_word(a[i / 4][i % 4], a[i / 4][i % 4], small_a[i / 4][i % 4]);
 #pragma unroll
     for (int i = 0; i < kPairs * 4; ++i) split_word(b[i / 4][i % 4], b[i / 4][i % 4], small_b[i / 4][i % 4]);
-    multiply_tf32<kRows, kPairs>(c, a, b);
+    multiply_fragments<arch::mma_tf32>(c, a, b);
 #pragma unroll
     for (int i = 0; i < kRows * 4; ++i) a[i / 4][i % 4] = is_finite_word(a[i / 4][i % 4]) ? a[i / 4][i % 4] : 0;
 #pragma unroll
     for (int i = 0; i < kPairs * 4; ++i) b[i / 4][i % 4] = is_finite_word(b[i / 4][i % 4]) ? b[i / 4][i % 4] : 0;
-    multiply_tf32<kRows, kPairs>(c, small_a, b);
-    multiply_tf32<kRows, kPairs>(c, a, small_b);
+    multiply_fragments<arch::mma_tf32>(c, small_a, b);
+    multiply_fragments<arch::mma_tf32>(c, a, small_b);
   }
 };
 
@@ -159,10 +158,7 @@ struct MmaS8 {
   template <int kRows, int kPairs>
   static __device__ __forceinline__ void multiply(int32_t (&c)[kRows][2 * kPairs][4], uint32_t (&a)[kRows][4],
                                                   uint32_t (&b)[kPairs][4]) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i)
-#pragma unroll
-      for (int j = 0; j < 2 * kPairs; ++j) arch::mma_s8(c[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+    multiply_fragments<arch::mma_s8>(c, a, b);
   }
 };
 
@@ -175,10 +171,7 @@ struct MmaE4m3 {
   template <int kRows, int kPairs>
   static __device__ __forceinline__ void multiply(float (&c)[kRows][2 * kPairs][4], uint32_t (&a)[kRows][4],
                                                   uint32_t (&b)[kPairs][4]) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i)
-#pragma unroll
-      for (int j = 0; j < 2 * kPairs; ++j) arch::mma_e4m3(c[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+    multiply_fragments<arch::mma_e4m3>(c, a, b);
   }
 };
 
