@@ -225,6 +225,18 @@ def camvid(folder, mask, mode=None):
     return CamVid(folder, "val")
 
 
+def test_camvid_trainval(tmp_path):
+    """The images of train, then those of val, each with its own labels, although both hold an a.jpg."""
+    folder = tmp_path / "camvid11.zip"
+    for split, name, label in (("train", "b", 1), ("val", "a", 2), ("val", "b", 3), ("test", "c", 4)):
+        write(folder / split / f"{name}.jpg", picture())
+        write(folder / f"{split}annot" / f"{name}.png", grey(r0=label))
+    data = CamVid(tmp_path, "trainval")
+    assert data.names == ["train/b", "val/a", "val/b"]
+    assert [rows(labels)[0] for _, labels in data] == [1, 2, 3]
+    assert CamVid(tmp_path, "test").names == ["c"]
+
+
 def test_palettes_are_not_looked_at(tmp_path):
     """CamVid's labels as a palette file: its indices, where a conversion to grey gives luminances."""
     data = camvid(tmp_path, grey(r1=1, r2=10, r3=11, r4=255), "P")

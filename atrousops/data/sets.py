@@ -11,21 +11,26 @@ from atrousops.data.base import VOID, SegmentationSet
 class CamVid(SegmentationSet):
     """CamVid at 480x360, the eleven classes of the SegNet split; class 11 of the files is void.
 
-    `{train,val,test}/*.jpg` with `{train,val,test}annot/*.png` of the same names.
+    `{train,val,test}/*.jpg` with `{train,val,test}annot/*.png` of the same names. "trainval" is train, then val.
     """
 
     file = "camvid11.zip"
     classes = class_names.CAMVID
-    splits = ("train", "val", "test")
+    splits = ("train", "val", "trainval", "test")
 
     def _list(self) -> list[str]:
+        if self.split == "trainval":
+            return [f"{folder}/{name}" for folder in ("train", "val") for name in self.files.names(folder, ".jpg")]
         return self.files.names(self.split, ".jpg")
 
     def _expected(self) -> str:
-        return f"{self.split}/*.jpg and {self.split}annot/*.png"
+        folder = "{train,val}" if self.split == "trainval" else self.split
+        return f"{folder}/*.jpg and {folder}annot/*.png"
 
     def _paths(self, name: str) -> tuple[str, str]:
-        return f"{self.split}/{name}.jpg", f"{self.split}annot/{name}.png"
+        folder, _, stem = name.rpartition("/")
+        folder = folder or self.split
+        return f"{folder}/{stem}.jpg", f"{folder}annot/{stem}.png"
 
     def _ids(self) -> Mapping[int, int]:
         return {**super()._ids(), len(self.classes): VOID}
