@@ -87,6 +87,7 @@ class Predictor:
         self.pixels = Pixels(self.channels, scale, page)
         if not bool((self.std > 0).all()):
             bad_value("Predictor", "std", "be positive", self.std.flatten().tolist())
+        self._check_crfs()
         self.tile = -(-tile // tiles.GRID) * tiles.GRID
         self.size = size
         self.crf = crf
@@ -242,6 +243,17 @@ class Predictor:
             got = "more than a tile" if reach is None else f"{reach}"
             bad_value("Predictor", "model", rule, got, "A larger tile, or an overlap in pixels, may do.")
         return 4 * reach
+
+    def _check_crfs(self) -> None:
+        """A CRF in the network undoes the normalisation, and so must know it."""
+        given = (self.mean.flatten(), self.std.flatten())
+        for module in self.model.modules():
+            if isinstance(module, models.WithCRF):
+                known = (module.mean.flatten().cpu(), module.std.flatten().cpu())
+                if not all(torch.equal(one, other) for one, other in zip(given, known, strict=True)):
+                    rule = f"be those of the network's WithCRF, {[part.tolist() for part in known]}"
+                    remedy = "WithCRF.normalise_by sets them."
+                    bad_value("Predictor", "mean and std", rule, [part.tolist() for part in given], remedy)
 
     def fingerprint(self) -> str:
         """A hash of what the labels depend on, except the image: weights, normalisation, tiles, size, scales, CRF."""

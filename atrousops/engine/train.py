@@ -29,6 +29,7 @@ from atrousops.engine.evaluate import Scores, scaled, score
 from atrousops.engine.log import Board, Log, write_pictures
 from atrousops.engine.losses import Criterion, WithLoss, class_weights
 from atrousops.engine.progress import Progress
+from atrousops.models.crf import normalise_crfs
 
 CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.safetensors"
 
@@ -136,7 +137,7 @@ class Trainer:
         for held in (self.train_set, self.val_set):
             held.look(held.names[self.processes.rank :: self.processes.world])
         torch.manual_seed(recipe.seed)
-        self.model = models.build(recipe.model.name, **recipe.model.arguments)
+        self.model = normalise_crfs(models.build(recipe.model.name, **recipe.model.arguments), *colours)
         if initialise and recipe.init.trunk:
             self.tell(start.from_trunk(self.model, recipe, root))
         if initialise and recipe.init.weights:

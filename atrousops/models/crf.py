@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +43,17 @@ class WithCRF(Settings):
     ) -> None:
         super().__init__()
         self.network = network
-        self.in_channels = len(mean)
         self.crf = crf
         self.iterations = {True: training_iterations, False: crf.iterations}
-        device = "cpu" if torch.get_default_device().type == "meta" else None
-        self._set("mean", torch.tensor(mean, device=device).view(-1, 1, 1))
-        self._set("std", torch.tensor(std, device=device).view(-1, 1, 1))
+        self.normalise_by(mean, std)
         self.train(self.training)
+
+    def normalise_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Replaces the normalisation from which the colours are recovered; as in the constructor."""
+        self.in_channels = len(mean)
+        device = "cpu" if torch.get_default_device().type == "meta" else None
+        for name, numbers in (("mean", mean), ("std", std)):
+            self._set(name, torch.tensor([*numbers], dtype=torch.float32, device=device).view(-1, 1, 1))
 
     def train(self, mode: bool = True) -> WithCRF:
         super().train(mode)
@@ -63,6 +67,14 @@ class WithCRF(Settings):
         colours = (255 * (input * self.std + self.mean)).clamp(0, 255)
         q = self.crf(scores["out"], colours)
         return {**scores, "out": q.clamp_min(torch.finfo(q.dtype).tiny).log()}
+
+
+def normalise_crfs(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """Tells every `WithCRF` in a network how its images are normalised; returns the network."""
+    for module in network.modules():
+        if isinstance(module, WithCRF):
+            module.normalise_by(mean, std)
+    return network
 
 
 def with_crf(network: nn.Module, crf: str | None, num_classes: int, in_channels: int = 3) -> nn.Module:

@@ -22,7 +22,7 @@ from atrousops.common.checks import ArgumentError, ArgumentTypeError, bad_choice
 from atrousops.common.files import write_atomically
 from atrousops.models import deeplab, deeplab_v3plus, fcn
 from atrousops.models.auto_deeplab import auto_deeplab
-from atrousops.models.crf import crfrnn
+from atrousops.models.crf import crfrnn, normalise_crfs
 from atrousops.models.deconvnet import deconvnet
 from atrousops.models.deeplab_cascade import deeplabv3_cascade
 from atrousops.models.deeplab_v1 import deeplabv1
@@ -198,7 +198,7 @@ def load(name: str | os.PathLike[str], **arguments: Any) -> nn.Module:
         raise WeightsError(f"load: {path} does not say which network it is of. Use load_weights on a network instead.")
     if shipped is not None:
         info = dataclasses.replace(info, crf=shipped.crf)
-    model = build(info.network, **{**info.arguments, **arguments})
+    model = normalise_crfs(build(info.network, **{**info.arguments, **arguments}), info.mean, info.std)
     load_state(model, state, path)
     setattr(model, "info", info)  # noqa: B010, for a Module takes no attribute of this type by declaration
     return model.eval()
