@@ -134,8 +134,7 @@ def _run(
         "ap": scores.precision.ap if scores.precision is not None else None,
     }
     if recipe.crf:
-        values["crf"] = evaluate.main(path, weights, split=split, crf=True, **common).matrix.mean_iou
-        values["tuned_crf"] = _tuned_crf(path, weights, split, common)
+        values |= _crf_scores(path, weights, split, common)
     values["variants"] = {
         name: _judge(path, weights, variant, split, common) for name, variant in recipe.variants.items()
     }
@@ -160,18 +159,21 @@ def _add_missing(
 ) -> None:
     """Adds scores that an earlier version did not compute."""
     values = json.loads((folder / SCORES).read_text())
-    if not recipe.crf or "tuned_crf" in values:
+    if not recipe.crf or {"crf", "tuned_crf"} <= {*values}:
         return
-    say(f"{path}: a CRF tuned for it")
+    say(f"{path}: with a CRF")
     common = {"data_root": data_root, "overrides": tuple(overrides), "progress": progress}
-    values["tuned_crf"] = _tuned_crf(path, folder / train.WEIGHTS, values["split"], common)
+    values |= {"recipe": _plain(recipe), **_crf_scores(path, folder / train.WEIGHTS, values["split"], common)}
     _write(path, folder, values)
 
 
-def _tuned_crf(path: Path, weights: Path, split: str, common: dict[str, Any]) -> dict[str, Any]:
+def _crf_scores(path: Path, weights: Path, split: str, common: dict[str, Any]) -> dict[str, Any]:
+    """The scores refined by the CRF of the weights, and by one whose settings are searched on validation images."""
+    plain = evaluate.main(path, weights, split=split, crf=True, **common)
     tuned = tune_crf.main(path, weights, judged=split, **common)
     refined = evaluate.main(path, weights, split=split, crf=DenseCRF(**tuned.settings), **common)
-    return {"miou": refined.matrix.mean_iou, **dataclasses.asdict(tuned)}
+    tuned_crf = {"miou": refined.matrix.mean_iou, **dataclasses.asdict(tuned)}
+    return {"crf": plain.matrix.mean_iou, "tuned_crf": tuned_crf}
 
 
 def _judge(path: Path, weights: Path, variant: Variant, split: str, common: dict[str, Any]) -> dict[str, Any]:
@@ -228,5 +230,7 @@ def _check_same(folder: Path, recipe: Config) -> None:
     # Read as a recipe, because earlier versions had other entries.
     values = json.loads((folder / SCORES).read_text())["recipe"]
     values["init"] = {key: value for key, value in values["init"].items() if key not in _GONE}
+    # A CRF is no part of the training; its scores are added to the run's.
+    values["crf"] = recipe.crf
     if _plain(configs.parse(values)) != _plain(recipe):
         bad_value("study", "recipe", f"be that of the run in {folder}", "another", "Remove the folder to run it again.")

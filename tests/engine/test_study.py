@@ -85,13 +85,14 @@ def test_all_in_turn(place, monkeypatch):
     # Again: nothing is trained, what an earlier version left out is judged, the table is the same.
     scores = place / "runs" / "small" / "a" / "scores.json"
     values = json.loads(scores.read_text())
-    del values["tuned_crf"]
+    del values["tuned_crf"], values["crf"]
+    values["recipe"]["crf"] = False
     scores.write_text(json.dumps(values))
     monkeypatch.setattr(train, "main", None)
     (place / "small" / "b.yaml").unlink()
     said.clear()
     assert run(place, said) == 0
-    assert [line.split(": ")[1] for line in said] == ["a CRF tuned for it"]
+    assert [line.split(": ")[1] for line in said] == ["with a CRF"]
     assert (place / "results.md").read_text() == table
 
 
