@@ -17,7 +17,19 @@ from atrousops.common.testing import Ready, Run
 
 # Ours against ours: rows of other suites, which are no wins or losses.
 SCALING = "scaling"
-SUITES = ("deeplab", "aspp", "depthwise", "transposed", "unpool", "roi", "crf", "networks", "overhead", SCALING)
+SUITES = (
+    "deeplab",
+    "aspp",
+    "depthwise",
+    "transposed",
+    "quantized",
+    "unpool",
+    "roi",
+    "crf",
+    "networks",
+    "overhead",
+    SCALING,
+)
 # tf32 is float32 that a GPU may multiply as TF32; fp32 is multiplied as float32.
 DTYPES = {
     "fp64": torch.float64,

@@ -118,6 +118,12 @@ def _body(input: Tensor, weight: Tensor) -> Any:
     return _by_onednn if integers else _dequantized
 
 
+def chosen(input: Tensor, weight: Tensor) -> str:
+    """What computes a call with these tensors: "reference", "onednn", "cuda", or "dequantised" for `conv2d` in fp32."""
+    body = _body(input, weight)
+    return {_reference: "reference", _by_onednn: "onednn", _by_kernel: "cuda"}.get(body, "dequantised")
+
+
 def _kernel_takes(input: Tensor, weight: Tensor) -> bool:
     if weight.dtype == torch.int8:
         return (weight.shape[1] + _MOST_ZEROS) * weight[0, 0].numel() <= _MOST_PRODUCTS
