@@ -37,7 +37,7 @@ _PICTURES = {
     "unet": (
         "unet.jpg",
         "Two microscope images of the nuclei set. From left to right: the image, the nuclei that people outlined, and "
-        "those that the recipe `nuclei/unet` found.",
+        "those that the recipe `nuclei/unet_lite0` found.",
     ),
 }
 _INDEX = """# Networks

@@ -98,6 +98,7 @@ SHIPPED: dict[str, Shipped] = {
         "2636829215ef0700c15d732c70f48787bcc5826f708a9507d2e647c7a97c55a7",
         crf={"bilateral_compat": 2.0, "gaussian_compat": 3.0, "bilateral_sxy": 80.0, "bilateral_srgb": 3.0},
     ),
+    "unet_efficientnet_lite0_nuclei": Shipped("b4b52db7c119768decd6e2dfff646836a75852c39758133964ff75d25801728c"),
     "unet_nuclei": Shipped("3c6209022c854ef86ed0040aa2addebbfe61d0548ddd55ada4179a5a853d352d"),
 }
 
