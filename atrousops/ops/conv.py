@@ -15,7 +15,7 @@ from atrousops import reference
 from atrousops.common.checks import bad_value
 from atrousops.common.conv_arguments import Arguments, check_conv, in_pytorch_alone, transposed_size
 from atrousops.common.formats import in_channels_last, rises_from_channels
-from atrousops.common.values import transformed
+from atrousops.common.values import computed_in, transformed
 from atrousops.dispatch import backends, choice, libraries
 from atrousops.dispatch.devices import allow_tf32
 from atrousops.dispatch.planner import CallArguments
@@ -166,7 +166,7 @@ def _in_pytorch(
     """The route to PyTorch's operator. first: of ours, which may take its place, or -1."""
     args = args if _is_compiling() else _shortest(args, conv.defaults)
     trained = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad or transformed())
-    if trained and weight_gradient_may_be_wrong_in_pytorch(weight.shape, a, _dtype(input), input.device):
+    if trained and weight_gradient_may_be_wrong_in_pytorch(weight.shape, a, computed_in(input), input.device):
         # A route is also of weights in another format, or without gradient: each call asks.
         return Route(_trained_in_pytorch, (conv, a, args, first), "aten", a)
     return Route(conv.aten, args, "aten", a)
@@ -219,7 +219,7 @@ def _chosen(conv: Convolution, input: Tensor, weight: Tensor, arguments: Argumen
             remedy = "Leave the choice to atrousops with backend(None): PyTorch accepts this call."
             bad_value(conv.name, "weight", f"hold channels where {forced!r} is forced", tuple(weight.shape), remedy)
         return forced, -1 if forced == "aten" else 0
-    dtype = _dtype(input)
+    dtype = computed_in(input)
     known = device.type in backends.PLANNED and dtype in backends.FLOATING
     if not known or weight.numel() == 0 or _is_empty(input):
         return "aten", -1
@@ -238,20 +238,6 @@ def _is_empty(input: Tensor) -> bool:
 
     # A data-dependent size counts as positive; the operators also accept zero.
     return guard_or_false(input.numel() == 0)
-
-
-def _dtype(input: Tensor) -> torch.dtype:
-    return torch.get_autocast_dtype(input.device.type) if _autocasts(input) else input.dtype
-
-
-def _autocasts(input: Tensor) -> bool:
-    device = input.device.type
-    return (
-        device in backends.PLANNED
-        and torch.is_autocast_enabled(device)
-        and input.is_floating_point()
-        and input.dtype != torch.float64
-    )
 
 
 def _first(
