@@ -162,3 +162,36 @@ def test_results_of_segment_left_by_a_killed_process_are_removed(tmp_path):
     with alone(tmp_path, "segment", "", results_of([job], tmp_path)):
         (left,) = os.listdir(tmp_path)
     assert left.startswith(".other_mask.png.")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    first, second = tmp_path / "first", tmp_path / "second"
+    second.mkdir()
+    killed_while_writing(second / "log.csv")
+    listed = os.scandir
+
+    def scandir(folder):
+        if folder == first:
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with (
+        pytest.warns(UserWarning, match=r"left in .*first stays there \(Permission denied\): remove .* \.log\.csv\."),
+        alone(first, "train", "", [first / "log.csv", second / "log.csv", tmp_path / "missing" / "log.csv"]),
+    ):
+        assert list(second.iterdir()) == []
+
+
+def test_nothing_is_removed_where_folders_cannot_be_locked(tmp_path, monkeypatch):
+    """Another process may be writing there."""
+    import fcntl
+
+    killed_while_writing(tmp_path / "log.csv")
+
+    def flock(handle, how):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with alone(tmp_path, "train", "", [tmp_path / "log.csv"]):
+        assert len(list(tmp_path.iterdir())) == 1

@@ -263,7 +263,7 @@ def test_indices_outside_the_output(wrong, channels_last, backend):
         ("kernel_size must be positive; got \\(0, 0\\)", (X, I, 0)),
         ("kernel_size must be one integer or 2; got \\(2, 2, 2\\)", (X, I, (2, 2, 2))),
         ("stride must be positive; got \\(0, 0\\)", (X, I, 2, 0)),
-        ("padding must not be negative", (X, I, 2, 2, -1)),
+        ("padding must not be negative where indices are codes", (X, I.byte(), 2, 2, -1)),
         ("output_size must be within a stride of the default \\(8, 8\\); got \\(12, 9\\)", (X, I, 2, 2, 0, (12, 9))),
         ("output_size must have 2 or 4 numbers; got \\(8,\\)", (X, I, 2, 2, 0, (8,))),
         ("output_size must be a sequence", (X, I, 2, 2, 0, 8)),
@@ -280,6 +280,20 @@ def test_messages(message, arguments, backend):
         return
     with pytest.raises((ValueError, TypeError), match=f"max_unpool(2d)?: {message}"):
         A.max_unpool2d(*arguments)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("wish", [0, 1])
+def test_negative_padding_is_a_larger_result(axes, wish, backend, nondeterministic):
+    """No pooling has it, and PyTorch's unpooling takes it: by default (5 - 1) * 2 + 2 + 2 = 12 positions."""
+    x = torch.randn(2, 3, *[5] * axes, requires_grad=True)
+    indices = torch.stack([torch.randperm(12**axes)[: 5**axes] for _ in range(6)]).view(x.shape)
+    size = [12 + wish] * axes if wish else None
+    expected = theirs(axes, x, indices, 2, 2, -1, size)
+    y = OURS[axes](x, indices, 2, 2, -1, size)
+    same(y, expected)
+    grad = torch.randn(y.shape)
+    same(torch.autograd.grad(y, x, grad)[0], torch.autograd.grad(expected, x, grad)[0])
 
 
 @given(

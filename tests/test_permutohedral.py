@@ -228,6 +228,8 @@ def test_autocast_is_float32(backend):
     values, features = random(1, 3, 20, dtype=torch.bfloat16), random(1, 2, 20, seed=1).float()
     with torch.autocast(values.device.type, torch.bfloat16):
         y = A.permutohedral_filter(values, features)
+        with ao.backend("reference"):
+            assert A.permutohedral_filter(values, features).dtype == torch.float32
     assert torch.equal(y, A.permutohedral_filter(values.float(), features))
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+import atrousops as ao
 import atrousops.functional as A
 from atrousops import nn
 from atrousops.models.crf import WithCRF
@@ -154,15 +155,36 @@ def test_distributed_tensors(mesh, name, shard):
 
 
 @pytest.mark.usefixtures("nondeterministic")
+@pytest.mark.parametrize("forced", [None, "reference"])
 @pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", IN_TORCH)
-def test_dtypes_under_autocast(name, dtype, lower):
+def test_dtypes_under_autocast(name, dtype, lower, forced):
     def cast(t: torch.Tensor) -> torch.Tensor:
         return t.to(dtype) if t.is_floating_point() else t
 
-    with torch.autocast("cpu", lower):
+    with torch.autocast("cpu", lower), ao.backend(forced):
         assert call(name, cast).dtype == call(name, cast, getattr(F, name)).dtype
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d", "conv_branches", "context_module"])
+def test_the_reference_casts_once_under_autocast(name):
+    """Its sums are in float32 there too."""
+    with ao.backend("reference"):
+        expected = call(name, torch.Tensor.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = call(name)
+    # A concatenation has the wider dtype of its parts.
+    assert torch.equal(got.bfloat16(), expected)
+
+
+@pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["conv3d", "conv_transpose3d"])
+def test_formats_of_volumes_under_autocast(name, lower):
+    """They are decided by the dtype that computes."""
+    last = lambda t: t.to(memory_format=torch.channels_last_3d)  # noqa: E731
+    with torch.autocast("cpu", lower):
+        assert call(name, last).stride() == call(name, last, getattr(F, name)).stride()
 
 
 @pytest.mark.parametrize("padding", [1, "same", "valid"])

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -61,9 +62,23 @@ def _remove_leftovers(results: Iterable[Path]) -> None:
     for path in results:
         prefixes.setdefault(path.parent, set()).add(_prefix(path.name))
     for folder, own in prefixes.items():
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name[:-8] in own and _MADE_BY_MKSTEMP.fullmatch(entry.name[-8:]) and _is_private(entry):
+        try:
+            _remove_from(folder, own)
+        except OSError as error:
+            what = f"what a killed run may have left in {folder} stays there ({error.strerror or error})"
+            warnings.warn(f"{what}: remove files whose names begin as {min(own)}????????", stacklevel=2)
+
+
+def _remove_from(folder: Path, own: set[str]) -> None:
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name[:-8] not in own or not _MADE_BY_MKSTEMP.fullmatch(entry.name[-8:]):
+                continue
+            # Another process may have removed it by now.
+            with contextlib.suppress(FileNotFoundError):
+                if _is_private(entry):
                     os.unlink(entry)
 
 
@@ -154,12 +169,13 @@ def alone(folder: Path, op: str, doing: str, results: Iterable[Path] = ()) -> It
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove_leftovers(results)
         except BlockingIOError:
             remedy = "Wait for it to end, or give another folder by --output."
             bad_value(op, "output", "be a folder of this process alone", f"{folder}, {doing}", remedy)
         except OSError:
-            pass
+            # A file system without locks: another process may write these files now.
+            results = ()
+        _remove_leftovers(results)
         yield
     finally:
         # Not in a child process that was forked in the meantime.

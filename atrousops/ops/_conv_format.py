@@ -10,6 +10,7 @@ from torch import Tensor
 
 from atrousops.common.conv_arguments import Arguments
 from atrousops.common.formats import CHANNELS_LAST, in_channels_last, rises_from_channels
+from atrousops.common.values import computed_in
 from atrousops.dispatch.devices import constant_in_graphs
 
 # Elements of (N, C, D, H) above which one image of a volume is oneDNN's.
@@ -48,8 +49,9 @@ def _is_onednn_s(input: Tensor, weight: Tensor, a: Arguments) -> bool:
     """Whether PyTorch computes a volume with oneDNN: ConvParams::use_mkldnn in ATen's Convolution.cpp."""
     if any([extra >= step for extra, step in zip(a.output_padding, a.stride)]) or not torch.backends.mkldnn.enabled:
         return False
-    if input.dtype != torch.float32:
-        return _has_onednn(input.dtype)
+    dtype = computed_in(input)
+    if dtype != torch.float32:
+        return _has_onednn(dtype)
     height, width = weight.shape[-2:]
     n, c, depth, rows, _ = input.shape
     if max(*a.stride, *a.dilation, height, width, _threads()) == 1 and n < 16:

@@ -16,7 +16,7 @@ from atrousops.common.values import transformed
 from atrousops.ops._conv_format import arranged, is_last
 from atrousops.ops._register import register
 from atrousops.ops._routes import CALLS
-from atrousops.ops.conv import first_of_gradient, ours, rest_of, weight_gradient_is_wrong_in_pytorch
+from atrousops.ops.conv import first_of_gradient, in_right_format, ours, rest_of
 
 _BY_RANK = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -39,6 +39,8 @@ def convolve(input: Tensor, weight: Tensor, size: Sequence[int], a: Arguments) -
         return out
     extent = _extent(input.shape, weight.shape[2:], size, a)
     input, padding = _as_read(input, extent, a)
+    if torch.is_grad_enabled() and weight.requires_grad:
+        input, weight = in_right_format(weight.shape, a, input, weight)
     return _BY_RANK[rank](input, weight, None, a.stride, padding, a.dilation, a.groups)
 
 
@@ -68,8 +70,7 @@ def grad_weight(grad: Tensor, input: Tensor, kernel_size: Sequence[int], a: Argu
     if first is not None:
         return CALLS["conv_grad_weight"](grad, input, kernel_size, *rest_of(a, grad, first))
     weight = grad.new_empty(1).expand(size)
-    if weight_gradient_is_wrong_in_pytorch(size, a, grad.dtype, grad, input):
-        grad, input = grad.contiguous(), input.contiguous()
+    grad, input = in_right_format(size, a, grad, input)
     input, padding = _as_read(input, _extent(input.shape, kernel_size, grad.shape, a), a)
     return _aten_backward(grad, input, weight, padding, a, (False, True, False))[1]
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from atrousops import reference
 from atrousops.common.checks import bad_value
 from atrousops.common.conv_arguments import Arguments, check_conv, in_pytorch_alone, transposed_size
-from atrousops.common.values import transformed
+from atrousops.common.formats import in_channels_last, rises_from_channels
+from atrousops.common.values import computed_in, transformed
 from atrousops.dispatch import backends, choice, libraries
 from atrousops.dispatch.devices import allow_tf32
 from atrousops.dispatch.planner import CallArguments
@@ -143,7 +144,8 @@ def find_unusual(conv: Convolution, input: Tensor, weight: Tensor, bias: Tensor 
         return in_pytorch
     route = find(conv, input, weight, bias, *args)
     # PyTorch handles function transforms and forward-mode derivatives there.
-    return in_pytorch if route.backend in backends.COMPILED and transformed() else route
+    pytorchs = route.backend != "reference" and transformed()
+    return _in_pytorch(conv, input, weight, route.arguments, args) if pytorchs else route
 
 
 def find(conv: Convolution, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Route:
@@ -151,11 +153,45 @@ def find(conv: Convolution, input: Tensor, weight: Tensor, bias: Tensor | None, 
     a = conv.check(conv.name, conv.rank, input, weight, bias, *args)
     backend, first = _chosen(conv, input, weight, a)
     if backend == "aten":
-        return Route(conv.aten, args if _is_compiling() else _shortest(args, conv.defaults), backend, a)
+        return _in_pytorch(conv, input, weight, a, args, first)
     body: Any = (conv.ours, a, first) if backend in backends.COMPILED else (conv.reference, a)
     if input.dim() == conv.rank + 1:
         return Route(_of_one, body, backend, a)
     return Route(body[0], body[1:], backend, a)
+
+
+def _in_pytorch(
+    conv: Convolution, input: Tensor, weight: Tensor, a: Arguments, args: tuple[Any, ...], first: int = -1
+) -> Route:
+    """The route to PyTorch's operator. first: of ours, which may take its place, or -1."""
+    args = args if _is_compiling() else _shortest(args, conv.defaults)
+    trained = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad or transformed())
+    if trained and weight_gradient_may_be_wrong_in_pytorch(weight.shape, a, computed_in(input), input.device):
+        # A route is also of weights in another format, or without gradient: each call asks.
+        return Route(_trained_in_pytorch, (conv, a, args, first), "aten", a)
+    return Route(conv.aten, args, "aten", a)
+
+
+def _trained_in_pytorch(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    conv: Convolution,
+    a: Arguments,
+    args: tuple[Any, ...],
+    first: int,
+) -> Tensor:
+    """PyTorch's operator of contiguous tensors; of others ours, or PyTorch's of contiguous copies."""
+    derived = weight.requires_grad or transformed()
+    if not derived or (input.is_contiguous() and weight.is_contiguous()):
+        return conv.aten(input, weight, bias, *args)
+    if first >= 0:
+        if input.dim() == conv.rank + 2:
+            return conv.ours(input, weight, bias, a, first)
+        return _of_one(input, weight, bias, conv.ours, a, first)
+    y = conv.aten(input.contiguous(), weight.contiguous(), bias, *args)
+    last = not transformed() and (rises_from_channels(input) or rises_from_channels(weight)) and y.dim() == 4
+    return in_channels_last(y) if last else y
 
 
 def _shortest(args: tuple[Any, ...], defaults: tuple[int, ...]) -> tuple[Any, ...]:
@@ -172,30 +208,26 @@ def _of_one(input: Tensor, weight: Tensor, bias: Tensor | None, body: Callable[.
 
 
 def _chosen(conv: Convolution, input: Tensor, weight: Tensor, arguments: Arguments) -> tuple[str, int]:
-    """The backend, and `first` as in choice.Chosen."""
+    """The backend, and `first` as in choice.Chosen; with PyTorch's backend -1 where ours may not take its place."""
     device = input.device
     size = tuple(input.shape) if input.dim() == conv.rank + 2 else (1, *input.shape)
     if conv.op == "conv_transpose" and in_pytorch_alone(transposed_size(size, weight.shape[2:], arguments), arguments):
-        return "aten", 0
+        return "aten", -1
     if _forced[0] is not None:
         forced = backends.choose(conv.op, device, input.dtype)
         if forced in backends.COMPILED and forced != "meta" and 0 in weight.shape:
             remedy = "Leave the choice to atrousops with backend(None): PyTorch accepts this call."
             bad_value(conv.name, "weight", f"hold channels where {forced!r} is forced", tuple(weight.shape), remedy)
-        return forced, 0
-    dtype = torch.get_autocast_dtype(device.type) if _autocasts(input) else input.dtype
+        return forced, -1 if forced == "aten" else 0
+    dtype = computed_in(input)
     known = device.type in backends.PLANNED and dtype in backends.FLOATING
     if not known or weight.numel() == 0 or _is_empty(input):
-        return "aten", 0
+        return "aten", -1
     needs_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
     kind = "forward" if conv.op == "conv" else "transposed"
     first = _first(kind, size, weight.shape, arguments, dtype, not input.is_contiguous(), device, needs_grad)
     if first is None:
-        if not (needs_grad and weight.requires_grad and libraries.has_operators):
-            return "aten", 0
-        if not weight_gradient_is_wrong_in_pytorch(weight.shape, arguments, dtype, input, weight):
-            return "aten", 0
-        first = 0
+        return "aten", 0 if libraries.has_operators else -1
     return "cpu" if device.type == "cpu" else backends.own(conv.op, device, dtype), first
 
 
@@ -206,16 +238,6 @@ def _is_empty(input: Tensor) -> bool:
 
     # A data-dependent size counts as positive; the operators also accept zero.
     return guard_or_false(input.numel() == 0)
-
-
-def _autocasts(input: Tensor) -> bool:
-    device = input.device.type
-    return (
-        device in backends.PLANNED
-        and torch.is_autocast_enabled(device)
-        and input.is_floating_point()
-        and input.dtype != torch.float64
-    )
 
 
 def _first(
@@ -250,19 +272,24 @@ def first_of_gradient(kind: str, size: Any, weight_size: Any, arguments: Argumen
     return 0 if grad.is_cpu else _first(*asked, alone=True)
 
 
-def weight_gradient_is_wrong_in_pytorch(
-    weight_size: Sequence[int], a: Arguments, dtype: torch.dtype, *tensors: Tensor
+def in_right_format(weight_size: Sequence[int], a: Arguments, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """The two tensors as PyTorch's convolution may have them where it derives a weight."""
+    if weight_gradient_may_be_wrong_in_pytorch(weight_size, a, first.dtype, first.device):
+        return first.contiguous(), second.contiguous()
+    return first, second
+
+
+def weight_gradient_may_be_wrong_in_pytorch(
+    weight_size: Sequence[int], a: Arguments, dtype: torch.dtype, device: torch.device
 ) -> bool:
-    """Whether PyTorch may answer NaN or 1e35: with oneDNN, in bfloat16 and channels_last, of dilated maps.
+    """Whether PyTorch may answer NaN or 1e35: with oneDNN, in bfloat16, of dilated maps, unless all is contiguous.
 
     There it reads memory that nothing has written to, if the channels of a group fill no blocks of 16. Seen in PyTorch
     2.14 on a CPU with AVX-512, at widths of 29 and more; other CPUs and releases are not trusted either.
     """
-    if dtype != torch.bfloat16 or len(weight_size) != 4 or max(a.dilation) == 1 or not tensors[0].is_cpu:
+    if dtype != torch.bfloat16 or len(weight_size) != 4 or max(a.dilation) == 1 or device.type != "cpu":
         return False
-    if weight_size[1] % 16 == 0 or (a.groups == 1 and weight_size[1] < 16):
-        return False
-    return not all([t.is_contiguous() for t in tensors])
+    return not (weight_size[1] % 16 == 0 or (a.groups == 1 and weight_size[1] < 16))
 
 
 def may_be_channels_last(input: Tensor, weight: Tensor) -> bool:

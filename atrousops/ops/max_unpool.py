@@ -69,7 +69,7 @@ def max_unpool2d(
             whose tap lies outside the output is ignored.
         kernel_size: size of the window that was pooled.
         stride: step between windows; kernel_size if None.
-        padding: as in the pooling, on each side.
+        padding: as in the pooling, on each side; negative for a larger result.
         output_size: (H_out, W_out), or a full shape whose last two are used; each within a stride of the default.
 
     Returns:
@@ -124,19 +124,21 @@ def _find(
         route = _find(axes, wide, indices, None, kernel, steps, pads, output_size)
         return Route(lambda input, indices, *rest: route.run(in_float32(input), indices, *rest), route.rest)
     size = _output_size(op, input.shape[-axes:], kernel, steps, pads, output_size)
+    # Only codes are read by the window, and of positions PyTorch allows a padding that no pooling has.
+    read = tuple([max(p, 0) for p in pads])
     if _pytorch_keeps_order(axes, input, indices, size):
         theirs = (size, steps, pads) if axes == 3 else (size,)
         ours = kernel_of("max_unpool", input, indices)
-        return Route(_in_pytorch, (_SMALL[axes], theirs, ours, size, kernel, steps, pads))
+        return Route(_in_pytorch, (_SMALL[axes], theirs, ours, size, kernel, steps, read))
     backend = backends.choose("max_unpool", input.device, input.dtype)
     if backend in backends.COMPILED and not apart:
         # Maps of one channel or one pixel are in both formats, and their strides are not asked here.
         either = input.dim() == axes + 2 and (input.shape[1] == 1 or math.prod(input.shape[2:]) == 1)
         ordered = axes > 1 and input.dim() == axes + 2 and (either or not input.is_contiguous())
-        return Route(_unpool_in_order if ordered else _unpool, (size, kernel, steps, pads))
+        return Route(_unpool_in_order if ordered else _unpool, (size, kernel, steps, read))
     if backend == "aten" and indices.dtype == torch.int64:
         return Route(_ATEN[axes], (kernel, steps, pads, size))
-    return Route(reference.max_unpool, (size, kernel, steps, pads))
+    return Route(reference.max_unpool, (size, kernel, steps, read))
 
 
 def _unpool_in_order(input: Tensor, indices: Tensor, *rest: Any) -> Tensor:
@@ -214,8 +216,8 @@ def _check(
         bad_value(op, "kernel_size", "be positive", kernel)
     if min(stride) <= 0:
         bad_value(op, "stride", "be positive", stride, "(PyTorch: strides should be greater than zero)")
-    if min(padding) < 0:
-        bad_value(op, "padding", "not be negative", padding)
+    if min(padding) < 0 and indices.dtype == torch.uint8:
+        bad_value(op, "padding", "not be negative where indices are codes", padding)
 
 
 def _output_size(

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from atrousops import reference
 from atrousops.common.checks import ArgumentError, bad_value, check_device, check_floating
 from atrousops.common.formats import empty_values
-from atrousops.common.values import values_of
+from atrousops.common.values import is_autocast, values_of
 from atrousops.dispatch import backends
 from atrousops.ops import _first_call
 from atrousops.ops._batches import fold
@@ -162,6 +162,9 @@ def apply_lattice(values: Tensor, splat: Tensor, slices: Tensor, lattice: Lattic
         return apply_lattice(values.reshape(1, n * c, p), splat, slices, lattice).view(n, c, p)
     own = _first_call.own("permutohedral", values.device, values.dtype)
     run = _apply if own and not foreign(values, splat, slices, *lattice) else reference.permutohedral_apply
+    # As the operator's rule for autocast.
+    if is_autocast(values.device.type) and values.dtype != torch.float64:
+        values = values.float()
     return run(values, splat, slices, lattice.offsets, *lattice[2:7], False)
 
 

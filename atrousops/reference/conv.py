@@ -1,11 +1,14 @@
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from atrousops.common.values import connected
+from atrousops.common.values import computed_in, connected, is_autocast
 from atrousops.dispatch.geometry import Axis, AxisTap, axis_phases
 
 Slices = tuple[slice, ...]
@@ -24,6 +27,21 @@ def _inputs(axis: Axis, tap: AxisTap) -> slice:
     return slice(first, axis.stride * (tap.end - 1) + tap.delta + 1, axis.stride)
 
 
+def as_autocast(convolution: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Under autocast, tensors are cast as those of PyTorch's convolutions, and nothing is cast inside."""
+
+    @functools.wraps(convolution)
+    def run(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+        if not is_autocast(input.device.type):
+            return convolution(input, weight, bias, *rest)
+        lower = [t if t is None else t.to(computed_in(t)) for t in (input, weight, bias)]
+        with torch.autocast(input.device.type, enabled=False):
+            return convolution(*lower, *rest)
+
+    return run
+
+
+@as_autocast
 def conv(
     input: Tensor,
     weight: Tensor,

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from atrousops.common.values import connected
 from atrousops.dispatch.geometry import Axis
-from atrousops.reference.conv import _wide, _with_bias, taps_of
+from atrousops.reference.conv import _wide, _with_bias, as_autocast, taps_of
 
 
+@as_autocast
 def conv_transpose(
     input: Tensor,
     weight: Tensor,
