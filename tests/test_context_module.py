@@ -133,7 +133,7 @@ def plan(size, dilation=PAPER, kernels=(3,) * 7 + (1,), dtype=torch.bfloat16, gp
 @pytest.mark.skipif(libraries.planner is None, reason="the compiled planner is missing")
 def test_what_is_planned():
     one = plan((1, 21, 64, 64))
-    # By hand: 4 rows and 4 from either side of two maps, and a pixel of zeros; two barriers; of each layer, where the taps
+    # By hand: 4 rows and 4 from either side of two maps, a pixel of zeros; two barriers; of each layer, where the taps
     # of 4 rows read and who reads them, 24 biases, and a sixteenth of the weights; and two layers' weights.
     assert (one.cluster, one.rows) == (16, 4)
     weights = 14 * 3 * 256
