@@ -90,7 +90,7 @@ def largest_cluster(blocks: int) -> Iterator[None]:
     try:
         yield
     finally:
-        load().atrousops_host_cuda_set_largest_cluster(8)
+        load().atrousops_host_cuda_set_largest_cluster(16)
 
 
 @contextlib.contextmanager

@@ -16,8 +16,15 @@ struct ContextStack {
   int64_t itemsize;
 };
 
+inline constexpr int64_t kContextLayers = 8, kContextChunks = 4, kContextWarps = 4;
+// Pixels that a warp multiplies at a time.
+inline constexpr int64_t kContextTile = 32;
+// Blocks of the largest cluster, and of those that any device of capability 9.0 takes unless it is a slice.
+inline constexpr int64_t kContextBlocks = 16, kPortableBlocks = 8;
+
 struct ContextDevice {
   int64_t multiprocessors, capability, shared_per_block;
+  int64_t largest_cluster = kContextBlocks;
 };
 
 // Blocks of a cluster share an image's rows: each has `rows` of them, and up to `halo` rows of others on either side.
@@ -27,8 +34,6 @@ struct ContextPlan {
   double seconds = 0;  // predicted
   std::string reason;  // why it does not run
 };
-
-inline constexpr int64_t kContextLayers = 8, kContextChunks = 4, kContextWarps = 8;
 
 // Channels are stored in chunks of eight (16 bytes). A pixel takes an odd number of chunks, so that the eight lanes of
 // a fragment use different banks.

@@ -7,18 +7,14 @@
 namespace atrousops::cuda {
 namespace {
 
-core::ContextPlan plan_of(const Tensor& input, const std::vector<int64_t>& reach) {
 #if defined(ATROUSOPS_SM90A)
+core::ContextPlan plan_of(const Tensor& input, const std::vector<int64_t>& reach, int64_t largest) {
   const DeviceProperties& d = properties(input);
   return core::context_plan(
       {input.size(0), input.size(1), input.size(2), input.size(3), reach, static_cast<int64_t>(input.element_size())},
-      {d.multiprocessors, d.capability, d.shared_per_block});
-#else
-  return {};
-#endif
+      {d.multiprocessors, d.capability, d.shared_per_block, largest});
 }
 
-#if defined(ATROUSOPS_SM90A)
 std::optional<Tensor> run(const core::ContextPlan& plan, const Tensor& input, const std::vector<Tensor>& weights,
                           const std::vector<Tensor>& biases, const std::vector<int64_t>& reach) {
   const DeviceGuard guard(input);
@@ -31,25 +27,22 @@ std::optional<Tensor> run(const core::ContextPlan& plan, const Tensor& input, co
   a.input = in.const_data_ptr();
   a.output = out.mutable_data_ptr();
   a.image_stride = channels * pixels;
-  a.channel_stride = nhwc ? 1 : pixels;
-  a.pixel_stride = nhwc ? channels : 1;
+  // An image is no larger than the shared memory of a cluster.
+  a.channel_stride = static_cast<int32_t>(nhwc ? 1 : pixels);
+  a.pixel_stride = static_cast<int32_t>(nhwc ? channels : 1);
   a.channels = static_cast<int32_t>(channels);
   a.height = static_cast<int32_t>(in.size(2));
-  a.width = static_cast<int32_t>(in.size(3));
-  a.rows = static_cast<int32_t>(plan.rows);
+  a.width = Divisor32(in.size(3));
+  a.rows = Divisor32(plan.rows);
   a.halo = static_cast<int32_t>(plan.halo);
   a.layers = static_cast<int32_t>(weights.size());
   std::vector<Tensor> kept;
   for (size_t i = 0; i < weights.size(); ++i) {
-    const Tensor& w = weights[i];
-    if (!biases.empty()) kept.push_back(dense(biases[i], false));
-    a.layer[i] = {w.const_data_ptr(),
-                  biases.empty() ? nullptr : kept.back().const_data_ptr(),
-                  w.stride(0),
-                  w.stride(1),
-                  w.stride(2),
-                  w.stride(3),
-                  static_cast<int32_t>(reach[i])};
+    const Tensor& w = kept.emplace_back(dense(weights[i], prefers_channels_last(weights[i])));
+    const auto stride = [&](int64_t d) { return static_cast<int32_t>(w.stride(d)); };
+    a.layer[i] = {
+        w.const_data_ptr(), nullptr, stride(0), stride(1), stride(2), stride(3), static_cast<int32_t>(reach[i])};
+    if (!biases.empty()) a.layer[i].bias = kept.emplace_back(dense(biases[i], false)).const_data_ptr();
   }
   if (!context_module_sm90a(a, plan, in.size(0), in.scalar_type(), current_stream(in))) return std::nullopt;
   return out;
@@ -61,9 +54,11 @@ std::optional<Tensor> run(const core::ContextPlan& plan, const Tensor& input, co
 Tensor context_module(const Tensor& input, std::vector<Tensor> weights, std::vector<Tensor> biases,
                       std::vector<int64_t> dilation, bool allow_tf32) {
   const std::vector<int64_t> reach = check_context_module(input, weights, biases, dilation);
-  const core::ContextPlan plan = plan_of(input, reach);
 #if defined(ATROUSOPS_SM90A)
-  if (plan.cluster > 0) {
+  // A device or a slice of one may have no sixteen multiprocessors that lie together; all have eight, but for slices.
+  for (const int64_t largest : {core::kContextBlocks, core::kPortableBlocks}) {
+    const core::ContextPlan plan = plan_of(input, reach, largest);
+    if (plan.cluster == 0) break;
     if (std::optional<Tensor> out = run(plan, input, weights, biases, reach)) return *out;
   }
 #endif

@@ -4,6 +4,7 @@
 #include "cuda/platform.h"
 // platform.h first: it decides what device code is.
 #include "core/context.h"
+#include "cuda/divisor.h"
 #include "cuda/launch.h"
 
 namespace atrousops::cuda {
@@ -11,7 +12,7 @@ namespace atrousops::cuda {
 struct ContextLayer {
   const void *weight, *bias;  // bias may be null
   // Elements from an output channel, an input channel, a kernel row and column to the next.
-  int64_t out_stride, in_stride, row_stride, column_stride;
+  int32_t out_stride, in_stride, row_stride, column_stride;
   int32_t dilation;  // of a 3x3 kernel; 0: 1x1
 };
 
@@ -19,9 +20,11 @@ struct ContextArgs {
   const void* input;
   void* output;
   // Elements from an image, a channel and a pixel to the next, of both.
-  int64_t image_stride, channel_stride, pixel_stride;
-  int32_t channels, height, width;
-  int32_t rows, halo;  // of a block, as planned
+  int64_t image_stride;
+  int32_t channel_stride, pixel_stride;
+  Divisor32 width, rows;  // of the map; of a block, as planned
+  int32_t channels, height;
+  int32_t halo;  // rows, as planned
   int32_t layers;
   ContextLayer layer[core::kContextLayers];
 };

@@ -44,6 +44,11 @@ bool can_place(const void* kernel, const Launch& l, std::string_view pretty_func
   const std::scoped_lock lock(mutex);
   const auto [entry, is_new] = known.try_emplace({device, kernel, l.cluster, l.shared_bytes}, false);
   if (is_new) {
+    // More blocks than any device takes have to be allowed first.
+    constexpr unsigned kPortableCluster = 8;
+    if (l.cluster > kPortableCluster)
+      check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+                 describe(pretty_function, l));
     cudaLaunchAttribute cluster{};
     const cudaLaunchConfig_t config = configure(l, cluster);
     int clusters = 0;

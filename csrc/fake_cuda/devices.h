@@ -34,7 +34,7 @@ inline constexpr DeviceKind kDeviceKinds[] = {
 inline constexpr int kWarp = 32, kBlockThreads = 1024, kBlockZ = 64, kGridYZ = 65535, kMostBlocks = 32;
 // Of a multiprocessor, and of a block on all of these; a warp gets so many at a time, all from one quarter.
 inline constexpr int kRegisters = 65536, kRegisterUnit = 256, kQuarters = 4;
-inline constexpr int kSharedByDefault = 48 << 10, kPortableCluster = 8;
+inline constexpr int kSharedByDefault = 48 << 10, kPortableCluster = 8, kLargestCluster = 16;
 // Of a kernel's parameters: before driver 12.1, and since.
 inline constexpr size_t kParameterBytes = 4096, kLargeParameterBytes = 32764;
 inline constexpr int kLargeParametersDriver = 12010;

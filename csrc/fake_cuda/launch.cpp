@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <set>
 #include <string>
 
 #include "fake_cuda/kernels.h"
@@ -27,6 +28,7 @@ struct Declared {
 struct Kernel {
   std::string name;
   std::map<int, int> dynamic_shared = {};  // allowed, by device
+  std::set<int> large_clusters = {};       // devices where they are allowed
 };
 struct Launch {
   dim3 grid, block;
@@ -90,7 +92,8 @@ static int blocks_by_registers(int registers, int threads) {
   return kRegisters / kQuarters / of_warp * kQuarters / warps;
 }
 
-static cudaError_t check_shape(const Launch& l, const DeviceKind& k) {
+static cudaError_t check_shape(const Kernel& kernel, const Launch& l, int device) {
+  const DeviceKind& k = device_kind(device);
   const auto& [g, b, shared, cluster] = l;
   if (!g.x || !g.y || !g.z || !b.x || !b.y || !b.z)
     return fail(cudaErrorInvalidConfiguration, "an empty grid or block");
@@ -99,7 +102,8 @@ static cudaError_t check_shape(const Launch& l, const DeviceKind& k) {
     return fail(cudaErrorInvalidConfiguration, "block too large");
   if (cluster == 1) return cudaSuccess;
   if (k.major < 9) return fail(cudaErrorNotSupported, "clusters need compute capability 9.0");
-  if (g.x % cluster != 0 || cluster > kPortableCluster) return fail(cudaErrorInvalidClusterSize, "cluster");
+  const unsigned largest = kernel.large_clusters.count(device) ? kLargestCluster : kPortableCluster;
+  if (g.x % cluster != 0 || cluster > largest) return fail(cudaErrorInvalidClusterSize, "cluster");
   return cudaSuccess;
 }
 
@@ -146,7 +150,7 @@ static cudaError_t launch(const void* function, const Launch& l, void** argument
   const std::string& name = known->second.name;
   const int device = current_device();
   if (find(handle)->device != device) return fail(cudaErrorInvalidResourceHandle, "a stream of another device");
-  if (const cudaError_t e = check_shape(l, device_kind(device))) return e;
+  if (const cudaError_t e = check_shape(known->second, l, device)) return e;
   // torch.cuda._sleep: a queue that runs late needs no more.
   if (name.find("spin_kernel") != std::string::npos) return enqueue(handle, [] { return cudaSuccess; });
   const auto described = declared().find(name);
@@ -257,6 +261,11 @@ FAKE_CUDA_API cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAtt
   if (const cudaError_t e = enter()) return e;
   const auto known = kernels().find(function);
   if (known == kernels().end()) return fail(cudaErrorInvalidDeviceFunction, "cudaFuncSetAttribute");
+  if (a == cudaFuncAttributeNonPortableClusterSizeAllowed) {
+    if (value != 1) return fail(cudaErrorNotSupported, "large clusters are allowed, and not taken back");
+    known->second.large_clusters.insert(current_device());
+    return cudaSuccess;
+  }
   if (a != cudaFuncAttributeMaxDynamicSharedMemorySize) return fail(cudaErrorNotSupported, "cudaFuncSetAttribute");
   const Declared& d = declared()[known->second.name];
   const int most = device_kind(current_device()).shared_per_block - static_cast<int>(d.static_shared);
@@ -311,7 +320,9 @@ FAKE_CUDA_API cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const vo
   Launch l;
   if (const cudaError_t e = read(*c, &l)) return e;
   const DeviceKind& k = device_kind(current_device());
-  if (const cudaError_t e = check_shape(l, k)) return e;
+  const auto known = kernels().find(function);
+  if (known == kernels().end()) return fail(cudaErrorInvalidDeviceFunction, "cudaOccupancyMaxActiveClusters");
+  if (const cudaError_t e = check_shape(known->second, l, current_device())) return e;
   int blocks = 0;
   const int threads = static_cast<int>(l.block.x * l.block.y * l.block.z);
   if (const cudaError_t e = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, threads, l.shared))

@@ -19,7 +19,7 @@ static core::DeviceProperties device{132, 90, 227 << 10, 228 << 10, 50 << 20};
 const core::DeviceProperties& properties(int) { return device; }
 void set_properties(const core::DeviceProperties& p) { device = p; }
 unsigned& largest_cluster() {
-  static unsigned blocks = 8;
+  static unsigned blocks = 16;
   return blocks;
 }
 

@@ -40,7 +40,7 @@ struct Window {
 };
 int selected = 0;
 Window& window(int rank = selected) {
-  static std::array<Window*, 8> all{};
+  static std::array<Window*, 16> all{};
   Window*& w = all.at(static_cast<size_t>(rank));
   if (!w) w = new Window;
   return *w;

@@ -2,6 +2,7 @@
 #include "cuda/arch/barrier.h"
 #include "cuda/arch/cluster.h"
 #include "cuda/arch/setmaxnreg.h"
+#include "cuda/arch/store_async.h"
 #include "cuda/arch/tma.h"
 #include "cuda/launch.h"
 #include "cuda/registration.h"
@@ -48,6 +49,35 @@ __global__ void exchange_kernel(const uint4* in, uint4* out, ExchangeFault fault
   }
   arch::cluster_arrive();
   arch::cluster_wait();
+}
+
+enum class PushFault { none, no_wait, no_fence, fewer_bytes, own_barrier, crooked };
+
+// The same exchange by stores that count on the reader's barrier, twice. One warp a block.
+__global__ void push_kernel(const uint4* in, uint4* out, PushFault fault) {
+  SharedArena arena;
+  auto* const mine = arena.take<uint4>(2 * 32);
+  auto* const full = arena.take<arch::Mbarrier>(1);
+  const unsigned rank = arch::cluster_rank(), size = arch::cluster_size(), next = (rank + 1) % size;
+  if (threadIdx.x == 0) {
+    arch::mbarrier_init(full, 1);
+    if (fault != PushFault::no_fence) arch::mbarrier_fence_init();
+  }
+  arch::cluster_arrive();
+  arch::cluster_wait();
+  const uint4 v = in[blockIdx.x * 32 + threadIdx.x];
+  for (unsigned round = 0; round < 2; ++round) {
+    if (threadIdx.x == 0) arch::mbarrier_arrive_expect(full, fault == PushFault::fewer_bytes ? 16 * 16 : 32 * 16);
+    __syncwarp();
+    const uint32_t to = arch::map_to_rank(mine + 32 * round + threadIdx.x, next);
+    const uint32_t barrier = arch::map_to_rank(full, fault == PushFault::own_barrier ? rank : next);
+    arch::store_async(to + (fault == PushFault::crooked ? 8 : 0), v, barrier);
+    if (fault != PushFault::no_wait) arch::mbarrier_wait_cluster(full, round);
+    // The other end of the warp's: what another thread has stored.
+    out[blockIdx.x * 32 + threadIdx.x] = mine[32 * round + 31 - threadIdx.x];
+    arch::cluster_arrive();
+    arch::cluster_wait();
+  }
 }
 
 enum class MulticastFault { none, own_bytes_only, no_fence, overwrites_peer, no_drain };
@@ -144,6 +174,13 @@ void test_cluster_exchange(const Tensor& in, Tensor out, int64_t size, int64_t f
                           static_cast<uint4*>(out.mutable_data_ptr()), static_cast<ExchangeFault>(fault));
 }
 
+void test_cluster_push(const Tensor& in, Tensor out, int64_t size, int64_t fault) {
+  Launch l{static_cast<unsigned>(in.numel() / (32 * 4)), 32, 2 * 32 * 16 + 16};
+  l.cluster = static_cast<unsigned>(size);
+  launch<push_kernel>(l, {}, static_cast<const uint4*>(in.const_data_ptr()),
+                      static_cast<uint4*>(out.mutable_data_ptr()), static_cast<PushFault>(fault));
+}
+
 void test_cluster_multicast(const Tensor& in, Tensor out, int64_t fault) {
   const TensorMapArguments a{TensorMapType::bf16, 2, in.const_data_ptr(), {64, in.size(0)}, {0, 128}, {64, 8}, {1, 1},
                              Swizzle::none};
@@ -172,11 +209,13 @@ void test_roles(const Tensor& in, Tensor out, int64_t fault) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(atrousops_host_cuda, m) {
   m.def("test_cluster_exchange(Tensor input, Tensor(a!) output, int size, int fault) -> ()");
+  m.def("test_cluster_push(Tensor input, Tensor(a!) output, int size, int fault) -> ()");
   m.def("test_cluster_multicast(Tensor input, Tensor(a!) output, int fault) -> ()");
   m.def("test_roles(Tensor input, Tensor(a!) output, int fault) -> ()");
 }
 ATROUSOPS_CUDA_LIBRARY(m) {
   m.impl("test_cluster_exchange", TORCH_BOX(&atrousops::cuda::test_cluster_exchange));
+  m.impl("test_cluster_push", TORCH_BOX(&atrousops::cuda::test_cluster_push));
   m.impl("test_cluster_multicast", TORCH_BOX(&atrousops::cuda::test_cluster_multicast));
   m.impl("test_roles", TORCH_BOX(&atrousops::cuda::test_roles));
 }

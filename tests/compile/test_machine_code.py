@@ -33,13 +33,15 @@ EXPECTED = {
     r"conv_wgmma_kernel<WgmmaInto<WgmmaTile<c10::Float8_e4m3fn, .*>": [r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3"],
     r"conv_mma_sum_kernel<.*>": [LOAD_16, STORE_16],
     r"conv_wgmma_weight_kernel<.*>": [r"HGMMA\.64x\d+x16\.F32", r"UTMALDG\.5D", r"SYNCS\.PHASECHK", STORE_16],
-    # Pixels by fragments; rows and weights from other blocks' shared memory.
+    # Pixels by fragments; weights from other blocks' shared memory, rows into it.
     r"context_module_kernel<.*>": [
         FRAGMENT,
         r"HMMA\.16816\.F32",
         "UCGABAR_ARV",
         "UCGABAR_WAIT",
         r"LD\.E\.128",
+        r"STAS\.\S*128",
+        r"SYNCS\.PHASECHK",
     ],
     r"conv_depthwise_kernel<.*>": [LOAD_16, STORE_16],
     r"conv_grouped_weight_kernel<(half, 8|bfloat16, 8|float, 4|double, 2)>": [LOAD_16],

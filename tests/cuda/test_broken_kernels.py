@@ -37,15 +37,14 @@ FAULTS = {
     "barrier removed before a tile is overwritten": Fault(
         "max_unpool.cu", "(begin + j) * g.step]);\n      __syncthreads();", "(begin + j) * g.step]);", *UNPOOL
     ),
-    "cluster's barrier between layers made a block's": Fault(
+    "rows of other blocks read before they have come": Fault(
         CONTEXT[0],
-        """    arch::cluster_arrive();
-    // Where the weights of the layer before lay, which everybody here has finished.
-    fetch_weights(layer + 1);
-    arch::cluster_wait();
-""",
-        "    __syncthreads();\n    fetch_weights(layer + 1);\n",
+        "    if (first && layer > 0) arch::mbarrier_wait_cluster(shared.full + which, (layer - 1) / 2 % 2);\n",
+        "",
         *CONTEXT,
+    ),
+    "barrier removed before rows of other warps are read": Fault(
+        CONTEXT[0], "the weights are there.\n    __syncthreads();", "the weights are there.", *CONTEXT
     ),
     "channels beyond the last stored": Fault("conv_mma.cuh", "if (exists && offset >= 0)", "if (offset >= 0)", *MMA),
     "barrier removed before other warps read where rows begin": Fault(

@@ -19,6 +19,13 @@ EXCHANGE = {
     "rank_too_high": "mapa: the cluster has no block of that rank",
     "waits_without_arrival": "barrier.cluster.wait: without barrier.cluster.arrive",
 }
+PUSH = {
+    "no_wait": "copies under way that nobody waited for",
+    "no_fence": "st.async: no fence.mbarrier_init after the mbarrier.init",
+    "fewer_bytes": "copies under way that nobody waited for",
+    "own_barrier": "st.async: the barrier has to be in the block that is stored to",
+    "crooked": "st.async.v4: an address not aligned to 16",
+}
 MULTICAST = {
     "own_bytes_only": "bytes to come",
     "no_fence": "no fence.mbarrier_init after",
@@ -44,10 +51,17 @@ def outcome(op: str, x: torch.Tensor, right: torch.Tensor, *arguments: int) -> s
     return "right" if torch.equal(out, right) else "wrong"
 
 
+def blocks(size: int) -> torch.Tensor:
+    return torch.arange(16 * 32 * 4, dtype=torch.int32).view(16 // size, size, 32, 4)
+
+
 def exchange(size: int, fault: int = 0) -> str:
-    x = torch.arange(8 * 32 * 4, dtype=torch.int32).view(8 // size, size, 32, 4)
     # Rank r gets from rank r - 1, and its neighbour r + 1 shows it, turned round.
-    return outcome("test_cluster_exchange", x, x.roll(2, 1).flip(2), size, fault)
+    return outcome("test_cluster_exchange", blocks(size), blocks(size).roll(2, 1).flip(2), size, fault)
+
+
+def push(size: int, fault: int = 0) -> str:
+    return outcome("test_cluster_push", blocks(size), blocks(size).roll(1, 1).flip(2), size, fault)
 
 
 def multicast(fault: int = 0, rounds: int = 4) -> str:
@@ -62,14 +76,20 @@ def roles(fault: int = 0) -> str:
     return outcome("test_roles", x, right, fault)
 
 
-SOUND = {f"exchange of {size}": partial(exchange, size) for size in (1, 2, 4, 8)} | {
+SOUND = {f"exchange of {size}": partial(exchange, size) for size in (1, 2, 4, 8, 16)} | {
+    "push to the next of sixteen": partial(push, 16),
     "multicast": multicast,
     "roles": roles,
 }
 # A kernel that takes the number of its fault, and the words of that.
 FAULTS = {
     name: (run, number, words)
-    for run, faults in ((partial(exchange, 4), EXCHANGE), (multicast, MULTICAST), (roles, ROLES))
+    for run, faults in (
+        (partial(exchange, 4), EXCHANGE),
+        (partial(push, 4), PUSH),
+        (multicast, MULTICAST),
+        (roles, ROLES),
+    )
     for number, (name, words) in enumerate(faults.items(), start=1)
 }
 # Right where the order happens to be: found by some of the orders.
@@ -85,7 +105,7 @@ def test_sound_kernels_pass_in_any_order(name, seed):
 
 def test_a_grid_is_whole_clusters():
     x = torch.zeros(3 * 128, dtype=torch.int32)
-    assert "clusters of 2 blocks: 1 to 8 that divide the grid" in outcome("test_cluster_exchange", x, x, 2, 0)
+    assert "clusters of 2 blocks: 1 to 16 that divide the grid" in outcome("test_cluster_exchange", x, x, 2, 0)
 
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if name not in RACES])

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import ctypes
 
-from refusals import CLUSTER_DIMENSION, KERNEL, Runtime, case, cases
+from refusals import CLUSTER_DIMENSION, KERNEL, NON_PORTABLE_CLUSTER, Runtime, case, cases
+
+
+def clusters(r: Runtime, blocks: int) -> int:
+    """A launch of two clusters of so many blocks."""
+    return r.launch(grid=(2 * blocks, 1, 1), attribute=(CLUSTER_DIMENSION, blocks, 1, 1))
+
+
+def large_clusters(r: Runtime, value: int = 1) -> int:
+    return r.call("FuncSetAttribute", r.function, NON_PORTABLE_CLUSTER, value)
+
 
 cases(
     "InvalidConfiguration: an empty grid or block",
@@ -32,14 +42,16 @@ cases(
 )
 cases(
     "cudaSuccess",
-    a_cluster_of_eight=lambda r: r.launch(grid=(16, 1, 1), attribute=(CLUSTER_DIMENSION, 8, 1, 1)),
+    a_cluster_of_eight=lambda r: clusters(r, 8),
+    a_cluster_of_sixteen_with_its_attribute=lambda r: large_clusters(r) or clusters(r, 16),
     a_device_without_machine_code_but_ptx=lambda r: r.declare(KERNEL, code="100;compute_80") or r.launch(),
     shared_memory_with_its_attribute=lambda r: r.allowed(227 << 10) or r.launch(shared=227 << 10),
     the_most_parameters=lambda r: r.declare(KERNEL, parameters=32764) or r.launch(),
 )
 cases(
     "InvalidClusterSize: cluster",
-    a_cluster_of_sixteen=lambda r: r.launch(grid=(16, 1, 1), attribute=(CLUSTER_DIMENSION, 16, 1, 1)),
+    a_cluster_of_sixteen=lambda r: clusters(r, 16),
+    a_cluster_of_seventeen_with_the_attribute=lambda r: large_clusters(r) or clusters(r, 17),
     a_grid_of_no_whole_clusters=lambda r: r.launch(grid=(15, 1, 1), attribute=(CLUSTER_DIMENSION, 2, 1, 1)),
 )
 cases(
@@ -52,6 +64,10 @@ cases(
     a_cluster_on_an_a100=lambda r: (
         r.declare(KERNEL, code="80") or r.launch(grid=(2, 1, 1), attribute=(CLUSTER_DIMENSION, 2, 1, 1))
     ),
+)
+cases(
+    "NotSupported: large clusters are allowed, and not taken back",
+    large_clusters_forbidden_again=lambda r: large_clusters(r, 0),
 )
 cases("NotSupported: a launch attribute", an_attribute_that_is_not_written=lambda r: r.launch(attribute=(1, 0, 0, 0)))
 cases(

@@ -45,6 +45,16 @@ def _store(t: Translation, f: list[str], o: list[str]) -> str:
     return start + " ".join(f"ptx::store<{kind}>(p + {size * i}, {t.value(v, kind)});" for i, v in enumerate(values))
 
 
+@instruction("st.async")
+def _store_async(t: Translation, f: list[str], o: list[str]) -> str:
+    if f[2:] != ["weak", "shared::cluster", "mbarrier::complete_tx::bytes", "v4", "b32"]:
+        raise Unknown("modifiers")
+    values = ", ".join(t.value(v, "uint32_t") for v in t.vector(o[1]))
+    return (
+        f"const uint32_t v[] = {{{values}}}; ptx::store_async({t.address(o[0])[1]}, v, {t.address(o[2])[1]}, {t.line});"
+    )
+
+
 @instruction("atom")
 def _atomic(t: Translation, f: list[str], o: list[str]) -> str:
     kind = TYPES[f[-1]]

@@ -53,7 +53,9 @@ KERNELS = {
     ("permutohedral_filter", "lattice_splatIf"): ("load one element off",),
     ("permutohedral_filter", "lattice_sliceIf"): ("registers exchanged",),
     ("mean_field", "mean_field_step"): ("load one element off", "comparison negated"),
-    ("context_module", "context_module_kernel"): ("barrier removed", "store one element off", "matrix transposed"),
+    ("context_module", "context_module_kernel"): (
+        *("barrier removed", "store one element off", "matrix transposed", "wait removed", "bytes expected changed"),
+    ),
 }
 FAULTS = [(*kernel, fault) for kernel, faults in KERNELS.items() for fault in faults]
 

@@ -1,6 +1,7 @@
 // sm_90: clusters, mbarriers and TMA loads, from the PTX manual's rules and tables. Nothing here is shared with
 // csrc/cuda/arch; a test holds the two against each other.
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <map>
 
@@ -134,6 +135,19 @@ void fence_mbarrier_init(int) {
 void fence_proxy_of_mbarriers() {
   for (auto& [address, b] : mbarriers_of(hc::self->block->rank).all)
     if (b.made_by == hc::self) b.proxy_fenced = true;
+}
+
+// 16 bytes that land when somebody has seen their phase end.
+void store_async(uint64_t to, const uint32_t (&v)[4], uint64_t barrier, int line) {
+  const char* what = "st.async";
+  if (rank_of(to) != rank_of(barrier)) fail("st.async: the barrier of another block than the place", line);
+  Mbarrier& b = mbarrier_at(barrier, what, line);
+  if (!b.fenced) fail("st.async: no fence.mbarrier_init behind the mbarrier.init", line);
+  std::memset(cluster_bytes(to, 16, 16, what, line), 0xff, 16);
+  const std::array<uint32_t, 4> words{v[0], v[1], v[2], v[3]};
+  b.landings.emplace_back(b.phase, [=] { std::memcpy(cluster_bytes(to, 16, 16, what, line), words.data(), 16); });
+  add_bytes(b, -16, what, line);
+  end_phase(b);
 }
 
 namespace {

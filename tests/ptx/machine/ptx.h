@@ -273,6 +273,7 @@ PTX_API void mbarrier_init(uint64_t address, uint32_t count, int line);
 PTX_API void mbarrier_inval(uint64_t address, int line);
 PTX_API void mbarrier_arrive(uint64_t address, uint32_t count, int line);
 PTX_API void mbarrier_expect(uint64_t address, uint32_t bytes, int line);
+PTX_API void store_async(uint64_t to, const uint32_t (&v)[4], uint64_t barrier, int line);
 PTX_API bool mbarrier_try_wait(uint64_t address, uint32_t parity, int line);
 PTX_API void fence_mbarrier_init(int line);
 PTX_API void fence_proxy_async(int line);
