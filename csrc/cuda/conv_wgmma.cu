@@ -49,26 +49,60 @@ TensorMapType map_type(ScalarType dtype) {
                                          : TensorMapType::tf32;
 }
 
-TensorMap source_map(const ConvTable& t, const core::Problem& p, const Tensor& src, const core::Box& box) {
-  const int64_t size = bytes_of(map_type(src.scalar_type()));
-  TensorMapArguments a{map_type(src.scalar_type()), 5, src.const_data_ptr(), {}, {}, {}, {1, 1, 1, 1, 1},
-                       Swizzle::bytes_128};
-  a.sizes[0] = t.src_channels;
-  a.box[0] = static_cast<int>(kSpan / size);
+// Boxes of 128 bytes of the channels of a dense channels_last tensor, at every steps-th position of each axis.
+TensorMap box_map(const Tensor& tensor, TensorMapType type, const int64_t (&sizes)[kAxes],
+                  const int32_t (&steps)[kAxes], const core::Box& box) {
+  TensorMapArguments a{type, 5, tensor.const_data_ptr(), {}, {}, {}, {1, 1, 1, 1, 1}, Swizzle::bytes_128};
+  a.sizes[0] = tensor.size(1);
+  a.box[0] = static_cast<int>(kSpan / bytes_of(type));
   // Computed, since a tensor may give any stride where it has one position.
-  int64_t stride = t.src_channels * size;
+  int64_t stride = tensor.size(1) * bytes_of(type);
   for (int d = 1; d <= kAxes; ++d) {
     const int axis = kAxes - d;
-    a.sizes[d] = p.kind == core::Kind::input_grad ? p.axis[axis].out : p.axis[axis].in;
+    a.sizes[d] = sizes[axis];
     a.strides[d] = stride;
-    a.element_strides[d] = t.q[axis];
-    a.box[d] = static_cast<int>(box.size[axis]) * t.q[axis];
+    a.element_strides[d] = steps[axis];
+    a.box[d] = static_cast<int>(box.size[axis]) * steps[axis];
     stride *= a.sizes[d];
   }
-  a.sizes[4] = t.n;
+  a.sizes[4] = tensor.size(0);
   a.strides[4] = stride;
   a.box[4] = static_cast<int>(box.images);
   return make_tensor_map(a);
+}
+
+TensorMap source_map(const ConvTable& t, const core::Problem& p, const Tensor& src, const core::Box& box) {
+  int64_t sizes[kAxes];
+  for (int i = 0; i < kAxes; ++i) sizes[i] = p.kind == core::Kind::input_grad ? p.axis[i].out : p.axis[i].in;
+  return box_map(src, map_type(src.scalar_type()), sizes, t.q, box);
+}
+
+// Bits as they are.
+TensorMap residual_map(const ConvTable& t, const Tensor& residual, const core::Box& box) {
+  const TensorMapType type =
+      residual.scalar_type() == ScalarType::Float ? TensorMapType::f32 : map_type(residual.scalar_type());
+  return box_map(residual, type, {t.dst_size[0], t.dst_size[1], t.dst_size[2]}, t.p, box);
+}
+
+// Whether TMA brings a residual: rows of whole 16 bytes, in boxes that step over no more positions than it can.
+bool by_tma(const ConvTable& t, const ConvEpilogue& e, const core::Box& box) {
+  for (int i = 0; i < kAxes; ++i)
+    if (t.p[i] > kMostStep || box.size[i] * t.p[i] > kMostOfBox) return false;
+  return e.vector_residual;
+}
+
+// Whether results leave by whole 16 bytes, counted in 32 bits.
+bool whole_rows(const ConvTable& t, const ConvWgmmaArgs& args, const std::vector<ConvWgmmaCall>& calls,
+                const core::Box& box, const Tensor& dst) {
+  const auto fits = [&](int64_t pitch, int64_t vector) {
+    return t.dst_channels % vector == 0 && t.n * t.dst.n < UINT32_MAX / (pitch / vector);
+  };
+  if (args.part) return fits(t.dst_channels, 4);
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const ConvEpilogue& e = args.branch[i].epilogue;
+    if (!e.vector_dst || (e.residual && (calls.size() > 1 || !by_tma(t, e, box)))) return false;
+  }
+  return fits(dst.size(1), conv_vector(dst.scalar_type()));
 }
 
 // Lines and what they hold as ConvMmaWeights has them.
@@ -180,6 +214,11 @@ void conv_wgmma(const std::vector<ConvWgmmaCall>& calls, const Tensor& src, Tens
     part = torch::stable::empty({branches * c.boxes.splits, args.part_size}, ScalarType::Float, std::nullopt,
                                 src.device());
     args.part = mutable_data<float>(*part);
+  }
+  args.whole = whole_rows(t, args, calls, box, dst);
+  if (const Tensor* const residual = calls[0].fuse.residual; residual && args.whole && !args.part) {
+    maps.residual() = residual_map(t, *residual, box);
+    args.residual = 1;
   }
   const int64_t tiles = int64_t{t.tiles} * args.column_blocks.value() * c.boxes.splits;
   STD_TORCH_CHECK(args.channel_blocks <= INT32_MAX / calls[0].problem.kernel_positions(),

@@ -10,7 +10,7 @@
 #pragma once
 
 #include "cuda/arch/barrier.h"
-#include "cuda/arch/cp_async.h"
+#include "cuda/conv_wgmma_residual.cuh"
 #include "cuda/conv_wgmma_tiles.cuh"
 #include "cuda/launch.h"
 #include "cuda/shared.h"
@@ -34,10 +34,11 @@ struct alignas(16) ConvWgmmaRow {
     at |= static_cast<uint32_t>(rest) << 8 * kAxes;
     offset += rest * t.dst.n;
   }
-  // In dst, or -1 where the box has no such row. No byte borrows from the next: all are below 128.
-  __device__ __forceinline__ int64_t position(const ConvWgmmaSum& sum) const {
-    return (((sum.last | 0x80808080u) - at) & 0x80808080u) == 0x80808080u ? sum.position + offset : -1;
+  // Whether the box has such a row. No byte borrows from the next: all are below 128.
+  __device__ __forceinline__ bool exists(const ConvWgmmaSum& sum) const {
+    return (((sum.last | 0x80808080u) - at) & 0x80808080u) == 0x80808080u;
   }
+  __device__ __forceinline__ int64_t position(const ConvWgmmaSum& sum) const { return sum.position + offset; }
 };
 
 template <class Tile>
@@ -123,10 +124,9 @@ __device__ __forceinline__ void load_wgmma_tiles(const ConvTable& t, const ConvW
     if (shared.found[tile.stage()].sum.steps < 0) return;
     ConvWgmmaCursor cursor(t, args, shared.found[tile.stage()].work);
     const int32_t steps = shared.found[tile.stage()].sum.steps, column = shared.found[tile.stage()].sum.column;
-    tiles.release(tile);
     const TensorMap* weights = &maps.weights[cursor.work.branch];
     for (int32_t step = 0; step < steps; ++step) {
-      arch::Mbarrier* const full = ring.fill(turn, static_cast<unsigned>(args.box_bytes + B::kBytes), args.pair != 0);
+      arch::Mbarrier* const full = ring.fill(turn, static_cast<unsigned>(args.box_bytes + B::kBytes));
       char* const stage = shared.stages + turn.stage() * Tile::kStageBytes;
       const int32_t channel = cursor.work.block * Tile::kDepth;
       const int box[5] = {channel, cursor.at[2], cursor.at[1], cursor.at[0], cursor.work.image};
@@ -143,88 +143,74 @@ __device__ __forceinline__ void load_wgmma_tiles(const ConvTable& t, const ConvW
       cursor.next();
       turn.next();
     }
+    if (args.residual) ConvWgmmaResidual<Tile>::load(maps, args, shared.stages, ring, turn, shared.found[tile.stage()]);
+    tiles.release(tile);
   }
 }
 
-// Where this lane's row of a tensor begins that has `pitch` elements a position, from a column on; null where it has no
-// such row.
+// The lines of a tensor that has `pitch` elements a position, in whole 16 bytes.
 template <class T>
-__device__ __forceinline__ const void* row_of(const void* base, const ConvWgmmaRow& row, const ConvWgmmaSum& sum,
-                                              int64_t pitch) {
-  const int64_t position = row.position(sum);
-  return position < 0 ? nullptr : static_cast<const T*>(base) + position * pitch + sum.column;
+__device__ __forceinline__ WgmmaLines<T> lines_of(const WgmmaPiece<T>& piece, void* base, int64_t pitch,
+                                                  const ConvWgmmaRow* rows, const ConvWgmmaSum& sum, int columns) {
+  const ConvWgmmaRow& row = rows[piece.known_row()];
+  const auto chunks = static_cast<uint32_t>(static_cast<uint64_t>(pitch) / (16 / sizeof(T)));
+  return {piece, static_cast<T*>(base) + sum.column,
+          row.exists(sum) ? static_cast<uint32_t>(row.position(sum)) * chunks : kNoRow, columns};
 }
 
-// As conv_finish, for rows of whole chunks of 16 bytes that lie at multiples of 16, a residual's as far apart as dst's.
-template <class T, class Tile>
+// As conv_finish, for rows of whole chunks of 16 bytes that lie at multiples of 16. residual(piece, sums) adds one.
+template <class T, class Tile, class R>
 __device__ __forceinline__ void finish_rows(WgmmaSums<Tile>& sums, const WgmmaPiece<T>& piece, const ConvEpilogue& e,
-                                            const ConvWgmmaFound<Tile::kColumns>& found, const ConvWgmmaRow* rows,
-                                            int64_t channels) {
+                                            const ConvWgmmaFound<Tile::kColumns>& found, const WgmmaLines<T>& lines,
+                                            bool has_residual, const R& residual) {
   using Piece = WgmmaPiece<T>;
   constexpr int kSums = Piece::kQuarters * Piece::kSums;
-  const WgmmaLines<T> lines(piece, row_of<T>(e.dst, rows[piece.known_row()], found.sum, e.dst_pitch),
-                            (channels - found.sum.column) * static_cast<int64_t>(sizeof(T)));
-  const int64_t residual = static_cast<const char*>(e.residual) - static_cast<const char*>(e.dst);
-  const auto each = [&](int p, const float* columns, float* all, const auto& f) {
+  const auto each = [&](int p, const float* parameters, float* all, const auto& f) {
 #pragma unroll
-    for (int i = 0; i < kSums; i += 4) {
-      const float2 two = *reinterpret_cast<const float2*>(columns + piece.column() + 2 * (p * kSums + i));
+    for (int i = 0; i < kSums; i += 8) {
+      const float4 four = *reinterpret_cast<const float4*>(parameters + p * Piece::kColumns + 2 * i + 4 * piece.quad());
       float* const v = all + i;
-      v[0] = f(v[0], two.x), v[1] = f(v[1], two.y), v[2] = f(v[2], two.x), v[3] = f(v[3], two.y);
+      v[0] = f(v[0], four.x), v[1] = f(v[1], four.y), v[2] = f(v[2], four.x), v[3] = f(v[3], four.y);
+      v[4] = f(v[4], four.z), v[5] = f(v[5], four.w), v[6] = f(v[6], four.z), v[7] = f(v[7], four.w);
     }
-  };
-  const auto add_residual = [&](int p, float* all) {
-    lines.each_of(p, [&](int i) { arch::cp_async<16>(&piece.line(i), lines.to[i] + residual + p * kSpan, 16); });
-    arch::cp_async_commit();
-    arch::cp_async_wait<0>();
-    __syncwarp();
-#pragma unroll
-    for (int quarter = 0; quarter < Piece::kQuarters; ++quarter) {
-      float* const v = all + quarter * Piece::kSums;
-      uint32_t words[Piece::kWords];
-      piece.get(quarter, words);
-#pragma unroll
-      for (int i = 0; i < Piece::kWords; ++i) {
-        if constexpr (Piece::kPairs) {
-          v[2 * i] += arch::low_of<T>(words[i]);
-          v[2 * i + 1] += arch::high_of<T>(words[i]);
-        } else {
-          v[i] += __uint_as_float(words[i]);
-        }
-      }
-    }
-    __syncwarp();
   };
   store_rows<T>(sums, piece, lines, e.relu, [&](int p, float* v) {
     if (e.scale) each(p, found.scale, v, [](float a, float b) { return __fmul_rn(a, b); });
     if (e.bias) each(p, found.bias, v, [](float a, float b) { return __fadd_rn(a, b); });
-    if (e.residual) add_residual(p, v);
+    if (has_residual) residual(p, v);
     if (!Piece::kPairs && e.relu)
 #pragma unroll
       for (int i = 0; i < kSums; ++i) v[i] = v[i] < 0 ? 0.0f : v[i];  // not NaN
   });
 }
 
-template <class Tile>
+template <class Tile, class F>
 __device__ __forceinline__ void finish_wgmma_tile(const ConvTable& t, const ConvWgmmaArgs& args,
+                                                  const typename ConvWgmma<Tile>::Layout& shared,
                                                   const ConvWgmmaFound<Tile::kColumns>& found, WgmmaSums<Tile>& sums,
-                                                  char* pieces, int warp, const ConvWgmmaRow* rows) {
+                                                  const Pipeline<Tile::kStages>& ring, Turn<Tile::kStages> turn,
+                                                  int warp, const ConvWgmmaRow* rows, const F& release) {
   using T = typename Tile::Out;
   const ConvWgmmaSum& sum = found.sum;
   const ConvEpilogue& e = args.branch[sum.branch].epilogue;
-  const bool vectors = e.vector_dst && t.dst_channels % kPack<T> == 0 &&
-                       (!e.residual || (e.vector_residual && e.residual_pitch == e.dst_pitch));
-  if (!args.part && vectors) return finish_rows<T>(sums, WgmmaPiece<T>(pieces, warp), e, found, rows, t.dst_channels);
+  const int columns = min(static_cast<int>(t.dst_channels) - sum.column, Tile::kColumns);
+  if (args.whole && !args.part) {
+    const WgmmaPiece<T> piece(shared.pieces, warp);
+    const WgmmaLines<T> lines = lines_of<T>(piece, e.dst, e.dst_pitch, rows, sum, columns);
+    ConvWgmmaResidual<Tile> residual(piece, shared.stages, turn);
+    if (args.residual) residual.wait(ring);
+    return finish_rows<T>(sums, piece, e, found, lines, args.residual != 0,
+                          [&](int p, float* v) { residual.add(p, v, release); });
+  }
   float* const part = args.part ? args.part + (sum.branch * args.splits.value() + sum.part) * args.part_size : nullptr;
-  if (part && t.dst_channels % 4 == 0) {
-    const WgmmaPiece<float> piece(pieces, warp);
-    const WgmmaLines<float> lines(piece, row_of<float>(part, rows[piece.known_row()], sum, t.dst_channels),
-                                  4 * (t.dst_channels - sum.column));
+  if (args.whole) {
+    const WgmmaPiece<float> piece(shared.pieces, warp);
+    const WgmmaLines<float> lines = lines_of<float>(piece, part, t.dst_channels, rows, sum, columns);
     return store_rows<float>(sums, piece, lines, false, [](int, float*) {});
   }
-  each_run_of_sums(sums, pieces, warp, [&](int row, int at, float (&values)[8]) {
+  each_run_of_sums(sums, shared.pieces, warp, [&](int row, int at, float (&values)[8]) {
     const int64_t to = rows[row].position(sum), channel = sum.column + at, left = t.dst_channels - channel;
-    if (to < 0 || left <= 0) return;
+    if (!rows[row].exists(sum) || left <= 0) return;
     const int count = static_cast<int>(left < 8 ? left : 8);
     if (!part) return conv_finish<T>(e, values, to, channel, count);
 #pragma unroll
@@ -251,7 +237,7 @@ __device__ __forceinline__ void multiply_wgmma_tiles(const ConvTable& t, const C
                                                      const typename ConvWgmma<Tile>::Layout& shared,
                                                      const Pipeline<Tile::kStages>& ring,
                                                      const Pipeline<kTilesAhead>& tiles, int warp) {
-  const int consumer = warp / 4 - 1, lane = static_cast<int>(threadIdx.x) % 32;
+  const int consumer = warp / 4 - 1, lane = static_cast<int>(threadIdx.x % 32);
   ConvWgmmaRow* const rows = shared.rows + (warp - 4) * kWarpRows;
   if (lane < kWarpRows) rows[lane] = ConvWgmmaRow(t, args, (warp - 4) * kWarpRows + lane);
   __syncwarp();
@@ -271,7 +257,8 @@ __device__ __forceinline__ void multiply_wgmma_tiles(const ConvTable& t, const C
     } else {
       sums.multiply_all(ring, turn, shared.stages, consumer, found.sum.steps, release);
     }
-    finish_wgmma_tile<Tile>(t, args, found, sums, shared.pieces, warp - 4, rows);
+    finish_wgmma_tile<Tile>(t, args, shared, found, sums, ring, turn, warp - 4, rows, release);
+    turn.skip(args.residual);
     __syncwarp();  // all have read what was found
     if (lane == 0) tiles.release(tile);
   }
@@ -301,11 +288,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   // What the warpgroups had at launch, 168 each, in sum; the compiler holds all code to what it starts with. With 40,
   // the loading warps spill.
   if (warp < 4) {
-    arch::give_registers<56>();
+    arch::give_registers<72>();
     if (warp == 0 && arch::elect_one()) load_wgmma_tiles<Tile>(t, maps, args, shared, ring, tiles);
     if (warp == 1) find_wgmma_tiles<typename Tile::Out>(t, args, tiles, shared.found);
   } else {
-    arch::take_registers<224>();
+    arch::take_registers<216>();
     multiply_wgmma_tiles<Tile>(t, args, shared, ring, tiles, warp);
   }
   __syncwarp();
@@ -323,6 +310,7 @@ void conv_wgmma_start(const ConvWgmmaLaunch& l, Stream stream) {
     }
     ConvWgmmaArgs args = l.args;
     args.pair = where.cluster > 1;
+    args.residual = l.args.residual ? ConvWgmmaResidual<Tile>::kTurns : 0;
     launch<conv_wgmma_kernel<Tile>>(where, stream, l.table, l.maps, args);
   };
   constexpr arch::Major kA = arch::Major::k;

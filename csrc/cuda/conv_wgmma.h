@@ -20,6 +20,10 @@ struct ConvWgmmaMaps {
   TensorMap src;
   // {columns of a line, taps, lines}; a line is a channel of dst where weights are K-major, else one of src.
   TensorMap weights[kMostBranches];
+
+  // Of the only branch, in boxes as those of src; parameters have no room for one more map.
+  __host__ __device__ TensorMap& residual() { return weights[1]; }
+  __host__ __device__ const TensorMap& residual() const { return weights[1]; }
 };
 
 struct ConvWgmmaBranch {
@@ -33,7 +37,9 @@ struct ConvWgmmaArgs {
   int32_t channel_blocks;   // of src, 128 bytes each
   Divisor32 column_blocks;  // a tile is done for each of them, and of the splits
   int32_t box_bytes;
-  int32_t pair;  // 1 where blocks come in clusters of two, which have neighbouring columns of the same box
+  int32_t pair;      // 1 where blocks come in clusters of two, which have neighbouring columns of the same box
+  bool whole;        // rows, or parts of their sums, leave by whole 16 bytes
+  int32_t residual;  // how many stages one takes behind a tile's steps, 0 where none comes by TMA
   Divisor splits;
   float* part;        // (branches, splits, positions, channels), or null
   int64_t part_size;  // elements of a split

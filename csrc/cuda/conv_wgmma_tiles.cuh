@@ -13,7 +13,8 @@ inline constexpr int kTilesAhead = 4;
 // For those who load: boxes, and where in the list of taps the sum begins.
 struct ConvWgmmaWork {
   int32_t tap_begin[kAxes], taps[kAxes];
-  int32_t read[kAxes];  // where src is read, but for a tap's displacement
+  int32_t read[kAxes];     // where src is read, but for a tap's displacement
+  int32_t written[kAxes];  // where in dst the box begins
   int32_t i[kAxes], block;
   int32_t image, branch;
 };
@@ -30,8 +31,13 @@ template <int kColumns>
 struct ConvWgmmaFound {
   ConvWgmmaSum sum;
   ConvWgmmaWork work;
-  alignas(16) float bias[kColumns], scale[kColumns];  // where there are any
+  alignas(16) float bias[kColumns], scale[kColumns];  // where there are any, each at its place
 };
+
+// Where the parameters of a column lie: those of the four that a lane has of 16 columns lie side by side.
+__device__ __forceinline__ int parameter_place(int column) {
+  return (column & ~15) | (column & 6) << 1 | (column & 8) >> 2 | (column & 1);
+}
 
 // One tile's columns, and the part of its sum that is this block's.
 __device__ __forceinline__ void find_wgmma_tile(const ConvTable& t, const ConvWgmmaArgs& args, int32_t index,
@@ -57,7 +63,8 @@ __device__ __forceinline__ void find_wgmma_tile(const ConvTable& t, const ConvWg
       index = quotient;
     }
     const int32_t begin = s.begin + piece * size;
-    sum.position += (s.p0 + int64_t{begin} * t.p[axis]) * t.dst.axis[axis];
+    work.written[axis] = s.p0 + begin * t.p[axis];
+    sum.position += int64_t{work.written[axis]} * t.dst.axis[axis];
     sum.last |= static_cast<uint32_t>(min(s.length - piece * size, size) - 1) << 8 * axis;
     work.read[axis] = t.q[axis] * begin;
     work.tap_begin[axis] = s.tap_begin;
@@ -109,7 +116,8 @@ __device__ __forceinline__ void find_wgmma_tiles(const ConvTable& t, const ConvW
       if (args.part || !from) return;
 #pragma unroll
       for (int i = lane; i < kColumns; i += 32)
-        if (sum.column + i < t.dst_channels) into[i] = conv_parameter<T>(from, sum.column + i, e.fp32_parameters);
+        if (sum.column + i < t.dst_channels)
+          into[parameter_place(i)] = conv_parameter<T>(from, sum.column + i, e.fp32_parameters);
     };
     parameters(e.bias, to.bias);
     parameters(e.scale, to.scale);

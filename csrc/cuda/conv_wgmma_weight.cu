@@ -56,6 +56,7 @@ const char* conv_wgmma_weight_rule(const ConvWeightCall& call) {
   if (properties(call.input).capability != 90) return "needs compute capability 9.0";
   if (!aligned(call.grad) || !aligned(call.input)) return "TMA takes tensors that begin at multiples of 16 bytes";
   if (const char* why = core::weight_boxes_cannot(p, static_cast<int64_t>(call.input.element_size()))) return why;
+  if (p.weight_elements() >= int64_t{1} << 34) return "rows of the result are counted in 2^32 times 16 bytes";
   const int64_t elements = p.n * std::max(p.c * p.in_positions(), p.k * p.out_positions());
   return elements >= int64_t{1} << 39 ? "TMA takes strides below 2^40 bytes" : nullptr;
 }

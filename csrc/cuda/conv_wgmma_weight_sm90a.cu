@@ -141,8 +141,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   // Channels come by eight, or the maps would not do.
   const int64_t first = int64_t{work.column} * Tile::kColumns;
   const int64_t k = int64_t{work.row} * Tile::kRows + consumer * kBlockRows + warp % 4 * kWarpRows + piece.known_row();
-  const float* const row = args.part + work.part * args.part_size + (k * args.taps.value() + work.tap) * t.src_channels;
-  const WgmmaLines<float> lines(piece, k < t.dst_channels ? row + first : nullptr, 4 * (t.src_channels - first));
+  const auto chunks = static_cast<uint32_t>(t.src_channels / 4);
+  const WgmmaLines<float> lines(
+      piece, args.part + work.part * args.part_size + first,
+      k < t.dst_channels ? (static_cast<uint32_t>(k) * args.taps.value() + work.tap) * chunks : kNoRow,
+      static_cast<int>(min(t.src_channels - first, int64_t{Tile::kColumns})));
   store_rows<float>(sums, piece, lines, false, [](int, float*) {});
 }
 

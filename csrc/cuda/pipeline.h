@@ -20,6 +20,11 @@ class Turn {
   __device__ __forceinline__ int stage() const { return static_cast<int>(both_ % kParity); }
   __device__ __forceinline__ unsigned parity() const { return both_ / kParity; }
   __device__ __forceinline__ void next() { both_ = stage() + 1 < kStages ? both_ + 1 : (parity() ^ 1) * kParity; }
+  // `count` times next(), without a branch.
+  __device__ __forceinline__ void skip(int count) {
+    const int to = stage() + count, round = to >= kStages;
+    both_ = (parity() ^ round) * kParity + static_cast<unsigned>(to - round * kStages);
+  }
 
  private:
   static constexpr unsigned kParity = 16;
@@ -43,19 +48,16 @@ class Pipeline {
     }
     arch::mbarrier_fence_init();
   }
-  // One thread waits until the stage is empty, and then announces so many bytes; the barrier is for its loads. of_two:
-  // the other block of the cluster reads the stage too.
-  __device__ __forceinline__ arch::Mbarrier* fill(Turn<kStages> t, unsigned bytes, bool of_two = false) const {
-    wait_empty(t, of_two);
+  // One thread waits until the stage is empty, and then announces so many bytes; the barrier is for its loads.
+  __device__ __forceinline__ arch::Mbarrier* fill(Turn<kStages> t, unsigned bytes) const {
+    wait_empty(t);
     arch::mbarrier_arrive_expect(full_ + t.stage(), bytes);
     return full_ + t.stage();
   }
   // The same in two, for a stage that threads write: one of them tells, when all have.
-  __device__ __forceinline__ void wait_empty(Turn<kStages> t, bool of_two = false) const {
+  __device__ __forceinline__ void wait_empty(Turn<kStages> t) const {
     // On a fresh barrier the phase before the first counts as ended.
-    const unsigned before = t.parity() ^ 1;
-    // The scope of a cluster costs the multiprocessor what its L1 cache holds, at each wait.
-    of_two ? arch::mbarrier_wait_cluster(empty_ + t.stage(), before) : arch::mbarrier_wait(empty_ + t.stage(), before);
+    arch::mbarrier_wait(empty_ + t.stage(), t.parity() ^ 1);
   }
   __device__ __forceinline__ void tell_full(Turn<kStages> t) const { arch::mbarrier_arrive(full_ + t.stage()); }
   __device__ __forceinline__ void wait_full(Turn<kStages> t) const {
@@ -63,9 +65,11 @@ class Pipeline {
   }
   // Once a reader: one lane of each reading warp.
   __device__ __forceinline__ void release(Turn<kStages> t) const { arch::mbarrier_arrive(empty_ + t.stage()); }
-  // The same in the block of that rank.
+  // The same in the block of that rank. A reader has nothing to show to those who fill, and its own reads are over or
+  // stand in line before this: neither side has to have the cluster agree on memory, which takes a fence of the whole
+  // GPU here, and there, at each wait, what the L1 cache holds. CUTLASS' pipelines do without as well.
   __device__ __forceinline__ void release(Turn<kStages> t, unsigned rank) const {
-    arch::mbarrier_arrive_cluster(arch::map_to_rank(empty_ + t.stage(), rank));
+    arch::mbarrier_arrive_cluster_relaxed(arch::map_to_rank(empty_ + t.stage(), rank));
   }
 
  private:

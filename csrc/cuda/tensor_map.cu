@@ -19,9 +19,10 @@ void check_dimension(const TensorMapArguments& a, int i) {
   const std::string where = "tensor map, dimension " + std::to_string(i) + ": ";
   STD_TORCH_CHECK(a.sizes[i] >= 1 && a.sizes[i] <= int64_t{1} << 32, where, "a size of ", a.sizes[i],
                   "; 1 to 2^32 will do");
-  STD_TORCH_CHECK(a.box[i] >= 1 && a.box[i] <= 256, where, "a box of ", a.box[i], "; 1 to 256 will do");
-  STD_TORCH_CHECK(a.element_strides[i] >= 1 && a.element_strides[i] <= 8, where, "an element stride of ",
-                  a.element_strides[i], "; 1 to 8 will do");
+  STD_TORCH_CHECK(a.box[i] >= 1 && a.box[i] <= kMostOfBox, where, "a box of ", a.box[i], "; 1 to ", kMostOfBox,
+                  " will do");
+  STD_TORCH_CHECK(a.element_strides[i] >= 1 && a.element_strides[i] <= kMostStep, where, "an element stride of ",
+                  a.element_strides[i], "; 1 to ", kMostStep, " will do");
   if (i == 0) return;
   STD_TORCH_CHECK(a.strides[i] > 0 && a.strides[i] % 16 == 0 && a.strides[i] < int64_t{1} << 40, where, "a stride of ",
                   a.strides[i], " bytes; a multiple of 16 below 2^40 will do");

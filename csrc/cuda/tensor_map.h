@@ -33,6 +33,9 @@ constexpr int bytes_of(TensorMapType t) {
   return t == TensorMapType::u8 ? 1 : t == TensorMapType::f16 || t == TensorMapType::bf16 ? 2 : 4;
 }
 
+// The most elements that a box reaches over along a dimension, and that it steps over.
+constexpr int64_t kMostOfBox = 256, kMostStep = 8;
+
 struct TensorMapArguments {
   TensorMapType type;
   int rank;

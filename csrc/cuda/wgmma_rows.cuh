@@ -13,6 +13,9 @@
 
 namespace atrousops::cuda {
 
+// Rows lie below 2^32 - 1 times 16 bytes.
+inline constexpr uint32_t kNoRow = ~0u;
+
 inline constexpr int kWarpRows = 16, kPieceBytes = kWarpRows * kSpan;  // of shared memory, for a warp
 
 // A value that is not computed again wherever it is used.
@@ -46,14 +49,15 @@ class WgmmaPiece {
     mine_ = static_cast<unsigned>(warp * kPieceBytes);
     fragment_ = hidden(mine_ + offset(row, chunk) + (kPairs ? 0 : lane_ % 2 * 8));
     line_ = hidden(mine_ + offset(lane_ / 8, lane_ % 8));
+    boxed_ = kPairs ? fragment_ : hidden(mine_ + row * kSpan + (chunk ^ row % 8) * 16 + lane_ % 2 * 8);
   }
   // Which rows of the 16 this lane's lines are, and where in a row of the piece its 16 bytes begin.
   __device__ __forceinline__ int row(int line) const { return static_cast<int>(lane_ / 8) + 4 * line; }
   __device__ __forceinline__ int byte() const { return static_cast<int>(lane_ % 8 * 16); }
   // The row that this lane may find out about for others.
   __device__ __forceinline__ int known_row() const { return static_cast<int>(lane_ % kWarpRows); }
-  // The column of a piece's first sum; sum i has 8 (i / 4) + i % 2 more.
-  __device__ __forceinline__ int column() const { return static_cast<int>(lane_ % 4 * 2); }
+  // The column of a piece's first sum is twice that; sum i has 8 (i / 4) + i % 2 more.
+  __device__ __forceinline__ int quad() const { return static_cast<int>(lane_ % 4); }
   // The i-th quarter of the piece's columns.
   __device__ __forceinline__ void put(int i, const uint32_t (&w)[kWords]) const {
     if constexpr (kPairs) {
@@ -63,11 +67,14 @@ class WgmmaPiece {
       *reinterpret_cast<uint2*>(at(i) + 8 * kSpan) = make_uint2(w[2], w[3]);
     }
   }
-  __device__ __forceinline__ void get(int i, uint32_t (&w)[kWords]) const {
+  // The same of a box of all warps' rows, as TMA lays it. boxed(): where in a box this lane's begin.
+  __device__ __forceinline__ unsigned boxed() const { return boxed_; }
+  static __device__ __forceinline__ void get(const char* box, unsigned boxed, int i, uint32_t (&w)[kWords]) {
+    const char* const from = box + (boxed ^ 32u * static_cast<unsigned>(i));
     if constexpr (kPairs) {
-      arch::ldmatrix_x4(w, at(i));
+      arch::ldmatrix_x4(w, from);
     } else {
-      const uint2 a = *reinterpret_cast<const uint2*>(at(i)), b = *reinterpret_cast<const uint2*>(at(i) + 8 * kSpan);
+      const uint2 a = *reinterpret_cast<const uint2*>(from), b = *reinterpret_cast<const uint2*>(from + 8 * kSpan);
       w[0] = a.x, w[1] = a.y, w[2] = b.x, w[3] = b.y;
     }
   }
@@ -88,7 +95,7 @@ class WgmmaPiece {
   __device__ __forceinline__ char* at(int i) const { return all_ + (fragment_ ^ 32u * static_cast<unsigned>(i)); }
 
   char* all_;
-  unsigned lane_, mine_, fragment_, line_;  // behind all_: the warp's piece, and where this lane's begin in it
+  unsigned lane_, mine_, fragment_, line_, boxed_;  // behind all_: the warp's piece, and where this lane's begin in it
 };
 
 // A lane's lines of a warp's rows: where they begin in memory, at the lane's first 16 bytes, and how many bytes from
@@ -99,14 +106,16 @@ struct WgmmaLines {
   char* to[Piece::kLines];
   int left[Piece::kLines];
 
-  // Of rows of so many bytes. mine: where the row begins that is this lane's known_row(), or null.
-  __device__ __forceinline__ WgmmaLines(const Piece& piece, const void* mine, int64_t bytes) {
-    const int most = static_cast<int>(bytes < (1 << 20) ? bytes : 1 << 20) - piece.byte();
+  // Of rows of so many columns. mine: so many 16 bytes behind `from` the row begins that is this lane's known_row(), or
+  // kNoRow.
+  __device__ __forceinline__ WgmmaLines(const Piece& piece, void* from, uint32_t mine, int columns) {
+    char* const first = hidden(static_cast<char*>(from) + piece.byte());
+    const int most = columns * static_cast<int>(sizeof(T)) - piece.byte();
 #pragma unroll
     for (int i = 0; i < Piece::kLines; ++i) {
-      const auto row = __shfl_sync(0xffffffffu, reinterpret_cast<unsigned long long>(mine), piece.row(i));
-      to[i] = hidden(reinterpret_cast<char*>(row) + piece.byte());
-      left[i] = row ? most : 0;
+      const uint32_t row = __shfl_sync(0xffffffffu, mine, piece.row(i));
+      to[i] = first + uint64_t{row} * 16;
+      left[i] = row == kNoRow ? 0 : most;
     }
   }
   // Calls f(line) for those that have bytes in a piece.

@@ -23,6 +23,7 @@ MMA = ("conv_mma_f16.cu", "tests/cuda/test_conv_mma_epilogue.py", "alignment and
 MMA_ORDER = (*MMA[:2], "any_order and float16 and bias")
 MMA_WEIGHT = ("conv_mma_f16.cu", "tests/cuda/test_conv_mma.py", "same_weight_gradient and float16")
 E4M3 = ("conv_wgmma_e4m3_sm90a.cu", "tests/cuda/test_conv_wgmma_bytes.py", "long_sums_of_e4m3")
+RESIDUAL = ("conv_wgmma_f16_sm90a.cu", "tests/cuda/test_conv_wgmma_residual.py", "every_tile and float16")
 QUANTISED = ("conv_quantized.cu", "tests/cuda/test_conv_quantized_kernel.py", "every_number")
 WEIGHT = ("conv_wgmma_weight_sm90a.cu", "tests/cuda/test_conv_wgmma_weight.py", "against_fp64 and rectangles")
 
@@ -64,6 +65,9 @@ FAULTS = {
     ),
     "sums left to tensor cores that keep 14 bits": Fault(
         "conv_wgmma.cuh", "sums.multiply_apart(ring", "sums.multiply_all(ring", *E4M3
+    ),
+    "a residual added before it is there": Fault(
+        "conv_wgmma.cuh", "if (args.residual) residual.wait(ring);", "", *RESIDUAL
     ),
     "halves rounded up": Fault(QUANTISED[0], "rintf(x);", "floorf(x + 0.5f);", *QUANTISED),
     "barrier removed from a transposition": Fault(

@@ -273,6 +273,16 @@ __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t remote, unsigne
 #endif
 }
 
+// The same of a thread that hands on no data: nothing it did before is waited for, nor made visible.
+__device__ __forceinline__ void mbarrier_arrive_cluster_relaxed(uint32_t remote, unsigned count = 1) {
+#ifdef ATROUSOPS_HOST_CUDA
+  host_cuda::executed<"mbarrier.arrive.relaxed.cluster">();
+  host::arrive(remote, count, "mbarrier.arrive");
+#else
+  asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0], %1;" ::"r"(remote), "r"(count) : "memory");
+#endif
+}
+
 __device__ __forceinline__ void mbarrier_arrive_expect_cluster(uint32_t remote, unsigned bytes) {
 #ifdef ATROUSOPS_HOST_CUDA
   host_cuda::executed<"mbarrier.arrive.expect_tx.cluster">();
