@@ -1,6 +1,8 @@
 """What a call of a convolution does to its caller: one call of PyTorch's function on the tensors as they came."""
 
 import contextlib
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -123,3 +125,42 @@ def test_every_autocast_dtype_is_looked_up_anew(dtype, threads):
             assert A.conv2d(x, w).dtype == dtype
     finally:
         torch.set_num_threads(before)
+
+
+DISTANT = """
+import torch
+import torch.nn.functional as F
+
+import atrousops.functional as A
+
+for dtype in (torch.float32, torch.bfloat16):
+    for axes in (2, 3):
+        # Of one pixel a row, a window that steps over it reads the padding alone.
+        x = torch.randn(2, 8, *[5] * (axes - 1), 1, dtype=dtype).movedim(1, -1).contiguous().movedim(-1, 1)
+        w = torch.randn(16, 8, *[1] * axes, dtype=dtype)
+        bias = torch.randn(16, dtype=dtype)
+        conv, far = getattr(A, f"conv{axes}d"), (1,) * (axes - 1)
+        for trained in (False, True):
+            x.requires_grad_(trained)
+            y = conv(x, w, bias, (*far, 3), (*far[1:], 2, 2), (*far[1:], 4, 12))
+            assert torch.equal(y, bias.view(-1, *[1] * axes).expand_as(y))
+        assert not torch.autograd.grad(y.sum(), x)[0].any()
+        # The transposed one, whose gradient is such a convolution.
+        x = torch.randn(2, 16, *[5] * (axes - 1), 2, dtype=dtype).movedim(1, -1).contiguous().movedim(-1, 1)
+        x.requires_grad_()
+        y = getattr(A, f"conv_transpose{axes}d")(x, w, None, (*far, 3), (*far[1:], 2, 1), 0, 1, (*far[1:], 4, 12))
+        grad = torch.randn(y.shape, dtype=dtype).movedim(1, -1).contiguous().movedim(-1, 1)
+        exact = x.detach().double().requires_grad_()
+        with torch.backends.mkldnn.flags(enabled=False):
+            t = getattr(F, f"conv_transpose{axes}d")(exact, w.double(), None, (*far, 3), (*far[1:], 2, 1))
+            expected = torch.autograd.grad(t, exact, grad.double())[0]
+        got = torch.autograd.grad(y, x, grad)[0]
+        assert torch.allclose(y.double(), t, rtol=0.02, atol=0.1)
+        assert torch.allclose(got.double(), expected, rtol=0.02, atol=0.1)
+"""
+
+
+def test_the_distance_of_a_single_tap_is_nobodys():
+    """oneDNN crashes where rows are of padding alone: in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", DISTANT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

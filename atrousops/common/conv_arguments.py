@@ -92,6 +92,8 @@ def check_conv(
     # A step beyond the map takes nobody anywhere; times a size it would leave 64 bits.
     if max(stride) > _HUGE:
         stride = tuple([min(s, max(p, 1)) for s, p in zip(stride, padded)])
+    # One tap has no distance to others, and oneDNN (PyTorch 2.14) may crash where it is given one.
+    dilation = tuple([1 if d > 1 and k == 1 else d for d, k in zip(dilation, kernel)])
     return Arguments(stride, low if low == high else low + high, dilation, groups, ())
 
 
@@ -137,7 +139,9 @@ def check_conv_transpose(
         bad_value(op, "padding", rule, f"an output of {_by(sizes)}", phrase)
     name, steps = ("stride", stride) if max(stride) > max(dilation) else ("dilation", dilation)
     _check_count(op, name, steps, (*input.shape[:-rank], weight.shape[1] * groups, *sizes), sizes)
-    return a
+    # As in check_conv, where the stride alone allows the output padding.
+    taps = zip(dilation, weight.shape[2:], extra, stride)
+    return a._replace(dilation=tuple([1 if d > 1 and k == 1 and e < s else d for d, k, e, s in taps]))
 
 
 def _may_be_without_outputs(input: Tensor, weight: Tensor, a: Arguments) -> bool:

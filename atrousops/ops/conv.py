@@ -164,6 +164,7 @@ def _in_pytorch(
     conv: Convolution, input: Tensor, weight: Tensor, a: Arguments, args: tuple[Any, ...], first: int = -1
 ) -> Route:
     """The route to PyTorch's operator. first: of ours, which may take its place, or -1."""
+    args = (*args[:2], a.dilation, args[3]) if conv.op == "conv" else (*args[:4], a.dilation)
     args = args if _is_compiling() else _shortest(args, conv.defaults)
     trained = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad or transformed())
     if trained and weight_gradient_may_be_wrong_in_pytorch(weight.shape, a, computed_in(input), input.device):
