@@ -285,7 +285,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   __syncthreads();
   if (args.pair) sync_pair();
   const int warp = warp_id();
-  // What the warpgroups had at launch, 168 each, in sum; the compiler holds all code to what it starts with. With 40,
+  // What the warpgroups had at launch, 168 each, in sum; the compiler holds all code to what it starts with. With 56,
   // the loading warps spill.
   if (warp < 4) {
     arch::give_registers<72>();

@@ -50,7 +50,7 @@ def dynamic_shared(name: str) -> int:
     if match := re.match(r"conv_wgmma_kernel<(?:WgmmaInto<)?WgmmaTile<[\w: ]+, (\d+), (\d+), .*, (\d+)>", name):
         rows, columns, stages = map(int, match.groups())
         # What is known of four tiles ahead, with two barriers each; 16 bytes of each row.
-        known = 4 * (96 + 8 * columns + 16)
+        known = 4 * (112 + 8 * columns + 16)
         return stages * (128 * (rows + columns) + 16) + PIECES + known + rows * 16
     match = re.match(r"conv_mma(_weight)?_kernel<(\S+), MmaTile<(\d+), (\d+), \d+, \d+, (\d+), \d+>", name)
     if not match:

@@ -108,7 +108,7 @@ def test_as_many_stages_as_shared_memory_holds():
             columns, stages = map(int, re.search(r"128, (\d+), .*, (\d+)>", name).groups())
             # 227 KB, and 1 KB of alignment; 16 KB of rows on their way out, 4 times what is known of a tile.
             each = 128 * (128 + columns)
-            left = (227 - 16) * 1024 - 4 * (8 * columns + 112) - 2048 - 512
+            left = (227 - 16) * 1024 - 4 * (8 * columns + 128) - 2048 - 512
             assert stages == min(left // each, 8), name
 
 
