@@ -69,7 +69,7 @@ class Pipeline {
   // stand in line before this: neither side has to have the cluster agree on memory, which takes a fence of the whole
   // GPU here, and there, at each wait, what the L1 cache holds. CUTLASS' pipelines do without as well.
   __device__ __forceinline__ void release(Turn<kStages> t, unsigned rank) const {
-    arch::mbarrier_arrive_cluster_relaxed(arch::map_to_rank(empty_ + t.stage(), rank));
+    arch::mbarrier_arrive_cluster_cta(arch::map_to_rank(empty_ + t.stage(), rank));
   }
 
  private:

@@ -19,7 +19,7 @@ __global__ void mbarrier_kernel(int* out) {
   mbarrier_arrive_expect(b, 16);
   mbarrier_arrive(b + 1);
   mbarrier_arrive_cluster(map_to_rank(b, 1));
-  mbarrier_arrive_cluster_relaxed(map_to_rank(b, 1));
+  mbarrier_arrive_cluster_cta(map_to_rank(b, 1));
   mbarrier_arrive_expect_cluster(map_to_rank(b, 1), 16);
   *out = mbarrier_try_wait(b, 1);
   mbarrier_wait(b, 0);

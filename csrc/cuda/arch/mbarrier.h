@@ -273,13 +273,13 @@ __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t remote, unsigne
 #endif
 }
 
-// The same of a thread that hands on no data: nothing it did before is waited for, nor made visible.
-__device__ __forceinline__ void mbarrier_arrive_cluster_relaxed(uint32_t remote, unsigned count = 1) {
+// The same, released in the scope of the arriving block alone: no fence of the cluster's memory comes before it.
+__device__ __forceinline__ void mbarrier_arrive_cluster_cta(uint32_t remote, unsigned count = 1) {
 #ifdef ATROUSOPS_HOST_CUDA
-  host_cuda::executed<"mbarrier.arrive.relaxed.cluster">();
+  host_cuda::executed<"mbarrier.arrive.cluster_cta">();
   host::arrive(remote, count, "mbarrier.arrive");
 #else
-  asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0], %1;" ::"r"(remote), "r"(count) : "memory");
+  asm volatile("mbarrier.arrive.release.cta.shared::cluster.b64 _, [%0], %1;" ::"r"(remote), "r"(count) : "memory");
 #endif
 }
 
