@@ -112,7 +112,19 @@ struct MmaTf32 {
 
 __device__ __forceinline__ bool is_finite_word(uint32_t word) { return (word & 0x7f800000u) != 0x7f800000u; }
 
-// word = big + small, both tf32. Not finite, or so large that it would round to infinity: big is the word cut off.
+// The magnitude from which tf32 rounds to infinity; what is not finite is above.
+inline constexpr uint32_t kBeyondTf32 = 0x7f7ff000u;
+
+// As arch::to_tf32, which takes twice the instructions for words that are not finite.
+__device__ __forceinline__ uint32_t ordinary_to_tf32(uint32_t word) { return (word + 0x1000u) & 0xffffe000u; }
+
+// word = big + small, both tf32, of magnitudes below kBeyondTf32.
+__device__ __forceinline__ void split_ordinary_word(uint32_t word, uint32_t& big, uint32_t& small) {
+  big = ordinary_to_tf32(word);
+  small = ordinary_to_tf32(__float_as_uint(__uint_as_float(word) - __uint_as_float(big)));
+}
+
+// The same of any word. Not finite, or so large that it would round to infinity: big is the word cut off.
 __device__ __forceinline__ void split_word(uint32_t word, uint32_t& big, uint32_t& small) {
   const uint32_t rounded = arch::to_tf32(word);
   big = is_finite_word(rounded) ? rounded : word & 0xffffe000u;
@@ -131,17 +143,42 @@ struct MmaSplit {
   static __device__ __forceinline__ void multiply(float (&c)[kRows][2 * kPairs][4], uint32_t (&a)[kRows][4],
                                                   uint32_t (&b)[kPairs][4]) {
     uint32_t small_a[kRows][4], small_b[kPairs][4];
-#pragma unroll
-    for (int i = 0; i < kRows * 4; ++i) split_word(a[i / 4][i % 4], a[i / 4][i % 4], small_a[i / 4][i % 4]);
-#pragma unroll
-    for (int i = 0; i < kPairs * 4; ++i) split_word(b[i / 4][i % 4], b[i / 4][i % 4], small_b[i / 4][i % 4]);
+    // One vote saves most instructions of the loop: hardly ever is a word of a warp anything but ordinary.
+    const bool ordinary = __all_sync(0xffffffffu, max(largest(a), largest(b)) < kBeyondTf32);
+    if (ordinary) {
+      split<split_ordinary_word>(a, small_a);
+      split<split_ordinary_word>(b, small_b);
+    } else {
+      split<split_word>(a, small_a);
+      split<split_word>(b, small_b);
+    }
     multiply_fragments<arch::mma_tf32>(c, a, b);
-#pragma unroll
-    for (int i = 0; i < kRows * 4; ++i) a[i / 4][i % 4] = is_finite_word(a[i / 4][i % 4]) ? a[i / 4][i % 4] : 0;
-#pragma unroll
-    for (int i = 0; i < kPairs * 4; ++i) b[i / 4][i % 4] = is_finite_word(b[i / 4][i % 4]) ? b[i / 4][i % 4] : 0;
+    if (!ordinary) {
+      leave_out_infinities(a);
+      leave_out_infinities(b);
+    }
     multiply_fragments<arch::mma_tf32>(c, small_a, b);
     multiply_fragments<arch::mma_tf32>(c, a, small_b);
+  }
+
+ private:
+  template <int kCount>
+  static __device__ __forceinline__ uint32_t largest(const uint32_t (&words)[kCount][4]) {
+    uint32_t found = 0;
+#pragma unroll
+    for (int i = 0; i < kCount * 4; ++i) found = max(found, words[i / 4][i % 4] & 0x7fffffffu);
+    return found;
+  }
+  template <auto kSplit, int kCount>
+  static __device__ __forceinline__ void split(uint32_t (&words)[kCount][4], uint32_t (&small)[kCount][4]) {
+#pragma unroll
+    for (int i = 0; i < kCount * 4; ++i) kSplit(words[i / 4][i % 4], words[i / 4][i % 4], small[i / 4][i % 4]);
+  }
+  template <int kCount>
+  static __device__ __forceinline__ void leave_out_infinities(uint32_t (&words)[kCount][4]) {
+#pragma unroll
+    for (int i = 0; i < kCount * 4; ++i)
+      words[i / 4][i % 4] = is_finite_word(words[i / 4][i % 4]) ? words[i / 4][i % 4] : 0;
   }
 };
 

@@ -84,6 +84,12 @@ class Code:
                     ways[b] = here
         return [text for block in ways[end][1] for text in self.blocks[block]]
 
+    def around(self, pattern: str) -> list[str]:
+        """The fewest instructions of a turn of the shortest loop that holds such an instruction."""
+        jumps = [(end, head) for end, after in self.after.items() for head in after if head <= end]
+        turns = [self.shortest(head, end) + self.blocks[end] for end, head in jumps]
+        return min((turn for turn in turns if any(re.search(pattern, text) for text in turn)), key=len)
+
 
 @functools.cache
 def code(pattern: str, arch: str = ARCH) -> dict[str, Code]:

@@ -79,6 +79,22 @@ def test_a_weight_gradient(tile, arch):
         assert_stores(way, name, 4)
 
 
+# fp32 by three products of tf32: of a stage of 16 channels, without its copies, with 48 products. 32 words are split,
+# of which the vote and the halves are 6.5 instructions each; the weight gradient also reads them one by one.
+SPLIT_BUDGETS = {"conv_mma_kernel": 410, "conv_mma_weight_kernel": 495}
+
+
+@pytest.mark.parametrize("arch", [*ARCHITECTURES, "sm_90a"])
+@pytest.mark.parametrize("kernel", SPLIT_BUDGETS)
+def test_a_stage_of_split_products(kernel, arch):
+    found = paths.code(rf"{kernel}<MmaSplit, .*>", arch)
+    assert found
+    for name, code in found.items():
+        turn = code.around(r"\bHMMA\b")
+        assert len([text for text in turn if text.startswith("HMMA")]) == 48, name
+        assert len(turn) <= SPLIT_BUDGETS[kernel], name
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_sum_of_parts(arch):
     """A part is read by 16 bytes, with nothing decided in between."""
