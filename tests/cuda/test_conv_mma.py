@@ -251,6 +251,22 @@ def test_infinity_and_nan_in_full_precision():
     assert torch.equal(out.isinf(), exact.isinf())
 
 
+@pytest.mark.parametrize("value", [torch.inf, torch.nan, 3.4028e38], ids=str)
+def test_other_sums_have_the_same_bits_beside_a_value_that_is_not_ordinary(value):
+    """A warp that meets infinity, NaN, or what tf32 rounds to infinity splits all its words with care."""
+    case = Case("", 1, 16, 24, (9, 10), padding=1)
+    x, w = random((1, 16, 9, 10), torch.float32), random((24, 16, 3, 3), torch.float32)
+    odd = x.clone()
+    odd[0, 3, 4, 5] = value
+    plain, beside = (channels_last(torch.full((1, 24, 9, 10), torch.nan)) for _ in range(2))
+    for tensor, out in ((x, plain), (odd, beside)):
+        ops().test_conv_mma(channels_last(tensor), w, None, None, None, out, *case.rest, False, False, 0, 2, 1, False)
+    reached = torch.zeros(9, 10, dtype=torch.bool)
+    reached[3:6, 4:7] = True
+    assert torch.equal(plain[..., ~reached], beside[..., ~reached])
+    assert not torch.equal(plain[..., reached], beside[..., reached])
+
+
 def weight_gradient(case: Case, x, dy, tile: int, splits: int, allow_tf32: bool) -> torch.Tensor:
     """Held to fp64."""
     dtype = x.dtype
