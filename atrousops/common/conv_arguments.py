@@ -306,3 +306,13 @@ def _text_padding(
         bad_value(op, "padding", "be a number where stride is not 1", "'same'", phrase)
     total = tuple(d * (k - 1) for d, k in zip(dilation, kernel))
     return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+
+
+def computed_in(input: Tensor) -> torch.dtype:
+    """The dtype in which PyTorch computes a convolution of this tensor: under autocast it lowers all but float64."""
+    kind = input.device.type
+    # Not by is_autocast: the first call of a shape enters no file that it needs not.
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return input.dtype
+    lowers = input.is_floating_point() and input.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if lowers else input.dtype

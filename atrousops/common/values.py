@@ -35,13 +35,6 @@ def is_autocast(kind: str) -> bool:
     return kind != "meta" and torch.is_autocast_enabled(kind)
 
 
-def computed_in(input: Tensor) -> torch.dtype:
-    """The dtype in which PyTorch computes a convolution of this tensor: under autocast it lowers all but float64."""
-    if input.is_floating_point() and input.dtype != torch.float64 and is_autocast(input.device.type):
-        return torch.get_autocast_dtype(input.device.type)
-    return input.dtype
-
-
 def connected(t: Tensor, *inputs: Tensor) -> Tensor:
     """The tensor as a constant function of `inputs`: derivatives are zero instead of missing."""
     for x in inputs:

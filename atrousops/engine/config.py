@@ -161,7 +161,7 @@ class Config:
     average: decay per step of the exponential moving average of the weights. batch: images per step over all machines,
     computed in `accumulate` parts. device: "auto" uses a GPU if there is one. autocast: "bfloat16" or None. sync_norm:
     batch statistics over all GPUs. norm_momentum: replaces that of the network's batch normalisations, for short
-    trainings. workers: processes that read images. scales: image scales for evaluation, see `MultiScale`. crf:
+    trainings. workers: processes that read images. scales, odd_sides: of images for evaluation, see `MultiScale`. crf:
     `atrousops study` also evaluates the scores refined by the dense CRF. variants: further evaluations of the weights
     by `atrousops study`, by name.
     """
@@ -184,6 +184,7 @@ class Config:
     sync_norm: bool = False
     norm_momentum: float | None = None
     scales: tuple[float, ...] = (1.0,)
+    odd_sides: bool = False
     crf: bool = False
     variants: dict[str, Variant] = field(default_factory=dict)
     validate_every: int = 0

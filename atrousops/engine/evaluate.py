@@ -121,17 +121,17 @@ def opened(
     model = model.to(pick_device(recipe.device))
     if dtype is not None:
         model = narrow.narrowed(model, recipe, root, info, dtype, calibration)
-    model = scaled(model, recipe.scales if scales is None else scales, flip)
+    model = scaled(model, recipe.scales if scales is None else scales, flip, recipe.odd_sides)
     return Opened(model, data, info, norm)
 
 
-def scaled(model: nn.Module, scales: Sequence[float], flip: bool = False) -> nn.Module:
+def scaled(model: nn.Module, scales: Sequence[float], flip: bool = False, odd_sides: bool = False) -> nn.Module:
     """The network in a MultiScale, or unchanged if that has no effect."""
-    if not flip and tuple(scales) == (1,):
+    if not flip and tuple(scales) == (1,) and not odd_sides:
         return model
     if hasattr(model, "objects"):
         bad_value("evaluate", "scales and flip", "stay as they are for a network that finds objects", tuple(scales))
-    return MultiScale(model, scales, flip)
+    return MultiScale(model, scales, flip, odd_sides)
 
 
 @torch.inference_mode()

@@ -25,6 +25,9 @@ class MultiScale(nn.Module):
         network: images (N, C, H, W) -> scores (N, L, h, w), or a mapping with them under "out"; h and w may be smaller.
         scales: of the image's sides, which are rounded to a multiple of 32 pixels; 1 leaves the image unchanged.
         flip: also use the mirrored image at each scale.
+        odd_sides: round to a multiple of 32 and 1 pixel more, at scale 1 too. A network that was trained on crops of
+            16 n + 1 pixels, whose strided layers pad on both sides, has its positions at pixels 16 i. At other sizes
+            bilinear resizing shifts its maps: by 6 pixels at an output stride of 16, and by 1.5 at 4.
 
     Forward: (N, C, H, W) -> {"out": (N, L, H, W)}, in the dtype of the network's scores.
 
@@ -32,18 +35,26 @@ class MultiScale(nn.Module):
         ArgumentError: no scale, or one that is not positive.
     """
 
-    def __init__(self, network: nn.Module, scales: Sequence[float] = (0.75, 1.0, 1.25), flip: bool = True) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        scales: Sequence[float] = (0.75, 1.0, 1.25),
+        flip: bool = True,
+        odd_sides: bool = False,
+    ) -> None:
         super().__init__()
         if not scales or not all(isfinite(scale) and scale > 0 for scale in scales):
             bad_value("MultiScale", "scales", "be positive numbers, at least one", tuple(scales))
         self.network = network
         self.scales = tuple(scales)
         self.flip = flip
+        self.odd_sides = odd_sides
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         total: Tensor | None = None
         for scale in self.scales:
-            scaled = image if scale == 1 else resize(image, [_side(length, scale) for length in image.shape[2:]])
+            sides = [_side(length, scale) + self.odd_sides for length in image.shape[2:]]
+            scaled = image if scale == 1 and not self.odd_sides else resize(image, sides)
             for mirror in (False, True) if self.flip else (False,):
                 seen = scaled.flip(-1) if mirror else scaled
                 scores = resize(_scores(self.network(seen)), image.shape[2:])
@@ -53,7 +64,7 @@ class MultiScale(nn.Module):
         return {"out": total / (len(self.scales) * (2 if self.flip else 1))}
 
     def extra_repr(self) -> str:
-        return f"scales={self.scales}, flip={self.flip}"
+        return f"scales={self.scales}, flip={self.flip}" + (", odd_sides=True" if self.odd_sides else "")
 
 
 def resize(image: Tensor, size: Sequence[int]) -> Tensor:

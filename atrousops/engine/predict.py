@@ -44,6 +44,7 @@ class Predictor:
         crf: a callable (scores (1, L, H, W), image (1, C, H, W) in 0..255) -> Q (1, L, H, W), such as `ao.DenseCRF()`.
         scales, flip: as in MultiScale, which averages the scores: more accurate and slower.
         scale: the number in an integer image that counts as 1; by default the largest of its dtype.
+        odd_sides: show the network 32 n + 1 pixels along each side, as `MultiScale` explains.
         device: of the network; the CRF and the blending of tiles run on the CPU.
         page: the page or frame of a file to read, from 1.
 
@@ -67,6 +68,7 @@ class Predictor:
         scale: float | None = None,
         device: str | torch.device = "cpu",
         page: int = 1,
+        odd_sides: bool = False,
     ) -> None:
         if not 1 <= len(classes) <= 256:
             bad_value("Predictor", "classes", "hold 1 to 256 names", f"{len(classes)}")
@@ -76,7 +78,9 @@ class Predictor:
             bad_value("Predictor", "size", "be at least 1 pixel, or None", size)
         self.device = torch.device(device)
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
-        self.inference = MultiScale(self.model, scales, flip) if flip or tuple(scales) != (1,) else self.model
+        self.odd_sides = odd_sides
+        several = flip or tuple(scales) != (1,)
+        self.inference = MultiScale(self.model, scales, flip, odd_sides) if several else self.model
         self.classes = list(classes)
         self.mean = torch.tensor(list(mean), dtype=torch.float32).view(1, -1, 1, 1)
         self.std = torch.tensor(list(std), dtype=torch.float32).view(1, -1, 1, 1)
@@ -262,6 +266,7 @@ class Predictor:
         parts += [inference.scales, inference.flip] if isinstance(inference, MultiScale) else [(1.0,), False]
         parts += [f"{type(part).__module__}.{type(part).__qualname__}" for part in (self.model, self.crf)]
         info = getattr(self.model, "info", None)
+        parts += ["odd sides"] * self.odd_sides
         parts += [f"{info.network} {info.arguments}" if isinstance(info, models.Info) else ""]
         parts += [repr(self.crf) if isinstance(self.crf, nn.Module) else ""]
         found = hashlib.sha256(json.dumps(parts).encode())
@@ -280,12 +285,15 @@ class Predictor:
         return self.crf(scores[None], _tensor(picture, self.pixels, 255))[0]
 
     def _network(self, image: Tensor) -> Tensor:
+        odd = int(self.odd_sides)
+        image = F.pad(image, (0, odd, 0, odd), mode="replicate") if odd else image
         output: Any = self.inference(image)
         scores = output if isinstance(output, Tensor) else output["out"]
         if scores.dim() != 4 or scores.shape[:2] != (len(image), len(self.classes)):
             rule = f"give scores ({len(image)}, {len(self.classes)}, h, w), one for each of its classes"
             bad_value("Predictor", "model", rule, tuple(scores.shape))
-        return resize(scores.float(), image.shape[2:])
+        scores = resize(scores.float(), image.shape[2:])
+        return scores[..., :-1, :-1] if odd else scores
 
 
 def load_predictor(
@@ -317,7 +325,7 @@ def load_predictor(
     refine = info.dense_crf() if crf else None
     if optimized:
         model = optimize(model.eval(), freeze=True)
-    given = {"size": info.size, "crf": refine, "scale": info.scale, **options}
+    given = {"size": info.size, "crf": refine, "scale": info.scale, "odd_sides": info.odd_sides, **options}
     return Predictor(model, info.classes, info.mean, info.std, **given)
 
 

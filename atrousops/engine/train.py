@@ -166,7 +166,7 @@ class Trainer:
         """Trains to the last step, or until Ctrl-C; see `main`."""
         recipe, first = self.recipe, self.processes.first
         record = _Record(folder, self.val_set, self.step) if first else None
-        judge = scaled(self.average, recipe.scales)
+        judge = scaled(self.average, recipe.scales, odd_sides=recipe.odd_sides)
         stop = _StopRequest()
         show = Progress(recipe.schedule.last, self.step, progress)
         with stop, contextlib.closing(show), contextlib.closing(record) if record else contextlib.nullcontext():
@@ -286,6 +286,7 @@ class Trainer:
             network=model.name,
             arguments=model.arguments,
             classes=self.train_set.classes,
+            odd_sides=self.recipe.odd_sides,
             mean=data.mean,
             std=data.std,
             size=self.recipe.augmentation.size,

@@ -87,16 +87,19 @@ GROUP = "atrousops.networks"
 
 @dataclass(frozen=True)
 class Shipped:
-    """sha256 of atrousops/weights/NAME.safetensors; crf: arguments of DenseCRF tuned for it on training images."""
+    """sha256 of atrousops/weights/NAME.safetensors; crf: arguments of DenseCRF tuned for it on training images;
+    odd_sides: as in `Info`."""
 
     sha256: str
     crf: dict[str, Any] = field(default_factory=dict)
+    odd_sides: bool = False
 
 
 SHIPPED: dict[str, Shipped] = {
     "deeplabv3plus_efficientnet_lite2_voc_person": Shipped(
         "2636829215ef0700c15d732c70f48787bcc5826f708a9507d2e647c7a97c55a7",
         crf={"bilateral_compat": 2.0, "gaussian_compat": 3.0, "bilateral_sxy": 80.0, "bilateral_srgb": 3.0},
+        odd_sides=True,
     ),
     "unet_efficientnet_lite0_nuclei": Shipped("b4b52db7c119768decd6e2dfff646836a75852c39758133964ff75d25801728c"),
     "unet_nuclei": Shipped("3c6209022c854ef86ed0040aa2addebbfe61d0548ddd55ada4179a5a853d352d"),
@@ -122,6 +125,7 @@ class Info:
     size: the longest side of the training images, in pixels.
     crf: keyword arguments of DenseCRF tuned for its scores, if any.
     scale: the stored number in an image file that counts as 1, or None; see `atrousops.data.bands.read_picture`.
+    odd_sides: the network should see images of 32 n + 1 pixels, as `MultiScale` explains.
     """
 
     network: str
@@ -132,6 +136,7 @@ class Info:
     size: int
     crf: dict[str, Any] = field(default_factory=dict)
     scale: float | None = None
+    odd_sides: bool = False
 
     def dense_crf(self) -> DenseCRF:
         """The dense CRF that refines this network's scores."""
@@ -198,7 +203,7 @@ def load(name: str | os.PathLike[str], **arguments: Any) -> nn.Module:
     if info is None:
         raise WeightsError(f"load: {path} does not say which network it is of. Use load_weights on a network instead.")
     if shipped is not None:
-        info = dataclasses.replace(info, crf=shipped.crf)
+        info = dataclasses.replace(info, crf=shipped.crf, odd_sides=shipped.odd_sides)
     model = normalise_crfs(build(info.network, **{**info.arguments, **arguments}), info.mean, info.std)
     load_state(model, state, path)
     setattr(model, "info", info)  # noqa: B010, for a Module takes no attribute of this type by declaration
@@ -244,8 +249,9 @@ def save(model: nn.Module, path: str | os.PathLike[str], info: Info) -> str:
             value = value.half() if value.dim() > 1 else value.float()
         state[name] = value.contiguous()
     # Only one entry: safetensors writes several in arbitrary order, and the hash would not be reproducible.
-    # Without a scale the header is the same as in versions without this field.
-    values = {key: value for key, value in dataclasses.asdict(info).items() if key != "scale" or value is not None}
+    # Without a scale and odd sides the header is the same as in versions without these fields.
+    later = {"scale": None, "odd_sides": False}
+    values = {key: value for key, value in dataclasses.asdict(info).items() if key not in later or value != later[key]}
     header = {_KEY: json.dumps(values)}
     # Not by save_file, whose error on a full disk is not an OSError.
     write_atomically(path, lambda temporary: Path(temporary).write_bytes(safetensors_bytes(state, metadata=header)))

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atrousops.common.conv_arguments import Arguments
+from atrousops.common.conv_arguments import Arguments, computed_in
 from atrousops.common.formats import CHANNELS_LAST, in_channels_last, rises_from_channels
-from atrousops.common.values import computed_in
 from atrousops.dispatch.devices import constant_in_graphs
 
 # Elements of (N, C, D, H) above which one image of a volume is oneDNN's.

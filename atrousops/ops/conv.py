@@ -13,9 +13,9 @@ from torch import Tensor
 
 from atrousops import reference
 from atrousops.common.checks import bad_value
-from atrousops.common.conv_arguments import Arguments, check_conv, in_pytorch_alone, transposed_size
+from atrousops.common.conv_arguments import Arguments, check_conv, computed_in, in_pytorch_alone, transposed_size
 from atrousops.common.formats import in_channels_last, rises_from_channels
-from atrousops.common.values import computed_in, transformed
+from atrousops.common.values import transformed
 from atrousops.dispatch import backends, choice, libraries
 from atrousops.dispatch.devices import allow_tf32
 from atrousops.dispatch.planner import CallArguments

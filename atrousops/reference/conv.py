@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atrousops.common.values import computed_in, connected, is_autocast
+from atrousops.common.conv_arguments import computed_in
+from atrousops.common.values import connected, is_autocast
 from atrousops.dispatch.geometry import Axis, AxisTap, axis_phases
 
 Slices = tuple[slice, ...]

@@ -42,3 +42,20 @@ def test_scales_are_averaged_on_the_grid():
 def test_scales_must_be_positive(scales):
     with pytest.raises(ValueError, match="scales must be positive numbers"):
         MultiScale(Columns(), scales)
+
+
+class Corner(nn.Module):
+    """As strided layers that pad on both sides: position i is pixel 4 i."""
+
+    def forward(self, x):
+        return x[..., ::4, ::4]
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize(("odd_sides", "shift"), [(False, 1.5), (True, 0.0)])
+def test_odd_sides_do_not_shift(odd_sides, shift, scale):
+    """Of an image whose values are its columns, the scores lag by 1.5 pixels of the network's input at even sides."""
+    x = torch.arange(64.0).expand(1, 1, 32, 64)
+    y = MultiScale(Corner(), (scale,), False, odd_sides)(x)["out"]
+    assert y.shape == x.shape
+    torch.testing.assert_close((x - y)[..., 8:-8].mean(), torch.tensor(shift / scale), rtol=0, atol=0.02)

@@ -1,5 +1,6 @@
 """Files of weights: what is written is read back, and what is damaged is said to be."""
 
+import dataclasses
 import json
 
 import pytest
@@ -37,6 +38,16 @@ def test_round_trip(saved):
     for name, value in network.state_dict().items():
         # Matrices are stored in fp16: 11 bits, and steps of 2^-24 below its smallest normal number.
         torch.testing.assert_close(loaded.state_dict()[name], value, rtol=2**-11, atol=2**-25)
+
+
+def test_odd_sides_are_in_the_header(saved, tmp_path):
+    """Only where they are asked for: other files are those of earlier versions."""
+    network, path = saved
+    assert registry.header_of(path) == INFO
+    assert b"odd_sides" not in path.read_bytes()
+    other = dataclasses.replace(INFO, odd_sides=True)
+    models.save(network, tmp_path / "odd.safetensors", other)
+    assert models.load(tmp_path / "odd.safetensors").info == other
 
 
 def test_subnormal_weights_are_kept(saved):
