@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from refusals import CLUSTER_DIMENSION, KERNEL, NON_PORTABLE_CLUSTER, Runtime, case, cases
+from refusals import CLUSTER_DIMENSION, KERNEL, NON_PORTABLE_CLUSTER, Config, Dim3, Runtime, case, cases
 
 
 def clusters(r: Runtime, blocks: int) -> int:
@@ -188,6 +188,15 @@ cases(
 cases(
     "NotSupported: cudaFuncSetAttribute",
     a_function_attribute_that_is_not_written=lambda r: r.call("FuncSetAttribute", r.function, 9, 0),
+)
+cases(
+    "InvalidDeviceFunction: cudaOccupancyMaxActiveClusters",
+    clusters_of_no_kernel=lambda r: r.call(
+        "OccupancyMaxActiveClusters",
+        ctypes.byref(ctypes.c_int()),
+        ctypes.c_void_p(64),
+        ctypes.byref(Config(Dim3(1, 1, 1), Dim3(32, 1, 1), 0, None)),
+    ),
 )
 cases(
     "InvalidDeviceFunction: cudaFuncGetAttributes",
