@@ -130,7 +130,9 @@ def scaled(model: nn.Module, scales: Sequence[float], flip: bool = False, odd_si
     if not flip and tuple(scales) == (1,) and not odd_sides:
         return model
     if hasattr(model, "objects"):
-        bad_value("evaluate", "scales and flip", "stay as they are for a network that finds objects", tuple(scales))
+        bad_value(
+            "evaluate", "scales, flip and odd_sides", "stay as they are for a network that finds objects", tuple(scales)
+        )
     return MultiScale(model, scales, flip, odd_sides)
 
 

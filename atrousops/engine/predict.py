@@ -266,7 +266,7 @@ class Predictor:
         parts += [inference.scales, inference.flip] if isinstance(inference, MultiScale) else [(1.0,), False]
         parts += [f"{type(part).__module__}.{type(part).__qualname__}" for part in (self.model, self.crf)]
         info = getattr(self.model, "info", None)
-        parts += ["odd sides"] * self.odd_sides
+        parts += ["odd sides"] if self.odd_sides else []
         parts += [f"{info.network} {info.arguments}" if isinstance(info, models.Info) else ""]
         parts += [repr(self.crf) if isinstance(self.crf, nn.Module) else ""]
         found = hashlib.sha256(json.dumps(parts).encode())

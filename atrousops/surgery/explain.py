@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from atrousops import ops
 from atrousops.common.checks import bad_type
-from atrousops.common.values import is_autocast
+from atrousops.common.conv_arguments import computed_in
 from atrousops.dispatch import backends, choice, planner
 from atrousops.dispatch.planner import CallArguments
 from atrousops.surgery.explain_row import Row
@@ -206,7 +206,7 @@ def _row(module: str, operator: str, arguments: dict[str, Any]) -> Row:
         module,
         operator,
         tuple(input.shape),
-        _computed_dtype(multiplied) if operator.startswith("conv") else input.dtype,
+        computed_in(multiplied) if operator.startswith("conv") else input.dtype,
         _is_channels_last(input),
         backend="reference",
         kernel="reference",
@@ -300,12 +300,6 @@ def _named_arguments(operator: str, args: tuple[Any, ...], kwargs: dict[str, Any
     names = _CONV_TRANSPOSE if "transpose" in operator else _CONV
     # Only the convolutions are planned; of the others the first tensor is enough.
     return dict(zip(names, args)) | kwargs
-
-
-def _computed_dtype(input: Tensor) -> torch.dtype:
-    """Autocast lowers the dtype of convolutions, but not float64."""
-    lowers = is_autocast(input.device.type) and input.is_floating_point() and input.dtype != torch.float64
-    return torch.get_autocast_dtype(input.device.type) if lowers else input.dtype
 
 
 def _is_channels_last(input: Tensor) -> bool:
