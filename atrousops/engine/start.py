@@ -70,8 +70,10 @@ def from_trunk(model: nn.Module, recipe: Config, root: str | None) -> Account:
         bad_value("config", "init.trunk", "be null for a network without a backbone", recipe.model.name, remedy)
     path = _trunk_file(str(recipe.init.trunk), root)
     trunk = loading.read(path, "init.trunk")
-    trunk = _by_our_names(places[0].state_dict(), trunk)
-    return fill(places[0], trunk, "init.trunk", path, recipe.model.name)
+    # A network of objects has its encoder and a pyramid in its backbone.
+    encoder = getattr(places[0], "body", places[0])
+    trunk = _by_our_names(encoder.state_dict(), trunk)
+    return fill(encoder, trunk, "init.trunk", path, recipe.model.name)
 
 
 def _trunk_file(name: str, root: str | None) -> Path:

@@ -1,6 +1,7 @@
 """torchvision's steps from scores to boxes and masks, for torch.export: without branches on their number.
 
-Masks are pasted without reading the boxes' values, which would synchronise with a GPU.
+Masks are pasted without reading the boxes' values, which would synchronise with a GPU. Coordinates are computed in
+float32 where features have 16 bits, in which those of 512 pixels are up to two pixels wrong (bfloat16).
 """
 
 from __future__ import annotations
@@ -8,12 +9,38 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads, expand_boxes, expand_masks
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import batched_nms, clip_boxes_to_image, nms
 
 _Sizes = list[tuple[int, int]]
+
+
+class Anchors(AnchorGenerator):
+    """torchvision's anchors."""
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """Anchors (N, 4) of each image; of the maps their sizes, device and dtype matter."""
+        wide = [maps.new_empty(1, dtype=_wide(maps)).expand(maps.shape) for maps in feature_maps]
+        anchors: list[Tensor] = super().forward(image_list, wide)
+        return anchors
+
+
+class Boxes(BoxCoder):
+    """torchvision's boxes from offsets."""
+
+    def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
+        """Boxes (N, 4 K) from offsets (N, 4 K) of boxes (N, 4)."""
+        decoded: Tensor = super().decode_single(rel_codes.to(_wide(rel_codes)), boxes)
+        return decoded
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 class Proposals(RegionProposalNetwork):
@@ -77,7 +104,7 @@ def paste(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
 
     All boxes at once, by two products with interpolation matrices, A_y m A_x^T; torchvision resizes them one by one.
     """
-    dtype = torch.promote_types(masks.dtype, torch.float32)
+    dtype = _wide(masks)
     padded, scale = expand_masks(masks[:, 0].to(dtype), padding=1)
     boxes = expand_boxes(boxes, scale).long()
     x = _interpolation(boxes[:, 0], boxes[:, 2], padded.shape[-1], width, dtype)

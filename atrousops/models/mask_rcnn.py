@@ -14,21 +14,39 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign, masks_to_boxes
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from atrousops.common.checks import bad_value
-from atrousops.models._detection import Heads, Proposals, Transform
-from atrousops.models.backbones import Backbone, load_backbone, resnet
+from atrousops.models._detection import Anchors, Boxes, Heads, Proposals, Transform
+from atrousops.models.backbones import RESNETS, Encoder, encoder, load_backbone
 from atrousops.models.base import check_objects
 from atrousops.models.channels import normalisation, set_in_channels
 from atrousops.surgery.convert import convert
 
-_DEPTHS = (18, 34, 50, 101, 152)
+_LEVELS = ("low", "mid", "aux", "out")
+
+
+class FeaturePyramid(nn.Module):
+    """torchvision's pyramid on an encoder: images -> {"0", "1", "2", "3", "pool": (N, 256, h, w)}, strides 4 to 64."""
+
+    out_channels = 256
+
+    def __init__(self, backbone: Encoder) -> None:
+        super().__init__()
+        self.body = backbone
+        widths = [backbone.channels[level] for level in _LEVELS]
+        self.fpn = FeaturePyramidNetwork(widths, self.out_channels, LastLevelMaxPool())
+
+    def forward(self, input: Tensor) -> dict[str, Tensor]:
+        features = self.body(input)
+        maps: dict[str, Tensor] = self.fpn({str(number): features[level] for number, level in enumerate(_LEVELS)})
+        return maps
 
 
 class DilatedC5(nn.Module):
-    """The last stage of a ResNet at stride 16, atrous, as the only feature map: images -> {"0": (N, C, h, w)}."""
+    """The last stage of an encoder at stride 16, atrous, as the only feature map: images -> {"0": (N, C, h, w)}."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Encoder) -> None:
         super().__init__()
         self.body = backbone
         self.out_channels = backbone.channels["out"]
@@ -43,8 +61,17 @@ class MaskRCNN(detection.MaskRCNN):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # As in `convert`: the same modules with other methods.
-        for module, ours in ((self.rpn, Proposals), (self.roi_heads, Heads), (self.transform, Transform)):
+        for module, ours in (
+            (self.rpn, Proposals),
+            (self.rpn.box_coder, Boxes),
+            (self.roi_heads, Heads),
+            (self.roi_heads.box_coder, Boxes),
+            (self.transform, Transform),
+        ):
             module.__class__ = ours
+        # A caller's own generator stays as it is.
+        if type(self.rpn.anchor_generator) is AnchorGenerator:
+            self.rpn.anchor_generator.__class__ = Anchors
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """The sum of its losses, averaged over images.
@@ -86,11 +113,11 @@ def mask_rcnn(
     version: int = 1,
     **settings: Any,
 ) -> MaskRCNN:
-    """Mask R-CNN on a ResNet with a feature pyramid, or on its dilated last stage.
+    """Mask R-CNN on a classifier with a feature pyramid, or on its dilated last stage.
 
     | part | "fpn" | "dilated_c5" |
     |---|---|---|
-    | features | 256 channels at strides 4 8 16 32 64 | 2048 (18 and 34: 512) at stride 16, layer4 at rate 2 |
+    | features | 256 channels at strides 4 8 16 32 64 | the last stage at stride 16, rate 2: 2048 of ResNet-50 |
     | anchors, of 3 ratios | one size per level, 32 to 512 | 32 64 128 256 512 |
     | boxes | RoIAlign 7x7, two layers of 1024 | the same |
     | masks | RoIAlign 14x14, four 3x3 of 256, deconvolution k2 s2, 1x1 | the same |
@@ -103,7 +130,7 @@ def mask_rcnn(
 
     Args:
         num_classes: K, background (class 0) included.
-        backbone: "resnet18" to "resnet152".
+        backbone: "resnet18" to "resnet152", or another network that `encoder` accepts, such as "efficientnet_lite0".
         features: "fpn" or "dilated_c5".
         frozen_norm: use frozen batch normalisation, for pretrained weights and small batches.
         backbone_weights: state dict of torchvision's classifier to start from.
@@ -126,9 +153,6 @@ def mask_rcnn(
     Source: He et al., Mask R-CNN (2017), section 3, figure 4; Lin et al., Feature pyramid networks (2017); Dai et al.,
     Deformable convolutional networks (2017), section 4.1 (dilated conv5).
     """
-    if backbone not in [f"resnet{depth}" for depth in _DEPTHS]:
-        known = ", ".join(map(str, _DEPTHS))
-        bad_value("mask_rcnn", "backbone", f'be "resnet" with a depth of {known}', repr(backbone))
     if features not in ("fpn", "dilated_c5"):
         bad_value("mask_rcnn", "features", 'be "fpn" or "dilated_c5"', repr(features))
     if version not in (1, 2) or (version == 2 and features != "fpn"):
@@ -136,18 +160,12 @@ def mask_rcnn(
     if features == "fpn":
         if backbone_arguments:
             bad_value("mask_rcnn", "backbone_arguments", 'be None with "fpn"', backbone_arguments)
-        norm = FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d
-        trunk = resnet_fpn_backbone(backbone_name=backbone, weights=None, norm_layer=norm, trainable_layers=5)
+        trunk = _pyramid(backbone, frozen_norm, backbone_weights, in_channels)
         if version == 2:
             settings = {**_second(trunk), **settings}
-        set_in_channels(trunk.body, in_channels)
-        load_backbone(trunk.body, backbone_weights)
     else:
-        encoder = resnet(
-            int(backbone.removeprefix("resnet")), 16, in_channels=in_channels, **(backbone_arguments or {})
-        )
-        load_backbone(encoder, backbone_weights)
-        trunk = DilatedC5(encoder)
+        body = encoder(backbone, 16, backbone_weights, in_channels, **(backbone_arguments or {}))
+        trunk = DilatedC5(body)
         if frozen_norm:
             _freeze(trunk)
         sizes = ((32, 64, 128, 256, 512),)
@@ -162,6 +180,20 @@ def mask_rcnn(
     network = MaskRCNN(trunk, num_classes, **{"image_mean": list(mean), "image_std": list(std), **settings})
     convert(network)
     return network
+
+
+def _pyramid(name: str, frozen_norm: bool, weights: Mapping[str, Tensor] | None, in_channels: int) -> Any:
+    """A feature pyramid on a classifier; that of a ResNet is torchvision's, for the names of its weights."""
+    if name not in RESNETS:
+        pyramid = FeaturePyramid(encoder(name, 32, weights, in_channels))
+        if frozen_norm:
+            _freeze(pyramid)
+        return pyramid
+    norm = FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d
+    trunk = resnet_fpn_backbone(backbone_name=name, weights=None, norm_layer=norm, trainable_layers=5)
+    set_in_channels(trunk.body, in_channels)
+    load_backbone(trunk.body, weights)
+    return trunk
 
 
 def _second(trunk: Any) -> dict[str, nn.Module]:
