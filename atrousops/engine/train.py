@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import os
 import signal
 import sys
@@ -59,7 +60,7 @@ def main(
 
     Raises:
         FileNotFoundError: no recipe, or resume without a checkpoint.
-        ArgumentError: an invalid recipe, or `output` holds a checkpoint and resume is False.
+        ArgumentError: an invalid recipe, `output` holds a checkpoint and resume is False, or the loss is not finite.
         OutputError: writing failed, for example because the disk is full. The last checkpoint is complete and can be
             resumed.
     """
@@ -236,7 +237,7 @@ class Trainer:
             self.tell(error)
 
     def train_step(self) -> float:
-        """One batch; returns its loss."""
+        """One batch; returns its loss. Raises ArgumentError, before weights change, if the loss is not finite."""
         begin = time.perf_counter()
         recipe, processes = self.recipe, self.processes
         for group in self.optimiser.param_groups:
@@ -256,11 +257,15 @@ class Trainer:
                     loss = self.judged(x.contiguous(memory_format=torch.channels_last), y) / count
                 (loss * processes.world).backward()
             total += loss.detach()
+        value = processes.sum(total).item()
+        if not math.isfinite(value):
+            remedy = "Lower optimiser.lr, or set autocast to null. The last checkpoint is from before that step."
+            bad_value("train", "the loss", "be finite", f"{value} in step {self.step + 1}", remedy)
         self.optimiser.step()
         self.step += 1
         self._update_average()
         self.seconds += time.perf_counter() - begin
-        return processes.sum(total).item()
+        return value
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """This process's images and labels of the next step, determined only by seed and step, for resuming."""

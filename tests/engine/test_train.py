@@ -233,6 +233,16 @@ def _step_of(name, layout, data_seed, seed):
     return order.index(name) // 2 if name in order else 2
 
 
+def test_a_loss_that_is_not_finite(tmp_path, people, recipe):
+    """Training ends there, and the checkpoint of the step before has finite weights."""
+    spoilt = ("schedule.steps=9", "schedule.warmup=0", "optimiser.lr=1.0e+30", "checkpoint_every=1")
+    with pytest.raises(ArgumentError, match=r"train: the loss must be finite; got (nan|inf) in step \d\. Lower optim"):
+        run(recipe, people, tmp_path / "run", overrides=spoilt)
+    state = torch.load(tmp_path / "run" / train.CHECKPOINT)
+    assert 1 <= state["step"] < 9
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
 def test_resume_without_checkpoint(tmp_path, people, recipe):
     with pytest.raises(FileNotFoundError):
         run(recipe, people, tmp_path / "run", resume=True)
