@@ -75,7 +75,9 @@ def test_one_budget():
         for r in map(config.load, compared):
             rest = r.schedule, r.batch, r.augmentation, r.optimiser.name, r.seed, r.threads, r.scales
             held, fine = "backbone." in r.optimiser.frozen, r.model.name in ("dilated_vgg16", "deeplabv1")
-            start = r.init.trunk, r.init.trunk is not None and fine, bool(r.init.weights), held, r.autocast
+            # Mask R-CNN sets the sides of its images itself.
+            own = r.init.trunk is not None and (fine or r.model.name == "mask_rcnn")
+            start = r.init.trunk, own, bool(r.init.weights), held, r.autocast
             budgets.setdefault(start, set()).add(rest)
         assert all(len(budget) == 1 for budget in budgets.values())
 

@@ -4,10 +4,14 @@ import pytest
 import torch
 import torchvision
 from networks import losses
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 import atrousops as ao
 from atrousops import models
+from atrousops.models import backbones
 from atrousops.models._detection import paste
 
 SMALL = {"min_size": 64, "max_size": 96, "box_score_thresh": 0.0, "box_detections_per_img": 6}
@@ -64,3 +68,51 @@ def test_backbone_weights():
     for features in ("fpn", "dilated_c5"):
         network = models.mask_rcnn(2, "resnet18", features, backbone_weights=weights, **SMALL)
         assert torch.equal(network.backbone.body["layer4"][1].conv2.weight, weights["layer4.1.conv2.weight"])
+
+
+def test_other_encoders():
+    """A pyramid, or one map, on an encoder that is not a ResNet; its trunk is where `init.trunk` looks for it."""
+    network = models.mask_rcnn(2, "efficientnet_lite0", version=2, **SMALL).eval()
+    alone = backbones.encoder("efficientnet_lite0")
+    alone.load_state_dict(network.backbone.body.state_dict())
+    image = torch.rand(1, 3, 64, 96)
+    with torch.inference_mode():
+        maps = network.backbone(image)
+        assert [tuple(m.shape[1:]) for m in maps.values()] == [
+            (256, 16, 24), (256, 8, 12), (256, 4, 6), (256, 2, 3), (256, 1, 2)
+        ]  # fmt: skip
+        pyramid = network.backbone.fpn
+        wanted = pyramid({str(i): alone.eval()(image)[level] for i, level in enumerate(("low", "mid", "aux", "out"))})
+        for name, value in maps.items():
+            torch.testing.assert_close(value, wanted[name])
+        assert models.mask_rcnn(2, "efficientnet_lite0", "dilated_c5").eval().backbone(image)["0"].shape == (
+            1,
+            320,
+            4,
+            6,
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_boxes_do_not_lose_bits(dtype):
+    """Anchors at 1000 pixels and offsets of 16 bits, against fp64: PyTorch's own coder rounds both to 16 bits."""
+    network = models.mask_rcnn(2, "resnet18", **SMALL)
+    maps = torch.zeros(1, 8, 250, 250, dtype=dtype)
+    images = ImageList(torch.zeros(1, 3, 1000, 1000), [(1000, 1000)])
+    rpn = network.rpn
+    anchors = AnchorGenerator(rpn.anchor_generator.sizes, rpn.anchor_generator.aspect_ratios)
+    wanted = anchors(images, [maps.double()] * 5)[0]
+    found = rpn.anchor_generator(images, [maps] * 5)[0]
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=0)
+    offsets = torch.randn(len(wanted), 8, generator=torch.Generator().manual_seed(0)).mul(0.1).to(dtype)
+    for coder in (rpn.box_coder, network.roi_heads.box_coder):
+        exact = BoxCoder(coder.weights).decode_single(offsets.double(), wanted)
+        torch.testing.assert_close(coder.decode_single(offsets, found).double(), exact, rtol=1e-6, atol=1e-3)
+
+
+def test_a_callers_anchors_stay():
+    class Own(AnchorGenerator):
+        pass
+
+    own = Own(((16,), (32,), (64,), (128,), (256,)), ((1.0,),) * 5)
+    assert type(models.mask_rcnn(2, "resnet18", rpn_anchor_generator=own).rpn.anchor_generator) is Own
