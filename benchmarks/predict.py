@@ -43,8 +43,8 @@ TEXT = """## Predicted times on an H100 and an H200
 - `launch`: the launches of a call;
 - `tensor cores`: the products of all tiles, at half of the data sheet's rate, which is a guess. It is replaced by `L2`
   if reading the operands from the L2 cache would take longer, at the 8.1 TB/s that kernel 6 of
-  [fast.cu](https://github.com/pranjalssh/fast.cu) reads for its 777 TFLOP/s without multicast. If the columns of a
-  result make an even number of tiles, two blocks share the bytes they read of the map, which then count half;
+  [fast.cu](https://github.com/pranjalssh/fast.cu) reads for its 777 TFLOP/s without multicast. Blocks in pairs share
+  the bytes of the map or of the weights, which then count half;
 - `tile ends`: the time of a tile outside its products, from the instruction counts of its machine code (`tile_steps`,
   checked by `tests/compile/test_wgmma_code.py`);
 - `waves`: time in which multiprocessors wait for the busiest one, and partly filled tiles;
@@ -137,8 +137,8 @@ def parts_of(problem: Problem, device: Device, kernel: str, seconds: float, item
     boxes = planner.boxes([problem], device, itemsize)
     each = boxes.step / device.multiprocessors
     products, ends = boxes.steps * each, boxes.tiles * boxes.beside * each
-    rows = boxes.rows / 2 if planner.in_pairs(problem, boxes.columns) else boxes.rows
-    read = boxes.steps * 128 * (rows + boxes.columns)
+    halved = {"map": boxes.rows, "weights": boxes.columns, "none": 0}[boxes.shared] / 2
+    read = boxes.steps * 128 * (boxes.rows + boxes.columns - halved)
     slowest = "L2" if read / L2 > products else "tensor cores"
     sums = work - boxes.finish * boxes.step
     waves = boxes.finish * boxes.step - products - ends

@@ -82,8 +82,10 @@ static py::object named_tuple(const char* type, T&&... fields) {
 static py::object tuple_of(const std::optional<BoxPlan>& p, int64_t itemsize) {
   if (!p) return py::none();
   const TileShape& s = tile_shapes()[static_cast<size_t>(p->shape)];
+  static constexpr const char* kShared[] = {"none", "map", "weights"};
   return named_tuple("Boxes", py::tuple(py::cast(p->box.size)), p->box.images, s.rows, s.columns, 128 / itemsize,
-                     p->splits, p->tiles, p->steps, p->step, p->beside, p->finish, p->seconds, p->dense_seconds);
+                     p->splits, kShared[static_cast<size_t>(p->pairs)], p->tiles, p->steps, p->step, p->beside,
+                     p->finish, p->seconds, p->dense_seconds);
 }
 
 static py::list list_of(const std::vector<Candidate>& all) {
@@ -237,8 +239,6 @@ static void bind_boxes(py::module_& m) {
     const char* why = p.kind == Kind::weight_grad ? weight_boxes_cannot(p, itemsize) : boxes_cannot(p, itemsize);
     return std::string(why ? why : "");
   });
-  m.def("in_pairs", [](const std::string& kind, int64_t n, int64_t c, int64_t k, int64_t groups, const AxesFields& axes,
-                       int64_t columns) { return in_pairs(problem_of(kind, n, c, k, groups, axes), columns); });
   m.def("plan_weight_boxes",
         [](int64_t n, int64_t c, int64_t k, const AxesFields& axes, int64_t multiprocessors, double rate) {
           const WeightBoxPlan p = plan_weight_boxes(problem_of("weight_grad", n, c, k, 1, axes), multiprocessors, rate);

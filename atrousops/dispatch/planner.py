@@ -52,7 +52,7 @@ class Boxes(NamedTuple):
     """The tiling of a launch of wgmma, and its predicted times.
 
     A tile is `size` positions along each axis of `images` images, at most `rows` positions, by `columns` channels.
-    `tiles` includes the `splits` of a sum. A step is `depth` channels (128 bytes) at one tap and takes `step` seconds;
+    `tiles` includes the `splits` of a sum. `shared`, by the two blocks of a pair, is the "map", the "weights" or "none". A step is `depth` channels (128 bytes) at one tap and takes `step` seconds;
     `steps` is the total of all tiles; `beside` is the time of a tile outside its steps; `finish` is the time of the
     busiest multiprocessor. dense_seconds: the time of the same tiling if no tap were dead.
     """
@@ -63,6 +63,7 @@ class Boxes(NamedTuple):
     columns: int
     depth: int
     splits: int
+    shared: str
     tiles: int
     steps: float
     step: float
@@ -214,13 +215,6 @@ def boxes(problems: Sequence[Problem], device: Device, itemsize: int) -> Boxes:
     assert libraries.planner is not None
     fields = [_fields(p) for p in problems]
     found: Boxes = libraries.planner.plan_boxes(fields, itemsize, device.multiprocessors, device.rates["wgmma"])
-    return found
-
-
-def in_pairs(problem: Problem, columns: int) -> bool:
-    """Whether wgmma's tiles of so many columns come in pairs, whose blocks share what they read of the map."""
-    assert libraries.planner is not None
-    found: bool = libraries.planner.in_pairs(*_fields(problem), columns)
     return found
 
 

@@ -45,10 +45,12 @@ struct TileShape {
 // Those that csrc/cuda/conv_wgmma.cu has.
 const std::vector<TileShape>& tile_shapes();
 
-// Whether tiles of so many columns come in pairs of blocks, neighbours in a box that share what they read of the map.
-inline bool in_pairs(const Problem& p, int64_t columns) {
-  return ceil_div(p.kind == Kind::input_grad ? p.c : p.k, columns) % 2 == 0;
-}
+// What the two blocks of a pair share: neighbouring columns of a box, the map; two boxes with the same taps, the
+// weights.
+enum class Pairs : int32_t { none, map, weights };
+// That of the fewest bytes which the problems of a launch allow: all columns, or the boxes of each region, come in
+// twos.
+Pairs pairs_of(const std::vector<Problem>& problems, const Box& box, const TileShape& shape);
 
 // The inputs of the choice of boxes. Several problems of one launch have the same map and channels.
 struct BoxRequest {
@@ -61,11 +63,12 @@ struct BoxRequest {
 struct BoxPlan {
   Box box;
   int64_t shape = 0, splits = 1;  // of tile_shapes(); parts of a sum
-  int64_t tiles = 0;              // parts and blocks of channels included
-  double steps = 0;               // of all tiles: 128 bytes of channels at one tap
-  double step = 0;                // seconds of one
-  double beside = 0;              // what a tile takes beside its own, in steps
-  double finish = 0;              // steps of the busiest multiprocessor, those beside included
+  Pairs pairs = Pairs::none;
+  int64_t tiles = 0;  // parts and blocks of channels included
+  double steps = 0;   // of all tiles: 128 bytes of channels at one tap
+  double step = 0;    // seconds of one
+  double beside = 0;  // what a tile takes beside its own, in steps
+  double finish = 0;  // steps of the busiest multiprocessor, those beside included
   double seconds = 0;
   double dense_seconds = 0;  // of the same tile in rows of any shape, were no tap dead
 };

@@ -168,6 +168,7 @@ Cut cut(const std::vector<ConvWgmmaCall>& calls, const Tensor& src, const ConvWg
     c.boxes.box = forced.box;
     c.boxes.shape = forced.tile;
     c.boxes.splits = forced.splits;
+    c.boxes.pairs = core::pairs_of(request.problems, forced.box, core::tile_shapes()[static_cast<size_t>(forced.tile)]);
   }
   c.plan = conv_box_plan(request.problems, c.boxes.box);
   set_positions(c.plan.table);
@@ -226,7 +227,7 @@ void conv_wgmma(const std::vector<ConvWgmmaCall>& calls, const Tensor& src, Tens
   STD_TORCH_CHECK(tiles <= INT32_MAX / 2, "conv: one launch takes up to 2^30 tiles; got ", tiles);
   const int64_t blocks = std::min(tiles, forced.blocks > 0 ? forced.blocks : conv_multiprocessors(src));
   const Stream stream = current_stream(src);
-  args.pair = blocks > 1 && core::in_pairs(calls[0].problem, shape.columns);
+  if (blocks > 1) args.pairs = c.boxes.pairs;
   start({t, maps, args, c.boxes.shape, weights[0].along, static_cast<unsigned>(blocks), dst.scalar_type()}, dtype,
         stream);
   for (size_t i = 0; part && i < calls.size(); ++i) {

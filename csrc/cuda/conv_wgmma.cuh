@@ -5,8 +5,8 @@
 // tap, and the weights. What the box reads outside the tensor is zero: that is the padding. Blocks stay for many tiles:
 // a warp finds the next ones (conv_wgmma_tiles.cuh), and loads for them go on while sums are written.
 //
-// Where blocks are paired, both need the same boxes of src, and each brings every second one for both: a multiprocessor
-// so reads half of src's bytes from the L2 cache.
+// Where blocks are paired, both need the same boxes of src, or the same weights, and each brings every second one for
+// both: a multiprocessor so reads half of these bytes from the L2 cache.
 #pragma once
 
 #include "cuda/arch/barrier.h"
@@ -130,15 +130,18 @@ __device__ __forceinline__ void load_wgmma_tiles(const ConvTable& t, const ConvW
       char* const stage = shared.stages + turn.stage() * Tile::kStageBytes;
       const int32_t channel = cursor.work.block * Tile::kDepth;
       const int box[5] = {channel, cursor.at[2], cursor.at[1], cursor.at[0], cursor.work.image};
-      if (!args.pair) {
-        arch::tma_load(stage, &maps.src, box, full);
-      } else if (static_cast<unsigned>(turn.stage()) % 2 == rank) {
-        arch::tma_load_multicast(stage, &maps.src, box, full, both);
-      }
+      const auto bring = [&](core::Pairs shared, char* to, const TensorMap* from, const auto& at) {
+        if (args.pairs != shared) {
+          arch::tma_load(to, from, at, full);
+        } else if (static_cast<unsigned>(turn.stage()) % 2 == rank) {
+          arch::tma_load_multicast(to, from, at, full, both);
+        }
+      };
+      bring(core::Pairs::map, stage, &maps.src, box);
 #pragma unroll
       for (int i = 0; i < B::kBoxes; ++i) {
         const int along[3] = {channel, cursor.tap, column}, across[3] = {column + i * B::kOfSpan, cursor.tap, channel};
-        arch::tma_load(stage + Tile::A::kBytes + i * B::kBoxBytes, weights, B::kAlong ? along : across, full);
+        bring(core::Pairs::weights, stage + Tile::A::kBytes + i * B::kBoxBytes, weights, B::kAlong ? along : across);
       }
       cursor.next();
       turn.next();
@@ -244,7 +247,7 @@ __device__ __forceinline__ void multiply_wgmma_tiles(const ConvTable& t, const C
   if (consumer == 1) begin_behind<Tile>(shared, ring, tiles);
   const auto release = [&](Turn<Tile::kStages> read) {
     ring.release(read);
-    if (args.pair) ring.release(read, arch::cluster_rank() ^ 1);
+    if (args.paired()) ring.release(read, arch::cluster_rank() ^ 1);
   };
   Turn<Tile::kStages> turn;
   WgmmaSums<Tile> sums;
@@ -279,11 +282,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const Pipeline<Tile::kStages> ring(shared.barriers);
   const Pipeline<kTilesAhead> tiles(shared.barriers + Pipeline<Tile::kStages>::kBarriers);
   if (threadIdx.x == 0) {
-    ring.init(Tile::kReadingWarps << args.pair);
+    ring.init(Tile::kReadingWarps << args.paired());
     tiles.init(Tile::kReadingWarps + 1);
   }
   __syncthreads();
-  if (args.pair) sync_pair();
+  if (args.paired()) sync_pair();
   const int warp = warp_id();
   // What the warpgroups had at launch, 168 each, in sum; the compiler holds all code to what it starts with. With 56,
   // the loading warps spill.
@@ -296,7 +299,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     multiply_wgmma_tiles<Tile>(t, args, shared, ring, tiles, warp);
   }
   __syncwarp();
-  if (args.pair) sync_pair();
+  if (args.paired()) sync_pair();
 }
 
 template <class T, arch::Major kB, class Out = T>
@@ -304,12 +307,12 @@ void conv_wgmma_start(const ConvWgmmaLaunch& l, Stream stream) {
   const auto start = [&]<class Of>(Of*) {
     using Tile = std::conditional_t<std::is_same_v<T, Out>, Of, WgmmaInto<Of, Out>>;
     Launch where{l.blocks, Tile::kThreads, ConvWgmma<Tile>::shared_bytes()};
-    if (l.args.pair) {
+    if (l.args.paired()) {
       const Launch pairs{l.blocks / 2 * 2, where.block, where.shared_bytes, 2};
       if (can_place<conv_wgmma_kernel<Tile>>(pairs)) where = pairs;
     }
     ConvWgmmaArgs args = l.args;
-    args.pair = where.cluster > 1;
+    if (where.cluster == 1) args.pairs = core::Pairs::none;
     args.residual = l.args.residual ? ConvWgmmaResidual<Tile>::kTurns : 0;
     launch<conv_wgmma_kernel<Tile>>(where, stream, l.table, l.maps, args);
   };

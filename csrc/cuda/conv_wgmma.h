@@ -37,13 +37,15 @@ struct ConvWgmmaArgs {
   int32_t channel_blocks;   // of src, 128 bytes each
   Divisor32 column_blocks;  // a tile is done for each of them, and of the splits
   int32_t box_bytes;
-  int32_t pair;      // 1 where blocks come in clusters of two, which have neighbouring columns of the same box
-  bool whole;        // rows, or parts of their sums, leave by whole 16 bytes
-  int32_t residual;  // how many stages one takes behind a tile's steps, 0 where none comes by TMA
+  core::Pairs pairs;  // blocks come in clusters of two, but for none
+  bool whole;         // rows, or parts of their sums, leave by whole 16 bytes
+  int32_t residual;   // how many stages one takes behind a tile's steps, 0 where none comes by TMA
   Divisor splits;
   float* part;        // (branches, splits, positions, channels), or null
   int64_t part_size;  // elements of a split
   ConvWgmmaBranch branch[kMostBranches];
+
+  __host__ __device__ int32_t paired() const { return pairs != core::Pairs::none; }
 };
 
 // `along`: weights are K-major; `tile` is an entry of core::tile_shapes.

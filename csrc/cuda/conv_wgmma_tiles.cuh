@@ -39,13 +39,16 @@ __device__ __forceinline__ int parameter_place(int column) {
   return (column & ~15) | (column & 6) << 1 | (column & 8) >> 2 | (column & 1);
 }
 
-// One tile's columns, and the part of its sum that is this block's.
+// One tile's columns, and the part of its sum that is this block's. index: of a block's tile, or of a pair's two.
 __device__ __forceinline__ void find_wgmma_tile(const ConvTable& t, const ConvWgmmaArgs& args, int32_t index,
                                                 int32_t columns, ConvWgmmaWork& work, ConvWgmmaSum& sum) {
+  const auto rank = static_cast<int32_t>(arch::cluster_rank());
+  if (args.pairs == core::Pairs::map) index = 2 * index + rank;
   sum.column = args.column_blocks.split(index) * columns;
   int64_t rest = index;
   sum.part = static_cast<int32_t>(args.splits.split(rest));
   index = static_cast<int32_t>(rest);
+  if (args.pairs == core::Pairs::weights) index = 2 * index + rank;
   const ConvRegion region = t.region(t.region_of(index));
   index -= region.first_tile;
   sum.branch = work.branch = region.branch;
@@ -85,14 +88,14 @@ __device__ __forceinline__ void find_wgmma_tile(const ConvTable& t, const ConvWg
 }
 
 // A warp: each tile of this block, and behind the last one a sum of -1 steps. Forwards and backwards in turn, so that a
-// block with a longer tile has a shorter one next. Two blocks of a pair go through the same boxes, and so have as many
+// block with a longer tile has a shorter one next. Two blocks of a pair go through the same taps, and so have as many
 // steps.
 template <class T, int kColumns>
 __device__ __forceinline__ void find_wgmma_tiles(const ConvTable& t, const ConvWgmmaArgs& args,
                                                  const Pipeline<kTilesAhead>& tiles, ConvWgmmaFound<kColumns>* found) {
-  const int32_t all = t.tiles * args.column_blocks.value() * static_cast<int32_t>(args.splits.value()) >> args.pair;
-  const int32_t blocks = static_cast<int32_t>(gridDim.x) >> args.pair;
-  const int32_t mine = static_cast<int32_t>(blockIdx.x) >> args.pair, rank = static_cast<int32_t>(arch::cluster_rank());
+  const int32_t all = t.tiles * args.column_blocks.value() * static_cast<int32_t>(args.splits.value()) >> args.paired();
+  const int32_t blocks = static_cast<int32_t>(gridDim.x) >> args.paired();
+  const int32_t mine = static_cast<int32_t>(blockIdx.x) >> args.paired();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   Turn<kTilesAhead> turn;
   const auto tell = [&](const ConvWgmmaSum& sum) {
@@ -107,7 +110,7 @@ __device__ __forceinline__ void find_wgmma_tiles(const ConvTable& t, const ConvW
     if (index >= all) continue;
     ConvWgmmaWork work;
     ConvWgmmaSum sum;
-    find_wgmma_tile(t, args, (index << args.pair) + rank, kColumns, work, sum);
+    find_wgmma_tile(t, args, index, kColumns, work, sum);
     ConvWgmmaFound<kColumns>& to = found[turn.stage()];
     tiles.wait_empty(turn);
     if (lane == 0) to.work = work;

@@ -2,7 +2,9 @@
 
 import random
 import runpy
+from collections import Counter
 from functools import cache
+from itertools import product
 from math import prod
 from pathlib import Path
 
@@ -147,13 +149,42 @@ def test_branches_share_one_launch():
     assert together.finish >= together.steps / together.splits / 132 / together.splits
 
 
-# Channels written, K forwards and C backwards, in tiles of 256: two, one, two of which the last is not full, three.
-@pytest.mark.parametrize(("written", "paired"), [(512, True), (256, False), (300, True), (768, False)])
-def test_neighbouring_columns_make_pairs(written, paired):
-    one, none = (1, 1), (0, 0)
-    for kind, c, k in (("forward", 64, written), ("input_grad", written, 64)):
-        p = geometry.convolution(1, c, k, (9, 9), one, one, one, none, none, kind=kind)
-        assert planner.in_pairs(p, 256) == paired
+def shared_by_hand(problems, boxes) -> str:
+    """What pairs of blocks can share, region by region: if either, the larger of the map's and the weights' bytes."""
+
+    def even(p) -> bool:
+        runs = [
+            [-(-(end - begin) // size) for row, _ in native.cut_axis(p.kind, axis, size) for begin, end, *_ in row]
+            for axis, size in zip(p.axes, boxes.size)
+        ]
+        return all(prod(counts) * -(-p.n // boxes.images) % 2 == 0 for counts in product(*runs))
+
+    p, weights = problems[0], all(map(even, problems))
+    if -(-(p.c if p.kind == "input_grad" else p.k) // boxes.columns) % 2 == 0:
+        return "weights" if weights and boxes.columns > boxes.rows else "map"
+    return "weights" if weights else "none"
+
+
+def test_pairs_of_blocks_share_the_most_bytes_that_they_can():
+    found = Counter()
+    for _, p in shapes():
+        boxes = planner.boxes([p], GPU, 2)
+        assert boxes.shared == shared_by_hand([p], boxes), p
+        found[boxes.shared] += 1
+    assert min(found["map"], found["weights"], found["none"]) > 0, found
+
+
+def test_pairs_of_branches():
+    """ASPP: boxes must come in twos in the regions of all branches."""
+    found = set()
+    for images, k in product((1, 2, 3, 8, 16), (128, 256)):
+        branches = [
+            geometry.convolution(images, 2048, k, (33, 33), (3, 3), (1, 1), (r, r), (r, r), (r, r)) for r in (6, 12, 18)
+        ]
+        boxes = planner.boxes(branches, GPU, 2)
+        assert boxes.shared == shared_by_hand(branches, boxes), boxes
+        found.add(boxes.shared)
+    assert len(found) > 1
 
 
 @pytest.mark.parametrize("k", [256, 128, 64])

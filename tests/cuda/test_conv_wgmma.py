@@ -105,7 +105,7 @@ def test_few_blocks_take_many_tiles_and_split_sums_in_a_fixed_order():
 
 @pytest.mark.parametrize("blocks", [2, 5, 132])
 @pytest.mark.parametrize("splits", [1, 3])
-def test_pairs_of_blocks_bring_boxes_for_each_other(splits, blocks):
+def test_pairs_of_blocks_bring_the_map_for_each_other(splits, blocks):
     """Two or four columns of blocks, which have tiles of one to nine taps; the same bits as by blocks alone."""
     for columns, seed in ((72, 0), (200, 3)):
         case, results = Case("", 2, 136, columns, (9, 10), padding=4, dilation=4), []
@@ -118,9 +118,59 @@ def test_pairs_of_blocks_bring_boxes_for_each_other(splits, blocks):
         assert torch.equal(*results)
 
 
-def test_blocks_of_an_odd_number_of_columns_are_alone():
+@pytest.mark.parametrize("blocks", [2, 5, 132])
+@pytest.mark.parametrize(
+    ("columns", "tile", "splits", "transposed"),
+    [
+        (40, NARROW, 1, False),
+        (136, NARROW, 3, False),
+        (136, MIDDLE, 2, True),
+        (40, WIDE, 1, True),
+        (512, WIDE, 2, False),
+    ],
+)
+def test_pairs_of_blocks_bring_weights_for_each_other(columns, tile, splits, transposed, blocks):
+    """An even number of boxes in each region, of one to nine taps; an odd number of columns of tiles, or wide tiles.
+
+    The same bits as by blocks alone, in any order of threads.
+    """
+    case, results = Case("", 2, 72, columns, (9, 10), padding=4, dilation=4), []
+    for cluster, seed in ((2, 0), (2, 3), (1, 0)):
+        torch.manual_seed(3)
+        before = host_cuda.runs(MULTICAST)
+        with host_cuda.order(seed), host_cuda.largest_cluster(cluster):
+            results.append(
+                check(case, BF16, (1, 5, 6, 1), tile=tile, splits=splits, blocks=blocks, transposed=transposed)
+            )
+        assert (host_cuda.runs(MULTICAST) > before) == (cluster == 2)
+    assert torch.equal(results[0], results[2])
+    assert torch.equal(results[1], results[2])
+
+
+def test_branches_in_pairs_share_weights():
+    """A 1x1 and a 3x3 of 40 channels each, two images of one box to a region."""
+    x = channels_last(random((2, 72, 5, 6), BF16))
+    weights = [channels_last(random((40, 72, k, k), BF16)) for k in (1, 3)]
+    case, results = Case("", 2, 72, 40, (5, 6)), []
+    for cluster in (2, 1):
+        before = host_cuda.runs(MULTICAST)
+        out = channels_last(torch.full((2, 80, 5, 6), torch.nan, dtype=BF16))
+        with host_cuda.largest_cluster(cluster):
+            run(x, weights, out, case, padding=[0, 1], dilation=[1, 1], tile=NARROW, box=(1, 5, 6, 1))
+        assert (host_cuda.runs(MULTICAST) > before) == (cluster == 2)
+        results.append(out)
+    assert torch.equal(*results)
+    exact, theirs = (
+        torch.cat([F.conv2d(x.to(d), w.to(d), padding=p) for w, p in zip(weights, (0, 1))], 1)
+        for d in (torch.float64, BF16)
+    )
+    assert_close(results[0], exact, theirs)
+
+
+def test_blocks_without_a_partner_are_alone():
+    """An odd number of columns of tiles and of boxes; a single block."""
     before = host_cuda.runs(MULTICAST)
-    check(Case("", 1, 64, 136, (9, 10)), BF16, (1, 9, 7, 1))
+    check(Case("", 1, 64, 136, (9, 7)), BF16, (1, 9, 7, 1))
     check(Case("", 1, 64, 72, (9, 10)), BF16, (1, 9, 7, 1), blocks=1)
     assert host_cuda.runs(MULTICAST) == before
 

@@ -89,10 +89,10 @@ def test_every_tile(tile, dtype, relu):
 
 @pytest.mark.parametrize("seed", [0, 3])
 def test_blocks_and_pairs_of_many_tiles(seed):
-    """Its stages shift those of the steps behind them; pairs bring every second box of src for each other all the
-    same."""
-    for tile, columns in ((NARROW, 72), (WIDE, 264)):
-        way, results = Way(Case("", 2, 136, columns, (9, 10), padding=4, dilation=4), (1, 5, 6, 2)), []
+    """Its stages shift those of the steps behind them; pairs bring every second box of src, or of an even number of
+    boxes the weights, for each other all the same."""
+    for tile, columns, images in ((NARROW, 72, 2), (WIDE, 264, 2), (NARROW, 40, 1), (WIDE, 264, 1)):
+        way, results = Way(Case("", 2, 136, columns, (9, 10), padding=4, dilation=4), (1, 5, 6, images)), []
         for cluster, blocks in ((2, 2), (1, 1), (2, 132)):
             torch.manual_seed(3)
             before = host_cuda.runs(MULTICAST)
