@@ -23,6 +23,7 @@ MMA = ("conv_mma_f16.cu", "tests/cuda/test_conv_mma_epilogue.py", "alignment and
 MMA_ORDER = (*MMA[:2], "any_order and float16 and bias")
 MMA_WEIGHT = ("conv_mma_f16.cu", "tests/cuda/test_conv_mma.py", "same_weight_gradient and float16")
 E4M3 = ("conv_wgmma_e4m3_sm90a.cu", "tests/cuda/test_conv_wgmma_bytes.py", "long_sums_of_e4m3")
+PAIRS = ("conv_wgmma_bf16_sm90a.cu", "tests/cuda/test_conv_wgmma.py", "bring_weights_for_each_other")
 RESIDUAL = ("conv_wgmma_f16_sm90a.cu", "tests/cuda/test_conv_wgmma_residual.py", "every_tile and float16")
 QUANTISED = ("conv_quantized.cu", "tests/cuda/test_conv_quantized_kernel.py", "every_number")
 WEIGHT = ("conv_wgmma_weight_sm90a.cu", "tests/cuda/test_conv_wgmma_weight.py", "against_fp64 and rectangles")
@@ -68,6 +69,15 @@ FAULTS = {
     ),
     "a residual added before it is there": Fault(
         "conv_wgmma.cuh", "if (args.residual) residual.wait(ring);", "", *RESIDUAL
+    ),
+    "a stage of a pair filled when one of its blocks has read it": Fault(
+        "conv_wgmma.cuh", "kReadingWarps << args.paired());", "kReadingWarps);", *PAIRS
+    ),
+    "a pair's boxes of different regions": Fault(
+        "conv_wgmma_tiles.cuh",
+        "index = 2 * index + rank;\n  const ConvRegion",
+        "index += rank * (t.tiles / 2);\n  const ConvRegion",
+        *PAIRS,
     ),
     "halves rounded up": Fault(QUANTISED[0], "rintf(x);", "floorf(x + 0.5f);", *QUANTISED),
     "barrier removed from a transposition": Fault(
