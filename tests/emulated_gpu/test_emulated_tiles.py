@@ -13,6 +13,7 @@ from oracle import assert_close, tf32
 
 import atrousops as ao
 import atrousops.functional as A
+from atrousops.dispatch import devices, geometry, planner
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif("ATROUSOPS_EMULATED" not in os.environ, reason="of the emulation")]
 
@@ -94,6 +95,10 @@ CASES = {
     "wgmma backwards, 256 columns": Case("conv_wgmma_kernel.* 128, 256, .*0, .*1, 4>", "input", 256, 64, (36, 32)),
     "wgmma backwards, 128 columns": Case("conv_wgmma_kernel.* 128, 128, .*0, .*1, 6>", "input", 128, 64, (36, 32)),
     "wgmma backwards, 64 columns": Case("conv_wgmma_kernel.* 128, 64, .*0, .*1, 8>", "input", 64, 64, (8, 8)),
+    "wgmma in pairs, 256 columns": Case("conv_wgmma_kernel.* 128, 256, .*0, .*0, 4>", "output", 64, 256, (40, 32)),
+    "wgmma in pairs, backwards, 128 columns": Case(
+        "conv_wgmma_kernel.* 128, 128, .*0, .*1, 6>", "input", 128, 64, (64, 32)
+    ),
     "wgmma in tf32, 256 columns": Case("conv_wgmma_kernel.*float, 128, 256,", "output", 32, 256, (36, 32), **FP32),
     "wgmma in tf32, 128 columns": Case("conv_wgmma_kernel.*float, 128, 128,", "output", 32, 128, (36, 32), **FP32),
     "weights by wgmma, 256 columns": Case("wgmma_weight.* 128, 256, ", "weight", 256, 128, (8, 8), (3, 3)),
@@ -103,6 +108,18 @@ CASES = {
         "conv_simt_kernel<.*, 64, 64>", "output", 3, 40, FEW, allow_tf32=False, dtypes=(BF16, HALF, DOUBLE)
     ),
 }
+
+
+def test_pairs_share_weights():
+    """Of the cases with "in pairs", whose boxes are even in number."""
+    chip = devices.gpu("cuda", (16, 227 << 10, 90), BF16, True, False)
+    one, none = (1, 1), (0, 0)
+    for name, case in CASES.items():
+        if "wgmma" in name and "weights by" not in name:
+            kind = "forward" if case.of == "output" else "input_grad"
+            problem = geometry.convolution(1, case.c, case.k, case.size, one, one, one, none, none, kind=kind)
+            shared = planner.boxes([problem], chip, 4 if case.dtypes == (FLOAT,) else 2).shared
+            assert shared == ("weights" if "in pairs" in name else "none"), name
 
 
 @pytest.mark.parametrize(("name", "dtype"), [(name, dtype) for name, case in CASES.items() for dtype in case.dtypes])
