@@ -52,9 +52,10 @@ class Boxes(NamedTuple):
     """The tiling of a launch of wgmma, and its predicted times.
 
     A tile is `size` positions along each axis of `images` images, at most `rows` positions, by `columns` channels.
-    `tiles` includes the `splits` of a sum. `shared`, by the two blocks of a pair, is the "map", the "weights" or "none". A step is `depth` channels (128 bytes) at one tap and takes `step` seconds;
-    `steps` is the total of all tiles; `beside` is the time of a tile outside its steps; `finish` is the time of the
-    busiest multiprocessor. dense_seconds: the time of the same tiling if no tap were dead.
+    `tiles` includes the `splits` of a sum. `shared` is what the two blocks of a pair load for each other: "map",
+    "weights" or "none". A step is `depth` channels (128 bytes) at one tap and takes `step` seconds; `steps` is the
+    total of all tiles; `beside` is the time of a tile outside its steps; `finish` is the time of the busiest
+    multiprocessor. dense_seconds: the time of the same tiling if no tap were dead.
     """
 
     size: tuple[int, int, int]
