@@ -99,7 +99,6 @@ class Cutter {
   int64_t size_;
   std::map<int64_t, Choice> known_;
 };
-
 }  // namespace
 
 AxisCut cut_axis(const AxisPhase& phase, int64_t size) {
@@ -227,9 +226,8 @@ class Planner {
           if (plan.seconds < best.seconds) best = plan;
         }
     }
-    const TileShape& shape = shapes[static_cast<size_t>(best.shape)];
-    best.dense_seconds = dense_seconds(shape);
-    best.pairs = pairs_of(q_.problems, best.box, shape);
+    best.dense_seconds = dense_seconds(shapes[static_cast<size_t>(best.shape)]);
+    best.pairs = pairs_of(q_.problems, best.box, shapes[static_cast<size_t>(best.shape)]);
     return best;
   }
 
