@@ -355,3 +355,14 @@ def test_compiles_whole(axes, return_indices):
     x = torch.randn(1, 2, *(6, 5, 4)[:axes])
     call = torch.compile(lambda x: OURS[axes](x, 2, return_indices=return_indices), fullgraph=True, backend="eager")
     torch.testing.assert_close(call(x), THEIRS[axes](x, 2, return_indices=return_indices))
+
+
+@pytest.mark.parametrize("indices", [False, True])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_one_tap_has_no_dilation(axes, indices):
+    """Its window is its own position, also at the largest dilation that an int64 holds."""
+    x = torch.randn(2, 3, *[5] * axes)
+    got = getattr(A, f"max_pool{axes}d")(x, 1, 1, 0, 2**63 - 1, return_indices=indices)
+    assert torch.equal(got[0] if indices else got, x)
+    if indices:
+        assert torch.equal(got[1], torch.arange(5**axes).view(*[5] * axes).expand_as(x))

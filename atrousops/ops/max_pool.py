@@ -152,6 +152,8 @@ def _max_pool(
     _check(op, axes, input, kernel, steps, pads, rates, ceil_mode, half_extent)
     if codes:
         _check_codes(op, kernel, rates)
+    # One tap has no dilation; near 2^63 the kernels' arithmetic would overflow.
+    rates = tuple([1 if k == 1 else d for k, d in zip(kernel, rates)])
     if axes == 3 and not return_indices:
         input = in_float32(input)
     backend = backends.choose("max_pool", input.device, input.dtype)
