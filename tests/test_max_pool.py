@@ -364,5 +364,7 @@ def test_one_tap_has_no_dilation(axes, indices):
     x = torch.randn(2, 3, *[5] * axes)
     got = getattr(A, f"max_pool{axes}d")(x, 1, 1, 0, 2**63 - 1, return_indices=indices)
     assert torch.equal(got[0] if indices else got, x)
+    whole, _ = torch.ops.atrousops.max_pool(x, [1] * axes, [1] * axes, [0] * axes, [2**63 - 1] * axes, False)
+    assert torch.equal(whole, x)
     if indices:
         assert torch.equal(got[1], torch.arange(5**axes).view(*[5] * axes).expand_as(x))

@@ -11,8 +11,9 @@ struct Range {
   int64_t begin, end;
 };
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
-inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+// As core/checked.h, without overflow for any b; of this instruction set.
+inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b > 0); }
+inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
