@@ -168,7 +168,7 @@ REFUSED = [
     ("hypercolumns", {"width": 1, "grid": 0}, "grid"),
     ("hypercolumns", {"width": 1, "layers": {"pool5": 1}}, "layers"),
     ("hypercolumns", {"width": 1, "layers": {"pool3": 2}}, "layers"),
-    ("mask_rcnn", {"backbone": "vgg16"}, "backbone"),
+    ("mask_rcnn", {"backbone": "vgg16", "features": "dilated_c5"}, "backbone|name"),
     ("mask_rcnn", {"features": "c4"}, "features"),
     ("metric_learning", {"backbone": "resnet18", "dimensions": 0}, "dimensions"),
     ("metric_learning", {"backbone": "resnet18", "scales": (0.0,)}, "scales"),
