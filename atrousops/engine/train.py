@@ -259,7 +259,7 @@ class Trainer:
             total += loss.detach()
         value = processes.sum(total).item()
         if not math.isfinite(value):
-            remedy = "Lower optimiser.lr, or set autocast to null. The last checkpoint is from before that step."
+            remedy = "Lower optimiser.lr, or set autocast to null. Weights and checkpoint are from before that step."
             bad_value("train", "the loss", "be finite", f"{value} in step {self.step + 1}", remedy)
         self.optimiser.step()
         self.step += 1

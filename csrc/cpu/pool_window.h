@@ -11,7 +11,7 @@ struct Range {
   int64_t begin, end;
 };
 
-// As core/checked.h, without overflow for any b; of this instruction set.
+// As in core/checked.h, without overflow for any b; compiled here for each instruction set.
 inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b > 0); }
 inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
